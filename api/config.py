@@ -1,0 +1,219 @@
+"""The configuration: one frozen model per TOML table, with units in every name.
+
+The models say what is possible; reading files, environment and command line, and turning a refusal into
+a sentence with the line of the file, is `config_load`'s work. The resolved configuration travels to
+every process and into the run file as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+from microdiffusion.run_header import CameraNoise, NonNegative, Positive
+
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+
+
+class Table(BaseModel):
+    """Base of all tables: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AcquisitionConfig(Table):
+    """Where frames come from and how they are taken."""
+
+    driver: Annotated[
+        Literal["micromanager", "none"],
+        Field(description="micromanager: run a pycromanager acquisition; none: wait for frames on the wire"),
+    ] = "micromanager"
+    backend: Annotated[
+        Literal["python", "java"],
+        Field(description="python: a core of our own with mm_config; java: the running Micro-Manager"),
+    ] = "python"
+    port: Annotated[int, Field(ge=1, le=65535, description="port of Micro-Manager's pycro-manager server (java)")] = 4827
+    mm_app_path: Annotated[
+        Path | None, Field(description="folder of the device adapters (python); none: Micro-Manager's demo devices")
+    ] = None
+    mm_config: Annotated[
+        Path | None, Field(description="Micro-Manager configuration file (python); none: MMConfig_demo.cfg")
+    ] = None
+    exposure_ms: Annotated[Positive, Field(description="exposure, ms")] = 10.0
+    channel_group: Annotated[str | None, Field(description="configuration group of the channels")] = None
+    channels: Annotated[tuple[str, ...], Field(description="presets of that group, one session each")] = ()
+    positions_um: Annotated[
+        tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(description="stage x, y of each position, µm")
+    ] = ()
+    sweeps: Annotated[int | None, Field(ge=1, description="number of sweeps; none: until stopped")] = None
+    sweep_interval_s: Annotated[NonNegative, Field(description="time from one sweep's start to the next, s")] = 0.0
+    specimen: Annotated[
+        bool, Field(description="replace the camera's pixels by the virtual specimen's projections")
+    ] = False
+
+
+class SweepConfig(Table):
+    """The slabs that cover the volume once."""
+
+    length_um: Annotated[Positive, Field(description="length of the slab that the beam lights, µm")] = 12.0
+    axial_profile: Annotated[
+        Path | None,
+        Field(description="text file with two columns, z (µm, evenly spaced) and intensity; none: a box of length_um"),
+    ] = None
+    step_um: Annotated[Positive | None, Field(description="distance of neighbouring slabs, µm")] = None
+    overlap: Annotated[
+        Fraction | None, Field(description="instead of step_um: share of a slab that it has in common with the next")
+    ] = None
+    alternate_offset: Annotated[
+        bool, Field(description="every other sweep starts half a step deeper")
+    ] = True
+    hold_out_every: Annotated[
+        int, Field(ge=0, description="every how many sweeps one extra projection judges the result; 0: never")
+    ] = 4
+
+    @model_validator(mode="after")
+    def _one_of_step_and_overlap(self) -> Self:
+        if self.step_um is not None and self.overlap is not None:
+            raise ValueError("give step_um or overlap, not both")
+        return self
+
+    @property
+    def resolved_step_um(self) -> float:
+        """Distance of neighbouring slabs, µm."""
+        if self.step_um is not None:
+            return self.step_um
+        return self.length_um * (1.0 - (self.overlap or 0.0))
+
+
+class VolumeConfig(Table):
+    """The volume that is wanted."""
+
+    voxel_z_um: Annotated[Positive, Field(description="distance of slices, µm")] = 2.0
+    z0_um: Annotated[FiniteFloat, Field(description="centre of the first slice, µm, in the stage's coordinates")] = 0.0
+    shape_z: Annotated[int, Field(ge=2, le=4096, description="number of slices")] = 48
+    pixel_um: Annotated[
+        Positive | None, Field(description="camera pixel in the specimen, µm; none: what Micro-Manager says")
+    ] = None
+
+
+class CameraConfig(Table):
+    """The camera's image and its noise."""
+
+    width: Annotated[int | None, Field(ge=16, le=16384, description="columns (region of interest, centred); none: all")] = None
+    height: Annotated[int | None, Field(ge=16, le=16384, description="rows; none: all")] = None
+    offset: Annotated[FiniteFloat, Field(description="counts of a dark frame")] = 0.0
+    gain: Annotated[Positive | None, Field(description="counts per photon; none: estimate the noise")] = None
+    read_noise: Annotated[NonNegative, Field(description="standard deviation of a dark frame, counts")] = 0.0
+
+    @property
+    def noise(self) -> CameraNoise:
+        """The part that travels in the run's header."""
+        return CameraNoise(offset=self.offset, gain=self.gain, read_noise=self.read_noise)
+
+
+class SpecimenConfig(Table):
+    """The virtual specimen: procedural neurons with spines, vessels and nuclei."""
+
+    seed: Annotated[int, Field(ge=0, description="seed of structure, activity and noise")] = 1
+    neurons: Annotated[int, Field(ge=0, le=1000, description="number of neurons")] = 5
+    vessels: Annotated[int, Field(ge=0, le=1000, description="number of vessels")] = 2
+    nuclei: Annotated[int, Field(ge=0, le=10000, description="number of nuclei")] = 40
+    photons: Annotated[Positive, Field(description="photons per pixel and projection where the specimen is brightest")] = 400.0
+    activity: Annotated[NonNegative, Field(description="peak ΔF/F of the neurons' activity")] = 1.0
+    drift_um_per_min: Annotated[NonNegative, Field(description="lateral drift, µm per minute")] = 2.0
+    bleaching_per_min: Annotated[Fraction, Field(description="share of the signal lost per minute")] = 0.02
+
+
+class InrConfig(Table):
+    """The implicit neural representation of a session."""
+
+    bandwidth_z: Annotated[
+        Positive | None,
+        Field(le=0.5, description="highest frequency along z, cycles per voxel; none: 0.4 / slab length"),
+    ] = None
+    rank: Annotated[int, Field(ge=4, le=256, description="axial basis functions")] = 32
+    cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 120
+    warm_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for each later sweep")] = 25
+
+
+class EngineConfig(Table):
+    """How projections become a volume."""
+
+    method: Annotated[
+        Literal["mdd", "inr", "tikhonov", "linear"], Field(description="the answer that is served")
+    ] = "mdd"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
+    weights: Annotated[Path | None, Field(description="safetensors file; none: the weights that ship with mdd")] = None
+    steps: Annotated[int, Field(ge=1, le=8, description="network evaluations per volume")] = 2
+    guidance: Annotated[
+        Annotated[FiniteFloat, Field(ge=0, le=4)], Field(description="classifier-free guidance; 0: none, and half the cost")
+    ] = 0.0
+    interpolation: Annotated[
+        Annotated[FiniteFloat, Field(ge=0, le=1)], Field(description="share of noise in the INR-noise interpolation that the sampler starts from, in units of the expected residual")
+    ] = 0.5
+    consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
+    fall_back: Annotated[
+        bool, Field(description="serve the linear answer where the held-out projection says it is better")
+    ] = True
+    tile: Annotated[int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")] = 256
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")] = None
+    seed: Annotated[int, Field(ge=0, description="seed of the sampler's noise and of the INR")] = 0
+    inr: InrConfig = InrConfig()
+
+
+class RecorderConfig(Table):
+    """The run file."""
+
+    output: Annotated[Path, Field(description="folder of the run files")] = Path("runs")
+    time_points: Annotated[int, Field(ge=1, le=1_000_000, description="time points that one file has room for")] = 120
+    durable: Annotated[bool, Field(description="force each volume to the disk (survives a power cut)")] = False
+    queue_mb: Annotated[Positive, Field(description="most that waits to be written, MB")] = 512.0
+
+
+class WireConfig(Table):
+    """Addresses and buffers."""
+
+    data: Annotated[str, Field(description="where frames come in; port * takes a free one")] = "tcp://127.0.0.1:5750"
+    status: Annotated[str, Field(description="where the status goes out")] = "tcp://127.0.0.1:5751"
+    send_buffer_mb: Annotated[Positive, Field(description="most that the sender keeps, MB")] = 256.0
+    receive_buffer_mb: Annotated[Positive, Field(description="most that waits for the engine, MB")] = 512.0
+    sweep_timeout_s: Annotated[Positive, Field(description="how long a frame may be late before it counts as missing, s")] = 5.0
+
+    @field_validator("data", "status")
+    @classmethod
+    def _tcp_address(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        host, _, port = rest.rpartition(":")
+        if scheme != "tcp" or not host or not (port == "*" or (port.isdigit() and 0 < int(port) < 65536)):
+            raise ValueError("expected an address like tcp://127.0.0.1:5750")
+        return value
+
+
+class DashboardConfig(Table):
+    """The live view in the terminal."""
+
+    refresh_hz: Annotated[Positive, Field(le=30, description="redraws per second")] = 4.0
+    preview: Annotated[bool, Field(description="draw the volume's maximum projections")] = True
+
+
+class Config(Table):
+    """Everything that `mdd serve` needs to know."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="start of the run file's name")] = "run"
+    acquisition: AcquisitionConfig = AcquisitionConfig()
+    sweep: SweepConfig = SweepConfig()
+    volume: VolumeConfig = VolumeConfig()
+    camera: CameraConfig = CameraConfig()
+    specimen: SpecimenConfig = SpecimenConfig()
+    engine: EngineConfig = EngineConfig()
+    recorder: RecorderConfig = RecorderConfig()
+    wire: WireConfig = WireConfig()
+    dashboard: DashboardConfig = DashboardConfig()
+
+    @model_validator(mode="after")
+    def _channels_need_their_group(self) -> Self:
+        if self.acquisition.channels and not self.acquisition.channel_group:
+            raise ValueError("acquisition.channels needs acquisition.channel_group")
+        return self

@@ -1,0 +1,65 @@
+"""Every error that mdd raises on purpose.
+
+Two families, and the exit code of the command follows the family: what the user can mend
+(`UserError`, 2) and what failed while running (`RunError`, 3). Each class is also the built-in kind
+that a caller would expect, so `except ValueError` in a notebook works. A message is one sentence that
+says what was expected, what came, and what to do next; the command line prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class MddError(Exception):
+    """Root of all errors that mdd raises on purpose."""
+
+    exit_code = 3
+
+
+class UserError(MddError):
+    """Something that the user can mend: a file, a value, an address. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration holds an unknown key, a wrong unit or an impossible value."""
+
+
+class InputFileError(UserError, ValueError):
+    """An input file is missing, damaged, or not what its name promises."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A named file or folder does not exist."""
+
+
+class GeometryError(UserError, ValueError):
+    """Projections, beam and volume do not fit together."""
+
+
+class AddressError(UserError, OSError):
+    """A network address cannot be used: malformed, or its port is taken."""
+
+
+class DependencyError(UserError, ImportError):
+    """An optional dependency is absent; the message holds the install line."""
+
+
+class WireError(MddError, ValueError):
+    """A message on the wire breaks the protocol; the receiver drops and counts it."""
+
+
+class RunError(MddError, RuntimeError):
+    """Something failed while running. Exit code 3."""
+
+
+class AcquisitionError(RunError):
+    """The acquisition could not start or broke off."""
+
+
+class EngineError(RunError):
+    """The engine failed to reconstruct a sweep."""
+
+
+class DiskError(RunError, OSError):
+    """The run file cannot be written: no space, no permission, or the disk failed."""

@@ -1,0 +1,91 @@
+"""What one run is: geometry, beam, camera. Travels in the `start` message and in the run file.
+
+A frozen pydantic model, because it arrives over the wire and from files: everything is checked here,
+once, and the hot path trusts it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from microdiffusion.optics import AxialProfile
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class CameraNoise(BaseModel):
+    """What turns photons into counts.
+
+    Attributes
+    ----------
+    offset : float
+        Counts of a dark frame. Volumes keep it: a uniform specimen of value v has projections of value v.
+    gain : float or None
+        Counts per photon; None where nobody measured it (the engine then estimates the noise).
+    read_noise : float
+        Standard deviation of a dark frame, counts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offset: FiniteFloat = 0.0
+    gain: Positive | None = None
+    read_noise: NonNegative = 0.0
+
+
+class RunHeader(BaseModel):
+    """Geometry, beam and camera of a run; the same for each of its sweeps.
+
+    Attributes
+    ----------
+    run_id : str
+        32 hexadecimal digits.
+    shape : (Z, Y, X)
+        Slices wanted, and the camera's rows and columns.
+    voxel_size_um : (z, y, x)
+        µm; y and x are the camera's pixel in the specimen.
+    z0_um : float
+        Centre of the first slice, µm, in the coordinates of the stage.
+    profile_weights, profile_spacing_um
+        The axial profile (K,), unit sum; one weight is a box of length `profile_spacing_um`.
+    dtype : "uint16" or "float32"
+        Pixels of the projections, little-endian.
+    channels, positions
+        Names, at least one each.
+    sweeps : int or None
+        Number of sweeps (time points), None where the end is open.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    name: Annotated[str, Field(max_length=200)] = "run"
+    shape: tuple[Count, Count, Count]
+    voxel_size_um: tuple[Positive, Positive, Positive]
+    z0_um: FiniteFloat
+    profile_weights: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=65536)]
+    profile_spacing_um: Positive
+    dtype: Literal["uint16", "float32"] = "uint16"
+    channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("default",)
+    positions: Annotated[tuple[str, ...], Field(min_length=1, max_length=10000)] = ("0",)
+    sweeps: Count | None = None
+    camera: CameraNoise = CameraNoise()
+    source: Annotated[str, Field(max_length=2000)] = ""
+
+    @model_validator(mode="after")
+    def _volume_of_sane_size(self) -> Self:
+        z, y, x = self.shape
+        if z * y * x >= 1 << 31:
+            raise ValueError(f"a volume of {z} x {y} x {x} voxels is too large (2^31 voxels at most)")
+        if sum(self.profile_weights) <= 0:
+            raise ValueError("the axial profile needs a positive weight")
+        return self
+
+    @property
+    def profile(self) -> AxialProfile:
+        """The beam's axial profile."""
+        return AxialProfile.sampled(self.profile_weights, self.profile_spacing_um)

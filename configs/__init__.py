@@ -1,0 +1,1 @@
+"""Presets (TOML) that ship with mdd: `mdd config show --preset NAME`."""

@@ -1,0 +1,1 @@
+"""How projections become a volume: operator, INR, denoiser, sampler, reconstructor."""

@@ -1,0 +1,1 @@
+"""Weights that ship with mdd (safetensors), each with its model card."""
