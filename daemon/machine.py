@@ -1,0 +1,83 @@
+"""Questions to the operating system: how much memory a process holds, how much room a disk has.
+
+Without psutil, which would be one more dependency for two numbers. An answer that the system refuses is
+None, never an error: these numbers are shown, not relied upon. Safe on any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def disk_free_bytes(path: Path) -> int | None:
+    """Return the free bytes of the disk that holds `path`, or its closest folder that exists."""
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None
+
+
+def resident_mb(pid: int | None = None) -> float | None:
+    """Return the resident memory of process `pid` (None: the own one) in MB (10^6 bytes).
+
+    macOS answers for the own process only, and with its peak.
+    """
+    return _resident_mb(pid or os.getpid())
+
+
+if sys.platform == "win32":
+    import ctypes
+    from ctypes import wintypes
+
+    class _Counters(ctypes.Structure):
+        _fields_ = (
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("WorkingSetSize", ctypes.c_size_t),
+            ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
+            ("PagefileUsage", ctypes.c_size_t),
+            ("PeakPagefileUsage", ctypes.c_size_t),
+        )
+
+    def _resident_mb(pid: int) -> float | None:
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.OpenProcess.restype = wintypes.HANDLE
+        kernel.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
+        kernel.K32GetProcessMemoryInfo.argtypes = (wintypes.HANDLE, ctypes.POINTER(_Counters), wintypes.DWORD)
+        kernel.CloseHandle.argtypes = (wintypes.HANDLE,)
+        query_limited_information = 0x1000
+        handle = kernel.OpenProcess(query_limited_information, False, pid)
+        if not handle:
+            return None
+        try:
+            counters = _Counters(cb=ctypes.sizeof(_Counters))
+            if not kernel.K32GetProcessMemoryInfo(handle, ctypes.byref(counters), counters.cb):
+                return None
+            return float(counters.WorkingSetSize / 1e6)
+        finally:
+            kernel.CloseHandle(handle)
+
+elif sys.platform == "darwin":
+    import resource
+
+    def _resident_mb(pid: int) -> float | None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 if pid == os.getpid() else None
+
+else:
+
+    def _resident_mb(pid: int) -> float | None:
+        try:
+            pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -1,0 +1,117 @@
+"""A volume's small portrait: its maximum projections along z, y and x, in 8 bits.
+
+Made once per volume by whoever hands the volume on, carried in the status as base64 (about 30 kB) and
+drawn by the dashboard. All three images share one scale in µm per pixel, so that they fit together like
+the faces of an unfolded box, and one grey scale. Pure functions, safe on any thread.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from numpy.typing import NDArray
+
+EDGE = 96
+"""Pixels of the longest edge, at most."""
+
+Extent = Annotated[int, Field(ge=1, le=EDGE)]
+
+
+class Preview(BaseModel):
+    """Maximum projections of one volume.
+
+    Attributes
+    ----------
+    size : (z, y, x)
+        Edges of the box, pixels.
+    pixel_um : float
+        Edge of a pixel, µm, the same in every direction.
+    low, high : float
+        Counts that are drawn black and white.
+    xy, xz, yz : bytes
+        uint8 images (y, x), (z, x) and (y, z), rows first; base64 in JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    size: tuple[Extent, Extent, Extent]
+    pixel_um: float
+    low: float
+    high: float
+    xy: Base64Bytes
+    xz: Base64Bytes
+    yz: Base64Bytes
+
+    @model_validator(mode="after")
+    def _images_match_the_size(self) -> Self:
+        z, y, x = self.size
+        for name, image, pixels in (("xy", self.xy, y * x), ("xz", self.xz, z * x), ("yz", self.yz, y * z)):
+            if len(image) != pixels:
+                raise ValueError(f"the {name} image should hold {pixels} bytes, not {len(image)}")
+        return self
+
+    @property
+    def images(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        """XY (y, x), XZ (z, x) and YZ (y, z), uint8, read-only."""
+        z, y, x = self.size
+        return (
+            np.frombuffer(self.xy, np.uint8).reshape(y, x),
+            np.frombuffer(self.xz, np.uint8).reshape(z, x),
+            np.frombuffer(self.yz, np.uint8).reshape(y, z),
+        )
+
+
+def make_preview(volume: NDArray[Any], voxel_size_um: tuple[float, float, float]) -> Preview:
+    """Return the portrait of `volume`.
+
+    Parameters
+    ----------
+    volume : (Z, Y, X) float32 or uint16
+        Values that are not finite count as dark.
+    voxel_size_um : (z, y, x)
+        µm.
+    """
+    extent_um = [count * edge for count, edge in zip(volume.shape, voxel_size_um, strict=True)]
+    # Never finer than the voxels: enlarging is the terminal's business.
+    pixel_um = max(max(extent_um) / EDGE, min(voxel_size_um))
+    z, y, x = (min(EDGE, max(1, round(extent / pixel_um))) for extent in extent_um)
+    xy, xz, yz = volume.max(axis=0), volume.max(axis=1), volume.max(axis=2).T
+    small = [
+        np.nan_to_num(resize_max(np.asarray(image, np.float32), shape), posinf=0.0, neginf=0.0)
+        for image, shape in ((xy, (y, x)), (xz, (z, x)), (yz, (y, z)))
+    ]
+    values = np.concatenate([image.ravel() for image in small])
+    # The background's level to black; the brightest spots may saturate, they would hide the rest.
+    low, high = (float(value) for value in np.percentile(values, (5.0, 99.7)))
+    span = max(high - low, 1e-6)
+    encoded = [
+        base64.b64encode(
+            (255.0 * np.sqrt(np.clip((image - low) / span, 0.0, 1.0))).astype(np.uint8).tobytes()
+        )
+        for image in small
+    ]
+    return Preview(
+        size=(z, y, x), pixel_um=pixel_um, low=low, high=high, xy=encoded[0], xz=encoded[1], yz=encoded[2]
+    )
+
+
+def resize_max(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return `image` (H, W) at `shape`: the maximum of what falls into a pixel, or the nearest one.
+
+    The maximum, because a dendrite one pixel wide must survive being shrunk.
+    """
+    for axis, size in enumerate(shape):
+        length = image.shape[axis]
+        starts = np.arange(size) * length // size
+        if size <= length:
+            image = np.maximum.reduceat(image, starts, axis=axis)
+        else:
+            image = np.take(image, starts, axis=axis)
+    return image
