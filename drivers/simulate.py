@@ -1,0 +1,277 @@
+"""Projections from a volume: what a Bessel microscope would have recorded of it.
+
+Owns the way from a volume file to a projection file (`mdd simulate`). The truth is kept in the file, in
+the units of the projections, so that whatever is reconstructed from it can be judged. Time points pass
+one at a time, so memory is bounded by one volume and its projections. Pure numpy, any thread; seeded:
+the same arguments give the same file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.drivers.volume_file import VolumeFile, open_volume
+from microdiffusion.errors import ConfigError, InputFileError
+from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
+from microdiffusion.projection_file import write_projections
+from microdiffusion.run_header import CameraNoise
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+def project_volume(
+    volume: NDArray[Any],
+    z_um: ArrayLike,
+    profile: AxialProfile,
+    *,
+    z0_um: float = 0.0,
+    voxel_z_um: float = 1.0,
+) -> NDArray[np.float32]:
+    """Return the exact, noise-free projections (M, Y, X) float32 of a volume.
+
+    Parameters
+    ----------
+    volume : (Z, Y, X)
+    z_um : (M,)
+        Slab centres, µm.
+    profile
+        The beam along z.
+    z0_um, voxel_z_um
+        Centre of the first slice and distance of slices, µm.
+
+    Raises
+    ------
+    GeometryError
+        A slab lies outside of the volume.
+    """
+    operator = projection_operator(z_um, profile, z0_um=z0_um, voxel_z_um=voxel_z_um, shape_z=volume.shape[0])
+    flat = np.asarray(volume, dtype=np.float32).reshape(volume.shape[0], -1)
+    return (operator.astype(np.float32) @ flat).reshape(-1, *volume.shape[1:])
+
+
+def plan_positions(
+    sweeps: int,
+    *,
+    length_um: float,
+    step_um: float,
+    z0_um: float,
+    voxel_z_um: float,
+    shape_z: int,
+    alternate: bool = False,
+    hold_out: bool = False,
+) -> NDArray[np.float64]:
+    """Return the slab centres (T, M) µm of all sweeps.
+
+    With `alternate` every odd sweep starts half a step deeper; its last slab is moved back to the
+    volume's end where it would stick out, so that all sweeps have the same number. With `hold_out` the
+    last projection of a sweep lies half-way between two neighbouring slabs, another pair each time.
+
+    Raises
+    ------
+    GeometryError
+        Not even one slab fits into the volume.
+    """
+    base = sweep_positions(
+        length_um=length_um, step_um=step_um, z0_um=z0_um, voxel_z_um=voxel_z_um, shape_z=shape_z
+    )
+    deepest = z0_um + (shape_z - 0.5) * voxel_z_um - 0.5 * length_um
+    rows = []
+    for sweep in range(sweeps):
+        z_um = base
+        if alternate and sweep % 2:
+            z_um = np.minimum(base + 0.5 * step_um, deepest)
+        if hold_out:
+            # A stride prime to the number of pairs would do as well; the golden ratio needs no search.
+            pair = int((0.5 + sweep * 0.6180339887) % 1.0 * max(base.size - 1, 1))
+            judge = z_um[0] if base.size == 1 else 0.5 * (z_um[pair] + z_um[pair + 1])
+            z_um = np.append(z_um, judge)
+        rows.append(z_um)
+    return np.array(rows)
+
+
+def simulate(
+    volume_path: str | Path,
+    *,
+    length_um: float,
+    step_um: float,
+    output: str | Path,
+    voxel_size_um: tuple[float, float, float] | None = None,
+    noise: float = 0.0,
+    photons: float | None = None,
+    gain: float = 1.0,
+    offset: float = 0.0,
+    read_noise: float = 0.0,
+    normalise: bool = False,
+    seed: int = 0,
+    alternate: bool = False,
+    hold_out: bool = False,
+) -> Path:
+    """Write the projection file of a volume and return its path.
+
+    Parameters
+    ----------
+    volume_path
+        HDF5 with a dataset `volume` (Z, Y, X) or (T, Z, Y, X), or TIFF.
+    length_um, step_um
+        Slab length (box profile) and distance of neighbouring slabs, µm.
+    output
+        The projection file; replaced where it exists, untouched where something fails.
+    voxel_size_um : (z, y, x), optional
+        µm; None: what the file says, else 1 µm.
+    noise
+        Standard deviation of Gaussian noise, relative to the range of the first volume. Gives float32.
+    photons
+        Photons per pixel where the specimen is brightest (percentile 99.9 of the first volume): Poisson
+        noise, then `gain` (counts per photon), `read_noise` (counts) and `offset` (counts). Gives uint16.
+    normalise
+        Scale percentiles 1 and 99.9 of the first volume to 0 and 1 and clip: the evaluation protocol.
+    seed
+        Of the noise.
+    alternate, hold_out
+        See `plan_positions`.
+
+    Raises
+    ------
+    ConfigError
+        A length, step or noise figure is impossible, or both kinds of noise are given.
+    GeometryError, InputFileError, MissingFileError, DiskError
+        Slabs do not fit; the volume cannot be used; the output cannot be written.
+    """
+    _check_positive(length_um=length_um, step_um=step_um, gain=gain)
+    _check_not_negative(noise=noise, read_noise=read_noise)
+    if photons is not None:
+        _check_positive(photons=photons)
+        if noise:
+            raise ConfigError("Give noise (Gaussian) or photons (camera), not both.")
+    elif read_noise or offset or gain != 1.0:
+        raise ConfigError("gain, offset and read_noise describe a camera and need photons: give photons too.")
+    with open_volume(volume_path) as source:
+        voxel = voxel_size_um or source.voxel_size_um or (1.0, 1.0, 1.0)
+        _check_positive(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
+        sweeps, shape_z = source.shape[:2]
+        z_um = plan_positions(
+            sweeps,
+            length_um=length_um,
+            step_um=step_um,
+            z0_um=0.0,
+            voxel_z_um=voxel[0],
+            shape_z=shape_z,
+            alternate=alternate,
+            hold_out=hold_out,
+        )
+        held_out = np.zeros(z_um.shape[1], dtype=np.bool_)
+        held_out[-1] = hold_out
+        camera = None
+        if photons is not None:
+            camera = CameraNoise(offset=offset, gain=gain, read_noise=read_noise)
+        scene = _Scene(source, AxialProfile.box(length_um), voxel[0], z_um, camera, seed)
+        scene.measure(normalise=normalise, noise=noise, photons=photons)
+        write_projections(
+            output,
+            scene.projections(),
+            z_um=z_um if sweeps > 1 else z_um[0],
+            profile=scene.profile,
+            voxel_size_um=voxel,
+            z0_um=0.0,
+            shape_z=shape_z,
+            time_s=np.arange(sweeps, dtype=np.float64),
+            camera=camera,
+            held_out=held_out if hold_out else None,
+            truth=scene.truths(),
+            attributes={"source": f"simulated from {source.path.name}, seed {seed}"},
+        )
+    return Path(output)
+
+
+@dataclass(slots=True)
+class _Scene:
+    """A volume file seen through beam and camera."""
+
+    source: VolumeFile
+    profile: AxialProfile
+    voxel_z_um: float
+    z_um: NDArray[np.float64]
+    camera: CameraNoise | None
+    seed: int
+    low: float = 0.0
+    scale: float = 1.0
+    clip: tuple[float, float] = (-math.inf, math.inf)
+    sigma: float = 0.0
+
+    def measure(self, *, normalise: bool, noise: float, photons: float | None) -> None:
+        """Fix scale and noise from the first volume, so that all time points share them."""
+        first = self.source.volume(0)
+        if normalise:
+            self.low, high = (float(value) for value in np.percentile(first, (1.0, 99.9)))
+            if high <= self.low:
+                raise InputFileError(
+                    f"{self.source.path}: the volume is empty or constant (percentiles 1 and 99.9 are both "
+                    f"{high:g}), so it cannot be normalised: give another."
+                )
+            self.scale = 1.0 / (high - self.low)
+            self.clip = (0.0, 1.0)
+        if noise:
+            self.sigma = noise * float(np.ptp(self._scaled(first)))
+        if photons is not None:
+            self._expose(first, photons)
+
+    def _expose(self, first: NDArray[np.float32], photons: float) -> None:
+        scaled = self._scaled(first)
+        brightest = float(np.percentile(scaled, 99.9))
+        if brightest <= 0:
+            brightest = float(scaled.max())
+        if brightest <= 0:
+            raise InputFileError(f"{self.source.path}: the volume holds no light: give another.")
+        self.scale *= photons / brightest
+        self.clip = (0.0, self.clip[1] * photons / brightest)
+
+    def _scaled(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        low, high = (np.float32(bound) for bound in self.clip)
+        scaled = (volume - np.float32(self.low)) * np.float32(self.scale)
+        return np.asarray(np.clip(scaled, low, high), dtype=np.float32)
+
+    def truths(self) -> Iterator[NDArray[np.float32]]:
+        """Yield each volume (Z, Y, X) in the units of the projections."""
+        for sweep in range(len(self.source)):
+            light = self._scaled(self.source.volume(sweep))
+            if self.camera is not None and self.camera.gain is not None:
+                light = light * np.float32(self.camera.gain) + np.float32(self.camera.offset)
+            yield light
+
+    def projections(self) -> Iterator[NDArray[Any]]:
+        """Yield each sweep (M, Y, X): float32, or uint16 through the camera."""
+        rng = np.random.default_rng(self.seed)
+        for sweep in range(len(self.source)):
+            light = project_volume(
+                self._scaled(self.source.volume(sweep)),
+                self.z_um[sweep],
+                self.profile,
+                voxel_z_um=self.voxel_z_um,
+            )
+            if self.camera is not None and self.camera.gain is not None:
+                counts = self.camera.gain * rng.poisson(light) + self.camera.offset
+                counts += self.camera.read_noise * rng.standard_normal(light.shape)
+                yield np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
+            elif self.sigma:
+                yield light + np.float32(self.sigma) * rng.standard_normal(light.shape, dtype=np.float32)
+            else:
+                yield light
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} should be a positive number, not {value:g}: correct it.")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} should be zero or a positive number, not {value:g}: correct it.")
