@@ -1,0 +1,89 @@
+"""Where the denoiser's evaluations run: torch on the CPU or on CUDA.
+
+A runtime is a callable over one batch of windows; tiling, time steps and consistency are the sampler's.
+`open_runtime` picks the device and says why. Half precision is used where the processor multiplies it
+natively (CUDA; bfloat16 on CPUs with AVX-512-BF16 or AMX), else float32; inputs and outputs are float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from microdiffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from microdiffusion.engines.denoiser import SlabDenoiser
+
+
+class Runtime(Protocol):
+    """Evaluates the denoiser on one batch."""
+
+    device: torch.device
+    name: str
+    reason: str
+
+    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        """Return the clean slices; shapes as in `SlabDenoiser.forward`, all float32 on `device`."""
+        ...
+
+
+class TorchRuntime:
+    """The denoiser in torch, channels-last, in the best precision of the device."""
+
+    def __init__(self, model: SlabDenoiser, device: torch.device, reason: str, dtype: torch.dtype | None = None) -> None:
+        self.device = device
+        self.reason = reason
+        self.dtype = dtype or best_dtype(device)
+        self.name = f"torch {device} {str(self.dtype).removeprefix('torch.')}"
+        self._model = model.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        """Return the clean slices (B, SLICES, Y, X) float32."""
+        images = (
+            t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image)
+        )
+        # The prior is added back in float32: half precision then only rounds the correction.
+        result: Tensor = self._model.correction(*images, conditions.to(self.dtype)).float()
+        return result + self._model.middle_slices(prior)
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """Return the precision in which the device multiplies fastest without loss that shows."""
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    if not capabilities.startswith("AVX512") and capabilities != "AMX":
+        return False
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
+def pick_device(wanted: str) -> tuple[torch.device, str]:
+    """Return the device of engine.device and a sentence that says why.
+
+    Raises
+    ------
+    ConfigError
+        A CUDA device is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        if available:
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
+        return torch.device("cpu"), "auto: no CUDA device found"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"engine.device is {wanted!r}, but torch sees {torch.cuda.device_count()} CUDA devices: "
+            "set it to auto or cpu, or install a torch build with CUDA and its driver."
+        )
+    return device, "as configured"

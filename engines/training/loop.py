@@ -1,0 +1,170 @@
+"""The training loop of the denoiser, and what `mdd train` writes: weights and a model card.
+
+bfloat16 where the processor has it, AdamW, cosine schedule, averaged weights (EMA), validation on volumes
+that the pool never sees. Checkpoints are written beside the weights and resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdiffusion.engines.conditioning import SliceConditions
+from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
+from microdiffusion.engines.linear import along_z, interpolation_matrix, tikhonov_matrix
+from microdiffusion.engines.runtime import TorchRuntime, best_dtype
+from microdiffusion.engines.sampler import Denoise, SamplerSettings
+from microdiffusion.engines.training import phantoms, scenes
+from microdiffusion.engines.training.degrade import Batches
+from microdiffusion.metrics import psnr_per_slice, ssim_per_slice
+from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What is trained on what, and for how long."""
+
+    volumes: Path
+    morphologies: Path | None
+    output: Path
+    held_out: tuple[str, ...] = ()
+    shape: DenoiserShape = field(default_factory=DenoiserShape)
+    iterations: int = 20_000
+    minutes: float = 60.0
+    batch: int = 16
+    rate: float = 1e-3
+    pool: int = 1500
+    seed: int = 0
+    validate_every: int = 1000
+
+
+def protocol_crop(volume: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """Return the evaluation's crop: the middle 130 x 128 x 128, percentiles 1 and 99.9 to 0 and 1."""
+    start = [max(0, (n - m) // 2) for n, m in zip(volume.shape, (130, 128, 128), strict=True)]
+    part = volume[start[0] : start[0] + 130, start[1] : start[1] + 128, start[2] : start[2] + 128]
+    low, high = np.percentile(part, [1, 99.9])
+    return np.clip((part - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def validate(model: SlabDenoiser, volumes: dict[str, np.ndarray], *, step: float, noise: float = 0.01) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
+    """Score one evaluation from the Tikhonov start, slab 6; per volume PSNR and SSIM of each answer."""
+    runtime = TorchRuntime(model, torch.device("cpu"), "validation", torch.float32)
+    table = {}
+    for name, volume in volumes.items():
+        truth = protocol_crop(volume)
+        z = sweep_positions(length_um=6, step_um=step, z0_um=0, voxel_z_um=1, shape_z=truth.shape[0])
+        matrix = projection_operator(z, AxialProfile.box(6), z0_um=0, voxel_z_um=1, shape_z=truth.shape[0])
+        rng = np.random.default_rng(0)
+        measured = np.tensordot(matrix, truth, 1) + noise * rng.standard_normal((len(z), *truth.shape[1:]))
+        projections = torch.from_numpy(measured.astype(np.float32))
+        low, high = float(projections.quantile(0.01)) if projections.numel() < 1 << 24 else 0.0, float(np.percentile(measured, 99.9))
+        scaled = (projections - low) / (high - low)
+
+        def closed(weights: np.ndarray, images: Tensor = scaled) -> Tensor:  # type: ignore[type-arg]
+            return along_z(torch.from_numpy(weights.astype(np.float32)), images)
+
+        answers = {"linear": closed(interpolation_matrix(z, truth.shape[0])), "tikhonov": closed(tikhonov_matrix(matrix))}
+        prior = answers["tikhonov"]
+        conditions = SliceConditions.of(matrix, z, 6.0)
+        settings = SamplerSettings(steps=1, kappa=0.0)
+        sigma = noise / (high - low)
+        answers["network"] = Denoise(runtime, prior, scaled, conditions, sigma, settings)(prior, 1.0)
+        seen = slice(int(z[0] - 2.5), int(z[-1] + 3.5))
+        row = {}
+        for method, answer in answers.items():
+            image = np.clip(answer.numpy() * (high - low) + low, 0, 1)[seen]
+            row[method] = float(psnr_per_slice(image, truth[seen]).mean())
+            row[f"{method}_ssim"] = float(ssim_per_slice(image, truth[seen]).mean())
+        table[name] = row
+    return table
+
+
+def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Train, and write `plan.output` (weights), its checkpoint and its log; return the last validation."""
+    torch.manual_seed(plan.seed)
+    rng = np.random.default_rng(plan.seed)
+    everything = scenes.read_volumes(plan.volumes, ())
+    held = {name: everything[name] for name in plan.held_out if name in everything}
+    used = {name: volume for name, volume in everything.items() if name not in plan.held_out}
+    trees, graph = [], None
+    if plan.morphologies is not None:
+        trees = [phantoms.read_swc(path) for path in sorted(plan.morphologies.glob("*.swc"))]
+        graphs = sorted(plan.morphologies.glob("*graph*.h5"))
+        graph = phantoms.read_vessel_graph(graphs[0]) if graphs else None
+    say(f"training on {len(used)} volumes, {len(trees)} trees; held out: {', '.join(held) or 'none'}")
+    pool = scenes.build_pool(used, trees, graph, count=plan.pool, rng=rng)
+    batches = Batches(pool, size=plan.batch, seed=plan.seed + 1)
+    say(f"pool of {len(pool)} cubes ready")
+
+    model = SlabDenoiser(plan.shape).to(memory_format=torch.channels_last)
+    average = SlabDenoiser(plan.shape)
+    average.load_state_dict(model.state_dict())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    checkpoint = plan.output.with_suffix(".checkpoint.pt")
+    first, spent = 0, 0.0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first, spent = saved["iteration"], saved["seconds"]
+        say(f"resumed at iteration {first}")
+    half = best_dtype(torch.device("cpu"))
+    started = time.monotonic() - spent
+    losses: list[float] = []
+    table: dict[str, dict[str, float]] = {}
+    iteration = first
+    while True:
+        progress = max(iteration / plan.iterations, (time.monotonic() - started) / (60 * plan.minutes))
+        if progress >= 1:
+            break
+        warm = min(1.0, (iteration + 1) / 300)
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+        batch = next(batches)
+        with torch.autocast("cpu", dtype=half, enabled=half is not torch.float32):
+            change = model.correction(batch.state, batch.prior, batch.image, batch.conditions)
+        error = change.float() + model.middle_slices(batch.prior) - batch.truth
+        # Squares for the bright structures (PSNR), absolute values for the background (SSIM).
+        loss = 10 * error.square().mean() + error.abs().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimiser.step()
+        decay = min(0.999, (1 + iteration) / (10 + iteration))
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        losses.append(float(loss.detach()))
+        iteration += 1
+        if iteration % 100 == 0:
+            say(f"iteration {iteration}  loss {np.mean(losses[-100:]):.5f}  {time.monotonic() - started:.0f} s")
+        if iteration % plan.validate_every == 0:
+            table = _report(average, held, say)
+            seconds = time.monotonic() - started
+            torch.save(
+                {"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "iteration": iteration, "seconds": seconds},
+                checkpoint,
+            )
+            save_denoiser(average, plan.output, {"iteration": str(iteration)})
+    table = _report(average, held, say)
+    save_denoiser(average, plan.output, {"iteration": str(iteration), "validation": json.dumps(table)})
+    plan.output.with_suffix(".loss.json").write_text(json.dumps(losses))
+    return table
+
+
+def _report(model: SlabDenoiser, held: dict[str, np.ndarray], say: Callable[[str], None]) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
+    table = validate(model, held, step=6.0)
+    for name, row in table.items():
+        say(
+            f"  {name:24s} linear {row['linear']:.2f}/{row['linear_ssim']:.3f}  tikhonov {row['tikhonov']:.2f}/"
+            f"{row['tikhonov_ssim']:.3f}  network {row['network']:.2f}/{row['network_ssim']:.3f}"
+        )
+    return table
