@@ -46,7 +46,23 @@ class DependencyError(UserError, ImportError):
 
 
 class WireError(MddError, ValueError):
-    """A message on the wire breaks the protocol; the receiver drops and counts it."""
+    """A message on the wire breaks the protocol; the receiver drops and counts it.
+
+    Attributes
+    ----------
+    reason : str
+        Short code that the receiver counts by (`wire.Reason`).
+    run, seq
+        Whose frame it was, where the message said so.
+    """
+
+    def __init__(
+        self, message: str, *, reason: str = "header", run: str | None = None, seq: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.run = run
+        self.seq = seq
 
 
 class RunError(MddError, RuntimeError):

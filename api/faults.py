@@ -1,0 +1,104 @@
+"""Faults on purpose: what a bad line would do to frames, drawn from a seed.
+
+Serves replays and tests of the way from driver to daemon. A fault strikes the first transmission of a
+frame only, so what is re-sent goes through. `FaultSource` has no lock: it belongs to the sender's thread.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class Faults(BaseModel):
+    """Shares of the frames that meet a fault; all zero is a sound line.
+
+    Attributes
+    ----------
+    drop : float
+        Lost for good, unannounced: the receiver has to notice.
+    duplicate : float
+        Sent twice.
+    reorder : float
+        Overtaken by the next frame.
+    corrupt : float
+        Damaged on the way: refused by the receiver and then re-sent.
+    stall_s : float
+        How long the line stands still, once, after `stall_after` frames.
+    seed : int
+        The same seed gives the same faults for the same frames.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    drop: Probability = 0.0
+    duplicate: Probability = 0.0
+    reorder: Probability = 0.0
+    corrupt: Probability = 0.0
+    stall_s: Annotated[FiniteFloat, Field(ge=0, le=3600)] = 0.0
+    stall_after: Annotated[int, Field(ge=0)] = 20
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _at_most_one_fault_a_frame(self) -> Self:
+        total = self.drop + self.duplicate + self.reorder + self.corrupt
+        if total > 1 + 1e-9:
+            raise ValueError(f"drop, duplicate, reorder and corrupt must add up to at most 1, not {total:g}")
+        return self
+
+
+class Fault(Enum):
+    """What happens to one frame."""
+
+    NONE = auto()
+    DROP = auto()
+    DUPLICATE = auto()
+    REORDER = auto()
+    CORRUPT = auto()
+
+
+class FaultSource:
+    """Draws the faults of a run, one per frame, in the order of sending."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._random = np.random.default_rng(faults.seed)
+        self._drawn = 0
+
+    def draw(self) -> Fault:
+        """Return the fault of the next frame."""
+        self._drawn += 1
+        faults = self._faults
+        chance = self._random.random()
+        for share, fault in (
+            (faults.drop, Fault.DROP),
+            (faults.duplicate, Fault.DUPLICATE),
+            (faults.reorder, Fault.REORDER),
+            (faults.corrupt, Fault.CORRUPT),
+        ):
+            if chance < share:
+                return fault
+            chance -= share
+        return Fault.NONE
+
+    def stall_s(self) -> float:
+        """Return how long the line stands still before the frame that was drawn last, s."""
+        return self._faults.stall_s if self._drawn == self._faults.stall_after + 1 else 0.0
+
+    def damage(self, header: bytes | memoryview, body: bytes | memoryview) -> list[bytes]:
+        """Return a frame's parts with one bit of the body flipped, or the end of one part missing.
+
+        The header is only ever cut: the checksum covers the body alone, TCP looks after the rest.
+        """
+        parts = [bytearray(header), bytearray(body)]
+        if self._random.random() < 0.5:
+            parts[1][int(self._random.integers(len(parts[1])))] ^= 1 << int(self._random.integers(8))
+        else:
+            part = parts[int(self._random.integers(2))]
+            del part[int(self._random.integers(len(part))) :]
+        return [bytes(part) for part in parts]
