@@ -131,7 +131,7 @@ class InrConfig(Table):
 
     bandwidth_z: Annotated[
         Positive | None,
-        Field(le=0.5, description="highest frequency along z, cycles per voxel; none: 0.4 / slab length"),
+        Field(le=0.5, description="highest frequency along z, cycles per slice; none: 0.4 / min(slab length, step)"),
     ] = None
     rank: Annotated[int, Field(ge=4, le=256, description="axial basis functions")] = 32
     cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 120

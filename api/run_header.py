@@ -58,6 +58,8 @@ class RunHeader(BaseModel):
         Names, at least one each.
     sweeps : int or None
         Number of sweeps (time points), None where the end is open.
+    frames_per_sweep : int
+        Most frames of one sweep of one session, held-out ones included: the room kept in the run file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class RunHeader(BaseModel):
     channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("default",)
     positions: Annotated[tuple[str, ...], Field(min_length=1, max_length=10000)] = ("0",)
     sweeps: Count | None = None
+    frames_per_sweep: Count = 64
     camera: CameraNoise = CameraNoise()
     source: Annotated[str, Field(max_length=2000)] = ""
 

@@ -28,6 +28,7 @@ _FEATURES = 16
 _HIDDEN = 64
 _CHECK_EVERY = 5
 _TARGET = 0.5  # of the noise's power: below it the steps fit noise
+_SMOOTHNESS = 3e-3  # weight of the first difference along z: slices that no slab saw follow their neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ class InrFit:
 
     steps: int
     chi_square: float
+
+
+def default_bandwidth(length: float, step: float) -> float:
+    """Return the highest frequency along z, cycles per slice, that a sweep can tell: 0.4 / min(length, step).
+
+    Slab length and step are in slices. A slab of length L does not pass 1 / L; a step s samples up to
+    0.5 / s. Far above that the features fill the operator's null space with invention.
+    """
+    return min(0.45, 0.4 / max(min(length, step), 0.5))
 
 
 class SessionInr(nn.Module):
@@ -98,17 +108,23 @@ class SessionInr(nn.Module):
         weight = 1.0 / noise_variance
         # Adam does not see the scale, but its epsilon does: bring the loss to the order of one.
         scale = float(noise_variance.mean())
+        smoothness = _SMOOTHNESS / scale / len(projections) / projections[0].numel()
         taken, misfit, before = 0, float("inf"), float("inf")
         with torch.enable_grad():
             for taken in range(steps + 1):  # noqa: B007 - the number of steps is the result
                 # The operator is linear and rows sum to one, so the floor need not be projected.
-                loss = ((along_z(operator, self()) - target).square() * weight).mean()
+                basis = self.axial(self.features)
+                field = nn.functional.softplus(along_z(basis, self.planes), beta=_SHARPNESS)
+                loss = ((along_z(operator, field) - target).square() * weight).mean()
                 if taken % _CHECK_EVERY == 0 or taken == steps:
                     misfit = float(loss.detach())
                     if misfit <= _TARGET or taken == steps or misfit > 0.99 * before and taken > 30:
                         break
                     before = misfit
                 self._optimiser.zero_grad(set_to_none=True)
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                # |D φ E|² by way of the small matrix (Dφ)ᵀ(Dφ): the volume itself need not be differenced.
+                slope = basis.diff(dim=0)
+                rough = (self.planes * along_z(slope.T @ slope, self.planes)).sum()
+                ((loss + smoothness * rough) * scale).backward()  # type: ignore[no-untyped-call]
                 self._optimiser.step()
         return InrFit(taken, misfit)

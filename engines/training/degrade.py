@@ -17,7 +17,7 @@ from torch import Tensor
 
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import CONTEXT, SLICES, WINDOW
-from microdiffusion.engines.inr import SessionInr
+from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.linear import along_z, tikhonov_matrix
 from microdiffusion.engines.training.scenes import SIZE
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
@@ -102,7 +102,7 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
         # One field over all cubes side by side: same optics, so the same axial basis serves them.
         wide = projections.permute(1, 2, 0, 3).flatten(2)
         field = SessionInr(
-            (SIZE, *wide.shape[1:]), bandwidth=min(0.5, 0.4 / length * float(rng.uniform(0.7, 1.2))), seed=int(rng.integers(1 << 30))
+            (SIZE, *wide.shape[1:]), bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.7, 1.1)), seed=int(rng.integers(1 << 30))
         )
         base = floor.expand(CUBES, 1, 1, SIZE).permute(1, 2, 0, 3).flatten(2)
         field.fit(operator, wide, variance.permute(1, 2, 0, 3).flatten(2), floor=base, steps=int(rng.integers(30, 90)))
