@@ -1,0 +1,207 @@
+"""The plan of a run: which slab is taken when, and the acquisition events that take it.
+
+From the configuration alone follow, sweep by sweep, the frames' places (`FrameInfo`) and the events that
+pycromanager understands. Odd sweeps start half a step deeper, so that two sweeps together overlap by half
+at no dose. Every n-th sweep, the first one included, ends with one projection half-way between two
+neighbouring slabs, which the reconstruction never sees: it judges it. The plan is pure and endless where
+the run is: sweeps are made when they are asked for. Safe on any thread.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from itertools import count
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.optics import AxialProfile, sweep_positions
+from microdiffusion.sweep import FrameInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import Config, SweepConfig
+
+Event = dict[str, Any]
+Key = tuple[int, int, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One frame: its place in the run, and the event that takes it."""
+
+    info: FrameInfo
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSweep:
+    """All shots of one time point, in the order of taking: position, channel, depth.
+
+    Attributes
+    ----------
+    number : int
+        Time point, 0 for the first.
+    start_s : float
+        Not before this time, seconds since the start of the run.
+    """
+
+    number: int
+    start_s: float
+    shots: tuple[Shot, ...]
+
+
+class Plan:
+    """What a configuration wants to be taken.
+
+    Raises
+    ------
+    GeometryError
+        A slab does not fit into the volume.
+    InputFileError, MissingFileError
+        The axial profile's file cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.profile = load_profile(config.sweep)
+        self._acquisition = config.acquisition
+        self._sweep = config.sweep
+        shift = 0.5 * config.sweep.resolved_step_um if config.sweep.alternate_offset else 0.0
+        # Even and odd sweeps.
+        self._depths = tuple(
+            sweep_positions(
+                length_um=config.sweep.length_um,
+                step_um=config.sweep.resolved_step_um,
+                z0_um=config.volume.z0_um,
+                voxel_z_um=config.volume.voxel_z_um,
+                shape_z=config.volume.shape_z,
+                offset_um=offset,
+            )
+            for offset in (0.0, shift)
+        )
+
+    @property
+    def frames_per_sweep_max(self) -> int:
+        """Most frames that a sweep of one channel and position has, the held-out one included."""
+        return max(len(depths) + self._can_hold_out(depths) for depths in self._depths)
+
+    def slabs(self, sweep: int) -> tuple[tuple[float, bool], ...]:
+        """Return centre (µm) and held-out flag of each slab of a sweep, in the order of taking."""
+        depths = self._depths[sweep % 2]
+        taken = [(float(z), False) for z in depths]
+        if self._can_hold_out(depths) and sweep % self._sweep.hold_out_every == 0:
+            pair = _scattered(sweep // self._sweep.hold_out_every, len(depths) - 1)
+            taken.append((float(0.5 * (depths[pair] + depths[pair + 1])), True))
+        return tuple(taken)
+
+    def sweeps(self) -> Iterator[PlannedSweep]:
+        """Yield the sweeps of the run, for ever where the configuration names no end."""
+        end = self._acquisition.sweeps
+        seq = 0
+        for number in count() if end is None else range(end):
+            shots = []
+            for position in range(max(len(self._acquisition.positions_um), 1)):
+                for channel in range(max(len(self._acquisition.channels), 1)):
+                    slabs = self.slabs(number)
+                    for index, (z_um, held_out) in enumerate(slabs):
+                        info = FrameInfo(
+                            seq=seq,
+                            sweep=number,
+                            index=index,
+                            count=len(slabs),
+                            z_um=z_um,
+                            channel=channel,
+                            position=position,
+                            held_out=held_out,
+                            exposure_ms=self._acquisition.exposure_ms,
+                        )
+                        shots.append(Shot(info, self._event(info)))
+                        seq += 1
+            yield PlannedSweep(number, number * self._acquisition.sweep_interval_s, tuple(shots))
+
+    def _can_hold_out(self, depths: NDArray[np.float64]) -> bool:
+        return self._sweep.hold_out_every > 0 and len(depths) > 1
+
+    def _event(self, info: FrameInfo) -> Event:
+        """Return the pycromanager event of a frame; axes that have one value only are left out."""
+        axes: dict[str, int | str] = {"time": info.sweep, "z": info.index}
+        event: Event = {"axes": axes, "z": info.z_um, "exposure": info.exposure_ms}
+        if self._acquisition.channels:
+            preset = self._acquisition.channels[info.channel]
+            axes["channel"] = preset
+            event["config_group"] = [self._acquisition.channel_group, preset]
+        if self._acquisition.positions_um:
+            axes["position"] = info.position
+            event["x"], event["y"] = self._acquisition.positions_um[info.position]
+        return event
+
+
+def frame_key(axes: Mapping[str, Any]) -> Key:
+    """Return what tells a frame of a run from all others, from the axes of its event or its metadata."""
+    return int(axes["time"]), int(axes.get("position", 0)), str(axes.get("channel", "")), int(axes["z"])
+
+
+def load_profile(sweep: SweepConfig) -> AxialProfile:
+    """Return the beam's axial profile: the measured one where there is a file, else a box.
+
+    The stage position of a frame is z = 0 of the file. Where the table is not symmetric about it, the
+    shorter side is filled up with zeros.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        The file does not exist, or is no table of evenly spaced z and non-negative intensity.
+    """
+    if sweep.axial_profile is None:
+        return AxialProfile.box(sweep.length_um)
+    path = sweep.axial_profile
+    if not path.is_file():
+        raise MissingFileError(f"The axial profile {path} does not exist: correct sweep.axial_profile.")
+    z_um, intensity = _read_table(path)
+    spacing = float(np.mean(np.diff(z_um)))
+    if not (spacing > 0 and np.allclose(np.diff(z_um), spacing, rtol=1e-3, atol=1e-6)):
+        raise InputFileError(
+            f"The axial profile {path} needs z in µm, ascending and evenly spaced, in its first column."
+        )
+    # The table reaches from z[0] to z[-1]; bins before or after make the focus its middle.
+    lean = round(float(z_um[0] + z_um[-1]) / spacing)
+    before, after = max(lean, 0), max(-lean, 0)
+    if max(before, after) > 4 * z_um.size:
+        raise InputFileError(
+            f"The axial profile {path} reaches from {z_um[0]:g} to {z_um[-1]:g} µm: its z must count from "
+            "the focus, near 0."
+        )
+    return AxialProfile.sampled(np.pad(intensity, (before, after)), spacing)
+
+
+def _read_table(path: Path) -> NDArray[np.float64]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy only warns of a file without data
+            table = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except (ValueError, OSError, UserWarning) as error:
+        raise InputFileError(
+            f"The axial profile {path} cannot be read ({error}): expected two columns of numbers, z in µm "
+            "and intensity."
+        ) from error
+    if table.shape[1] != 2 or table.shape[0] < 2 or not np.all(np.isfinite(table)) or table[:, 1].min() < 0:
+        raise InputFileError(
+            f"The axial profile {path} holds {table.shape[0]} rows of {table.shape[1]} numbers: expected at "
+            "least two rows of z in µm and a non-negative intensity."
+        )
+    return np.asarray(table.T, np.float64)
+
+
+def _scattered(turn: int, count: int) -> int:
+    """Return the `turn`-th of `count` places in an order that jumps about and leaves none out."""
+    stride = max(round(count * 0.618), 1)
+    while gcd(stride, count) != 1:
+        stride += 1
+    return (count // 2 + turn * stride) % count
