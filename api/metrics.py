@@ -157,7 +157,8 @@ def _ssim(estimate: NDArray[np.float64], truth: NDArray[np.float64], data_range:
         from skimage.metrics import structural_similarity
     except ImportError as error:
         raise _missing() from error
-    return float(structural_similarity(estimate, truth, data_range=data_range))
+    similarity: Any = structural_similarity  # scikit-image has no annotations
+    return float(similarity(estimate, truth, data_range=data_range))
 
 
 def _filters() -> Any:

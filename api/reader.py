@@ -1,0 +1,287 @@
+"""Reading a run file, while the run goes on and ever after.
+
+Owns `open_run`. The layout is read once with HDF5; the data are then read straight from the file's bytes
+through a memory map, so what the recorder writes is seen at once, no HDF5 lock or cache lies between,
+and any number of readers can look on. What is handed out is a copy and never changes. A run that outgrew
+its first file goes on in further files, which appear here as one. A `Run` may be used on any one thread.
+
+>>> with microdiffusion.open_run("run.h5") as run:               # doctest: +SKIP
+...     for t, volume in run.follow(timeout_s=60):
+...         show(volume)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.run_file import (
+    LEDGER_COLUMNS,
+    Ledger,
+    RunLayout,
+    Status,
+    parse_configuration,
+    position_prefix,
+    read_layout,
+    segment_path,
+)
+from microdiffusion.run_header import RunHeader
+from microdiffusion.sweep import Sweep
+
+
+class Run:
+    """An open run. Made by `open_run`; a context manager.
+
+    Attributes
+    ----------
+    path : Path
+    header : RunHeader
+    config : dict
+        The resolved configuration of the run.
+    provenance : dict of str to str
+        Versions, checksum of the weights, device ...
+    volume, projections : TimeSeries
+        (T, [C,] Z, Y, X) and (T, [C,] M, Y, X), uint16 or float32, read on demand: `run.volume[t]`.
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.path = path
+        self._files = [_File(path)]
+        plan = self._files[0].layout.plan
+        if not 0 <= position < len(plan.header.positions):
+            raise InputFileError(
+                f"{path} has {len(plan.header.positions)} position(s), so there is no position {position}: "
+                "give a smaller number."
+            )
+        self._prefix = position_prefix(position)
+        self.header: RunHeader = plan.header
+        self.config: dict[str, Any] = parse_configuration(plan)
+        self.provenance: dict[str, str] = dict(plan.provenance)
+        self.volume = TimeSeries(lambda: self._parts("volume"))
+        self.projections = TimeSeries(lambda: self._parts("projections"))
+
+    def __len__(self) -> int:
+        """Return T, the number of time points that there is room for."""
+        return len(self.volume)
+
+    @property
+    def voxel_size_um(self) -> tuple[float, float, float]:
+        """Size of a voxel (z, y, x), µm."""
+        return self.header.voxel_size_um
+
+    @property
+    def status(self) -> NDArray[np.uint8]:
+        """What became of each time point, (T[, C]) uint8: the codes of `run_file.Status`, as of now."""
+        return self.values("status")
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """Camera time of each time point's last frame, (T[, C]) float64, s since the start; NaN: none."""
+        return self.values("acquired_s")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run ended and its file was closed in order."""
+        self._look_for_more()
+        return bool(self._files[-1].view("mdd/closed"))
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the frames went, as far as known."""
+        return Ledger(**dict(zip(LEDGER_COLUMNS, self._files[-1].view("mdd/ledger").tolist(), strict=True)))
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Return what the file keeps of every time point under /mdd, such as "residual" or "seconds/total".
+
+        Raises
+        ------
+        KeyError
+            There is no such dataset.
+        """
+        return np.concatenate(list(self._parts(f"mdd/{name}")))
+
+    def sweep(self, time_point: int, channel: int = 0) -> Sweep:
+        """Return the recorded projections of a time point, ascending in z, the held-out ones apart."""
+        place = (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
+        z_um = TimeSeries(lambda: self._parts("mdd/frames/z_um"))[place]
+        held_out = TimeSeries(lambda: self._parts("mdd/frames/held_out"))[place] != 0
+        pixels = self.projections[place]
+        present = np.isfinite(z_um)
+        order = np.argsort(z_um, kind="stable")
+        kept, judges = (order[(present & (held_out == flag))[order]] for flag in (False, True))
+        return Sweep(
+            sweep=self._files[0].layout.plan.first_time_point + time_point,
+            channel=channel,
+            position=0,
+            z_um=z_um[kept],
+            projections=pixels[kept].astype(np.float32),
+            held_out_z_um=z_um[judges],
+            held_out=pixels[judges].astype(np.float32),
+            missing=int(TimeSeries(lambda: self._parts("mdd/frames_missing"))[place]),
+            time_s=float(TimeSeries(lambda: self._parts("mdd/acquired_s"))[place]),
+        )
+
+    def follow(
+        self, timeout_s: float | None = None, *, poll_s: float = 0.05
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (t, volume) for every written time point: those that are there, then each as it comes.
+
+        With several channels a time point comes when each of its channels is settled. Ends when the run
+        is closed, or when nothing came for `timeout_s` seconds (None: waits for ever).
+        """
+        told: set[int] = set()
+        heard_s = time.monotonic()
+        while True:
+            closed = self.closed  # before looking, so that nothing written before the close is missed
+            status = self.status
+            status = status.reshape(status.shape[0], -1)
+            ready = np.all(status != Status.EMPTY, axis=1) & np.any(status == Status.WRITTEN, axis=1)
+            new = [int(t) for t in np.flatnonzero(ready) if t not in told]
+            for t in new:
+                told.add(t)
+                yield t, self.volume[t]
+                heard_s = time.monotonic()
+            if new:
+                continue
+            if closed or (timeout_s is not None and time.monotonic() - heard_s > timeout_s):
+                return
+            time.sleep(poll_s)
+
+    def close(self) -> None:
+        """Let go of the file. What was read stays valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
+        self._look_for_more()
+        return (file.view(self._prefix + name) for file in self._files)
+
+    def _look_for_more(self) -> None:
+        """Take in the files that the run went on in; they are complete as soon as they have their name."""
+        first = self._files[0].layout.plan
+        while first.segment == 0:
+            path = segment_path(self.path, len(self._files))
+            if not path.is_file():
+                return
+            file = _File(path)
+            if file.layout.plan.header.run_id != first.header.run_id:
+                file.close()
+                return
+            self._files.append(file)
+
+
+def open_run(path: str | Path, *, position: int = 0) -> Run:
+    """Open a run file for reading, also while it is being written.
+
+    Parameters
+    ----------
+    path
+        The run's (first) file.
+    position
+        Which of the stage's positions.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such file.
+    InputFileError
+        It is no run file, damaged, of another layout version, or has no such position.
+    """
+    return Run(Path(path), position)
+
+
+class TimeSeries:
+    """A lazy array over time: `series[t]`, `series[t, 3:5]`, `series[-1]`, `series[:10]` read what they name.
+
+    Only axis 0 may go over several files; every answer is a copy.
+    """
+
+    def __init__(self, parts: Callable[[], Iterator[NDArray[Any]]]) -> None:
+        self._parts = parts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, time first."""
+        parts = list(self._parts())
+        return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return next(self._parts()).dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        """Return the number of time points."""
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[t] for t in range(len(self)))
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if first is Ellipsis:
+            first, rest = slice(None), [Ellipsis, *rest]
+        parts = list(self._parts())
+        if len(parts) == 1:
+            return np.array(parts[0][(first, *rest)])
+        length = sum(part.shape[0] for part in parts)
+        if isinstance(first, slice):
+            chosen = [self[(t, *rest)] for t in range(*first.indices(length))]
+            return np.stack(chosen) if chosen else np.array(parts[0][(slice(0, 0), *rest)])
+        t = int(first)
+        if not -length <= t < length:
+            raise IndexError(f"time point {t} is outside of 0 to {length - 1}")
+        t %= length
+        for part in parts:
+            if t < part.shape[0]:
+                return np.array(part[(t, *rest)])
+            t -= part.shape[0]
+        raise IndexError(t)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+class _File:
+    """One file of a run: its layout and its bytes."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise MissingFileError(f"There is no run file at {path}: check the path.")
+        # Opened once: at the end of a run a trimmed copy takes the file's name, and layout and bytes must
+        # be of the same file.
+        with path.open("rb") as stream:
+            self.layout: RunLayout = read_layout(path, stream)
+            self._bytes: NDArray[np.uint8] | None = np.memmap(stream, dtype=np.uint8, mode="r")
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return a dataset as a view of the file's bytes: read-only, and as new as they are."""
+        if self._bytes is None:
+            raise ValueError("The run was closed: open it again with open_run.")
+        region = self.layout.regions[name]
+        size = int(np.prod(region.shape, dtype=np.int64)) * region.dtype.itemsize
+        return self._bytes[region.offset : region.offset + size].view(region.dtype).reshape(region.shape)
+
+    def close(self) -> None:
+        self._bytes = None
