@@ -194,7 +194,7 @@ class Sender:
         """
         self._deadline_s = time.monotonic() + timeout_s
         if self._finishing is None:
-            self._finishing = reason[:2000]
+            self._finishing = _sendable(reason)
         self._buffer.close()
         self._wake()
         if self._thread.ident is None:
@@ -251,25 +251,29 @@ class Sender:
         connection = self._socket
         if connection is None:
             return
-        poller = zmq.Poller()
-        poller.register(self._wake_out, zmq.POLLIN)
         try:
-            while not self._is_done():
-                blocked = self._step(connection)
-                poller.register(connection, zmq.POLLIN | (zmq.POLLOUT if blocked else 0))
-                ready = dict(poller.poll(int(TICK_S * 1000)))
-                if self._wake_out.fileno() in ready:
-                    self._wake_out.recv(4096)
-                while self._failure is None and connection.poll(0):
-                    self._on_answer(connection.recv_multipart())
-            if not self._ended and not self._turned_away:
-                self._say_end(connection)
+            self._serve(connection)
         except Exception as error:
             self._fail(error)
+        try:
+            if not self._ended and not self._turned_away:
+                self._say_end(connection)
         finally:
             self._open = False
             connection.close()
             self._release()
+
+    def _serve(self, connection: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake_out, zmq.POLLIN)
+        while not self._is_done():
+            blocked = self._step(connection)
+            poller.register(connection, zmq.POLLIN | (zmq.POLLOUT if blocked else 0))
+            ready = dict(poller.poll(int(TICK_S * 1000)))
+            if self._wake_out.fileno() in ready:
+                self._wake_out.recv(4096)
+            while self._failure is None and connection.poll(0):
+                self._on_answer(connection.recv_multipart())
 
     def _is_done(self) -> bool:
         return self._ended or self._failure is not None or time.monotonic() > self._deadline_s
@@ -340,7 +344,7 @@ class Sender:
 
     def _say_end(self, connection: zmq.Socket[bytes]) -> None:
         stats = self._buffer.stats()
-        reason = self._finishing or (str(self._failure)[:2000] if self._failure else "broken off")
+        reason = _sendable(str(self._failure)) if self._failure else self._finishing or "broken off"
         end = wire.RunEnd(
             run=self._header.run_id,
             announced=stats.put + stats.dropped,
@@ -376,6 +380,10 @@ class Sender:
         else:
             damaged = refusal.reason in (wire.Reason.CHECKSUM, wire.Reason.SIZE)
             self._buffer.refuse(refusal.seq, attempts=MAX_TRANSMISSIONS if damaged else 0)
+
+
+def _sendable(reason: str) -> str:
+    return reason.encode(errors="replace").decode()[:2000]
 
 
 def _send(connection: zmq.Socket[bytes], parts: wire.Parts) -> bool:

@@ -8,8 +8,8 @@ out of order: `FrameInfo` says where they belong.
 While `on_frame` has no room, the frame is held and nothing more is read, so the sender's buffer fills, and
 it is the sender that drops and counts. A message that breaks the format or does not fit the run is dropped
 under a counted reason; nothing that arrives ends the thread. A callback that raises does (`raise_if_failed`),
-except that `on_start` may turn a run away with a `UserError`. One run is open at a time; the latest one
-is remembered after its end, so that late or repeated messages of it are answered rightly.
+except that `on_start` may turn a run away with a `UserError`. One run is open at a time; the latest ones
+are remembered after their end, so that late or repeated messages of theirs are answered rightly.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ RETRY_S = 0.002
 QUEUED_MESSAGES = 16
 """Most that ZeroMQ reads ahead per sender; the sender's window bounds the bytes."""
 LINGER_MS = 200
+REMEMBERED_RUNS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class IngestStats:
 
 @dataclass(slots=True)
 class _Run:
-    """The latest run. `closed` is None while it is open, afterwards the sentence that says why it is not."""
+    """What is known of a run. `closed` is None while it is open, afterwards says why it is not."""
 
     header: RunHeader
     received: SeqSet = field(default_factory=SeqSet)
@@ -103,7 +104,7 @@ class Ingest:
         self._thread = threading.Thread(target=self._loop, name="mdd-ingest", daemon=True)
         self._stopping = threading.Event()
         self._failure: MddError | None = None
-        self._run: _Run | None = None
+        self._runs: dict[str, _Run] = {}  # the latest one, the only one that may be open, is the last
         self._close_request: str | None = None
         self._frames = self._bytes = self._duplicates = self._out_of_order = 0
         self._refused: Counter[str] = Counter()
@@ -191,8 +192,12 @@ class Ingest:
 
     def _obey_close_request(self) -> None:
         reason, self._close_request = self._close_request, None
-        if reason is not None and self._run is not None and self._run.closed is None:
-            self._run.closed = reason
+        run = self._latest()
+        if reason is not None and run is not None and run.closed is None:
+            run.closed = reason
+
+    def _latest(self) -> _Run | None:
+        return next(reversed(self._runs.values()), None)
 
     def _receive(self, router: zmq.Socket[bytes]) -> None:
         received_s = time.monotonic()
@@ -228,16 +233,17 @@ class Ingest:
         self, message: wire.RunStart, router: zmq.Socket[bytes], peer: zmq.Frame
     ) -> wire.Ack | wire.Refuse:
         run_id = message.header.run_id
-        run = self._run
-        if run is not None and run.header.run_id == run_id:
+        run = self._runs.get(run_id)
+        if run is not None:
             if run.closed is not None and not run.ended:
                 return _refuse(run_id, wire.Reason.CLOSED, run.closed)
             return wire.Ack(run=run_id, attempt=message.attempt)
-        if run is not None and run.closed is None:
+        latest = self._latest()
+        if latest is not None and latest.closed is None:
             return _refuse(
                 run_id,
                 wire.Reason.BUSY,
-                f"run {run.header.name!r} is still open here; wait for its end or stop it first.",
+                f"run {latest.header.name!r} is still open here; wait for its end or stop it first.",
             )
         try:
             self._on_start(message.header)
@@ -246,13 +252,15 @@ class Ingest:
         except Exception as error:
             _reply(router, peer, _refuse(run_id, wire.Reason.DECLINED, f"the daemon failed: {error}"))
             raise
-        self._run = _Run(message.header)
+        self._runs[run_id] = _Run(message.header)
+        if len(self._runs) > REMEMBERED_RUNS:
+            del self._runs[next(iter(self._runs))]
         return wire.Ack(run=run_id, attempt=message.attempt)
 
     def _take_frame(self, message: wire.RunFrame) -> wire.Ack | wire.Refuse | None:
-        run, frame = self._run, message.frame
+        run, frame = self._runs.get(message.run), message.frame
         seq = frame.info.seq
-        if run is None or run.header.run_id != message.run:
+        if run is None:
             return _unknown_run(message.run)
         if seq in run.received:
             self._duplicates += 1
@@ -272,9 +280,11 @@ class Ingest:
         return wire.Ack(run=message.run, received=(seq,))
 
     def _take_end(self, message: wire.RunEnd) -> wire.Ack | wire.Refuse:
-        run = self._run
-        if run is None or run.header.run_id != message.run:
+        run = self._runs.get(message.run)
+        if run is None:
             return _unknown_run(message.run)
+        if run.closed is not None and not run.ended:
+            return _refuse(message.run, wire.Reason.CLOSED, run.closed)
         if run.closed is None:
             run.closed = f"the run is over ({message.reason})."
             run.ended = True
