@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import SpecimenConfig
-    from microdiffusion.run_header import CameraNoise
+    from microdiffusion.run_header import CameraNoise, RunHeader
 
 DRIFT_REACH_UM = 4.0
 """The specimen wanders round its first place, never farther than this, µm."""
@@ -86,6 +86,17 @@ class Specimen:
         self._drift_speed = config.drift_um_per_min / 60.0 * np.array([np.sin(heading), np.cos(heading)])
         self._scale = 1.0
         self._scale = config.photons / self._brightest(slab_um)
+
+    @classmethod
+    def of_run(cls, config: SpecimenConfig, header: RunHeader, *, position: int = 0) -> Specimen:
+        """Return the specimen that the run of this header sees at a position; each position has its own."""
+        return cls(
+            config.model_copy(update={"seed": config.seed + position}),
+            shape=header.shape,
+            voxel_size_um=header.voxel_size_um,
+            z0_um=header.z0_um,
+            slab_um=header.profile.length_um,
+        )
 
     def _brightest(self, slab_um: float) -> float:
         """Return the brightest 0.1 % of pixels that slabs all through the volume show at rest."""

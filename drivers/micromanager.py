@@ -1,0 +1,318 @@
+"""A run of a real Micro-Manager: a pycromanager `Acquisition` whose images go to the daemon.
+
+Three threads meet here, all in the driver's own process. The caller's feeds the acquisition sweep by sweep
+and watches it; pycromanager's image thread calls `FrameHook.take` with every image; the `Sender`'s puts
+frames on the wire.
+
+Invariants
+- The hook never raises and never blocks, because either would hang the acquisition; what goes wrong in it
+  is kept and told after the run. It returns None, so that no image stays in pycromanager's storage.
+- At most two sweeps of events wait in the engine. So an endless run takes no memory, and stopping has
+  little to cancel. The pace is kept here and not by the events' `min_start_time`, on which the engine
+  cannot be interrupted.
+- Whatever ends the run, the acquisition is told so and given a few seconds; one that does not come back is
+  left behind and reported, never waited for without end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.drivers.mm_core import open_core, prepare
+from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, frame_key
+from microdiffusion.drivers.specimen import Specimen
+from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.sender import Sender, SenderStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import Config
+    from microdiffusion.run_header import RunHeader
+    from microdiffusion.sweep import FrameInfo
+
+TICK_S = 0.05
+GRACE_S = 1.5
+"""How long sweeps that have begun may still take after a stop."""
+CLOSE_S = 8.0
+"""How long a finished acquisition may take to shut down."""
+SILENCE_S = 30.0
+"""Without an image for this long (and ten exposures) the microscope counts as stuck."""
+
+
+class FrameHook:
+    """What pycromanager calls with every image.
+
+    Parameters
+    ----------
+    sender : Sender
+        Where frames go.
+    header : RunHeader
+        Geometry and camera of the run.
+    specimens : one per position, or empty
+        Whose projections replace the camera's pixels; empty lets these through.
+    seed : int
+        Seed of the specimen's noise; each frame draws from a generator of its own.
+    """
+
+    def __init__(
+        self, sender: Sender, header: RunHeader, specimens: list[Specimen], *, seed: int = 0
+    ) -> None:
+        self._sender = sender
+        self._header = header
+        self._profile = header.profile
+        self._specimens = specimens
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._expected: dict[Key, FrameInfo] = {}
+        self._first_failure: Exception | None = None
+        self.failures = 0
+        self.taken = 0
+        self.progress = threading.Event()
+        self._began_s = time.monotonic()
+
+    def expect(self, sweep: PlannedSweep) -> None:
+        """Announce the frames of a sweep, before its events are handed over."""
+        with self._lock:
+            self._expected.update((frame_key(shot.event["axes"]), shot.info) for shot in sweep.shots)
+
+    @property
+    def outstanding(self) -> int:
+        """Frames that were announced and have not come."""
+        with self._lock:
+            return len(self._expected)
+
+    def take(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
+        """Send one image on. Never raises; returns None, so that pycromanager keeps nothing."""
+        try:
+            self._take(image, metadata)
+        except Exception as error:
+            self.failures += 1
+            if self._first_failure is None:
+                self._first_failure = error
+        finally:
+            self.taken += 1
+            self.progress.set()
+
+    def raise_if_failed(self) -> None:
+        """Raise what went wrong with frames, if anything did."""
+        error = self._first_failure
+        if error is not None:
+            raise AcquisitionError(
+                f"{self.failures} of {self.taken} frames could not be passed on, the first because of "
+                f"{type(error).__name__}: {error}."
+            ) from error
+
+    def _take(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
+        axes = metadata["Axes"]
+        with self._lock:
+            planned = self._expected.pop(frame_key(axes), None)
+        if planned is None:
+            raise AcquisitionError(f"an image came that nobody asked for, axes {axes}")
+        elapsed_ms = metadata.get("ElapsedTime-ms")
+        time_s = time.monotonic() - self._began_s if elapsed_ms is None else float(elapsed_ms) / 1000.0
+        info = replace(
+            planned,
+            z_um=float(metadata.get("ZPosition_um_Intended", planned.z_um)),
+            exposure_ms=float(metadata.get("Exposure", planned.exposure_ms)),
+            camera_time_s=time_s,
+        )
+        self._sender.put(info, self._pixels(image, info))
+
+    def _pixels(self, image: NDArray[Any], info: FrameInfo) -> NDArray[np.uint16]:
+        if self._specimens:
+            rng = np.random.default_rng([self._seed, 103, info.seq])
+            specimen = self._specimens[info.position]
+            return specimen.projection(info.z_um, self._profile, info.camera_time_s, rng, self._header.camera)
+        if image.shape != self._header.shape[1:]:
+            raise AcquisitionError(
+                f"the camera's image changed from {self._header.shape[1:]} to {image.shape} pixels"
+            )
+        return image.astype(np.uint16, copy=False)
+
+
+def acquire(
+    config: Config, address: str, *, stop: threading.Event, note: Callable[[str], None] = lambda _: None
+) -> SenderStats:
+    """Run the acquisition that `config` describes and send its frames to `address`.
+
+    Returns when the last sweep is taken or, at most a few seconds after, `stop` is set. One call per
+    process with the Python backend: pycromanager keeps the first core for ever.
+
+    Parameters
+    ----------
+    stop : Event
+        Ends the run early; the frames that were taken are still delivered.
+    note : callable
+        Is told, in one line each, what a user may want to know.
+
+    Raises
+    ------
+    UserError
+        The plan does not fit the volume, or a file is missing.
+    AcquisitionError
+        The microscope could not start or broke off, frames were lost in the hook, or the daemon refused.
+    """
+    plan = Plan(config)
+    core = open_core(config.acquisition)
+    header = prepare(core, config, plan)
+    specimens = _specimens(config, header) if config.acquisition.specimen else []
+    note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of {header.voxel_size_um[1]:g} µm")
+    sender = Sender(address, header, buffer_bytes=int(config.wire.send_buffer_mb * 1e6))
+    hook = FrameHook(sender, header, specimens, seed=config.specimen.seed)
+    sender.start()
+    reason = "failed"
+    focus_um = float(core.get_position(core.get_focus_device()))
+    try:
+        reason = _run(config, plan, hook, sender, stop)
+    finally:
+        _put_back(core, focus_um, note)
+        stats = sender.finish(reason=reason)
+    hook.raise_if_failed()
+    sender.raise_if_failed()
+    return stats
+
+
+def _specimens(config: Config, header: RunHeader) -> list[Specimen]:
+    """Return a specimen for each position: other tissue everywhere, the same in all channels."""
+    return [
+        Specimen.of_run(config.specimen, header, position=position)
+        for position in range(len(header.positions))
+    ]
+
+
+def _put_back(core: Any, focus_um: float, note: Callable[[str], None]) -> None:
+    try:
+        core.set_position(core.get_focus_device(), focus_um)
+    except Exception as error:
+        note(f"The focus stage could not be moved back to {focus_um:g} µm: {error}")
+
+
+def _run(config: Config, plan: Plan, hook: FrameHook, sender: Sender, stop: threading.Event) -> str:
+    """Feed the acquisition to its end and return why it ended: "finished" or "stopped"."""
+    from pycromanager import Acquisition
+
+    over = threading.Event()
+
+    def listen(notification: Any) -> None:
+        # An exception here would kill pycromanager's dispatcher and hang the run, so: nothing that can raise.
+        if notification is not None and getattr(notification, "milestone", None) == "acq_events_finished":
+            over.set()
+
+    acquisition = Acquisition(
+        name=config.name,
+        image_process_fn=hook.take,
+        notification_callback_fn=listen,
+        show_display=False,
+        port=config.acquisition.port,
+    )
+    feeder = _Feeder(config, hook, sender, stop, over)
+    complete = False
+    try:
+        complete = feeder.feed(acquisition, plan)
+    finally:
+        _close(acquisition, abort=not complete)
+    if not complete and not stop.is_set():
+        raise AcquisitionError(
+            "The acquisition was ended from Micro-Manager's side before all its sweeps were taken."
+        )
+    return "finished" if complete else "stopped"
+
+
+class _Feeder:
+    """Hands sweeps to the acquisition as it gets through them."""
+
+    def __init__(
+        self, config: Config, hook: FrameHook, sender: Sender, stop: threading.Event, over: threading.Event
+    ) -> None:
+        self._hook, self._sender, self._stop, self._over = hook, sender, stop, over
+        self._patience_s = SILENCE_S + 10 * config.acquisition.exposure_ms / 1000.0
+
+    def feed(self, acquisition: Any, plan: Plan) -> bool:
+        """Take all sweeps; True when every frame has come, False where the run was stopped or ended."""
+        complete = self._hand_over(acquisition, plan) and self._wait(lambda: self._hook.outstanding == 0)
+        if not complete:
+            self._let_finish()
+        return complete
+
+    def _hand_over(self, acquisition: Any, plan: Plan) -> bool:
+        began_s = time.monotonic()
+        for sweep in plan.sweeps():
+            # The engine works on one sweep while the next already waits.
+            if not self._wait(partial(self._has_room_for, sweep)):
+                return False
+            if not self._wait(partial(_is_past, began_s + sweep.start_s), idle=True):
+                return False
+            self._hook.expect(sweep)
+            acquisition.acquire([shot.event for shot in sweep.shots])
+        return True
+
+    def _has_room_for(self, sweep: PlannedSweep) -> bool:
+        return self._hook.outstanding <= len(sweep.shots)
+
+    def _wait(self, is_met: Callable[[], bool], *, idle: bool = False) -> bool:
+        """Wait until `is_met`; False where the run was stopped or ended before.
+
+        With `idle` nothing needs to happen meanwhile; otherwise images must keep coming.
+        """
+        last_s = time.monotonic()
+        while not is_met():
+            self._sender.raise_if_failed()
+            if self._stop.is_set() or self._over.is_set():
+                return False
+            if self._hook.progress.wait(TICK_S):
+                self._hook.progress.clear()
+                last_s = time.monotonic()
+            elif not idle and time.monotonic() - last_s > self._patience_s:
+                raise AcquisitionError(
+                    f"No image has come for {self._patience_s:.0f} s: the camera or a stage has stopped "
+                    "answering; check them in Micro-Manager."
+                )
+        return not self._stop.is_set()
+
+    def _let_finish(self) -> None:
+        deadline_s = time.monotonic() + GRACE_S
+        while self._hook.outstanding and not self._over.is_set() and time.monotonic() < deadline_s:
+            self._hook.progress.wait(TICK_S)
+            self._hook.progress.clear()
+
+
+def _is_past(moment_s: float) -> bool:
+    return time.monotonic() >= moment_s
+
+
+def _close(acquisition: Any, *, abort: bool) -> None:
+    """End the acquisition, and wait for it as long as is reasonable.
+
+    Raises
+    ------
+    AcquisitionError
+        It broke off with an error of its own, or does not end.
+    """
+    failure: list[BaseException] = []
+
+    def shut_down() -> None:
+        try:
+            if abort:
+                acquisition.abort()
+            acquisition.mark_finished()
+            acquisition.await_completion()
+        except BaseException as error:
+            failure.append(error)
+
+    closer = threading.Thread(target=shut_down, name="mdd-acquisition-close", daemon=True)
+    closer.start()
+    closer.join(CLOSE_S)
+    if closer.is_alive():
+        raise AcquisitionError(f"The acquisition did not end within {CLOSE_S:.0f} s of being told to.")
+    if failure and not isinstance(failure[0], MddError):
+        text = str(failure[0]).strip() or type(failure[0]).__name__
+        raise AcquisitionError(f"The acquisition broke off: {text}.") from failure[0]
