@@ -1,0 +1,307 @@
+"""Recorded projections, or a volume projected on the way, sent over the wire like a camera's frames.
+
+`open_source` reads a projection file or a plain volume file, `replay` sends it. Everything runs in the
+caller's thread, except for the `Sender`'s own. Frames are read one at a time (of a volume: one sweep), so
+memory is bounded by the send buffer and one sweep. With a rate, a replay behaves like a camera: it does
+not wait, and what the buffer has no room for is dropped and counted. Without one it goes as fast as the
+daemon acknowledges, and drops nothing.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import h5py
+
+from microdiffusion.config import SweepConfig
+from microdiffusion.drivers.plan import load_profile
+from microdiffusion.drivers.simulate import plan_positions, project_volume
+from microdiffusion.drivers.volume_file import VolumeFile, open_volume
+from microdiffusion.errors import AcquisitionError, AddressError, ConfigError
+from microdiffusion.faults import Faults
+from microdiffusion.projection_file import ProjectionFile, open_projections
+from microdiffusion.run_header import RunHeader
+from microdiffusion.sender import Sender, SenderStats
+from microdiffusion.sweep import FrameInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CONNECT_TIMEOUT_S = 10.0
+STANDSTILL_S = 60.0
+"""How long the daemon may go without taking a frame, at the end, before the replay gives up."""
+HURRIED_S = 3.0
+"""How long a replay that was stopped or broke off tries to say so."""
+POLL_S = 0.1
+
+
+class ReplaySource(ABC):
+    """A file whose frames can be sent; a context manager.
+
+    Attributes
+    ----------
+    header : RunHeader
+        Describes the run; its `run_id` is new for each source.
+    """
+
+    header: RunHeader
+
+    @abstractmethod
+    def frames(self) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
+        """Yield all frames in the order of recording: place and pixels (Y, X)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ProjectionSource(ReplaySource):
+    """The frames of a projection file, as they are."""
+
+    def __init__(self, projections: ProjectionFile) -> None:
+        self.header = projections.header
+        self._projections = projections
+
+    def frames(self) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
+        """Yield the frames sweep by sweep, uint16 or float32."""
+        for sweep in range(len(self._projections)):
+            yield from self._projections.frames(sweep)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._projections.close()
+
+
+class VolumeSource(ReplaySource):
+    """The exact projections of a volume file, one sweep for each of its time points.
+
+    Parameters
+    ----------
+    volumes : VolumeFile
+        Voxels of 1 µm where the file does not say.
+    sweep : SweepConfig
+        Slabs: length, step, offset and hold-out (with `hold_out_every` above 0, one in every sweep).
+
+    Raises
+    ------
+    GeometryError, MissingFileError, InputFileError
+        Not even one slab fits into the volume; the measured axial profile cannot be read.
+    """
+
+    def __init__(self, volumes: VolumeFile, sweep: SweepConfig) -> None:
+        sweeps, shape_z, height, width = volumes.shape
+        voxel_size_um = volumes.voxel_size_um or (1.0, 1.0, 1.0)
+        self._volumes = volumes
+        self._profile = load_profile(sweep)
+        self._hold_out = sweep.hold_out_every > 0
+        self._z_um = plan_positions(
+            sweeps,
+            length_um=sweep.length_um,
+            step_um=sweep.resolved_step_um,
+            z0_um=0.0,
+            voxel_z_um=voxel_size_um[0],
+            shape_z=shape_z,
+            alternate=sweep.alternate_offset,
+            hold_out=self._hold_out,
+        )
+        self.header = RunHeader(
+            run_id=uuid.uuid4().hex,
+            name=volumes.path.stem[:200],
+            shape=(shape_z, height, width),
+            voxel_size_um=voxel_size_um,
+            z0_um=0.0,
+            profile_weights=tuple(self._profile.weights.tolist()),
+            profile_spacing_um=self._profile.spacing_um,
+            dtype="float32",
+            sweeps=sweeps,
+            frames_per_sweep=max(len(z_um) for z_um in self._z_um),
+            source=f"projected from volume file {volumes.path.name}"[:2000],
+        )
+
+    def frames(self) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
+        """Yield the projections sweep by sweep, float32, in the units of the volume."""
+        seq = 0
+        for sweep, z_um in enumerate(self._z_um):
+            projections = project_volume(
+                self._volumes.volume(sweep), z_um, self._profile, voxel_z_um=self.header.voxel_size_um[0]
+            )
+            for index, pixels in enumerate(projections):
+                yield (
+                    FrameInfo(
+                        seq=seq,
+                        sweep=sweep,
+                        index=index,
+                        count=z_um.size,
+                        z_um=float(z_um[index]),
+                        held_out=self._hold_out and index == z_um.size - 1,
+                        camera_time_s=float(sweep),
+                    ),
+                    pixels,
+                )
+                seq += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._volumes.close()
+
+
+def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> ReplaySource:
+    """Open a projection file, or else a volume file (HDF5 dataset `volume`, or TIFF).
+
+    Parameters
+    ----------
+    sweep
+        How a volume is projected; None: the defaults. A projection file has its own plan.
+
+    Raises
+    ------
+    MissingFileError, InputFileError, GeometryError
+        There is no such file, it is neither, or the slabs do not fit into the volume.
+    """
+    path = Path(path)
+    if not _is_volume(path):
+        return ProjectionSource(open_projections(path))
+    volumes = open_volume(path)
+    try:
+        return VolumeSource(volumes, sweep or SweepConfig())
+    except BaseException:
+        volumes.close()
+        raise
+
+
+def _is_volume(path: Path) -> bool:
+    """Whether to read `path` as a volume; what is neither is left to `open_projections` to refuse."""
+    if path.suffix.lower() in {".tif", ".tiff"}:
+        return True
+    try:
+        with h5py.File(path, "r") as file:
+            return "volume" in file and "projections" not in file
+    except OSError:
+        return False
+
+
+def replay(
+    source: ReplaySource,
+    address: str,
+    *,
+    rate_hz: float | None = None,
+    faults: Faults | None = None,
+    buffer_bytes: int = 256_000_000,
+    stop: Callable[[], bool] = lambda: False,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+) -> SenderStats:
+    """Send all frames of `source` to the daemon at `address`, and return what became of them.
+
+    Parameters
+    ----------
+    rate_hz
+        Frames per second; None: as fast as the daemon acknowledges.
+    faults
+        What goes wrong on purpose.
+    buffer_bytes
+        Most that waits for the daemon.
+    stop
+        Asked between frames; True ends the run early, in good order.
+    connect_timeout_s
+        How long to wait for the daemon before the first frame.
+
+    Raises
+    ------
+    ConfigError
+        The rate is not positive, or the buffer does not hold one frame.
+    AddressError
+        The address is malformed, or nobody answers there.
+    AcquisitionError
+        The daemon refused the run, or stopped answering.
+    """
+    if rate_hz is not None and not 0 < rate_hz < float("inf"):
+        raise ConfigError(f"The rate is a positive number of frames per second, not {rate_hz:g}: correct it.")
+    sender = Sender(address, source.header, buffer_bytes=buffer_bytes, faults=faults)
+    sender.start()
+    reason, patience_s = "broken off", 0.0
+    try:
+        _await_daemon(sender, address, stop, connect_timeout_s)
+        patience_s = HURRIED_S
+        for info, pixels in _paced(source.frames(), rate_hz, stop):
+            if rate_hz is None and not _room(sender, stop):
+                break
+            sender.put(info, pixels)
+            sender.raise_if_failed()
+        if _drain(sender, stop):
+            reason, patience_s = "finished", STANDSTILL_S
+        elif stop():
+            reason = "stopped"
+    except Exception as error:
+        reason = f"broken off: {error}"
+        raise
+    finally:
+        stats = sender.finish(reason=reason, timeout_s=patience_s)
+    sender.raise_if_failed()
+    if not stats.ended and not stop():
+        raise AcquisitionError(
+            f"The daemon at {address} stopped answering, {stats.waiting + stats.on_the_way} of {stats.put} "
+            "frames are not confirmed: look at its last messages and start the replay again."
+        )
+    return stats
+
+
+def _await_daemon(sender: Sender, address: str, stop: Callable[[], bool], timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not sender.stats.connected and not stop():
+        sender.raise_if_failed()
+        if time.monotonic() > deadline_s:
+            raise AddressError(
+                f"Nobody answered at {address} within {timeout_s:g} s: start `mdd serve` there first, "
+                "or let the replay start one with --serve."
+            )
+        time.sleep(0.01)
+
+
+def _room(sender: Sender, stop: Callable[[], bool]) -> bool:
+    """Wait for room in the send buffer; False where the replay is to stop."""
+    while not sender.wait_for_room(POLL_S):
+        sender.raise_if_failed()
+        if stop():
+            return False
+    return True
+
+
+def _paced(
+    frames: Iterator[tuple[FrameInfo, NDArray[Any]]], rate_hz: float | None, stop: Callable[[], bool]
+) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
+    """Pass frames on at a rate; a frame that is late does not delay the later ones."""
+    start_s = time.monotonic()
+    for count, frame in enumerate(frames):
+        due_s = start_s if rate_hz is None else start_s + count / rate_hz
+        while not stop() and (left_s := due_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, POLL_S))
+        if stop():
+            return
+        yield frame
+
+
+def _drain(sender: Sender, stop: Callable[[], bool]) -> bool:
+    """Wait until the daemon has everything; False where it took nothing for too long, or on `stop`."""
+    left, since_s = -1, time.monotonic()
+    while (now_left := sender.stats.buffered_bytes) and not stop():
+        sender.raise_if_failed()
+        if now_left != left:
+            left, since_s = now_left, time.monotonic()
+        elif time.monotonic() - since_s > STANDSTILL_S:
+            return False
+        time.sleep(0.005)
+    return not stop()
