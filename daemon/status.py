@@ -1,4 +1,4 @@
-"""What the daemon says about itself: the snapshot, the board that gathers it, and its way over ZeroMQ.
+"""What the daemon says about itself: the board that gathers it, and its way over ZeroMQ.
 
 Whoever knows a number writes it on the `StatusBoard`, from any thread; the main thread takes a
 `StatusSnapshot` a few times a second, draws it and publishes it. A snapshot is whole (nothing has to be
@@ -20,10 +20,24 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import zmq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from microdiffusion.daemon.machine import disk_free_bytes, resident_mb
-from microdiffusion.daemon.preview import Preview
+from microdiffusion.daemon.snapshot import (
+    HEADLINE,
+    EngineStatus,
+    FrameCounts,
+    Latency,
+    Note,
+    Outcome,
+    Quality,
+    QueueDepth,
+    RunStatus,
+    State,
+    StatusSnapshot,
+    SweepProgress,
+    VolumeCounts,
+)
 from microdiffusion.errors import AddressError, UserError
 
 if TYPE_CHECKING:
@@ -31,127 +45,26 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-TOPIC = b"status"
-HEADLINE = "sweep_to_disk"
-"""The latency that counts: from a sweep's last frame to its volume being readable on disk."""
+    from microdiffusion.daemon.preview import Preview
 
-State = Literal["starting", "waiting", "running", "closing", "closed", "failed"]
-Outcome = Literal["written", "lost", "skipped", "failed"]
+__all__ = [
+    "HEADLINE",
+    "EngineStatus",
+    "FrameCounts",
+    "Outcome",
+    "RunStatus",
+    "State",
+    "StatusBoard",
+    "StatusPublisher",
+    "StatusSnapshot",
+    "subscribe",
+]
+
+TOPIC = b"status"
 
 RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 256
 NOTES_KEPT = 8
-
-
-class Part(BaseModel):
-    """Base of the snapshot and its parts: frozen; unknown fields, of a newer daemon, are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class RunStatus(Part):
-    """Which run this is; `sweeps` is the number planned, None where the end is open."""
-
-    name: str = ""
-    id: str = ""
-    file: str = ""
-    source: str = ""
-    sweeps: int | None = None
-    shape: tuple[int, int, int] | None = None
-    voxel_size_um: tuple[float, float, float] | None = None
-
-
-class EngineStatus(Part):
-    """What reconstructs, where, and why there."""
-
-    device: str = ""
-    device_reason: str = ""
-    weights: str = ""
-    method: str = ""
-    steps: int = 0
-    guidance: float = 0.0
-
-
-class FrameCounts(Part):
-    """The ledger of frames. `announced` is the sender's own count, known when the run ends."""
-
-    received: int = 0
-    announced: int | None = None
-    missing: int = 0
-    duplicate: int = 0
-    refused: int = 0
-    dropped_by_sender: int = 0
-
-
-class SweepProgress(Part):
-    """The sweep that is being received: its number, and how many of its `count` frames are there."""
-
-    number: int = 0
-    received: int = 0
-    count: int = 0
-
-
-class QueueDepth(Part):
-    """What waits, in bytes; `limit` 0 where there is none."""
-
-    bytes: int = 0
-    limit: int = 0
-
-
-class Latency(Part):
-    """Median and 95th percentile of the last measurements, seconds."""
-
-    p50: float
-    p95: float
-
-
-class VolumeCounts(Part):
-    """What became of the sweeps."""
-
-    written: int = 0
-    lost: int = 0
-    skipped: int = 0
-    failed: int = 0
-
-
-class Quality(Part):
-    """The last volume: which answer was served and how well it explains the frames, in units of the noise."""
-
-    served: str = ""
-    residual: float | None = None
-    held_out_error: float | None = None
-    held_out_sweep: int | None = None
-    candidates: dict[str, float] = {}
-
-
-class Note(Part):
-    """Something that the user should know, with its time (seconds since the daemon's start)."""
-
-    elapsed_s: float
-    level: Literal["info", "warning", "error"] = "info"
-    text: str
-
-
-class StatusSnapshot(Part):
-    """Everything that the dashboard shows, at one moment."""
-
-    mdd: int = 1
-    state: State = "starting"
-    started_utc: str = ""
-    elapsed_s: float = 0.0
-    run: RunStatus = RunStatus()
-    engine: EngineStatus = EngineStatus()
-    frames: FrameCounts = FrameCounts()
-    frame_rate_hz: float = 0.0
-    sweep: SweepProgress = SweepProgress()
-    queues: dict[str, QueueDepth] = {}
-    latencies: dict[str, Latency] = {}
-    volumes: VolumeCounts = VolumeCounts()
-    quality: Quality = Quality()
-    memory_mb: dict[str, float] = {}
-    disk_free_bytes: int | None = None
-    notes: tuple[Note, ...] = ()
-    preview: Preview | None = None
 
 
 class StatusBoard:

@@ -1,0 +1,139 @@
+"""The `mdd` command: finds the subcommand, imports it alone, and turns every error into one sentence.
+
+`mdd --help` must be quick, so this module imports nothing heavy, and a subcommand's module only when it
+is called. Exit codes: 0 well, 2 the user's input, 3 failure while running, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from microdiffusion import __version__
+from microdiffusion.errors import MddError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GROUPS: dict[str, dict[str, str]] = {
+    "At the microscope": {
+        "serve": "acquire, reconstruct and record until stopped; --demo needs no microscope",
+        "top": "watch a running daemon",
+    },
+    "With files": {
+        "replay": "send a recorded file over the wire, as the microscope would",
+        "reconstruct": "reconstruct a projection file, without a daemon",
+        "simulate": "make a projection file from a volume",
+        "info": "say what a run file holds",
+    },
+    "Setting up": {
+        "config": "check, show or explain a configuration",
+        "train": "train the denoiser",
+    },
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 after one line on stderr."""
+        complain(f"{self.prog}: {message} (see {self.prog} --help)")
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mdd` with `argv` (None: the process's own arguments) and return its exit code."""
+    _never_fail_to_print()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except MddError as error:
+        complain(f"mdd: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain("mdd: interrupted")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:
+        complain(
+            f"mdd: this should not have happened ({type(error).__name__}: {error}): "
+            f"please report it with the file {_write_traceback(arguments)}."
+        )
+        return 3
+
+
+def say(text: str = "") -> None:
+    """Print to stdout; whoever stops reading (`mdd ... | head`) ends the command quietly."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more at exit, and must not stumble over the same pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def complain(text: str) -> None:
+    """Print to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        say(_help())
+        return 0
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        say(f"mdd {__version__}")
+        return 0
+    known = [command for group in GROUPS.values() for command in group]
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        complain(f"mdd: there is no command {name}{hint}; see mdd --help")
+        return 2
+    module = import_module(f"microdiffusion.daemon.commands.{name}")
+    parser = Parser(
+        prog=f"mdd {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(rest)))
+
+
+def _help() -> str:
+    lines = ["usage: mdd COMMAND [options]", ""]
+    lines += ["Live depth-resolved volumes from Bessel-beam projections, beside Micro-Manager."]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<12} {text}" for name, text in commands.items()]
+    lines += ["", "mdd COMMAND --help explains a command; start with: mdd serve --demo"]
+    return "\n".join(lines)
+
+
+def _write_traceback(arguments: list[str]) -> Path:
+    """Write the current exception's traceback to a file of the temporary folder and return its path."""
+    file = Path(tempfile.gettempdir()) / f"mdd-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    header = f"mdd {__version__}, Python {sys.version}, {sys.platform}\nmdd {' '.join(arguments)}\n\n"
+    file.write_text(header + traceback.format_exc(), encoding="utf-8")
+    return file
+
+
+def _never_fail_to_print() -> None:
+    """Replace what the terminal's encoding lacks (µ, ▀) rather than fail in the middle of a run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Say what a run file holds; the run may still be going on.
+
+mdd info runs/demo.h5
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.cli import say
+from microdiffusion.daemon.commands import options
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterator
+
+    from microdiffusion.reader import Run
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", type=options.file, metavar="RUN")
+
+
+def run(args: Namespace) -> int:
+    """Open the run and describe it."""
+    from microdiffusion.reader import open_run
+
+    with open_run(args.file) as opened:
+        say(f"{args.file}: {'closed' if opened.closed else 'still running, or cut off'}")
+        for name, text in _facts(opened):
+            say(f"  {name:<12} {text}")
+    return 0
+
+
+def _facts(opened: Run) -> Iterator[tuple[str, str]]:
+    import numpy as np
+
+    from microdiffusion.run_file import SERVED, Status
+
+    header, ledger = opened.header, opened.ledger
+    yield "run", f"{header.name} {header.run_id}" + (f", {header.source}" if header.source else "")
+    axes = " x ".join(str(length) for length in opened.volume.shape)
+    voxel = " x ".join(f"{edge:g}" for edge in opened.voxel_size_um)
+    yield "volume", f"{axes} {opened.volume.dtype}, voxel {voxel} µm"
+    status = opened.status
+    counts = ", ".join(f"{np.count_nonzero(status == code)} {code.name.lower()}" for code in Status if code)
+    yield "time points", f"{counts}, room for {np.count_nonzero(status == Status.EMPTY)} more"
+    known = {
+        name: getattr(ledger, name) for name in ("announced", "received", "missing", "duplicates", "refused")
+    }
+    yield "frames", ", ".join(f"{number} {name}" for name, number in known.items() if number >= 0)
+
+    written = status == Status.WRITTEN
+    for label, dataset, unit in (("latency", "latency_s", " s"), ("held-out", "held_out_error", " x noise")):
+        values = opened.values(dataset)[written]
+        values = values[np.isfinite(values)]
+        if values.size:
+            p50, p95 = np.percentile(values, (50, 95))
+            yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}"
+    codes, numbers = np.unique(opened.values("served")[written], return_counts=True)
+    if codes.size:
+        yield "served", ", ".join(f"{SERVED[code]} {n}" for code, n in zip(codes, numbers, strict=True))
+    for name in ("device", "weights"):
+        if name in opened.provenance:
+            yield name, opened.provenance[name]

@@ -1,0 +1,128 @@
+"""Send a recorded file over the wire, as the microscope would.
+
+  mdd replay projections.h5                      to the daemon on this machine, as fast as it takes them
+  mdd replay volume.h5 --rate 20 --serve         20 frames/s, to a daemon of its own that ends with it
+  mdd replay projections.h5 --drop 0.01 --duplicate 0.01 --reorder 0.05 --seed 3      over a bad line
+
+FILE is a projection file, or a volume (HDF5 dataset `volume`, or TIFF) that is projected on the way; its
+slabs are those of [sweep]. Faults are shares of the frames; frames that are corrupted are sent again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.cli import say
+from microdiffusion.daemon.commands import options
+from microdiffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
+
+    from microdiffusion.config import Config
+    from microdiffusion.drivers.replay import ReplaySource
+    from microdiffusion.faults import Faults
+    from microdiffusion.sender import SenderStats
+
+OWN_DAEMON = {
+    "acquisition.driver": "none",
+    "wire.data": "tcp://127.0.0.1:*",
+    "wire.status": "tcp://127.0.0.1:*",
+}
+"""A daemon of its own must not be in the way of another one."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", type=options.file, metavar="FILE")
+    parser.add_argument(
+        "--rate", type=options.positive, metavar="HZ", help="frames per second; left out: as taken"
+    )
+    parser.add_argument("--address", metavar="tcp://HOST:PORT", help="the daemon's wire.data")
+    parser.add_argument(
+        "--serve", action="store_true", help="start a daemon for this replay, and end it after"
+    )
+    parser.add_argument(
+        "--output", type=options.folder, metavar="DIR", help="folder of its run files (--serve)"
+    )
+    parser.add_argument("--headless", action="store_true", help="log, even in a terminal (--serve)")
+    options.add_config_options(parser)
+    faults = parser.add_argument_group("a bad line")
+    for name in ("drop", "duplicate", "reorder", "corrupt"):
+        faults.add_argument(f"--{name}", type=options.share, default=0.0, metavar="P")
+    faults.add_argument(
+        "--stall", type=options.not_negative, default=0.0, metavar="S", help="stand still once, s"
+    )
+    faults.add_argument("--seed", type=options.seed, default=0, metavar="N")
+
+
+def run(args: Namespace) -> int:
+    """Open the file and send it."""
+    if args.serve and args.address is not None:
+        raise UserError("Give --serve (a daemon of its own) or --address (one that runs), not both.")
+    given = {"recorder.output": args.output, "wire.data": args.address}
+    config = options.config_from(args, {**given, **OWN_DAEMON} if args.serve else given)
+    faults = _faults(args)
+
+    from microdiffusion.drivers.replay import open_source
+
+    with open_source(args.file, sweep=config.sweep) as source:
+        if args.serve:
+            return _serve(source, config, faults, args)
+        _report(_send(source, config, faults, args.rate, config.wire.data))
+    return 0
+
+
+def _serve(source: ReplaySource, config: Config, faults: Faults, args: Namespace) -> int:
+    from microdiffusion.daemon.serve import serve
+
+    def feed(address: str, stop: Callable[[], bool]) -> None:
+        _send(source, config, faults, args.rate, address, stop)
+
+    return serve(config, dashboard=options.wants_dashboard(args), feed=feed)
+
+
+def _send(
+    source: ReplaySource,
+    config: Config,
+    faults: Faults,
+    rate_hz: float | None,
+    address: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> SenderStats:
+    from microdiffusion.drivers.replay import replay
+
+    buffer_bytes = int(config.wire.send_buffer_mb * 1e6)
+    return replay(source, address, rate_hz=rate_hz, faults=faults, buffer_bytes=buffer_bytes, stop=stop)
+
+
+def _report(stats: SenderStats) -> None:
+    text = f"{stats.put} frames, {stats.acknowledged} acknowledged"
+    for words, number in (
+        ("dropped", stats.dropped),
+        ("refused", stats.refused),
+        ("lost on purpose", stats.lost),
+    ):
+        if number:
+            text += f", {number} {words}"
+    say(text)
+
+
+def _faults(args: Namespace) -> Faults:
+    from pydantic import ValidationError
+
+    from microdiffusion.faults import Faults
+
+    try:
+        return Faults(
+            drop=args.drop,
+            duplicate=args.duplicate,
+            reorder=args.reorder,
+            corrupt=args.corrupt,
+            stall_s=args.stall,
+            seed=args.seed,
+        )
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"These faults are impossible: {reason}.") from None

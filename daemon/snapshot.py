@@ -1,0 +1,130 @@
+"""The models of the daemon's status: everything that the dashboard shows, at one moment.
+
+A snapshot is whole, nothing has to be remembered from an earlier one. Frozen; travels as JSON, so numbers
+that do not exist are None, never NaN. The names are the interface of whoever listens to the status.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from microdiffusion.daemon.preview import Preview
+
+HEADLINE = "sweep_to_disk"
+"""The latency that counts: from a sweep's last frame to its volume being readable on disk."""
+
+State = Literal["starting", "waiting", "running", "closing", "closed", "failed"]
+Outcome = Literal["written", "lost", "skipped", "failed"]
+
+
+class Part(BaseModel):
+    """Base of the snapshot and its parts: frozen; unknown fields, of a newer daemon, are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RunStatus(Part):
+    """Which run this is; `sweeps` is the number planned, None where the end is open."""
+
+    name: str = ""
+    id: str = ""
+    file: str = ""
+    source: str = ""
+    sweeps: int | None = None
+    shape: tuple[int, int, int] | None = None
+    voxel_size_um: tuple[float, float, float] | None = None
+
+
+class EngineStatus(Part):
+    """What reconstructs, where, and why there."""
+
+    device: str = ""
+    device_reason: str = ""
+    weights: str = ""
+    method: str = ""
+    steps: int = 0
+    guidance: float = 0.0
+
+
+class FrameCounts(Part):
+    """The ledger of frames. `announced` is the sender's own count, known when the run ends."""
+
+    received: int = 0
+    announced: int | None = None
+    missing: int = 0
+    duplicate: int = 0
+    refused: int = 0
+    dropped_by_sender: int = 0
+
+
+class SweepProgress(Part):
+    """The sweep that is being received: its number, and how many of its `count` frames are there."""
+
+    number: int = 0
+    received: int = 0
+    count: int = 0
+
+
+class QueueDepth(Part):
+    """What waits, in bytes; `limit` 0 where there is none."""
+
+    bytes: int = 0
+    limit: int = 0
+
+
+class Latency(Part):
+    """Median and 95th percentile of the last measurements, seconds."""
+
+    p50: float
+    p95: float
+
+
+class VolumeCounts(Part):
+    """What became of the sweeps."""
+
+    written: int = 0
+    lost: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+class Quality(Part):
+    """The last volume: which answer was served and how well it explains the frames, in units of the noise."""
+
+    served: str = ""
+    residual: float | None = None
+    held_out_error: float | None = None
+    held_out_sweep: int | None = None
+    candidates: dict[str, float] = {}
+
+
+class Note(Part):
+    """Something that the user should know, with its time (seconds since the daemon's start)."""
+
+    elapsed_s: float
+    level: Literal["info", "warning", "error"] = "info"
+    text: str
+
+
+class StatusSnapshot(Part):
+    """Everything that the dashboard shows, at one moment."""
+
+    mdd: int = 1
+    state: State = "starting"
+    started_utc: str = ""
+    elapsed_s: float = 0.0
+    run: RunStatus = RunStatus()
+    engine: EngineStatus = EngineStatus()
+    frames: FrameCounts = FrameCounts()
+    frame_rate_hz: float = 0.0
+    sweep: SweepProgress = SweepProgress()
+    queues: dict[str, QueueDepth] = {}
+    latencies: dict[str, Latency] = {}
+    volumes: VolumeCounts = VolumeCounts()
+    quality: Quality = Quality()
+    memory_mb: dict[str, float] = {}
+    disk_free_bytes: int | None = None
+    notes: tuple[Note, ...] = ()
+    preview: Preview | None = None

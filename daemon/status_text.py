@@ -1,0 +1,159 @@
+"""A status snapshot in words: figures with their units, the plain page, and the line of the log.
+
+Pure functions; what a screen of them looks like is `view`'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from microdiffusion.daemon.snapshot import HEADLINE
+
+if TYPE_CHECKING:
+    from microdiffusion.daemon.snapshot import Latency, StatusSnapshot
+
+Level = Literal["info", "warning", "error"]
+
+LITTLE_DISK = 2_000_000_000
+"""Free bytes below which the disk is shown as an error."""
+
+Tile = tuple[str, str, str, Level]
+"""Label, headline, what stands below it, and how grave that is."""
+
+
+def page(snapshot: StatusSnapshot) -> str:
+    """Return everything but the preview as plain text, a topic a line."""
+    run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
+    rows = [
+        ("state", f"{snapshot.state}, {duration(snapshot.elapsed_s)}"),
+        ("run", f"{run.name} {run.id}".strip()),
+        ("source", run.source),
+        ("file", run.file),
+        ("engine", f"{engine.method}, {engine.steps} steps, guidance {engine.guidance:g}, {engine.weights}"),
+        ("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
+        (
+            "sweep",
+            f"{sweep.number}{f'/{run.sweeps}' if run.sweeps else ''}, {sweep.received}/{sweep.count} frames",
+        ),
+        *((tile[0], ", ".join(text for text in tile[1:3] if text)) for tile in figures(snapshot)),
+        *((f"stage {name}", f"{seconds(p.p50)}, p95 {seconds(p.p95)}") for name, p in stages(snapshot)),
+        *((f"queue {name}", depth_of(part.bytes, part.limit)) for name, part in snapshot.queues.items()),
+        *((note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes),
+    ]
+    return "\n".join(f"{name:<18} {text}" for name, text in rows if text.strip(" ,"))
+
+
+def log_line(snapshot: StatusSnapshot) -> str:
+    """Return the figures as one line of key=value."""
+    frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
+    pairs: list[tuple[str, object]] = [
+        ("state", snapshot.state),
+        ("elapsed_s", f"{snapshot.elapsed_s:.0f}"),
+        ("sweep", snapshot.sweep.number),
+        ("frames", frames.received),
+        ("frame_rate_hz", f"{snapshot.frame_rate_hz:.1f}"),
+        ("missing", frames.missing),
+        ("dropped_by_sender", frames.dropped_by_sender),
+        ("refused", frames.refused),
+        ("written", volumes.written),
+        ("lost", volumes.lost),
+        ("skipped", volumes.skipped),
+        ("failed", volumes.failed),
+    ]
+    if latency := snapshot.latencies.get(HEADLINE):
+        pairs += [(f"{HEADLINE}_p50_s", f"{latency.p50:.3f}"), (f"{HEADLINE}_p95_s", f"{latency.p95:.3f}")]
+    if quality.held_out_error is not None:
+        pairs.append(("held_out_error", f"{quality.held_out_error:.3f}"))
+    if quality.served:
+        pairs.append(("served", quality.served))
+    pairs += [(f"queue_{name}_mb", f"{part.bytes / 1e6:.1f}") for name, part in snapshot.queues.items()]
+    pairs += [(f"memory_{name}_mb", f"{mb:.0f}") for name, mb in snapshot.memory_mb.items()]
+    if snapshot.disk_free_bytes is not None:
+        pairs.append(("disk_free_gb", f"{snapshot.disk_free_bytes / 1e9:.1f}"))
+    return " ".join(f"{key}={value}" for key, value in pairs)
+
+
+def size(number: float) -> str:
+    """Return bytes in the unit that reads best: "3.1 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 999.5:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.5 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def seconds(value: float) -> str:
+    """Return a short time in the unit that reads best: "12 ms", "0.41 s"."""
+    if value < 0.0995:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:.2f} s" if value < 9.995 else f"{value:.1f} s"
+
+
+def duration(value: float) -> str:
+    """Return a long time as h:mm:ss."""
+    minutes, rest = divmod(int(value), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def figures(snapshot: StatusSnapshot) -> list[Tile]:
+    """Return the headline figures, the most important first: what has no room is left out."""
+    latency = snapshot.latencies.get(HEADLINE)
+    frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
+    bad = {"lost": volumes.lost, "failed": volumes.failed, "skipped": volumes.skipped}
+    wrong = _listed(bad)
+    away = {"missing": frames.missing, "dropped": frames.dropped_by_sender, "refused": frames.refused}
+    absent = _listed(away)
+    free = snapshot.disk_free_bytes
+    memory = snapshot.memory_mb
+    return [
+        (
+            "sweep → disk",
+            seconds(latency.p50) if latency else "–",
+            f"p95 {seconds(latency.p95)}" if latency else "",
+            "info",
+        ),
+        (
+            "volumes",
+            f"{volumes.written} written",
+            wrong or "none lost",
+            ("error" if volumes.lost or volumes.failed else "warning") if wrong else "info",
+        ),
+        (
+            "held-out error",
+            f"{quality.held_out_error:.2f} × noise" if quality.held_out_error is not None else "–",
+            f"served {quality.served}" if quality.served else "",
+            "info",
+        ),
+        (
+            "frames",
+            f"{snapshot.frame_rate_hz:.1f} /s",
+            f"{frames.received}, {absent or 'none missing'}",
+            "warning" if absent else "info",
+        ),
+        (
+            "disk",
+            f"{size(free)} free" if free is not None else "–",
+            snapshot.run.file.replace("\\", "/").rpartition("/")[2],
+            "error" if free is not None and free < LITTLE_DISK else "info",
+        ),
+        (
+            "memory",
+            size(1e6 * sum(memory.values())) if memory else "–",
+            ", ".join(f"{name} {mb:.0f}" for name, mb in memory.items()),
+            "info",
+        ),
+    ]
+
+
+def stages(snapshot: StatusSnapshot) -> list[tuple[str, Latency]]:
+    """Return the latencies of the stages that make up the headline."""
+    return [(name, part) for name, part in snapshot.latencies.items() if name != HEADLINE]
+
+
+def depth_of(depth: int, limit: int) -> str:
+    """Return how full a queue is: "3.1 MB of 512 MB"."""
+    return f"{size(depth)} of {size(limit)}" if limit else size(depth)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items() if number)

@@ -1,0 +1,289 @@
+"""How a status snapshot looks on a screen.
+
+Pure functions of one snapshot and the size that there is, so `mdd serve` and `mdd top` show the same, and
+a test needs no terminal. A screen is a list of lines, each a list of rich segments; the caller crops.
+
+From the top: state and progress; four to six tiles (the headline figures); the preview; stages, queues
+and notes. A small terminal has the preview as a strip of three images and one line per topic; a large
+one has it unfolded like a box beside the details.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+
+from microdiffusion.daemon.halfblock import Line, image_lines
+from microdiffusion.daemon.status_text import Tile, depth_of, duration, figures, seconds, size, stages
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from microdiffusion.daemon.preview import Preview
+    from microdiffusion.daemon.snapshot import StatusSnapshot
+
+PLAIN = Style()
+BOLD = Style(bold=True)
+DIM = Style(dim=True)
+GOOD = Style(color="green")
+WARN = Style(color="yellow")
+BAD = Style(color="red", bold=True)
+ACCENT = Style(color="cyan")
+
+STATE_STYLES = {"running": GOOD, "closed": GOOD, "failed": BAD}
+LEVEL_STYLES = {"info": DIM, "warning": WARN, "error": BAD}
+
+TILE_WIDTH = 20
+DETAILS_WIDTH = 54
+"""Columns of the details in a large terminal."""
+
+
+def screen(
+    snapshot: StatusSnapshot, width: int, height: int, *, colour: bool, preview: bool = True
+) -> list[Line]:
+    """Return at most `height` lines of at most `width` cells.
+
+    Parameters
+    ----------
+    colour
+        Whether the preview may use coloured half blocks.
+    preview
+        Whether to draw it at all.
+    """
+    top = [_header(snapshot, width), _rule(width), *_tiles(figures(snapshot), width)]
+    if preview and width >= 2 * DETAILS_WIDTH and height >= 34:
+        lines = [*top, _rule(width), *_beside(snapshot, width, height - len(top) - 1, colour)]
+    else:
+        bottom = [_stages_line(snapshot, width), _queues_line(snapshot, width)]
+        notes = _notes(snapshot, width)
+        room = height - len(top) - len(bottom) - 1
+        kept = notes[-min(2, max(0, room)) :] if room > 0 else []
+        rows = room - 2
+        middle = [_rule(width)]
+        if preview and rows >= 4:
+            middle = _strip(snapshot.preview, width, rows, colour)
+        elif room > 2:
+            kept = notes[-room:]
+        lines = [*top, *middle, *bottom, *kept]
+    return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines[:height]]
+
+
+def bar(share: float, width: int, style: Style = ACCENT) -> Line:
+    """Return a bar of `width` cells that is filled to `share` (0 to 1)."""
+    filled = round(width * min(1.0, max(0.0, share)))
+    return [Segment("━" * filled, style), Segment("─" * (width - filled), DIM)]
+
+
+def _header(snapshot: StatusSnapshot, width: int) -> Line:
+    style = STATE_STYLES.get(snapshot.state, WARN)
+    left = [Segment(f" ● {snapshot.state}", style)]
+    if snapshot.run.name:
+        left += [Segment(f"  {snapshot.run.name}", BOLD)]
+    left += [Segment("  "), *_progress(snapshot)]
+    engine = snapshot.engine
+    steps = f" {engine.steps} steps" if engine.method == "mdd" else ""
+    right = [Segment(f"{engine.method}{steps}  {engine.device}  ", DIM)] if engine.method else []
+    right += [Segment(f"{duration(snapshot.elapsed_s)} ")]
+    gap = width - _length(left) - _length(right)
+    if gap < 1:
+        return left
+    return [*left, Segment(" " * gap), *right]
+
+
+def _progress(snapshot: StatusSnapshot) -> Line:
+    sweep, planned = snapshot.sweep, snapshot.run.sweeps
+    if not sweep.count:
+        return [Segment("no frame yet", DIM)]
+    of = f"/{planned}" if planned else ""
+    return [
+        Segment(f"sweep {sweep.number}{of} "),
+        *bar(sweep.received / sweep.count, 10),
+        Segment(f" {sweep.received}/{sweep.count}", DIM),
+    ]
+
+
+def _tiles(tiles: list[Tile], width: int) -> list[Line]:
+    shown = tiles[: max(1, min(len(tiles), width // TILE_WIDTH))]
+    cell = width // len(shown)
+    rows: list[Line] = [[], [], []]
+    for label, headline, below, level in shown:
+        for row, text, look in zip(
+            rows, (label.upper(), headline, below), (DIM, BOLD, LEVEL_STYLES[level]), strict=True
+        ):
+            row.append(Segment(set_cell_size(f" {_cropped(text, cell - 2)}", cell), look))
+    return rows
+
+
+def _strip(preview: Preview | None, width: int, rows: int, colour: bool) -> list[Line]:
+    """Return XY, XZ and YZ side by side under a rule with their names, `rows` lines and the rule."""
+    if preview is None:
+        return [_rule(width), *_centred("no volume yet", width, rows)]
+    z, y, x = preview.size
+    gap = 2
+    scale = min(1.0, 2 * rows / max(y, z), (width - 2 - 2 * gap) / (2 * x + z))
+    names, lines = [Segment("─", DIM)], [[Segment(" ")] for _ in range(rows)]
+    for name, image in zip(("XY", "XZ", "YZ"), preview.images, strict=True):
+        drawn, columns = _drawn(image, scale, colour)
+        extent = (
+            f"{name} {image.shape[0] * preview.pixel_um:.0f} × {image.shape[1] * preview.pixel_um:.0f} µm"
+        )
+        label = f" {extent if len(extent) + 2 <= columns else name} "
+        names += [Segment(label), Segment("─" * (columns + gap - len(label)), DIM)]
+        for row, line in enumerate(lines):
+            line += drawn[row] if row < len(drawn) else [Segment(" " * columns)]
+            line.append(Segment(" " * gap))
+    names.append(Segment("─" * max(0, width - _length(names)), DIM))
+    return [names, *lines]
+
+
+def _beside(snapshot: StatusSnapshot, width: int, height: int, colour: bool) -> list[Line]:
+    """Return the details with the unfolded preview at their right, `height` lines."""
+    right = _unfolded(snapshot.preview, width - DETAILS_WIDTH - 2, height, colour)
+    # What the preview leaves, the details take.
+    split = width - max(_length(line) for line in right) - 2
+    left = _details(snapshot, split, height)
+    lines = []
+    for row in range(height):
+        line = left[row] if row < len(left) else []
+        lines.append(
+            [*Segment.adjust_line_length(line, split + 1), *(right[row] if row < len(right) else [])]
+        )
+    return lines
+
+
+def _unfolded(preview: Preview | None, width: int, height: int, colour: bool) -> list[Line]:
+    """Return XY with YZ at its right and XZ below, on one scale."""
+    if preview is None:
+        return _centred("no volume yet", width, height)
+    z, y, x = preview.size
+    gap = 2
+    scale = min(1.0, 2 * (height - 2) / (y + z), (width - gap) / (x + z))
+    (xy, columns), (xz, _), (yz, _) = (_drawn(image, scale, colour) for image in preview.images)
+    pixel = preview.pixel_um
+    lines: list[Line] = [[Segment(f"{f'XY  {y * pixel:.0f} × {x * pixel:.0f} µm':<{columns + gap}}YZ", DIM)]]
+    lines += [[*left, Segment(" " * gap), *right] for left, right in zip(xy, yz, strict=True)]
+    return [*lines, [Segment(f"XZ  {z * pixel:.0f} µm deep", DIM)], *xz]
+
+
+def _drawn(image: NDArray[np.uint8], scale: float, colour: bool) -> tuple[list[Line], int]:
+    rows, columns = max(1, round(image.shape[0] * scale / 2)), max(1, round(image.shape[1] * scale))
+    return image_lines(image, rows=rows, columns=columns, colour=colour), columns
+
+
+def _details(snapshot: StatusSnapshot, width: int, height: int) -> list[Line]:
+    lines: list[Line] = []
+    longest = max((part.p95 for _, part in stages(snapshot)), default=0.0)
+    _section(lines, "stages, median and p95")
+    for name, part in stages(snapshot):
+        lines.append(
+            [
+                Segment(f" {name:<13}"),
+                *bar(part.p50 / longest if longest else 0.0, 16),
+                Segment(f" {seconds(part.p50):>8} {seconds(part.p95):>8}"),
+            ]
+        )
+    _section(lines, "queues")
+    for name, depth in snapshot.queues.items():
+        share = depth.bytes / depth.limit if depth.limit else 0.0
+        style = BAD if share > 0.9 else WARN if share > 0.5 else ACCENT
+        text = depth_of(depth.bytes, depth.limit)
+        lines.append([Segment(f" {name:<13}"), *bar(share, 16, style), Segment(f" {text:>17}")])
+    quality = snapshot.quality
+    if quality.candidates:
+        _section(lines, f"error on the held-out projection of sweep {quality.held_out_sweep}, x noise")
+        worst = max(quality.candidates.values())
+        for name, error in sorted(quality.candidates.items(), key=lambda item: item[1]):
+            served = name == quality.served
+            lines.append(
+                [
+                    Segment(f" {name:<13}", BOLD if served else PLAIN),
+                    *bar(error / worst if worst else 0.0, 16, GOOD if served else ACCENT),
+                    Segment(f" {error:>8.2f}"),
+                ]
+            )
+    _section(lines, "run")
+    run, engine = snapshot.run, snapshot.engine
+    shape = " x ".join(str(length) for length in run.shape or ())
+    voxel = " x ".join(f"{edge:g}" for edge in run.voxel_size_um or ())
+    rows = (
+        ("source", run.source),
+        ("volume", f"{shape}, voxel {voxel} µm" if shape else ""),
+        ("engine", engine.weights),
+        ("device", engine.device_reason and f"{engine.device}: {engine.device_reason}"),
+        ("file", run.file),
+    )
+    for name, text in rows:
+        if text:
+            fitting = _cropped(text, width - 10, left=name == "file")
+            lines.append([Segment(f" {name:<8}", DIM), Segment(fitting)])
+    notes = _notes(snapshot, width)
+    if notes and height - len(lines) > 2:
+        _section(lines, "notes")
+        lines += notes[-(height - len(lines)) :]
+    return lines
+
+
+def _section(lines: list[Line], title: str) -> None:
+    if lines:
+        lines.append([])
+    lines.append([Segment(f" {title.upper()}", DIM)])
+
+
+def _stages_line(snapshot: StatusSnapshot, width: int) -> Line:
+    # The total first: it is what may not be cut off.
+    parts = sorted(stages(snapshot), key=lambda stage: stage[0] != "total")
+    return _pairs("stages", [(name, seconds(part.p50)) for name, part in parts], width)
+
+
+def _queues_line(snapshot: StatusSnapshot, width: int) -> Line:
+    parts = [(name, size(depth.bytes)) for name, depth in snapshot.queues.items()]
+    if snapshot.disk_free_bytes is not None:
+        parts.append(("disk", f"{size(snapshot.disk_free_bytes)} free"))
+    return _pairs("queues", parts, width)
+
+
+def _pairs(title: str, parts: list[tuple[str, str]], width: int) -> Line:
+    """Return as many whole pairs as there is room for."""
+    line = [Segment(f" {title:<8}", DIM)]
+    for name, text in parts:
+        pair = [Segment(f"{name} ", DIM), Segment(f"{text}  ")]
+        if _length(line) + _length(pair) > width + 1:
+            break
+        line += pair
+    return line
+
+
+def _notes(snapshot: StatusSnapshot, width: int) -> list[Line]:
+    return [
+        [
+            Segment(f" {duration(note.elapsed_s)} ", DIM),
+            Segment(_cropped(note.text, width - 10), LEVEL_STYLES[note.level]),
+        ]
+        for note in snapshot.notes
+    ]
+
+
+def _rule(width: int) -> Line:
+    return [Segment("─" * width, DIM)]
+
+
+def _centred(text: str, width: int, rows: int) -> list[Line]:
+    lines: list[Line] = [[] for _ in range(rows)]
+    if rows:
+        lines[rows // 2] = [Segment(text.center(width), DIM)]
+    return lines
+
+
+def _cropped(text: str, width: int, *, left: bool = False) -> str:
+    """Return `text` in at most `width` cells, with … where it was cut."""
+    if cell_len(text) <= width:
+        return text
+    return f"…{text[-(width - 1) :]}" if left else f"{text[: max(0, width - 1)]}…"
+
+
+def _length(line: Line) -> int:
+    return Segment.get_line_length(line)
