@@ -27,7 +27,7 @@ import numpy as np
 from microdiffusion.drivers.mm_core import open_core, prepare
 from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, frame_key
 from microdiffusion.drivers.specimen import Specimen
-from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.errors import AcquisitionError
 from microdiffusion.sender import Sender, SenderStats
 
 if TYPE_CHECKING:
@@ -297,22 +297,36 @@ def _close(acquisition: Any, *, abort: bool) -> None:
     AcquisitionError
         It broke off with an error of its own, or does not end.
     """
-    failure: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def shut_down() -> None:
-        try:
-            if abort:
-                acquisition.abort()
-            acquisition.mark_finished()
-            acquisition.await_completion()
-        except BaseException as error:
-            failure.append(error)
+        # `await_completion` passes over an error if the engine has already wound up, so ask first.
+        for step in (
+            getattr(acquisition, "_check_for_exceptions", None),
+            acquisition.abort if abort else None,
+            acquisition.mark_finished,
+            acquisition.await_completion,
+        ):
+            try:
+                if step is not None:
+                    step()
+            except BaseException as error:
+                failures.append(error)
 
     closer = threading.Thread(target=shut_down, name="mdd-acquisition-close", daemon=True)
     closer.start()
     closer.join(CLOSE_S)
     if closer.is_alive():
         raise AcquisitionError(f"The acquisition did not end within {CLOSE_S:.0f} s of being told to.")
-    if failure and not isinstance(failure[0], MddError):
-        text = str(failure[0]).strip() or type(failure[0]).__name__
-        raise AcquisitionError(f"The acquisition broke off: {text}.") from failure[0]
+    if failures:
+        raise AcquisitionError(
+            f"The acquisition broke off ({_root_cause(failures[0])}): check the device in Micro-Manager."
+        ) from failures[0]
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return what went wrong first: the engine wraps it in general remarks."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
