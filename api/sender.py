@@ -145,8 +145,15 @@ class Sender:
         connection.setsockopt(zmq.RECONNECT_IVL, 50)
         connection.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         connection.setsockopt(zmq.LINGER, LINGER_MS)
+        # A daemon's machine that goes off without a word is noticed by TCP, not by ZeroMQ's heartbeat:
+        # a daemon that does not read because its disk is slow would look dead to that.
+        connection.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        connection.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+        connection.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+        connection.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         try:
-            connection.connect(self._address)
+            # What listens on all interfaces is reached on this one; Windows does not do that by itself.
+            connection.connect(self._address.replace("//0.0.0.0:", "//127.0.0.1:"))
         except zmq.ZMQError as error:
             connection.close(linger=0)
             self._release()

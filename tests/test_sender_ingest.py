@@ -74,6 +74,12 @@ def test_every_frame_arrives_in_order_and_intact() -> None:
         sender.raise_if_failed()
 
 
+def test_a_daemon_that_listens_everywhere_is_reached_by_the_address_that_it_gives() -> None:
+    with receiving("tcp://*:*") as receiver, sending(receiver.address) as sender:
+        put_all(sender, range(3))
+        assert sender.finish().ended
+
+
 def test_float_frames_arrive_intact() -> None:
     header = make_header(dtype="float32")
     with receiving() as receiver, sending(receiver.address, header=header) as sender:
