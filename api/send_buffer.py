@@ -45,7 +45,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BufferStats:
-    """Frames that were offered: taken (`put`) or not (`dropped`), and what became of the taken ones."""
+    """What became of the frames that were offered, at one moment.
+
+    Attributes
+    ----------
+    put, dropped : int
+        Taken into the buffer; not taken, because it was full, or closed, or the frame was unfit.
+    acknowledged, refused, lost : int
+        Of the taken: the daemon has them; refused them for good; were swallowed by a deliberate fault.
+    waiting, on_the_way, buffered_bytes : int
+        Of the taken: not sent yet; sent and unanswered; size of both.
+    """
 
     put: int
     dropped: int

@@ -18,7 +18,7 @@ import contextlib
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, MddError, WireError
 from microdiffusion.faults import Fault, Faults, FaultSource
 from microdiffusion.run_header import RunHeader
-from microdiffusion.send_buffer import Entry, SendBuffer
+from microdiffusion.send_buffer import BufferStats, Entry, SendBuffer
 from microdiffusion.sweep import Frame, FrameInfo
 
 if TYPE_CHECKING:
@@ -45,33 +45,19 @@ MAX_TRANSMISSIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class SenderStats:
-    """What became of the frames that were offered, at one moment.
+class SenderStats(BufferStats):
+    """What became of the frames that were offered, at one moment; see `BufferStats` for the other fields.
 
     Attributes
     ----------
-    put, dropped : int
-        Taken into the buffer; not taken, because it was full or the run was over.
     sent, resent : int
         Frames that went out at least once; transmissions beyond each frame's first.
-    acknowledged, refused, lost : int
-        Of the taken: the daemon has them; refused them for good; were swallowed by a deliberate fault.
-    waiting, on_the_way, buffered_bytes : int
-        Of the taken: not sent yet; sent and unanswered; size of both.
     connected, ended : bool
         The daemon answers; it has confirmed the end of the run.
     """
 
-    put: int
-    dropped: int
     sent: int
     resent: int
-    acknowledged: int
-    refused: int
-    lost: int
-    waiting: int
-    on_the_way: int
-    buffered_bytes: int
     connected: bool
     ended: bool
 
@@ -213,18 +199,10 @@ class Sender:
     @property
     def stats(self) -> SenderStats:
         """The counters of this moment."""
-        buffer = self._buffer.stats()
         return SenderStats(
-            put=buffer.put,
-            dropped=buffer.dropped,
+            **asdict(self._buffer.stats()),
             sent=self._sent,
             resent=self._resent,
-            acknowledged=buffer.acknowledged,
-            refused=buffer.refused,
-            lost=buffer.lost,
-            waiting=buffer.waiting,
-            on_the_way=buffer.on_the_way,
-            buffered_bytes=buffer.buffered_bytes,
             connected=self._open,
             ended=self._ended,
         )
