@@ -84,7 +84,6 @@ class Specimen:
         self._depth = np.searchsorted(self._voxel, np.arange(padded[0] + 1) * (padded[1] * padded[2]))
         heading = np.random.default_rng([config.seed, 101]).uniform(0.0, 2.0 * np.pi)
         self._drift_speed = config.drift_um_per_min / 60.0 * np.array([np.sin(heading), np.cos(heading)])
-        self._scale = 1.0
         self._scale = config.photons / self._brightest(slab_um)
 
     @classmethod
@@ -169,10 +168,9 @@ class Specimen:
 
     def _seen(self, light: NDArray[np.float32], time_s: float) -> NDArray[np.float32]:
         """Return `light` (..., padded Y, padded X) drifted, bleached, in photons: (..., Y, X)."""
-        shift = self.drift_um(time_s) / self._voxel_um[1:]
-        for axis, length, margin, by in ((-2, self.shape[1], self._margin[1], shift[0]),
-                                         (-1, self.shape[2], self._margin[2], shift[1])):  # fmt: skip
-            light = _shift(light, axis, float(margin - by), length)
+        start = self._margin[1:] - self.drift_um(time_s) / self._voxel_um[1:]
+        light = _shift(light, -2, float(start[0]), self.shape[1])
+        light = _shift(light, -1, float(start[1]), self.shape[2])
         kept = (1.0 - self._config.bleaching_per_min) ** (time_s / 60.0)
         return light * np.float32(self._scale * kept)
 

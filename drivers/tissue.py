@@ -81,6 +81,7 @@ def _blend(
     cover: tuple[tuple[slice, slice, slice], NDArray[np.float32]] | None,
     depth: float,
 ) -> None:
+    """Darken `shadow` by the share `depth` where something covers it."""
     if cover is not None:
         shadow[cover[0]] *= 1.0 - depth * cover[1]
 
@@ -95,8 +96,10 @@ def _paint_nucleus(
     window, coverage = cover
     lumps = gaussian_filter(rng.standard_normal(coverage.shape, dtype=np.float32), 0.55 / grid.voxel_um)
     lumps /= max(float(lumps.std()), 1e-9)
-    body = np.ones(grid_shape := coverage.shape, np.float32) * np.clip(1.0 + 0.3 * lumps, 0.35, 1.9)
-    inner = raster.Grid(grid_shape, grid.voxel_um, np.array([axis[0] for axis in grid.centres(window)]))
+    body = np.clip(1.0 + 0.3 * lumps, 0.35, 1.9).astype(np.float32)
+    depth, height, width = coverage.shape
+    corner = np.array([axis[0] for axis in grid.centres(window)])
+    inner = raster.Grid((depth, height, width), grid.voxel_um, corner)
     for nucleolus in nucleus.nucleoli:
         _blend(body, raster.cover_ball(nucleolus, inner), 0.65)
     light[window] += nucleus.brightness * coverage * body
