@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GROUPS: dict[str, dict[str, str]] = {
     "At the microscope": {
-        "serve": "acquire, reconstruct and record until stopped; --demo needs no microscope",
+        "serve": "acquire, reconstruct, record; --demo needs no microscope",
         "top": "watch a running daemon",
     },
     "With files": {
@@ -111,7 +111,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _help() -> str:
     lines = ["usage: mdd COMMAND [options]", ""]
-    lines += ["Live depth-resolved volumes from Bessel-beam projections, beside Micro-Manager."]
+    lines += ["Live volumes from Bessel-beam projections, beside Micro-Manager."]
     for title, commands in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<12} {text}" for name, text in commands.items()]

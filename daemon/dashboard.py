@@ -87,13 +87,13 @@ class LogDisplay:
     def __init__(self) -> None:
         self._next_s = 0.0
         self._state = ""
-        self._noted_s = -1.0
+        self._noted = -1
 
     def show(self, snapshot: StatusSnapshot) -> None:
         """Log what is new."""
         for note in snapshot.notes:
-            if note.elapsed_s > self._noted_s:
-                self._noted_s = note.elapsed_s
+            if note.number > self._noted:
+                self._noted = note.number
                 logger.log(logging.getLevelNamesMapping()[note.level.upper()], note.text)
         if snapshot.elapsed_s >= self._next_s or snapshot.state != self._state:
             self._next_s = snapshot.elapsed_s + LOG_INTERVAL_S

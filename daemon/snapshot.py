@@ -101,8 +101,9 @@ class Quality(Part):
 
 
 class Note(Part):
-    """Something that the user should know, with its time (seconds since the daemon's start)."""
+    """Something that the user should know: its number, counted from 0, and its time since the start, s."""
 
+    number: int
     elapsed_s: float
     level: Literal["info", "warning", "error"] = "info"
     text: str

@@ -178,7 +178,9 @@ class StatusBoard:
     def note(self, text: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Tell the user something; the last few notes are kept."""
         with self._lock:
-            self._notes.append(Note(elapsed_s=self._clock() - self._started, level=level, text=text))
+            number = self._notes[-1].number + 1 if self._notes else 0
+            elapsed_s = self._clock() - self._started
+            self._notes.append(Note(number=number, elapsed_s=elapsed_s, level=level, text=text))
 
     def snapshot(self) -> StatusSnapshot:
         """Return everything at this moment."""
@@ -251,7 +253,7 @@ class StatusPublisher:
         except zmq.ZMQError as error:
             self._socket.close()
             raise AddressError(
-                f"The status address {address} cannot be used ({error.strerror}): "
+                f"The status address {address} cannot be used ({_reason(error)}): "
                 "close the other daemon there, or give another wire.status (port * takes a free one)."
             ) from error
         self.address: str = self._socket.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -291,7 +293,7 @@ def subscribe(address: str, timeout_s: float = 5.0) -> Iterator[StatusSnapshot]:
             socket.connect(address)
         except zmq.ZMQError as error:
             raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({error.strerror})."
+                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({_reason(error)})."
             ) from error
         heard = False
         deadline = time.monotonic() + timeout_s
@@ -313,6 +315,10 @@ def subscribe(address: str, timeout_s: float = 5.0) -> Iterator[StatusSnapshot]:
         f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, "
         "or give the address that it shows (--address)."
     )
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    return zmq.strerror(error.errno) if error.errno else str(error)
 
 
 def _newest(socket: zmq.Socket[bytes], timeout_s: float) -> StatusSnapshot | None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+
+    from microdiffusion.sweep import Reconstruction
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,5 +43,9 @@ def run(args: Namespace) -> int:
     )
     from microdiffusion.daemon.reconstruct import reconstruct_file
 
-    reconstruct_file(args.file, args.output, config=config)
+    def progress(done: int, total: int, result: Reconstruction) -> None:
+        say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
+
+    reconstruct_file(args.file, args.output, config=config, progress=progress)
+    say(f"wrote {args.output}")
     return 0

@@ -61,8 +61,12 @@ def run(args: Namespace) -> int:
     """Open the file and send it."""
     if args.serve and args.address is not None:
         raise UserError("Give --serve (a daemon of its own) or --address (one that runs), not both.")
-    given = {"recorder.output": args.output, "wire.data": args.address}
-    config = options.config_from(args, {**given, **OWN_DAEMON} if args.serve else given)
+    given: dict[str, object] = {"recorder.output": args.output, "wire.data": args.address}
+    if args.serve:
+        given |= OWN_DAEMON
+        # Without a rate the file waits for the engine; with one, it stands for a microscope, which cannot.
+        given["engine.overload"] = "wait" if args.rate is None else "skip"
+    config = options.config_from(args, given)
     faults = _faults(args)
 
     from microdiffusion.drivers.replay import open_source

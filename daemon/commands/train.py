@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.errors import MissingFileError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -35,12 +36,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Train."""
-    from microdiffusion.engines.training.loop import TrainingPlan, train
-    from microdiffusion.errors import MissingFileError
-
     for folder in (args.volumes, args.morphologies):
         if folder is not None and not folder.is_dir():
             raise MissingFileError(f"There is no folder {folder}: check its name.")
+    from microdiffusion.engines.training.loop import TrainingPlan, train
+
     plan = TrainingPlan(
         volumes=args.volumes,
         morphologies=args.morphologies,
