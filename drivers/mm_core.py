@@ -149,6 +149,7 @@ def prepare(core: Any, config: Config, plan: Plan) -> RunHeader:
         channels=config.acquisition.channels or ("default",),
         positions=tuple(str(position) for position in positions),
         sweeps=config.acquisition.sweeps,
+        frames_per_sweep=plan.frames_per_sweep_max,
         camera=config.camera.noise,
         source=_describe(core, config.acquisition),
     )

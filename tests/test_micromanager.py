@@ -132,6 +132,7 @@ def test_a_run_delivers_every_planned_frame_in_order(
     assert header.shape == (24, 48, 64)
     assert header.voxel_size_um == (2.0, 1.0, 1.0)  # the demo's 10x objective
     assert header.sweeps == 3
+    assert header.frames_per_sweep == Plan(config).frames_per_sweep_max
     assert "Camera" in header.source
     assert (end.announced, end.dropped, end.reason) == (len(planned), 0, "finished")
     assert driver.stats is not None
