@@ -33,7 +33,7 @@ def page(snapshot: StatusSnapshot) -> str:
         ("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
         (
             "sweep",
-            f"{sweep.number}{f'/{run.sweeps}' if run.sweeps else ''}, {sweep.received}/{sweep.count} frames",
+            f"{sweep.number}, {sweep.received}/{sweep.count} frames",
         ),
         *((tile[0], ", ".join(text for text in tile[1:3] if text)) for tile in figures(snapshot)),
         *((f"stage {name}", f"{seconds(p.p50)}, p95 {seconds(p.p95)}") for name, p in stages(snapshot)),

@@ -95,12 +95,11 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
 
 
 def _progress(snapshot: StatusSnapshot) -> Line:
-    sweep, planned = snapshot.sweep, snapshot.run.sweeps
+    sweep = snapshot.sweep
     if not sweep.count:
         return [Segment("no frame yet", DIM)]
-    of = f"/{planned}" if planned else ""
     return [
-        Segment(f"sweep {sweep.number}{of} "),
+        Segment(f"sweep {sweep.number} "),
         *bar(sweep.received / sweep.count, 10),
         Segment(f" {sweep.received}/{sweep.count}", DIM),
     ]
@@ -212,6 +211,7 @@ def _details(snapshot: StatusSnapshot, width: int, height: int) -> list[Line]:
     rows = (
         ("source", run.source),
         ("volume", f"{shape}, voxel {voxel} µm" if shape else ""),
+        ("sweeps", str(run.sweeps or "")),
         ("engine", engine.weights),
         ("device", engine.device_reason and f"{engine.device}: {engine.device_reason}"),
         ("file", run.file),
