@@ -90,7 +90,7 @@ def _resize(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint
         if size > length:
             mean, most = (np.take(part, starts, axis=axis) for part in (mean, most))
             continue
-        counts = np.diff(np.append(starts, length)).reshape((-1, 1) if axis == 0 else (1, -1))
-        mean = np.add.reduceat(mean, starts, axis=axis) / counts
+        counts = np.diff(np.append(starts, length)).astype(np.float32)
+        mean = np.add.reduceat(mean, starts, axis=axis) / (counts[:, None] if axis == 0 else counts)
         most = np.maximum.reduceat(most, starts, axis=axis)
     return np.asarray(np.clip(0.5 * (mean + most), 0, 255), dtype=np.uint8)
