@@ -82,8 +82,8 @@ def _colour(level: int) -> Color:
 
 def _resize(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
     """Return `image` at `shape`: half mean, half maximum, so that thin lines stay and noise does not grow."""
-    values = image.astype(np.float32)
-    mean, most = values, values
+    mean: NDArray[np.floating] = image.astype(np.float32)
+    most = mean
     for axis, size in enumerate(shape):
         length = image.shape[axis]
         starts = np.arange(size) * length // size
