@@ -464,6 +464,7 @@ def _header(read: _Reader, projections: h5py.Dataset) -> RunHeader:
         "profile_spacing_um": profile.spacing_um,
         "dtype": dtype,
         "sweeps": projections.shape[0],
+        "frames_per_sweep": projections.shape[1],
         "source": f"projection file {read.path.name}"[:2000],
     }
     try:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _COPY_BYTES = 16 << 20
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_METADATA_BYTES = 1 << 20  # more than what a run file holds besides images and volumes
+_NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 class Segment:
@@ -65,9 +66,12 @@ class Segment:
             temporary.unlink(missing_ok=True)
             segment = cls._reserve(temporary, plan)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             if isinstance(error, DiskError):
                 raise
+            if error.errno in _NO_ROOM:
+                raise _no_room(path, _expected_bytes(plan), _free_bytes(path)) from error
             raise DiskError(
                 f"{path} cannot be created ({error.strerror or error}): "
                 "check the folder's rights and free space."
@@ -80,17 +84,16 @@ class Segment:
     @classmethod
     def _reserve(cls, path: Path, plan: RunPlan) -> Segment:
         needed = _expected_bytes(plan)
-        free = shutil.disk_usage(path.parent).free
+        free = _free_bytes(path)
         if needed > free:
             raise _no_room(path, needed, free)
+        _probe_size(path, needed)
         layout = create_run_file(path, plan)
         segment = cls(path, layout, _open(path))
         try:
             _reserve_blocks(segment._descriptor, os.fstat(segment._descriptor).st_size)
-        except OSError as error:
+        except OSError:
             segment.close()
-            if error.errno in _NO_ROOM:
-                raise _no_room(path, needed, free) from error
             raise
         return segment
 
@@ -183,6 +186,10 @@ def _expected_bytes(plan: RunPlan) -> int:
     return plan.time_points * sessions * (z + plan.frames_per_sweep) * y * x * pixel
 
 
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path.parent).free
+
+
 def _no_room(path: Path, needed: int, free: int) -> DiskError:
     return DiskError(
         f"The run file needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB for it: "
@@ -200,6 +207,15 @@ def _open(path: Path) -> int:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return descriptor
+
+
+def _probe_size(path: Path, size: int) -> None:
+    """Raise OSError where no file of that size may be (limits, FAT): HDF5 would crash on finding out."""
+    try:
+        with path.open("wb") as probe:
+            probe.truncate(size + _METADATA_BYTES)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _reserve_blocks(descriptor: int, size: int) -> None:

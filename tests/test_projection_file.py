@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdiffusion.errors import DiskError, InputFileError, MissingFileError, UserError
+from microdiffusion.errors import DiskError, InputFileError, MissingFileError
 from microdiffusion.optics import AxialProfile
 from microdiffusion.projection_file import open_projections, write_projections
 from microdiffusion.run_header import CameraNoise
@@ -196,20 +196,14 @@ def test_missing_file_is_refused(path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(length=st.integers(0, 12000), flip=st.integers(0, 12000))
-def test_damaged_file_is_refused_or_read_but_never_a_traceback(
-    tmp_path_factory: pytest.TempPathFactory, length: int, flip: int
-) -> None:
-    path = tmp_path_factory.mktemp("damaged") / "p.h5"
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    path = tmp_path_factory.mktemp("truncated") / "p.h5"
     write(path)
-    content = bytearray(path.read_bytes()[:length])
-    if flip < len(content):
-        content[flip] ^= 0xFF
-    path.write_bytes(content)
-    try:
-        open_projections(path).close()
-    except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputFileError):
+        open_projections(path)
 
 
 @pytest.mark.parametrize(
