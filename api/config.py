@@ -158,6 +158,13 @@ class EngineConfig(Table):
         bool, Field(description="serve the linear answer where the held-out projection says it is better")
     ] = True
     tile: Annotated[int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")] = 256
+    overload: Annotated[
+        Literal["skip", "wait"],
+        Field(description="engine too slow: skip (a microscope goes on) or wait (a file can)"),
+    ] = "skip"
+    backlog: Annotated[
+        int, Field(ge=1, le=100_000, description="sweeps of a session that may wait; older ones are skipped")
+    ] = 2
     threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")] = None
     seed: Annotated[int, Field(ge=0, description="seed of the sampler's noise and of the INR")] = 0
     inr: InrConfig = InrConfig()

@@ -40,7 +40,9 @@ class SliceConditions:
     step: float
 
     @classmethod
-    def of(cls, operator: NDArray[np.float64], centres: NDArray[np.float64], length: float) -> SliceConditions:
+    def of(
+        cls, operator: NDArray[np.float64], centres: NDArray[np.float64], length: float
+    ) -> SliceConditions:
         """Derive them from the operator (M, Z), the slab centres (M,) and slab length in slices."""
         slices = operator.shape[1]
         step = float(np.median(np.diff(np.sort(centres)))) if centres.size > 1 else length
@@ -58,7 +60,14 @@ class SliceConditions:
         """
         count = windows.shape[0]
         scalars = torch.tensor(
-            [np.log(self.length / 6), np.log(self.step / 6), np.log10(max(noise, 1e-4)) + 2, time, kappa * 10, image],
+            [
+                np.log(self.length / 6),
+                np.log(self.step / 6),
+                np.log10(max(noise, 1e-4)) + 2,
+                time,
+                kappa * 10,
+                image,
+            ],
             dtype=torch.float32,
         )
         result = torch.cat([self.per_slice[windows].reshape(count, -1), scalars.expand(count, -1)], dim=1)

@@ -12,6 +12,7 @@ it, so large fields can be cut into tiles, and every layer fuses on an inference
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -83,13 +84,10 @@ class SlabDenoiser(nn.Module):
             return nn.ModuleList(_Block(width, embedding) for _ in range(shape.blocks))
 
         self.down = nn.ModuleList(blocks(w) for w in widths[:-1])
-        self.shrink = nn.ModuleList(
-            nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.middle = nn.ModuleList(_Block(widths[-1], embedding) for _ in range(shape.blocks + 1))
         self.grow = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, 2, stride=2)
-            for a, b in reversed(list(zip(widths[:-1], widths[1:], strict=True)))
+            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(itertools.pairwise(widths)))
         )
         self.up = nn.ModuleList(blocks(w) for w in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], SLICES, 3, padding=1)
@@ -162,6 +160,7 @@ def load_denoiser(path: Path) -> SlabDenoiser:
         model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except Exception as error:
         raise InputFileError(
-            f"{path} does not hold weights of this version's denoiser ({error}): name a file that `mdd train` wrote."
+            f"{path} does not hold weights of this version's denoiser ({error}): "
+            "name a file that `mdd train` wrote."
         ) from error
     return model.eval()

@@ -61,13 +61,19 @@ class SessionInr(nn.Module):
     seed : int
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, bandwidth: float, rank: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], *, bandwidth: float, rank: int = 32, seed: int = 0
+    ) -> None:
         super().__init__()
         slices, rows, columns = shape
         generator = torch.Generator().manual_seed(seed)
         self.planes = nn.Parameter(torch.zeros(rank, rows, columns))
         self.axial = nn.Sequential(
-            nn.Linear(2 * _FEATURES, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, rank)
+            nn.Linear(2 * _FEATURES, _HIDDEN),
+            nn.SiLU(),
+            nn.Linear(_HIDDEN, _HIDDEN),
+            nn.SiLU(),
+            nn.Linear(_HIDDEN, rank),
         )
         for layer in self.axial:
             if isinstance(layer, nn.Linear):
@@ -92,7 +98,13 @@ class SessionInr(nn.Module):
         return result
 
     def fit(
-        self, operator: Tensor, projections: Tensor, noise_variance: Tensor, *, floor: float | Tensor, steps: int
+        self,
+        operator: Tensor,
+        projections: Tensor,
+        noise_variance: Tensor,
+        *,
+        floor: float | Tensor,
+        steps: int,
     ) -> InrFit:
         """Fit to projections (M, Y, X) through the operator (M, Z), from the present weights.
 
@@ -111,14 +123,14 @@ class SessionInr(nn.Module):
         smoothness = _SMOOTHNESS / scale / len(projections) / projections[0].numel()
         taken, misfit, before = 0, float("inf"), float("inf")
         with torch.enable_grad():
-            for taken in range(steps + 1):  # noqa: B007 - the number of steps is the result
+            for taken in range(steps + 1):
                 # The operator is linear and rows sum to one, so the floor need not be projected.
                 basis = self.axial(self.features)
                 field = nn.functional.softplus(along_z(basis, self.planes), beta=_SHARPNESS)
                 loss = ((along_z(operator, field) - target).square() * weight).mean()
                 if taken % _CHECK_EVERY == 0 or taken == steps:
                     misfit = float(loss.detach())
-                    if misfit <= _TARGET or taken == steps or misfit > 0.99 * before and taken > 30:
+                    if misfit <= _TARGET or taken == steps or (misfit > 0.99 * before and taken > 30):
                         break
                     before = misfit
                 self._optimiser.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own habit
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class DataConsistency:
         self._sensitivity = operator.sum(dim=0).clamp_min(1e-3)[:, None, None]
         self._seen = (operator.sum(dim=0) > 1e-3)[:, None, None]
 
-    def __call__(self, volume: Tensor, projections: Tensor, noise_variance: Tensor, *, passes: int = 1) -> Tensor:
+    def __call__(
+        self, volume: Tensor, projections: Tensor, noise_variance: Tensor, *, passes: int = 1
+    ) -> Tensor:
         """Return the corrected volume (Z, Y, X) ≥ 0 of `projections` (M, Y, X) with their noise variance.
 
         All in the normalised units of the engine, background at zero.

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +21,10 @@ import torch
 from torch import Tensor
 
 from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.denoiser import load_denoiser
+from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.linear import DataConsistency, along_z, interpolation_matrix, tikhonov_matrix
 from microdiffusion.engines.noise import noise_variance
-from microdiffusion.engines.runtime import Runtime, TorchRuntime, pick_device
 from microdiffusion.engines.sampler import Denoise, SamplerSettings, sample
 from microdiffusion.errors import GeometryError
 from microdiffusion.optics import projection_operator
@@ -84,11 +81,6 @@ class _Clock:
         self._last = now
 
 
-def shipped_weights() -> Path:
-    """Return the path of the weights that ship with mdd."""
-    return Path(str(resources.files("microdiffusion.engines.weights") / "slab_small.safetensors"))
-
-
 class Reconstructor:
     """Turns sweeps of one run into volumes.
 
@@ -98,8 +90,8 @@ class Reconstructor:
         Geometry, beam and camera.
     config : EngineConfig
         Method, device, steps and so on.
-    runtime : Runtime, optional
-        Evaluates the denoiser; made from the configuration where it is not given.
+    engine : Engine, optional
+        Device and network; opened from the configuration where it is not given.
 
     Raises
     ------
@@ -109,25 +101,14 @@ class Reconstructor:
         The weights cannot be loaded.
     """
 
-    def __init__(self, header: RunHeader, config: EngineConfig, runtime: Runtime | None = None) -> None:
+    def __init__(self, header: RunHeader, config: EngineConfig, engine: Engine | None = None) -> None:
         self.header = header
         self.config = config
-        self.device, self.reason = pick_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        self._multiple = 1
-        self._runtime = runtime
-        if config.method == "mdd" and runtime is None:
-            model = load_denoiser(config.weights or shipped_weights())
-            self._multiple = model.shape.multiple
-            self._runtime = TorchRuntime(model, self.device, self.reason)
+        self.engine = engine or open_engine(config)
+        self.device = self.engine.device
+        self._runtime = self.engine.runtime
         self._geometries: dict[bytes, _Geometry] = {}
         self._sessions: dict[tuple[int, int], _Session] = {}
-
-    @property
-    def runtime_name(self) -> str:
-        """Device and precision, for the dashboard and the run file."""
-        return self._runtime.name if self._runtime is not None else f"torch {self.device} float32"
 
     @property
     def memory_bytes(self) -> int:
@@ -158,7 +139,9 @@ class Reconstructor:
         variance = variance / session.span**2
         # No light lies at the camera's offset; the floor of everything non-negative, normalised.
         floor = (self.header.camera.offset - session.low) / session.span
-        if float(counts.min()) < self.header.camera.offset - 10 * session.span * float(variance.mean().sqrt()):
+        if float(counts.min()) < self.header.camera.offset - 10 * session.span * float(
+            variance.mean().sqrt()
+        ):
             floor = float(images.min())  # a wrong offset in the header must not clip what was measured
         clock.lap("prepare")
 
@@ -214,7 +197,7 @@ class Reconstructor:
         kappa = self.config.interpolation * 0.1
         settings = SamplerSettings(self.config.steps, self.config.guidance, kappa, self.config.tile)
         noise = float(variance.mean().sqrt())
-        denoise = Denoise(self._runtime, prior, images, geometry.conditions, noise, settings, self._multiple)
+        denoise = Denoise(self._runtime, prior, images, geometry.conditions, noise, settings)
         spent = 0.0
 
         def consistent(volume: Tensor) -> Tensor:
@@ -234,7 +217,9 @@ class Reconstructor:
         clock.seconds["consistency"] = spent
         return {"mdd": volume, "inr": prior, "tikhonov": closed}, fit.steps
 
-    def _judge(self, sweep: Sweep, session: _Session, answers: dict[str, Tensor]) -> tuple[str, dict[str, float]]:
+    def _judge(
+        self, sweep: Sweep, session: _Session, answers: dict[str, Tensor]
+    ) -> tuple[str, dict[str, float]]:
         """Return which answer is served, and each one's error on the held-out projections."""
         own = next(iter(answers))
         if session.trusted not in answers:

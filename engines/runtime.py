@@ -1,7 +1,7 @@
 """Where the denoiser's evaluations run: torch on the CPU or on CUDA.
 
 A runtime is a callable over one batch of windows; tiling, time steps and consistency are the sampler's.
-`open_runtime` picks the device and says why. Half precision is used where the processor multiplies it
+Half precision is used where the processor multiplies it
 natively (CUDA; bfloat16 on CPUs with AVX-512-BF16 or AMX), else float32; inputs and outputs are float32.
 """
 
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from microdiffusion.errors import ConfigError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,11 +18,20 @@ if TYPE_CHECKING:
 
 
 class Runtime(Protocol):
-    """Evaluates the denoiser on one batch."""
+    """Evaluates the denoiser on one batch.
+
+    Attributes
+    ----------
+    device : torch.device
+    name : str
+        Runtime, device and precision, for the dashboard and the run file.
+    multiple : int
+        Rows and columns have to be a multiple of this.
+    """
 
     device: torch.device
     name: str
-    reason: str
+    multiple: int
 
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices; shapes as in `SlabDenoiser.forward`, all float32 on `device`."""
@@ -34,9 +41,9 @@ class Runtime(Protocol):
 class TorchRuntime:
     """The denoiser in torch, channels-last, in the best precision of the device."""
 
-    def __init__(self, model: SlabDenoiser, device: torch.device, reason: str, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: SlabDenoiser, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.device = device
-        self.reason = reason
+        self.multiple = model.shape.multiple
         self.dtype = dtype or best_dtype(device)
         self.name = f"torch {device} {str(self.dtype).removeprefix('torch.')}"
         self._model = model.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last).eval()
@@ -44,9 +51,7 @@ class TorchRuntime:
     @torch.inference_mode()
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X) float32."""
-        images = (
-            t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image)
-        )
+        images = (t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image))
         # The prior is added back in float32: half precision then only rounds the correction.
         result: Tensor = self._model.correction(*images, conditions.to(self.dtype)).float()
         return result + self._model.middle_slices(prior)
@@ -65,25 +70,3 @@ def _cpu_multiplies_bfloat16() -> bool:
         return False
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
-
-
-def pick_device(wanted: str) -> tuple[torch.device, str]:
-    """Return the device of engine.device and a sentence that says why.
-
-    Raises
-    ------
-    ConfigError
-        A CUDA device is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "auto":
-        if available:
-            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
-        return torch.device("cpu"), "auto: no CUDA device found"
-    device = torch.device(wanted)
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
-            f"engine.device is {wanted!r}, but torch sees {torch.cuda.device_count()} CUDA devices: "
-            "set it to auto or cpu, or install a torch build with CUDA and its driver."
-        )
-    return device, "as configured"

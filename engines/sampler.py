@@ -64,7 +64,6 @@ class Denoise:
         conditions: SliceConditions,
         noise: float,
         settings: SamplerSettings,
-        multiple: int = 8,
     ) -> None:
         self._runtime = runtime
         self._prior = prior
@@ -72,7 +71,7 @@ class Denoise:
         self._conditions = conditions
         self._noise = noise
         self._settings = settings
-        self._multiple = multiple
+        self._multiple = runtime.multiple
         self._windows = window_indices(prior.shape[0])
         self.evaluations = 0
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import CONTEXT, SLICES, WINDOW
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
-from microdiffusion.engines.linear import along_z, tikhonov_matrix
+from microdiffusion.engines.linear import tikhonov_matrix
 from microdiffusion.engines.training.scenes import SIZE
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
@@ -102,13 +102,23 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
         # One field over all cubes side by side: same optics, so the same axial basis serves them.
         wide = projections.permute(1, 2, 0, 3).flatten(2)
         field = SessionInr(
-            (SIZE, *wide.shape[1:]), bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.7, 1.1)), seed=int(rng.integers(1 << 30))
+            (SIZE, *wide.shape[1:]),
+            bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.7, 1.1)),
+            seed=int(rng.integers(1 << 30)),
         )
         base = floor.expand(CUBES, 1, 1, SIZE).permute(1, 2, 0, 3).flatten(2)
-        field.fit(operator, wide, variance.permute(1, 2, 0, 3).flatten(2), floor=base, steps=int(rng.integers(30, 90)))
+        field.fit(
+            operator,
+            wide,
+            variance.permute(1, 2, 0, 3).flatten(2),
+            floor=base,
+            steps=int(rng.integers(30, 90)),
+        )
         prior = field.volume(base).unflatten(2, (CUBES, SIZE)).permute(2, 0, 1, 3)
     else:
-        inverse = torch.from_numpy(tikhonov_matrix(matrix, float(10 ** rng.uniform(-2.5, -1.5))).astype(np.float32))
+        inverse = torch.from_numpy(
+            tikhonov_matrix(matrix, float(10 ** rng.uniform(-2.5, -1.5))).astype(np.float32)
+        )
         prior = torch.maximum(torch.einsum("zm,bmyx->bzyx", inverse, projections), floor)
     conditions = SliceConditions.of(matrix, z, length)
     return Group(truth, prior, projections[:, conditions.nearest], conditions, float(variance.mean().sqrt()))
@@ -133,7 +143,9 @@ def windows_of(group: Group, count: int, rng: np.random.Generator) -> Batch:
         if not shown:
             image[number] = 0
         vectors.append(
-            group.conditions.vector(index[number : number + 1], noise=group.noise, time=time, kappa=kappa, image=shown)
+            group.conditions.vector(
+                index[number : number + 1], noise=group.noise, time=time, kappa=kappa, image=shown
+            )
         )
     return Batch(state, prior, image, torch.cat(vectors), truth[:, CONTEXT : CONTEXT + SLICES])
 
@@ -141,7 +153,9 @@ def windows_of(group: Group, count: int, rng: np.random.Generator) -> Batch:
 class Batches:
     """Endless batches from a ring of groups. `size` windows a batch, half from each of two groups."""
 
-    def __init__(self, pool: NDArray[np.float16], *, size: int, seed: int, ring: int = 48, renew_every: int = 4) -> None:
+    def __init__(
+        self, pool: NDArray[np.float16], *, size: int, seed: int, ring: int = 48, renew_every: int = 4
+    ) -> None:
         self._pool = pool
         self._rng = np.random.default_rng(seed)
         self._size = size
@@ -155,8 +169,12 @@ class Batches:
         if self._count % self._every == 0:
             self._ring[self._rng.integers(len(self._ring))] = make_group(self._pool, self._rng)
         parts = [
-            windows_of(self._ring[self._rng.integers(len(self._ring))], self._size // 2, self._rng) for _ in range(2)
+            windows_of(self._ring[self._rng.integers(len(self._ring))], self._size // 2, self._rng)
+            for _ in range(2)
         ]
         return Batch(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("state", "prior", "image", "conditions", "truth"))
+            *(
+                torch.cat([getattr(part, name) for part in parts])
+                for name in ("state", "prior", "image", "conditions", "truth")
+            )
         )

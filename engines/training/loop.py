@@ -53,9 +53,11 @@ def protocol_crop(volume: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return np.clip((part - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def validate(model: SlabDenoiser, volumes: dict[str, np.ndarray], *, step: float, noise: float = 0.01) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
+def validate(
+    model: SlabDenoiser, volumes: dict[str, np.ndarray], *, step: float, noise: float = 0.01
+) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
     """Score one evaluation from the Tikhonov start, slab 6; per volume PSNR and SSIM of each answer."""
-    runtime = TorchRuntime(model, torch.device("cpu"), "validation", torch.float32)
+    runtime = TorchRuntime(model, torch.device("cpu"), torch.float32)
     table = {}
     for name, volume in volumes.items():
         truth = protocol_crop(volume)
@@ -64,13 +66,19 @@ def validate(model: SlabDenoiser, volumes: dict[str, np.ndarray], *, step: float
         rng = np.random.default_rng(0)
         measured = np.tensordot(matrix, truth, 1) + noise * rng.standard_normal((len(z), *truth.shape[1:]))
         projections = torch.from_numpy(measured.astype(np.float32))
-        low, high = float(projections.quantile(0.01)) if projections.numel() < 1 << 24 else 0.0, float(np.percentile(measured, 99.9))
+        low, high = (
+            float(projections.quantile(0.01)) if projections.numel() < 1 << 24 else 0.0,
+            float(np.percentile(measured, 99.9)),
+        )
         scaled = (projections - low) / (high - low)
 
         def closed(weights: np.ndarray, images: Tensor = scaled) -> Tensor:  # type: ignore[type-arg]
             return along_z(torch.from_numpy(weights.astype(np.float32)), images)
 
-        answers = {"linear": closed(interpolation_matrix(z, truth.shape[0])), "tikhonov": closed(tikhonov_matrix(matrix))}
+        answers = {
+            "linear": closed(interpolation_matrix(z, truth.shape[0])),
+            "tikhonov": closed(tikhonov_matrix(matrix)),
+        }
         prior = answers["tikhonov"]
         conditions = SliceConditions.of(matrix, z, 6.0)
         settings = SamplerSettings(steps=1, kappa=0.0)
@@ -84,6 +92,18 @@ def validate(model: SlabDenoiser, volumes: dict[str, np.ndarray], *, step: float
             row[f"{method}_ssim"] = float(ssim_per_slice(image, truth[seen]).mean())
         table[name] = row
     return table
+
+
+def relative_loss(error: Tensor, before: Tensor) -> Tensor:
+    """Return the loss: each window's error (B, SLICES, Y, X) relative to that of the prior it started from.
+
+    Squares for the bright structures (PSNR), absolute values for the background (SSIM). Relative, because
+    the gain is measured in decibel: a window that nobody can restore must not drown the others.
+    """
+    dims = (1, 2, 3)
+    squares = error.square().mean(dims) / (before.square().mean(dims) + 1e-4)
+    absolutes = error.abs().mean(dims) / (before.abs().mean(dims) + 3e-3)
+    return (squares + absolutes).mean()
 
 
 def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
@@ -132,8 +152,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
         with torch.autocast("cpu", dtype=half, enabled=half is not torch.float32):
             change = model.correction(batch.state, batch.prior, batch.image, batch.conditions)
         error = change.float() + model.middle_slices(batch.prior) - batch.truth
-        # Squares for the bright structures (PSNR), absolute values for the background (SSIM).
-        loss = 10 * error.square().mean() + error.abs().mean()
+        loss = relative_loss(error, model.middle_slices(batch.prior) - batch.truth)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -145,12 +164,21 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
         losses.append(float(loss.detach()))
         iteration += 1
         if iteration % 100 == 0:
-            say(f"iteration {iteration}  loss {np.mean(losses[-100:]):.5f}  {time.monotonic() - started:.0f} s")
+            say(
+                f"iteration {iteration}  loss {np.mean(losses[-100:]):.5f}  "
+                f"{time.monotonic() - started:.0f} s"
+            )
         if iteration % plan.validate_every == 0:
             table = _report(average, held, say)
             seconds = time.monotonic() - started
             torch.save(
-                {"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(), "iteration": iteration, "seconds": seconds},
+                {
+                    "model": model.state_dict(),
+                    "average": average.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "iteration": iteration,
+                    "seconds": seconds,
+                },
                 checkpoint,
             )
             save_denoiser(average, plan.output, {"iteration": str(iteration)})
@@ -160,11 +188,13 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
     return table
 
 
-def _report(model: SlabDenoiser, held: dict[str, np.ndarray], say: Callable[[str], None]) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
+def _report(
+    model: SlabDenoiser, held: dict[str, np.ndarray], say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
     table = validate(model, held, step=6.0)
     for name, row in table.items():
         say(
-            f"  {name:24s} linear {row['linear']:.2f}/{row['linear_ssim']:.3f}  tikhonov {row['tikhonov']:.2f}/"
-            f"{row['tikhonov_ssim']:.3f}  network {row['network']:.2f}/{row['network_ssim']:.3f}"
+            f"  {name:24s} linear {row['linear']:.2f}/{row['linear_ssim']:.3f}  "
+            f"tikhonov {row['tikhonov']:.2f}/{row['tikhonov_ssim']:.3f}  network {row['network']:.2f}/{row['network_ssim']:.3f}"
         )
     return table

@@ -43,7 +43,7 @@ def read_swc(path: Path) -> NDArray[np.float64]:
 
 
 def read_vessel_graph(path: Path) -> NDArray[np.float64]:
-    """Return the segments (N, 2, 4) of an HDF5 vessel graph with `points` (x y z diameter) and `structure`."""
+    """Return the segments (N, 2, 4) of an HDF5 vessel graph: `points` (x y z diameter), `structure`."""
     with h5py.File(path, "r") as file:
         points = file["points"][()].astype(np.float64)
         first = np.sort(file["structure"][:, 0].astype(np.int64))
@@ -54,7 +54,9 @@ def read_vessel_graph(path: Path) -> NDArray[np.float64]:
     return np.stack([points[start], points[start + 1]], axis=1)
 
 
-def splat_lines(segments: NDArray[np.float64], amounts: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def splat_lines(
+    segments: NDArray[np.float64], amounts: NDArray[np.float64], shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
     """Draw segments (N, 2, 3) in voxels (z, y, x) with light `amounts` (N,) per unit length into a cube."""
     length = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1)
     counts = np.maximum(1, np.ceil(2 * length)).astype(np.int64)
@@ -92,14 +94,27 @@ def neurites(segments: NDArray[np.float64], rng: np.random.Generator, size: int)
         thickness = np.clip(radius / np.median(radius), 0.4, 4) ** rng.uniform(0.5, 1.5)
         thin = thickness < 1.8
         lines = place[near]
-        cube += ndimage.gaussian_filter(splat_lines(lines[thin], thickness[thin], cube.shape), rng.uniform(0.6, 1.3)) * 4
+        cube += (
+            ndimage.gaussian_filter(
+                splat_lines(lines[thin], thickness[thin], cube.shape), rng.uniform(0.6, 1.3)
+            )
+            * 4
+        )
         if (~thin).any():
             width = rng.uniform(1.5, 3.0)
-            cube += ndimage.gaussian_filter(splat_lines(lines[~thin], thickness[~thin], cube.shape), width) * 2 * width**2
+            cube += (
+                ndimage.gaussian_filter(splat_lines(lines[~thin], thickness[~thin], cube.shape), width)
+                * 2
+                * width**2
+            )
         anchor = nodes[rng.integers(len(nodes))]
     if rng.random() < 0.5:  # spines and boutons: bright dots on what is already there
         dots = (rng.random(cube.shape) < 0.02) * (cube > 0.2 * cube.max())
-        cube += ndimage.gaussian_filter(dots.astype(np.float32), rng.uniform(0.7, 1.2)) * cube.max() * rng.uniform(2, 8)
+        cube += (
+            ndimage.gaussian_filter(dots.astype(np.float32), rng.uniform(0.7, 1.2))
+            * cube.max()
+            * rng.uniform(2, 8)
+        )
     return cube
 
 
@@ -118,7 +133,10 @@ def vessels(segments: NDArray[np.float64], rng: np.random.Generator, size: int) 
             width = float(np.clip(radius[chosen].mean(), 0.7, 8))
             lines = splat_lines(place[near][chosen], np.ones(chosen.sum()), cube.shape)
             # Above half of a line's blurred peak is a filled tube of about this radius.
-            cube = np.maximum(cube, 1 / (1 + np.exp(-12 * (ndimage.gaussian_filter(lines, width) * 2 * np.pi * width**2 - 0.55))))
+            cube = np.maximum(
+                cube,
+                1 / (1 + np.exp(-12 * (ndimage.gaussian_filter(lines, width) * 2 * np.pi * width**2 - 0.55))),
+            )
     if rng.random() < 0.3:
         cube = cube - 0.8 * ndimage.minimum_filter(cube, 3)
     return ndimage.gaussian_filter(cube, rng.uniform(0.5, 1.2))
@@ -141,7 +159,9 @@ def blobs(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         high = np.clip(np.ceil(centre + reach), 0, size).astype(int)
         if np.any(high <= low):
             continue
-        grid = np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij", sparse=True)
+        grid = np.meshgrid(
+            *(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij", sparse=True
+        )
         distance = np.sqrt(sum(((g - c) / a) ** 2 for g, c, a in zip(grid, centre, axes, strict=True)))
         body = 1 / (1 + np.exp((distance - 1) * axes.mean() * 2))
         if hollow:
@@ -152,7 +172,7 @@ def blobs(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
 
 
 def texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Render band-passed noise, plates and gratings: what no specimen is, so that nothing is out of bounds."""
+    """Render band-passed noise, plates and gratings: what no specimen is."""
     kind = rng.integers(3)
     if kind == 0:
         field = ndimage.gaussian_filter(rng.standard_normal((size,) * 3), np.exp(rng.uniform(-0.5, 1.5, 3)))
@@ -165,6 +185,8 @@ def texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         direction = rng.standard_normal(3)
         direction /= np.linalg.norm(direction)
         grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), axis=-1) @ direction
-        cube = (np.sin(2 * np.pi * grid / rng.uniform(4, 24) + rng.uniform(0, 6)) > rng.uniform(-0.5, 0.7)).astype(float)
+        cube = (
+            np.sin(2 * np.pi * grid / rng.uniform(4, 24) + rng.uniform(0, 6)) > rng.uniform(-0.5, 0.7)
+        ).astype(float)
         cube = ndimage.gaussian_filter(cube, rng.uniform(0.5, 1.2))
     return np.asarray(cube, dtype=np.float32)

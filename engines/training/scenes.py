@@ -41,7 +41,9 @@ def read_volumes(folder: Path, held_out: Collection[str]) -> dict[str, NDArray[n
 
 def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Return a random cube of a recorded volume, stretched by up to half in each direction."""
-    low, high = np.percentile(volume[:: max(1, volume.shape[0] // 32), ::4, ::4], [1, rng.choice([99.9, 99.97])])
+    low, high = np.percentile(
+        volume[:: max(1, volume.shape[0] // 32), ::4, ::4], [1, rng.choice([99.9, 99.97])]
+    )
     zoom = np.exp(rng.uniform(np.log(0.7), np.log(1.5), 2))[[0, 1, 1]]
     wanted = np.minimum(np.ceil(SIZE / zoom).astype(int), volume.shape)
     start = [int(rng.integers(0, n - w + 1)) for n, w in zip(volume.shape, wanted, strict=True)]
@@ -90,7 +92,9 @@ def build_pool(
     if names:
         makers.append((0.45, recorded))
     if trees:
-        makers.append((0.34, lambda: finish(phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng)))
+        makers.append(
+            (0.34, lambda: finish(phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng))
+        )
     if vessel_graph is not None:
         makers.append((0.08, lambda: finish(phantoms.vessels(vessel_graph, rng, SIZE), rng)))
     shares = np.array([share for share, _ in makers])

@@ -1,0 +1,147 @@
+"""From frames to sweeps: collects each session's frames and says when a sweep is whole, or given up.
+
+A pure state machine: no thread, no clock of its own (times are handed in), so every order of arrival can
+be tested. Frames are placed by their index, whatever order they come in. A sweep is over when all of its
+frames are there, when a later sweep of its session is whole, when nothing came for the timeout, or when
+the run ends. An incomplete sweep is still used if at least half of its slabs are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from microdiffusion.sweep import Frame, Sweep
+
+LEAST_SHARE = 0.5
+"""Of a sweep's slabs: with fewer, too much of the volume would be invented."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostSweep:
+    """A sweep that cannot be reconstructed, and why."""
+
+    sweep: int
+    channel: int
+    position: int
+    missing: int
+    reason: str
+
+
+@dataclass(slots=True)
+class _Open:
+    """A sweep whose frames are still coming."""
+
+    count: int
+    last_s: float
+    frames: dict[int, Frame] = field(default_factory=dict)
+
+
+class Assembler:
+    """Collects the frames of one run.
+
+    Parameters
+    ----------
+    timeout_s : float
+        How long a sweep waits for its next frame.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._open: dict[tuple[int, int], dict[int, _Open]] = {}
+        self._next: dict[tuple[int, int], int] = {}
+        self.missing = 0
+        self.late = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of the frames of sweeps that are still open."""
+        return sum(
+            frame.pixels.nbytes
+            for sweeps in list(self._open.values())
+            for sweep in list(sweeps.values())
+            for frame in list(sweep.frames.values())
+        )
+
+    def progress(self, channel: int, position: int, sweep: int) -> tuple[int, int]:
+        """Return how many frames of a sweep are there, and how many it has; (0, 0) when it is not open."""
+        found = self._open.get((channel, position), {}).get(sweep)
+        return (len(found.frames), found.count) if found else (0, 0)
+
+    def add(self, frame: Frame) -> list[Sweep | LostSweep]:
+        """Take a frame; return what is over by it, oldest first.
+
+        A frame of a sweep that is over is counted as late and not used; a second frame of the same index
+        replaces nothing.
+        """
+        info = frame.info
+        session = (info.channel, info.position)
+        if info.sweep < self._next.get(session, 0):
+            self.late += 1
+            return []
+        sweeps = self._open.setdefault(session, {})
+        current = sweeps.setdefault(info.sweep, _Open(info.count, frame.received_s))
+        current.frames.setdefault(info.index, frame)
+        current.last_s = frame.received_s
+        if len(current.frames) < current.count:
+            return []
+        return list(self._close_up_to(session, info.sweep))
+
+    def tick(self, now_s: float) -> list[Sweep | LostSweep]:
+        """Return the sweeps that waited too long for a frame."""
+        over: list[Sweep | LostSweep] = []
+        for session, sweeps in self._open.items():
+            stale = [number for number, sweep in sweeps.items() if now_s - sweep.last_s > self._timeout_s]
+            # Slow acquisitions take long between frames of the newest sweep; it is stale all the same.
+            if stale:
+                over.extend(self._close_up_to(session, max(stale)))
+        return over
+
+    def finish(self) -> list[Sweep | LostSweep]:
+        """Return what is still open: the run has ended."""
+        over: list[Sweep | LostSweep] = []
+        for session, sweeps in self._open.items():
+            if sweeps:
+                over.extend(self._close_up_to(session, max(sweeps)))
+        return over
+
+    def _close_up_to(self, session: tuple[int, int], last: int) -> Iterator[Sweep | LostSweep]:
+        sweeps = self._open[session]
+        for number in range(self._next.get(session, 0), last + 1):
+            found = sweeps.pop(number, None)
+            if found is None:
+                yield LostSweep(number, *session, 0, "no frame of this sweep came")
+            else:
+                yield self._close(number, session, found)
+        self._next[session] = last + 1
+
+    def _close(self, number: int, session: tuple[int, int], found: _Open) -> Sweep | LostSweep:
+        missing = found.count - len(found.frames)
+        self.missing += missing
+        frames = sorted(found.frames.values(), key=lambda frame: frame.info.z_um)
+        seen = [frame for frame in frames if not frame.info.held_out]
+        held = [frame for frame in frames if frame.info.held_out]
+        if len(seen) < max(1, LEAST_SHARE * (len(seen) + missing)):
+            return LostSweep(
+                number,
+                *session,
+                missing,
+                f"only {len(frames)} of {found.count} frames came, too few for a volume",
+            )
+        shape = frames[0].pixels.shape
+        return Sweep(
+            sweep=number,
+            channel=session[0],
+            position=session[1],
+            z_um=np.array([frame.info.z_um for frame in seen]),
+            projections=np.stack([frame.pixels for frame in seen]).astype(np.float32),
+            held_out_z_um=np.array([frame.info.z_um for frame in held]),
+            held_out=np.stack([frame.pixels for frame in held]).astype(np.float32)
+            if held
+            else np.empty((0, *shape), np.float32),
+            missing=missing,
+            time_s=max(frame.info.camera_time_s for frame in frames),
+            received_s=max(frame.received_s for frame in frames),
+        )

@@ -1,0 +1,89 @@
+"""Opens what a reconstruction needs before it knows any run: the device, and the network on it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from microdiffusion.engines.denoiser import load_denoiser
+from microdiffusion.engines.runtime import Runtime, TorchRuntime
+from microdiffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from microdiffusion.config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An open device and, for the method "mdd", the network on it.
+
+    Attributes
+    ----------
+    device : torch.device
+    name, reason : str
+        Runtime, device and precision; why this device.
+    runtime : Runtime or None
+        None for the methods that need no network.
+    weights, weights_sha256 : str
+        File name and checksum; empty without a network.
+    """
+
+    device: torch.device
+    name: str
+    reason: str
+    runtime: Runtime | None = None
+    weights: str = ""
+    weights_sha256: str = ""
+
+
+def shipped_weights() -> Path:
+    """Return the path of the weights that ship with mdd."""
+    return Path(str(resources.files("microdiffusion.engines.weights") / "slab_small.safetensors"))
+
+
+def open_engine(config: EngineConfig) -> Engine:
+    """Open device and weights.
+
+    Raises
+    ------
+    ConfigError
+        A CUDA device is asked for and there is none.
+    MissingFileError, InputFileError
+        The weights cannot be loaded.
+    """
+    device, reason = pick_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.method != "mdd":
+        return Engine(device, f"torch {device} float32", reason)
+    path = config.weights or shipped_weights()
+    runtime = TorchRuntime(load_denoiser(path), device)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Engine(device, runtime.name, reason, runtime, path.name, checksum)
+
+
+def pick_device(wanted: str) -> tuple[torch.device, str]:
+    """Return the device that engine.device asks for, and a sentence that says why this one.
+
+    Raises
+    ------
+    ConfigError
+        A CUDA device is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        if available:
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
+        return torch.device("cpu"), "auto: no CUDA device found"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"engine.device is {wanted!r}, but torch sees {torch.cuda.device_count()} CUDA devices: "
+            "set it to auto or cpu, or install a torch build with CUDA and its driver."
+        )
+    return device, "as configured"
