@@ -17,16 +17,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ValidationError
 
 from microdiffusion.errors import DiskError, GeometryError, InputFileError, MissingFileError
 from microdiffusion.optics import AxialProfile, projection_operator
-from microdiffusion.run_header import CameraNoise, RunHeader
+from microdiffusion.projection_fields import (
+    Fields,
+    find_projections,
+    read_header,
+    read_held_out,
+    read_positions,
+    read_times,
+)
+from microdiffusion.run_header import CameraNoise
 from microdiffusion.sweep import FrameInfo, Sweep
 
 _LARGEST_ATTRIBUTE = 32 << 10  # HDF5 keeps attributes in the object header, 64 KiB in all
@@ -53,14 +60,14 @@ class ProjectionFile:
     def __init__(self, path: Path, file: h5py.File, *, check_values: bool) -> None:
         self.path = path
         self._file = file
-        self._projections = _projections_dataset(path, file)
+        self._projections = find_projections(path, file)
         self.shape: tuple[int, int, int, int] = self._projections.shape
-        read = _Reader(path, file, self._projections)
+        fields = Fields(path, file, self._projections)
         sweeps, count = self.shape[:2]
-        self._z_um = _positions(read, sweeps, count)
-        self.header = _header(read, self._projections)
-        self.time_s = _times(read, sweeps)
-        self.held_out = _held_out(read, count)
+        self._z_um = read_positions(fields, sweeps, count)
+        self.header = read_header(fields, self._projections)
+        self.time_s = read_times(fields, sweeps)
+        self.held_out = read_held_out(fields, count)
         self._check_geometry()
         self._truth = self._truth_dataset()
         if check_values and self.header.dtype == "float32":
@@ -328,163 +335,6 @@ def _write_array(file: h5py.File, name: str, value: NDArray[Any] | np.generic) -
     file.attrs[name] = value
     if "projections" in file:
         file["projections"].attrs[name] = value
-
-
-class _Reader:
-    """Finds a named value: attribute of the file, attribute of /projections, or dataset."""
-
-    def __init__(self, path: Path, file: h5py.File, projections: h5py.Dataset) -> None:
-        self.path = path
-        self.file = file
-        self._places = (file.attrs, projections.attrs, file)
-
-    def array(self, name: str) -> NDArray[np.float64] | None:
-        for place in self._places:
-            if name not in place:
-                continue
-            value = place[name]
-            try:
-                return np.asarray(value[()] if isinstance(value, h5py.Dataset) else value, dtype=np.float64)
-            except (TypeError, ValueError):
-                raise InputFileError(
-                    f"{self.path}: {name} should be numbers, not {value!r}: correct it."
-                ) from None
-        return None
-
-    def required(self, name: str) -> NDArray[np.float64]:
-        value = self.array(name)
-        if value is None:
-            raise InputFileError(
-                f"{self.path}: the attribute {name} is missing: add it (docs/projection-file.md lists all)."
-            )
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.array(name)
-        if value is None and default is not None:
-            return default
-        value = self.required(name)
-        if value.size != 1 or not np.isfinite(value).all():
-            raise InputFileError(f"{self.path}: {name} should be one finite number, not {value}: correct it.")
-        return float(value.reshape(()))
-
-
-def _projections_dataset(path: Path, file: h5py.File) -> h5py.Dataset:
-    dataset = file.get("projections")
-    if not isinstance(dataset, h5py.Dataset):
-        names = ", ".join(f"/{name}" for name in file) or "nothing"
-        raise InputFileError(
-            f"{path}: the dataset /projections is missing (found {names}): "
-            "give a projection file, or make one with `mdd simulate`."
-        )
-    if dataset.ndim != 4 or 0 in dataset.shape:
-        raise InputFileError(
-            f"{path}: /projections should be (T, M, Y, X) without an empty axis, "
-            f"not {dataset.shape}: reshape it."
-        )
-    if dataset.dtype.kind + str(dataset.dtype.itemsize) not in {"u2", "f4"}:
-        raise InputFileError(
-            f"{path}: /projections should be uint16 or float32, not {dataset.dtype}: convert it."
-        )
-    return dataset
-
-
-def _positions(read: _Reader, sweeps: int, count: int) -> NDArray[np.float64]:
-    """Return the slab centres as (T, M)."""
-    z_um = read.required("z_um")
-    if z_um.shape not in {(count,), (sweeps, count)}:
-        raise InputFileError(
-            f"{read.path}: z_um should be (M,) = ({count},) or (T, M) = ({sweeps}, {count}), "
-            f"not {z_um.shape}: give one position for each projection."
-        )
-    if not np.all(np.isfinite(z_um)):
-        raise InputFileError(f"{read.path}: z_um holds positions that are not finite: correct them.")
-    return np.broadcast_to(z_um, (sweeps, count))
-
-
-def _times(read: _Reader, sweeps: int) -> NDArray[np.float64]:
-    time_s = read.array("time_s")
-    if time_s is None:
-        return np.arange(sweeps, dtype=np.float64)
-    if time_s.shape != (sweeps,) or not np.all(np.isfinite(time_s)):
-        raise InputFileError(
-            f"{read.path}: time_s should be {sweeps} finite numbers, one for each sweep, "
-            f"not {time_s}: correct it."
-        )
-    return time_s
-
-
-def _held_out(read: _Reader, count: int) -> NDArray[np.bool_]:
-    value = read.array("held_out")
-    if value is None:
-        return np.zeros(count, dtype=np.bool_)
-    flags = np.asarray(value != 0, dtype=np.bool_)
-    if flags.shape != (count,) or flags.all():
-        raise InputFileError(
-            f"{read.path}: held_out should be {count} flags, one for each projection, of which one is 0, "
-            f"not {value}: correct it."
-        )
-    return flags
-
-
-def _profile(read: _Reader) -> AxialProfile:
-    """Return the measured profile where the file holds one, else the box."""
-    weights = read.array("axial_profile")
-    try:
-        if weights is not None:
-            return AxialProfile.sampled(weights, read.number("profile_spacing_um"))
-        if read.array("length_um") is None:
-            raise InputFileError(
-                f"{read.path}: the beam is missing: add the attribute length_um, or the dataset "
-                "/axial_profile with the attribute profile_spacing_um."
-            )
-        return AxialProfile.box(read.number("length_um"))
-    except GeometryError as error:
-        raise InputFileError(f"{read.path}: {error}") from None
-
-
-def _header(read: _Reader, projections: h5py.Dataset) -> RunHeader:
-    profile = _profile(read)
-    voxel = read.required("voxel_size_um")
-    if voxel.shape != (3,):
-        raise InputFileError(
-            f"{read.path}: voxel_size_um should be three numbers (z, y, x), not {voxel}: correct it."
-        )
-    shape_z = read.number("shape_z")
-    if shape_z != int(shape_z):
-        raise InputFileError(f"{read.path}: shape_z should be a whole number, not {shape_z:g}: correct it.")
-    dtype: Literal["uint16", "float32"] = "uint16" if projections.dtype.kind == "u" else "float32"
-    values = {
-        "run_id": uuid.uuid4().hex,
-        "name": read.path.stem[:200],
-        "shape": (int(shape_z), *projections.shape[2:]),
-        "voxel_size_um": tuple(voxel.tolist()),
-        "z0_um": read.number("z0_um"),
-        "profile_weights": tuple(profile.weights.tolist()),
-        "profile_spacing_um": profile.spacing_um,
-        "dtype": dtype,
-        "sweeps": projections.shape[0],
-        "frames_per_sweep": projections.shape[1],
-        "source": f"projection file {read.path.name}"[:2000],
-    }
-    try:
-        return RunHeader(**values, camera=_camera(read))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "the geometry"
-        name = name.replace("shape.0", "shape_z")
-        raise InputFileError(
-            f"{read.path}: {name}: {first['msg']}, not {first['input']!r}: correct it."
-            if first["loc"]
-            else f"{read.path}: {first['msg']}: correct it."
-        ) from None
-
-
-def _camera(read: _Reader) -> CameraNoise:
-    gain = None if read.array("gain") is None else read.number("gain")
-    return CameraNoise(
-        offset=read.number("offset", 0.0), gain=gain, read_noise=read.number("read_noise", 0.0)
-    )
 
 
 def _short(error: BaseException) -> str:
