@@ -34,9 +34,10 @@ class AcquisitionConfig(Table):
         Literal["python", "java"],
         Field(description="python: a core of our own with mm_config; java: the running Micro-Manager"),
     ] = "python"
-    port: Annotated[int, Field(ge=1, le=65535, description="port of Micro-Manager's pycro-manager server (java)")] = 4827
+    port: Annotated[int, Field(ge=1, le=65535, description="port of the pycro-manager server (java)")] = 4827
     mm_app_path: Annotated[
-        Path | None, Field(description="folder of the device adapters (python); none: Micro-Manager's demo devices")
+        Path | None,
+        Field(description="folder of the device adapters (python); none: the demo devices"),
     ] = None
     mm_config: Annotated[
         Path | None, Field(description="Micro-Manager configuration file (python); none: MMConfig_demo.cfg")
@@ -48,7 +49,9 @@ class AcquisitionConfig(Table):
         tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(description="stage x, y of each position, µm")
     ] = ()
     sweeps: Annotated[int | None, Field(ge=1, description="number of sweeps; none: until stopped")] = None
-    sweep_interval_s: Annotated[NonNegative, Field(description="time from one sweep's start to the next, s")] = 0.0
+    sweep_interval_s: Annotated[
+        NonNegative, Field(description="time from one sweep's start to the next, s")
+    ] = 0.0
     specimen: Annotated[
         bool, Field(description="replace the camera's pixels by the virtual specimen's projections")
     ] = False
@@ -60,15 +63,14 @@ class SweepConfig(Table):
     length_um: Annotated[Positive, Field(description="length of the slab that the beam lights, µm")] = 12.0
     axial_profile: Annotated[
         Path | None,
-        Field(description="text file with two columns, z (µm, evenly spaced) and intensity; none: a box of length_um"),
+        Field(description="text file of two columns, z (µm, even steps) and intensity; none: a box"),
     ] = None
     step_um: Annotated[Positive | None, Field(description="distance of neighbouring slabs, µm")] = None
     overlap: Annotated[
-        Fraction | None, Field(description="instead of step_um: share of a slab that it has in common with the next")
+        Fraction | None,
+        Field(description="instead of step_um: share of a slab that lies in the next one too"),
     ] = None
-    alternate_offset: Annotated[
-        bool, Field(description="every other sweep starts half a step deeper")
-    ] = True
+    alternate_offset: Annotated[bool, Field(description="every other sweep starts half a step deeper")] = True
     hold_out_every: Annotated[
         int, Field(ge=0, description="every how many sweeps one extra projection judges the result; 0: never")
     ] = 4
@@ -91,7 +93,9 @@ class VolumeConfig(Table):
     """The volume that is wanted."""
 
     voxel_z_um: Annotated[Positive, Field(description="distance of slices, µm")] = 2.0
-    z0_um: Annotated[FiniteFloat, Field(description="centre of the first slice, µm, in the stage's coordinates")] = 0.0
+    z0_um: Annotated[
+        FiniteFloat, Field(description="centre of the first slice, µm, in stage coordinates")
+    ] = 0.0
     shape_z: Annotated[int, Field(ge=2, le=4096, description="number of slices")] = 48
     pixel_um: Annotated[
         Positive | None, Field(description="camera pixel in the specimen, µm; none: what Micro-Manager says")
@@ -101,7 +105,9 @@ class VolumeConfig(Table):
 class CameraConfig(Table):
     """The camera's image and its noise."""
 
-    width: Annotated[int | None, Field(ge=16, le=16384, description="columns (region of interest, centred); none: all")] = None
+    width: Annotated[
+        int | None, Field(ge=16, le=16384, description="columns (centred region); none: all")
+    ] = None
     height: Annotated[int | None, Field(ge=16, le=16384, description="rows; none: all")] = None
     offset: Annotated[FiniteFloat, Field(description="counts of a dark frame")] = 0.0
     gain: Annotated[Positive | None, Field(description="counts per photon; none: estimate the noise")] = None
@@ -120,7 +126,9 @@ class SpecimenConfig(Table):
     neurons: Annotated[int, Field(ge=0, le=1000, description="number of neurons")] = 5
     vessels: Annotated[int, Field(ge=0, le=1000, description="number of vessels")] = 2
     nuclei: Annotated[int, Field(ge=0, le=10000, description="number of nuclei")] = 40
-    photons: Annotated[Positive, Field(description="photons per pixel and projection where the specimen is brightest")] = 400.0
+    photons: Annotated[
+        Positive, Field(description="photons per pixel and projection where it is brightest")
+    ] = 400.0
     activity: Annotated[NonNegative, Field(description="peak ΔF/F of the neurons' activity")] = 1.0
     drift_um_per_min: Annotated[NonNegative, Field(description="lateral drift, µm per minute")] = 2.0
     bleaching_per_min: Annotated[Fraction, Field(description="share of the signal lost per minute")] = 0.02
@@ -131,7 +139,10 @@ class InrConfig(Table):
 
     bandwidth_z: Annotated[
         Positive | None,
-        Field(le=0.5, description="highest frequency along z, cycles per slice; none: 0.4 / min(slab length, step)"),
+        Field(
+            le=0.5,
+            description="highest frequency along z, cycles per slice; none: 0.4 / min(length, step)",
+        ),
     ] = None
     rank: Annotated[int, Field(ge=4, le=256, description="axial basis functions")] = 32
     cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 120
@@ -144,20 +155,28 @@ class EngineConfig(Table):
     method: Annotated[
         Literal["mdd", "inr", "tikhonov", "linear"], Field(description="the answer that is served")
     ] = "mdd"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
-    weights: Annotated[Path | None, Field(description="safetensors file; none: the weights that ship with mdd")] = None
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    ] = "auto"
+    weights: Annotated[
+        Path | None, Field(description="safetensors file; none: the weights that ship with mdd")
+    ] = None
     steps: Annotated[int, Field(ge=1, le=8, description="network evaluations per volume")] = 2
     guidance: Annotated[
-        Annotated[FiniteFloat, Field(ge=0, le=4)], Field(description="classifier-free guidance; 0: none, and half the cost")
+        Annotated[FiniteFloat, Field(ge=0, le=4)],
+        Field(description="classifier-free guidance; 0: none, and half the cost"),
     ] = 0.0
     interpolation: Annotated[
-        Annotated[FiniteFloat, Field(ge=0, le=1)], Field(description="share of noise in the INR-noise interpolation that the sampler starts from, in units of the expected residual")
+        Annotated[FiniteFloat, Field(ge=0, le=1)],
+        Field(description="share of noise in the INR-noise interpolation that the sampler starts from"),
     ] = 0.5
     consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
     fall_back: Annotated[
         bool, Field(description="serve the linear answer where the held-out projection says it is better")
     ] = True
-    tile: Annotated[int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")] = 256
+    tile: Annotated[
+        int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")
+    ] = 256
     overload: Annotated[
         Literal["skip", "wait"],
         Field(description="engine too slow: skip (a microscope goes on) or wait (a file can)"),
@@ -165,7 +184,9 @@ class EngineConfig(Table):
     backlog: Annotated[
         int, Field(ge=1, le=100_000, description="sweeps of a session that may wait; older ones are skipped")
     ] = 2
-    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")] = None
+    threads: Annotated[
+        int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")
+    ] = None
     seed: Annotated[int, Field(ge=0, description="seed of the sampler's noise and of the INR")] = 0
     inr: InrConfig = InrConfig()
 
@@ -174,19 +195,27 @@ class RecorderConfig(Table):
     """The run file."""
 
     output: Annotated[Path, Field(description="folder of the run files")] = Path("runs")
-    time_points: Annotated[int, Field(ge=1, le=1_000_000, description="time points that one file has room for")] = 120
-    durable: Annotated[bool, Field(description="force each volume to the disk (survives a power cut)")] = False
+    time_points: Annotated[
+        int, Field(ge=1, le=1_000_000, description="time points that one file has room for")
+    ] = 120
+    durable: Annotated[bool, Field(description="force each volume to the disk (survives a power cut)")] = (
+        False
+    )
     queue_mb: Annotated[Positive, Field(description="most that waits to be written, MB")] = 512.0
 
 
 class WireConfig(Table):
     """Addresses and buffers."""
 
-    data: Annotated[str, Field(description="where frames come in; port * takes a free one")] = "tcp://127.0.0.1:5750"
+    data: Annotated[str, Field(description="where frames come in; port * takes a free one")] = (
+        "tcp://127.0.0.1:5750"
+    )
     status: Annotated[str, Field(description="where the status goes out")] = "tcp://127.0.0.1:5751"
     send_buffer_mb: Annotated[Positive, Field(description="most that the sender keeps, MB")] = 256.0
     receive_buffer_mb: Annotated[Positive, Field(description="most that waits for the engine, MB")] = 512.0
-    sweep_timeout_s: Annotated[Positive, Field(description="how long a frame may be late before it counts as missing, s")] = 5.0
+    sweep_timeout_s: Annotated[
+        Positive, Field(description="how long a frame may be late before it counts as missing, s")
+    ] = 5.0
 
     @field_validator("data", "status")
     @classmethod
@@ -208,7 +237,9 @@ class DashboardConfig(Table):
 class Config(Table):
     """Everything that `mdd serve` needs to know."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="start of the run file's name")] = "run"
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="start of the run file's name")
+    ] = "run"
     acquisition: AcquisitionConfig = AcquisitionConfig()
     sweep: SweepConfig = SweepConfig()
     volume: VolumeConfig = VolumeConfig()

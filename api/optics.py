@@ -51,7 +51,9 @@ class AxialProfile:
         """
         array = np.array(weights, dtype=np.float64).ravel()
         if array.size == 0 or not np.all(np.isfinite(array)) or array.min() < 0 or array.sum() <= 0:
-            raise GeometryError("An axial profile needs finite, non-negative weights of which one is positive.")
+            raise GeometryError(
+                "An axial profile needs finite weights that are not negative and not all zero."
+            )
         if not (np.isfinite(spacing_um) and spacing_um > 0):
             raise GeometryError(f"An axial profile needs a positive length in µm, not {spacing_um!r}.")
         array /= array.sum()
@@ -66,7 +68,8 @@ class AxialProfile:
     def cumulative(self, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of the light below each offset `z_um` (any shape) from the slab's centre."""
         edges = (np.arange(self.weights.size + 1) - self.weights.size / 2) * self.spacing_um
-        return np.interp(z_um, edges, np.concatenate([[0.0], np.cumsum(self.weights)]))
+        below = np.concatenate([[0.0], np.cumsum(self.weights)])
+        return np.asarray(np.interp(z_um, edges, below), dtype=np.float64)
 
 
 def projection_operator(
@@ -120,4 +123,5 @@ def sweep_positions(
             f"{shape_z * voxel_z_um:g} µm: enlarge shape_z or shorten the slab."
         )
     count = int(np.floor(room / step_um + 1e-6)) + 1
-    return low + 0.5 * length_um + offset_um + np.arange(count) * step_um
+    first = low + 0.5 * length_um + offset_um
+    return np.asarray(first + np.arange(count) * step_um, dtype=np.float64)

@@ -71,8 +71,7 @@ class EngineProcess:
         self._waiting: deque[Sweep] = deque()
         self._running: Sweep | None = None
         self._header: RunHeader | None = None
-        self._stopping = False
-        self._draining = False
+        self._stop_requested = threading.Event()
         self._ready = threading.Event()
         self._failure: MddError | None = None
         self.info: EngineInfo | None = None
@@ -171,7 +170,7 @@ class EngineProcess:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the child; kill it if it does not end in time."""
-        self._stopping = True
+        self._stop_requested.set()
         self._wake()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -207,7 +206,7 @@ class EngineProcess:
     def _run(self) -> None:
         try:
             sent_header: RunHeader | None = None
-            while not self._stopping:
+            while not self._stop_requested.is_set():
                 pipe = self._pipe
                 if pipe is None:
                     return
@@ -223,8 +222,10 @@ class EngineProcess:
                         pipe.send(self._header)
                         sent_header = self._header
                     self._hand_over(pipe)
+                except MddError:
+                    raise  # what the child said, although some of them are kinds of OSError
                 except (EOFError, OSError):
-                    if self._stopping:
+                    if self._stop_requested.is_set():
                         return
                     self._restart()
                     sent_header = None
@@ -260,7 +261,7 @@ class EngineProcess:
             return
         if isinstance(answer, Reconstruction):
             while not self._on_volume(sweep, answer):
-                if self._stopping:
+                if self._stop_requested.is_set():
                     return
                 time.sleep(0.005)
         else:

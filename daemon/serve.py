@@ -323,8 +323,8 @@ def serve(
 def _summary(run: LiveRun) -> str:
     counts = run.recorder.counts
     written = counts[Status.WRITTEN]
-    others = ", ".join(
-        f"{counts[status]} {status.name.lower()}"
+    others = "".join(
+        f", {counts[status]} {status.name.lower()}"
         for status in (Status.LOST, Status.SKIPPED, Status.FAILED)
         if counts[status]
     )
@@ -333,7 +333,7 @@ def _summary(run: LiveRun) -> str:
     more = f" (and {len(run.recorder.paths) - 1} more)" if len(run.recorder.paths) > 1 else ""
     return (
         f"{path}{more}\n"
-        f"{written} volumes of {z} x {y} x {x} voxels{', ' + others if others else ''}, and their raw projections\n"
+        f"{written} volumes of {z} x {y} x {x} voxels{others}, and their raw projections\n"
         f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{path}').volume[0].shape)\"\n"
     )
 

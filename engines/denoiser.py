@@ -91,8 +91,7 @@ class SlabDenoiser(nn.Module):
         )
         self.up = nn.ModuleList(blocks(w) for w in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], SLICES, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.weight)  # an untrained network returns the prior, but for its bias
 
     def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X); see `correction` for the inputs."""

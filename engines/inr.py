@@ -137,6 +137,6 @@ class SessionInr(nn.Module):
                 # |D φ E|² by way of the small matrix (Dφ)ᵀ(Dφ): the volume itself need not be differenced.
                 slope = basis.diff(dim=0)
                 rough = (self.planes * along_z(slope.T @ slope, self.planes)).sum()
-                ((loss + smoothness * rough) * scale).backward()  # type: ignore[no-untyped-call]
+                ((loss + smoothness * rough) * scale).backward()
                 self._optimiser.step()
         return InrFit(taken, misfit)

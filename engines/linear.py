@@ -43,12 +43,13 @@ def interpolation_matrix(centres: NDArray[np.float64], slices: int) -> NDArray[n
 
 def nearest_slab(centres: NDArray[np.float64], slices: int) -> NDArray[np.intp]:
     """Return for each slice the index (Z,) of the projection whose slab centre lies closest."""
-    return np.abs(np.arange(slices)[:, None] - centres[None, :]).argmin(axis=1)
+    return np.asarray(np.abs(np.arange(slices)[:, None] - centres[None, :]).argmin(axis=1), dtype=np.intp)
 
 
 def along_z(matrix: Tensor, images: Tensor) -> Tensor:
     """Return ``matrix @ images`` along the first axis: (N, M) and (M, Y, X) give (N, Y, X)."""
-    return torch.tensordot(matrix, images, dims=1)
+    result: Tensor = torch.tensordot(matrix, images, dims=1)
+    return result
 
 
 def noise_shrinkage(misfit: Tensor, noise_variance: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from microdiffusion.engines.denoiser import SlabDenoiser
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from microdiffusion.engines.denoiser import SlabDenoiser
 
 
 class Runtime(Protocol):
@@ -46,7 +46,8 @@ class TorchRuntime:
         self.multiple = model.shape.multiple
         self.dtype = dtype or best_dtype(device)
         self.name = f"torch {device} {str(self.dtype).removeprefix('torch.')}"
-        self._model = model.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last).eval()
+        model = model.to(device=device, dtype=self.dtype).eval()
+        self._model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class TorchRuntime:
         images = (t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image))
         # The prior is added back in float32: half precision then only rounds the correction.
         result: Tensor = self._model.correction(*images, conditions.to(self.dtype)).float()
-        return result + self._model.middle_slices(prior)
+        return result + SlabDenoiser.middle_slices(prior)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -16,15 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
-from microdiffusion.engines.linear import along_z, interpolation_matrix, tikhonov_matrix
-from microdiffusion.engines.runtime import TorchRuntime, best_dtype
-from microdiffusion.engines.sampler import Denoise, SamplerSettings
+from microdiffusion.engines.runtime import best_dtype
 from microdiffusion.engines.training import phantoms, scenes
 from microdiffusion.engines.training.degrade import Batches
-from microdiffusion.metrics import psnr_per_slice, ssim_per_slice
-from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
+from microdiffusion.engines.training.validation import Table, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,55 +41,6 @@ class TrainingPlan:
     validate_every: int = 1000
 
 
-def protocol_crop(volume: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    """Return the evaluation's crop: the middle 130 x 128 x 128, percentiles 1 and 99.9 to 0 and 1."""
-    start = [max(0, (n - m) // 2) for n, m in zip(volume.shape, (130, 128, 128), strict=True)]
-    part = volume[start[0] : start[0] + 130, start[1] : start[1] + 128, start[2] : start[2] + 128]
-    low, high = np.percentile(part, [1, 99.9])
-    return np.clip((part - low) / (high - low), 0, 1).astype(np.float32)
-
-
-def validate(
-    model: SlabDenoiser, volumes: dict[str, np.ndarray], *, step: float, noise: float = 0.01
-) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
-    """Score one evaluation from the Tikhonov start, slab 6; per volume PSNR and SSIM of each answer."""
-    runtime = TorchRuntime(model, torch.device("cpu"), torch.float32)
-    table = {}
-    for name, volume in volumes.items():
-        truth = protocol_crop(volume)
-        z = sweep_positions(length_um=6, step_um=step, z0_um=0, voxel_z_um=1, shape_z=truth.shape[0])
-        matrix = projection_operator(z, AxialProfile.box(6), z0_um=0, voxel_z_um=1, shape_z=truth.shape[0])
-        rng = np.random.default_rng(0)
-        measured = np.tensordot(matrix, truth, 1) + noise * rng.standard_normal((len(z), *truth.shape[1:]))
-        projections = torch.from_numpy(measured.astype(np.float32))
-        low, high = (
-            float(projections.quantile(0.01)) if projections.numel() < 1 << 24 else 0.0,
-            float(np.percentile(measured, 99.9)),
-        )
-        scaled = (projections - low) / (high - low)
-
-        def closed(weights: np.ndarray, images: Tensor = scaled) -> Tensor:  # type: ignore[type-arg]
-            return along_z(torch.from_numpy(weights.astype(np.float32)), images)
-
-        answers = {
-            "linear": closed(interpolation_matrix(z, truth.shape[0])),
-            "tikhonov": closed(tikhonov_matrix(matrix)),
-        }
-        prior = answers["tikhonov"]
-        conditions = SliceConditions.of(matrix, z, 6.0)
-        settings = SamplerSettings(steps=1, kappa=0.0)
-        sigma = noise / (high - low)
-        answers["network"] = Denoise(runtime, prior, scaled, conditions, sigma, settings)(prior, 1.0)
-        seen = slice(int(z[0] - 2.5), int(z[-1] + 3.5))
-        row = {}
-        for method, answer in answers.items():
-            image = np.clip(answer.numpy() * (high - low) + low, 0, 1)[seen]
-            row[method] = float(psnr_per_slice(image, truth[seen]).mean())
-            row[f"{method}_ssim"] = float(ssim_per_slice(image, truth[seen]).mean())
-        table[name] = row
-    return table
-
-
 def relative_loss(error: Tensor, before: Tensor) -> Tensor:
     """Return the loss: each window's error (B, SLICES, Y, X) relative to that of the prior it started from.
 
@@ -106,7 +53,7 @@ def relative_loss(error: Tensor, before: Tensor) -> Tensor:
     return (squares + absolutes).mean()
 
 
-def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+def train(plan: TrainingPlan, say: Callable[[str], None]) -> Table:
     """Train, and write `plan.output` (weights), its checkpoint and its log; return the last validation."""
     torch.manual_seed(plan.seed)
     rng = np.random.default_rng(plan.seed)
@@ -123,7 +70,8 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
     batches = Batches(pool, size=plan.batch, seed=plan.seed + 1)
     say(f"pool of {len(pool)} cubes ready")
 
-    model = SlabDenoiser(plan.shape).to(memory_format=torch.channels_last)
+    model = SlabDenoiser(plan.shape)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = SlabDenoiser(plan.shape)
     average.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=1e-4, betas=(0.9, 0.98))
@@ -139,7 +87,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
     half = best_dtype(torch.device("cpu"))
     started = time.monotonic() - spent
     losses: list[float] = []
-    table: dict[str, dict[str, float]] = {}
+    table: Table = {}
     iteration = first
     while True:
         progress = max(iteration / plan.iterations, (time.monotonic() - started) / (60 * plan.minutes))
@@ -154,7 +102,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
         error = change.float() + model.middle_slices(batch.prior) - batch.truth
         loss = relative_loss(error, model.middle_slices(batch.prior) - batch.truth)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimiser.step()
         decay = min(0.999, (1 + iteration) / (10 + iteration))
@@ -169,7 +117,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
                 f"{time.monotonic() - started:.0f} s"
             )
         if iteration % plan.validate_every == 0:
-            table = _report(average, held, say)
+            table = validate(average, held, say)
             seconds = time.monotonic() - started
             torch.save(
                 {
@@ -182,19 +130,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> dict[str, dict[str,
                 checkpoint,
             )
             save_denoiser(average, plan.output, {"iteration": str(iteration)})
-    table = _report(average, held, say)
+    table = validate(average, held, say)
     save_denoiser(average, plan.output, {"iteration": str(iteration), "validation": json.dumps(table)})
     plan.output.with_suffix(".loss.json").write_text(json.dumps(losses))
-    return table
-
-
-def _report(
-    model: SlabDenoiser, held: dict[str, np.ndarray], say: Callable[[str], None]
-) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
-    table = validate(model, held, step=6.0)
-    for name, row in table.items():
-        say(
-            f"  {name:24s} linear {row['linear']:.2f}/{row['linear_ssim']:.3f}  "
-            f"tikhonov {row['tikhonov']:.2f}/{row['tikhonov_ssim']:.3f}  network {row['network']:.2f}/{row['network_ssim']:.3f}"
-        )
     return table

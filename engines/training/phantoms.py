@@ -39,7 +39,7 @@ def read_swc(path: Path) -> NDArray[np.float64]:
     if not pairs:
         raise InputFileError(f"{path} holds no segments: an SWC file needs at least two connected nodes.")
     nodes = rows[:, 2:6]
-    return nodes[np.array(pairs)]
+    return np.asarray(nodes[np.array(pairs)], dtype=np.float64)
 
 
 def read_vessel_graph(path: Path) -> NDArray[np.float64]:
@@ -139,7 +139,7 @@ def vessels(segments: NDArray[np.float64], rng: np.random.Generator, size: int) 
             )
     if rng.random() < 0.3:
         cube = cube - 0.8 * ndimage.minimum_filter(cube, 3)
-    return ndimage.gaussian_filter(cube, rng.uniform(0.5, 1.2))
+    return np.asarray(ndimage.gaussian_filter(cube, rng.uniform(0.5, 1.2)), dtype=np.float32)
 
 
 def blobs(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
