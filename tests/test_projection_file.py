@@ -158,7 +158,7 @@ def edit(path: Path, change: str, value: object = None) -> None:
         pytest.param(
             "data truth", np.ones((2, 4, 8, 9), "f4"), "/truth should be", id="truth of another shape"
         ),
-        pytest.param("data axial_profile", -np.ones(4), "non-negative", id="negative profile"),
+        pytest.param("data axial_profile", -np.ones(4), "axial profile needs", id="negative profile"),
     ],
 )
 def test_impossible_file_is_refused_in_one_sentence(
