@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from microdiffusion.config import EngineConfig
+from microdiffusion.drivers.process import keyboard_ignored
 from microdiffusion.errors import EngineError, MddError
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Reconstruction, Sweep
@@ -70,6 +71,8 @@ class EngineProcess:
         self._lock = threading.Lock()
         self._waiting: deque[Sweep] = deque()
         self._running: Sweep | None = None
+        self._delivering = False
+        self._given_up = False  # the child is still busy with a sweep that nobody waits for any more
         self._header: RunHeader | None = None
         self._stop_requested = threading.Event()
         self._ready = threading.Event()
@@ -87,9 +90,9 @@ class EngineProcess:
 
     @property
     def waiting(self) -> int:
-        """Sweeps that wait or are being reconstructed."""
+        """Sweeps that wait, are being reconstructed, or whose volume is not handed over yet."""
         with self._lock:
-            return len(self._waiting) + (self._running is not None)
+            return len(self._waiting) + (self._running is not None) + self._delivering
 
     @property
     def waiting_bytes(self) -> int:
@@ -149,11 +152,14 @@ class EngineProcess:
             self._on_lost(skipped, "skipped", "the engine was busy with other sweeps")
         self._wake()
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing waits; skip what is left after `timeout_s`. True when all was done."""
+    def drain(self, timeout_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until nothing waits; skip what is left after `timeout_s`, or when `hurry` says so.
+
+        Returns True when all was done.
+        """
         deadline = time.monotonic() + timeout_s
         while self.waiting and self._failure is None:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or hurry():
                 self._give_up()
                 return False
             time.sleep(0.02)
@@ -163,6 +169,7 @@ class EngineProcess:
         """Skip what waits and what is being done; an answer that still comes is not taken."""
         with self._lock:
             left = [*([self._running] if self._running else []), *self._waiting]
+            self._given_up = self._given_up or self._running is not None
             self._running = None
             self._waiting.clear()
         for sweep in left:
@@ -199,7 +206,8 @@ class EngineProcess:
         self._process = self._context.Process(
             target=_serve, args=(theirs, self._config), name="mdd-engine", daemon=True
         )
-        self._process.start()
+        with keyboard_ignored():
+            self._process.start()
         theirs.close()
         self._pipe = ours
 
@@ -242,7 +250,7 @@ class EngineProcess:
 
     def _hand_over(self, pipe: Connection) -> None:
         with self._lock:
-            if self._running is not None or not self._waiting:
+            if self._running is not None or self._given_up or not self._waiting:
                 return
             self._running = self._waiting.popleft()
             sweep = self._running
@@ -256,16 +264,22 @@ class EngineProcess:
         if isinstance(answer, MddError) and self.info is None:
             raise answer  # it could not even start
         with self._lock:
+            self._given_up = False  # the child is free again
             sweep, self._running = self._running, None
+            self._delivering = sweep is not None
         if sweep is None:
             return
-        if isinstance(answer, Reconstruction):
-            while not self._on_volume(sweep, answer):
-                if self._stop_requested.is_set():
-                    return
-                time.sleep(0.005)
-        else:
-            self._on_lost(sweep, "failed", str(answer))
+        try:
+            if isinstance(answer, Reconstruction):
+                while not self._on_volume(sweep, answer):
+                    if self._stop_requested.is_set():
+                        return
+                    time.sleep(0.005)
+            else:
+                self._on_lost(sweep, "failed", str(answer))
+        finally:
+            with self._lock:
+                self._delivering = False
 
     def _restart(self) -> None:
         """Replace a child that died; its sweep failed, the sessions start cold."""
@@ -276,6 +290,7 @@ class EngineProcess:
             code = process.exitcode
         with self._lock:
             sweep, self._running = self._running, None
+            self._given_up = False
         if sweep is not None:
             self._on_lost(sweep, "failed", f"the engine process died (exit code {code})")
         self.restarts += 1
@@ -285,6 +300,9 @@ class EngineProcess:
                 'Try a smaller engine.tile or engine.device = "cpu".'
             )
         self.info = None
+        self._ready.clear()
+        if self._pipe is not None:
+            self._pipe.close()
         self._spawn()
 
 
@@ -295,14 +313,15 @@ def _serve(pipe: Connection, config: EngineConfig) -> None:
     from microdiffusion.engines.engine import open_engine
     from microdiffusion.engines.reconstructor import Reconstructor
 
-    try:
-        engine = open_engine(config)
-        pipe.send(EngineInfo(engine.name, engine.reason, engine.weights, engine.weights_sha256))
-    except MddError as error:
-        pipe.send(error)
-        return
     reconstructor: Reconstructor | None = None
+    # A pipe that breaks means that the daemon is gone: there is nobody to tell.
     with contextlib.suppress(EOFError, OSError):
+        try:
+            engine = open_engine(config)
+        except MddError as error:
+            pipe.send(error)
+            return
+        pipe.send(EngineInfo(engine.name, engine.reason, engine.weights, engine.weights_sha256))
         while True:
             request = pipe.recv()
             if isinstance(request, RunHeader):

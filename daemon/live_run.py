@@ -22,6 +22,8 @@ from microdiffusion.daemon.status import HEADLINE, FrameCounts, RunStatus, Statu
 from microdiffusion.run_file import Ledger, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from microdiffusion.config import Config
     from microdiffusion.daemon.engine_process import EngineInfo, EngineProcess
     from microdiffusion.daemon.ingest import Ingest
@@ -43,6 +45,8 @@ class LiveRun:
         Ready; serves this run until `close`.
     info : EngineInfo
         What it said of itself.
+    ingest : Ingest
+        Where the frames come in; the run's own counters start from its present ones.
     board : StatusBoard
         Told of everything that happens.
 
@@ -53,17 +57,24 @@ class LiveRun:
     """
 
     def __init__(
-        self, header: RunHeader, config: Config, engine: EngineProcess, info: EngineInfo, board: StatusBoard
+        self,
+        header: RunHeader,
+        config: Config,
+        engine: EngineProcess,
+        info: EngineInfo,
+        ingest: Ingest,
+        board: StatusBoard,
     ) -> None:
         self.header = header
         self.ended = threading.Event()
         self.end_message: RunEnd | None = None
         self._engine = engine
+        self._ingest = ingest
+        self._before = ingest.stats
         self._board = board
         self._wait_for_engine = config.engine.overload == "wait"
         self._lock = threading.Lock()
         self._assembler = Assembler(config.wire.sweep_timeout_s)
-        config.recorder.output.mkdir(parents=True, exist_ok=True)
         self.recorder = Recorder(
             _new_path(config.recorder.output, header.name),
             header,
@@ -75,7 +86,6 @@ class LiveRun:
         )
         self.recorder.start()
         self._queue_limit = int(config.recorder.queue_mb * 1e6)
-        self._refused_before = self._duplicates_before = self._received_before = 0
         board.set_run(
             RunStatus(
                 name=header.name,
@@ -111,20 +121,20 @@ class LiveRun:
         self._settle(over)
         self.ended.set()
 
-    def tick(self, now_s: float, ingest: Ingest) -> None:
+    def tick(self, now_s: float) -> None:
         """Give up sweeps that wait too long; tell the board how things stand."""
         with self._lock:
             over = self._assembler.tick(now_s)
         self._settle(over)
         self.recorder.raise_if_failed()
-        stats = ingest.stats
+        received, duplicates, refused = self._frames()
         self._board.set_frames(
             FrameCounts(
-                received=stats.frames,
+                received=received,
                 announced=self.end_message.announced if self.end_message else None,
                 missing=self._assembler.missing,
-                duplicate=stats.duplicates,
-                refused=sum(stats.refused.values()),
+                duplicate=duplicates,
+                refused=refused,
                 dropped_by_sender=self.end_message.dropped if self.end_message else 0,
             )
         )
@@ -133,8 +143,8 @@ class LiveRun:
         with self._lock:
             self._board.set_queue("assembler", self._assembler.waiting_bytes)
 
-    def close(self, ingest: Ingest, *, drain_s: float) -> None:
-        """Finish what waits for at most `drain_s`, write the ledger, close the file.
+    def close(self, *, drain_s: float, hurry: Callable[[], bool]) -> None:
+        """Finish what waits, for at most `drain_s` or until `hurry`; write the ledger, close the file.
 
         Raises
         ------
@@ -145,19 +155,20 @@ class LiveRun:
             with self._lock:
                 over = self._assembler.finish()
             self._settle(over)
-        self._engine.drain(drain_s)
-        stats, end = ingest.stats, self.end_message
+        self._engine.drain(drain_s, hurry)
+        end = self.end_message
+        received, duplicates, refused = self._frames()
         self.recorder.put_ledger(
             Ledger(
                 announced=end.announced if end else -1,
-                received=stats.frames,
-                duplicates=stats.duplicates,
-                refused=sum(stats.refused.values()),
-                missing=max(0, end.announced - stats.frames) if end else self._assembler.missing,
+                received=received,
+                duplicates=duplicates,
+                refused=refused,
+                missing=max(0, end.announced - received) if end else self._assembler.missing,
                 dropped_by_sender=end.dropped if end else -1,
             )
         )
-        self.tick(0.0, ingest)
+        self.tick(0.0)
         self.recorder.stop()
 
     def volume(self, sweep: Sweep, result: Reconstruction) -> bool:
@@ -187,6 +198,12 @@ class LiveRun:
         self.recorder.mark(sweep.sweep, sweep.channel, sweep.position, status, reason)
         self._board.add_volume("skipped" if outcome == "skipped" else "failed")
         self._board.note(f"sweep {sweep.sweep} {outcome}: {reason}", "warning")
+
+    def _frames(self) -> tuple[int, int, int]:
+        """Return this run's own frames: received, duplicates, refused."""
+        now, before = self._ingest.stats, self._before
+        refused = sum(now.refused.values()) - sum(before.refused.values())
+        return now.frames - before.frames, now.duplicates - before.duplicates, refused
 
     def _written(self, written: Written) -> None:
         self._board.add_volume("written")

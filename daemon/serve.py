@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +22,12 @@ from microdiffusion.daemon.engine_process import READY_S, EngineProcess
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.live_run import LiveRun
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
-from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.errors import AcquisitionError, DiskError, MddError, UserError
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from microdiffusion.config import Config
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import Frame, Reconstruction, Sweep
@@ -86,7 +89,8 @@ class FeedThread:
     def stop(self, timeout_s: float = END_S) -> None:
         """Ask it to stop, and wait."""
         self._stopping.set()
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
 
     def take_notes(self) -> list[str]:
         """Return nothing: a replay has nothing to tell."""
@@ -146,6 +150,7 @@ class Daemon:
             What could not be started, or what failed while running; files are closed first.
         """
         config = self._config
+        _make_folder(config.recorder.output)
         with contextlib.ExitStack() as stack:
             publisher = stack.enter_context(StatusPublisher(config.wire.status))
             self._ingest.start()
@@ -159,7 +164,7 @@ class Daemon:
             failure: MddError | None = None
             try:
                 self._await_engine(lambda: display.show(self.board.snapshot()))
-                if source is not None:
+                if source is not None and not self.stopping.is_set():
                     source.start()
                 self.board.set_state("waiting")
                 while not self._over(source):
@@ -213,9 +218,8 @@ class Daemon:
             return None
         from microdiffusion.drivers.process import DriverProcess
 
-        output = self._config.recorder.output
-        output.mkdir(parents=True, exist_ok=True)
-        return DriverProcess(self._config, self._ingest.address, log=output / "driver.log")
+        log = self._config.recorder.output / "driver.log"
+        return DriverProcess(self._config, self._ingest.address, log=log)
 
     def _over(self, source: Source | None) -> bool:
         if self.stopping.is_set():
@@ -241,14 +245,15 @@ class Daemon:
                 raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
         run = self._run
         if run is not None:
-            run.tick(time.monotonic(), self._ingest)
+            run.tick(time.monotonic())
             if run.ended.is_set() and source is None:
-                # A remote sender is done: close its file and wait for the next run.
-                self._run = None
-                run.close(self._ingest, drain_s=DRAIN_S)
+                # A remote sender is done: close its file and wait for the next run. The run stays the
+                # current one until then: the volumes that are still being made belong to it.
                 self.runs.append(run)
+                run.close(drain_s=self._drain_s(), hurry=self._hurried)
                 self._run_started_s = None
                 self.board.set_state("waiting")
+                self._run = None
 
     def _close(self, source: Source | None, failure: MddError | None) -> MddError | None:
         """Close in the order of the stream; return the first failure."""
@@ -260,23 +265,38 @@ class Daemon:
             except MddError as error:
                 failure = failure or error
 
-        run = self._run
         if source is not None:
             attempt(lambda: source.stop(END_S))
             attempt(source.raise_if_failed)
-            if run is not None and failure is None:
-                run.ended.wait(END_S)
+            if self._run is not None and failure is None:
+                self._run.ended.wait(END_S)
         attempt(self._ingest.stop)
-        if run is not None:
-            drain_s = 0.0 if self._hurry or failure is not None else DRAIN_S
-            attempt(lambda: run.close(self._ingest, drain_s=drain_s))
+        run = self._run  # only now: a run that began while its driver was being stopped is closed too
+        if run is not None and run not in self.runs:
+            drain_s = 0.0 if failure is not None else self._drain_s()
             self.runs.append(run)
+            attempt(lambda: run.close(drain_s=drain_s, hurry=self._hurried))
         attempt(self._engine.stop)
         return failure
 
+    def _drain_s(self) -> float:
+        """How long a closing run may be reconstructed: a file that waits for the engine, to its end."""
+        waits = self._config.engine.overload == "wait" and not self.stopping.is_set()
+        return float("inf") if waits else DRAIN_S
+
+    def _hurried(self) -> bool:
+        return self._hurry
+
     def _on_start(self, header: RunHeader) -> None:
-        info = self._engine.wait_ready()
-        self._run = LiveRun(header, self._config, self._engine, info, self.board)
+        deadline = time.monotonic() + READY_S
+        # The run before this one is closed by the main thread; the engine may just be starting (again).
+        while self._run is not None or not self._engine.is_ready(0.0):
+            if self.stopping.wait(0.02):
+                raise UserError("The daemon is closing: start it again for a further run.")
+            if self._run is None and time.monotonic() > deadline:
+                break
+        info = self._engine.wait_ready(0.0)
+        self._run = LiveRun(header, self._config, self._engine, info, self._ingest, self.board)
         self._run_started_s = time.monotonic()
         self.board.set_state("running")
 
@@ -336,6 +356,18 @@ def _summary(run: LiveRun) -> str:
         f"{written} volumes of {z} x {y} x {x} voxels{others}, and their raw projections\n"
         f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{path}').volume[0].shape)\"\n"
     )
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of the run files, and see that files can be made in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise DiskError(
+            f"Run files cannot be written to {path} ({error.strerror}): name another folder with --output."
+        ) from None
 
 
 def _limited(config: Config, volumes: int | None) -> Config:

@@ -66,7 +66,7 @@ class DriverProcess:
 
     def start(self) -> None:
         """Start the process. Returns at once; whether the microscope could start comes later."""
-        with _keyboard_ignored():
+        with keyboard_ignored():
             self._process.start()
         self._started = True
         self._far_end.close()  # so that the pipe reads as closed when the child is gone
@@ -175,7 +175,7 @@ def _rebuilt(name: str, text: str) -> MddError:
 
 
 @contextmanager
-def _keyboard_ignored() -> Iterator[None]:
+def keyboard_ignored() -> Iterator[None]:
     """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so)."""
     if threading.current_thread() is not threading.main_thread():
         yield
