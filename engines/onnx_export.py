@@ -1,0 +1,156 @@
+"""The denoiser as an ONNX graph, for inference engines other than torch.
+
+What is exported is `SlabDenoiser.correction`: the prior is added back outside, in float32, so that a
+half-precision engine rounds the correction alone. The number of windows, rows and columns stay symbolic,
+and that is checked, since an export that freezes the batch works with the first batch it sees.
+
+Pure functions, no device needed. The bytes are the same for the same weights and versions: names of
+source files are taken out, so that an engine's cache can go by their hash.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from microdiffusion.engines.denoiser import CONDITIONS, WINDOW
+from microdiffusion.errors import DependencyError, EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from microdiffusion.engines.denoiser import SlabDenoiser
+
+INPUTS = ("state", "prior", "image", "conditions")
+OUTPUT = "correction"
+# Bfloat16 convolutions and grouped normalisation are single operators from this version on.
+OPSET = 22
+
+
+class _Correction(nn.Module):
+    """Gives `correction` the name that the exporter calls."""
+
+    def __init__(self, model: SlabDenoiser) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        return self.model.correction(state, prior, image, conditions)
+
+
+def export_onnx(model: SlabDenoiser, dtype: torch.dtype = torch.float32) -> bytes:
+    """Return the graph of `model.correction`; the model itself is left as it is.
+
+    Inputs `state`, `prior`, `image` (batch, WINDOW, rows, columns) and `conditions` (batch, CONDITIONS),
+    output `correction` (batch, SLICES, rows, columns), all of type `dtype`, as are the weights.
+
+    Raises
+    ------
+    DependencyError
+        onnx or onnxscript is not installed.
+    EngineError
+        The graph is invalid or its batch is frozen.
+    """
+    require_onnx()
+    twin = _Correction(copy.deepcopy(model)).to(device="cpu", dtype=dtype).eval()
+    multiple = model.shape.multiple
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    rows, columns = (torch.export.Dim(name, min=1, max=1 << 13) for name in ("rows", "columns"))
+    window = {0: batch, 2: multiple * rows, 3: multiple * columns}
+    # Sizes that differ from each other and from one, so that the exporter cannot take one for another.
+    stack = torch.zeros(2, WINDOW, 2 * multiple, 3 * multiple, dtype=dtype)
+    arguments = (stack, stack.clone(), stack.clone(), torch.zeros(2, CONDITIONS, dtype=dtype))
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        # The exporter comments on its own internals and on axes that it names by another's name.
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            twin,
+            arguments,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes=(window, window, window, {0: batch}),
+        )
+    proto = program.model_proto
+    _strip(proto)
+    graph: bytes = proto.SerializeToString(deterministic=True)
+    check_onnx(graph)
+    return graph
+
+
+def check_onnx(graph: bytes) -> None:
+    """Check that `graph` is valid and takes any number of windows, of any size.
+
+    Raises
+    ------
+    DependencyError
+        onnx is not installed.
+    EngineError
+        It is not, or does not.
+    """
+    onnx = require_onnx()
+    try:
+        proto = onnx.load_model_from_string(graph)
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # onnx's errors and protobuf's have no common root
+        raise EngineError(f"Expected a valid ONNX graph, got one that onnx refuses: {error}") from error
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*proto.graph.input, *proto.graph.output)
+    }
+    if set(shapes) != {*INPUTS, OUTPUT}:
+        raise EngineError(f"Expected the tensors {', '.join((*INPUTS, OUTPUT))}, got {', '.join(shapes)}.")
+    for name, shape in shapes.items():
+        free = [shape[0], *shape[2:]]
+        if shape[0] != shapes[OUTPUT][0] or not all(isinstance(axis, str) for axis in free):
+            raise EngineError(
+                f"Expected an ONNX graph whose batch, rows and columns are symbolic, got {name} {shape}: "
+                "the exporter froze a size; export with another release of torch."
+            )
+
+
+def require_onnx() -> Any:
+    """Return the module onnx, having seen that the exporter's other half is there too.
+
+    Raises
+    ------
+    DependencyError
+        One of them is not installed.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch's exporter imports it late and with a long traceback
+    except ImportError as error:
+        raise DependencyError(
+            f"Exporting the denoiser needs onnx and onnxscript ({error}): pip install onnx onnxscript"
+        ) from error
+    return onnx
+
+
+def _strip(proto: Any) -> None:
+    """Take out notes: they hold paths of source files, and no engine reads them."""
+    graph = proto.graph
+    tensors = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    for value in (proto, graph, *graph.node, *tensors):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger to errors: torch reports every optional package that it did not find."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
