@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from microdiffusion.engines.conditioning import SliceConditions
     from microdiffusion.engines.runtime import Runtime
 
-_HALO = 24  # pixels around a tile that are computed and thrown away
-_BATCH_PIXELS = 1 << 18  # windows times pixels of one evaluation: bounds the memory of the features
+HALO = 24  # pixels around a tile that are computed and thrown away
+BATCH_PIXELS = 1 << 18  # windows times pixels of one evaluation: bounds the memory of the features
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Denoise:
         nearest = self._conditions.nearest.to(prior.device)
         guided = self._settings.guidance > 0
         kappa = self._settings.kappa
-        size = max(1, _BATCH_PIXELS // (prior.shape[1] * prior.shape[2] * (2 if guided else 1)))
+        size = max(1, BATCH_PIXELS // (prior.shape[1] * prior.shape[2] * (2 if guided else 1)))
         parts = []
         for windows in self._windows.split(size):
             index = windows.to(prior.device)
@@ -130,7 +130,7 @@ class Denoise:
             count = -(-size // self._settings.tile)
             for number in range(count):
                 low, high = number * size // count, (number + 1) * size // count
-                start, stop = max(0, low - _HALO), min(size, high + _HALO)
+                start, stop = max(0, low - HALO), min(size, high + HALO)
                 yield slice(start, stop), slice(low, high), slice(low - start, high - start)
 
         _, rows, columns = self._prior.shape

@@ -1,0 +1,141 @@
+"""The private folder of built inference engines.
+
+An engine file is executable code, so only what this user built on this machine is ever loaded: the
+folder belongs to the user and is closed to all others (posix: mode 0700; Windows: the profile's own
+access list), an entry is a plain file of the user's that nobody else can write, and it says for what it
+was built. Whatever does not fit is taken for absent and built anew. The checksum is there for
+damaged files; it is no defence against the user himself.
+
+Used from the thread that opens the engine. Two processes may store the same entry: the rename is atomic
+and both wrote the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+logger = logging.getLogger("microdiffusion.engines")
+
+_MAGIC = b"mdd-engine 1\n"
+_HEADER_LIMIT = 1 << 16
+
+
+def user_cache_folder() -> Path:
+    """Return where this platform keeps a user's caches, for mdd's engines."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG specification: a relative path is to be ignored.
+        base = configured if configured.is_absolute() else Path.home() / ".cache"
+    return base / "microdiffusion" / "engines"
+
+
+class EngineCache:
+    """Built engines by what they were built for.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        `user_cache_folder()` where it is not given. Made when something is stored.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or user_cache_folder()
+
+    def path(self, key: Mapping[str, str]) -> Path:
+        """Return the file of the engine that was built for `key`."""
+        return self.folder / f"{hashlib.sha256(_text(key)).hexdigest()[:32]}.engine"
+
+    def load(self, key: Mapping[str, str]) -> bytes | None:
+        """Return the engine that was built for `key`; None where there is none that can be trusted."""
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            self._check_folder()
+            return _unpack(_read_own(path), key)
+        except (OSError, ValueError) as error:
+            logger.info("engine cache: %s is not used, the engine is built anew: %s", path, error)
+            return None
+
+    def store(self, key: Mapping[str, str], engine: bytes) -> bool:
+        """Keep an engine; False where that was not possible, which costs a build at the next start."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_folder()
+            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")  # mode 0600
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(_pack(key, engine))
+                Path(name).replace(self.path(key))
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except (OSError, ValueError) as error:
+            logger.info("engine cache: %s keeps nothing: %s", self.folder, error)
+            return False
+        return True
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that somebody else may have filled; close one that is ours but open."""
+        status = self.folder.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise ValueError("expected a folder, not a link or a file")
+        if sys.platform != "win32":
+            if status.st_uid != os.getuid():
+                raise ValueError("the folder belongs to another user")
+            if status.st_mode & 0o077:
+                self.folder.chmod(0o700)
+
+
+def _text(key: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(key), sort_keys=True, ensure_ascii=True).encode()
+
+
+def _pack(key: Mapping[str, str], engine: bytes) -> bytes:
+    header = {"built_for": dict(key), "sha256": hashlib.sha256(engine).hexdigest()}
+    return _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n" + engine
+
+
+def _unpack(data: bytes, key: Mapping[str, str]) -> bytes:
+    if not data.startswith(_MAGIC):
+        raise ValueError("not an engine file of mdd")
+    end = data.find(b"\n", len(_MAGIC), len(_MAGIC) + _HEADER_LIMIT)
+    if end < 0:
+        raise ValueError("its header is damaged")
+    header = json.loads(data[len(_MAGIC) : end])
+    if not isinstance(header, dict) or header.get("built_for") != dict(key):
+        raise ValueError("it was built for something else")
+    engine = data[end + 1 :]
+    if hashlib.sha256(engine).hexdigest() != header.get("sha256"):
+        raise ValueError("it is damaged")
+    return engine
+
+
+def _read_own(path: Path) -> bytes:
+    """Read a plain file of this user that nobody else can write, without following a link."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a plain file")
+        if sys.platform != "win32":
+            if status.st_uid != os.getuid():
+                raise ValueError("it belongs to another user")
+            if status.st_mode & 0o022:
+                raise ValueError("others can write to it")
+        return file.read()
