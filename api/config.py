@@ -158,6 +158,10 @@ class EngineConfig(Table):
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     ] = "auto"
+    runtime: Annotated[
+        Literal["auto", "torch", "tensorrt"],
+        Field(description="what evaluates the network; auto: TensorRT on CUDA where it is installed"),
+    ] = "auto"
     weights: Annotated[
         Path | None, Field(description="safetensors file; none: the weights that ship with mdd")
     ] = None

@@ -1,8 +1,13 @@
-"""Opens what a reconstruction needs before it knows any run: the device, and the network on it."""
+"""Opens what a reconstruction needs before it knows any run: the device, and the network on it.
+
+TensorRT is taken where it is there, and given up for torch, with one warning, where it fails: a slower
+answer is worth more than none. Runs on the engine's thread.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,10 +17,14 @@ import torch
 
 from microdiffusion.engines.denoiser import load_denoiser
 from microdiffusion.engines.runtime import Runtime, TorchRuntime
-from microdiffusion.errors import ConfigError
+from microdiffusion.engines.tensorrt_runtime import Profile, TensorRTRuntime, find_tensorrt
+from microdiffusion.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.denoiser import SlabDenoiser
+
+logger = logging.getLogger("microdiffusion.engines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +35,7 @@ class Engine:
     ----------
     device : torch.device
     name, reason : str
-        Runtime, device and precision; why this device.
+        Runtime, device and precision; why this device and, on CUDA, why this runtime.
     runtime : Runtime or None
         None for the methods that need no network.
     weights, weights_sha256 : str
@@ -53,6 +62,8 @@ def open_engine(config: EngineConfig) -> Engine:
     ------
     ConfigError
         A CUDA device is asked for and there is none.
+    DependencyError
+        TensorRT is asked for and is not installed.
     MissingFileError, InputFileError
         The weights cannot be loaded.
     """
@@ -62,9 +73,52 @@ def open_engine(config: EngineConfig) -> Engine:
     if config.method != "mdd":
         return Engine(device, f"torch {device} float32", reason)
     path = config.weights or shipped_weights()
-    runtime = TorchRuntime(load_denoiser(path), device)
+    runtime, why = open_runtime(load_denoiser(path), device, config)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Engine(device, runtime.name, reason, runtime, path.name, checksum)
+    return Engine(device, runtime.name, reason + why, runtime, path.name, checksum)
+
+
+def open_runtime(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> tuple[Runtime, str]:
+    """Return the runtime that engine.runtime asks for, and why this one, to be added to the device's reason.
+
+    Raises
+    ------
+    DependencyError
+        TensorRT is asked for and is not installed.
+    ConfigError
+        TensorRT is asked for on a device that is not CUDA.
+    """
+    wanted = config.runtime
+    if wanted == "torch" or (wanted == "auto" and device.type != "cuda"):
+        return TorchRuntime(model, device), ""
+    trt = find_tensorrt()
+    if trt is None:
+        if wanted == "tensorrt":
+            raise DependencyError(
+                "engine.runtime is tensorrt, but no TensorRT is installed: "
+                f"{_install_line(device)} (or set engine.runtime to auto)."
+            )
+        return TorchRuntime(model, device), "; torch, no TensorRT is installed"
+    if device.type != "cuda":
+        raise ConfigError(
+            f"engine.runtime is tensorrt, but the device is {device}: TensorRT needs an NVIDIA GPU and a "
+            "torch build with CUDA; set engine.runtime to auto or torch."
+        )
+    try:
+        runtime = TensorRTRuntime(model, device, Profile.of(config.tile, model.shape.multiple), trt)
+    except Exception as error:  # TensorRT's bindings raise what they like, and torch can always go on
+        if wanted == "tensorrt" and isinstance(error, DependencyError):
+            raise
+        logger.warning("TensorRT is not used, torch goes on in its place: %s", error)
+        return TorchRuntime(model, device), f"; torch, TensorRT failed: {error}"
+    return runtime, f"; {trt.__name__} {trt.__version__} {'found' if wanted == 'auto' else 'as configured'}"
+
+
+def _install_line(device: torch.device) -> str:
+    """Return how to install the TensorRT that runs on this device."""
+    # TensorRT for RTX leaves out the data-centre GPUs: Hopper (9.0) and Blackwell's (10.x).
+    centre = device.type == "cuda" and 9 <= torch.cuda.get_device_capability(device)[0] < 12
+    return f'pip install "microdiffusion-daemon[{"tensorrt" if centre else "tensorrt-rtx"}]"'
 
 
 def pick_device(wanted: str) -> tuple[torch.device, str]:
