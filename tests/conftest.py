@@ -1,0 +1,35 @@
+"""Fixtures that several test modules share: a small network, and where the shared test volumes lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have MDD_* variables; no test means them."""
+    for name in list(os.environ):
+        if name.startswith("MDD_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return weights of a small network that changes what it is given a little, at random."""
+    import torch
+
+    from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
+
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SlabDenoiser(DenoiserShape(widths=(8, 12), blocks=1, embedding=16))
+        # A fresh network's last layers are zero; with these, state, image and conditions all matter.
+        for name, value in model.named_parameters():
+            if "second" in name or "film" in name or "head" in name:
+                torch.nn.init.normal_(value, std=0.02)
+    save_denoiser(model, path, {"trained": "not at all"})
+    return path
