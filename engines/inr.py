@@ -27,7 +27,8 @@ _SHARPNESS = 20.0  # of the softplus: linear from about 0.1 of the projections' 
 _FEATURES = 16
 _HIDDEN = 64
 _CHECK_EVERY = 5
-_TARGET = 0.5  # of the noise's power: below it the steps fit noise
+NOISE_SHARE = 0.5
+"""Of the noise's power: a misfit below it means that the steps fit noise."""
 _SMOOTHNESS = 3e-3  # weight of the first difference along z: slices that no slab saw follow their neighbours
 
 
@@ -105,18 +106,19 @@ class SessionInr(nn.Module):
         *,
         floor: float | Tensor,
         steps: int,
+        target: float = NOISE_SHARE,
     ) -> InrFit:
         """Fit to projections (M, Y, X) through the operator (M, Z), from the present weights.
 
-        Adam on the noise-weighted squared misfit, at most `steps` steps; fewer when the misfit is within
-        the noise or no longer falls.
+        Adam on the noise-weighted squared misfit, at most `steps` steps; fewer when the mean misfit is
+        down to `target` (in units of the noise's variance) or no longer falls.
         """
         if self._optimiser is None:
             self._optimiser = torch.optim.Adam(
                 [{"params": [self.planes], "lr": 2e-2}, {"params": self.axial.parameters(), "lr": 2e-3}],
                 betas=(0.9, 0.95),
             )
-        target = projections - floor
+        above = projections - floor
         weight = 1.0 / noise_variance
         # Adam does not see the scale, but its epsilon does: bring the loss to the order of one.
         scale = float(noise_variance.mean())
@@ -127,10 +129,10 @@ class SessionInr(nn.Module):
                 # The operator is linear and rows sum to one, so the floor need not be projected.
                 basis = self.axial(self.features)
                 field = nn.functional.softplus(along_z(basis, self.planes), beta=_SHARPNESS)
-                loss = ((along_z(operator, field) - target).square() * weight).mean()
+                loss = ((along_z(operator, field) - above).square() * weight).mean()
                 if taken % _CHECK_EVERY == 0 or taken == steps:
                     misfit = float(loss.detach())
-                    if misfit <= _TARGET or taken == steps or (misfit > 0.99 * before and taken > 30):
+                    if misfit <= target or taken == steps or (misfit > 0.99 * before and taken > 30):
                         break
                     before = misfit
                 self._optimiser.zero_grad(set_to_none=True)
