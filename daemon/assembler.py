@@ -1,9 +1,10 @@
 """From frames to sweeps: collects each session's frames and says when a sweep is whole, or given up.
 
 A pure state machine: no thread, no clock of its own (times are handed in), so every order of arrival can
-be tested. Frames are placed by their index, whatever order they come in. A sweep is over when all of its
-frames are there, when a later sweep of its session is whole, when nothing came for the timeout, or when
-the run ends. An incomplete sweep is still used if at least half of its slabs are there.
+be tested. Frames are placed by their index, whatever order they come in. Sweeps of a session come out in
+their order. A sweep is over when all of its frames are there, when a later sweep of its session has been
+whole for a moment (a damaged frame is sent again, and may come after it), when nothing came for the
+timeout, or when the run ends. An incomplete sweep is still used if at least half of its slabs are there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from microdiffusion.sweep import Frame, Sweep
 
 LEAST_SHARE = 0.5
 """Of a sweep's slabs: with fewer, too much of the volume would be invented."""
+
+GRACE_S = 0.3
+"""How long a whole sweep waits for the missing frames of those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class _Open:
 
     count: int
     last_s: float
+    whole_s: float | None = None
     frames: dict[int, Frame] = field(default_factory=dict)
 
 
@@ -85,18 +90,19 @@ class Assembler:
         current = sweeps.setdefault(info.sweep, _Open(info.count, frame.received_s))
         current.frames.setdefault(info.index, frame)
         current.last_s = frame.received_s
-        if len(current.frames) < current.count:
-            return []
-        return list(self._close_up_to(session, info.sweep))
+        if current.whole_s is None and len(current.frames) == current.count:
+            current.whole_s = frame.received_s
+        return list(self._close_due(session, frame.received_s))
 
     def tick(self, now_s: float) -> list[Sweep | LostSweep]:
-        """Return the sweeps that waited too long for a frame."""
+        """Return the sweeps that waited too long for a frame, and those that waited for these."""
         over: list[Sweep | LostSweep] = []
         for session, sweeps in self._open.items():
             stale = [number for number, sweep in sweeps.items() if now_s - sweep.last_s > self._timeout_s]
             # Slow acquisitions take long between frames of the newest sweep; it is stale all the same.
             if stale:
                 over.extend(self._close_up_to(session, max(stale)))
+            over.extend(self._close_due(session, now_s))
         return over
 
     def finish(self) -> list[Sweep | LostSweep]:
@@ -106,6 +112,20 @@ class Assembler:
             if sweeps:
                 over.extend(self._close_up_to(session, max(sweeps)))
         return over
+
+    def _close_due(self, session: tuple[int, int], now_s: float) -> Iterator[Sweep | LostSweep]:
+        """Yield whole sweeps whose turn it is, or that have waited long enough for those before them."""
+        sweeps = self._open[session]
+        while True:
+            due = [
+                number
+                for number, sweep in sweeps.items()
+                if sweep.whole_s is not None
+                and (number == self._next.get(session, 0) or now_s - sweep.whole_s > GRACE_S)
+            ]
+            if not due:
+                return
+            yield from self._close_up_to(session, min(due))
 
     def _close_up_to(self, session: tuple[int, int], last: int) -> Iterator[Sweep | LostSweep]:
         sweeps = self._open[session]

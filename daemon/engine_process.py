@@ -3,8 +3,9 @@
 `EngineProcess` lives in the daemon. It owns the child process, the pipe to it, and one thread that hands
 sweeps over one at a time and takes volumes back. Sweeps wait in a queue bounded per session: where the
 engine is slower than the acquisition, the newest sweeps win and older ones are skipped (their raw frames
-are in the run file). The child (`_serve`) imports torch, opens device and weights, reports them, then
-answers one sweep after the other; it ends when its pipe closes, so it cannot outlive the daemon.
+are in the run file); with `overload = "wait"` none is skipped, and `has_room` tells the sender to wait.
+The child (`_serve`) imports torch, opens device and weights, reports them, then answers one sweep after
+the other; it ends when its pipe closes, so it cannot outlive the daemon.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class EngineProcess:
         skipped = None
         with self._lock:
             same = [s for s in self._waiting if (s.channel, s.position) == (sweep.channel, sweep.position)]
-            if len(same) >= self._config.backlog:
+            if self._config.overload == "skip" and len(same) >= self._config.backlog:
                 skipped = same[0]
                 # By identity: comparing sweeps would compare their arrays.
                 self._waiting = deque(s for s in self._waiting if s is not skipped)
@@ -320,6 +321,9 @@ def _serve(pipe: Connection, config: EngineConfig) -> None:
             engine = open_engine(config)
         except MddError as error:
             pipe.send(error)
+            return
+        except Exception as error:  # trying again would not help
+            pipe.send(EngineError(f"The engine could not start ({type(error).__name__}: {error})."))
             return
         pipe.send(EngineInfo(engine.name, engine.reason, engine.weights, engine.weights_sha256))
         while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,9 @@ class LiveRun:
         self._board = board
         self._wait_for_engine = config.engine.overload == "wait"
         self._lock = threading.Lock()
-        self._assembler = Assembler(config.wire.sweep_timeout_s)
+        self._held_s = float("-inf")
+        self._timeout_s = config.wire.sweep_timeout_s
+        self._assembler = Assembler(self._timeout_s)
         self.recorder = Recorder(
             _new_path(config.recorder.output, header.name),
             header,
@@ -102,8 +105,10 @@ class LiveRun:
     def frame(self, frame: Frame) -> bool:
         """Take a frame; False where there is no room for it now."""
         if self._wait_for_engine and not self._engine.has_room():
+            self._held_s = time.monotonic()
             return False
         if not self.recorder.put_frame(frame):
+            self._held_s = time.monotonic()
             return False
         info = frame.info
         with self._lock:
@@ -123,9 +128,11 @@ class LiveRun:
 
     def tick(self, now_s: float) -> None:
         """Give up sweeps that wait too long; tell the board how things stand."""
-        with self._lock:
-            over = self._assembler.tick(now_s)
-        self._settle(over)
+        # A frame that is held here is not late: what waits for it goes on waiting.
+        if now_s - self._held_s > self._timeout_s:
+            with self._lock:
+                over = self._assembler.tick(now_s)
+            self._settle(over)
         self.recorder.raise_if_failed()
         received, duplicates, refused = self._frames()
         self._board.set_frames(
