@@ -27,6 +27,7 @@ _SHARPNESS = 20.0  # of the softplus: linear from about 0.1 of the projections' 
 _FEATURES = 16
 _HIDDEN = 64
 _CHECK_EVERY = 5
+_PATIENCE = 8  # checks without a lower misfit
 NOISE_SHARE = 0.5
 """Of the noise's power: a misfit below it means that the steps fit noise."""
 _SMOOTHNESS = 3e-3  # weight of the first difference along z: slices that no slab saw follow their neighbours
@@ -123,7 +124,7 @@ class SessionInr(nn.Module):
         # Adam does not see the scale, but its epsilon does: bring the loss to the order of one.
         scale = float(noise_variance.mean())
         smoothness = _SMOOTHNESS / scale / len(projections) / projections[0].numel()
-        taken, misfit, before = 0, float("inf"), float("inf")
+        taken, misfit, best, since = 0, float("inf"), float("inf"), 0
         with torch.enable_grad():
             for taken in range(steps + 1):
                 # The operator is linear and rows sum to one, so the floor need not be projected.
@@ -132,9 +133,10 @@ class SessionInr(nn.Module):
                 loss = ((along_z(operator, field) - above).square() * weight).mean()
                 if taken % _CHECK_EVERY == 0 or taken == steps:
                     misfit = float(loss.detach())
-                    if misfit <= target or taken == steps or (misfit > 0.99 * before and taken > 30):
+                    # Adam overshoots on its way; only a misfit that stays where it is has converged.
+                    best, since = (misfit, 0) if misfit < 0.99 * best else (best, since + 1)
+                    if misfit <= target or taken == steps or since == _PATIENCE:
                         break
-                    before = misfit
                 self._optimiser.zero_grad(set_to_none=True)
                 # |D φ E|² by way of the small matrix (Dφ)ᵀ(Dφ): the volume itself need not be differenced.
                 slope = basis.diff(dim=0)

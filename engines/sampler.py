@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from microdiffusion.engines.conditioning import SliceConditions
     from microdiffusion.engines.runtime import Runtime
 
-HALO = 24  # pixels around a tile that are computed and thrown away
+HALO = 24  # pixels around a tile that are computed and thrown away; a multiple of the network's own
 BATCH_PIXELS = 1 << 18  # windows times pixels of one evaluation: bounds the memory of the features
 
 
@@ -127,9 +127,11 @@ class Denoise:
         """Yield for each tile: what to compute (with halo), what to keep, and where that lies within."""
 
         def cuts(size: int) -> Iterator[tuple[slice, slice, slice]]:
-            count = -(-size // self._settings.tile)
+            count, grid = -(-size // self._settings.tile), self._multiple
             for number in range(count):
-                low, high = number * size // count, (number + 1) * size // count
+                # Strided layers see the same grid as in the whole image where tiles begin on it.
+                low = number * size // count // grid * grid
+                high = (number + 1) * size // count // grid * grid if number + 1 < count else size
                 start, stop = max(0, low - HALO), min(size, high + HALO)
                 yield slice(start, stop), slice(low, high), slice(low - start, high - start)
 
