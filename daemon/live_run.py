@@ -20,6 +20,7 @@ from microdiffusion.daemon.assembler import Assembler, LostSweep
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.recorder import Recorder, Written
 from microdiffusion.daemon.status import HEADLINE, FrameCounts, RunStatus, StatusBoard
+from microdiffusion.engines.memory import reconstruction_bytes
 from microdiffusion.run_file import Ledger, Status
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class LiveRun:
                 shape=header.shape,
                 voxel_size_um=header.voxel_size_um,
             )
+        )
+        memory_mb = reconstruction_bytes(header, config.engine) / 1e6
+        board.note(
+            f"the engine takes up to {memory_mb:.0f} MB for {' x '.join(map(str, header.shape))} voxels"
         )
         engine.begin(header)
 

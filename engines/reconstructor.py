@@ -6,8 +6,8 @@ INR per session (channel and position) and the matrices of each sweep geometry. 
     normalise -> INR fit (warm) -> few-step sampler with data consistency -> candidates judged by the
     held-out projection -> back to the units of the projections
 
-Runs on one thread of the engine's process. Memory: about 12 volumes of float32 plus one batch of
-windows (`memory_bytes`), whatever the number of sweeps.
+Runs on one thread of the engine's process. Memory is bounded whatever the number of sweeps: `memory.py`
+states it.
 """
 
 from __future__ import annotations
@@ -109,14 +109,6 @@ class Reconstructor:
         self._runtime = self.engine.runtime
         self._geometries: dict[bytes, _Geometry] = {}
         self._sessions: dict[tuple[int, int], _Session] = {}
-
-    @property
-    def memory_bytes(self) -> int:
-        """Estimate of the peak memory of one reconstruction: volumes, planes of the INR, network features."""
-        slices, rows, columns = self.header.shape
-        sessions = len(self.header.channels) * len(self.header.positions)
-        planes = 4 * self.config.inr.rank * rows * columns * 4 * sessions
-        return 12 * 4 * slices * rows * columns + planes + (600 << 20)
 
     @torch.no_grad()
     def reconstruct(self, sweep: Sweep) -> Reconstruction:
