@@ -1,0 +1,123 @@
+"""The real `mdd` command in a process of its own, for tests that talk to it, stop it and kill it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+
+def command() -> str:
+    """Return the path of the installed `mdd`."""
+    name = "mdd.exe" if sys.platform == "win32" else "mdd"
+    return str(Path(sys.executable).parent / name)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: connections of the past may linger, a listener may not.
+        if sys.platform != "win32":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class Mdd:
+    """A running `mdd`; leaves nothing behind.
+
+    `family` are all processes that were ever seen below it; call `look` (or `wait_for`) now and then.
+    """
+
+    def __init__(self, *arguments: object, folder: Path) -> None:
+        self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
+        self.family: set[psutil.Process] = set()
+        settings = {key: value for key, value in os.environ.items() if not key.startswith("MDD_")}
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [command(), *map(str, arguments)],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                cwd=folder,
+                # A group of its own, as a terminal gives to a command.
+                start_new_session=True,
+                env={**settings, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+            )
+        self._self = psutil.Process(self.process.pid)
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text(encoding="utf-8")
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text(encoding="utf-8")
+
+    def look(self) -> bool:
+        """Note the processes below; return whether `mdd` runs."""
+        try:
+            self.family.update(self._self.children(recursive=True))
+        except psutil.NoSuchProcess:
+            return False
+        return self.process.poll() is None
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        """Wait for a condition while `mdd` runs."""
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            assert self.look(), f"mdd ended early ({self.process.poll()}): {self.err}"
+            assert time.monotonic() < deadline_s, f"it did not come about: {self.err}"
+            time.sleep(0.02)
+
+    def send(self, number: int, *, group: bool = False) -> None:
+        self.look()
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+
+    def finish(self, timeout_s: float = 60.0) -> int:
+        """Wait for the end and return the exit code."""
+        deadline_s = time.monotonic() + timeout_s
+        while self.look():
+            assert time.monotonic() < deadline_s, f"mdd did not end within {timeout_s:g} s: {self.err}"
+            time.sleep(0.05)
+        return self.process.wait(5)
+
+    def orphans(self, patience_s: float = 15.0) -> list[psutil.Process]:
+        """Return what is left of the family after some patience."""
+        _, alive = psutil.wait_procs(self.family, timeout=patience_s)
+        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.look()
+        for process in [self._self, *self.family]:
+            try:
+                if process.is_running():
+                    process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait(10)
