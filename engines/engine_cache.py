@@ -22,8 +22,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from microdiffusion.errors import EngineError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 logger = logging.getLogger("microdiffusion.engines")
 
@@ -59,6 +61,32 @@ class EngineCache:
     def path(self, key: Mapping[str, str]) -> Path:
         """Return the file of the engine that was built for `key`."""
         return self.folder / f"{hashlib.sha256(_text(key)).hexdigest()[:32]}.engine"
+
+    def open(
+        self,
+        key: Mapping[str, str],
+        *,
+        build: Callable[[], bytes],
+        use: Callable[[bytes], bool],
+        check: Callable[[], None],
+    ) -> None:
+        """Take the engine for `key` into use: the kept one, else a fresh one, kept once it has been checked.
+
+        `use` says whether an engine is accepted; `check` raises where the one in use computes wrongly.
+
+        Raises
+        ------
+        EngineError
+            A fresh engine is not accepted; and whatever `build` and `check` raise.
+        """
+        kept = self.load(key)
+        if kept is not None and use(kept):
+            return
+        fresh = build()
+        if not use(fresh):
+            raise EngineError(f"An engine was built for {key.get('gpu')}, but is not accepted there.")
+        check()
+        self.store(key, fresh)
 
     def load(self, key: Mapping[str, str]) -> bytes | None:
         """Return the engine that was built for `key`; None where there is none that can be trusted."""

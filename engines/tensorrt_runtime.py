@@ -159,8 +159,26 @@ def parity_error(runtime: Runtime, model: SlabDenoiser, batch: int, edge: int) -
         wanted = twin.correction(*inputs)
         clean = runtime(*(tensor.to(runtime.device) for tensor in inputs)).cpu()
         got = clean - SlabDenoiser.middle_slices(prior)
-        # A network fresh from its initialisation corrects nothing.
+        # A network whose head is zero corrects nothing.
         return float((got - wanted).norm() / wanted.norm().clamp_min(1e-6))
+
+
+def check_parity(runtime: Runtime, model: SlabDenoiser, profile: Profile) -> None:
+    """Check that a runtime computes what torch computes.
+
+    Raises
+    ------
+    EngineError
+        It does not.
+    """
+    batch, edge = profile.usual
+    error = parity_error(runtime, model, batch, min(edge, _PARITY_EDGE))
+    if not error < PARITY_LIMIT:  # NaN has to fail
+        raise EngineError(
+            f"{runtime.name} differs from torch by {error:.1e}, more than {PARITY_LIMIT:.0e}: "
+            "its engine is not used."
+        )
+    logger.info("%s differs from torch by %.1e (relative)", runtime.name, error)
 
 
 class TensorRTRuntime:
@@ -205,11 +223,12 @@ class TensorRTRuntime:
         key = cache_key(trt, graph, profile, _gpu(device), driver_version())
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
-            cached = cache.load(key)
-            if cached is None or not self._open(cached):
-                fresh = build_engine(trt, graph, profile)
-                self._open_fresh(fresh, model)
-                cache.store(key, fresh)
+            cache.open(
+                key,
+                build=lambda: build_engine(trt, graph, profile),
+                use=self._use,
+                check=lambda: check_parity(self, model, profile),
+            )
 
     @torch.inference_mode()
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
@@ -254,24 +273,12 @@ class TensorRTRuntime:
             raise EngineError(f"TensorRT failed to run the denoiser. {self._log.last}")
         return output
 
-    def _open(self, blob: bytes) -> bool:
+    def _use(self, blob: bytes) -> bool:
         """Take an engine into use; False where this TensorRT or GPU refuses it."""
         self._runtime = self._trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(blob)
         self._context: Any = None if self._engine is None else self._engine.create_execution_context()
         return self._context is not None
-
-    def _open_fresh(self, blob: bytes, model: SlabDenoiser) -> None:
-        if not self._open(blob):
-            raise EngineError(f"{self.name} does not run its engine on {_gpu(self.device)}. {self._log.last}")
-        batch, edge = self.profile.usual
-        error = parity_error(self, model, batch, min(edge, _PARITY_EDGE))
-        if not error < PARITY_LIMIT:  # NaN has to fail
-            raise EngineError(
-                f"{self.name} differs from torch by {error:.1e}, more than {PARITY_LIMIT:.0e}: "
-                "its engine is not used."
-            )
-        logger.info("%s differs from torch by %.1e (relative)", self.name, error)
 
 
 def driver_version() -> str:

@@ -1,0 +1,489 @@
+"""TensorRT: the choice of the runtime, the build, the check against torch, and the cache of engines.
+
+Parsing and building run without a GPU on TensorRT for RTX. What needs a GPU is marked so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx_support import relative_error, small_denoiser, small_graph, some_inputs
+
+from microdiffusion.config import EngineConfig
+from microdiffusion.engines import engine, engine_cache, tensorrt_runtime
+from microdiffusion.engines.conditioning import SliceConditions
+from microdiffusion.engines.denoiser import SLICES, SlabDenoiser, load_denoiser, save_denoiser
+from microdiffusion.engines.engine import open_engine, open_runtime, shipped_weights
+from microdiffusion.engines.engine_cache import EngineCache, user_cache_folder
+from microdiffusion.engines.onnx_export import export_onnx
+from microdiffusion.engines.runtime import TorchRuntime
+from microdiffusion.engines.sampler import Denoise, SamplerSettings
+from microdiffusion.engines.tensorrt_runtime import (
+    PARITY_LIMIT,
+    Profile,
+    TensorRTRuntime,
+    build_engine,
+    cache_key,
+    check_parity,
+    find_tensorrt,
+    parity_error,
+)
+from microdiffusion.errors import ConfigError, DependencyError, EngineError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL = Profile.of(32, 2)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are posix")
+
+
+@pytest.fixture(scope="module")
+def trt() -> Any:
+    """Return a TensorRT that can build on this machine."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnx onnxscript")
+    module = find_tensorrt()
+    if module is None:
+        pytest.skip('no TensorRT is installed: pip install "microdiffusion-daemon[tensorrt-rtx]"')
+    if module.__name__ == "tensorrt" and not torch.cuda.is_available():
+        pytest.skip("TensorRT builds with a GPU only; TensorRT for RTX builds without")
+    return module
+
+
+# ---- parsing and building
+
+
+def test_graph_is_parsed_in_half_precision_and_built(trt: Any) -> None:
+    assert len(build_engine(trt, small_graph(torch.float16), SMALL)) > 10_000
+
+
+def test_shipped_network_is_parsed_in_half_precision_and_built(trt: Any) -> None:
+    if not shipped_weights().is_file():
+        pytest.skip("no weights are shipped with this checkout")
+    model = load_denoiser(shipped_weights())
+    graph = export_onnx(model, torch.float16)
+    assert len(build_engine(trt, graph, Profile.of(256, model.shape.multiple))) > 10_000
+
+
+def test_graph_in_another_precision_is_refused(trt: Any) -> None:
+    with pytest.raises(EngineError, match=r"Expected convolutions in HALF, but .* was parsed as FLOAT"):
+        build_engine(trt, small_graph(torch.float32), SMALL)
+
+
+def test_foreign_graph_is_refused(trt: Any) -> None:
+    with pytest.raises(EngineError, match="refused the denoiser's ONNX graph"):
+        build_engine(trt, b"nothing of the kind", SMALL)
+
+
+def test_impossible_sizes_are_refused(trt: Any) -> None:
+    with pytest.raises(EngineError, match="refused the sizes"):
+        build_engine(trt, small_graph(torch.float16), Profile((1, 8), (1, 4), (1, 2)))
+
+
+@pytest.mark.parametrize("tile", [32, 256, 512, 4096])
+def test_profile_is_ordered_and_below_the_largest_tensor(tile: int) -> None:
+    profile = Profile.of(tile, 8)
+    sizes = np.array([profile.smallest, profile.usual, profile.largest])
+    assert (np.diff(sizes, axis=0) >= 0).all()
+    assert (sizes[:, 1] % 8 == 0).all()
+    assert profile.largest[0] * profile.largest[1] ** 2 * 48 < 2**31
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("tile", "rows", "columns"), [(32, 16, 100), (64, 65, 131), (128, 96, 300), (256, 257, 17)]
+)
+def test_sampler_stays_within_the_profile(tile: int, rows: int, columns: int, guidance: float) -> None:
+    profile, seen = Profile.of(tile, 8), []
+
+    class Recording:
+        device, name, multiple = CPU, "recording", 8
+
+        def __call__(self, state: torch.Tensor, prior: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            seen.append(profile.holds(*state.shape[2:]))
+            return prior[:, :SLICES]
+
+    operator = np.full((2, 8), 1 / 8)
+    conditions = SliceConditions.of(operator, np.array([2.0, 6.0]), 8.0)
+    settings = SamplerSettings(guidance=guidance, tile=tile)
+    prior = torch.zeros(8, rows, columns)
+    Denoise(Recording(), prior, torch.zeros(2, rows, columns), conditions, 0.1, settings)(prior, 1.0)
+    assert seen
+    assert all(seen)
+
+
+# ---- the check against torch
+
+
+def test_right_runtime_passes_the_check_and_a_wrong_one_does_not() -> None:
+    model = small_denoiser()
+    right = TorchRuntime(SlabDenoiser(model.shape), CPU, torch.float32)
+    right._model.load_state_dict(model.state_dict())
+    assert parity_error(right, model, 2, 16) < 1e-5
+    check_parity(right, model, SMALL)
+    with torch.no_grad():
+        right._model.head.weight[0] *= 1.1
+    assert parity_error(right, model, 2, 16) > PARITY_LIMIT
+    with pytest.raises(EngineError, match="differs from torch by"):
+        check_parity(right, model, SMALL)
+    with torch.no_grad():
+        right._model.head.bias[0] = torch.nan
+    with pytest.raises(EngineError, match="differs from torch by nan"):
+        check_parity(right, model, SMALL)
+
+
+def test_check_leaves_out_the_prior_which_would_hide_errors() -> None:
+    class Nothing:
+        device, name, multiple = CPU, "nothing", 2
+
+        def __call__(self, _: torch.Tensor, prior: torch.Tensor, *__: torch.Tensor) -> torch.Tensor:
+            return SlabDenoiser.middle_slices(prior)
+
+    assert parity_error(Nothing(), small_denoiser(), 1, 16) == pytest.approx(1, abs=1e-4)
+    silent = SlabDenoiser(small_denoiser().shape)
+    torch.nn.init.zeros_(silent.head.bias)
+    assert parity_error(Nothing(), silent, 1, 16) == 0
+
+
+# ---- the choice
+
+
+class _Stub:
+    """Stands for a runtime on a device that is not here."""
+
+    multiple = 8
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name, self.device = name, device
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return switches: is TensorRT installed, what happens on opening it, and the GPU's generation."""
+    state = SimpleNamespace(installed=True, failure=None, capability=(8, 6))
+
+    def tensorrt(_: object, device: torch.device, *__: object) -> _Stub:
+        if state.failure is not None:
+            raise state.failure
+        return _Stub("tensorrt", device)
+
+    module = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
+    monkeypatch.setattr(engine, "find_tensorrt", lambda: module if state.installed else None)
+    monkeypatch.setattr(engine, "TensorRTRuntime", tensorrt)
+    monkeypatch.setattr(engine, "TorchRuntime", lambda _, device: _Stub("torch", device))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: state.capability)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "installed", "name", "reason"),
+    [
+        pytest.param("auto", CUDA, True, "tensorrt", "; tensorrt_rtx 1.7.1 found", id="all there"),
+        pytest.param("auto", CUDA, False, "torch", "; torch, no TensorRT is installed", id="no package"),
+        pytest.param("auto", CPU, True, "torch", "", id="no GPU"),
+        pytest.param("torch", CUDA, True, "torch", "", id="torch as configured"),
+        pytest.param(
+            "tensorrt", CUDA, True, "tensorrt", "; tensorrt_rtx 1.7.1 as configured", id="as configured"
+        ),
+    ],
+)
+def test_choice(
+    wanted: Any, device: torch.device, installed: bool, name: str, reason: str, machine: SimpleNamespace
+) -> None:
+    machine.installed = installed
+    runtime, why = open_runtime(small_denoiser(), device, EngineConfig(runtime=wanted))
+    assert (runtime.name, runtime.device, why) == (name, device, reason)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "extra"),
+    [
+        pytest.param(CPU, None, "tensorrt-rtx", id="no GPU"),
+        pytest.param(CUDA, (8, 9), "tensorrt-rtx", id="Ada"),
+        pytest.param(CUDA, (12, 0), "tensorrt-rtx", id="RTX Blackwell"),
+        pytest.param(CUDA, (9, 0), "tensorrt", id="Hopper"),
+        pytest.param(CUDA, (10, 0), "tensorrt", id="Blackwell"),
+    ],
+)
+def test_tensorrt_that_is_not_installed_is_named_with_its_install_line(
+    device: torch.device, capability: Any, extra: str, machine: SimpleNamespace
+) -> None:
+    machine.installed, machine.capability = False, capability
+    with pytest.raises(DependencyError) as caught:
+        open_runtime(small_denoiser(), device, EngineConfig(runtime="tensorrt"))
+    assert f'pip install "microdiffusion-daemon[{extra}]"' in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_tensorrt_on_a_cpu_is_refused(machine: SimpleNamespace) -> None:
+    with pytest.raises(ConfigError, match="the device is cpu"):
+        open_runtime(small_denoiser(), CPU, EngineConfig(runtime="tensorrt"))
+
+
+@pytest.mark.parametrize("wanted", ["auto", "tensorrt"])
+@pytest.mark.parametrize("kind", [EngineError, RuntimeError, TypeError])
+def test_failing_tensorrt_gives_way_to_torch_with_one_warning(
+    wanted: Any, kind: type[Exception], machine: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.failure = kind("off by 3e-1")
+    with caplog.at_level(logging.WARNING):
+        runtime, why = open_runtime(small_denoiser(), CUDA, EngineConfig(runtime=wanted))
+    assert runtime.name == "torch"
+    assert why == "; torch, TensorRT failed: off by 3e-1"
+    assert [record.getMessage() for record in caplog.records] == [
+        "TensorRT is not used, torch goes on in its place: off by 3e-1"
+    ]
+
+
+def test_missing_exporter_is_an_error_only_where_tensorrt_is_asked_for(machine: SimpleNamespace) -> None:
+    machine.failure = DependencyError("pip install onnx onnxscript")
+    assert open_runtime(small_denoiser(), CUDA, EngineConfig())[0].name == "torch"
+    with pytest.raises(DependencyError, match="pip install onnx onnxscript"):
+        open_runtime(small_denoiser(), CUDA, EngineConfig(runtime="tensorrt"))
+
+
+def test_engine_on_a_cpu_says_nothing_of_tensorrt(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save_denoiser(small_denoiser(), path, {})
+    opened = open_engine(EngineConfig(device="cpu", weights=path))
+    assert (opened.reason, opened.name.split()[0]) == ("as configured", "torch")
+
+
+def test_folder_called_tensorrt_is_not_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in tensorrt_runtime.MODULES:
+        (tmp_path / name).mkdir()
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "tensorrt" / "__init__.py").write_text("raise OSError('libnvinfer.so is not there')")
+    (tmp_path / "tensorrt_rtx_bindings" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_tensorrt() is None
+    for name in tensorrt_runtime.MODULES:
+        sys.modules.pop(name, None)
+
+
+def test_modules_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = SimpleNamespace(Builder=1, OnnxParser=1)
+    for name in tensorrt_runtime.MODULES:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**vars(usable), name=name))
+    found = []
+    for name in tensorrt_runtime.MODULES:
+        found.append(find_tensorrt().name)  # type: ignore[union-attr]
+        monkeypatch.setitem(sys.modules, name, None)
+    assert found == ["tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"]
+    assert find_tensorrt() is None
+
+
+# ---- the cache
+
+MODULE = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
+KEY_PARTS: dict[str, Any] = {
+    "trt": MODULE,
+    "graph": b"graph",
+    "profile": SMALL,
+    "gpu": "GeForce, compute capability 8.6",
+    "driver": "580.1",
+}
+KEY = cache_key(**KEY_PARTS)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache" / "engines")
+
+
+def test_engine_is_kept_for_its_key(cache: EngineCache) -> None:
+    assert cache.load(KEY) is None
+    assert cache.store(KEY, b"engine\n" * 100)
+    assert cache.load(KEY) == b"engine\n" * 100
+    assert [path.name for path in cache.folder.iterdir()] == [cache.path(KEY).name]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"graph": b"other weights"}, id="weights"),
+        pytest.param({"trt": SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.2")}, id="version"),
+        pytest.param({"trt": SimpleNamespace(__name__="tensorrt", __version__="1.7.1")}, id="flavour"),
+        pytest.param({"gpu": "GeForce, compute capability 8.9"}, id="GPU"),
+        pytest.param({"driver": "580.2"}, id="driver"),
+        pytest.param({"profile": Profile.of(64, 2)}, id="sizes"),
+    ],
+)
+def test_whatever_an_engine_depends_on_is_in_its_key(other: dict[str, Any], cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    key = cache_key(**{**KEY_PARTS, **other})
+    assert cache.load(key) is None
+    # Even under the right name, an engine that was built for something else is refused.
+    cache.path(KEY).rename(cache.path(key))
+    assert cache.load(key) is None
+
+
+def test_engine_of_another_machine_is_refused(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.store(KEY, b"engine")
+    monkeypatch.setattr(tensorrt_runtime.platform, "node", lambda: "another")
+    assert cache.load(cache_key(**KEY_PARTS)) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: data[:-1], id="cut short"),
+        pytest.param(lambda data: data[:-1] + b"?", id="changed"),
+        pytest.param(lambda data: data + b"!", id="longer"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: b"ELF" + data, id="foreign"),
+        pytest.param(lambda data: data[:20], id="header cut short"),
+        pytest.param(lambda data: data.split(b"\n")[0] + b"\n[]\nengine", id="header of another kind"),
+        pytest.param(lambda data: data.split(b"\n")[0] + b"\n\xff\xfe\nengine", id="header not text"),
+    ],
+)
+def test_broken_entry_is_refused_and_built_anew(damage: Any, cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    path = cache.path(KEY)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.load(KEY) is None
+    cache.open(KEY, build=lambda: b"fresh", use=lambda _: True, check=lambda: None)
+    assert cache.load(KEY) == b"fresh"
+
+
+@posix
+def test_folder_and_entries_are_private_and_an_open_folder_is_closed(cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(cache.path(KEY).stat().st_mode) == 0o600
+    cache.folder.chmod(0o777)
+    assert cache.load(KEY) == b"engine"
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
+@posix
+def test_entry_that_others_can_write_is_refused(cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    cache.path(KEY).chmod(0o620)
+    assert cache.load(KEY) is None
+
+
+@posix
+def test_links_are_not_followed(cache: EngineCache, tmp_path: Path) -> None:
+    cache.store(KEY, b"engine")
+    cache.path(KEY).rename(tmp_path / "elsewhere")
+    cache.path(KEY).symlink_to(tmp_path / "elsewhere")
+    assert cache.load(KEY) is None
+
+    real = EngineCache(tmp_path / "real")
+    real.store(KEY, b"engine")
+    linked = EngineCache(tmp_path / "linked")
+    linked.folder.symlink_to(real.folder)
+    assert real.load(KEY) == b"engine"
+    assert linked.load(KEY) is None
+    assert not linked.store(KEY, b"engine")
+
+
+@posix
+def test_folder_of_another_user_is_neither_read_nor_written(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(KEY, b"engine")
+    me = os.getuid()
+    monkeypatch.setattr(engine_cache.os, "getuid", lambda: me + 1)
+    assert cache.load(KEY) is None
+    assert not cache.store(KEY, b"another")
+
+
+def test_folder_that_cannot_be_made_costs_only_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = EngineCache(tmp_path / "file" / "engines")
+    assert not cache.store(KEY, b"engine")
+    assert cache.load(KEY) is None
+
+
+def test_only_a_checked_engine_is_kept_and_a_kept_one_is_not_built_again(cache: EngineCache) -> None:
+    def wrong() -> None:
+        raise EngineError("off")
+
+    def never() -> bytes:
+        raise AssertionError
+
+    with pytest.raises(EngineError, match="off"):
+        cache.open(KEY, build=lambda: b"miscompiled", use=lambda _: True, check=wrong)
+    assert cache.load(KEY) is None
+    with pytest.raises(EngineError, match="is not accepted"):
+        cache.open(KEY, build=lambda: b"for another GPU", use=lambda _: False, check=lambda: None)
+    assert cache.load(KEY) is None
+    used: list[bytes] = []
+    cache.open(KEY, build=lambda: b"good", use=lambda blob: not used.append(blob), check=lambda: None)
+    cache.open(KEY, build=never, use=lambda blob: not used.append(blob), check=wrong)
+    assert used == [b"good", b"good"]
+
+
+def test_kept_engine_that_is_not_accepted_is_built_anew(cache: EngineCache) -> None:
+    cache.store(KEY, b"stale")
+    cache.open(KEY, build=lambda: b"fresh", use=lambda blob: blob == b"fresh", check=lambda: None)
+    assert cache.load(KEY) == b"fresh"
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        pytest.param("linux", {}, "HOME/.cache", id="Linux"),
+        pytest.param("linux", {"XDG_CACHE_HOME": "HOME/elsewhere"}, "HOME/elsewhere", id="XDG"),
+        pytest.param("linux", {"XDG_CACHE_HOME": "relative"}, "HOME/.cache", id="relative XDG is ignored"),
+        pytest.param("darwin", {}, "HOME/Library/Caches", id="macOS"),
+        pytest.param("win32", {"LOCALAPPDATA": "HOME/Local"}, "HOME/Local", id="Windows"),
+    ],
+)
+def test_cache_lies_where_the_platform_keeps_caches(
+    system: str, variables: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_cache.sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("HOME", str(tmp_path)))
+    wanted = Path(expected.replace("HOME", str(tmp_path)))
+    assert user_cache_folder() == wanted / "microdiffusion" / "engines"
+
+
+# ---- on a GPU
+
+
+@pytest.fixture
+def gpu_runtime(trt: Any, cache: EngineCache) -> TensorRTRuntime:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return TensorRTRuntime(small_denoiser(), CUDA, SMALL, trt, cache)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "size", [pytest.param((1, 2, 2), id="smallest"), pytest.param((70, 80, 34), id="more than a pass")]
+)
+def test_gpu_computes_what_torch_computes(gpu_runtime: TensorRTRuntime, size: tuple[int, int, int]) -> None:
+    inputs = some_inputs(*size)
+    with torch.inference_mode():
+        wanted = small_denoiser().correction(*inputs)
+    got = gpu_runtime(*(tensor.to(CUDA) for tensor in inputs)).cpu() - SlabDenoiser.middle_slices(inputs[1])
+    assert relative_error(got, wanted) < PARITY_LIMIT
+
+
+@pytest.mark.gpu
+def test_engine_is_built_once(
+    gpu_runtime: TensorRTRuntime, trt: Any, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [tensor.to(CUDA) for tensor in some_inputs(3, 16, 16)]
+    wanted = gpu_runtime(*inputs)
+    monkeypatch.setattr(tensorrt_runtime, "build_engine", None)
+    again = TensorRTRuntime(small_denoiser(), CUDA, SMALL, trt, cache)
+    assert relative_error(again(*inputs), wanted) < 1e-3
+
+
+@pytest.mark.gpu
+def test_tile_beyond_the_profile_is_refused(gpu_runtime: TensorRTRuntime) -> None:
+    with pytest.raises(EngineError, match="was built for tiles of 2 to 80 pixels"):
+        gpu_runtime(*(tensor.to(CUDA) for tensor in some_inputs(1, 82, 16)))
