@@ -150,11 +150,11 @@ class Daemon:
             What could not be started, or what failed while running; files are closed first.
         """
         config = self._config
-        _make_folder(config.recorder.output)
         with contextlib.ExitStack() as stack:
+            stack.callback(self._ingest.stop)
+            _make_folder(config.recorder.output)
             publisher = stack.enter_context(StatusPublisher(config.wire.status))
             self._ingest.start()
-            stack.callback(self._ingest.stop)
             self._engine.start()
             stack.callback(self._engine.stop)
             display = stack.enter_context(open_display(config.dashboard, live=dashboard))
