@@ -1,13 +1,13 @@
-"""TensorRT: the choice of the runtime, the build, the check against torch, and the cache of engines.
+"""TensorRT: the build, the check against torch, the choice of the runtime, and the runtime itself.
 
 Parsing and building run without a GPU on TensorRT for RTX. What needs a GPU is marked so.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
-import os
-import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +19,12 @@ import torch
 from onnx_support import relative_error, small_denoiser, small_graph, some_inputs
 
 from microdiffusion.config import EngineConfig
-from microdiffusion.engines import engine, engine_cache, tensorrt_runtime
+from microdiffusion.engines import engine, tensorrt_runtime
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import SLICES, SlabDenoiser, load_denoiser, save_denoiser
 from microdiffusion.engines.engine import open_engine, open_runtime, shipped_weights
-from microdiffusion.engines.engine_cache import EngineCache, user_cache_folder
-from microdiffusion.engines.onnx_export import export_onnx
+from microdiffusion.engines.engine_cache import EngineCache
+from microdiffusion.engines.onnx_export import INPUTS, OUTPUT, export_onnx
 from microdiffusion.engines.runtime import TorchRuntime
 from microdiffusion.engines.sampler import Denoise, SamplerSettings
 from microdiffusion.engines.tensorrt_runtime import (
@@ -32,7 +32,6 @@ from microdiffusion.engines.tensorrt_runtime import (
     Profile,
     TensorRTRuntime,
     build_engine,
-    cache_key,
     check_parity,
     find_tensorrt,
     parity_error,
@@ -41,7 +40,11 @@ from microdiffusion.errors import ConfigError, DependencyError, EngineError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Profile.of(32, 2)
-posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are posix")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache" / "engines")
 
 
 @pytest.fixture(scope="module")
@@ -279,175 +282,108 @@ def test_modules_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_tensorrt() is None
 
 
-# ---- the cache
+# ---- the runtime round a stand-in for TensorRT that computes with torch, on the processor's memory
 
-MODULE = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
-KEY_PARTS: dict[str, Any] = {
-    "trt": MODULE,
-    "graph": b"graph",
-    "profile": SMALL,
-    "gpu": "GeForce, compute capability 8.6",
-    "driver": "580.1",
-}
-KEY = cache_key(**KEY_PARTS)
+
+class _Context:
+    """Reads and writes what the addresses point to, as an execution context does."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain, self.fails = gain, False
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape[0] <= SMALL.largest[0]
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, _: int) -> bool:
+        def memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            raw = (ctypes.c_uint16 * int(np.prod(shape))).from_address(self.addresses[name])
+            return np.frombuffer(raw, np.float16).reshape(shape)
+
+        inputs = [torch.from_numpy(memory(name, self.shapes[name]).copy()).float() for name in INPUTS]
+        batch, _, rows, columns = inputs[0].shape
+        result = self.gain * small_denoiser().correction(*inputs)
+        memory(OUTPUT, (batch, SLICES, rows, columns))[:] = result.numpy()
+        return not self.fails
+
+
+class _TensorRT:
+    """As much of the module as running an engine takes."""
+
+    __name__, __version__ = "stand-in", "1"
+
+    class ILogger:
+        VERBOSE, ERROR, INTERNAL_ERROR = range(3)
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.context = _Context(gain)
+
+    def Runtime(self, _: object) -> SimpleNamespace:
+        opened = SimpleNamespace(create_execution_context=lambda: self.context)
+        return SimpleNamespace(deserialize_cuda_engine=lambda blob: opened if blob == b"engine" else None)
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "cache" / "engines")
+def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SimpleNamespace(wait_stream=lambda _: None, cuda_stream=1)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(tensorrt_runtime, "_gpu", lambda _: "none")
+    monkeypatch.setattr(tensorrt_runtime, "export_onnx", lambda *_: b"graph")
+    monkeypatch.setattr(tensorrt_runtime, "build_engine", lambda *_: b"engine")
 
 
-def test_engine_is_kept_for_its_key(cache: EngineCache) -> None:
-    assert cache.load(KEY) is None
-    assert cache.store(KEY, b"engine\n" * 100)
-    assert cache.load(KEY) == b"engine\n" * 100
-    assert [path.name for path in cache.folder.iterdir()] == [cache.path(KEY).name]
-
-
+@pytest.mark.usefixtures("no_gpu_needed")
 @pytest.mark.parametrize(
-    "other",
+    "size",
     [
-        pytest.param({"graph": b"other weights"}, id="weights"),
-        pytest.param({"trt": SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.2")}, id="version"),
-        pytest.param({"trt": SimpleNamespace(__name__="tensorrt", __version__="1.7.1")}, id="flavour"),
-        pytest.param({"gpu": "GeForce, compute capability 8.9"}, id="GPU"),
-        pytest.param({"driver": "580.2"}, id="driver"),
-        pytest.param({"profile": Profile.of(64, 2)}, id="sizes"),
+        pytest.param((1, 2, 2), id="smallest"),
+        pytest.param((64, 16, 34), id="a whole pass"),
+        pytest.param((70, 16, 34), id="more than a pass"),
     ],
 )
-def test_whatever_an_engine_depends_on_is_in_its_key(other: dict[str, Any], cache: EngineCache) -> None:
-    cache.store(KEY, b"engine")
-    key = cache_key(**{**KEY_PARTS, **other})
-    assert cache.load(key) is None
-    # Even under the right name, an engine that was built for something else is refused.
-    cache.path(KEY).rename(cache.path(key))
-    assert cache.load(key) is None
+def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache: EngineCache) -> None:
+    runtime = TensorRTRuntime(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
+    inputs = some_inputs(*size)
+    with torch.inference_mode():
+        wanted = small_denoiser().correction(*inputs)
+    # Other orders of memory have to arrive in the right one.
+    fed = [tensor.to(memory_format=torch.channels_last) for tensor in inputs[:3]]
+    clean = runtime(*fed, inputs[3])
+    assert clean.dtype == torch.float32
+    assert relative_error(clean - SlabDenoiser.middle_slices(inputs[1]), wanted) < 2e-3
 
 
-def test_engine_of_another_machine_is_refused(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.store(KEY, b"engine")
-    monkeypatch.setattr(tensorrt_runtime.platform, "node", lambda: "another")
-    assert cache.load(cache_key(**KEY_PARTS)) is None
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
+    runtime = TensorRTRuntime(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
+    state, prior, image, conditions = some_inputs(1, 8, 8)
+    runtime._context.gain = 0.0
+    assert torch.equal(runtime(state, prior, image, conditions), SlabDenoiser.middle_slices(prior))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda data: data[:-1], id="cut short"),
-        pytest.param(lambda data: data[:-1] + b"?", id="changed"),
-        pytest.param(lambda data: data + b"!", id="longer"),
-        pytest.param(lambda data: b"", id="empty"),
-        pytest.param(lambda data: b"ELF" + data, id="foreign"),
-        pytest.param(lambda data: data[:20], id="header cut short"),
-        pytest.param(lambda data: data.split(b"\n")[0] + b"\n[]\nengine", id="header of another kind"),
-        pytest.param(lambda data: data.split(b"\n")[0] + b"\n\xff\xfe\nengine", id="header not text"),
-    ],
-)
-def test_broken_entry_is_refused_and_built_anew(damage: Any, cache: EngineCache) -> None:
-    cache.store(KEY, b"engine")
-    path = cache.path(KEY)
-    path.write_bytes(damage(path.read_bytes()))
-    assert cache.load(KEY) is None
-    cache.open(KEY, build=lambda: b"fresh", use=lambda _: True, check=lambda: None)
-    assert cache.load(KEY) == b"fresh"
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_miscompiled_engine_is_not_opened_and_not_kept(cache: EngineCache) -> None:
+    with pytest.raises(EngineError, match=r"stand-in 1 cpu float16 differs from torch by 5\..e-02"):
+        TensorRTRuntime(small_denoiser(), CPU, SMALL, _TensorRT(gain=1.05), cache)
+    assert not cache.folder.exists()
 
 
-@posix
-def test_folder_and_entries_are_private_and_an_open_folder_is_closed(cache: EngineCache) -> None:
-    cache.store(KEY, b"engine")
-    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE(cache.path(KEY).stat().st_mode) == 0o600
-    cache.folder.chmod(0o777)
-    assert cache.load(KEY) == b"engine"
-    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
-
-
-@posix
-def test_entry_that_others_can_write_is_refused(cache: EngineCache) -> None:
-    cache.store(KEY, b"engine")
-    cache.path(KEY).chmod(0o620)
-    assert cache.load(KEY) is None
-
-
-@posix
-def test_links_are_not_followed(cache: EngineCache, tmp_path: Path) -> None:
-    cache.store(KEY, b"engine")
-    cache.path(KEY).rename(tmp_path / "elsewhere")
-    cache.path(KEY).symlink_to(tmp_path / "elsewhere")
-    assert cache.load(KEY) is None
-
-    real = EngineCache(tmp_path / "real")
-    real.store(KEY, b"engine")
-    linked = EngineCache(tmp_path / "linked")
-    linked.folder.symlink_to(real.folder)
-    assert real.load(KEY) == b"engine"
-    assert linked.load(KEY) is None
-    assert not linked.store(KEY, b"engine")
-
-
-@posix
-def test_folder_of_another_user_is_neither_read_nor_written(
-    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.store(KEY, b"engine")
-    me = os.getuid()
-    monkeypatch.setattr(engine_cache.os, "getuid", lambda: me + 1)
-    assert cache.load(KEY) is None
-    assert not cache.store(KEY, b"another")
-
-
-def test_folder_that_cannot_be_made_costs_only_the_cache(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    cache = EngineCache(tmp_path / "file" / "engines")
-    assert not cache.store(KEY, b"engine")
-    assert cache.load(KEY) is None
-
-
-def test_only_a_checked_engine_is_kept_and_a_kept_one_is_not_built_again(cache: EngineCache) -> None:
-    def wrong() -> None:
-        raise EngineError("off")
-
-    def never() -> bytes:
-        raise AssertionError
-
-    with pytest.raises(EngineError, match="off"):
-        cache.open(KEY, build=lambda: b"miscompiled", use=lambda _: True, check=wrong)
-    assert cache.load(KEY) is None
-    with pytest.raises(EngineError, match="is not accepted"):
-        cache.open(KEY, build=lambda: b"for another GPU", use=lambda _: False, check=lambda: None)
-    assert cache.load(KEY) is None
-    used: list[bytes] = []
-    cache.open(KEY, build=lambda: b"good", use=lambda blob: not used.append(blob), check=lambda: None)
-    cache.open(KEY, build=never, use=lambda blob: not used.append(blob), check=wrong)
-    assert used == [b"good", b"good"]
-
-
-def test_kept_engine_that_is_not_accepted_is_built_anew(cache: EngineCache) -> None:
-    cache.store(KEY, b"stale")
-    cache.open(KEY, build=lambda: b"fresh", use=lambda blob: blob == b"fresh", check=lambda: None)
-    assert cache.load(KEY) == b"fresh"
-
-
-@pytest.mark.parametrize(
-    ("system", "variables", "expected"),
-    [
-        pytest.param("linux", {}, "HOME/.cache", id="Linux"),
-        pytest.param("linux", {"XDG_CACHE_HOME": "HOME/elsewhere"}, "HOME/elsewhere", id="XDG"),
-        pytest.param("linux", {"XDG_CACHE_HOME": "relative"}, "HOME/.cache", id="relative XDG is ignored"),
-        pytest.param("darwin", {}, "HOME/Library/Caches", id="macOS"),
-        pytest.param("win32", {"LOCALAPPDATA": "HOME/Local"}, "HOME/Local", id="Windows"),
-    ],
-)
-def test_cache_lies_where_the_platform_keeps_caches(
-    system: str, variables: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_cache.sys, "platform", system)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value.replace("HOME", str(tmp_path)))
-    wanted = Path(expected.replace("HOME", str(tmp_path)))
-    assert user_cache_folder() == wanted / "microdiffusion" / "engines"
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_what_the_engine_cannot_run_is_an_error(cache: EngineCache) -> None:
+    trt = _TensorRT()
+    runtime = TensorRTRuntime(small_denoiser(), CPU, SMALL, trt, cache)
+    with pytest.raises(EngineError, match="built for tiles of 2 to 80 pixels, got 82 x 16"):
+        runtime(*some_inputs(1, 82, 16))
+    trt.context.fails = True
+    with pytest.raises(EngineError, match="failed to run"):
+        runtime(*some_inputs(1, 16, 16))
 
 
 # ---- on a GPU

@@ -1,0 +1,187 @@
+"""The folder of built engines: what is kept, and everything that is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from microdiffusion.engines import engine_cache, tensorrt_runtime
+from microdiffusion.engines.engine_cache import EngineCache, user_cache_folder
+from microdiffusion.engines.tensorrt_runtime import Profile, cache_key
+from microdiffusion.errors import EngineError
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are posix")
+SMALL = Profile.of(32, 2)
+MODULE = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
+KEY_PARTS: dict[str, Any] = {
+    "trt": MODULE,
+    "graph": b"graph",
+    "profile": SMALL,
+    "gpu": "GeForce, compute capability 8.6",
+    "driver": "580.1",
+}
+KEY = cache_key(**KEY_PARTS)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache" / "engines")
+
+
+def test_engine_is_kept_for_its_key(cache: EngineCache) -> None:
+    assert cache.load(KEY) is None
+    assert cache.store(KEY, b"engine\n" * 100)
+    assert cache.load(KEY) == b"engine\n" * 100
+    assert [path.name for path in cache.folder.iterdir()] == [cache.path(KEY).name]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"graph": b"other weights"}, id="weights"),
+        pytest.param({"trt": SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.2")}, id="version"),
+        pytest.param({"trt": SimpleNamespace(__name__="tensorrt", __version__="1.7.1")}, id="flavour"),
+        pytest.param({"gpu": "GeForce, compute capability 8.9"}, id="GPU"),
+        pytest.param({"driver": "580.2"}, id="driver"),
+        pytest.param({"profile": Profile.of(64, 2)}, id="sizes"),
+    ],
+)
+def test_whatever_an_engine_depends_on_is_in_its_key(other: dict[str, Any], cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    key = cache_key(**{**KEY_PARTS, **other})
+    assert cache.load(key) is None
+    # Even under the right name, an engine that was built for something else is refused.
+    cache.path(KEY).rename(cache.path(key))
+    assert cache.load(key) is None
+
+
+def test_engine_of_another_machine_is_refused(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.store(KEY, b"engine")
+    monkeypatch.setattr(tensorrt_runtime.platform, "node", lambda: "another")
+    assert cache.load(cache_key(**KEY_PARTS)) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: data[:-1], id="cut short"),
+        pytest.param(lambda data: data[:-1] + b"?", id="changed"),
+        pytest.param(lambda data: data + b"!", id="longer"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: b"ELF" + data, id="foreign"),
+        pytest.param(lambda data: data[:20], id="header cut short"),
+        pytest.param(lambda data: data.split(b"\n")[0] + b"\n[]\nengine", id="header of another kind"),
+        pytest.param(lambda data: data.split(b"\n")[0] + b"\n\xff\xfe\nengine", id="header not text"),
+    ],
+)
+def test_broken_entry_is_refused_and_built_anew(damage: Any, cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    path = cache.path(KEY)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.load(KEY) is None
+    cache.open(KEY, build=lambda: b"fresh", use=lambda _: True, check=lambda: None)
+    assert cache.load(KEY) == b"fresh"
+
+
+@posix
+def test_folder_and_entries_are_private_and_an_open_folder_is_closed(cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(cache.path(KEY).stat().st_mode) == 0o600
+    cache.folder.chmod(0o777)
+    assert cache.load(KEY) == b"engine"
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
+@posix
+def test_entry_that_others_can_write_is_refused(cache: EngineCache) -> None:
+    cache.store(KEY, b"engine")
+    cache.path(KEY).chmod(0o620)
+    assert cache.load(KEY) is None
+
+
+@posix
+def test_links_are_not_followed(cache: EngineCache, tmp_path: Path) -> None:
+    cache.store(KEY, b"engine")
+    cache.path(KEY).rename(tmp_path / "elsewhere")
+    cache.path(KEY).symlink_to(tmp_path / "elsewhere")
+    assert cache.load(KEY) is None
+
+    real = EngineCache(tmp_path / "real")
+    real.store(KEY, b"engine")
+    linked = EngineCache(tmp_path / "linked")
+    linked.folder.symlink_to(real.folder)
+    assert real.load(KEY) == b"engine"
+    assert linked.load(KEY) is None
+    assert not linked.store(KEY, b"engine")
+
+
+@posix
+def test_folder_of_another_user_is_neither_read_nor_written(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(KEY, b"engine")
+    me = os.getuid()
+    monkeypatch.setattr(engine_cache.os, "getuid", lambda: me + 1)
+    assert cache.load(KEY) is None
+    assert not cache.store(KEY, b"another")
+
+
+def test_folder_that_cannot_be_made_costs_only_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = EngineCache(tmp_path / "file" / "engines")
+    assert not cache.store(KEY, b"engine")
+    assert cache.load(KEY) is None
+
+
+def test_only_a_checked_engine_is_kept_and_a_kept_one_is_not_built_again(cache: EngineCache) -> None:
+    def wrong() -> None:
+        raise EngineError("off")
+
+    def never() -> bytes:
+        raise AssertionError
+
+    with pytest.raises(EngineError, match="off"):
+        cache.open(KEY, build=lambda: b"miscompiled", use=lambda _: True, check=wrong)
+    assert cache.load(KEY) is None
+    with pytest.raises(EngineError, match="is not accepted"):
+        cache.open(KEY, build=lambda: b"for another GPU", use=lambda _: False, check=lambda: None)
+    assert cache.load(KEY) is None
+    used: list[bytes] = []
+    cache.open(KEY, build=lambda: b"good", use=lambda blob: not used.append(blob), check=lambda: None)
+    cache.open(KEY, build=never, use=lambda blob: not used.append(blob), check=wrong)
+    assert used == [b"good", b"good"]
+
+
+def test_kept_engine_that_is_not_accepted_is_built_anew(cache: EngineCache) -> None:
+    cache.store(KEY, b"stale")
+    cache.open(KEY, build=lambda: b"fresh", use=lambda blob: blob == b"fresh", check=lambda: None)
+    assert cache.load(KEY) == b"fresh"
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        pytest.param("linux", {}, "HOME/.cache", id="Linux"),
+        pytest.param("linux", {"XDG_CACHE_HOME": "HOME/elsewhere"}, "HOME/elsewhere", id="XDG"),
+        pytest.param("linux", {"XDG_CACHE_HOME": "relative"}, "HOME/.cache", id="relative XDG is ignored"),
+        pytest.param("darwin", {}, "HOME/Library/Caches", id="macOS"),
+        pytest.param("win32", {"LOCALAPPDATA": "HOME/Local"}, "HOME/Local", id="Windows"),
+    ],
+)
+def test_cache_lies_where_the_platform_keeps_caches(
+    system: str, variables: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_cache.sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("HOME", str(tmp_path)))
+    wanted = Path(expected.replace("HOME", str(tmp_path)))
+    assert user_cache_folder() == wanted / "microdiffusion" / "engines"
