@@ -123,19 +123,24 @@ def test_the_demo_records_every_frame_and_says_where_in_three_lines(weights: Pat
     assert code
     said = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == str(DEMO)
+    # So do the README's.
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r'^python -c "(.*)"$', readme, flags=re.MULTILINE)
+    assert lines
+    for line in lines:
+        subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True, capture_output=True)
 
 
 @pytest.mark.acquisition
 def test_the_demo_ends_after_its_duration(weights: Path, tmp_path: Path) -> None:
     output = tmp_path / "runs"
     with Mdd(*demo(weights, output, "--duration", 2), folder=tmp_path) as mdd:
-        mdd.wait_for(lambda: bool(run_files(output)))
-        began = time.monotonic()
         assert mdd.finish() == 0, mdd.err
-        assert time.monotonic() - began > 1.5
     (path,) = run_files(output)
     with open_run(path) as run:
         assert_closed_and_whole(run, len(run))
+        # Sweeps are half a second apart; the one that runs at the end, and the next, are still taken.
+        assert 1.0 < run.times.max() < 8
 
 
 # Stops and kills ----------------------------------------------------------------------------------
@@ -263,14 +268,18 @@ def test_a_replay_puts_the_file_into_a_run(
             assert run.volume[t].max() > 120
 
 
-def test_a_file_waits_for_a_slow_engine_and_none_of_it_is_skipped(weights: Path, tmp_path: Path) -> None:
-    source, output = write_sample(tmp_path / "projections.h5", sweeps=12), tmp_path / "runs"
-    slow = engine(weights, **{"inr.cold_steps": 400, "inr.warm_steps": 400, "inr.rank": 128})
-    with Mdd("replay", source, "--serve", "--output", output, *slow, folder=tmp_path) as mdd:
+def test_a_file_waits_for_a_slow_engine_and_none_of_it_is_skipped_or_late(
+    weights: Path, tmp_path: Path
+) -> None:
+    source, output = write_sample(tmp_path / "projections.h5", sweeps=7), tmp_path / "runs"
+    slow = engine(weights, steps=8, guidance=1, **{"inr.rank": 256, "inr.warm_steps": 60})
+    # Frames are held back for longer than they may be late.
+    arguments = ["replay", source, "--serve", "--output", output, *slow]
+    with Mdd(*arguments, *settings("wire.sweep_timeout_s=0.05"), folder=tmp_path) as mdd:
         assert mdd.finish() == 0, mdd.err
     (path,) = run_files(output)
     with open_run(path) as run:
-        assert (run.status == Status.WRITTEN).tolist() == [True] * 12
+        assert_closed_and_whole(run, 7)
 
 
 @posix_only
