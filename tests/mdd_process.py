@@ -79,7 +79,7 @@ class Mdd:
             return False
         return self.process.poll() is None
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
         """Wait for a condition while `mdd` runs."""
         deadline_s = time.monotonic() + timeout_s
         while not condition():
@@ -94,7 +94,7 @@ class Mdd:
         else:
             self.process.send_signal(number)
 
-    def finish(self, timeout_s: float = 60.0) -> int:
+    def finish(self, timeout_s: float = 120.0) -> int:
         """Wait for the end and return the exit code."""
         deadline_s = time.monotonic() + timeout_s
         while self.look():

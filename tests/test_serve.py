@@ -23,6 +23,8 @@ from microdiffusion.projection_file import open_projections
 from microdiffusion.reader import Run
 from microdiffusion.run_file import SERVED, Status
 
+# Two processes that import torch, on whatever else the machine has to do.
+pytestmark = pytest.mark.timeout(300)
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="posix signals")
 
 DEMO = (24, 48, 48)
@@ -166,10 +168,10 @@ def test_a_polite_stop_closes_in_order(weights: Path, tmp_path: Path, number: st
     with Mdd(*arguments, folder=tmp_path) as mdd:
         mdd.wait_for(lambda: written_in(output) >= 1)
         mdd.send(getattr(signal, number), group=group)
-        assert mdd.finish(20) == 0, mdd.err
+        assert mdd.finish() == 0, mdd.err
         assert "Traceback" not in mdd.err
         assert len(mdd.out.splitlines()) == 3
-        assert mdd.orphans(2) == []
+        assert mdd.orphans() == []
     (path,) = run_files(output)
     with open_run(path) as run:
         assert_closed(run)
@@ -184,9 +186,9 @@ def test_ctrl_c_while_the_engine_starts_is_quiet(weights: Path, tmp_path: Path, 
         mdd.wait_for(output.exists)
         time.sleep(moment_s - 0.8)
         mdd.send(signal.SIGINT, group=True)
-        assert mdd.finish(20) == 0, mdd.err
+        assert mdd.finish() == 0, mdd.err
         assert "Traceback" not in mdd.err
-        assert mdd.orphans(2) == []
+        assert mdd.orphans() == []
 
 
 @pytest.mark.acquisition
@@ -212,7 +214,7 @@ def test_a_kill_in_mid_run_loses_nothing_that_was_announced(weights: Path, tmp_p
                 if time.monotonic() > kill_s:
                     break
         mdd.send(signal.SIGKILL)
-        assert mdd.finish(10) == -signal.SIGKILL
+        assert mdd.finish() == -signal.SIGKILL
         assert len(mdd.family) >= 2, "engine and driver were processes of their own"
         assert mdd.orphans() == []
     assert announced >= 1
@@ -249,7 +251,7 @@ def test_a_replay_puts_the_file_into_a_run(
         assert mdd.finish() == 0, mdd.err
         assert "Traceback" not in mdd.err
         assert len(mdd.out.splitlines()) == 3
-        assert mdd.orphans(3) == []
+        assert mdd.orphans() == []
     (path,) = run_files(output)
     with open_run(path) as run, open_projections(source) as projections:
         sweeps, count = projections.shape[:2]
@@ -364,7 +366,7 @@ def test_ctrl_c_leaves_no_half_reconstructed_file(weights: Path, tmp_path: Path)
     with Mdd("reconstruct", source, "--output", output, *engine(weights), folder=tmp_path) as mdd:
         mdd.wait_for(lambda: "volume 2 of 200" in mdd.out)
         mdd.send(signal.SIGINT)
-        assert mdd.finish(20) == 130
+        assert mdd.finish() == 130
         assert mdd.err == "mdd: interrupted\n"
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"projections.h5", "stdout.txt", "stderr.txt"}
