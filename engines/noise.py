@@ -12,6 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from microdiffusion.run_header import CameraNoise
 
+_BLOCK = 16
 # Immerkær (1996), Fast noise variance estimation: a kernel that smooth structure does not excite.
 _KERNEL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
 
@@ -32,13 +33,21 @@ def noise_variance(projections: Tensor, camera: CameraNoise) -> Tensor:
 
 
 def estimate_sigma(projections: Tensor) -> float:
-    """Return the standard deviation of the images' (M, Y, X) white noise: the median over images.
+    """Return the standard deviation of the white noise of images (M, Y, X), from the images alone.
 
-    The median absolute response to Immerkær's kernel, which sparse structure hardly moves.
+    Immerkær's kernel, and of its power the 5th percentile over blocks of 16 x 16 pixels: where the
+    specimen is textured everywhere a median would take texture for noise. It errs towards too little
+    noise, by about an eighth on smooth specimens, which costs less than erring towards too much: noise
+    that is taken for signal is left to the network, signal that is taken for noise is lost. Blocks
+    without any variance (masked or padded regions) say nothing.
     """
-    response = F.conv2d(projections[:, None], _KERNEL.to(projections)[None, None])
-    deviation = response.abs().flatten(1).median(dim=1).values / 0.6745 / 6.0
-    return float(deviation.median())
+    response = F.conv2d(projections[:, None], _KERNEL.to(projections)[None, None]).square() / 36.0
+    block = min(_BLOCK, *response.shape[2:])
+    power = F.avg_pool2d(response, block).flatten()
+    power = power[power > 0]
+    if not power.numel():
+        return 0.0
+    return float(np.percentile(power.cpu().numpy(), 5.0)) ** 0.5
 
 
 def _at_least(variance: float, projections: Tensor) -> float:
