@@ -55,7 +55,8 @@ class Profile:
     @classmethod
     def of(cls, tile: int, multiple: int) -> Profile:
         """Return the sizes that the sampler asks for with tiles of `tile` pixels."""
-        usual, largest = (-(-edge // multiple) * multiple for edge in (tile, tile + 2 * HALO))
+        usual = -(-tile // multiple) * multiple
+        largest = -(-(usual + 2 * HALO) // multiple) * multiple
         batch = max(1, min(_PROFILE_BATCH, _PROFILE_PIXELS // largest**2))
         return cls((1, multiple), (max(1, min(batch, BATCH_PIXELS // usual**2)), usual), (batch, largest))
 

@@ -98,15 +98,19 @@ def test_profile_is_ordered_and_below_the_largest_tensor(tile: int) -> None:
     assert profile.largest[0] * profile.largest[1] ** 2 * 48 < 2**31
 
 
+@pytest.mark.parametrize("multiple", [8, 32])
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("tile", "rows", "columns"), [(32, 16, 100), (64, 65, 131), (128, 96, 300), (256, 257, 17)]
+    ("tile", "rows", "columns"),
+    [(32, 16, 100), (64, 65, 131), (128, 96, 300), (256, 257, 17), (48, 205, 205)],
 )
-def test_sampler_stays_within_the_profile(tile: int, rows: int, columns: int, guidance: float) -> None:
-    profile, seen = Profile.of(tile, 8), []
+def test_sampler_stays_within_the_profile(
+    tile: int, rows: int, columns: int, guidance: float, multiple: int
+) -> None:
+    profile, seen = Profile.of(tile, multiple), []
 
     class Recording:
-        device, name, multiple = CPU, "recording", 8
+        device, name, multiple = CPU, "recording", profile.smallest[1]
 
         def __call__(self, state: torch.Tensor, prior: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
             seen.append(profile.holds(*state.shape[2:]))
