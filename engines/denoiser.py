@@ -39,7 +39,7 @@ CONDITIONS = 3 * WINDOW + 6
 class DenoiserShape:
     """Size of the network: channels of each level (full resolution first) and of the condition."""
 
-    widths: tuple[int, ...] = (32, 64, 96, 128)
+    widths: tuple[int, ...] = (48, 96, 128, 160)
     blocks: int = 1
     embedding: int = 128
 
@@ -91,7 +91,9 @@ class SlabDenoiser(nn.Module):
         )
         self.up = nn.ModuleList(blocks(w) for w in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], SLICES, 3, padding=1)
-        nn.init.zeros_(self.head.weight)  # an untrained network returns the prior, but for its bias
+        # An untrained network returns the prior.
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X); see `correction` for the inputs."""
