@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: a small network, and where the shared test volumes lie."""
+"""What several test modules share: weights of a small network, and no settings of the user."""
 
 from __future__ import annotations
 

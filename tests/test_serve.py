@@ -206,7 +206,7 @@ def test_a_kill_in_mid_run_loses_nothing_that_was_announced(weights: Path, tmp_p
         (path,) = run_files(output)
         status = next(word for word in map(str, arguments) if word.startswith("wire.status="))
         with open_run(path) as run:
-            for snapshot in subscribe(status.partition("=")[2], timeout_s=5):
+            for snapshot in subscribe(status.partition("=")[2], timeout_s=30):
                 announced = snapshot.volumes.written
                 for t in np.flatnonzero(run.status == Status.WRITTEN):
                     seen.setdefault(int(t), run.volume[int(t)])
