@@ -11,16 +11,11 @@ and the pictures of docs/images. The protocol of the replays is that of
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ import h5py
 import matplotlib as mpl
 import numpy as np
 import torch
+from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
 
 import microdiffusion
 from microdiffusion.config import Config, EngineConfig
@@ -36,22 +32,13 @@ from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.noise import noise_variance
 from microdiffusion.engines.reconstructor import Reconstructor
 from microdiffusion.engines.training.validation import protocol_crop
-from microdiffusion.metrics import (
-    axial_sharpness,
-    foreground_psnr,
-    psnr_per_slice,
-    seen_slices,
-    ssim_per_slice,
-)
-from microdiffusion.optics import projection_operator
+from microdiffusion.metrics import seen_slices
 from microdiffusion.projection_file import open_projections
 from microdiffusion.sweep import Sweep
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("axons_trailmap_a", "axons_trailmap_b", "axon_olfactory_pn", "dendrite_deepd3")
 METHODS = ("linear", "tikhonov", "inr", "mdd")
 REPEATS = 4
 """Sweeps of each replay: the same volume under fresh noise, so that the INR is warm from the second on."""
@@ -121,7 +108,7 @@ def demo_quality(path: Path) -> dict[str, Any]:
             "linear": answer_of(run.sweep(t), run.header, "linear"),
             "mdd": run.volume[t].astype(np.float32),
         }
-        seen = seen_slices(_operator(run.header, run.sweep(t).z_um))
+        seen = seen_slices(operator_of(run.header, run.sweep(t).z_um))
     top = float(np.percentile(truth, 99.9) - camera.offset)
     scores = {
         name: scores_of((volume - camera.offset) / top, (truth - camera.offset) / top, seen)
@@ -152,7 +139,7 @@ def replay(
     (path,) = output.glob("*.h5")
     with open_projections(projections) as file, microdiffusion.open_run(path) as run:
         truth = file.truth(0)
-        seen = seen_slices(_operator(file.header, file.z_um))
+        seen = seen_slices(operator_of(file.header, file.z_um))
         answers = {
             method: [answer_of(file.sweep(t), file.header, method) for t in range(REPEATS)]
             for method in ("linear", "tikhonov", "inr")
@@ -185,7 +172,7 @@ def warm_inr(path: Path, sweeps: int = 12) -> dict[str, Any]:
         for t in range(min(sweeps, int((run.status == 1).sum()))):
             sweep = run.sweep(t)
             counts = torch.from_numpy(sweep.projections)
-            operator = torch.from_numpy(_operator(header, sweep.z_um).astype(np.float32))
+            operator = torch.from_numpy(operator_of(header, sweep.z_um).astype(np.float32))
             variance = noise_variance(counts, header.camera) / (high - low) ** 2
             images = (counts - low) / (high - low)
             voxel = header.voxel_size_um[0]
@@ -226,17 +213,6 @@ def warm_inr(path: Path, sweeps: int = 12) -> dict[str, Any]:
     }
 
 
-def scores_of(estimate: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> dict[str, float]:
-    """Return the scores at a data range of 1, over the slices (Z,) of the mask `seen`."""
-    estimate, truth = np.clip(estimate, 0, 1)[seen], np.clip(truth, 0, 1)[seen]
-    return {
-        "psnr": float(psnr_per_slice(estimate, truth).mean()),
-        "ssim": float(ssim_per_slice(estimate, truth).mean()),
-        "foreground_psnr": foreground_psnr(estimate, truth),
-        "axial_sharpness": axial_sharpness(estimate, truth),
-    }
-
-
 def draw(rows: dict[str, dict[str, np.ndarray]], path: Path, low: float = 0.0, span: float = 1.0) -> None:
     """Draw for each specimen the maximum along z (above) and along y (below) of each answer."""
     columns = max(len(row) for row in rows.values())
@@ -266,35 +242,6 @@ def draw(rows: dict[str, dict[str, np.ndarray]], path: Path, low: float = 0.0, s
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-        model = found.group(1) if found else model
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    packages = ("numpy", "h5py", "pyzmq", "torch", "pycromanager", "pymmcore")
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-        "mdd": microdiffusion.__version__,
-        "commit": commit.stdout.strip(),
-        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _operator(header: Any, z_um: np.ndarray) -> np.ndarray:
-    return projection_operator(
-        z_um, header.profile, z0_um=header.z0_um, voxel_z_um=header.voxel_size_um[0], shape_z=header.shape[0]
-    )
 
 
 def _mean_scores(found: list[np.ndarray], truth: np.ndarray, seen: np.ndarray) -> dict[str, float]:
@@ -329,7 +276,7 @@ def main() -> None:
         }
         pictures = {}
         for step in (6.0, 8.0):
-            for name in NAMES:
+            for name in HELD_OUT:
                 row, answers = replay(name, arguments.volumes, step, folder / f"step{step:g}" / name)
                 results["replay"].setdefault(f"step_{step:g}", {})[name] = row
                 if step == 6.0:

@@ -47,7 +47,7 @@ def estimate_sigma(projections: Tensor) -> float:
     power = power[power > 0]
     if not power.numel():
         return 0.0
-    return float(np.percentile(power.cpu().numpy(), 5.0)) ** 0.5
+    return float(np.sqrt(np.percentile(power.cpu().numpy(), 5.0)))
 
 
 def _at_least(variance: float, projections: Tensor) -> float:

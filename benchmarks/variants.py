@@ -1,0 +1,113 @@
+"""What each part of the engine gives, on real volumes that the shipped weights were not trained on.
+
+    python benchmarks/variants.py --volumes FOLDER
+
+Slab of 6 slices, step of 6, white noise of 0.01 and of 0.04; one sweep each, so the INR is cold. Writes
+benchmarks/results/variants.json and prints the means over the volumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
+
+from microdiffusion.config import EngineConfig
+from microdiffusion.engines.engine import open_engine
+from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.training.validation import protocol_crop
+from microdiffusion.metrics import seen_slices
+from microdiffusion.optics import sweep_positions
+from microdiffusion.run_header import RunHeader
+from microdiffusion.sweep import Sweep
+
+LENGTH = STEP = 6.0
+PLAIN = {"fall_back": False, "interpolation": 0.0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "linear": {"method": "linear"},
+    "tikhonov": {"method": "tikhonov"},
+    "inr": {"method": "inr"},
+    "1 evaluation": {**PLAIN, "steps": 1},
+    "2 evaluations": {**PLAIN, "steps": 2},
+    "4 evaluations": {**PLAIN, "steps": 4},
+    "2, without consistency": {**PLAIN, "steps": 2, "consistency": False},
+    "2, interpolation 0.1": {**PLAIN, "steps": 2, "interpolation": 0.1},
+    "2, interpolation 0.5": {**PLAIN, "steps": 2, "interpolation": 0.5},
+    "2, interpolation 1": {**PLAIN, "steps": 2, "interpolation": 1.0},
+    "2, guidance 0.3": {**PLAIN, "steps": 2, "guidance": 0.3},
+    "2, guidance 1": {**PLAIN, "steps": 2, "guidance": 1.0},
+}
+
+
+def sweep_of(truth: np.ndarray, noise: float) -> tuple[RunHeader, Sweep]:
+    """Return one sweep of a volume (Z, Y, X), with one held-out projection."""
+    slices = truth.shape[0]
+    header = RunHeader(
+        run_id=uuid.uuid4().hex,
+        shape=truth.shape,
+        voxel_size_um=(1.0, 1.0, 1.0),
+        z0_um=0.0,
+        profile_weights=(1.0,),
+        profile_spacing_um=LENGTH,
+        dtype="float32",
+    )
+    z = sweep_positions(length_um=LENGTH, step_um=STEP, z0_um=0, voxel_z_um=1, shape_z=slices)
+    judge = z[len(z) // 2 - 1 : len(z) // 2 + 1].mean(keepdims=True)
+    rng = np.random.default_rng(0)
+
+    def take(positions: np.ndarray) -> np.ndarray:
+        clean = np.tensordot(operator_of(header, positions), truth, 1)
+        return (clean + noise * rng.standard_normal(clean.shape)).astype(np.float32)
+
+    return header, Sweep(0, 0, 0, z, take(z), judge, take(judge))
+
+
+def main() -> None:
+    """Score every variant on every volume."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--volumes", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "variants.json")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine(), "noise": {}}
+    for noise in (0.01, 0.04):
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for name in HELD_OUT:
+            with h5py.File(arguments.volumes / f"{name}.h5") as file:
+                truth = protocol_crop(file["volume"][()].astype(np.float32))
+            header, sweep = sweep_of(truth, noise)
+            seen = seen_slices(operator_of(header, sweep.z_um))
+            for variant, settings in VARIANTS.items():
+                config = EngineConfig(**settings)
+                reconstructor = Reconstructor(header, config, open_engine(config))
+                begun = time.perf_counter()
+                result = reconstructor.reconstruct(sweep)
+                row = scores_of(result.volume, truth, seen)
+                row["seconds"] = time.perf_counter() - begun
+                row["held_out_error"] = result.held_out_error
+                table.setdefault(variant, {})[name] = row
+        results["noise"][f"{noise:g}"] = table
+        print(f"noise {noise:g}: mean over {len(HELD_OUT)} volumes")
+        for variant, rows in table.items():
+            mean = {
+                key: np.mean([row[key] for row in rows.values()])
+                for key in ("psnr", "ssim", "axial_sharpness")
+            }
+            each = "  ".join(f"{row['psnr']:.2f}/{row['ssim']:.3f}" for row in rows.values())
+            print(
+                f"  {variant:24s} {mean['psnr']:.2f}/{mean['ssim']:.3f}  {mean['axial_sharpness']:.2f}   {each}"
+            )
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
