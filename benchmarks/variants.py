@@ -102,9 +102,8 @@ def main() -> None:
                 for key in ("psnr", "ssim", "axial_sharpness")
             }
             each = "  ".join(f"{row['psnr']:.2f}/{row['ssim']:.3f}" for row in rows.values())
-            print(
-                f"  {variant:24s} {mean['psnr']:.2f}/{mean['ssim']:.3f}  {mean['axial_sharpness']:.2f}   {each}"
-            )
+            means = f"{mean['psnr']:.2f}/{mean['ssim']:.3f}  {mean['axial_sharpness']:.2f}"
+            print(f"  {variant:24s} {means}   {each}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -309,8 +309,9 @@ class EngineProcess:
 
 def _serve(pipe: Connection, config: EngineConfig) -> None:
     """Run the child: report, then answer sweeps until the pipe closes."""
-    # Ctrl-C goes to the whole process group; the daemon decides when to stop.
+    # Ctrl-C, and systemd's SIGTERM, go to the whole process group; the daemon decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from microdiffusion.engines.engine import open_engine
     from microdiffusion.engines.reconstructor import Reconstructor
 

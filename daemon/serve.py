@@ -133,6 +133,8 @@ class Daemon:
         self.board = StatusBoard()
         self.stopping = threading.Event()
         self._hurry = False
+        self._show: Callable[[], None] = lambda: None
+        self._shown_s = 0.0
         self._run: LiveRun | None = None
         self._run_started_s: float | None = None
         self.runs: list[LiveRun] = []
@@ -158,31 +160,34 @@ class Daemon:
             self._engine.start()
             stack.callback(self._engine.stop)
             display = stack.enter_context(open_display(config.dashboard, live=dashboard))
+
+            def show() -> None:
+                snapshot = self.board.snapshot()
+                publisher.publish(snapshot)
+                display.show(snapshot)
+
+            self._show = show
             source = self._source()
             if source is not None:
                 stack.callback(source.stop)
             failure: MddError | None = None
             try:
-                self._await_engine(lambda: display.show(self.board.snapshot()))
+                self._await_engine(show)
                 if source is not None and not self.stopping.is_set():
                     source.start()
                 self.board.set_state("waiting")
                 while not self._over(source):
                     self._step(source)
-                    snapshot = self.board.snapshot()
-                    publisher.publish(snapshot)
-                    display.show(snapshot)
+                    show()
                     self.stopping.wait(1.0 / config.dashboard.refresh_hz)
             except MddError as error:
                 failure = error
                 self.board.note(str(error), "error")
             self.board.set_state("closing")
-            publisher.publish(self.board.snapshot())
-            display.show(self.board.snapshot())
+            show()
             failure = self._close(source, failure)
             self.board.set_state("failed" if failure else "closed")
-            publisher.publish(self.board.snapshot())
-            display.show(self.board.snapshot())
+            show()
         if failure is not None:
             raise failure
 
@@ -285,6 +290,11 @@ class Daemon:
         return float("inf") if waits else DRAIN_S
 
     def _hurried(self) -> bool:
+        """Say whether to stop waiting for a closing run; asked often, so the status goes on meanwhile."""
+        now = time.monotonic()
+        if now - self._shown_s > 1.0 / self._config.dashboard.refresh_hz:
+            self._shown_s = now
+            self._show()
         return self._hurry
 
     def _on_start(self, header: RunHeader) -> None:

@@ -129,8 +129,6 @@ class DriverProcess:
                     f"The driver did not stop within {timeout_s:g} s and was ended: the camera may need a "
                     "restart."
                 )
-            self._process.terminate()
-            self._join(2.0)
             self._process.kill()
             self._join(2.0)
         self._drain()
@@ -193,6 +191,7 @@ def keyboard_ignored() -> Iterator[None]:
 def _run(config: Config, address: str, pipe: Connection[Any, Any], log: Path | None) -> None:
     """Run the acquisition and tell the parent how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to the whole group
     _redirect_output(log)
     stop = threading.Event()
     threading.Thread(target=_watch_parent, args=(pipe, stop), name="mdd-watch-parent", daemon=True).start()
