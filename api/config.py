@@ -165,15 +165,15 @@ class EngineConfig(Table):
     weights: Annotated[
         Path | None, Field(description="safetensors file; none: the weights that ship with mdd")
     ] = None
-    steps: Annotated[int, Field(ge=1, le=8, description="network evaluations per volume")] = 2
+    steps: Annotated[int, Field(ge=1, le=8, description="network evaluations per volume")] = 1
     guidance: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=4)],
         Field(description="classifier-free guidance; 0: none, and half the cost"),
-    ] = 0.0
+    ] = 0.3
     interpolation: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=1)],
         Field(description="share of noise in the INR-noise interpolation that the sampler starts from"),
-    ] = 0.5
+    ] = 0.1
     consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
     fall_back: Annotated[
         bool, Field(description="serve the linear answer where the held-out projection says it is better")

@@ -33,7 +33,7 @@ PLAIN = {"fall_back": False, "interpolation": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "tikhonov": {"method": "tikhonov"},
-    "inr": {"method": "inr"},
+    "inr": {"method": "inr", "fall_back": False},
     "1 evaluation": {**PLAIN, "steps": 1},
     "2 evaluations": {**PLAIN, "steps": 2},
     "4 evaluations": {**PLAIN, "steps": 4},
@@ -41,8 +41,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2, interpolation 0.1": {**PLAIN, "steps": 2, "interpolation": 0.1},
     "2, interpolation 0.5": {**PLAIN, "steps": 2, "interpolation": 0.5},
     "2, interpolation 1": {**PLAIN, "steps": 2, "interpolation": 1.0},
+    "1, guidance 0.3": {**PLAIN, "steps": 1, "guidance": 0.3},
     "2, guidance 0.3": {**PLAIN, "steps": 2, "guidance": 0.3},
     "2, guidance 1": {**PLAIN, "steps": 2, "guidance": 1.0},
+    "2, guidance 0.3, interpolation 0.1": {**PLAIN, "steps": 2, "guidance": 0.3, "interpolation": 0.1},
+    "4, guidance 0.3, interpolation 0.1": {**PLAIN, "steps": 4, "guidance": 0.3, "interpolation": 0.1},
+    "as shipped": {},
 }
 
 
@@ -103,7 +107,7 @@ def main() -> None:
             }
             each = "  ".join(f"{row['psnr']:.2f}/{row['ssim']:.3f}" for row in rows.values())
             means = f"{mean['psnr']:.2f}/{mean['ssim']:.3f}  {mean['axial_sharpness']:.2f}"
-            print(f"  {variant:24s} {means}   {each}")
+            print(f"  {variant:36s} {means}   {each}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

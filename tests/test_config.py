@@ -44,7 +44,7 @@ def test_nothing_given_is_the_defaults():
 @pytest.mark.parametrize(
     ("file", "environ", "overrides", "expected"),
     [
-        pytest.param(False, {}, {}, 2, id="default"),
+        pytest.param(False, {}, {}, 1, id="default"),
         pytest.param(True, {}, {}, 3, id="file over default"),
         pytest.param(True, {"MDD_ENGINE__STEPS": "4"}, {}, 4, id="environment over file"),
         pytest.param(True, {"MDD_ENGINE__STEPS": "4"}, {"engine.steps": "5"}, 5, id="command line over all"),

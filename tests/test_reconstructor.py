@@ -264,13 +264,17 @@ def test_guidance_runs_and_changes_the_answer(weights: Path) -> None:
     assert not np.allclose(results[0].volume, results[1].volume, atol=1e-3)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 8])
-def test_the_network_is_asked_as_often_as_configured(weights: Path, steps: int) -> None:
-    config = configure(weights, steps=steps)
+@pytest.mark.parametrize(
+    ("steps", "guidance", "passes"), [(1, 0.0, 1), (2, 0.0, 2), (8, 0.0, 8), (2, 0.3, 4)]
+)
+def test_the_network_is_asked_as_often_as_configured(
+    weights: Path, steps: int, guidance: float, passes: int
+) -> None:
+    config = configure(weights, steps=steps, guidance=guidance)
     engine = open_engine(config)
     counter = _Counter(engine)
     Reconstructor(header(), config, replace(engine, runtime=counter)).reconstruct(sweep_of(specimen()))
-    assert counter.slices == steps * SHAPE[0]
+    assert counter.slices == passes * SHAPE[0]
 
 
 @pytest.mark.parametrize("consistency", [True, False])
