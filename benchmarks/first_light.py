@@ -160,41 +160,51 @@ def replay(
     return row, {"truth": truth, **{method: found[-1] for method, found in answers.items()}}
 
 
-def warm_inr(path: Path, sweeps: int = 12) -> dict[str, Any]:
-    """Compare what a warm and a cold field need for the same misfit, on the demo's sweeps."""
+def drifting(path: Path, folder: Path, sweeps: int = 8) -> Path:
+    """Return a projection file of a volume that moves by a pixel and bleaches by 5 % from sweep to sweep."""
+    with h5py.File(path) as file:
+        volume = protocol_crop(file["volume"][()].astype(np.float32))
+    source, projections = folder / "drifting.h5", folder / "drifting_p.h5"
+    with h5py.File(source, "w") as file:
+        file["volume"] = np.stack([np.roll(volume, t, axis=2) * 0.95**t for t in range(sweeps)])
+    mdd("simulate", source, "--length-um", 6, "--step-um", 6, "--noise", 0.01, "--output", projections)
+    return projections
+
+
+def warm_inr(recorded: Any, sweeps: int) -> dict[str, Any]:
+    """Compare what a warm and a cold field need for the same misfit, on recorded sweeps."""
     rows = []
-    with microdiffusion.open_run(path) as run:
-        header = run.header
-        first = torch.from_numpy(run.sweep(0).projections)
-        low, high = (float(v) for v in np.percentile(first.numpy(), [1, 99.9]))
-        floor = (header.camera.offset - low) / (high - low)
-        warm: SessionInr | None = None
-        for t in range(min(sweeps, int((run.status == 1).sum()))):
-            sweep = run.sweep(t)
-            counts = torch.from_numpy(sweep.projections)
-            operator = torch.from_numpy(operator_of(header, sweep.z_um).astype(np.float32))
-            variance = noise_variance(counts, header.camera) / (high - low) ** 2
-            images = (counts - low) / (high - low)
-            voxel = header.voxel_size_um[0]
-            bandwidth = default_bandwidth(
-                header.profile.length_um / voxel, float(np.median(np.diff(sweep.z_um))) / voxel
-            )
+    header = recorded.header
+    first = torch.from_numpy(recorded.sweep(0).projections)
+    low, high = (float(v) for v in np.percentile(first.numpy(), [1, 99.9]))
+    floor = (header.camera.offset - low) / (high - low)
+    warm: SessionInr | None = None
+    for t in range(sweeps):
+        sweep = recorded.sweep(t)
+        counts = torch.from_numpy(sweep.projections)
+        operator = torch.from_numpy(operator_of(header, sweep.z_um).astype(np.float32))
+        variance = noise_variance(counts, header.camera) / (high - low) ** 2
+        images = (counts - low) / (high - low)
+        voxel = header.voxel_size_um[0]
+        bandwidth = default_bandwidth(
+            header.profile.length_um / voxel, float(np.median(np.diff(sweep.z_um))) / voxel
+        )
 
-            def fit(
-                field: SessionInr, steps: int, target: float, a: Any = (operator, images, variance)
-            ) -> tuple[int, float, float]:
-                begun = time.perf_counter()
-                done = field.fit(*a, floor=floor, steps=steps, target=target)
-                return done.steps, time.perf_counter() - begun, done.chi_square
+        def fit(
+            field: SessionInr, steps: int, target: float, a: Any = (operator, images, variance)
+        ) -> tuple[int, float, float]:
+            begun = time.perf_counter()
+            done = field.fit(*a, floor=floor, steps=steps, target=target)
+            return done.steps, time.perf_counter() - begun, done.chi_square
 
-            cold = SessionInr(header.shape, bandwidth=bandwidth)
-            if warm is None:
-                warm = cold
-                fit(warm, 120, 1.0)
-                continue
-            steps, seconds, misfit = fit(warm, 25, 1.0)
-            cold_steps, cold_seconds, cold_misfit = fit(cold, 400, max(misfit, 1.0))
-            rows.append((steps, seconds, misfit, cold_steps, cold_seconds, cold_misfit))
+        cold = SessionInr(header.shape, bandwidth=bandwidth)
+        if warm is None:
+            warm = cold
+            fit(warm, 120, 1.0)
+            continue
+        steps, seconds, misfit = fit(warm, 25, 1.0)
+        cold_steps, cold_seconds, cold_misfit = fit(cold, 400, max(misfit, 1.0))
+        rows.append((steps, seconds, misfit, cold_steps, cold_seconds, cold_misfit))
     table = np.array(rows)
     return {
         "sweeps": len(rows),
@@ -271,9 +281,16 @@ def main() -> None:
         results: dict[str, Any] = {
             "machine": machine(),
             "demo": demo,
-            "warm_inr": warm_inr(path),
+            "warm_inr": {},
             "replay": {},
         }
+        with microdiffusion.open_run(path) as run:
+            results["warm_inr"]["demo, alternating offsets"] = warm_inr(run, min(12, len(run)))
+        moving = drifting(arguments.volumes / f"{HELD_OUT[1]}.h5", folder)
+        with open_projections(moving) as file:
+            results["warm_inr"][f"{HELD_OUT[1]}, 1 pixel and 5 % bleaching a sweep"] = warm_inr(
+                file, len(file)
+            )
         pictures = {}
         for step in (6.0, 8.0):
             for name in HELD_OUT:

@@ -26,8 +26,8 @@ from microdiffusion.engines.linear import along_z
 _SHARPNESS = 20.0  # of the softplus: linear from about 0.1 of the projections' range upward
 _FEATURES = 16
 _HIDDEN = 64
-_CHECK_EVERY = 5
-_PATIENCE = 8  # checks without a lower misfit
+_CHECK_EVERY = 2
+_PATIENCE = 20  # checks without a lower misfit
 NOISE_SHARE = 0.5
 """Of the noise's power: a misfit below it means that the steps fit noise."""
 _SMOOTHNESS = 3e-3  # weight of the first difference along z: slices that no slab saw follow their neighbours
@@ -86,7 +86,6 @@ class SessionInr(nn.Module):
         phase = 2 * np.pi * torch.arange(slices)[:, None] * torch.linspace(0.0, bandwidth, _FEATURES)
         self.features: Tensor
         self.register_buffer("features", torch.cat([phase.sin(), phase.cos()], dim=1))
-        self._optimiser: torch.optim.Adam | None = None
 
     def forward(self) -> Tensor:
         """Return the field at every slice (Z, Y, X), above its floor."""
@@ -114,11 +113,12 @@ class SessionInr(nn.Module):
         Adam on the noise-weighted squared misfit, at most `steps` steps; fewer when the mean misfit is
         down to `target` (in units of the noise's variance) or no longer falls.
         """
-        if self._optimiser is None:
-            self._optimiser = torch.optim.Adam(
-                [{"params": [self.planes], "lr": 2e-2}, {"params": self.axial.parameters(), "lr": 2e-3}],
-                betas=(0.9, 0.95),
-            )
+        # New with every sweep: moments that point where the last sweep's misfit fell cost a warm field more
+        # steps than they save.
+        optimiser = torch.optim.Adam(
+            [{"params": [self.planes], "lr": 2e-2}, {"params": self.axial.parameters(), "lr": 2e-3}],
+            betas=(0.9, 0.95),
+        )
         above = projections - floor
         weight = 1.0 / noise_variance
         # Adam does not see the scale, but its epsilon does: bring the loss to the order of one.
@@ -137,10 +137,10 @@ class SessionInr(nn.Module):
                     best, since = (misfit, 0) if misfit < 0.99 * best else (best, since + 1)
                     if misfit <= target or taken == steps or since == _PATIENCE:
                         break
-                self._optimiser.zero_grad(set_to_none=True)
+                optimiser.zero_grad(set_to_none=True)
                 # |D φ E|² by way of the small matrix (Dφ)ᵀ(Dφ): the volume itself need not be differenced.
                 slope = basis.diff(dim=0)
                 rough = (self.planes * along_z(slope.T @ slope, self.planes)).sum()
                 ((loss + smoothness * rough) * scale).backward()
-                self._optimiser.step()
+                optimiser.step()
         return InrFit(taken, misfit)
