@@ -29,7 +29,7 @@ from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Sweep
 
 LENGTH = STEP = 6.0
-PLAIN = {"fall_back": False, "interpolation": 0.0}
+PLAIN = {"fall_back": False, "interpolation": 0.0, "guidance": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "tikhonov": {"method": "tikhonov"},
