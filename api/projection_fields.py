@@ -46,6 +46,11 @@ class Fields:
     def required(self, name: str) -> NDArray[np.float64]:
         """Return a field that must be there."""
         value = self.array(name)
+        if value is None and "mdd_layout" in self.file.attrs:
+            raise InputFileError(
+                f"{self.path} is a run file, not a projection file: read its sweeps with "
+                "microdiffusion.open_run(path).sweep(t)."
+            )
         if value is None:
             raise InputFileError(
                 f"{self.path}: the attribute {name} is missing: add it (docs/projection-file.md lists all)."

@@ -4,7 +4,8 @@ A pure state machine: no thread, no clock of its own (times are handed in), so e
 be tested. Frames are placed by their index, whatever order they come in. Sweeps of a session come out in
 their order. A sweep is over when all of its frames are there, when a later sweep of its session has been
 whole for a moment (a damaged frame is sent again, and may come after it), when nothing came for the
-timeout, or when the run ends. An incomplete sweep is still used if at least half of its slabs are there.
+timeout although something later did (a long exposure is no loss), or when the run ends. An incomplete
+sweep is still used if at least half of its slabs are there.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class _Open:
     last_s: float
     whole_s: float | None = None
     frames: dict[int, Frame] = field(default_factory=dict)
+
+    @property
+    def has_hole(self) -> bool:
+        """Whether a later frame of this sweep came than one that is missing."""
+        return max(self.frames, default=-1) >= len(self.frames)
 
 
 class Assembler:
@@ -98,8 +104,11 @@ class Assembler:
         """Return the sweeps that waited too long for a frame, and those that waited for these."""
         over: list[Sweep | LostSweep] = []
         for session, sweeps in self._open.items():
-            stale = [number for number, sweep in sweeps.items() if now_s - sweep.last_s > self._timeout_s]
-            # Slow acquisitions take long between frames of the newest sweep; it is stale all the same.
+            stale = [
+                number
+                for number, sweep in sweeps.items()
+                if now_s - sweep.last_s > self._timeout_s and (sweep.has_hole or number < max(sweeps))
+            ]
             if stale:
                 over.extend(self._close_up_to(session, max(stale)))
             over.extend(self._close_due(session, now_s))

@@ -51,6 +51,8 @@ class EngineProcess:
     Parameters
     ----------
     config : EngineConfig
+    waiting_bytes : int
+        Most that the projections of waiting sweeps may take, over all sessions; one sweep may always wait.
     on_volume : callable
         A sweep's volume, on the engine's thread. Returns False where there is no room yet.
     on_lost : callable
@@ -61,10 +63,12 @@ class EngineProcess:
         self,
         config: EngineConfig,
         *,
+        waiting_bytes: int,
         on_volume: Callable[[Sweep, Reconstruction], bool],
         on_lost: Callable[[Sweep, str, str], None],
     ) -> None:
         self._config = config
+        self._most_bytes = waiting_bytes
         self._on_volume = on_volume
         self._on_lost = on_lost
         self._context = multiprocessing.get_context("spawn")
@@ -137,20 +141,28 @@ class EngineProcess:
     def has_room(self) -> bool:
         """Whether a further sweep would wait without any being skipped."""
         with self._lock:
-            return len(self._waiting) < self._config.backlog
+            fits = sum(sweep.projections.nbytes for sweep in self._waiting) < self._most_bytes
+            return len(self._waiting) < self._config.backlog and fits
 
     def submit(self, sweep: Sweep) -> None:
-        """Queue a sweep; the oldest waiting one of its session is skipped where too many wait."""
-        skipped = None
+        """Queue a sweep; where too many wait, the oldest is skipped, of its own session if there is one."""
+        skipped: list[Sweep] = []
         with self._lock:
-            same = [s for s in self._waiting if (s.channel, s.position) == (sweep.channel, sweep.position)]
-            if self._config.overload == "skip" and len(same) >= self._config.backlog:
-                skipped = same[0]
-                # By identity: comparing sweeps would compare their arrays.
-                self._waiting = deque(s for s in self._waiting if s is not skipped)
+            if self._config.overload == "skip":
+                same = [
+                    s for s in self._waiting if (s.channel, s.position) == (sweep.channel, sweep.position)
+                ]
+                if len(same) >= self._config.backlog:
+                    skipped.append(same[0])
+                left = [s for s in self._waiting if not any(s is other for other in skipped)]
+                size = sweep.projections.nbytes + sum(s.projections.nbytes for s in left)
+                while left and size > self._most_bytes:
+                    size -= left[0].projections.nbytes
+                    skipped.append(left.pop(0))
+                self._waiting = deque(left)
             self._waiting.append(sweep)
-        if skipped is not None:
-            self._on_lost(skipped, "skipped", "the engine was busy with other sweeps")
+        for old in skipped:
+            self._on_lost(old, "skipped", "the engine was busy with other sweeps")
         self._wake()
 
     def drain(self, timeout_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
@@ -227,7 +239,9 @@ class EngineProcess:
                         self._take(pipe.recv())
                     if self.info is None:
                         continue
-                    if self._header is not None and sent_header is not self._header:
+                    if self._header is None:
+                        continue
+                    if sent_header is not self._header:
                         pipe.send(self._header)
                         sent_header = self._header
                     self._hand_over(pipe)

@@ -36,6 +36,8 @@ RETRY_S = 0.002
 QUEUED_MESSAGES = 16
 """Most that ZeroMQ reads ahead per sender; the sender's window bounds the bytes."""
 LINGER_MS = 200
+SILENT_S = 120.0
+"""After so long without a word from its sender an open run gives way to a new one."""
 REMEMBERED_RUNS = 32
 
 
@@ -70,6 +72,7 @@ class _Run:
     received: SeqSet = field(default_factory=SeqSet)
     ended: bool = False
     closed: str | None = None
+    heard_s: float = field(default_factory=time.monotonic)
 
 
 class Ingest:
@@ -240,11 +243,15 @@ class Ingest:
             return wire.Ack(run=run_id, attempt=message.attempt)
         latest = self._latest()
         if latest is not None and latest.closed is None:
-            return _refuse(
-                run_id,
-                wire.Reason.BUSY,
-                f"run {latest.header.name!r} is still open here; wait for its end or stop it first.",
-            )
+            silent_s = time.monotonic() - latest.heard_s
+            if silent_s < SILENT_S:
+                return _refuse(
+                    run_id,
+                    wire.Reason.BUSY,
+                    f"run {latest.header.name!r} is still open here; wait for its end or, if its sender is "
+                    f"gone, try again in {SILENT_S - silent_s:.0f} s.",
+                )
+            self._give_way(latest)
         try:
             self._on_start(message.header)
         except UserError as error:
@@ -257,11 +264,19 @@ class Ingest:
             del self._runs[next(iter(self._runs))]
         return wire.Ack(run=run_id, attempt=message.attempt)
 
+    def _give_way(self, run: _Run) -> None:
+        """End a run whose sender died without saying so; what was announced is what can be known."""
+        run.closed = "its sender was silent, and another run began."
+        run.ended = True
+        announced = run.received.highest + 1
+        self._on_end(wire.RunEnd(run=run.header.run_id, announced=announced, dropped=0, reason=run.closed))
+
     def _take_frame(self, message: wire.RunFrame) -> wire.Ack | wire.Refuse | None:
         run, frame = self._runs.get(message.run), message.frame
         seq = frame.info.seq
         if run is None:
             return _unknown_run(message.run)
+        run.heard_s = time.monotonic()
         if seq in run.received:
             self._duplicates += 1
             return wire.Ack(run=message.run, received=(seq,))

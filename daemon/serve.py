@@ -22,7 +22,7 @@ from microdiffusion.daemon.engine_process import READY_S, EngineProcess
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.live_run import LiveRun
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
-from microdiffusion.errors import AcquisitionError, DiskError, MddError, UserError
+from microdiffusion.errors import AcquisitionError, DiskError, MddError, RunError, UserError
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
@@ -138,7 +138,12 @@ class Daemon:
         self._run: LiveRun | None = None
         self._run_started_s: float | None = None
         self.runs: list[LiveRun] = []
-        self._engine = EngineProcess(config.engine, on_volume=self._on_volume, on_lost=self._on_lost)
+        self._engine = EngineProcess(
+            config.engine,
+            waiting_bytes=int(config.wire.receive_buffer_mb * 1e6),
+            on_volume=self._on_volume,
+            on_lost=self._on_lost,
+        )
         self._ingest = Ingest(
             config.wire.data, on_start=self._on_start, on_frame=self._on_frame, on_end=self._on_end
         )
@@ -230,9 +235,9 @@ class Daemon:
         if self.stopping.is_set():
             return True
         run, started = self._run, self._run_started_s
-        if run is not None and self._volumes is not None:
-            done = run.recorder.counts[Status.WRITTEN] >= self._volumes
-            if done:
+        if self._volumes is not None:
+            runs = self.runs if run is None or run in self.runs else [*self.runs, run]
+            if sum(each.recorder.counts[Status.WRITTEN] for each in runs) >= self._volumes:
                 return True
         if started is not None and self._duration_s is not None:
             return time.monotonic() - started >= self._duration_s
@@ -347,6 +352,10 @@ def serve(
         finally:
             for run in daemon.runs:
                 sys.stdout.write(_summary(run))
+    if daemon.runs and not any(run.recorder.counts[Status.WRITTEN] for run in daemon.runs):
+        raise RunError(
+            "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
+        )
     return 0
 
 
@@ -361,6 +370,8 @@ def _summary(run: LiveRun) -> str:
     z, y, x = run.header.shape
     path = run.recorder.paths[0]
     more = f" (and {len(run.recorder.paths) - 1} more)" if len(run.recorder.paths) > 1 else ""
+    if not written:
+        return f"{path}{more}\nno volume{others}; the raw projections are there\n"
     return (
         f"{path}{more}\n"
         f"{written} volumes of {z} x {y} x {x} voxels{others}, and their raw projections\n"

@@ -52,4 +52,6 @@ def estimate_sigma(projections: Tensor) -> float:
 
 def _at_least(variance: float, projections: Tensor) -> float:
     span = float(projections.max() - projections.min())
-    return max(variance, (1e-4 * span) ** 2, float(np.finfo(np.float32).tiny) * 1e6)
+    # Below this the arithmetic of float32 is the noise.
+    rounding = 1e-5 * float(projections.abs().max())
+    return max(variance, (1e-4 * span) ** 2, rounding**2, 1e-30)

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 _RANGE_DRIFT = (0.75, 1.5)
 # A challenger must predict the held-out projection better by this share to take over.
 _MARGIN = 0.03
+# An answer whose reprojection misses by so many times what the best one (or the noise) does is broken.
+_UNSOUND = 4.0
+# Of the INR, in spans below the darkest projections: room for dark holes in a bright specimen.
+_LOWEST_BASE = -1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -138,17 +142,18 @@ class Reconstructor:
         clock.lap("prepare")
 
         answers, steps = self._answers(sweep, geometry, session, images, variance, floor, clock)
-        served, errors = self._judge(sweep, session, answers)
-        chosen = answers[served]
-        misfit = along_z(geometry.operator, chosen) - images
-        residual = float((misfit.square() / variance).mean().sqrt())
-        volume = (chosen * session.span + session.low).cpu().numpy()
+        residuals = {
+            name: float(((along_z(geometry.operator, volume) - images).square() / variance).mean().sqrt())
+            for name, volume in answers.items()
+        }
+        served, errors = self._judge(sweep, session, answers, residuals)
+        volume = (answers[served] * session.span + session.low).cpu().numpy()
         clock.lap("judge")
         clock.seconds["total"] = time.perf_counter() - started
         return Reconstruction(
             volume=volume,
             served=served,
-            residual=residual,
+            residual=residuals[served],
             held_out_error=errors.get(served, float("nan")),
             candidate_errors=errors,
             seconds=clock.seconds,
@@ -173,15 +178,18 @@ class Reconstructor:
         if method == "tikhonov":
             return {"tikhonov": closed}, 0
         limits = self.config.inr
+        # Where the camera's pedestal is not known, zero light seems to lie far below everything that was
+        # measured; a field that has to climb from there never arrives.
+        base = max(floor, _LOWEST_BASE)
         fit = session.inr.fit(
             geometry.operator,
             images,
             variance,
-            floor=floor,
+            floor=base,
             steps=limits.warm_steps if session.fitted else limits.cold_steps,
         )
         session.fitted = True
-        prior = session.inr.volume(floor)
+        prior = session.inr.volume(base)
         clock.lap("inr")
         if method == "inr" or self._runtime is None:
             return {"inr": prior, "tikhonov": closed}, fit.steps
@@ -202,7 +210,9 @@ class Reconstructor:
             spent += time.perf_counter() - begun
             return result
 
-        seed = torch.Generator().manual_seed(self.config.seed + 1_000_003 * sweep.sweep + sweep.channel)
+        seed = torch.Generator().manual_seed(
+            self.config.seed + 1_000_003 * sweep.sweep + 1009 * sweep.position + sweep.channel
+        )
         volume = sample(denoise, prior, settings, consistent, seed)
         clock.lap("sampler")
         clock.seconds["sampler"] -= spent
@@ -210,9 +220,13 @@ class Reconstructor:
         return {"mdd": volume, "inr": prior, "tikhonov": closed}, fit.steps
 
     def _judge(
-        self, sweep: Sweep, session: _Session, answers: dict[str, Tensor]
+        self, sweep: Sweep, session: _Session, answers: dict[str, Tensor], residuals: dict[str, float]
     ) -> tuple[str, dict[str, float]]:
-        """Return which answer is served, and each one's error on the held-out projections."""
+        """Return which answer is served, and each one's error on the held-out projections.
+
+        An answer that does not even explain the projections it was made from is never served while
+        another one does.
+        """
         own = next(iter(answers))
         if session.trusted not in answers:
             session.trusted = own
@@ -227,7 +241,10 @@ class Reconstructor:
             if self.config.fall_back:
                 best = min(errors, key=errors.__getitem__)
                 session.trusted = best if errors[best] < (1 - _MARGIN) * errors[own] else own
-        return (session.trusted if self.config.fall_back else own), errors
+        if not self.config.fall_back:
+            return own, errors
+        sound = [name for name in answers if residuals[name] < _UNSOUND * max(1.0, min(residuals.values()))]
+        return (session.trusted if session.trusted in sound or not sound else sound[-1]), errors
 
     def _session(self, sweep: Sweep, counts: Tensor) -> _Session:
         sample_of = counts.flatten()[:: max(1, counts.numel() // 200_000)].cpu().numpy()
@@ -235,7 +252,11 @@ class Reconstructor:
         span = max(high - low, 1e-3 * abs(high), 1e-6)
         key = (sweep.channel, sweep.position)
         session = self._sessions.get(key)
-        if session is not None and _RANGE_DRIFT[0] < span / session.span < _RANGE_DRIFT[1]:
+        if (
+            session is not None
+            and _RANGE_DRIFT[0] < span / session.span < _RANGE_DRIFT[1]
+            and abs(low - session.low) < 0.5 * session.span
+        ):
             return session
         limits = self.config.inr
         conditions = self._geometry(sweep.z_um).conditions
@@ -257,7 +278,7 @@ class Reconstructor:
         )
 
     def _geometry(self, z_um: NDArray[np.float64]) -> _Geometry:
-        # Stages report positions with some nanometres of jitter; a tenth of a micrometre is one geometry.
+        # Stages report positions with some nanometres of jitter; a twentieth of a slice is one geometry.
         step = self.header.voxel_size_um[0] / 20
         key = np.round(z_um / step).astype(np.int64).tobytes()
         known = self._geometries.get(key)

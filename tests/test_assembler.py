@@ -131,12 +131,18 @@ def test_sessions_do_not_wait_for_each_other() -> None:
     }
 
 
+def test_a_slow_camera_loses_nothing() -> None:
+    assembler = Assembler(TIMEOUT_S)
+    add_all(assembler, [frame(0, index, at_s=index) for index in range(2)])
+    assert assembler.tick(1.0 + 10 * TIMEOUT_S) == []  # nothing later came, so nothing is missing yet
+
+
 def test_a_sweep_waits_for_its_next_frame_until_the_timeout() -> None:
     assembler = Assembler(TIMEOUT_S)
-    add_all(assembler, [frame(0, index, at_s=index) for index in range(3)])
+    add_all(assembler, [frame(0, index, at_s=at) for at, index in enumerate((0, 1, 3))])
     assert assembler.tick(2.0 + TIMEOUT_S) == []  # measured from the last frame, not the first
     (item,) = assembler.tick(2.1 + TIMEOUT_S)
-    assert_is(item, 0, {0, 1, 2})
+    assert_is(item, 0, {0, 1, 3})
     assert assembler.tick(100.0) == []
     assert assembler.finish() == []
 

@@ -30,12 +30,15 @@ FAST = {"method": "linear", "threads": 1, "device": "cpu"}
 class Owner:
     """The daemon's side: keeps what the engine says."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, waiting_bytes: int = 1 << 30, **config: Any) -> None:
         self.volumes: list[tuple[Sweep, Reconstruction]] = []
         self.lost: list[tuple[int, str, str]] = []
         self.has_room = True
         self.engine = EngineProcess(
-            EngineConfig(**{**FAST, **config}), on_volume=self._volume, on_lost=self._lost
+            EngineConfig(**{**FAST, **config}),
+            waiting_bytes=waiting_bytes,
+            on_volume=self._volume,
+            on_lost=self._lost,
         )
 
     def _volume(self, sweep: Sweep, result: Reconstruction) -> bool:
@@ -221,6 +224,20 @@ def test_an_engine_that_keeps_dying_is_given_up_with_advice(
         owner.engine.wait_ready(30)
 
 
+def test_what_waits_is_bounded_in_bytes(start: Callable[..., Owner], sweeps: list[Sweep]) -> None:
+    one = sweeps[0].projections.nbytes
+    owner = start(backlog=100, waiting_bytes=int(2.5 * one))
+    # Nothing is taken off the queue before a run begins.
+    for sweep in sweeps[:4]:
+        owner.engine.submit(sweep)
+    assert owner.engine.waiting_bytes <= 2.5 * one
+    assert [(number, outcome) for number, outcome, _ in owner.lost] == [(0, "skipped"), (1, "skipped")]
+    owner.engine.wait_ready()
+    owner.engine.begin(header())
+    assert owner.engine.drain(100)
+    assert [sweep.sweep for sweep, _ in owner.volumes] == [2, 3]
+
+
 def test_what_is_given_up_is_skipped_and_answers_no_other_sweep(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
@@ -276,7 +293,9 @@ def test_an_error_of_the_recorder_ends_the_engine_with_it(sweeps: list[Sweep]) -
     def full(sweep: Sweep, result: Reconstruction) -> bool:
         raise DiskError("the disk is full")
 
-    engine = EngineProcess(EngineConfig(**FAST), on_volume=full, on_lost=lambda *_: None)
+    engine = EngineProcess(
+        EngineConfig(**FAST), waiting_bytes=1 << 30, on_volume=full, on_lost=lambda *_: None
+    )
     engine.start()
     try:
         engine.begin(header())
@@ -313,7 +332,10 @@ PARENT = """
 
     if __name__ == "__main__":
         engine = EngineProcess(
-            EngineConfig(method="linear", threads=1), on_volume=lambda *_: True, on_lost=lambda *_: None
+            EngineConfig(method="linear", threads=1),
+            waiting_bytes=1 << 30,
+            on_volume=lambda *_: True,
+            on_lost=lambda *_: None,
         )
         engine.start()
         if sys.argv[1] == "ready":

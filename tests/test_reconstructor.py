@@ -472,3 +472,27 @@ def test_the_sample_is_what_it_is_taken_for() -> None:
     error = (pixels - CAMERA.offset - slabs) / np.sqrt(slabs + CAMERA.read_noise**2)
     assert abs(error.mean()) < 0.1
     assert error.std() == pytest.approx(1.0, abs=0.1)
+
+
+# Pedestals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["inr", "mdd"])
+@pytest.mark.parametrize("pedestal", [0.0, 1000.0, 10000.0])
+def test_a_pedestal_that_nobody_declared_does_no_harm(weights: Path, pedestal: float, method: str) -> None:
+    truth = specimen()
+    plain = sweep_of(truth)
+    raised = replace(plain, projections=plain.projections + np.float32(pedestal))
+    unaware = header().model_copy(update={"camera": CameraNoise()})
+    linear = Reconstructor(unaware, EngineConfig(method="linear")).reconstruct(raised).volume
+    result = Reconstructor(unaware, configure(weights, method=method)).reconstruct(raised)
+    own, simple = (np.sqrt(np.mean((v - pedestal - truth) ** 2)) for v in (result.volume, linear))
+    assert own < 1.5 * simple
+
+
+def test_an_answer_that_does_not_explain_its_projections_is_not_served(weights: Path) -> None:
+    config = configure(weights, consistency=False)
+    engine = replace(open_engine(config), runtime=_Stub(lambda prior: prior * 0 + 50.0))
+    sweep = sweep_of(specimen())
+    blind = replace(sweep, held_out_z_um=sweep.held_out_z_um[:0], held_out=sweep.held_out[:0])
+    assert Reconstructor(header(), config, engine).reconstruct(blind).served != "mdd"

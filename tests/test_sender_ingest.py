@@ -23,6 +23,7 @@ from wire_support import (
 )
 
 from microdiffusion import wire
+from microdiffusion.daemon import ingest as ingest_module
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.seq_set import SeqSet
 from microdiffusion.errors import (
@@ -335,6 +336,19 @@ def test_a_port_is_free_again_after_stop() -> None:
         address = receiver.address
     with receiving(address) as receiver:
         assert receiver.address == address
+
+
+def test_a_run_whose_sender_is_gone_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_module, "SILENT_S", 0.2)
+    other = make_header(run_id="f" * 32, name="other")
+    with receiving() as receiver, sending(receiver.address) as sender:
+        put_all(sender, range(3))
+        wait_until(lambda: receiver.ingest.stats.frames == 3)
+        time.sleep(0.3)
+        with sending(receiver.address, header=other) as second:
+            put_all(second, range(2))
+            assert second.finish().ended
+        assert [(end.run, end.announced) for end in receiver.ends] == [(RUN, 3), ("f" * 32, 2)]
 
 
 def test_a_second_run_is_refused_while_one_is_open_and_welcome_afterwards() -> None:

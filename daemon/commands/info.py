@@ -28,8 +28,15 @@ def run(args: Namespace) -> int:
 
     with open_run(args.file) as opened:
         say(f"{args.file}: {'closed' if opened.closed else 'still running, or cut off'}")
+        positions = opened.header.positions
         for name, text in _facts(opened):
             say(f"  {name:<12} {text}")
+    for number, position in enumerate(positions[1:], start=1):
+        say(f"position {number} ({position})")
+        with open_run(args.file, position=number) as opened:
+            for name, text in _facts(opened):
+                if name in ("time points", "latency", "held-out", "served"):
+                    say(f"  {name:<12} {text}")
     return 0
 
 
@@ -49,6 +56,10 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     known = {
         name: getattr(ledger, name) for name in ("announced", "received", "missing", "duplicates", "refused")
     }
+    if not opened.closed:  # the ledger is written at the end; until then the time points know
+        known = {
+            name: int(opened.values(f"frames_{name}").sum(dtype=np.int64)) for name in ("received", "missing")
+        }
     yield "frames", ", ".join(f"{number} {name}" for name, number in known.items() if number >= 0)
 
     written = status == Status.WRITTEN
