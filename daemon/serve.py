@@ -352,7 +352,8 @@ def serve(
         finally:
             for run in daemon.runs:
                 sys.stdout.write(_summary(run))
-    if daemon.runs and not any(run.recorder.counts[Status.WRITTEN] for run in daemon.runs):
+    stopped = daemon.stopping.is_set()  # by the user, perhaps before there was anything to write
+    if daemon.runs and not stopped and not any(run.recorder.counts[Status.WRITTEN] for run in daemon.runs):
         raise RunError(
             "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
         )

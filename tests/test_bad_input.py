@@ -196,7 +196,11 @@ REFUSALS: dict[str, tuple[list[object], int, str]] = {
         2,
         "invalid choice: 'magic'",
     ),
-    "reconstruct: a run file": (["reconstruct", "run_99.h5", "--output", "r.h5"], 2, "z_um is missing"),
+    "reconstruct: a run file": (
+        ["reconstruct", "run_99.h5", "--output", "r.h5"],
+        2,
+        "is a run file, not a projection file",
+    ),
     "info: a run of another version": (["info", "run_99.h5"], 2, "layout 99"),
     "info: a projection file": (["info", "projections.h5"], 2, "projections.h5"),
     "replay: nobody there": (
