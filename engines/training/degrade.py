@@ -2,8 +2,9 @@
 
 A *group* is a few cubes seen through the same optics, with the prior that the sampler would start from
 (the INR's fit, or the closed-form answer, which stands in for a warm INR). Fits are dear and windows are
-cheap, so groups live in a ring: each training step draws windows from random groups, and now and then
-one group is replaced.
+cheap, so groups live in a ring: each training step draws whole cubes from random groups, and now and then
+one group is replaced. A cube is cut into its windows exactly as the sampler cuts a volume, so that the
+loss can judge what the data consistency makes of the network's answer.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.denoiser import CONTEXT, SLICES, WINDOW
+from microdiffusion.engines.conditioning import SliceConditions, window_indices
+from microdiffusion.engines.denoiser import SLICES
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.linear import tikhonov_matrix
+from microdiffusion.engines.noise import estimate_sigma
 from microdiffusion.engines.training.scenes import SIZE
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
@@ -26,30 +28,64 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CUBES = 4
+WINDOWS = SIZE // SLICES
+"""Windows of one cube: what one cube adds to a batch."""
 KAPPA = 0.1  # largest noise of the bridge, in units of the projections' range
 _INR_SHARE = 0.35
 
 
 @dataclass(slots=True)
 class Group:
-    """Cubes (CUBES, Z, Y, X) with the same optics: truth, prior, image condition, and their numbers."""
+    """Cubes (CUBES, Z, Y, X) with the same optics, normalised as the engine does.
+
+    Attributes
+    ----------
+    truth, prior : (CUBES, Z, Y, X)
+    projections, variance : (CUBES, M, Y, X)
+        `variance` is what the engine would believe, not always what the noise was.
+    floor : (CUBES, 1, 1, 1)
+        Where zero light lies.
+    operator : (M, Z)
+    conditions : SliceConditions
+    """
 
     truth: Tensor
     prior: Tensor
-    image: Tensor
+    projections: Tensor
+    variance: Tensor
+    floor: Tensor
+    operator: Tensor
     conditions: SliceConditions
-    noise: float
+
+
+@dataclass(slots=True)
+class Column:
+    """One cube of a batch: the sampler's state and what the loss needs; see `Group`."""
+
+    group: Group
+    cube: int
+    state: Tensor
+
+    @property
+    def truth(self) -> Tensor:
+        """The cube itself (Z, Y, X)."""
+        return self.group.truth[self.cube]
+
+    @property
+    def prior(self) -> Tensor:
+        """What the sampler starts from (Z, Y, X)."""
+        return self.group.prior[self.cube]
 
 
 @dataclass(slots=True)
 class Batch:
-    """Inputs of the denoiser and the slices that it should predict."""
+    """Inputs of the denoiser (B, WINDOW, Y, X), B = columns times WINDOWS, and the cubes they came from."""
 
     state: Tensor
     prior: Tensor
     image: Tensor
     conditions: Tensor
-    truth: Tensor
+    columns: list[Column]
 
 
 def random_optics(rng: np.random.Generator) -> tuple[float, float, float]:
@@ -94,7 +130,12 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
     high = torch.quantile(flat[:, ::7], 0.999, dim=1)
     span = ((high - low).clamp_min(0.05) * float(np.exp(rng.uniform(-0.2, 0.5))))[:, None, None, None]
     low = low[:, None, None, None]
-    truth, projections, variance = (truth - low) / span, (projections - low) / span, variance / span**2
+    if rng.random() < 0.5:
+        # No camera numbers: one variance, and texture passes for noise in it, as it will in earnest.
+        sigma = torch.tensor([estimate_sigma(stack) for stack in projections])
+        variance = (sigma**2)[:, None, None, None].expand_as(projections)
+    truth, projections = (truth - low) / span, (projections - low) / span
+    variance = (variance / span**2).clamp_min(1e-8)
     # Zero light lies at or below the normalised zero; the closed form is clipped where light cannot be.
     floor = -low / span
 
@@ -103,7 +144,7 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
         wide = projections.permute(1, 2, 0, 3).flatten(2)
         field = SessionInr(
             (SIZE, *wide.shape[1:]),
-            bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.7, 1.1)),
+            bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.35, 1.1)),
             seed=int(rng.integers(1 << 30)),
         )
         base = floor.expand(CUBES, 1, 1, SIZE).permute(1, 2, 0, 3).flatten(2)
@@ -120,45 +161,57 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
             tikhonov_matrix(matrix, float(10 ** rng.uniform(-2.5, -1.5))).astype(np.float32)
         )
         prior = torch.maximum(torch.einsum("zm,bmyx->bzyx", inverse, projections), floor)
-    conditions = SliceConditions.of(matrix, z, length)
-    return Group(truth, prior, projections[:, conditions.nearest], conditions, float(variance.mean().sqrt()))
+    return Group(
+        truth,
+        prior,
+        projections,
+        variance,
+        floor,
+        operator,
+        SliceConditions.of(matrix, z, length),
+    )
 
 
-def windows_of(group: Group, count: int, rng: np.random.Generator) -> Batch:
-    """Draw `count` windows from a group, each with its own time and noise of the bridge."""
-    cube = torch.from_numpy(rng.integers(CUBES, size=count))
-    start = torch.from_numpy(rng.integers(0, SIZE - SLICES + 1, size=count))
-    index = (start[:, None] - CONTEXT + torch.arange(WINDOW)).clamp_(0, SIZE - 1)
-    pick = (cube[:, None], index)
-    truth, prior, image = group.truth[pick], group.prior[pick], group.image[pick]
-    state = torch.empty_like(prior)
-    vectors = []
-    for number in range(count):
-        # Most of the training at the start of the bridge: one evaluation has to be good by itself.
-        time = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.05, 1.0))
-        kappa = 0.0 if rng.random() < 0.25 else KAPPA * float(rng.uniform(0, 1))
-        shown = rng.random() > 0.1
-        start_point = prior[number] + kappa * torch.randn(prior[number].shape)
-        state[number] = (1 - time) * truth[number] + time * start_point
-        if not shown:
-            image[number] = 0
-        vectors.append(
-            group.conditions.vector(
-                index[number : number + 1], noise=group.noise, time=time, kappa=kappa, image=shown
-            )
-        )
-    return Batch(state, prior, image, torch.cat(vectors), truth[:, CONTEXT : CONTEXT + SLICES])
+def column_of(group: Group, cube: int, rng: np.random.Generator) -> tuple[Column, float, float]:
+    """Return one cube somewhere on the bridge, the time t and the noise κ."""
+    # Most of the training at the start of the bridge: one evaluation has to be good by itself. Further on
+    # the state must be noisy: prior and a noiseless state together would give the truth away.
+    if rng.random() < 0.6:
+        time, kappa = 1.0, 0.0 if rng.random() < 0.5 else KAPPA * float(rng.uniform(0, 1))
+    else:
+        time, kappa = float(rng.uniform(0.05, 1.0)), KAPPA * float(rng.uniform(0.1, 1))
+    truth, prior = group.truth[cube], group.prior[cube]
+    start = prior + kappa * torch.randn(prior.shape)
+    return Column(group, cube, (1 - time) * truth + time * start), time, kappa
+
+
+def batch_of(groups: list[Group], rng: np.random.Generator) -> Batch:
+    """Draw one cube of each group and cut it into windows."""
+    index = window_indices(SIZE)
+    states, priors, images, vectors, columns = [], [], [], [], []
+    for group in groups:
+        cube = int(rng.integers(CUBES))
+        column, time, kappa = column_of(group, cube, rng)
+        shown = bool(rng.random() > 0.1)
+        stack = group.projections[cube]
+        noise = float(group.variance[cube].mean().sqrt())
+        states.append(column.state[index])
+        priors.append(column.prior[index])
+        images.append(stack[group.conditions.nearest[index]] * float(shown))
+        vectors.append(group.conditions.vector(index, noise=noise, time=time, kappa=kappa, image=shown))
+        columns.append(column)
+    return Batch(torch.cat(states), torch.cat(priors), torch.cat(images), torch.cat(vectors), columns)
 
 
 class Batches:
-    """Endless batches from a ring of groups. `size` windows a batch, half from each of two groups."""
+    """Endless batches from a ring of groups: `size` windows each, every cube from another group."""
 
     def __init__(
         self, pool: NDArray[np.float16], *, size: int, seed: int, ring: int = 48, renew_every: int = 4
     ) -> None:
         self._pool = pool
         self._rng = np.random.default_rng(seed)
-        self._size = size
+        self._cubes = max(1, size // WINDOWS)
         self._every = renew_every
         self._count = 0
         self._ring = [make_group(pool, self._rng) for _ in range(ring)]
@@ -168,13 +221,5 @@ class Batches:
         self._count += 1
         if self._count % self._every == 0:
             self._ring[self._rng.integers(len(self._ring))] = make_group(self._pool, self._rng)
-        parts = [
-            windows_of(self._ring[self._rng.integers(len(self._ring))], self._size // 2, self._rng)
-            for _ in range(2)
-        ]
-        return Batch(
-            *(
-                torch.cat([getattr(part, name) for part in parts])
-                for name in ("state", "prior", "image", "conditions", "truth")
-            )
-        )
+        chosen = self._rng.integers(len(self._ring), size=self._cubes)
+        return batch_of([self._ring[number] for number in chosen], self._rng)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
+from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, load_denoiser, save_denoiser
 from microdiffusion.engines.runtime import best_dtype
 from microdiffusion.engines.training import phantoms, scenes
 from microdiffusion.engines.training.degrade import Batches
+from microdiffusion.engines.training.loss import loss_of
 from microdiffusion.engines.training.validation import Table, validate
 
 
@@ -36,21 +36,10 @@ class TrainingPlan:
     minutes: float = 60.0
     batch: int = 16
     rate: float = 1e-3
+    start: Path | None = None
     pool: int = 1500
     seed: int = 0
     validate_every: int = 1000
-
-
-def relative_loss(error: Tensor, before: Tensor) -> Tensor:
-    """Return the loss: each window's error (B, SLICES, Y, X) relative to that of the prior it started from.
-
-    Squares for the bright structures (PSNR), absolute values for the background (SSIM). Relative, because
-    the gain is measured in decibel: a window that nobody can restore must not drown the others.
-    """
-    dims = (1, 2, 3)
-    squares = error.square().mean(dims) / (before.square().mean(dims) + 1e-4)
-    absolutes = error.abs().mean(dims) / (before.abs().mean(dims) + 3e-3)
-    return (squares + absolutes).mean()
 
 
 def train(plan: TrainingPlan, say: Callable[[str], None]) -> Table:
@@ -71,6 +60,10 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> Table:
     say(f"pool of {len(pool)} cubes ready")
 
     model = SlabDenoiser(plan.shape)
+    if plan.start is not None:
+        known = load_denoiser(plan.start)
+        # Blocks start as identities, so a deeper network starts with a shallower one's function.
+        model.load_state_dict(known.state_dict(), strict=known.shape == plan.shape)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = SlabDenoiser(plan.shape)
     average.load_state_dict(model.state_dict())
@@ -99,8 +92,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> Table:
         batch = next(batches)
         with torch.autocast("cpu", dtype=half, enabled=half is not torch.float32):
             change = model.correction(batch.state, batch.prior, batch.image, batch.conditions)
-        error = change.float() + model.middle_slices(batch.prior) - batch.truth
-        loss = relative_loss(error, model.middle_slices(batch.prior) - batch.truth)
+        loss = loss_of(batch, change.float() + model.middle_slices(batch.prior))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
