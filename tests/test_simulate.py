@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from microdiffusion.drivers.simulate import plan_positions, project_volume, simulate
-from microdiffusion.drivers.volume_file import open_volume
+from microdiffusion.volume_file import open_volume
 from microdiffusion.errors import (
     ConfigError,
     DependencyError,
