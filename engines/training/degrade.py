@@ -10,7 +10,7 @@ loss can judge what the data consistency makes of the network's answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ CUBES = 4
 WINDOWS = SIZE // SLICES
 """Windows of one cube: what one cube adds to a batch."""
 KAPPA = 0.1  # largest noise of the bridge, in units of the projections' range
+FLOW_NOISE = 0.5  # where a flow starts from noise alone
 _INR_SHARE = 0.35
 
 
@@ -172,26 +173,38 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
     )
 
 
-def column_of(group: Group, cube: int, rng: np.random.Generator) -> tuple[Column, float, float]:
-    """Return one cube somewhere on the bridge, the time t and the noise κ."""
-    # Most of the training at the start of the bridge: one evaluation has to be good by itself. Further on
-    # the state must be noisy: prior and a noiseless state together would give the truth away.
-    if rng.random() < 0.6:
-        time, kappa = 1.0, 0.0 if rng.random() < 0.5 else KAPPA * float(rng.uniform(0, 1))
-    else:
-        time, kappa = float(rng.uniform(0.05, 1.0)), KAPPA * float(rng.uniform(0.1, 1))
+Formulation = Literal["bridge", "regression", "flow"]
+"""What the network learns to undo: the INR-noise interpolation; the prior's error in one step; or noise,
+with the prior as an image besides (flow matching). The last two are there to compare with."""
+
+
+def column_of(
+    group: Group, cube: int, rng: np.random.Generator, formulation: Formulation = "bridge"
+) -> tuple[Column, float, float]:
+    """Return one cube somewhere on the way from start to truth, the time t and the noise κ."""
     truth, prior = group.truth[cube], group.prior[cube]
-    start = prior + kappa * torch.randn(prior.shape)
+    # Most of the training at the start: one evaluation has to be good by itself.
+    time = 1.0 if formulation == "regression" or rng.random() < 0.6 else float(rng.uniform(0.05, 1.0))
+    if formulation == "flow":
+        kappa, source = FLOW_NOISE, torch.zeros_like(prior)
+    elif time == 1.0:
+        kappa, source = 0.0 if rng.random() < 0.5 else KAPPA * float(rng.uniform(0, 1)), prior
+    else:
+        # Further on the state is always noisy: prior and a noiseless state would give the truth away.
+        kappa, source = KAPPA * float(rng.uniform(0.1, 1)), prior
+    if formulation == "regression":
+        kappa = 0.0
+    start = source + kappa * torch.randn(prior.shape)
     return Column(group, cube, (1 - time) * truth + time * start), time, kappa
 
 
-def batch_of(groups: list[Group], rng: np.random.Generator) -> Batch:
+def batch_of(groups: list[Group], rng: np.random.Generator, formulation: Formulation = "bridge") -> Batch:
     """Draw one cube of each group and cut it into windows."""
     index = window_indices(SIZE)
     states, priors, images, vectors, columns = [], [], [], [], []
     for group in groups:
         cube = int(rng.integers(CUBES))
-        column, time, kappa = column_of(group, cube, rng)
+        column, time, kappa = column_of(group, cube, rng, formulation)
         shown = bool(rng.random() > 0.1)
         stack = group.projections[cube]
         noise = float(group.variance[cube].mean().sqrt())
@@ -207,12 +220,20 @@ class Batches:
     """Endless batches from a ring of groups: `size` windows each, every cube from another group."""
 
     def __init__(
-        self, pool: NDArray[np.float16], *, size: int, seed: int, ring: int = 48, renew_every: int = 4
+        self,
+        pool: NDArray[np.float16],
+        *,
+        size: int,
+        seed: int,
+        ring: int = 48,
+        renew_every: int = 4,
+        formulation: Formulation = "bridge",
     ) -> None:
         self._pool = pool
         self._rng = np.random.default_rng(seed)
         self._cubes = max(1, size // WINDOWS)
         self._every = renew_every
+        self._formulation: Formulation = formulation
         self._count = 0
         self._ring = [make_group(pool, self._rng) for _ in range(ring)]
 
@@ -222,4 +243,4 @@ class Batches:
         if self._count % self._every == 0:
             self._ring[self._rng.integers(len(self._ring))] = make_group(self._pool, self._rng)
         chosen = self._rng.integers(len(self._ring), size=self._cubes)
-        return batch_of([self._ring[number] for number in chosen], self._rng)
+        return batch_of([self._ring[number] for number in chosen], self._rng, self._formulation)

@@ -18,7 +18,7 @@ import torch
 from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, load_denoiser, save_denoiser
 from microdiffusion.engines.runtime import best_dtype
 from microdiffusion.engines.training import phantoms, scenes
-from microdiffusion.engines.training.degrade import Batches
+from microdiffusion.engines.training.degrade import Batches, Formulation
 from microdiffusion.engines.training.loss import loss_of
 from microdiffusion.engines.training.validation import Table, validate
 
@@ -37,6 +37,7 @@ class TrainingPlan:
     batch: int = 16
     rate: float = 1e-3
     start: Path | None = None
+    formulation: Formulation = "bridge"
     pool: int = 1500
     seed: int = 0
     validate_every: int = 1000
@@ -56,7 +57,7 @@ def train(plan: TrainingPlan, say: Callable[[str], None]) -> Table:
         graph = phantoms.read_vessel_graph(graphs[0]) if graphs else None
     say(f"training on {len(used)} volumes, {len(trees)} trees; held out: {', '.join(held) or 'none'}")
     pool = scenes.build_pool(used, trees, graph, count=plan.pool, rng=rng)
-    batches = Batches(pool, size=plan.batch, seed=plan.seed + 1)
+    batches = Batches(pool, size=plan.batch, seed=plan.seed + 1, formulation=plan.formulation)
     say(f"pool of {len(pool)} cubes ready")
 
     model = SlabDenoiser(plan.shape)

@@ -52,11 +52,14 @@ def relative_error(error: Tensor, before: Tensor, prior: Tensor) -> Tensor:
     """Return the error (Z, Y, X) relative to the state's error `before`, mean over groups of slices.
 
     Squares for the bright structures (PSNR), absolute values for the background (SSIM). A share of the
-    prior's error keeps the last steps of the bridge, where next to nothing is wrong, from ruling the rest.
+    prior's error keeps the last steps of the bridge, where next to nothing is wrong, from ruling the rest;
+    and a state of mere noise is not worse than the prior, which the network sees as well.
     """
     error, before, prior = (x.unflatten(0, (8, -1)).flatten(1) for x in (error, before, prior))
-    squares = error.square().mean(1) / (before.square().mean(1) + 0.1 * prior.square().mean(1) + 1e-4)
-    absolutes = error.abs().mean(1) / (before.abs().mean(1) + 0.3 * prior.abs().mean(1) + 3e-3)
+    start, all_of_it = before.square().mean(1), prior.square().mean(1)
+    squares = error.square().mean(1) / (torch.minimum(start, all_of_it) + 0.1 * all_of_it + 1e-4)
+    start, all_of_it = before.abs().mean(1), prior.abs().mean(1)
+    absolutes = error.abs().mean(1) / (torch.minimum(start, all_of_it) + 0.3 * all_of_it + 3e-3)
     return (squares + absolutes).mean()
 
 
