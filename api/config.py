@@ -195,6 +195,74 @@ class EngineConfig(Table):
     inr: InrConfig = InrConfig()
 
 
+class SharesConfig(Table):
+    """How often each kind of specimen is drawn for the training; a kind without a source drops out."""
+
+    recorded: Annotated[NonNegative, Field(description="recorded volumes")] = 0.45
+    neurites: Annotated[NonNegative, Field(description="phantoms of neurons, from trees (SWC)")] = 0.34
+    vessels: Annotated[NonNegative, Field(description="phantoms of vessels, from a vessel graph")] = 0.08
+    nuclei: Annotated[NonNegative, Field(description="procedural nuclei and cell bodies")] = 0.08
+    textures: Annotated[NonNegative, Field(description="procedural noise, plates and gratings")] = 0.05
+
+
+class TrainingConfig(Table):
+    """What `mdd train` trains, on what, and for how long."""
+
+    volumes: Annotated[
+        tuple[Path, ...], Field(description="volumes (HDF5, TIFF, NDTiff, NPY), or folders of them")
+    ] = ()
+    morphologies: Annotated[
+        Path | None,
+        Field(description="folder of trees (.swc) and vessel graphs (.h5); none: no such phantoms"),
+    ] = None
+    held_out: Annotated[
+        tuple[str, ...], Field(description="names of volumes that are never trained on, to judge with")
+    ] = ()
+    licence: Annotated[
+        str, Field(description="licence of the volumes whose files state none (model card)")
+    ] = ""
+    output: Annotated[Path, Field(description="safetensors file of the weights")] = Path(
+        "denoiser.safetensors"
+    )
+    init: Annotated[
+        Path | None, Field(description="weights to start from, of the same widths; none: from nothing")
+    ] = None
+    widths: Annotated[
+        tuple[Annotated[int, Field(ge=4, le=1024)], ...],
+        Field(min_length=1, max_length=6, description="channels of each level, full resolution first"),
+    ] = (48, 96, 128, 160)
+    blocks: Annotated[int, Field(ge=1, le=8, description="residual blocks of each level")] = 1
+    embedding: Annotated[int, Field(ge=8, le=1024, description="channels of the condition")] = 128
+    iterations: Annotated[int, Field(ge=1, description="iterations at most")] = 20_000
+    minutes: Annotated[Positive, Field(description="minutes at most; whichever ends first")] = 60.0
+    batch: Annotated[
+        int, Field(ge=8, le=4096, multiple_of=8, description="windows of an iteration and process, 8 a cube")
+    ] = 16
+    rate: Annotated[Positive, Field(le=0.1, description="learning rate, before the cosine")] = 1e-3
+    pool: Annotated[
+        int, Field(ge=4, description="training cubes of 64 x 64 x 64 that are kept in memory")
+    ] = 1500
+    ring: Annotated[
+        int, Field(ge=1, description="groups of four cubes under one optics that are kept in memory")
+    ] = 48
+    renew_every: Annotated[int, Field(ge=1, description="iterations after which one group is renewed")] = 4
+    workers: Annotated[
+        int, Field(ge=0, le=64, description="threads that make groups ahead; 0: none, and resuming is exact")
+    ] = 0
+    validate_every: Annotated[int, Field(ge=1, description="iterations from one checkpoint to the next")] = (
+        1000
+    )
+    seed: Annotated[int, Field(ge=0, description="seed of everything random")] = 0
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="of the network's products; auto: the fastest that the device has natively"),
+    ] = "auto"
+    shares: SharesConfig = SharesConfig()
+
+
 class RecorderConfig(Table):
     """The run file."""
 
@@ -239,7 +307,7 @@ class DashboardConfig(Table):
 
 
 class Config(Table):
-    """Everything that `mdd serve` needs to know."""
+    """Everything that `mdd` needs to know."""
 
     name: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="start of the run file's name")
@@ -253,6 +321,7 @@ class Config(Table):
     recorder: RecorderConfig = RecorderConfig()
     wire: WireConfig = WireConfig()
     dashboard: DashboardConfig = DashboardConfig()
+    training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _channels_need_their_group(self) -> Self:

@@ -60,6 +60,11 @@ class Key:
         return self.schema.get("format") == "path"
 
     @property
+    def is_path_list(self) -> bool:
+        """Whether the value lists files or folders."""
+        return self.schema.get("items", {}).get("format") == "path"
+
+    @property
     def is_text(self) -> bool:
         """Whether the value is text, also where it looks like a number."""
         return self.schema.get("type") == "string"
@@ -140,7 +145,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
     kind = schema["type"]
     if kind == "array":
         items = schema["items"]
-        return "a list of pairs of numbers" if items["type"] == "array" else "a list of texts"
+        of = {"array": "pairs of numbers", "integer": "whole numbers"}.get(items["type"], "texts")
+        return f"a list of {'paths' if items.get('format') == 'path' else of}"
     return {"number": "a number", "integer": "a whole number", "boolean": "true or false", "string": "text"}[
         kind
     ]

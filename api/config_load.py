@@ -154,6 +154,8 @@ def _from_toml(text: str, label: str, folder: Path) -> dict[Path_, Value]:
         key = keys().get(path)
         if key is not None and key.is_path and isinstance(value, str):
             value = str(folder / Path(value).expanduser())
+        elif key is not None and key.is_path_list and isinstance(value, list):
+            value = [str(folder / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
         given[path] = Value(path, value, label, text)
     return given
 
@@ -221,6 +223,8 @@ def _from_overrides(overrides: Mapping[str, object]) -> dict[Path_, Value]:
             value = _parsed(value, keys()[path])
         elif isinstance(value, Path):
             value = str(value.expanduser())
+        elif isinstance(value, list | tuple):
+            value = [str(v.expanduser()) if isinstance(v, Path) else v for v in value]
         given[path] = Value(path, value, "command line")
     return given
 

@@ -13,6 +13,7 @@ from microdiffusion.config import (
     InrConfig,
     RecorderConfig,
     SweepConfig,
+    TrainingConfig,
     VolumeConfig,
 )
 from microdiffusion.config_keys import keys
@@ -217,6 +218,11 @@ def test_the_presets_are_the_documented_ones():
     assert presets() == ("bessel-2p-neurons", "demo", "remote-engine")
 
 
+def test_relative_paths_of_a_list_are_relative_to_the_file(write):
+    path = write('[training]\nvolumes = ["mine", "more/stack.tif"]\n')
+    assert load(path).training.volumes == (path.parent / "mine", path.parent / "more/stack.tif")
+
+
 def test_the_demo_needs_no_microscope_and_its_volume_is_the_documented_one():
     demo = load("demo")
     assert (demo.acquisition.driver, demo.acquisition.backend, demo.acquisition.specimen) == (
@@ -248,6 +254,12 @@ configs = st.builds(
         inr=st.builds(InrConfig, rank=st.integers(4, 256)),
     ),
     recorder=st.builds(RecorderConfig, output=st.just(Path("runs").absolute())),
+    training=st.builds(
+        TrainingConfig,
+        volumes=st.sampled_from([(), (Path("a").absolute(), Path("b").absolute())]),
+        widths=st.lists(st.integers(4, 1024), min_size=1, max_size=6).map(tuple),
+        output=st.just(Path("w.safetensors").absolute()),
+    ),
 )
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from microdiffusion.drivers.simulate import plan_positions, project_volume, simulate
-from microdiffusion.volume_file import open_volume
 from microdiffusion.errors import (
     ConfigError,
     DependencyError,
@@ -20,6 +19,7 @@ from microdiffusion.errors import (
 )
 from microdiffusion.optics import AxialProfile
 from microdiffusion.projection_file import open_projections
+from microdiffusion.volume_file import open_volume
 
 SLABS = {"length_um": 6.0, "step_um": 6.0}
 
