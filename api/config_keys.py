@@ -62,7 +62,7 @@ class Key:
     @property
     def is_path_list(self) -> bool:
         """Whether the value lists files or folders."""
-        return self.schema.get("items", {}).get("format") == "path"
+        return bool(self.schema.get("items", {}).get("format") == "path")
 
     @property
     def is_text(self) -> bool:

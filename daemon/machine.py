@@ -1,4 +1,4 @@
-"""Questions to the operating system: how much memory a process holds, how much room a disk has.
+"""Questions to the operating system: which processor, a process's memory, the room on a disk.
 
 Without psutil, which would be one more dependency for two numbers. An answer that the system refuses is
 None, never an error: these numbers are shown, not relied upon. Safe on any thread.
@@ -7,9 +7,22 @@ None, never an error: these numbers are shown, not relied upon. Safe on any thre
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import sys
 from pathlib import Path
+
+
+def processor() -> str:
+    """Return the processor's name and number of cores, for records of what something was measured on."""
+    name = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        name = found[1] if found else name
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def disk_free_bytes(path: Path) -> int | None:

@@ -1,15 +1,14 @@
 """Random optics for the training cubes: what a sweep with some beam, step and noise makes of them.
 
 A *group* is a few cubes seen through the same optics, with the prior that the sampler would start from
-(the INR's fit, or the closed-form answer, which stands in for a warm INR). Fits are dear and windows are
-cheap, so groups live in a ring: each training step draws whole cubes from random groups, and now and then
-one group is replaced. A cube is cut into its windows exactly as the sampler cuts a volume, so that the
+(the INR's fit, or the closed-form answer, which stands in for a warm INR). `stream` keeps a ring of them.
+A cube is cut into its windows exactly as the sampler cuts a volume, so that the
 loss can judge what the data consistency makes of the network's answer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -67,6 +66,20 @@ class Column:
     cube: int
     state: Tensor
 
+    def to(self, device: torch.device) -> Column:
+        """Return the column on `device`, with nothing of its group but its own cube."""
+        group, one = self.group, slice(self.cube, self.cube + 1)
+        alone = replace(
+            group,
+            truth=group.truth[one].to(device, non_blocking=True),
+            prior=group.prior[one].to(device, non_blocking=True),
+            projections=group.projections[one].to(device, non_blocking=True),
+            variance=group.variance[one].to(device, non_blocking=True),
+            floor=group.floor[one].to(device, non_blocking=True),
+            operator=group.operator.to(device, non_blocking=True),
+        )
+        return Column(alone, 0, self.state.to(device, non_blocking=True))
+
     @property
     def truth(self) -> Tensor:
         """The cube itself (Z, Y, X)."""
@@ -87,6 +100,18 @@ class Batch:
     image: Tensor
     conditions: Tensor
     columns: list[Column]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`, of its groups only the cubes that it needs."""
+        if self.state.device == device:
+            return self
+        return Batch(
+            self.state.to(device, non_blocking=True),
+            self.prior.to(device, non_blocking=True),
+            self.image.to(device, non_blocking=True),
+            self.conditions.to(device, non_blocking=True),
+            [column.to(device) for column in self.columns],
+        )
 
 
 def random_optics(rng: np.random.Generator) -> tuple[float, float, float]:
@@ -214,33 +239,3 @@ def batch_of(groups: list[Group], rng: np.random.Generator, formulation: Formula
         vectors.append(group.conditions.vector(index, noise=noise, time=time, kappa=kappa, image=shown))
         columns.append(column)
     return Batch(torch.cat(states), torch.cat(priors), torch.cat(images), torch.cat(vectors), columns)
-
-
-class Batches:
-    """Endless batches from a ring of groups: `size` windows each, every cube from another group."""
-
-    def __init__(
-        self,
-        pool: NDArray[np.float16],
-        *,
-        size: int,
-        seed: int,
-        ring: int = 48,
-        renew_every: int = 4,
-        formulation: Formulation = "bridge",
-    ) -> None:
-        self._pool = pool
-        self._rng = np.random.default_rng(seed)
-        self._cubes = max(1, size // WINDOWS)
-        self._every = renew_every
-        self._formulation: Formulation = formulation
-        self._count = 0
-        self._ring = [make_group(pool, self._rng) for _ in range(ring)]
-
-    def __next__(self) -> Batch:
-        """Return the next batch."""
-        self._count += 1
-        if self._count % self._every == 0:
-            self._ring[self._rng.integers(len(self._ring))] = make_group(self._pool, self._rng)
-        chosen = self._rng.integers(len(self._ring), size=self._cubes)
-        return batch_of([self._ring[number] for number in chosen], self._rng, self._formulation)

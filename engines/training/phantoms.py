@@ -43,10 +43,19 @@ def read_swc(path: Path) -> NDArray[np.float64]:
 
 
 def read_vessel_graph(path: Path) -> NDArray[np.float64]:
-    """Return the segments (N, 2, 4) of an HDF5 vessel graph: `points` (x y z diameter), `structure`."""
-    with h5py.File(path, "r") as file:
-        points = file["points"][()].astype(np.float64)
-        first = np.sort(file["structure"][:, 0].astype(np.int64))
+    """Return the segments (N, 2, 4) of an HDF5 vessel graph: `points` (x y z diameter), `structure`.
+
+    Raises
+    ------
+    InputFileError
+        The file is no such graph.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            points = file["points"][:, :4].astype(np.float64)
+            first = np.sort(file["structure"][:, 0].astype(np.int64))
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        raise InputFileError(f"{path} is no vessel graph ({error}).") from error
     points[:, 3] *= 0.5
     linked = np.ones(len(points) - 1, dtype=bool)
     linked[first[first > 0] - 1] = False

@@ -1,42 +1,28 @@
 """The pool of training cubes: recorded volumes and phantoms, cut, stretched and scaled to [0, 1].
 
 `build_pool` returns a float16 array (N, SIZE, SIZE, SIZE); the loop degrades its cubes with random
-optics. Held-out volumes are named by file stem and never opened.
+optics. Reading the volumes, and keeping back those that judge, is the work of `sources`.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 from scipy import ndimage
 
 from microdiffusion.engines.training import phantoms
-from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.errors import ConfigError, InputFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
 SIZE = 64
-
-
-def read_volumes(folder: Path, held_out: Collection[str]) -> dict[str, NDArray[np.float32]]:
-    """Return the volumes (Z, Y, X) of a folder's HDF5 files by stem, but for those held out."""
-    if not folder.is_dir():
-        raise MissingFileError(f"The folder of training volumes {folder} does not exist.")
-    result = {}
-    for path in sorted(folder.glob("*.h5")):
-        if path.stem in held_out:
-            continue
-        with h5py.File(path, "r") as file:
-            if "volume" not in file or file["volume"].ndim != 3:
-                raise InputFileError(f"{path} has no dataset `volume` with axes Z, Y, X.")
-            result[path.stem] = file["volume"][()].astype(np.float32)
-    return result
+SHARES = {"recorded": 0.45, "neurites": 0.34, "vessels": 0.08, "nuclei": 0.08, "textures": 0.05}
+"""How often each kind of cube is drawn; kinds without a source drop out and the others take their place."""
 
 
 def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -77,33 +63,52 @@ def build_pool(
     *,
     count: int,
     rng: np.random.Generator,
+    shares: Mapping[str, float] = MappingProxyType(SHARES),
     progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float16]:
-    """Return `count` cubes (N, SIZE, SIZE, SIZE) float16, 45 % recorded, the rest phantoms."""
+    """Return `count` cubes (N, SIZE, SIZE, SIZE) float16 of the kinds in `shares`.
+
+    Raises
+    ------
+    ConfigError
+        No kind that has a source has a share.
+    InputFileError
+        Nearly every cube that was drawn is empty.
+    """
     names = list(volumes)
 
     def recorded() -> NDArray[np.float32]:
         return crop(volumes[names[rng.integers(len(names))]], rng)
 
-    makers: list[tuple[float, Callable[[], NDArray[np.float32]]]] = [
-        (0.08, lambda: finish(phantoms.blobs(rng, SIZE), rng)),
-        (0.05, lambda: finish(phantoms.texture(rng, SIZE), rng)),
-    ]
+    makers: dict[str, Callable[[], NDArray[np.float32]]] = {
+        "nuclei": lambda: finish(phantoms.blobs(rng, SIZE), rng),
+        "textures": lambda: finish(phantoms.texture(rng, SIZE), rng),
+    }
     if names:
-        makers.append((0.45, recorded))
+        makers["recorded"] = recorded
     if trees:
-        makers.append(
-            (0.34, lambda: finish(phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng))
+        makers["neurites"] = lambda: finish(
+            phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng
         )
     if vessel_graph is not None:
-        makers.append((0.08, lambda: finish(phantoms.vessels(vessel_graph, rng, SIZE), rng)))
-    shares = np.array([share for share, _ in makers])
+        makers["vessels"] = lambda: finish(phantoms.vessels(vessel_graph, rng, SIZE), rng)
+    kinds = [kind for kind in makers if shares.get(kind, 0) > 0]
+    if not kinds:
+        raise ConfigError(
+            f"training.shares leaves nothing to train on: expected a share above 0 for {', '.join(makers)}."
+        )
+    weights = np.array([shares[kind] for kind in kinds])
     pool = np.empty((count, SIZE, SIZE, SIZE), dtype=np.float16)
-    made = 0
+    made = tried = 0
     while made < count:
-        cube = makers[rng.choice(len(makers), p=shares / shares.sum())][1]()
+        cube = makers[kinds[rng.choice(len(kinds), p=weights / weights.sum())]]()
+        tried += 1
         if cube.std() > 0.01:  # an empty corner teaches nothing
             pool[made] = cube
             made += 1
             progress(made)
+        elif tried > 100 * (made + 1):
+            raise InputFileError(
+                "99 of 100 training cubes are empty: check that the volumes hold more than background."
+            )
     return pool

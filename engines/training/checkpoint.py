@@ -1,0 +1,119 @@
+"""Where a training begins and what it leaves on the way: weights to start from, and checkpoints.
+
+Files are written beside their place and renamed, so that a crash leaves the last good one. A checkpoint
+remembers which plan it belongs to; another plan is refused, and told in which words they differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from microdiffusion.engines.denoiser import SlabDenoiser, load_denoiser, save_denoiser
+from microdiffusion.errors import ConfigError, DiskError, InputFileError, MissingFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; it takes its place when the body succeeds.
+
+    Raises
+    ------
+    DiskError
+        The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+        raise DiskError(
+            f"{path} cannot be written ({error}): check the folder and its free space."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_weights(model: SlabDenoiser, path: Path, notes: Mapping[str, str]) -> None:
+    """Write weights as `save_denoiser` does, whole or not at all."""
+    with replacing(path) as temporary:
+        save_denoiser(model, temporary, dict(notes))
+
+
+def save_checkpoint(path: Path, identity: Mapping[str, str], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint: tensors, numbers and texts only."""
+    with replacing(path) as temporary:
+        torch.save({"identity": dict(identity), **state}, temporary)
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, str]) -> dict[str, Any]:
+    """Return the state of a checkpoint of the same plan.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        There is none, or it cannot be read.
+    ConfigError
+        It belongs to another plan.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no checkpoint {path} to resume from: leave out --resume.")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        theirs: dict[str, str] = state["identity"]
+    except Exception as error:  # a damaged pickle raises whatever it stumbles over
+        raise InputFileError(
+            f"{path} is no checkpoint of this version ({type(error).__name__}): remove it and begin anew."
+        ) from error
+    different = [name for name, value in identity.items() if theirs.get(name) != value]
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"{path} is the checkpoint of another training: {', '.join(different)} differ "
+            f"({name} was {_shown(theirs.get(name))}, now {_shown(identity[name])}): "
+            "use the same settings, or another output."
+        )
+    return dict(state)
+
+
+def _shown(text: str | None) -> str:
+    value = "absent" if text is None else str(json.loads(text))
+    return value if len(value) <= 60 else value[:57] + "..."
+
+
+def start_from(model: SlabDenoiser, path: Path) -> None:
+    """Give `model` the function of the weights in `path`; it may have more blocks than they do.
+
+    A block that the weights lack becomes the identity, so a deeper network starts where the shallower one
+    ended.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        The file cannot be used, or its network has other widths or more blocks.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There are no weights {path} to start from: correct training.init.")
+    known = load_denoiser(path)
+    theirs, ours = known.shape, model.shape
+    if theirs.widths != ours.widths or theirs.embedding != ours.embedding or theirs.blocks > ours.blocks:
+        raise InputFileError(
+            f"{path} is a network of widths {theirs.widths}, embedding {theirs.embedding} and "
+            f"{theirs.blocks} blocks, which one of {ours.widths}, {ours.embedding} and {ours.blocks} cannot "
+            "start from: use the same widths and embedding, and at least as many blocks."
+        )
+    absent = model.load_state_dict(known.state_dict(), strict=False).missing_keys
+    with torch.no_grad():
+        for name in absent:
+            if ".second." in name:
+                nn.init.zeros_(model.get_parameter(name))

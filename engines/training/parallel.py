@@ -1,0 +1,125 @@
+"""The processes of one training: alone, or a team under torchrun.
+
+`torchrun --nproc-per-node 4 -m microdiffusion.daemon.cli train ...` sets WORLD_SIZE, RANK and LOCAL_RANK;
+where WORLD_SIZE is above 1 the team is joined (nccl on CUDA, gloo on CPUs), gradients are averaged by
+DistributedDataParallel, and the process of rank 0 alone judges, writes and talks. What every process has
+to do alike (when to stop) is decided by rank 0 and told to the others.
+
+The CUDA path (nccl, half precision with a scaler) is complete but has not been run.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from microdiffusion.engines.engine import pick_device
+from microdiffusion.engines.runtime import best_dtype
+from microdiffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PATIENCE = timedelta(hours=2)
+"""How long the others wait while rank 0 judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Place of this process: its device, its rank, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process judges, writes and talks."""
+        return self.rank == 0
+
+    def share(self, step: nn.Module) -> nn.Module:
+        """Return `step` with its gradients averaged over the team."""
+        return step if self.size == 1 else DistributedDataParallel(step)
+
+    def agree(self, value: float) -> float:
+        """Return rank 0's value."""
+        if self.size == 1:
+            return value
+        told = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(told, src=0)
+        return float(told)
+
+    def wait(self) -> None:
+        """Wait for all the others."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def team(device: str) -> Iterator[Team]:
+    """Join the processes that torchrun started, where it did; give this one's place.
+
+    Parameters
+    ----------
+    device
+        auto, cpu, cuda or cuda:N; under torchrun every process takes the CUDA device of its local rank.
+
+    Raises
+    ------
+    ConfigError
+        The device does not exist.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = _place(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    if size == 1:
+        yield Team(place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Team(place, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _place(device: str, local: int | None) -> torch.device:
+    found, _ = pick_device(device)
+    if found.type != "cuda" or local is None:
+        return found
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Process {local} of this machine has no CUDA device of its own ({torch.cuda.device_count()} "
+            "found): start fewer processes, or set training.device to cpu."
+        )
+    return torch.device("cuda", local)
+
+
+def training_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """Return the precision of the network's products while training.
+
+    "auto": bfloat16 where the device multiplies it natively, else float16 on CUDA (with a gradient
+    scaler), else float32.
+
+    Raises
+    ------
+    ConfigError
+        float16 on a CPU, where gradients would vanish and nothing would be won.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return best_dtype(device)
+    if precision == "float16" and device.type == "cpu":
+        raise ConfigError(
+            "training.precision is float16, which a CPU does not train in: set bfloat16 or auto."
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
