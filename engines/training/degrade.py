@@ -114,6 +114,29 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Optics:
+    """The optics of one session, in slices and in the units of the cubes.
+
+    Attributes
+    ----------
+    profile : AxialProfile
+        With a spacing in slices.
+    step : float
+        Distance of neighbouring slabs, slices.
+    read, shot : float
+        Variance of the noise in the dark, and per unit of light.
+    gauged : bool
+        Whether the camera's numbers are known; else the engine estimates the noise.
+    """
+
+    profile: AxialProfile
+    step: float
+    read: float
+    shot: float
+    gauged: bool
+
+
 def random_optics(rng: np.random.Generator) -> tuple[float, float, float]:
     """Return slab length, step and first offset, in slices."""
     length = 6.0 if rng.random() < 0.4 else float(rng.uniform(3, 12))
@@ -130,19 +153,35 @@ def random_optics(rng: np.random.Generator) -> tuple[float, float, float]:
     return length, step, float(rng.uniform(0, step))
 
 
-def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool | None = None) -> Group:
-    """Degrade CUBES random cubes of the pool (N, SIZE, SIZE, SIZE)."""
+def make_group(
+    pool: NDArray[np.float16],
+    rng: np.random.Generator,
+    *,
+    inr: bool | None = None,
+    optics: Optics | None = None,
+) -> Group:
+    """Degrade CUBES random cubes of the pool (N, SIZE, SIZE, SIZE), by random optics or by `optics`.
+
+    `inr` says whether the prior is an INR's fit; None: by chance.
+    """
     cubes = torch.from_numpy(pool[rng.integers(len(pool), size=CUBES)].astype(np.float32))
     turned = torch.rot90(cubes, int(rng.integers(4)), (2, 3))
     truth = turned.flip(1) if rng.random() < 0.5 else turned
     truth = truth.transpose(2, 3) if rng.random() < 0.5 else truth
 
-    length, step, offset = random_optics(rng)
+    if optics is None:
+        length, step, offset = random_optics(rng)
+        profile = AxialProfile.box(length)
+    else:
+        profile, length, step = optics.profile, optics.profile.length_um, optics.step
+        offset = float(rng.uniform(0, step))
     z = sweep_positions(length_um=length, step_um=step, z0_um=0, voxel_z_um=1, shape_z=SIZE, offset_um=offset)
-    matrix = projection_operator(z, AxialProfile.box(length), z0_um=0, voxel_z_um=1, shape_z=SIZE)
+    matrix = projection_operator(z, profile, z0_um=0, voxel_z_um=1, shape_z=SIZE)
     operator = torch.from_numpy(matrix.astype(np.float32))
     clean = torch.einsum("mz,bzyx->bmyx", operator, truth)
-    if rng.random() < 0.4:
+    if optics is not None:
+        variance = (optics.read + optics.shot * clean.clamp_min(0)).clamp_min(1e-8)
+    elif rng.random() < 0.4:
         variance = torch.full_like(clean, float(10 ** rng.uniform(-2.7, -1.3)) ** 2)
     else:
         photons = float(10 ** rng.uniform(1.3, 3.3))
@@ -156,7 +195,7 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, *, inr: bool
     high = torch.quantile(flat[:, ::7], 0.999, dim=1)
     span = ((high - low).clamp_min(0.05) * float(np.exp(rng.uniform(-0.2, 0.5))))[:, None, None, None]
     low = low[:, None, None, None]
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 if optics is None else not optics.gauged:
         # No camera numbers: one variance, and texture passes for noise in it, as it will in earnest.
         sigma = torch.tensor([estimate_sigma(stack) for stack in projections])
         variance = (sigma**2)[:, None, None, None].expand_as(projections)
