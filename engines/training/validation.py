@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.linear import along_z, interpolation_matrix, tikhonov_matrix
+from microdiffusion.engines.linear import (
+    DataConsistency,
+    along_z,
+    interpolation_matrix,
+    tikhonov_matrix,
+)
 from microdiffusion.engines.runtime import TorchRuntime
 from microdiffusion.engines.sampler import Denoise, SamplerSettings
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
@@ -44,7 +49,7 @@ def protocol_crop(volume: NDArray[np.float32]) -> NDArray[np.float32]:
 def validate(
     model: SlabDenoiser, volumes: dict[str, NDArray[np.float32]], say: Callable[[str], None]
 ) -> Table:
-    """Score one evaluation of the network that starts from Tikhonov's answer, and the linear answers."""
+    """Score one evaluation from Tikhonov's answer, pulled towards the data as served, and linear answers."""
     runtime = TorchRuntime(model, torch.device("cpu"), torch.float32)
     table = {}
     for name, volume in volumes.items():
@@ -74,10 +79,13 @@ def _scores(runtime: TorchRuntime, truth: NDArray[np.float32]) -> dict[str, floa
     denoise = Denoise(
         runtime, prior, images, conditions, _NOISE / (high - low), SamplerSettings(steps=1, kappa=0.0)
     )
+    floor = -low / (high - low)
+    variance = torch.full_like(images, (_NOISE / (high - low)) ** 2)
+    pull = DataConsistency(torch.from_numpy(matrix.astype(np.float32)))
     answers = {
         "linear": closed(interpolation_matrix(z, slices)),
         "tikhonov": prior,
-        "network": denoise(prior, 1.0),
+        "network": pull(denoise(prior, 1.0) - floor, images - floor, variance) + floor,
     }
     seen = seen_slices(matrix)
     row = {}
