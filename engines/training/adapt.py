@@ -142,7 +142,12 @@ class _Adaptation:
         # Judged and reconstructed as the network alone would be, however it compares with other answers.
         self._config = config.model_copy(update={"method": "mdd", "fall_back": False})
         self._rng = np.random.default_rng(plan.seed)
-        self.model = copy.deepcopy(model).float()
+        self._device, _ = pick_device(config.device)
+        dtype = best_dtype(self._device)
+        if dtype is torch.float16:  # without a gradient scaler it would lose small gradients
+            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        self._dtype = dtype
+        self.model = copy.deepcopy(model).float().to(self._device)
         self.average = copy.deepcopy(self.model)
         self._sweeps = session.for_fitting()
         header = session.header
@@ -183,10 +188,9 @@ class _Adaptation:
         )
 
     def _reconstructor(self, model: SlabDenoiser) -> Reconstructor:
-        device, _ = pick_device(self._config.device)
         # A copy: the runtime changes the network's precision and place.
-        runtime, _ = open_runtime(copy.deepcopy(model), device, self._config)
-        engine = Engine(device, runtime.name, "", runtime)
+        runtime, _ = open_runtime(copy.deepcopy(model), self._device, self._config)
+        engine = Engine(self._device, runtime.name, "", runtime)
         return Reconstructor(self._session.header, self._config, engine)
 
     def judged(self, model: SlabDenoiser) -> list[NDArray[np.float64]]:
@@ -204,7 +208,6 @@ class _Adaptation:
         optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=plan.rate, weight_decay=0.0, betas=(0.9, 0.98)
         )
-        half = best_dtype(torch.device("cpu"))
         self.model.train()
         pool = self._specimens()
         ring = [self._group(pool) for _ in range(plan.ring)]
@@ -222,10 +225,10 @@ class _Adaptation:
                 group["lr"] = plan.rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
             chosen = self._rng.integers(len(ring), size=2)
             torch.manual_seed(int(self._rng.integers(1 << 62)))
-            batch = batch_of([ring[number] for number in chosen], self._rng)
-            loss = loss_of(batch, self._predict(batch, half))
+            batch = batch_of([ring[number] for number in chosen], self._rng).to(self._device)
+            loss = loss_of(batch, self._predict(batch))
             if plan.consistency > 0:
-                loss = loss + plan.consistency * self._misfit(half)
+                loss = loss + plan.consistency * self._misfit()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
@@ -239,8 +242,9 @@ class _Adaptation:
                 watch(iteration, share, float(loss.detach()), time.monotonic() - begun)
         return iteration, time.monotonic() - begun
 
-    def _predict(self, batch: Batch, half: torch.dtype) -> Tensor:
-        with torch.autocast("cpu", dtype=half, enabled=half is not torch.float32):
+    def _predict(self, batch: Batch) -> Tensor:
+        half = self._dtype
+        with torch.autocast(self._device.type, dtype=half, enabled=half is not torch.float32):
             change = self.model.correction(batch.state, batch.prior, batch.image, batch.conditions)
         return change.float() + SlabDenoiser.middle_slices(batch.prior)
 
@@ -266,19 +270,18 @@ class _Adaptation:
 
     # --- measurement consistency ----------------------------------------------------------------------
 
-    def _misfit(self, half: torch.dtype) -> Tensor:
+    def _misfit(self) -> Tensor:
         """Return by how much the answer to the real projections misses them, beyond their noise."""
         number = int(self._rng.integers(len(self._sweeps)))
-        group, operator = self._measured(number)
-        batch = batch_of([group], self._rng, "regression")
-        predicted = self._predict(batch, half).flatten(0, 1)
-        misfit = along_z(operator, predicted) - group.projections[0]
-        power = F.avg_pool2d((misfit.square() / group.variance[0])[None], 7, stride=4)[0]
+        batch = batch_of([self._measured(number)], self._rng, "regression").to(self._device)
+        group, cube = batch.columns[0].group, batch.columns[0].cube
+        misfit = along_z(group.operator, self._predict(batch).flatten(0, 1)) - group.projections[cube]
+        power = F.avg_pool2d((misfit.square() / group.variance[cube])[None], 7, stride=4)[0]
         # Logarithmic beyond a few noise variances: a pixel that nothing explains must not rule the rest.
         return torch.log1p((power - 1).clamp_min(0)).mean()
 
-    def _measured(self, number: int) -> tuple[Group, Tensor]:
-        """Return a random part of a real sweep as a group of one cube, and its operator."""
+    def _measured(self, number: int) -> Group:
+        """Return a random part of a real sweep as a group; its cubes are all the same."""
         header, sweep = self._session.header, self._sweeps[number]
         prior = self._prior(number)
         start = [int(self._rng.integers(0, max(1, n - SIZE + 1))) for n in prior.shape]
@@ -299,18 +302,15 @@ class _Adaptation:
         projections = padded((images - self._dark) / self._scale)
         variance = padded(noise.numpy() / self._scale**2).clamp_min(1e-8)
         part = padded(self._light(prior[start[0] : start[0] + slices, rows, columns]), depth=True)
-        operator = torch.from_numpy(matrix.astype(np.float32))
-        conditions = SliceConditions.of(matrix, place, profile.length_um)
-        group = Group(
+        return Group(
             truth=part[None].expand(CUBES, *part.shape),
             prior=part[None].expand(CUBES, *part.shape),
             projections=projections[None].expand(CUBES, *projections.shape),
             variance=variance[None].expand(CUBES, *variance.shape),
             floor=torch.zeros(CUBES, 1, 1, 1),
-            operator=operator,
-            conditions=conditions,
+            operator=torch.from_numpy(matrix.astype(np.float32)),
+            conditions=SliceConditions.of(matrix, place, profile.length_um),
         )
-        return group, operator
 
     def _prior(self, number: int) -> NDArray[np.float32]:
         """Return the INR's volume of a sweep, as the engine fits it."""
