@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Setting up": {
         "config": "check, show or explain a configuration",
         "train": "train the denoiser",
+        "adapt": "adapt the denoiser to a session's own projections",
     },
 }
 
