@@ -1,4 +1,4 @@
-"""How good a volume is: PSNR, SSIM and sharpness against the truth.
+"""How good a volume is: fidelity and sharpness against the truth, and how sure such figures are.
 
 Volumes are (Z, Y, X), estimate first, truth second, in the same units. The data range is always an
 argument or 1, never taken from the data: scores of different answers stay comparable. Empty background
@@ -15,9 +15,11 @@ import numpy as np
 from microdiffusion.errors import DependencyError, InputFileError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 _SMALLEST_ERROR = 1e-12  # mean squared error at a data range of 1: equal slices score 120 dB, not infinity
+# Fourier shell correlation above which a frequency counts as resolved (Rosenthal and Henderson 2003, 0.143).
+_RESOLVED = 1 / 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,14 @@ class Scores:
         Energy of the z-derivative relative to the truth's.
     slices : int
         Number of slices that were scored.
+    dice : float
+        Overlap of the two foregrounds, each above its own Otsu threshold.
+    foreground_sharpness : float
+        Energy of the z-derivative relative to the truth's, where the truth is foreground.
+    axial_cutoff : float
+        Frequency along z, cycles per slice, up to which the answer is correlated with the truth.
+    axial_area : float
+        Mean of that correlation over all frequencies, 0 to 1.
     """
 
     psnr_db: float
@@ -43,6 +53,47 @@ class Scores:
     foreground_psnr_db: float
     sharpness: float
     slices: int
+    dice: float
+    foreground_sharpness: float
+    axial_cutoff: float
+    axial_area: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AxialCorrelation:
+    """Fourier correlation of two volumes along z.
+
+    Attributes
+    ----------
+    frequency, correlation : (F,) float64
+        Cycles per slice, from the lowest above zero to 0.5; and the correlation there, -1 to 1. NaN where
+        one of the volumes holds nothing at that frequency.
+    """
+
+    frequency: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+
+    @property
+    def cutoff(self) -> float:
+        """Frequency (cycles per slice) at which it first falls below 1/7; 0.5 where it never does."""
+        known = np.where(np.isnan(self.correlation), 0.0, self.correlation)
+        below = np.flatnonzero(known < _RESOLVED)
+        if not below.size:
+            return 0.5
+        first = int(below[0])
+        if first == 0:
+            return 0.0
+        high, low = known[first - 1], known[first]
+        fraction = (high - _RESOLVED) / (high - low)
+        step = self.frequency[first] - self.frequency[first - 1]
+        return float(self.frequency[first - 1] + fraction * step)
+
+    @property
+    def area(self) -> float:
+        """Mean over the frequencies; what is not known counts as 0. NaN where there is no frequency."""
+        if not self.correlation.size:
+            return float("nan")
+        return float(np.mean(np.where(np.isnan(self.correlation), 0.0, self.correlation)))
 
 
 def psnr_per_slice(
@@ -81,20 +132,107 @@ def foreground_psnr(
     """
     estimate, truth = _pair(estimate, truth)
     if threshold is None:
-        threshold = float(_filters().threshold_otsu(truth)) if np.ptp(truth) > 0 else float(truth.flat[0])
+        threshold = _otsu(truth)
     mask = truth > threshold
     if not mask.any():
         return float("nan")
     return float(_decibel(np.mean(np.square(estimate[mask] - truth[mask])), data_range))
 
 
-def axial_sharpness(estimate: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Return the energy of the estimate's z-derivative relative to the truth's: below 1 is blurred."""
+def axial_sharpness(estimate: NDArray[Any], truth: NDArray[Any], *, foreground: bool = False) -> float:
+    """Return the energy of the estimate's z-derivative relative to the truth's: below 1 is blurred.
+
+    With `foreground`, over the pairs of neighbouring slices where the truth is above its Otsu threshold in
+    at least one of the two: the background's noise then does not count. NaN where the truth is constant.
+    """
     estimate, truth = _pair(estimate, truth)
-    energy = float(np.sum(np.square(np.diff(truth, axis=0))))
+    counted: Any = Ellipsis
+    if foreground:
+        mask = truth > _otsu(truth)
+        counted = mask[1:] | mask[:-1]
+    energy = float(np.sum(np.square(np.diff(truth, axis=0)[counted])))
     if energy == 0:
         return float("nan")
-    return float(np.sum(np.square(np.diff(estimate, axis=0)))) / energy
+    return float(np.sum(np.square(np.diff(estimate, axis=0)[counted]))) / energy
+
+
+def dice_after_otsu(estimate: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Return the Dice overlap ``2 |A and B| / (|A| + |B|)`` of the two foregrounds.
+
+    Each volume is segmented by its own Otsu threshold, one for the whole volume, so a wrong scale alone
+    costs nothing. NaN where the truth is constant.
+    """
+    estimate, truth = _pair(estimate, truth)
+    if np.ptp(truth) == 0:
+        return float("nan")
+    ours, theirs = estimate > _otsu(estimate), truth > _otsu(truth)
+    return float(2 * np.sum(ours & theirs) / (np.sum(ours) + np.sum(theirs)))
+
+
+def axial_correlation(estimate: NDArray[Any], truth: NDArray[Any]) -> AxialCorrelation:
+    """Return the Fourier shell correlation of two volumes as a function of the frequency along z.
+
+    Harauz and van Heel (1986), with planes of constant axial frequency in place of shells: each plane holds
+    all lateral frequencies, so the sums run over all pixels (Parseval) of the Fourier transforms along z,
+
+        FSC(k) = Re Σ_yx E(k) conj T(k) / sqrt(Σ_yx |E(k)|² Σ_yx |T(k)|²).
+
+    Each pixel's mean along z is taken off and a Hann window laid over z first: without it the ends, which do
+    not join, leak their lowest frequencies into all others.
+    """
+    estimate, truth = _pair(estimate, truth)
+    slices = truth.shape[0]
+    window = np.hanning(slices + 2)[1:-1, None, None]
+    ours, theirs = (np.fft.rfft(window * (v - v.mean(axis=0)), axis=0)[1:] for v in (estimate, truth))
+    power = np.sum(np.abs(ours) ** 2, axis=(1, 2)) * np.sum(np.abs(theirs) ** 2, axis=(1, 2))
+    cross = np.sum(ours * theirs.conj(), axis=(1, 2)).real
+    smallest = (slices * 1e-12) ** 2 * truth[0].size
+    known = power > smallest**2
+    correlation = np.divide(cross, np.sqrt(power), out=np.full(power.shape, np.nan), where=known)
+    frequency = np.asarray(np.fft.rfftfreq(slices)[1:], dtype=np.float64)
+    return AxialCorrelation(frequency, correlation)
+
+
+def held_out_error(
+    volume: NDArray[Any],
+    operator: NDArray[np.float64],
+    projections: NDArray[Any],
+    noise: NDArray[Any] | float,
+) -> float:
+    """Return how badly a volume predicts projections that it was not made from, in units of their noise.
+
+    Root mean square of ``(A x - p) / σ``: 1 is as good as the noise allows.
+
+    Parameters
+    ----------
+    volume : (Z, Y, X)
+    operator : (H, Z) float64
+        `microdiffusion.optics.projection_operator` at the held-out slabs.
+    projections : (H, Y, X)
+        In the units of the volume.
+    noise : (H, Y, X) or number
+        Standard deviation σ of the projections' noise, above 0.
+    """
+    miss = np.tensordot(operator, np.asarray(volume, dtype=np.float64), axes=1) - projections
+    return float(np.sqrt(np.mean(np.square(miss / noise))))
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval (low, high) of the mean of `values` (N,).
+
+    Efron and Tibshirani (1993), chapter 13. One value stands for one volume: slices of a volume are not
+    independent, volumes are. NaNs are left out; NaN where fewer than two values remain.
+    """
+    array = np.asarray(values, dtype=np.float64).ravel()
+    array = array[~np.isnan(array)]
+    if array.size < 2:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(array.size, size=(resamples, array.size))
+    means = array[drawn].mean(axis=1)
+    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
 
 
 def seen_slices(operator: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -123,6 +261,7 @@ def score(
     estimate, truth = _pair(estimate, truth)
     if slices is not None:
         estimate, truth = estimate[slices], truth[slices]
+    axial = axial_correlation(estimate, truth)
     return Scores(
         psnr_db=float(np.mean(psnr_per_slice(estimate, truth, data_range=data_range))),
         ssim=float(np.mean(ssim_per_slice(estimate, truth, data_range=data_range))),
@@ -130,6 +269,10 @@ def score(
         foreground_psnr_db=foreground_psnr(estimate, truth, data_range=data_range),
         sharpness=axial_sharpness(estimate, truth),
         slices=truth.shape[0],
+        dice=dice_after_otsu(estimate, truth),
+        foreground_sharpness=axial_sharpness(estimate, truth, foreground=True),
+        axial_cutoff=axial.cutoff,
+        axial_area=axial.area,
     )
 
 
@@ -140,6 +283,13 @@ def _pair(estimate: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.float
             f"not {estimate.shape} and {truth.shape}: crop or resample one of them."
         )
     return np.asarray(estimate, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+
+
+def _otsu(volume: NDArray[np.float64]) -> float:
+    """Return the threshold of Otsu (1979) over the whole volume; a constant one is all background."""
+    if np.ptp(volume) == 0:
+        return float(volume.flat[0])
+    return float(_filters().threshold_otsu(volume))
 
 
 def _decibel(mean_square: Any, data_range: float) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "config": "check, show or explain a configuration",
         "train": "train the denoiser",
         "adapt": "adapt the denoiser to a session's own projections",
+        "evaluate": "compare methods on volumes, and write the table",
     },
 }
 

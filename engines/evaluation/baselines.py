@@ -1,0 +1,235 @@
+"""The classical answers that `mdd` is compared with, each made as strong as it can be without a truth.
+
+Nearest slab, non-negative total variation, Richardson-Lucy and an explicit voxel grid; linear interpolation,
+Tikhonov and the INR are the engine's own and come from the `Reconstructor`. What a method has to choose
+(TV's weight, the number of iterations) it chooses from what an acquisition knows: by the held-out projection
+where the sweep has one, with the one-standard-error rule (Breiman et al. 1984, section 3.4.3; of answers
+that predict it as well as the best does, to within that figure's own uncertainty, the smoothest), else by
+Morozov's discrepancy principle (the smoothest answer that still explains the projections to within their
+noise). Noise is known or estimated as the engine does it (`engines/noise.py`).
+
+Functions of a header and a sweep, volumes (Z, Y, X) float32 in the units of the projections. They hold no
+state and no random numbers; any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microdiffusion.engines.evaluation.tv import total_variation
+from microdiffusion.engines.linear import along_z, interpolation_matrix, nearest_slab, tikhonov_matrix
+from microdiffusion.engines.noise import noise_variance
+from microdiffusion.optics import projection_operator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from microdiffusion.run_header import RunHeader
+    from microdiffusion.sweep import Sweep
+
+# Multiples of the noise's standard deviation: below, TV only fills gaps. Above 0.2 real volumes lose up to
+# 1 dB, and one held-out projection is often too few pixels to notice.
+_TV_WEIGHTS = (0.01, 0.03, 0.1, 0.2)
+_TV_AXIAL = (1.0, 2.0, 4.0)
+_TV_SEARCH = 100  # iterations of each candidate, warm from its neighbour
+_RL_CHECKS = (1, 2, 4, 8, 16, 32)
+_GRID_RATE = 2e-2
+_GRID_SMOOTHNESS = 3e-3  # the INR's, see engines/inr.py
+_BLOCK = 8  # pixels whose errors are taken as one: neighbours miss the same structure
+
+
+@dataclass(slots=True, eq=False)
+class Problem:
+    """A sweep as tensors, zero light at zero, on one device.
+
+    Attributes
+    ----------
+    matrix, centres : (M, Z) and (M,) float64
+        Operator, and slab centres in slice numbers.
+    operator, images, variance : (M, Z), (M, Y, X), (M, Y, X)
+    judge, judge_images, judge_variance : (H, Z), (H, Y, X), (H, Y, X)
+        Held-out projections; H may be 0.
+    offset : float
+        Counts of zero light.
+    """
+
+    matrix: NDArray[np.float64]
+    centres: NDArray[np.float64]
+    operator: Tensor
+    images: Tensor
+    variance: Tensor
+    judge: Tensor
+    judge_images: Tensor
+    judge_variance: Tensor
+    offset: float
+
+    @classmethod
+    def of(cls, header: RunHeader, sweep: Sweep, device: torch.device) -> Problem:
+        """Derive it from a sweep of a run."""
+        voxel, z0, slices = header.voxel_size_um[0], header.z0_um, header.shape[0]
+
+        def matrix_of(z_um: NDArray[np.float64]) -> NDArray[np.float64]:
+            if not z_um.size:
+                return np.zeros((0, slices))
+            return projection_operator(z_um, header.profile, z0_um=z0, voxel_z_um=voxel, shape_z=slices)
+
+        def tensor(array: NDArray[np.float64] | NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(array.astype(np.float32)).to(device)
+
+        counts, judge = tensor(sweep.projections), tensor(sweep.held_out)
+        matrix = matrix_of(sweep.z_um)
+        return cls(
+            matrix=matrix,
+            centres=(sweep.z_um - z0) / voxel,
+            operator=tensor(matrix),
+            images=counts - header.camera.offset,
+            variance=noise_variance(counts, header.camera),
+            judge=tensor(matrix_of(sweep.held_out_z_um)),
+            judge_images=judge - header.camera.offset,
+            judge_variance=noise_variance(judge, header.camera) if len(judge) else judge,
+            offset=header.camera.offset,
+        )
+
+    def linear(self) -> Tensor:
+        """Return linear interpolation between slab centres, without its negative values."""
+        return self.closed(interpolation_matrix(self.centres, self.matrix.shape[1]))
+
+    def closed(self, weights: NDArray[np.float64]) -> Tensor:
+        """Return the answer of a matrix (Z, M), without its negative values."""
+        return along_z(
+            torch.from_numpy(weights.astype(np.float32)).to(self.images.device), self.images
+        ).clamp_min(0)
+
+    def residual(self, volume: Tensor) -> float:
+        """Return the root mean square of A x - p in units of the noise."""
+        miss = along_z(self.operator, volume) - self.images
+        return float((miss.square() / self.variance).mean().sqrt())
+
+    def judged(self, volume: Tensor) -> tuple[float, float]:
+        """Return the mean squared held-out error, in noise variances, and the standard error of that mean."""
+        miss = (along_z(self.judge, volume) - self.judge_images).square() / self.judge_variance
+        blocks = F.avg_pool2d(miss[:, None], min(_BLOCK, *miss.shape[1:])).flatten()
+        error = float(blocks.std() / blocks.numel() ** 0.5) if blocks.numel() > 1 else 0.0
+        return float(miss.mean()), error
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise, root mean square over the pixels."""
+        return float(self.variance.mean().sqrt())
+
+
+def nearest(problem: Problem) -> Tensor:
+    """Return for every slice the projection whose slab centre lies closest."""
+    index = torch.from_numpy(nearest_slab(problem.centres, problem.matrix.shape[1]))
+    return problem.images.clamp_min(0.0)[index.to(problem.images.device)]
+
+
+def tv(
+    problem: Problem, *, weight: float | None = None, axial: float | None = None, iterations: int = 300
+) -> Tensor:
+    """Return the non-negative TV answer; see `tv.total_variation`.
+
+    `weight` is λ in units of the noise's standard deviation, `axial` the weight of the differences along z.
+    None: chosen as the module's docstring says. (Without a held-out projection `axial` is 2 where slabs
+    leave gaps, else 1.)
+    """
+    start, dual = problem.closed(tikhonov_matrix(problem.matrix)), None
+    held_out = len(problem.judge) > 0
+
+    def solve(weight: float, axial: float, iterations: int) -> Tensor:
+        nonlocal dual
+        answer = total_variation(
+            problem.operator,
+            problem.images,
+            problem.variance,
+            weight=weight * problem.sigma,
+            start=start,
+            dual=dual,
+            axial=axial,
+            iterations=iterations,
+        )
+        dual = answer.dual
+        return answer.volume
+
+    if axial is None:
+        gaps = bool((problem.matrix.sum(axis=0) <= 0).any())
+        axial = 2.0 if gaps else 1.0
+        if held_out:
+            errors = {}
+            for axial in _TV_AXIAL:
+                start = solve(weight or _TV_WEIGHTS[1], axial, _TV_SEARCH)
+                errors[axial] = problem.judged(start)[0]
+            axial = min(errors, key=errors.__getitem__)
+    if weight is None:
+        tried: list[tuple[float, float, float]] = []
+        for candidate in _TV_WEIGHTS:
+            start = solve(candidate, axial, _TV_SEARCH)
+            judged = problem.judged(start) if held_out else (problem.residual(start) ** 2, 0.0)
+            tried.append((candidate, *judged))
+        _, error, uncertain = min(tried, key=lambda row: row[1])
+        bound = error + uncertain if held_out else max(1.0, error)
+        weight = max(candidate for candidate, value, _ in tried if value <= bound)
+    return solve(weight, axial, iterations)
+
+
+def richardson_lucy(problem: Problem, *, iterations: int | None = None) -> Tensor:
+    """Return the Richardson-Lucy (MLEM) answer, x ← x Aᵀ(p / A x) / Aᵀ1, begun at linear interpolation.
+
+    Begun at a constant it would stay constant within each slab. Richardson (1972), Lucy (1974), Shepp and
+    Vardi (1982). `iterations` None: chosen, few iterations being the smoother answer.
+    """
+    images = problem.images.clamp_min(0.0)
+    sensitivity = problem.operator.sum(dim=0)[:, None, None]
+    seen = sensitivity > 1e-3
+    # Where both are near zero their quotient is noise, so it is pulled to 1.
+    floor = 0.5 * problem.sigma
+    volume = problem.linear()
+    answers: list[tuple[Tensor, float, float]] = []
+    for taken in range(1, (iterations or _RL_CHECKS[-1]) + 1):
+        ratio = (images + floor) / (along_z(problem.operator, volume) + floor)
+        change = along_z(problem.operator.T, ratio) / sensitivity.clamp_min(1e-3)
+        volume = torch.where(seen, volume * change, volume)
+        if iterations is None and taken in _RL_CHECKS:
+            if len(problem.judge):
+                answers.append((volume, *problem.judged(volume)))
+            elif problem.residual(volume) <= 1.0:
+                return volume
+    if not answers:
+        return volume
+    best = min(answers, key=lambda answer: answer[1])
+    return next(answer[0] for answer in answers if answer[1] <= best[1] + best[2])
+
+
+def grid(problem: Problem, *, steps: int = 300) -> Tensor:
+    """Return an explicit voxel grid (no network, no basis), fitted by gradient descent as the INR is.
+
+    The INR's loss, its weak first difference along z, its rule to stop at half of the noise's power and
+    Adam; only the field is another: one number per voxel, not below zero, begun at the projections' mean.
+    What the INR gains over it, its bandwidth and its softplus gain.
+    """
+    scale = problem.sigma**2
+    images, weight = problem.images, 1.0 / problem.variance
+    smoothness = _GRID_SMOOTHNESS / scale / images.numel()
+    span = float(images.max() - images.min())
+    field = torch.full(
+        (problem.matrix.shape[1], *images.shape[1:]), float(images.mean()), device=images.device
+    ).requires_grad_()
+    optimiser = torch.optim.Adam([field], lr=_GRID_RATE * span, betas=(0.9, 0.95))
+    with torch.enable_grad():
+        for _ in range(steps):
+            misfit = ((along_z(problem.operator, field) - images).square() * weight).mean()
+            if float(misfit.detach()) <= 0.5:
+                break
+            optimiser.zero_grad(set_to_none=True)
+            rough = field.diff(dim=0).square().sum()
+            ((misfit + smoothness * rough) * scale).backward()
+            optimiser.step()
+            with torch.no_grad():
+                field.clamp_(min=0.0)
+    return field.detach()

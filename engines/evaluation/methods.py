@@ -1,0 +1,245 @@
+"""The methods that can be compared, by name, and one call for all of them.
+
+A name is ``method[:EVALUATIONS][:key=value...]``, e.g. ``mdd``, ``mdd:4``, ``mdd:4:guidance=0``,
+``mdd:consistency=false:fall_back=false``, ``inr:inr.bandwidth_z=0.05``, ``tv:weight=0.1``. What the daemon
+can serve goes through its own `Reconstructor`, and the keys are those of the table `[engine]`; baselines
+take the arguments of their functions in `baselines.py`.
+
+Every call starts from nothing (a cold INR, seeds of its own), so neither the order of methods nor other
+volumes change an answer. One thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+
+from microdiffusion.config import EngineConfig
+from microdiffusion.engines.engine import Engine, open_engine, pick_device
+from microdiffusion.engines.evaluation import baselines
+from microdiffusion.engines.evaluation.measure import Measured, measured
+from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.engines.evaluation.protocol import Case
+
+CLASSICAL = ("nearest", "linear", "tikhonov", "tv", "rl")
+"""Answers without a network or a neural field: what `mdd` has to beat."""
+
+_ENGINE: dict[str, dict[str, Any]] = {
+    "linear": {"method": "linear"},
+    "tikhonov": {"method": "tikhonov"},
+    # Alone: whatever the held-out projection says.
+    "inr": {"method": "inr", "fall_back": False},
+    "mdd": {"method": "mdd"},
+}
+_BASELINES: dict[str, Callable[..., torch.Tensor]] = {
+    "nearest": baselines.nearest,
+    "tv": baselines.tv,
+    "rl": baselines.richardson_lucy,
+    "grid": baselines.grid,
+}
+NAMES = (*_BASELINES, *_ENGINE)
+"""Every method's name, without options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a method gave.
+
+    Attributes
+    ----------
+    volume : (Z, Y, X) float32
+    served : str
+        Which of its candidates a method of the engine served; else its own name.
+    evaluations : int
+        Passes of the whole volume through a network, guidance counted twice.
+    cost : Measured
+        Seconds and memory of the call.
+    """
+
+    volume: NDArray[Any]
+    served: str
+    evaluations: int
+    cost: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method with its options, parsed from its name.
+
+    Attributes
+    ----------
+    name : str
+        As the user wrote it; the table's row.
+    kind : str
+        The name without options.
+    options : dict
+        Of the engine (nested as in `EngineConfig`) or of the baseline's function.
+    """
+
+    name: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classical(self) -> bool:
+        """Whether it is one of the answers to beat; with options of its own it is a variant, not one."""
+        return self.name in CLASSICAL
+
+    def config(self, base: Mapping[str, Any]) -> EngineConfig:
+        """Return the engine's table: `base`, what the method stands for, then its options.
+
+        Raises
+        ------
+        ConfigError
+            An option is unknown or impossible.
+        """
+        table = _merged(_merged(dict(base), _ENGINE.get(self.kind, {})), self.options)
+        try:
+            return EngineConfig.model_validate(table)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"The method {self.name!r} sets {key} to something impossible ({first['msg']}): "
+                "see the table [engine] in docs/configuration.md."
+            ) from None
+
+    def open(self, base: Mapping[str, Any]) -> Engine | None:
+        """Open device and weights, ahead of all measuring; None for the baselines.
+
+        Raises
+        ------
+        ConfigError, DependencyError, MissingFileError, InputFileError
+            See `open_engine`.
+        """
+        return open_engine(self.config(base)) if self.kind in _ENGINE else None
+
+    def answer(
+        self,
+        case: Case,
+        base: Mapping[str, Any],
+        *,
+        engine: Engine | None = None,
+        seed: int = 0,
+        resident_mb: Callable[[], float | None] = lambda: None,
+    ) -> Answer:
+        """Reconstruct a case.
+
+        Parameters
+        ----------
+        base : mapping
+            Keys of the table `[engine]` that hold for all methods: device, weights, threads.
+        engine : Engine, optional
+            From `open`.
+        seed : int
+        resident_mb : callable
+            Resident memory of this process, MB.
+        """
+        # Whatever draws from torch's own generator draws the same, in any order of methods.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.kind not in _ENGINE:
+                return self._baseline(case, base, resident_mb)
+            config = self.config({**base, "seed": seed})
+            reconstructor = Reconstructor(case.header, config, engine)
+            with measured(reconstructor.device, resident_mb) as cost:
+                result = reconstructor.reconstruct(case.sweep)
+            return Answer(result.volume, result.served, evaluations(config), cost)
+
+    def _baseline(
+        self, case: Case, base: Mapping[str, Any], resident_mb: Callable[[], float | None]
+    ) -> Answer:
+        device, _ = pick_device(str(base.get("device", "auto")))
+        with measured(device, resident_mb) as cost, torch.no_grad():
+            problem = baselines.Problem.of(case.header, case.sweep, device)
+            volume = _BASELINES[self.kind](problem, **self.options) + problem.offset
+            array = volume.cpu().numpy()
+        return Answer(array, self.kind, 0, cost)
+
+
+def evaluations(config: EngineConfig) -> int:
+    """Return how often a volume passes through a network, guidance's second branch included."""
+    branches = 2 if config.guidance > 0 else 1
+    return config.steps * branches if config.method == "mdd" else 0
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Return the methods of a list that is separated by commas.
+
+    Raises
+    ------
+    ConfigError
+        A method is unknown or named twice, or an option is none of its own.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"Expected methods like linear,tv,mdd, not {text!r}: the known are {_known()}.")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"The method {name!r} is named twice: leave one out.")
+    return [_parse(name) for name in names]
+
+
+def _parse(name: str) -> Method:
+    kind, *parts = name.split(":")
+    if kind not in NAMES:
+        raise ConfigError(f"There is no method {kind!r}: the known are {_known()}.")
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals:
+            if kind != "mdd" or not part.isdigit():
+                raise ConfigError(f"Expected key=value (or, for mdd, a number) in {name!r}, not {part!r}.")
+            key, value = "steps", part
+        if kind in _BASELINES:
+            options[key] = _argument(name, kind, key, value)
+        else:
+            table = options
+            *outer, last = key.split(".")
+            for level in outer:
+                table = table.setdefault(level, {})
+            table[last] = value
+    method = Method(name, kind, options)
+    if kind in _ENGINE:
+        method.config({})
+    return method
+
+
+def _argument(name: str, kind: str, key: str, value: str) -> float | int:
+    """Return a baseline's option, by the types of its function."""
+    parameters = inspect.signature(_BASELINES[kind]).parameters
+    known = [parameter for parameter in parameters if parameter != "problem"]
+    if key not in known:
+        takes = f"takes {', '.join(known)}" if known else "takes no options"
+        raise ConfigError(f"The method {name!r} has no option {key!r}: {kind} {takes}.")
+    kinds: type[int] | type[float] = int if "int" in str(parameters[key].annotation) else float
+    try:
+        number = kinds(value)
+    except ValueError:
+        number = kinds(0)
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"The option {key} of {name!r} should be a number greater than 0, not {value!r}.")
+    return number
+
+
+def _known() -> str:
+    return ", ".join(NAMES)
+
+
+def _merged(table: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(table)
+    for key, value in over.items():
+        known = result.get(key)
+        result[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return result
