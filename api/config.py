@@ -141,19 +141,83 @@ class InrConfig(Table):
         Positive | None,
         Field(
             le=0.5,
-            description="highest frequency along z, cycles per slice; none: 0.4 / min(length, step)",
+            description="highest frequency along z, cycles per slice; none: 0.4 / min(length, step), or half "
+            "of it where a held-out projection says so",
         ),
+    ] = None
+    bandwidth_xy: Annotated[
+        Positive | None,
+        Field(le=0.5, description="highest frequency across, cycles per pixel; none: what the noise allows"),
     ] = None
     rank: Annotated[int, Field(ge=4, le=256, description="axial basis functions")] = 32
     cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 120
     warm_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for each later sweep")] = 25
 
 
+class ReferenceConfig(Table):
+    """The reference method, engine.method = "microdiffusion": the paper's numbers, and its ablations."""
+
+    inr_steps: Annotated[
+        int, Field(ge=1, le=1_000_000, description="updates of the INR; with a full batch, epochs")
+    ] = 5000
+    inr_batch_pixels: Annotated[
+        int, Field(ge=0, le=1 << 24, description="pixels of an update of the INR; 0: all (as in the paper)")
+    ] = 0
+    inr_rate: Annotated[Positive, Field(le=0.1, description="the INR's first learning rate")] = 1e-3
+    inr_decay: Annotated[Positive, Field(le=1, description="its factor after each 500th of the updates")] = (
+        0.9954
+    )
+    inr_frequencies: Annotated[int, Field(ge=4, le=4096, description="the INR's random frequencies")] = 256
+    inr_bandwidth: Annotated[
+        Positive, Field(description="their standard deviation, cycles per half edge of the volume")
+    ] = 4.0
+    epochs: Annotated[
+        int, Field(ge=1, le=100_000, description="of the denoiser; each shows every projection once")
+    ] = 2001
+    rate: Annotated[Positive, Field(le=0.1, description="the denoiser's first learning rate")] = 2e-4
+    rate_growth: Annotated[
+        Positive, Field(description="factor by which that rate has grown, evenly, at the end")
+    ] = 2.5
+    width: Annotated[
+        int, Field(ge=32, le=512, multiple_of=32, description="the U-Net's channels at full resolution")
+    ] = 64
+    dropout: Annotated[Fraction, Field(description="the U-Net's dropout")] = 0.1
+    timesteps: Annotated[int, Field(ge=2, le=10_000, description="steps T of the diffusion")] = 1000
+    shortcut: Annotated[
+        int, Field(ge=0, description="sample the last so many of them, to the same result; 0: all")
+    ] = 4
+    guidance: Annotated[
+        Annotated[FiniteFloat, Field(ge=0, le=10)],
+        Field(description="w in (1 + w) conditional - w unconditional; 0: without guidance, half the cost"),
+    ] = 1.8
+    condition_dropout: Annotated[
+        Fraction, Field(description="share of training without condition: in the paper, not in its code")
+    ] = 0.0
+    interpolation: Annotated[
+        Annotated[FiniteFloat, Field(ge=0, le=1)],
+        Field(description="share of the noise in the INR-noise interpolation; 1: without interpolation"),
+    ] = 0.1
+    image_condition: Annotated[bool, Field(description="E_img, the closest projection's embedding")] = True
+    position_condition: Annotated[bool, Field(description="E_pos, the position's embedding")] = True
+    joint: Annotated[bool, Field(description="train INR and denoiser together, instead of the INR first")] = (
+        False
+    )
+    neighbours: Annotated[
+        Literal["reference", "centred", "none"],
+        Field(description="averaging of six INR slices; the reference's lies half a slice off the centre"),
+    ] = "reference"
+    bfloat16: Annotated[bool, Field(description="products in bfloat16, where the processor has it")] = False
+    retrain: Annotated[
+        bool, Field(description="train for every sweep; false: the denoiser of a session's first sweep stays")
+    ] = True
+
+
 class EngineConfig(Table):
     """How projections become a volume."""
 
     method: Annotated[
-        Literal["mdd", "inr", "tikhonov", "linear"], Field(description="the answer that is served")
+        Literal["mdd", "inr", "tikhonov", "linear", "microdiffusion"],
+        Field(description="the answer that is served; microdiffusion: the reference, for files only"),
     ] = "mdd"
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
@@ -165,6 +229,10 @@ class EngineConfig(Table):
     weights: Annotated[
         Path | None, Field(description="safetensors file; none: the weights that ship with mdd")
     ] = None
+    network: Annotated[
+        Literal["auto", "small", "large"],
+        Field(description="which of the shipped weights; auto: large on CUDA, small on a CPU"),
+    ] = "auto"
     steps: Annotated[int, Field(ge=1, le=8, description="network evaluations per volume")] = 1
     guidance: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=4)],
@@ -176,8 +244,12 @@ class EngineConfig(Table):
     ] = 0.1
     consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
     fall_back: Annotated[
-        bool, Field(description="serve the linear answer where the held-out projection says it is better")
+        bool, Field(description="step back, wholly or partly, where the network does not know the specimen")
     ] = True
+    merge_sweeps: Annotated[
+        Literal["off", "still"],
+        Field(description="still: use the sweep before as well, where the specimen has not changed since"),
+    ] = "still"
     tile: Annotated[
         int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")
     ] = 256
@@ -193,6 +265,7 @@ class EngineConfig(Table):
     ] = None
     seed: Annotated[int, Field(ge=0, description="seed of the sampler's noise and of the INR")] = 0
     inr: InrConfig = InrConfig()
+    reference: ReferenceConfig = ReferenceConfig()
 
 
 class SharesConfig(Table):

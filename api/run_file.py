@@ -30,7 +30,7 @@ from microdiffusion.errors import InputFileError
 from microdiffusion.run_header import RunHeader
 
 LAYOUT_VERSION = 1
-SERVED = ("none", "mdd", "inr", "tikhonov", "linear")
+SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
 CANDIDATES = SERVED[1:]
 STAGES = ("inr", "sampler", "consistency", "other", "total")
 REASON_BYTES = 160
@@ -267,6 +267,11 @@ def _session_datasets(plan: RunPlan) -> Iterator[_Dataset]:
     yield _Dataset("mdd/held_out_error", lead, "<f8", nan, noise)
     for candidate in CANDIDATES:
         yield _Dataset(f"mdd/held_out_errors/{candidate}", lead, "<f8", nan, noise)
+    weight = {"content": "share of the network's answer in what was served"}
+    yield _Dataset("mdd/network_weight", lead, "<f8", nan, weight)
+    yield _Dataset(
+        "mdd/merged", lead, "u1", None, {"codes": "1 the sweep before was used as well, as nothing had moved"}
+    )
     yield _Dataset("mdd/inr_iterations", lead, "<i4")
     yield _Dataset("mdd/frames_received", lead, "<u4")
     yield _Dataset("mdd/frames_missing", lead, "<u4")

@@ -94,7 +94,8 @@ class Reconstruction:
     volume : (Z, Y, X) float32
         In the units of the projections.
     served : str
-        Which answer this is: "mdd", "inr", "tikhonov" or "linear".
+        Which answer this is: "mdd", "inr", "tikhonov", "linear", "microdiffusion", or "blend" of the
+        network's and another.
     residual : float
         Root mean square of (A x - p) in units of the noise.
     held_out_error : float
@@ -104,7 +105,11 @@ class Reconstruction:
     seconds : dict
         Stage name ("inr", "sampler", "consistency", "total") to seconds.
     inr_iterations : int
-        Steps that the INR took; 0 where it was not used.
+        Steps that the INR took; 0 where it was not used, or had nothing to correct in the closed form.
+    network_weight : float
+        Share of the network's answer in what is served.
+    merged : bool
+        Whether the sweep before was used as well.
     """
 
     volume: NDArray[np.float32]
@@ -114,3 +119,5 @@ class Reconstruction:
     candidate_errors: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     inr_iterations: int = 0
+    network_weight: float = 0.0
+    merged: bool = False

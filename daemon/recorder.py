@@ -405,6 +405,8 @@ def _figures(result: Reconstruction) -> dict[str, Any]:
         "residual": result.residual,
         "held_out_error": result.held_out_error,
         "inr_iterations": result.inr_iterations,
+        "network_weight": result.network_weight,
+        "merged": int(result.merged),
         **{f"seconds/{stage}": value for stage, value in seconds.items()},
         **{
             f"held_out_errors/{name}": value

@@ -31,6 +31,26 @@ def tikhonov_matrix(operator: NDArray[np.float64], smoothness: float = 1e-2) -> 
     return np.asarray(np.linalg.solve(normal, operator.T), dtype=np.float64)
 
 
+def matched_smoothness(operator: NDArray[np.float64], images: Tensor, noise_variance: Tensor) -> float:
+    """Return the smoothness for `tikhonov_matrix` that noise and specimen ask for.
+
+    Tikhonov's answer is the most probable one for a specimen whose neighbouring slices differ by
+    independent steps of variance τ², seen with noise of variance σ²; its smoothness is then σ² / τ². The
+    differences of neighbouring projections have the expectation 2σ² + τ² |c|², with `c` the cumulative sum
+    along z of the difference of their rows: τ² by the method of moments. Rounded down to half a decade within
+    1e-3 and 1: a session needs few matrices, and too smooth costs more than too rough.
+    """
+    if len(images) < 2:
+        return 1e-2
+    order = np.argsort(operator @ np.arange(operator.shape[1]))
+    sorted_images = images[torch.from_numpy(order).to(images.device)]
+    sigma2 = float(noise_variance.mean())
+    power = float(sorted_images.diff(dim=0).square().mean()) - 2.0 * sigma2
+    steps = np.cumsum(np.diff(operator[order], axis=0), axis=1)
+    tau2 = max(power / float(np.square(steps).sum(axis=1).mean()), 1e-12)
+    return float(10 ** np.clip(np.floor(2 * np.log10(sigma2 / tau2)) / 2, -3.0, 0.0))
+
+
 def interpolation_matrix(centres: NDArray[np.float64], slices: int) -> NDArray[np.float64]:
     """Return R (Z, M): linear interpolation between slab centres (M,) in slice numbers, constant outside."""
     order = np.argsort(centres)

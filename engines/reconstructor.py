@@ -1,10 +1,10 @@
 """One engine call for everybody: a sweep of projections in, a volume out.
 
-The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps one warm
-INR per session (channel and position) and the matrices of each sweep geometry. The way of a sweep:
+The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session of
+its own for each channel and position (`session.py`). The way of a sweep:
 
-    normalise -> INR fit (warm) -> few-step sampler with data consistency -> candidates judged by the
-    held-out projection -> back to the units of the projections
+    normalise -> merge with the sweep before, if still -> prior (warm) -> few-step sampler with data
+    consistency -> the judge serves, blends or steps back -> back to the units of the projections
 
 Runs on one thread of the engine's process. Memory is bounded whatever the number of sweeps: `memory.py`
 states it.
@@ -20,53 +20,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.engine import Engine, open_engine
-from microdiffusion.engines.inr import SessionInr, default_bandwidth
-from microdiffusion.engines.linear import DataConsistency, along_z, interpolation_matrix, tikhonov_matrix
-from microdiffusion.engines.noise import noise_variance
+from microdiffusion.engines.inr import default_bandwidth
+from microdiffusion.engines.judge import OCTAVE, Figures, Findings, judge, structured_miss
+from microdiffusion.engines.linear import along_z
+from microdiffusion.engines.merging import Seen, merge
+from microdiffusion.engines.noise import noise_variance, quieten
+from microdiffusion.engines.prior import SessionPrior, View
 from microdiffusion.engines.sampler import Denoise, SamplerSettings, sample
+from microdiffusion.engines.session import Geometries, Geometry, Session
 from microdiffusion.errors import GeometryError
-from microdiffusion.optics import projection_operator
 from microdiffusion.sweep import Reconstruction
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.reference.method import ReferenceMethod
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import Sweep
 
 # The network was trained on fields whose range is known to about this factor; beyond it, start anew.
 _RANGE_DRIFT = (0.75, 1.5)
-# A challenger must predict the held-out projection better by this share to take over.
-_MARGIN = 0.03
-# An answer whose reprojection misses by so many times what the best one (or the noise) does is broken.
-_UNSOUND = 4.0
-# Of the INR, in spans below the darkest projections: room for dark holes in a bright specimen.
+# Of the prior, in spans below the darkest projections: room for dark holes in a bright specimen. Where the
+# camera's pedestal is not known, zero light seems to lie far below everything that was measured; a field
+# that has to climb from there never arrives.
 _LOWEST_BASE = -1.0
-
-
-@dataclass(slots=True, eq=False)
-class _Geometry:
-    """Everything that depends on the sweep's slab positions alone."""
-
-    operator: Tensor
-    tikhonov: Tensor
-    linear: Tensor
-    conditions: SliceConditions
-    consistency: DataConsistency
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    """What is kept from sweep to sweep: normalisation, INR, and which answer is trusted."""
-
-    low: float
-    span: float
-    inr: SessionInr
-    fitted: bool = False
-    trusted: str = "mdd"
+# Sweeps from one octave test to the next; it costs half of an evaluation.
+_TEST_EVERY = 8
 
 
 @dataclass(slots=True)
@@ -85,6 +66,36 @@ class _Clock:
         self._last = now
 
 
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One sweep, normalised: what the methods work on.
+
+    `images` and `variance` (M, Y, X), `floor` the level of no light; `held`, `held_variance` (H, Y, X) and
+    `held_operator` (H, Z) the held-out projections, None where there is none.
+    """
+
+    sweep: Sweep
+    session: Session
+    geometry: Geometry
+    images: Tensor
+    variance: Tensor
+    floor: float
+    held_operator: Tensor | None = None
+    held: Tensor | None = None
+    held_variance: Tensor | None = None
+    miss: float = 0.0
+    prior_steps: int = 0
+
+    def errors(self, answers: dict[str, Tensor]) -> dict[str, float]:
+        """Return each answer's rms error on the held-out projections, in units of the noise."""
+        if self.held is None or self.held_operator is None or self.held_variance is None:
+            return {}
+        return {
+            name: _rms(self.held_operator, volume, self.held, self.held_variance)
+            for name, volume in answers.items()
+        }
+
+
 class Reconstructor:
     """Turns sweeps of one run into volumes.
 
@@ -96,6 +107,9 @@ class Reconstructor:
         Method, device, steps and so on.
     engine : Engine, optional
         Device and network; opened from the configuration where it is not given.
+    report : callable, optional
+        Told the stage, how much of it is done and how much there is, by the method "microdiffusion", whose
+        sweeps take hours.
 
     Raises
     ------
@@ -105,14 +119,23 @@ class Reconstructor:
         The weights cannot be loaded.
     """
 
-    def __init__(self, header: RunHeader, config: EngineConfig, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        header: RunHeader,
+        config: EngineConfig,
+        engine: Engine | None = None,
+        *,
+        report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
         self.header = header
         self.config = config
         self.engine = engine or open_engine(config)
         self.device = self.engine.device
         self._runtime = self.engine.runtime
-        self._geometries: dict[bytes, _Geometry] = {}
-        self._sessions: dict[tuple[int, int], _Session] = {}
+        self._geometries = Geometries(header, self.device)
+        self._sessions: dict[tuple[int, int], Session] = {}
+        self._report = report
+        self._references: dict[tuple[int, int], ReferenceMethod] = {}
 
     @torch.no_grad()
     def reconstruct(self, sweep: Sweep) -> Reconstruction:
@@ -127,84 +150,128 @@ class Reconstructor:
             raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         clock = _Clock(self.device)
         started = time.perf_counter()
-        geometry = self._geometry(sweep.z_um)
-        counts = torch.from_numpy(sweep.projections).to(self.device)
-        variance = noise_variance(counts, self.header.camera)
-        session = self._session(sweep, counts)
-        images = (counts - session.low) / session.span
-        variance = variance / session.span**2
-        # No light lies at the camera's offset; the floor of everything non-negative, normalised.
-        floor = (self.header.camera.offset - session.low) / session.span
-        if float(counts.min()) < self.header.camera.offset - 10 * session.span * float(
-            variance.mean().sqrt()
-        ):
-            floor = float(images.min())  # a wrong offset in the header must not clip what was measured
+        task = self._prepare(sweep)
         clock.lap("prepare")
-
-        answers, steps = self._answers(sweep, geometry, session, images, variance, floor, clock)
-        residuals = {
-            name: float(((along_z(geometry.operator, volume) - images).square() / variance).mean().sqrt())
-            for name, volume in answers.items()
-        }
-        served, errors = self._judge(sweep, session, answers, residuals)
-        volume = (answers[served] * session.span + session.low).cpu().numpy()
+        answers = self._answers(task, clock)
+        figures = Figures(
+            {
+                name: _rms(task.geometry.operator, volume, task.images, task.variance)
+                for name, volume in answers.items()
+            },
+            task.errors(answers),
+            task.miss,
+        )
+        served, weight = self._serve(task, answers, figures)
+        volume = (answers[served] * task.session.span + task.session.low).cpu().numpy()
+        task.session.sweeps += 1
         clock.lap("judge")
         clock.seconds["total"] = time.perf_counter() - started
         return Reconstruction(
             volume=volume,
             served=served,
-            residual=residuals[served],
-            held_out_error=errors.get(served, float("nan")),
-            candidate_errors=errors,
+            residual=figures.residuals[served],
+            held_out_error=figures.errors.get(served, float("nan")),
+            candidate_errors=figures.errors,
             seconds=clock.seconds,
-            inr_iterations=steps,
+            inr_iterations=task.prior_steps,
+            network_weight=weight,
+            merged=len(task.images) > sweep.z_um.size,
         )
 
-    def _answers(
-        self,
-        sweep: Sweep,
-        geometry: _Geometry,
-        session: _Session,
-        images: Tensor,
-        variance: Tensor,
-        floor: float,
-        clock: _Clock,
-    ) -> tuple[dict[str, Tensor], int]:
-        """Return the candidate volumes (normalised) by name, the configured method first, and INR steps."""
-        method = self.config.method
+    def _prepare(self, sweep: Sweep) -> _Task:
+        """Return the sweep in normalised units, merged with the one before where that is wanted and still."""
+        geometry = self._geometries.of(sweep.z_um)
+        counts = torch.from_numpy(sweep.projections).to(self.device)
+        variance = noise_variance(counts, self.header.camera)
+        session = self._session(sweep, counts, geometry)
+        images = (counts - session.low) / session.span
+        variance = variance / session.span**2
+        # No light lies at the camera's offset; the floor of everything non-negative, normalised.
+        floor = (self.header.camera.offset - session.low) / session.span
+        dark = self.header.camera.offset - 10 * session.span * float(variance.mean().sqrt())
+        if float(counts.min()) < dark:
+            floor = float(images.min())  # a wrong offset in the header must not clip what was measured
+        task = _Task(sweep, session, geometry, images, variance, floor)
+        if sweep.held_out_z_um.size:
+            held = torch.from_numpy(sweep.held_out).to(self.device)
+            task.held_operator = self._geometries.operator(sweep.held_out_z_um)
+            task.held = (held - session.low) / session.span
+            task.held_variance = noise_variance(held, self.header.camera) / session.span**2
+        if self.config.merge_sweeps == "still" and self.config.method != "microdiffusion":
+            self._merge(task, counts)
+        return task
+
+    def _merge(self, task: _Task, counts: Tensor) -> None:
+        session, sweep = task.session, task.sweep
+        before, older = session.previous, session.older
+        session.previous, session.older = Seen(sweep.sweep, sweep.z_um, counts), before
+        if before is None or before.sweep != sweep.sweep - 1:
+            return
+        geometry = self._geometries.of(before.z_um)
+        matrix, _ = task.geometry.closed(task.images, task.variance)
+        alone = along_z(matrix, quieten(task.images, task.variance)).clamp_min(task.floor)
+        merged = merge(
+            Seen(sweep.sweep, sweep.z_um, task.images),
+            task.variance,
+            before.scaled(session.low, session.span),
+            noise_variance(before.images, self.header.camera) / session.span**2,
+            along_z(geometry.operator, alone),
+            older.scaled(session.low, session.span) if older is not None else None,
+        )
+        if merged is not None:
+            task.geometry = self._geometries.of(merged.z_um)
+            task.images, task.variance = merged.images, merged.variance
+
+    def _answers(self, task: _Task, clock: _Clock) -> dict[str, Tensor]:
+        """Return the candidate volumes (normalised) by name, the configured method first."""
+        method, geometry = self.config.method, task.geometry
+        linear = along_z(geometry.linear, task.images).clamp_min(task.floor)
         if method == "linear":
-            return {"linear": along_z(geometry.linear, images).clamp_min(floor)}, 0
-        closed = along_z(geometry.tikhonov, images).clamp_min(floor)
+            return {"linear": linear}
+        if method == "microdiffusion":
+            volume, task.prior_steps = self._reference(task.sweep, geometry, task.images, clock)
+            return {method: volume.clamp_min(task.floor)}
+        closed = along_z(geometry.tikhonov, task.images).clamp_min(task.floor)
         if method == "tikhonov":
-            return {"tikhonov": closed}, 0
-        limits = self.config.inr
-        # Where the camera's pedestal is not known, zero light seems to lie far below everything that was
-        # measured; a field that has to climb from there never arrives.
-        base = max(floor, _LOWEST_BASE)
-        fit = session.inr.fit(
+            return {"tikhonov": closed}
+        base = max(task.floor, _LOWEST_BASE)
+        view = View(
             geometry.operator,
-            images,
-            variance,
-            floor=base,
-            steps=limits.warm_steps if session.fitted else limits.cold_steps,
+            task.images,
+            task.variance,
+            *geometry.closed(task.images, task.variance),
+            base,
+            task.held_operator,
+            task.held,
         )
-        session.fitted = True
-        prior = session.inr.volume(base)
+        prior = task.session.prior.fit(view)
+        task.prior_steps = prior.steps
         clock.lap("inr")
+        others = {"inr": prior.volume, "tikhonov": closed, "linear": linear}
         if method == "inr" or self._runtime is None:
-            return {"inr": prior, "tikhonov": closed}, fit.steps
+            return others
+        return {"mdd": self._sampled(task, prior.volume, clock), **others}
 
+    def _sampled(self, task: _Task, prior: Tensor, clock: _Clock) -> Tensor:
+        """Return the network's volume (normalised); finds out on the way how far to trust it."""
+        if self._runtime is None:
+            raise RuntimeError("the method mdd has no network")
+        sweep, geometry, floor = task.sweep, task.geometry, task.floor
         kappa = self.config.interpolation * 0.1
         settings = SamplerSettings(self.config.steps, self.config.guidance, kappa, self.config.tile)
-        noise = float(variance.mean().sqrt())
-        denoise = Denoise(self._runtime, prior, images, geometry.conditions, noise, settings)
+        noise = float(task.variance.mean().sqrt())
+        denoise = Denoise(self._runtime, prior, task.images, geometry.conditions, noise, settings)
         spent = 0.0
+        untouched = True
 
         def consistent(volume: Tensor) -> Tensor:
-            nonlocal spent
+            nonlocal spent, untouched
             begun = time.perf_counter()
+            if untouched:  # later evaluations start from a state that has seen the projections
+                task.miss = structured_miss(geometry.operator, volume, task.images, task.variance)
+                untouched = False
             if self.config.consistency:
-                result = geometry.consistency(volume - floor, images - floor, variance) + floor
+                result = geometry.consistency(volume - floor, task.images - floor, task.variance) + floor
             else:
                 result = volume.clamp_min(floor)
             spent += time.perf_counter() - begun
@@ -214,39 +281,56 @@ class Reconstructor:
             self.config.seed + 1_000_003 * sweep.sweep + 1009 * sweep.position + sweep.channel
         )
         volume = sample(denoise, prior, settings, consistent, seed)
+        findings = task.session.findings
+        # A network that failed gets another chance whenever a held-out projection comes.
+        again = findings.octave > OCTAVE[0] and task.held is not None
+        due = again or task.session.sweeps % _TEST_EVERY == 0
+        if self.config.fall_back and geometry.octave and due:
+            once = SamplerSettings(1, self.config.guidance, 0.0, self.config.tile)
+            findings.octave = geometry.octave(self._runtime, task.images, task.variance, floor, once)
         clock.lap("sampler")
         clock.seconds["sampler"] -= spent
         clock.seconds["consistency"] = spent
-        return {"mdd": volume, "inr": prior, "tikhonov": closed}, fit.steps
+        return volume
 
-    def _judge(
-        self, sweep: Sweep, session: _Session, answers: dict[str, Tensor], residuals: dict[str, float]
-    ) -> tuple[str, dict[str, float]]:
-        """Return which answer is served, and each one's error on the held-out projections.
-
-        An answer that does not even explain the projections it was made from is never served while
-        another one does.
-        """
+    def _serve(self, task: _Task, answers: dict[str, Tensor], figures: Figures) -> tuple[str, float]:
+        """Return which answer is served and the network's weight in it; a blend joins answers and figures."""
         own = next(iter(answers))
-        if session.trusted not in answers:
-            session.trusted = own
-        errors: dict[str, float] = {}
-        if sweep.held_out_z_um.size:
-            operator = self._operator(sweep.held_out_z_um)
-            counts = torch.from_numpy(sweep.held_out).to(self.device)
-            sigma = noise_variance(counts, self.header.camera).sqrt() / session.span
-            target = (counts - session.low) / session.span
-            for name, volume in answers.items():
-                errors[name] = float(((along_z(operator, volume) - target) / sigma).square().mean().sqrt())
-            if self.config.fall_back:
-                best = min(errors, key=errors.__getitem__)
-                session.trusted = best if errors[best] < (1 - _MARGIN) * errors[own] else own
-        if not self.config.fall_back:
-            return own, errors
-        sound = [name for name in answers if residuals[name] < _UNSOUND * max(1.0, min(residuals.values()))]
-        return (session.trusted if session.trusted in sound or not sound else sound[-1]), errors
+        if not self.config.fall_back or len(answers) == 1:
+            return own, float(own == "mdd")
+        verdict = judge(own, task.session.findings, figures)
+        if verdict.served == "blend":
+            mix = verdict.weight * answers["mdd"] + (1 - verdict.weight) * answers[verdict.stand_in]
+            blend = {"blend": mix}
+            answers |= blend
+            figures.residuals["blend"] = _rms(task.geometry.operator, mix, task.images, task.variance)
+            figures.errors.update(task.errors(blend))
+        return verdict.served, verdict.weight
 
-    def _session(self, sweep: Sweep, counts: Tensor) -> _Session:
+    def _reference(
+        self, sweep: Sweep, geometry: Geometry, images: Tensor, clock: _Clock
+    ) -> tuple[Tensor, int]:
+        """Return the reference's volume (normalised) of one sweep, trained for it, and the INR's updates."""
+        # Only here: nobody else pays for its import.
+        from microdiffusion.engines.reference.method import ReferenceMethod
+
+        session = (sweep.channel, sweep.position)
+        if session not in self._references:
+            self._references[session] = ReferenceMethod(
+                self.config.reference,
+                self.header.shape,
+                self.device,
+                seed=self.config.seed,
+                progress=self._report,
+            )
+        centres = (sweep.z_um - self.header.z0_um) / self.header.voxel_size_um[0]
+        answer = self._references[session].reconstruct(geometry.operator, centres, images)
+        clock.lap("reference")
+        clock.seconds |= answer.seconds
+        del clock.seconds["reference"]
+        return answer.volume, answer.inr_steps
+
+    def _session(self, sweep: Sweep, counts: Tensor, geometry: Geometry) -> Session:
         sample_of = counts.flatten()[:: max(1, counts.numel() // 200_000)].cpu().numpy()
         low, high = (float(v) for v in np.percentile(sample_of, [1.0, 99.9]))
         span = max(high - low, 1e-3 * abs(high), 1e-6)
@@ -258,48 +342,18 @@ class Reconstructor:
             and abs(low - session.low) < 0.5 * session.span
         ):
             return session
-        limits = self.config.inr
-        conditions = self._geometry(sweep.z_um).conditions
-        bandwidth = limits.bandwidth_z or default_bandwidth(conditions.length, conditions.step)
-        inr = SessionInr(self.header.shape, bandwidth=bandwidth, rank=limits.rank, seed=self.config.seed)
-        self._sessions[key] = _Session(low, span, inr.to(self.device))
+        prior = SessionPrior(
+            self.header.shape,
+            self.config.inr,
+            bandwidth=default_bandwidth(geometry.conditions.length, geometry.conditions.step),
+            seed=self.config.seed,
+            device=self.device,
+            name=f"channel {sweep.channel}, position {sweep.position}",
+        )
+        self._sessions[key] = Session(low, span, prior, Findings())
         return self._sessions[key]
 
-    def _operator(self, z_um: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(self._matrix(z_um).astype(np.float32)).to(self.device)
 
-    def _matrix(self, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
-        return projection_operator(
-            z_um,
-            self.header.profile,
-            z0_um=self.header.z0_um,
-            voxel_z_um=self.header.voxel_size_um[0],
-            shape_z=self.header.shape[0],
-        )
-
-    def _geometry(self, z_um: NDArray[np.float64]) -> _Geometry:
-        # Stages report positions with some nanometres of jitter; a twentieth of a slice is one geometry.
-        step = self.header.voxel_size_um[0] / 20
-        key = np.round(z_um / step).astype(np.int64).tobytes()
-        known = self._geometries.get(key)
-        if known is not None:
-            return known
-        matrix = self._matrix(z_um)
-        centres = (z_um - self.header.z0_um) / self.header.voxel_size_um[0]
-        length = self.header.profile.length_um / self.header.voxel_size_um[0]
-
-        def tensor(array: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(array.astype(np.float32)).to(self.device)
-
-        operator = tensor(matrix)
-        geometry = _Geometry(
-            operator,
-            tensor(tikhonov_matrix(matrix)),
-            tensor(interpolation_matrix(centres, self.header.shape[0])),
-            SliceConditions.of(matrix, centres, length),
-            DataConsistency(operator),
-        )
-        if len(self._geometries) >= 64:  # lost frames make rare geometries; keep memory bounded
-            self._geometries.pop(next(iter(self._geometries)))
-        self._geometries[key] = geometry
-        return geometry
+def _rms(operator: Tensor, volume: Tensor, images: Tensor, variance: Tensor) -> float:
+    """Return the rms of the reprojection's misfit in units of the noise."""
+    return float(((along_z(operator, volume) - images).square() / variance).mean().sqrt())

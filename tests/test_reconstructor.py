@@ -63,12 +63,12 @@ def test_an_answer_is_a_volume_with_its_figures(weights: Path, method: str) -> N
     assert result.served == method
     assert result.residual > 0
     assert result.held_out_error == result.candidate_errors[method] > 0
-    assert set(result.candidate_errors) == {method} | ({"inr", "tikhonov"} if method == "mdd" else set()) | (
-        {"tikhonov"} if method == "inr" else set()
-    )
+    others = {"mdd": {"inr", "tikhonov", "linear"}, "inr": {"tikhonov", "linear"}}
+    assert set(result.candidate_errors) == {method} | others.get(method, set())
     assert all(seconds >= 0 for seconds in result.seconds.values())
     assert result.seconds["total"] >= max(result.seconds.values())
-    assert (result.inr_iterations > 0) == (method in ("mdd", "inr"))
+    assert result.inr_iterations == 0 or method in ("mdd", "inr")
+    assert result.network_weight == (method == "mdd")
     np.testing.assert_array_equal(sweep.projections, before)
 
 
@@ -131,6 +131,7 @@ def test_the_answer_scales_with_the_camera(weights: Path, method: str) -> None:
     """Twice the counts per photon: the same specimen, twice as high above the offset."""
     sweep, louder = sweep_of(specimen()), sweep_of(specimen())
     louder.projections = 2 * (sweep.projections - CAMERA.offset) + CAMERA.offset
+    louder.held_out = 2 * (sweep.held_out - CAMERA.offset) + CAMERA.offset
     config = configure(weights, method=method, fall_back=False)
     camera = CameraNoise(offset=CAMERA.offset, gain=2.0, read_noise=2 * CAMERA.read_noise)
     one = Reconstructor(header(), config).reconstruct(sweep).volume - CAMERA.offset
@@ -270,7 +271,7 @@ def test_guidance_runs_and_changes_the_answer(weights: Path) -> None:
 def test_the_network_is_asked_as_often_as_configured(
     weights: Path, steps: int, guidance: float, passes: int
 ) -> None:
-    config = configure(weights, steps=steps, guidance=guidance)
+    config = configure(weights, steps=steps, guidance=guidance, fall_back=False)
     engine = open_engine(config)
     counter = _Counter(engine)
     Reconstructor(header(), config, replace(engine, runtime=counter)).reconstruct(sweep_of(specimen()))
@@ -389,14 +390,16 @@ def test_a_bad_network_is_not_served_and_the_next_sweeps_remember(weights: Path)
         np.testing.assert_allclose(first.volume, closed.volume, rtol=1e-4)
 
 
-def test_a_bad_network_and_a_bad_inr_leave_the_linear_answer(weights: Path) -> None:
+def test_a_bad_network_and_no_time_for_the_inr_leave_nothing_worse_than_the_linear_answer(
+    weights: Path,
+) -> None:
     config = configure(weights, consistency=False, inr=InrConfig(cold_steps=1))
     engine = replace(open_engine(config), runtime=_Stub(noise))
-    sweep = sweep_of(specimen())
+    sweep, truth = sweep_of(specimen()), specimen() + CAMERA.offset
     result = Reconstructor(header(), config, engine).reconstruct(sweep)
-    assert result.served == "tikhonov"
+    assert result.served == "inr"
     closed = Reconstructor(header(), configure(weights, method="tikhonov")).reconstruct(sweep)
-    np.testing.assert_allclose(result.volume, closed.volume, rtol=1e-5)
+    assert np.square(result.volume - truth).mean() < 1.05 * np.square(closed.volume - truth).mean()
 
 
 def test_without_fall_back_the_network_is_served_whatever_the_judge_says(weights: Path) -> None:
@@ -419,9 +422,9 @@ def test_a_network_that_recovers_is_served_again(weights: Path) -> None:
     look_at["bad"] = False
     config_errors = reconstructor.reconstruct(sweep_of(truth, 2, seed=1))
     errors = config_errors.candidate_errors
-    # Its answer is the INR's: as good as that, and served unless another is clearly better.
+    # Its answer is the INR's: as good as that, and served again.
     assert errors["mdd"] == pytest.approx(errors["inr"], rel=0.2)
-    assert (config_errors.served == "mdd") == (min(errors.values()) > 0.97 * errors["mdd"])
+    assert config_errors.served == "mdd"
 
 
 # Weights ------------------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""Two sweeps that see more than one: the sweep before, where the specimen has kept still since.
+
+With alternating offsets the last two sweeps lie half a step apart, so together they overlap by half. What
+the sweep before says is as good as new where nothing changed in between. Change shows as a difference
+between its projections and those that the present sweep alone predicts. That difference has another cause,
+the detail along z that one sweep cannot tell: it puts light into the wrong half of a slab, so it has
+opposite signs in neighbouring projections and vanishes when they are averaged along z; a change of
+brightness or place does not. So each pixel of each projection is believed by the share of its smoothed
+difference that noise and detail explain, and replaced by the prediction for the rest. Where less than
+`_ENOUGH` of the signal is believed the sweeps stay apart. Pure functions of tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microdiffusion.engines.noise import quieten
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_WINDOW = 7  # pixels over which a change is measured
+_ENOUGH = 0.5
+_DIMMER = 0.5  # from one sweep to the next; more is another specimen
+_APART = 0.2  # of a step: sweeps that lie closer say the same twice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A sweep as it was measured: its number, slab centres (M,) µm, ascending, and images (M, Y, X)."""
+
+    sweep: int
+    z_um: NDArray[np.float64]
+    images: Tensor
+
+    def scaled(self, low: float, span: float) -> Seen:
+        """Return it in normalised units."""
+        return Seen(self.sweep, self.z_um, (self.images - low) / span)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """Both sweeps as one, ascending: slab centres (M,) µm, images and variance (M, Y, X), and the belief."""
+
+    z_um: NDArray[np.float64]
+    images: Tensor
+    variance: Tensor
+    believed: float
+
+
+def merge(
+    present: Seen,
+    variance: Tensor,
+    previous: Seen,
+    previous_variance: Tensor,
+    predicted: Tensor,
+    older: Seen | None,
+) -> Merged | None:
+    """Return the present sweep and the one before it as one sweep; None where they should stay apart.
+
+    Parameters
+    ----------
+    present, previous, older : Seen
+        This sweep, the one before, and the one before that; normalised.
+    variance, previous_variance : (M, Y, X)
+        Their noise.
+    predicted : (M, Y, X)
+        The previous projections as the present sweep alone predicts them.
+    """
+    step = float(np.median(np.diff(present.z_um))) if present.z_um.size > 1 else 0.0
+    nearest = np.abs(previous.z_um[:, None] - present.z_um[None, :]).min(axis=1)
+    new = nearest > _APART * step
+    if present.z_um.size < 2 or new.mean() < 0.5:
+        return None
+    # Bleaching and lamp: one factor for all, which is no change of the specimen.
+    zero = float(predicted.min())
+    factor = float(((previous.images - zero) * (predicted - zero)).sum())
+    factor /= max(float((previous.images - zero).square().sum()), 1e-12)
+    if not _DIMMER < factor < 1 / _DIMMER:
+        return None
+    measured = zero + factor * (previous.images - zero)
+    share = believed(predicted, measured, previous_variance)
+    if older is not None and _same_places(older.z_um, present.z_um, _APART * step):
+        share = torch.minimum(share, _unchanged(present, older, previous, variance))
+    signal = (measured - zero).square() + previous_variance
+    trust = min(float(share.mean()), float((share * signal).sum() / signal.sum()))
+    if trust < _ENOUGH:
+        return None
+    filled = predicted + share * (measured - predicted)
+    keep = torch.from_numpy(new).to(filled.device)
+    z_um = np.concatenate([present.z_um, previous.z_um[new]])
+    order = np.argsort(z_um, kind="stable")
+    index = torch.from_numpy(order).to(filled.device)
+    return Merged(
+        z_um[order],
+        torch.cat([present.images, filled[keep]])[index],
+        torch.cat([variance, previous_variance[keep]])[index],
+        trust,
+    )
+
+
+def _same_places(one: NDArray[np.float64], other: NDArray[np.float64], near: float) -> bool:
+    return one.shape == other.shape and bool(np.abs(one - other).max() < near)
+
+
+def _unchanged(present: Seen, older: Seen, previous: Seen, variance: Tensor) -> Tensor:
+    """Return how little each previous projection's neighbourhood changed from `older` to `present`."""
+    change = (_local((present.images - older.images).square()) - 2 * _local(variance)).clamp_min(0.0)
+    near = torch.from_numpy(
+        np.abs(previous.z_um[:, None] - present.z_um[None, :]).argsort(axis=1)[:, :2].copy()
+    )
+    change = change[near.to(change.device)].mean(dim=1)
+    # Half of what changed in two intervals; the variance of a mean over the window is what it is known to.
+    allowed = _local(variance)[near[:, 0].to(change.device)]
+    return allowed / (allowed + 0.5 * (change - 0.3 * allowed).clamp_min(0.0))
+
+
+def believed(predicted: Tensor, measured: Tensor, variance: Tensor) -> Tensor:
+    """Return how far each pixel of the older projections may be believed, (M, Y, X) within 0 and 1.
+
+    All (M, Y, X): the older projections as the present sweep predicts them, as they were measured, and
+    their noise.
+    """
+    difference = quieten(measured - predicted, 2 * variance)
+    neighbours = F.pad(difference[None, None], (0, 0, 0, 0, 1, 1), mode="replicate")[0, 0]
+    smooth = 0.25 * (neighbours[:-2] + 2.0 * difference + neighbours[2:])
+    lasting, all_of_it = _local(smooth.square()), _local(difference.square())
+    # Alternating differences keep an eighth of their power at most; what is above that lasts.
+    change = 4.0 * (lasting - all_of_it / 8.0).clamp_min(0.0)
+    allowed = _local(variance) + all_of_it / 4.0
+    return allowed / (allowed + change)
+
+
+def _local(stack: Tensor) -> Tensor:
+    return F.avg_pool2d(stack[None], _WINDOW, 1, _WINDOW // 2, count_include_pad=False)[0]
