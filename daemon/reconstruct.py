@@ -31,6 +31,7 @@ def reconstruct_file(
     *,
     config: Config,
     progress: Callable[[int, int, Reconstruction], None] = lambda done, total, result: None,
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> None:
     """Reconstruct every sweep of the projection file `path` into the run file `output`.
 
@@ -38,6 +39,8 @@ def reconstruct_file(
     ----------
     progress : callable
         Called after each sweep with the number done, the number of all, and the result.
+    report : callable
+        Called within a sweep by the method that takes hours: its stage, how much is done, how much there is.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def reconstruct_file(
         from microdiffusion.engines.reconstructor import Reconstructor
 
         engine = open_engine(config.engine)
-        reconstructor = Reconstructor(projections.header, config.engine, engine)
+        reconstructor = Reconstructor(projections.header, config.engine, engine, report=report)
         info = EngineInfo(engine.name, engine.reason, engine.weights, engine.weights_sha256)
         total = len(projections)
         recorder = Recorder(

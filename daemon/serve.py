@@ -22,7 +22,7 @@ from microdiffusion.daemon.engine_process import READY_S, EngineProcess
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.live_run import LiveRun
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
-from microdiffusion.errors import AcquisitionError, DiskError, MddError, RunError, UserError
+from microdiffusion.errors import AcquisitionError, ConfigError, DiskError, MddError, RunError, UserError
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
@@ -342,9 +342,16 @@ def serve(
 
     Raises
     ------
+    ConfigError
+        The method cannot be live.
     MddError
         See `Daemon.serve`; the summary of what was written is printed first.
     """
+    if config.engine.method == "microdiffusion":
+        raise ConfigError(
+            "engine.method microdiffusion trains for hours on every volume and cannot be live: choose "
+            "another method here; `mdd reconstruct FILE --method microdiffusion` runs it on a file."
+        )
     daemon = Daemon(config, volumes=volumes, duration_s=duration_s, feed=feed)
     with _signals(daemon.request_stop):
         try:

@@ -1,0 +1,386 @@
+"""The reference from one sweep's projections to a volume: train the INR, train the denoiser, sample.
+
+    x_0 = s · projection + (1 - s) · mean of its slab's INR slices        what the denoiser is trained on
+    x_t <- s · x_t + (1 - s) · INR slice, then an ancestral step           what every step of sampling does
+
+Only what was measured is used: a slice's image condition is the measured projection whose slab lies closest.
+(The authors' evaluation takes the mean of six *true* slices round each slice, which no microscope has.)
+
+The INR is fitted first and stays as it is (pretraining), or is trained with the denoiser on the sum of both
+losses (joint training, the paper's ablation). Networks live as long as their session. Differences from the
+authors' code are listed in docs/reference-method.md. Runs on the engine's thread, on any device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microdiffusion.engines.linear import along_z, nearest_slab
+from microdiffusion.engines.reference import ddpm
+from microdiffusion.engines.reference.condition import (
+    POSITION,
+    PROJECTION,
+    PositionEmbedding,
+    ProjectionEmbedding,
+    join,
+)
+from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
+from microdiffusion.engines.reference.unet import MULTIPLE, UNet
+from microdiffusion.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import ReferenceConfig
+
+NEIGHBOURS = (0.05, 0.15, 0.3, 0.3, 0.15, 0.05)
+"""Weights of six neighbouring INR slices."""
+SMALLEST = 16
+"""Pixels along an edge that E_img needs at least; smaller images are padded."""
+_BATCH_PIXELS = 1 << 16  # of the slices that are sampled together
+
+
+@dataclass(slots=True)
+class ReferenceAnswer:
+    """A volume (Z, Y, X), normalised as its projections were, and what it cost.
+
+    Attributes
+    ----------
+    volume, prior : (Z, Y, X) float32
+        The answer, and the INR without the averaging of neighbours.
+    inr_steps, updates, evaluations : int
+        Updates of the INR and of the denoiser, and evaluations of the denoiser by the sampler (images).
+    seconds : dict
+        "inr", "train" and "sampler".
+    """
+
+    volume: Tensor
+    prior: Tensor
+    inr_steps: int
+    updates: int
+    evaluations: int
+    seconds: dict[str, float]
+
+
+class Networks(nn.Module):
+    """Everything that is trained for one volume, apart from the INR."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.unet = UNet(POSITION + PROJECTION, width=width, dropout=dropout)
+        self.position = PositionEmbedding()
+        self.projection = ProjectionEmbedding(width)
+
+
+class ReferenceMethod:
+    """The reference for one session.
+
+    Parameters
+    ----------
+    config : ReferenceConfig
+    shape : (Z, Y, X)
+        Of the volume.
+    device : torch.device
+    seed : int
+        Of the initial weights, of training and of sampling.
+    progress : callable
+        Told the stage ("inr", "train", "sampler"), how much is done, and how much there is.
+    """
+
+    def __init__(
+        self,
+        config: ReferenceConfig,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        seed: int = 0,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
+        self.config = config
+        self.shape = shape
+        self.device = device
+        self.seed = seed
+        self.schedule = ddpm.Schedule(config.timesteps)
+        self.field: FourierMlp | None = None
+        self.networks: Networks | None = None
+        self._progress = progress
+        self._z, self._smooth = neighbours(config.neighbours, shape[0])
+        self._z, self._smooth = self._z.to(device), self._smooth.to(device)
+
+    def reconstruct(self, operator: Tensor, centres: NDArray[np.float64], images: Tensor) -> ReferenceAnswer:
+        """Return the volume of one sweep; trains first.
+
+        Parameters
+        ----------
+        operator : (M, Z) float32
+        centres : (M,) float64
+            Slab centres, in slices.
+        images : (M, Y, X) float32
+            The projections, normalised to about [0, 1].
+        """
+        seconds = {}
+        begun = time.perf_counter()
+        kept = self.networks is not None and not self.config.retrain
+        if self.field is None or not kept:
+            self.field = self._new_field()
+        inr_steps = 0
+        if kept or not self.config.joint:
+            plan = self._plan()
+            fit_field(self.field, operator, images, plan, seed=self.seed, progress=self._stage("inr"))
+            inr_steps = plan.steps
+        seconds["inr"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        updates = 0
+        if not kept:
+            updates = self.train(operator, images)
+            inr_steps = inr_steps or updates
+        seconds["train"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        volume, evaluations = self.sample(images, nearest_slab(centres, self.shape[0]))
+        seconds["sampler"] = time.perf_counter() - begun
+        return ReferenceAnswer(volume, self.field.volume(), inr_steps, updates, evaluations, seconds)
+
+    def train(self, operator: Tensor, images: Tensor) -> int:
+        """Train new networks on the projections (M, Y, X), and the INR with them where that is joint.
+
+        One projection an update, all of them in turn an epoch; the rate grows evenly. Returns the updates.
+        """
+        config, field = self.config, self._fitted()
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        count = len(images)
+        with self._own_random_numbers(), torch.enable_grad():
+            networks = self.networks = Networks(config.width, config.dropout).to(self.device)
+            networks.train()
+            optimisers: list[torch.optim.Optimizer] = [
+                torch.optim.AdamW(networks.parameters(), lr=config.rate, weight_decay=1e-4)
+            ]
+            plan = FieldPlan(
+                config.epochs * count, config.inr_batch_pixels, config.inr_rate, config.inr_decay
+            )
+            if config.joint:
+                optimisers.append(torch.optim.Adam(field.parameters(), lr=plan.rate))
+            else:
+                inter = along_z(operator @ self._smooth, self._volume(self._z))
+            done, advance = 0, self._stage("train")
+            for epoch in range(config.epochs):
+                optimisers[0].param_groups[0]["lr"] = self.rate_at(epoch)
+                for m in range(count):
+                    losses = []
+                    if config.joint:
+                        optimisers[1].param_groups[0]["lr"] = plan.rate_at(done)
+                        losses.append(field.loss(operator, images, self._some_pixels(generator, plan)))
+                        mean = self._slab_mean(field, (operator @ self._smooth)[m])
+                    else:
+                        mean = inter[m]
+                    clean = ddpm.interpolated(images[m], mean, config.interpolation)
+                    losses.append(self._noise_loss(networks, operator[m], images[m], clean, generator))
+                    for optimiser in optimisers:
+                        optimiser.zero_grad(set_to_none=True)
+                    torch.stack(losses).sum().backward()
+                    for optimiser in optimisers:
+                        optimiser.step()
+                    done += 1
+                    advance(done, config.epochs * count)
+        networks.eval()
+        return done
+
+    @torch.no_grad()
+    def sample(
+        self,
+        images: Tensor,
+        nearest: NDArray[np.intp],
+        *,
+        shortcut: int | None = None,
+        wanted: range | None = None,
+    ) -> tuple[Tensor, int]:
+        """Draw slices; return them (Z, Y, X) and the number of network evaluations (images).
+
+        Parameters
+        ----------
+        images : (M, Y, X) float32
+            The measured projections.
+        nearest : (Z,) int
+            Which of them is each slice's condition.
+        shortcut : int, optional
+            Instead of the configured one.
+        wanted : range, optional
+            Of slices, in steps of 1; None: all. A slice does not depend on which others are drawn.
+        """
+        config, networks = self.config, self._trained()
+        wanted = range(self.shape[0]) if wanted is None else wanted
+        steps = ddpm.steps_needed(
+            config.timesteps, config.shortcut if shortcut is None else shortcut, config.interpolation
+        )
+        settings = ddpm.Sampling(steps, config.interpolation, config.guidance, self.seed)
+        prior = _padded(self.prior())[:, None]
+        with self._precision():
+            condition = self._condition(
+                networks, self._positions(), images, torch.from_numpy(nearest).to(self.device)
+            )
+        together = max(1, _BATCH_PIXELS // prior[0].numel())
+        starts = range(wanted.start, wanted.stop, together)
+        drawn, done, advance = [], 0, self._stage("sampler")
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            advance(done, len(starts) * steps)
+
+        for start in starts:
+            chosen = slice(start, min(start + together, wanted.stop))
+            told = condition[chosen]
+
+            def predict(state: Tensor, t: int, conditional: bool, told: Tensor = told) -> Tensor:
+                times = torch.full((len(state),), t, device=self.device)
+                with self._precision():
+                    noise: Tensor = networks.unet(
+                        state, times, told if conditional else torch.zeros_like(told)
+                    )
+                return noise.float()
+
+            drawn.append(
+                ddpm.draw(self.schedule, predict, prior[chosen], settings, first=start, on_step=on_step)
+            )
+        rows, columns = self.shape[1:]
+        volume = torch.cat(drawn)[:, 0, :rows, :columns]
+        return volume, len(wanted) * steps * (2 if config.guidance > 0 else 1)
+
+    def prior(self) -> Tensor:
+        """Return the INR (Z, Y, X) with its neighbours averaged: what sampling is pulled to."""
+        return along_z(self._smooth, self._volume(self._z))
+
+    def rate_at(self, epoch: int) -> float:
+        """Return the denoiser's learning rate of an epoch (0, 1, ...): it grows, as in the authors' code."""
+        return self.config.rate * (1.0 + (self.config.rate_growth - 1.0) * epoch / self.config.epochs)
+
+    def _noise_loss(
+        self, networks: Networks, weights: Tensor, image: Tensor, clean: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return the mean squared error of the noise predicted in one noised image (Y, X)."""
+        t = torch.randint(len(self.schedule), (1,), generator=generator)
+        clean = _padded(clean[None])[:, None]
+        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        dropped = float(torch.rand(1, generator=generator)) < self.config.condition_dropout
+        with self._precision():
+            condition = self._condition(
+                networks, self._positions(), image[None], torch.zeros(1, dtype=torch.long), weights[None]
+            )
+            condition = torch.zeros_like(condition) if dropped else condition
+            state = self.schedule.noised(clean, t, noise)
+            predicted = networks.unet(state, t.to(self.device), condition)
+        return F.mse_loss(predicted.float(), noise)
+
+    def _condition(
+        self,
+        networks: Networks,
+        positions: Tensor,
+        images: Tensor,
+        which: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return conditions (N, 160); the part that is switched off is zero.
+
+        Positions (Z,) are averaged with `weights` (N, Z) where given; images (M, Y, X) are taken by number.
+        """
+        where = networks.position(positions)
+        if weights is not None:
+            where = weights @ where
+        seen = networks.projection(_padded(images)[:, None])[which.to(self.device)]
+        where = where if self.config.position_condition else torch.zeros_like(where)
+        seen = seen if self.config.image_condition else torch.zeros_like(seen)
+        return join(where.float(), seen.float())
+
+    def _positions(self) -> Tensor:
+        slices = self.shape[0]
+        return 2.0 * torch.arange(slices, device=self.device) / slices - 1.0
+
+    def _slab_mean(self, field: FourierMlp, weights: Tensor) -> Tensor:
+        """Return the INR's mean (Y, X) with `weights` (K,) of the slices _z, and its gradient."""
+        used = weights.nonzero().squeeze(1)
+        with self._precision():
+            return field.slices(self._z[used], weights[used])
+
+    def _some_pixels(self, generator: torch.Generator, plan: FieldPlan) -> Tensor:
+        pixels = self.shape[1] * self.shape[2]
+        order = torch.randperm(pixels, generator=generator)
+        return order[: plan.batch_pixels or pixels].to(self.device)
+
+    def _volume(self, z: Tensor) -> Tensor:
+        with self._precision():
+            return self._fitted().volume(z)
+
+    def _plan(self) -> FieldPlan:
+        config = self.config
+        return FieldPlan(
+            config.inr_steps, config.inr_batch_pixels, config.inr_rate, config.inr_decay, config.bfloat16
+        )
+
+    def _new_field(self) -> FourierMlp:
+        config = self.config
+        with self._own_random_numbers():
+            field = FourierMlp(
+                self.shape,
+                frequencies=config.inr_frequencies,
+                bandwidth=config.inr_bandwidth,
+                seed=self.seed,
+            )
+        return field.to(self.device)
+
+    def _fitted(self) -> FourierMlp:
+        if self.field is None:
+            raise EngineError("The reference's INR is used before it was fitted: call reconstruct first.")
+        return self.field
+
+    def _trained(self) -> Networks:
+        if self.networks is None:
+            raise EngineError("The reference's networks are used before training: call reconstruct first.")
+        return self.networks
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+
+    def _stage(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._progress(name, done, total)
+
+    @contextlib.contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Seed what torch draws by itself (initial weights, dropout), and give the caller's numbers back."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            yield
+
+
+def neighbours(kind: str, slices: int) -> tuple[Tensor, Tensor]:
+    """Return where the INR is evaluated (K,), in slices, and the weights (Z, K) of each slice's average.
+
+    "reference" averages the slices z - 3 ... z + 2, "centred" the six half slices round z, "none" nothing;
+    beyond the volume the outermost ones are repeated.
+    """
+    if kind == "none":
+        return torch.arange(slices, dtype=torch.float32), torch.eye(slices)
+    centred = kind == "centred" and slices > 1
+    z = torch.arange(slices - centred, dtype=torch.float32) + (0.5 if centred else 0.0)
+    weights = torch.zeros(slices, z.numel())
+    for offset, weight in enumerate(NEIGHBOURS):
+        place = (torch.arange(slices) + offset - 3).clamp(0, z.numel() - 1)
+        weights[torch.arange(slices), place] += weight
+    return z, weights
+
+
+def _padded(images: Tensor) -> Tensor:
+    """Return images (N, Y, X) continued to sides that the networks can halve three times."""
+    short = [max(SMALLEST, -(-n // MULTIPLE) * MULTIPLE) - n for n in images.shape[1:]]
+    if not any(short):
+        return images
+    return F.pad(images[:, None], (0, short[1], 0, short[0]), mode="replicate")[:, 0]
