@@ -74,7 +74,6 @@ def run(args: Namespace) -> int:
     plan = TrainingPlan.of(config, resume=args.resume, command=command, machine=processor())
     with _Shown() as shown:
         train(plan, shown.say, shown.watch)
-    say(f"wrote {plan.output}, its card {plan.output.with_suffix('.md').name} and its curves")
     return 0
 
 

@@ -122,7 +122,7 @@ def _scores(table: Table) -> str:
     return (
         "PSNR (dB) / SSIM per slice, data range 1: slab 6, step 6, white noise 0.01, the middle "
         "130 × 128 × 128 voxels scaled by the percentiles 1 and 99.9; one evaluation from the Tikhonov "
-        "answer, without the INR and without data consistency.\n\n"
+        "answer, pulled towards the projections, without the INR.\n\n"
         + _table(("volume", "linear", "Tikhonov", "network"), rows)
     )
 

@@ -46,8 +46,8 @@ from microdiffusion.errors import ConfigError, EngineError, MissingFileError
 
 __all__ = ["Progress", "TrainingPlan", "train"]
 
-_LOOK_EVERY = 50
-"""Iterations between looks at the losses: each look waits for the device."""
+_LOOK_EVERY, _LOOK_EVERY_S = 50, 10.0
+"""Iterations and seconds between looks at the losses, whichever is sooner: each look waits for the device."""
 _SAY_EVERY = 100
 _WARM_UP = 300
 _STOP = math.inf
@@ -151,7 +151,7 @@ class _Run:
         self._identity = plan.identity(self._sources.fingerprint())
         self._curves = Curves()
         self._fresh: list[Tensor] = []
-        self._iteration, self._spent = 0, 0.0
+        self._iteration, self._spent, self._said = 0, 0.0, 0
         self._build()
 
     def _check_output(self) -> None:
@@ -204,7 +204,7 @@ class _Run:
         stream = self._open_stream()
         self._started = time.monotonic() - self._spent
         table: Table = {}
-        judged = -1
+        judged, looked_s = -1, time.monotonic()
         with _Patient() as patient:
             try:
                 while True:
@@ -213,8 +213,9 @@ class _Run:
                     if share >= 1:
                         break
                     self._advance(next(stream), share)
-                    if self._iteration % _LOOK_EVERY == 0:
+                    if self._iteration % _LOOK_EVERY == 0 or time.monotonic() - looked_s > _LOOK_EVERY_S:
                         self._look()
+                        looked_s = time.monotonic()
                     if self._iteration % plan.validate_every == 0:
                         table, judged = self._judge(), self._iteration
                         self._save(table)
@@ -294,7 +295,8 @@ class _Run:
         mean = float(np.mean(recent))
         if self._watch is not None:
             self._watch(Progress(self._iteration, min(1.0, self._share()), mean, self._seconds))
-        elif self._iteration % _SAY_EVERY == 0:
+        elif self._iteration // _SAY_EVERY > self._said:
+            self._said = self._iteration // _SAY_EVERY
             self._say(f"iteration {self._iteration}  loss {mean:.5f}  {self._seconds:.0f} s")
 
     def _judge(self) -> Table:
@@ -344,8 +346,10 @@ class _Run:
             table=table,
             loss=float(np.mean(recent)) if recent else float("nan"),
         )
-        with replacing(self._plan.output.with_suffix(".md")) as temporary:
+        card = self._plan.output.with_suffix(".md")
+        with replacing(card) as temporary:
             write_card(temporary, self._plan, self._sources.records, outcome)
+        self._say(f"wrote {self._plan.output}, its card {card.name} and its curves")
 
 
 def _pool(sources: Sources, plan: TrainingPlan, crew: Team) -> Any:
