@@ -1,10 +1,11 @@
 """Where adapting to a session's own projections helps, and where it hurts, against the truth.
 
-    python benchmarks/adapt.py --volumes FOLDER [--iterations 150]
+    python benchmarks/adapt.py --volumes FOLDER [--iterations 80]
 
 Two sweeps of each volume (the second half a step deeper), slab of 6 slices, step of 6, white noise of 0.01,
 one projection of each held out; the shipped weights, adapted with quarter turns into z and without. Scores
-are of the network's answer alone (no stepping back), before and after. Writes benchmarks/results/adapt.json.
+are of the network's answer to each sweep alone (no stepping back, no merging), before and after. Writes
+benchmarks/results/adapt.json.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def simulate(truth: np.ndarray, path: Path, *, hold_out: bool) -> None:
 
 def true_scores(session: Session, weights: Path, truth: np.ndarray) -> dict[str, float]:
     """Return the scores of the network's answer, mean over the sweeps."""
-    config = EngineConfig(weights=weights, fall_back=False)
+    config = EngineConfig(weights=weights, fall_back=False, merge_sweeps="off")
     reconstructor = Reconstructor(session.header, config, open_engine(config))
     rows = [
         scores_of(
@@ -91,10 +92,10 @@ def main() -> None:
     )
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=VOLUMES)
-    parser.add_argument("--iterations", type=int, default=150)
-    parser.add_argument("--edge", type=int, default=96)
-    parser.add_argument("--turns", type=float, nargs="*", default=(0.5, 0.0))
-    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--iterations", type=int, default=80)
+    parser.add_argument("--edge", type=int, default=80)
+    parser.add_argument("--turns", type=float, nargs="*", default=(0.0, 0.5))
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--no-hold-out", action="store_true", help="judge by a projection that is left out")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "adapt.json")
     arguments = parser.parse_args()

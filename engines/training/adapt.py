@@ -187,11 +187,12 @@ class _Adaptation:
             gauged=camera.gain is not None,
         )
 
-    def _reconstructor(self, model: SlabDenoiser) -> Reconstructor:
+    def _reconstructor(self, model: SlabDenoiser, *, merging: bool = False) -> Reconstructor:
+        config = self._config if merging else self._config.model_copy(update={"merge_sweeps": "off"})
         # A copy: the runtime changes the network's precision and place.
-        runtime, _ = open_runtime(copy.deepcopy(model), self._device, self._config)
+        runtime, _ = open_runtime(copy.deepcopy(model), self._device, config)
         engine = Engine(self._device, runtime.name, "", runtime)
-        return Reconstructor(self._session.header, self._config, engine)
+        return Reconstructor(self._session.header, config, engine)
 
     def judged(self, model: SlabDenoiser) -> list[NDArray[np.float64]]:
         """Return the judges' errors by block, for each sweep."""
@@ -252,7 +253,8 @@ class _Adaptation:
 
     def _specimens(self) -> NDArray[np.float16]:
         """Reconstruct the session with the present network; return cubes (N, SIZE, SIZE, SIZE) of light."""
-        reconstructor = self._reconstructor(self.average)
+        # Neighbouring sweeps of a still specimen make it better known; what judges never gets in.
+        reconstructor = self._reconstructor(self.average, merging=True)
         cubes: list[NDArray[np.float16]] = []
         volumes = [self._light(reconstructor.reconstruct(sweep).volume) for sweep in self._sweeps]
         while len(cubes) < self._plan.cubes:
