@@ -71,8 +71,10 @@ class Attention(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return features of the same shape (N, C, Y, X)."""
         h = self.norm(images)
+        # Contiguous: torch's fused attention wants a pixel's channels side by side.
         query, key, value = (
-            layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value)
+            layer(h).flatten(2).transpose(1, 2).contiguous()[:, None]
+            for layer in (self.query, self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value)  # (N, 1, Y·X, C)
         result: Tensor = images + self.out(mixed[:, 0].transpose(1, 2).reshape(images.shape))
