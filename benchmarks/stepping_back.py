@@ -5,7 +5,7 @@ projection, with noise that is declared to the engine or left for it to estimate
 session. Slab of 6 slices; sides of `--size` pixels at most.
 
   python benchmarks/stepping_back.py --volumes FOLDER
-  python benchmarks/stepping_back.py --volumes FOLDER --merging     two sweeps, still and moving
+  python benchmarks/stepping_back.py --volumes FOLDER --merging     sweeps that are merged where nothing moved
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ from strange_specimens import STRANGE
 
 LENGTH = 6.0
 TWINS = ("cells_bigstream_low", "zebrafish_brain_1_pre", "zebrafish_brain_3_pre")  # of other volumes
-MOTIONS = ("still", "bleaching 10 %", "1 pixel aside", "3 slices deeper", "a flicker of 30 %")
+MOTIONS = (
+    "still, two sweeps",
+    "still",
+    "bleaching 10 %",
+    "1 pixel aside, two sweeps",
+    "1 pixel aside",
+    "3 slices deeper",
+    "a flicker of 30 %",
+)
+"""From sweep to sweep; three sweeps where no other number is named."""
 
 
 def header_of(truth: np.ndarray, noise: float | None) -> RunHeader:
@@ -143,35 +152,34 @@ def stepping_back(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[
     return rows
 
 
-def moved(truth: np.ndarray, motion: str) -> np.ndarray:
-    """Return what the specimen was one sweep ago."""
+def moved(truth: np.ndarray, motion: str, sweeps: int) -> np.ndarray:
+    """Return what the specimen was so many sweeps ago."""
     if motion.startswith("bleaching"):
-        return truth * np.float32(1.1)
+        return truth * np.float32(1.1**sweeps)
     if motion.startswith("1 pixel"):
-        return np.roll(truth, 1, axis=2)
+        return np.roll(truth, sweeps, axis=2)
     if motion.startswith("3 slices"):
-        return np.roll(truth, 3, axis=0)
+        return np.roll(truth, 3 * sweeps, axis=0)
     if motion.startswith("a flicker"):
-        return np.concatenate(
-            [truth[:, : truth.shape[1] // 2], truth[:, truth.shape[1] // 2 :] * 1.3], axis=1
-        )
+        half = truth.shape[1] // 2
+        return np.concatenate([truth[:, :half], truth[:, half:] * np.float32(1.3**sweeps)], axis=1)
     return truth
 
 
 def merging(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return a row for each specimen and motion: the second sweep alone, and merged with the first."""
+    """Return a row for each specimen and motion: the last sweep alone, and merged with the one before."""
     rows = []
     for noise in (0.01, 0.04):
         for name, truth in everything.items():
             header = header_of(truth, None)
             for motion in MOTIONS:
-                before = moved(truth, motion)
+                count = 2 if motion.endswith("two sweeps") else 3
                 history = [
-                    sweep_of(header, each, 6, noise, number, judge=number == 0)
-                    for number, each in enumerate((before, truth))
+                    sweep_of(header, moved(truth, motion, count - 1 - k), 6, noise, k, judge=k == 0)
+                    for k in range(count)
                 ]
                 # The slices that both sweeps saw, so that the sets can be compared.
-                seen = seen_slices(operator_of(header, history[1].z_um))
+                seen = seen_slices(operator_of(header, history[-1].z_um))
                 row: dict[str, Any] = {"specimen": name, "noise": noise, "motion": motion}
                 for method in ("mdd", "inr", "tikhonov"):
                     for mode in ("off", "still"):

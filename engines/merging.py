@@ -1,13 +1,18 @@
 """Two sweeps that see more than one: the sweep before, where the specimen has kept still since.
 
 With alternating offsets the last two sweeps lie half a step apart, so together they overlap by half. What
-the sweep before says is as good as new where nothing changed in between. Change shows as a difference
-between its projections and those that the present sweep alone predicts. That difference has another cause,
-the detail along z that one sweep cannot tell: it puts light into the wrong half of a slab, so it has
-opposite signs in neighbouring projections and vanishes when they are averaged along z; a change of
-brightness or place does not. So each pixel of each projection is believed by the share of its smoothed
-difference that noise and detail explain, and replaced by the prediction for the rest. Where less than
-`_ENOUGH` of the signal is believed the sweeps stay apart. Pure functions of tensors.
+the sweep before says is as good as new where nothing changed in between. Two ways to find that out:
+
+- the sweep before that one had the same slabs as the present: their plain difference is change and noise;
+- in the second sweep of a session there is no such one. Then the projections of the first are compared
+  with those that the second alone predicts. The detail along z that one sweep cannot tell differs as well,
+  but puts light into the wrong half of a slab: it has opposite signs in neighbouring projections and
+  vanishes when they are averaged along z, which change of brightness or place across does not. What moved
+  along z by less than a slab goes unnoticed here, for this one sweep.
+
+Each pixel of each older projection is believed by the share of the difference that is no change, and
+replaced by the prediction for the rest. Where too little of the signal is believed the sweeps stay apart.
+Pure functions of tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WINDOW = 7  # pixels over which a change is measured
-_ENOUGH = 0.5
+_ENOUGH_REPEATED = 0.8  # of the signal, judged by a sweep of the same slabs
+_ENOUGH = 0.42  # of the signal, judged by the prediction, which errs towards change
+_FULL = 0.35  # belief by the prediction that counts as full, once enough of all is believed
 _DIMMER = 0.5  # from one sweep to the next; more is another specimen
 _APART = 0.2  # of a step: sweeps that lie closer say the same twice
 
@@ -61,6 +68,7 @@ def merge(
     previous_variance: Tensor,
     predicted: Tensor,
     older: Seen | None,
+    floor: float,
 ) -> Merged | None:
     """Return the present sweep and the one before it as one sweep; None where they should stay apart.
 
@@ -72,6 +80,8 @@ def merge(
         Their noise.
     predicted : (M, Y, X)
         The previous projections as the present sweep alone predicts them.
+    floor : float
+        The level of no light.
     """
     step = float(np.median(np.diff(present.z_um))) if present.z_um.size > 1 else 0.0
     nearest = np.abs(previous.z_um[:, None] - present.z_um[None, :]).min(axis=1)
@@ -79,18 +89,30 @@ def merge(
     if present.z_um.size < 2 or new.mean() < 0.5:
         return None
     # Bleaching and lamp: one factor for all, which is no change of the specimen.
-    zero = float(predicted.min())
-    factor = float(((previous.images - zero) * (predicted - zero)).sum())
-    factor /= max(float((previous.images - zero).square().sum()), 1e-12)
+    zero = max(floor, -1.0)
+    repeated = older if older is not None and same_places(older, present) else None
+    if repeated is not None:
+        factor = _dimmed(present.images, repeated.images, zero) ** 0.5
+    else:
+        inside = (previous.z_um > present.z_um[0]) & (previous.z_um < present.z_um[-1])
+        both = torch.from_numpy(inside).to(predicted.device)
+        factor = _dimmed(predicted[both], previous.images[both], zero)
     if not _DIMMER < factor < 1 / _DIMMER:
         return None
     measured = zero + factor * (previous.images - zero)
-    share = believed(predicted, measured, previous_variance)
-    if older is not None and _same_places(older.z_um, present.z_um, _APART * step):
-        share = torch.minimum(share, _unchanged(present, older, previous, variance))
     signal = (measured - zero).square() + previous_variance
-    trust = min(float(share.mean()), float((share * signal).sum() / signal.sum()))
-    if trust < _ENOUGH:
+
+    def overall(share: Tensor) -> float:
+        return min(float(share.mean()), float((share * signal).sum() / signal.sum()))
+
+    if repeated is not None:
+        share = _unchanged(present, repeated, previous, variance, zero)
+        trust, enough = overall(share), _ENOUGH_REPEATED
+    else:
+        share = believed(predicted, measured, previous_variance)
+        trust, enough = overall(share), _ENOUGH
+        share = (share / _FULL).clamp_max(1.0)
+    if trust < enough:
         return None
     filled = predicted + share * (measured - predicted)
     keep = torch.from_numpy(new).to(filled.device)
@@ -105,13 +127,18 @@ def merge(
     )
 
 
-def _same_places(one: NDArray[np.float64], other: NDArray[np.float64], near: float) -> bool:
-    return one.shape == other.shape and bool(np.abs(one - other).max() < near)
+def same_places(one: Seen, other: Seen) -> bool:
+    """Return whether two sweeps have the same slabs, to a fifth of a step."""
+    if one.z_um.shape != other.z_um.shape or one.z_um.size < 2:
+        return False
+    return bool(np.abs(one.z_um - other.z_um).max() < _APART * np.median(np.diff(one.z_um)))
 
 
-def _unchanged(present: Seen, older: Seen, previous: Seen, variance: Tensor) -> Tensor:
+def _unchanged(present: Seen, older: Seen, previous: Seen, variance: Tensor, zero: float) -> Tensor:
     """Return how little each previous projection's neighbourhood changed from `older` to `present`."""
-    change = (_local((present.images - older.images).square()) - 2 * _local(variance)).clamp_min(0.0)
+    factor = _dimmed(present.images, older.images, zero)
+    difference = present.images - zero - factor * (older.images - zero)
+    change = (_local(difference.square()) - 2 * _local(variance)).clamp_min(0.0)
     near = torch.from_numpy(
         np.abs(previous.z_um[:, None] - present.z_um[None, :]).argsort(axis=1)[:, :2].copy()
     )
@@ -135,6 +162,11 @@ def believed(predicted: Tensor, measured: Tensor, variance: Tensor) -> Tensor:
     change = 4.0 * (lasting - all_of_it / 8.0).clamp_min(0.0)
     allowed = _local(variance) + all_of_it / 4.0
     return allowed / (allowed + change)
+
+
+def _dimmed(new: Tensor, old: Tensor, zero: float) -> float:
+    """Return by which factor the light above `zero` has changed."""
+    return (float(new.mean()) - zero) / max(float(old.mean()) - zero, 1e-6)
 
 
 def _local(stack: Tensor) -> Tensor:

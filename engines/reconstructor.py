@@ -24,8 +24,8 @@ from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.inr import default_bandwidth
 from microdiffusion.engines.judge import OCTAVE, Figures, Findings, judge, structured_miss
 from microdiffusion.engines.linear import along_z
-from microdiffusion.engines.merging import Seen, merge
-from microdiffusion.engines.noise import noise_variance, quieten
+from microdiffusion.engines.merging import Seen, merge, same_places
+from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten
 from microdiffusion.engines.prior import SessionPrior, View
 from microdiffusion.engines.sampler import Denoise, SamplerSettings, sample
 from microdiffusion.engines.session import Geometries, Geometry, Session
@@ -182,8 +182,8 @@ class Reconstructor:
         """Return the sweep in normalised units, merged with the one before where that is wanted and still."""
         geometry = self._geometries.of(sweep.z_um)
         counts = torch.from_numpy(sweep.projections).to(self.device)
-        variance = noise_variance(counts, self.header.camera)
         session = self._session(sweep, counts, geometry)
+        variance = self._variance(session, sweep, counts)
         images = (counts - session.low) / session.span
         variance = variance / session.span**2
         # No light lies at the camera's offset; the floor of everything non-negative, normalised.
@@ -201,11 +201,23 @@ class Reconstructor:
             self._merge(task, counts)
         return task
 
+    def _variance(self, session: Session, sweep: Sweep, counts: Tensor) -> Tensor:
+        """Return the noise's variance; a sweep of the same slabs tells noise from texture."""
+        variance = noise_variance(counts, self.header.camera)
+        older = session.seen(sweep.sweep - 2)
+        if self.header.camera.gain is not None or older is None:
+            return variance
+        if not same_places(older, Seen(sweep.sweep, sweep.z_um, counts)):
+            return variance
+        # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
+        repeated = estimate_sigma(counts - older.images) ** 2 / 2
+        return variance.clamp_max(max(repeated, self.header.camera.read_noise**2, 1e-6 * session.span**2))
+
     def _merge(self, task: _Task, counts: Tensor) -> None:
         session, sweep = task.session, task.sweep
-        before, older = session.previous, session.older
-        session.previous, session.older = Seen(sweep.sweep, sweep.z_um, counts), before
-        if before is None or before.sweep != sweep.sweep - 1:
+        before, older = session.seen(sweep.sweep - 1), session.seen(sweep.sweep - 2)
+        session.last_two = [*session.last_two[-1:], Seen(sweep.sweep, sweep.z_um, counts)]
+        if before is None:
             return
         geometry = self._geometries.of(before.z_um)
         matrix, _ = task.geometry.closed(task.images, task.variance)
@@ -217,6 +229,7 @@ class Reconstructor:
             noise_variance(before.images, self.header.camera) / session.span**2,
             along_z(geometry.operator, alone),
             older.scaled(session.low, session.span) if older is not None else None,
+            task.floor,
         )
         if merged is not None:
             task.geometry = self._geometries.of(merged.z_um)
@@ -231,7 +244,10 @@ class Reconstructor:
         if method == "microdiffusion":
             volume, task.prior_steps = self._reference(task.sweep, geometry, task.images, clock)
             return {method: volume.clamp_min(task.floor)}
-        closed = along_z(geometry.tikhonov, task.images).clamp_min(task.floor)
+        matched, smoothness = geometry.closed(task.images, task.variance)
+        # The fixed smoothness is for slabs side by side; where they overlap it lets the noise through.
+        merged = len(task.images) > task.sweep.z_um.size
+        closed = along_z(matched if merged else geometry.tikhonov, task.images).clamp_min(task.floor)
         if method == "tikhonov":
             return {"tikhonov": closed}
         base = max(task.floor, _LOWEST_BASE)
@@ -239,7 +255,8 @@ class Reconstructor:
             geometry.operator,
             task.images,
             task.variance,
-            *geometry.closed(task.images, task.variance),
+            matched,
+            smoothness,
             base,
             task.held_operator,
             task.held,

@@ -127,8 +127,8 @@ class Session:
         About the network, for the judge.
     sweeps : int
         Reconstructed so far.
-    previous, older : Seen or None
-        The sweep before and the one before that, in counts, where sweeps are merged.
+    last_two : list of Seen
+        The sweeps before, in counts, the last one last; empty where sweeps are not merged.
     """
 
     low: float
@@ -136,8 +136,11 @@ class Session:
     prior: SessionPrior
     findings: Findings = field(default_factory=Findings)
     sweeps: int = 0
-    previous: Seen | None = None
-    older: Seen | None = None
+    last_two: list[Seen] = field(default_factory=list)
+
+    def seen(self, number: int) -> Seen | None:
+        """Return one of the last two sweeps by its number, None where it is not there."""
+        return next((each for each in self.last_two if each.sweep == number), None)
 
 
 def _tensor(array: NDArray[np.float64], device: torch.device) -> Tensor:
