@@ -59,7 +59,12 @@ class FieldPlan:
 
 
 QUICK = FieldPlan(steps=1000, batch_pixels=256, bfloat16=True)
-"""The cheapest fit whose PSNR has settled at 128 x 128 pixels: 1/320 of the paper's voxel evaluations."""
+"""A fit for comparisons on a CPU: 1/320 of the paper's voxel evaluations.
+
+Where the PSNR settles, measured on one volume only (axons_trailmap_a, 130 x 128 x 128, step 6, 256 pixels an
+update, in a plan of 2,000 updates): 25.42 dB after 200, 25.77 after 400, 25.96 after 700, 25.93 after 1,000, 25.79
+after 2,000. SSIM still rises a little (0.552, 0.558 and 0.563 at the last three).
+"""
 
 
 class FourierMlp(nn.Module):
