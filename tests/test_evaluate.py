@@ -278,6 +278,40 @@ def test_method_names_carry_options() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param("microdiffusion", 4 * 2, id="shortcut, both branches"),
+        pytest.param("microdiffusion:reference.guidance=0", 4, id="without guidance"),
+        pytest.param("microdiffusion:reference.shortcut=0", 1000 * 2, id="all steps"),
+        pytest.param("ddpm", 1000 * 2, id="without interpolation nothing is forgotten"),
+    ],
+)
+def test_evaluations_of_the_reference_are_counted_as_its_sampler_takes_them(name: str, count: int) -> None:
+    assert evaluations(parse_methods(name)[0].config({})) == count
+
+
+def test_reference_inr_is_a_method_that_takes_its_seed(case: Case) -> None:
+    (method,) = parse_methods("microdiffusion-inr:steps=30:batch_pixels=64")
+    first, again, other = (method.answer(case, {"device": "cpu"}, seed=s).volume for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    assert case.scores(first).psnr_db > 15
+
+
+def test_stages_of_a_slow_method_are_passed_on(folder: Path) -> None:
+    options = "reference.epochs=1:reference.inr_steps=2:reference.inr_batch_pixels=16:reference.width=32"
+    methods = parse_methods(f"nearest,microdiffusion:{options}:reference.shortcut=1:reference.guidance=0")
+    told: list[tuple[int, str]] = []
+    plan = Plan(find_volumes(folder)[:1], methods, Protocol(crop=(16, 16, 16)), (8.0,))
+    results = evaluate(plan, Hooks(lambda done, text: told.append((done, text))))
+    assert [row["served"] for row in results.rows] == ["nearest", "microdiffusion"]
+    stages = [(done, text) for done, text in told if " of " in text]
+    assert stages
+    assert all(done == 1 for done, _ in stages)
+    assert "inr 2 of 2" in stages[1][1]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         pytest.param("mdd,mmd", "no method 'mmd'", id="unknown"),

@@ -1,19 +1,22 @@
 """The classical answers that `mdd` is compared with, each made as strong as it can be without a truth.
 
-Nearest slab, non-negative total variation, Richardson-Lucy and an explicit voxel grid; linear interpolation,
-Tikhonov and the INR are the engine's own and come from the `Reconstructor`. What a method has to choose
-(TV's weight, the number of iterations) it chooses from what an acquisition knows: by the held-out projection
-where the sweep has one, with the one-standard-error rule (Breiman et al. 1984, section 3.4.3; of answers
-that predict it as well as the best does, to within that figure's own uncertainty, the smoothest), else by
-Morozov's discrepancy principle (the smoothest answer that still explains the projections to within their
-noise). Noise is known or estimated as the engine does it (`engines/noise.py`).
+Nearest slab, non-negative total variation, Richardson-Lucy, an explicit voxel grid and the INR of the
+reference; linear interpolation, Tikhonov and our INR are the engine's own and come from the `Reconstructor`.
+
+What a method has to choose (TV's weight, the number of iterations) it chooses from what an acquisition
+knows: by the held-out projection where the sweep has one, with the one-standard-error rule (Breiman et al.
+1984, section 3.4.3; of answers that predict it as well as the best does, to within that figure's own
+uncertainty, the smoothest), else by Morozov's discrepancy principle (the smoothest answer that still
+explains the projections to within their noise). Noise is known or estimated as the engine does it
+(`engines/noise.py`).
 
 Functions of a header and a sweep, volumes (Z, Y, X) float32 in the units of the projections. They hold no
-state and no random numbers; any thread.
+state; any thread.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdiffusion.engines.evaluation.tv import total_variation
+from microdiffusion.engines.evaluation.tv import TvAnswer, total_variation
 from microdiffusion.engines.linear import along_z, interpolation_matrix, nearest_slab, tikhonov_matrix
 from microdiffusion.engines.noise import noise_variance
+from microdiffusion.engines.reference.mlp_inr import QUICK, reference_inr
 from microdiffusion.optics import projection_operator
 
 if TYPE_CHECKING:
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
 # 1 dB, and one held-out projection is often too few pixels to notice.
 _TV_WEIGHTS = (0.01, 0.03, 0.1, 0.2)
 _TV_AXIAL = (1.0, 2.0, 4.0)
-_TV_SEARCH = 100  # iterations of each candidate, warm from its neighbour
+_TV_SEARCH = 50  # iterations of each candidate, warm from its neighbour
+_TV_FIELD = 64  # pixels along each edge of the part of the field that candidates are tried on
 _RL_CHECKS = (1, 2, 4, 8, 16, 32)
 _GRID_RATE = 2e-2
 _GRID_SMOOTHNESS = 3e-3  # the INR's, see engines/inr.py
@@ -96,6 +101,21 @@ class Problem:
             offset=header.camera.offset,
         )
 
+    def middle(self, size: int) -> Problem:
+        """Return the same problem for the middle of the field, `size` x `size` pixels at most."""
+
+        def cut(stack: Tensor) -> Tensor:
+            top, left = (max(0, (n - size) // 2) for n in stack.shape[1:])
+            return stack[:, top : top + size, left : left + size].contiguous()
+
+        return dataclasses.replace(
+            self,
+            images=cut(self.images),
+            variance=cut(self.variance),
+            judge_images=cut(self.judge_images),
+            judge_variance=cut(self.judge_variance),
+        )
+
     def linear(self) -> Tensor:
         """Return linear interpolation between slab centres, without its negative values."""
         return self.closed(interpolation_matrix(self.centres, self.matrix.shape[1]))
@@ -131,51 +151,61 @@ def nearest(problem: Problem) -> Tensor:
 
 
 def tv(
-    problem: Problem, *, weight: float | None = None, axial: float | None = None, iterations: int = 300
+    problem: Problem, *, weight: float | None = None, axial: float | None = None, iterations: int = 200
 ) -> Tensor:
     """Return the non-negative TV answer; see `tv.total_variation`.
 
     `weight` is λ in units of the noise's standard deviation, `axial` the weight of the differences along z.
-    None: chosen as the module's docstring says. (Without a held-out projection `axial` is 2 where slabs
-    leave gaps, else 1.)
+    None: chosen as the module's docstring says, on the middle of the field. (Without a held-out projection
+    `axial` is 2 where slabs leave gaps, else 1.)
     """
-    start, dual = problem.closed(tikhonov_matrix(problem.matrix)), None
+    if weight is None or axial is None:
+        weight, axial = _tv_settings(problem.middle(_TV_FIELD), weight, axial)
+    start = problem.closed(tikhonov_matrix(problem.matrix))
+    return _tv(problem, weight, axial, iterations, start, None).volume
+
+
+def _tv(
+    problem: Problem, weight: float, axial: float, iterations: int, start: Tensor, dual: Tensor | None
+) -> TvAnswer:
+    return total_variation(
+        problem.operator,
+        problem.images,
+        problem.variance,
+        weight=weight * problem.sigma,
+        start=start,
+        dual=dual,
+        axial=axial,
+        iterations=iterations,
+    )
+
+
+def _tv_settings(problem: Problem, weight: float | None, axial: float | None) -> tuple[float, float]:
+    """Return TV's weight and the weight along z, those that are None chosen from what was measured."""
+    start = problem.closed(tikhonov_matrix(problem.matrix))
     held_out = len(problem.judge) > 0
-
-    def solve(weight: float, axial: float, iterations: int) -> Tensor:
-        nonlocal dual
-        answer = total_variation(
-            problem.operator,
-            problem.images,
-            problem.variance,
-            weight=weight * problem.sigma,
-            start=start,
-            dual=dual,
-            axial=axial,
-            iterations=iterations,
-        )
-        dual = answer.dual
-        return answer.volume
-
     if axial is None:
         gaps = bool((problem.matrix.sum(axis=0) <= 0).any())
         axial = 2.0 if gaps else 1.0
         if held_out:
-            errors = {}
-            for axial in _TV_AXIAL:
-                start = solve(weight or _TV_WEIGHTS[1], axial, _TV_SEARCH)
-                errors[axial] = problem.judged(start)[0]
+            guess = weight or _TV_WEIGHTS[1]
+            errors = {
+                stretch: problem.judged(_tv(problem, guess, stretch, _TV_SEARCH, start, None).volume)[0]
+                for stretch in _TV_AXIAL
+            }
             axial = min(errors, key=errors.__getitem__)
     if weight is None:
         tried: list[tuple[float, float, float]] = []
+        volume, dual = start, None
         for candidate in _TV_WEIGHTS:
-            start = solve(candidate, axial, _TV_SEARCH)
-            judged = problem.judged(start) if held_out else (problem.residual(start) ** 2, 0.0)
+            answer = _tv(problem, candidate, axial, _TV_SEARCH, volume, dual)
+            volume, dual = answer.volume, answer.dual
+            judged = problem.judged(volume) if held_out else (problem.residual(volume) ** 2, 0.0)
             tried.append((candidate, *judged))
         _, error, uncertain = min(tried, key=lambda row: row[1])
         bound = error + uncertain if held_out else max(1.0, error)
         weight = max(candidate for candidate, value, _ in tried if value <= bound)
-    return solve(weight, axial, iterations)
+    return weight, axial
 
 
 def richardson_lucy(problem: Problem, *, iterations: int | None = None) -> Tensor:
@@ -233,3 +263,24 @@ def grid(problem: Problem, *, steps: int = 300) -> Tensor:
             with torch.no_grad():
                 field.clamp_(min=0.0)
     return field.detach()
+
+
+def microdiffusion_inr(
+    problem: Problem,
+    *,
+    steps: int | None = None,
+    batch_pixels: int | None = None,
+    rate: float | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Return the reference's INR alone, fitted as its `QUICK` plan says but for what is given here."""
+    low, high = (float(v) for v in np.percentile(problem.images.cpu().numpy(), [1.0, 99.9]))
+    span = max(high - low, 1e-6)
+    plan = dataclasses.replace(
+        QUICK,
+        steps=steps or QUICK.steps,
+        batch_pixels=batch_pixels or QUICK.batch_pixels,
+        rate=rate or QUICK.rate,
+    )
+    field = reference_inr((problem.images - low) / span, problem.operator, plan=plan, seed=seed)
+    return field.float() * span + low

@@ -23,6 +23,7 @@ from microdiffusion.engines.engine import Engine, open_engine, pick_device
 from microdiffusion.engines.evaluation import baselines
 from microdiffusion.engines.evaluation.measure import Measured, measured
 from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.reference.ddpm import steps_needed
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,12 +42,16 @@ _ENGINE: dict[str, dict[str, Any]] = {
     # Alone: whatever the held-out projection says.
     "inr": {"method": "inr", "fall_back": False},
     "mdd": {"method": "mdd"},
+    "microdiffusion": {"method": "microdiffusion"},
+    # The reference's diffusion alone: from noise, without the INR in every step.
+    "ddpm": {"method": "microdiffusion", "reference": {"interpolation": 1.0}},
 }
 _BASELINES: dict[str, Callable[..., torch.Tensor]] = {
     "nearest": baselines.nearest,
     "tv": baselines.tv,
     "rl": baselines.richardson_lucy,
     "grid": baselines.grid,
+    "microdiffusion-inr": baselines.microdiffusion_inr,
 }
 NAMES = (*_BASELINES, *_ENGINE)
 """Every method's name, without options."""
@@ -133,6 +138,7 @@ class Method:
         engine: Engine | None = None,
         seed: int = 0,
         resident_mb: Callable[[], float | None] = lambda: None,
+        report: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> Answer:
         """Reconstruct a case.
 
@@ -145,33 +151,40 @@ class Method:
         seed : int
         resident_mb : callable
             Resident memory of this process, MB.
+        report : callable
+            Told the stage, how much of it is done and how much there is, by methods that take hours.
         """
         # Whatever draws from torch's own generator draws the same, in any order of methods.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.kind not in _ENGINE:
-                return self._baseline(case, base, resident_mb)
+                return self._baseline(case, base, seed, resident_mb)
             config = self.config({**base, "seed": seed})
-            reconstructor = Reconstructor(case.header, config, engine)
+            reconstructor = Reconstructor(case.header, config, engine, report=report)
             with measured(reconstructor.device, resident_mb) as cost:
                 result = reconstructor.reconstruct(case.sweep)
             return Answer(result.volume, result.served, evaluations(config), cost)
 
     def _baseline(
-        self, case: Case, base: Mapping[str, Any], resident_mb: Callable[[], float | None]
+        self, case: Case, base: Mapping[str, Any], seed: int, resident_mb: Callable[[], float | None]
     ) -> Answer:
+        function = _BASELINES[self.kind]
+        options = self.options | ({"seed": seed} if "seed" in inspect.signature(function).parameters else {})
         device, _ = pick_device(str(base.get("device", "auto")))
         with measured(device, resident_mb) as cost, torch.no_grad():
             problem = baselines.Problem.of(case.header, case.sweep, device)
-            volume = _BASELINES[self.kind](problem, **self.options) + problem.offset
+            volume = function(problem, **options) + problem.offset
             array = volume.cpu().numpy()
         return Answer(array, self.kind, 0, cost)
 
 
 def evaluations(config: EngineConfig) -> int:
     """Return how often a volume passes through a network, guidance's second branch included."""
-    branches = 2 if config.guidance > 0 else 1
-    return config.steps * branches if config.method == "mdd" else 0
+    if config.method == "microdiffusion":
+        reference = config.reference
+        steps = steps_needed(reference.timesteps, reference.shortcut, reference.interpolation)
+        return steps * (2 if reference.guidance > 0 else 1)
+    return config.steps * (2 if config.guidance > 0 else 1) if config.method == "mdd" else 0
 
 
 def parse_methods(text: str) -> list[Method]:
@@ -219,7 +232,7 @@ def _parse(name: str) -> Method:
 def _argument(name: str, kind: str, key: str, value: str) -> float | int:
     """Return a baseline's option, by the types of its function."""
     parameters = inspect.signature(_BASELINES[kind]).parameters
-    known = [parameter for parameter in parameters if parameter != "problem"]
+    known = [parameter for parameter in parameters if parameter not in ("problem", "seed")]
     if key not in known:
         takes = f"takes {', '.join(known)}" if known else "takes no options"
         raise ConfigError(f"The method {name!r} has no option {key!r}: {kind} {takes}.")

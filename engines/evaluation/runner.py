@@ -139,9 +139,9 @@ def _volume(
                 done += len(plan.methods)
                 continue
             answers: dict[str, NDArray[Any]] = {}
-            for method in plan.methods:
-                hooks.progress(done, f"{name}, step {step:g}: {method.name}")
-                done += 1
+            for place, method in enumerate(plan.methods, done):
+                what = f"{name}, step {step:g}: {method.name}"
+                hooks.progress(place, what)
                 try:
                     answer = method.answer(
                         case,
@@ -149,6 +149,7 @@ def _volume(
                         engine=engines[method.name],
                         seed=seed,
                         resident_mb=hooks.resident_mb,
+                        report=_stages(hooks, place, what),
                     )
                     scores = _scores(case, answer, perceptual)
                 except Exception as error:  # one method's bug or lack of memory must not cost the others
@@ -160,8 +161,14 @@ def _volume(
                 results.rows.append(
                     {"volume": name, "step": step, "seed": seed, "method": method.name, **scores}
                 )
+            done += len(plan.methods)
             if seed == 0 and answers and hooks.show is not None:
                 hooks.show(name, step, case, answers)
+
+
+def _stages(hooks: Hooks, done: int, what: str) -> Callable[[str, int, int], None]:
+    """Return who hears of the stages of one call."""
+    return lambda stage, part, whole: hooks.progress(done, f"{what}, {stage} {part} of {whole}")
 
 
 def _scores(case: Case, answer: Answer, perceptual: Perceptual | None) -> dict[str, Any]:
