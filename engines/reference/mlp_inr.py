@@ -62,8 +62,8 @@ QUICK = FieldPlan(steps=1000, batch_pixels=256, bfloat16=True)
 """A fit for comparisons on a CPU: 1/320 of the paper's voxel evaluations.
 
 Where the PSNR settles, measured on one volume only (axons_trailmap_a, 130 x 128 x 128, step 6, 256 pixels an
-update, in a plan of 2,000 updates): 25.42 dB after 200, 25.77 after 400, 25.96 after 700, 25.93 after 1,000, 25.79
-after 2,000. SSIM still rises a little (0.552, 0.558 and 0.563 at the last three).
+update, in a plan of 2,000 updates): 25.42 dB after 200, 25.77 after 400, 25.96 after 700, 25.93 after 1,000,
+25.79 after 2,000. SSIM still rises a little (0.552, 0.558 and 0.563 at the last three).
 """
 
 
