@@ -24,17 +24,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", type=options.file, metavar="RUN_OR_PROJECTIONS.h5")
     parser.add_argument("--output", type=options.file, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--iterations", type=options.count, default=400, metavar="N")
+    parser.add_argument("--iterations", type=options.count, default=200, metavar="N")
     parser.add_argument(
         "--minutes", type=options.positive, default=15.0, metavar="M", help="stop after M minutes, or N"
     )
-    parser.add_argument("--rate", type=options.positive, default=1e-4, metavar="R", help="learning rate")
+    parser.add_argument("--rate", type=options.positive, default=3e-4, metavar="R", help="learning rate")
     parser.add_argument(
         "--turns",
         type=options.share,
-        default=0.5,
+        default=0.0,
         metavar="SHARE",
-        help="of examples with a lateral axis turned into z; 0 for specimens with a direction, like layers",
+        help="of examples with a lateral axis turned into z, for specimens alike in all directions",
     )
     parser.add_argument("--sweeps", type=options.count, default=4, metavar="N", help="sweeps used, at most")
     parser.add_argument("--seed", type=options.seed, default=0, metavar="N")

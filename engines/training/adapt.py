@@ -6,9 +6,9 @@ There is no ground truth, so two things stand in for it.
 session is taken for a specimen, moved by a transformation that leaves the set of plausible specimens as it
 is, projected with the session's own beam, step and noise, and the network is trained to find it again, with
 the loss of the ordinary training. The transformations are shifts of the slabs along z, flips along z and
-lateral flips and quarter turns; and quarter turns that bring a lateral axis into z, because across the
-camera resolves what the beam does not: after such a turn the specimen is sharp along z. The last kind
-assumes that the specimen looks alike in all directions, and has a share of its own (`turns`).
+lateral flips and quarter turns. The gradient stops at the specimen. On request (`turns`) a lateral axis is
+brought into z, where the camera resolves what the beam does not, so that the specimen is sharp along z; that
+assumes a specimen that looks alike in all directions, and has not been better where it was measured.
 
 *Measurement consistency*: the network's answer to the real projections must reproduce them, to within
 their noise and no better (the misfit below one noise variance costs nothing).
@@ -70,7 +70,8 @@ class AdaptPlan:
     rate : float
         Learning rate, before the cosine.
     turns : float
-        Share of specimens with a lateral axis turned into z; 0 for specimens with a direction (layers).
+        Share of specimens with a lateral axis turned into z; only for specimens that look alike in all
+        directions.
     consistency : float
         Weight of the measurement consistency.
     refresh : int
@@ -79,10 +80,10 @@ class AdaptPlan:
         Specimens cut from the session after each reconstruction.
     """
 
-    iterations: int = 400
+    iterations: int = 200
     minutes: float = 15.0
-    rate: float = 1e-4
-    turns: float = 0.5
+    rate: float = 3e-4
+    turns: float = 0.0
     consistency: float = 0.1
     refresh: int = 200
     cubes: int = 32

@@ -205,6 +205,8 @@ class _Run:
         self._started = time.monotonic() - self._spent
         table: Table = {}
         judged, looked_s = -1, time.monotonic()
+        if plan.start is not None and self._iteration == 0:
+            self._judge()  # what the weights were worth before
         with _Patient() as patient:
             try:
                 while True:
