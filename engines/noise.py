@@ -14,21 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from microdiffusion.run_header import CameraNoise
 
 _BLOCK = 16
+_LEAST_OVERLAP = 0.2  # of neighbouring slabs
 # Immerkær (1996), Fast noise variance estimation: a kernel that smooth structure does not excite.
 _KERNEL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
 
 
-def noise_variance(projections: Tensor, camera: CameraNoise) -> Tensor:
+def noise_variance(
+    projections: Tensor, camera: CameraNoise, operator: NDArray[np.float64] | None = None
+) -> Tensor:
     """Return the noise variance (M, Y, X) of projections (M, Y, X), counts².
 
     With a known gain: ``gain (p - offset) + read_noise²`` (Poisson, p smoothed over 3x3 pixels so that
-    a dark pixel's luck does not make it trusted). Without: one variance for all pixels, estimated.
+    a dark pixel's luck does not make it trusted). Without: one variance for all pixels, estimated;
+    where the operator (M, Z), rows ascending in z, is given, `white_share` of it.
     """
     if camera.gain is None:
-        variance = max(estimate_sigma(projections) ** 2, camera.read_noise**2)
+        share = 1.0 if operator is None else white_share(projections, operator)
+        variance = max(share * estimate_sigma(projections) ** 2, camera.read_noise**2)
         return torch.full_like(projections, _at_least(variance, projections))
     smooth = F.avg_pool2d(projections[None], 3, stride=1, padding=1, count_include_pad=False)[0]
     shot = camera.gain * (smooth - camera.offset).clamp_min(0.0)
@@ -52,6 +59,30 @@ def estimate_sigma(projections: Tensor) -> float:
     if not power.numel():
         return 0.0
     return float(np.sqrt(np.percentile(power.cpu().numpy(), 5.0)))
+
+
+def white_share(projections: Tensor, operator: NDArray[np.float64]) -> float:
+    """Return the share of the fine structure's power that is noise, 0.1 to 1, as far as slabs overlap.
+
+    Neighbouring projections (M, Y, X) share what lies where their slabs do, and never their noise. Texture
+    without any correlation along z has the covariance of the slabs' rows, so the power that it has is the
+    measured covariance over theirs; smoother texture is overrated, which errs towards too little noise.
+    Looked up where `estimate_sigma` looks: in the quietest blocks. 1 where slabs hardly overlap.
+    """
+    if len(projections) < 3:
+        return 1.0
+    power = np.square(operator).sum(axis=1)
+    shared = float(np.mean((operator[1:] * operator[:-1]).sum(axis=1) / np.sqrt(power[1:] * power[:-1])))
+    if shared < _LEAST_OVERLAP:
+        return 1.0
+    response = F.conv2d(projections[:, None], _KERNEL.to(projections)[None, None])
+    block = min(_BLOCK, *response.shape[2:])
+    alone = F.avg_pool2d(response.square(), block)
+    joint = F.avg_pool2d(response[1:] * response[:-1], block)
+    both = 0.5 * (alone[1:] + alone[:-1])
+    quiet = both <= torch.quantile(both.flatten()[: 1 << 23], 0.1)
+    texture = float(joint[quiet].sum() / both[quiet].sum().clamp_min(1e-30)) / shared
+    return float(np.clip(1.0 - texture, 0.1, 1.0))
 
 
 def quieten(images: Tensor, noise_variance: Tensor, window: int = 5) -> Tensor:

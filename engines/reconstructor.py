@@ -203,7 +203,8 @@ class Reconstructor:
 
     def _variance(self, session: Session, sweep: Sweep, counts: Tensor) -> Tensor:
         """Return the noise's variance; a sweep of the same slabs tells noise from texture."""
-        variance = noise_variance(counts, self.header.camera)
+        matrix = self._geometries.of(sweep.z_um).matrix
+        variance = noise_variance(counts, self.header.camera, matrix)
         older = session.seen(sweep.sweep - 2)
         if self.header.camera.gain is not None or older is None:
             return variance
