@@ -5,7 +5,8 @@
 
 `--folds` is a JSON file, volume name to weights that have not seen that volume's structure; volumes without
 an entry get the shipped weights, which have. Every piece goes on where it was stopped: what is in the results
-(benchmarks/results/method.json) is not computed again unless its weights have changed.
+(benchmarks/results/method.json) is not computed again unless its weights have changed. Every row names the
+commit that it was made with; after a change of the engine, remove the file.
 
 Pieces: `classical` and `network` at steps 6, 8 and 12; `priors` (INRs, explicit grid); `conditions` (noise,
 photons, slab length); `two_sweeps` (alternating offsets, a still specimen); `reference` (the reference,
@@ -19,6 +20,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +107,11 @@ class Store:
         self.path = path
         self.content: dict[str, Any] = {"machine": machine(), "rows": []}
         if path.is_file():
-            self.content["rows"] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            # JSON has no NaN: what was not known was written as null.
+            self.content["rows"] = [{k: np.nan if v is None else v for k, v in row.items()} for row in rows]
         self.rows: list[dict[str, Any]] = self.content["rows"]
+        self.commit = commit()
 
     def has(self, key: dict[str, Any]) -> bool:
         """Whether a row with these values is there."""
@@ -121,13 +126,20 @@ class Store:
             for row in self.rows
             if not (all(row.get(k) == v for k, v in place.items()) and (row["method"], row["step"]) in new)
         ]
-        self.rows += [{**key, **row} for row in rows]
+        self.rows += [{**key, "commit": self.commit, **row} for row in rows]
         self.save()
 
     def save(self) -> None:
         """Write everything."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
+
+
+def commit() -> str:
+    """Return the commit of this checkout, marked where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def weights_of(name: str, folds: dict[str, str]) -> tuple[dict[str, Any], str]:

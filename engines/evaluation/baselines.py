@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import Sweep
 
-# Multiples of the noise's standard deviation: below, TV only fills gaps. Above 0.2 real volumes lose up to
-# 1 dB, and one held-out projection is often too few pixels to notice.
+# Multiples of the noise's standard deviation: below, TV only fills gaps. Above 0.2 dense real volumes lose
+# about 1 dB, and one held-out projection is often too few pixels to notice.
 _TV_WEIGHTS = (0.01, 0.03, 0.1, 0.2)
 _TV_AXIAL = (1.0, 2.0, 4.0)
 _TV_SEARCH = 50  # iterations of each candidate, warm from its neighbour
