@@ -112,6 +112,7 @@ def simulate(
     seed: int = 0,
     alternate: bool = False,
     hold_out: bool = False,
+    sweeps: int | None = None,
 ) -> Path:
     """Write the projection file of a volume and return its path.
 
@@ -136,6 +137,9 @@ def simulate(
         Of the noise.
     alternate, hold_out
         See `plan_positions`.
+    sweeps
+        Number of sweeps; None: one for each volume. More than there are volumes: the last one stays, as a
+        specimen that keeps still.
 
     Raises
     ------
@@ -155,7 +159,10 @@ def simulate(
     with open_volume(volume_path) as source:
         voxel = voxel_size_um or source.voxel_size_um or (1.0, 1.0, 1.0)
         _check_positive(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
-        sweeps, shape_z = source.shape[:2]
+        volumes, shape_z = source.shape[:2]
+        sweeps = volumes if sweeps is None else sweeps
+        if sweeps < 1:
+            raise ConfigError(f"sweeps should be 1 or more, not {sweeps}: correct it.")
         z_um = plan_positions(
             sweeps,
             length_um=length_um,
@@ -237,10 +244,13 @@ class _Scene:
         scaled = (volume - np.float32(self.low)) * np.float32(self.scale)
         return np.asarray(np.clip(scaled, low, high), dtype=np.float32)
 
+    def _volume(self, sweep: int) -> NDArray[np.float32]:
+        return self.source.volume(min(sweep, len(self.source) - 1))
+
     def truths(self) -> Iterator[NDArray[np.float32]]:
         """Yield each volume (Z, Y, X) in the units of the projections."""
-        for sweep in range(len(self.source)):
-            light = self._scaled(self.source.volume(sweep))
+        for sweep in range(len(self.z_um)):
+            light = self._scaled(self._volume(sweep))
             if self.camera is not None and self.camera.gain is not None:
                 light = light * np.float32(self.camera.gain) + np.float32(self.camera.offset)
             yield light
@@ -248,9 +258,9 @@ class _Scene:
     def projections(self) -> Iterator[NDArray[Any]]:
         """Yield each sweep (M, Y, X): float32, or uint16 through the camera."""
         rng = np.random.default_rng(self.seed)
-        for sweep in range(len(self.source)):
+        for sweep in range(len(self.z_um)):
             light = project_volume(
-                self._scaled(self.source.volume(sweep)),
+                self._scaled(self._volume(sweep)),
                 self.z_um[sweep],
                 self.profile,
                 voxel_z_um=self.voxel_z_um,

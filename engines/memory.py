@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
     from microdiffusion.run_header import RunHeader
 
-_VOLUMES = 12  # float32 volumes alive at once: state, prior, prediction, consistency, candidates, answer
+_VOLUMES = 16  # float32 volumes alive at once: state, priors to choose from, prediction, candidates, answer
 _PLANE_COPIES = 4  # of the INR's planes: weights, gradient, two moments of the optimiser
 _REST = 600 << 20  # torch itself, the network, and one batch of windows with its features
 
@@ -23,4 +23,7 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig) -> int:
     slices, rows, columns = header.shape
     sessions = len(header.channels) * len(header.positions)
     planes = _PLANE_COPIES * config.inr.rank * rows * columns * 4 * sessions
-    return _VOLUMES * 4 * slices * rows * columns + planes + _REST
+    # The last two sweeps, where they are merged: float32 whatever the camera sends.
+    kept = 2 if config.merge_sweeps == "still" else 0
+    frames = kept * header.frames_per_sweep * rows * columns * 4 * sessions
+    return _VOLUMES * 4 * slices * rows * columns + planes + frames + _REST

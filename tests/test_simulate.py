@@ -137,6 +137,18 @@ def test_alternating_sweeps_stay_inside_and_move_by_half_a_step(step_um: float, 
         assert all(a != b for a, b in pairwise(pairs))
 
 
+def test_a_single_volume_can_keep_still_for_several_sweeps(tmp_path: Path, source: Path) -> None:
+    output = simulate(source, **SLABS, output=tmp_path / "p.h5", alternate=True, sweeps=3, noise=0.01)
+    with open_projections(output) as file:
+        assert len(file) == 3
+        np.testing.assert_array_equal(file.truth(0), file.truth(2))
+        np.testing.assert_array_equal(file.positions(0), file.positions(2))
+        assert not np.array_equal(file.positions(0), file.positions(1))
+        assert not np.array_equal(file.frame(0, 0), file.frame(2, 0))  # each with noise of its own
+    with pytest.raises(ConfigError, match="sweeps should be 1 or more"):
+        simulate(source, **SLABS, output=tmp_path / "q.h5", sweeps=0)
+
+
 def test_held_out_projection_is_marked_in_the_file(tmp_path: Path, source: Path) -> None:
     output = simulate(source, **SLABS, output=tmp_path / "p.h5", hold_out=True)
     with open_projections(output) as file:

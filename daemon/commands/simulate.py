@@ -35,7 +35,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar=("Z", "Y", "X"),
         help="left out: what the file says, else 1 µm",
     )
-    parser.add_argument("--alternate", action="store_true", help="every other sweep half a step deeper")
+    parser.add_argument(
+        "--alternate",
+        "--alternate-offset",
+        action="store_true",
+        help="every other sweep half a step deeper",
+    )
+    parser.add_argument(
+        "--sweeps", type=options.count, metavar="N", help="left out: one for each volume; the last one stays"
+    )
     parser.add_argument(
         "--hold-out", action="store_true", help="one extra projection per sweep, to judge with"
     )
@@ -76,6 +84,7 @@ def run(args: Namespace) -> int:
         seed=args.seed,
         alternate=args.alternate,
         hold_out=args.hold_out,
+        sweeps=args.sweeps,
     )
     say(f"wrote {output}")
     return 0
