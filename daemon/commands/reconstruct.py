@@ -64,8 +64,8 @@ def _cost(reference: ReferenceConfig) -> str:
     pixels = f"{reference.inr_batch_pixels:,} pixels" if reference.inr_batch_pixels else "all pixels"
     return (
         f"microdiffusion trains for every volume: {reference.inr_steps:,} INR updates of {pixels} and "
-        f"{reference.epochs:,} epochs of the denoiser. At 128 x 128 pixels the paper's settings take days on a "
-        "CPU and, by estimate, hours on a GPU; engine.reference.inr_steps, inr_batch_pixels and epochs "
+        f"{reference.epochs:,} epochs of the denoiser. At 128 x 128 pixels the paper's settings take days on "
+        "a CPU and, by estimate, hours on a GPU; engine.reference.inr_steps, inr_batch_pixels and epochs "
         "shorten it."
     )
 
