@@ -50,9 +50,14 @@ class Engine:
     weights_sha256: str = ""
 
 
-def shipped_weights() -> Path:
-    """Return the path of the weights that ship with mdd."""
-    return Path(str(resources.files("microdiffusion.engines.weights") / "slab_small.safetensors"))
+def shipped_weights(network: str = "small") -> Path:
+    """Return the path of the weights that ship with mdd, of the "small" or the "large" network."""
+    return Path(str(resources.files("microdiffusion.engines.weights") / f"slab_{network}.safetensors"))
+
+
+def default_network(device: torch.device) -> str:
+    """Return which of the shipped networks a device runs live: small or large."""
+    return "large" if device.type == "cuda" else "small"
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -72,7 +77,8 @@ def open_engine(config: EngineConfig) -> Engine:
         torch.set_num_threads(config.threads)
     if config.method != "mdd":
         return Engine(device, f"torch {device} float32", reason)
-    path = config.weights or shipped_weights()
+    network = default_network(device) if config.network == "auto" else config.network
+    path = config.weights or shipped_weights(network)
     runtime, why = open_runtime(load_denoiser(path), device, config)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     return Engine(device, runtime.name, reason + why, runtime, path.name, checksum)

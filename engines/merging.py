@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WINDOW = 7  # pixels over which a change is measured
-_ENOUGH_REPEATED = 0.8  # of the signal, judged by a sweep of the same slabs
-_ENOUGH = 0.42  # of the signal, judged by the prediction, which errs towards change
-_FULL = 0.35  # belief by the prediction that counts as full, once enough of all is believed
+_ENOUGH_REPEATED = 0.7  # of the signal, judged by a sweep of the same slabs
+_ENOUGH = 0.55  # of the signal, judged by the prediction, which errs towards change
+_FULL = 0.5  # belief by the prediction that counts as full, once enough of all is believed
 _DIMMER = 0.5  # from one sweep to the next; more is another specimen
 _APART = 0.2  # of a step: sweeps that lie closer say the same twice
 

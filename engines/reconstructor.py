@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microdiffusion.engines.darkness import light_share
 from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.inr import default_bandwidth
 from microdiffusion.engines.judge import OCTAVE, Figures, Findings, judge, structured_miss
@@ -48,6 +49,8 @@ _RANGE_DRIFT = (0.75, 1.5)
 _LOWEST_BASE = -1.0
 # Sweeps from one octave test to the next; it costs half of an evaluation.
 _TEST_EVERY = 8
+# Noise of repeated slabs relative to the estimate from images, variances: below it texture was in the latter.
+_TEXTURED = 0.65
 
 
 @dataclass(slots=True)
@@ -153,6 +156,7 @@ class Reconstructor:
         task = self._prepare(sweep)
         clock.lap("prepare")
         answers = self._answers(task, clock)
+        self._darken(task, answers)
         figures = Figures(
             {
                 name: _rms(task.geometry.operator, volume, task.images, task.variance)
@@ -212,7 +216,9 @@ class Reconstructor:
             return variance
         # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
         repeated = estimate_sigma(counts - older.images) ** 2 / 2
-        return variance.clamp_max(max(repeated, self.header.camera.read_noise**2, 1e-6 * session.span**2))
+        repeated = max(repeated, self.header.camera.read_noise**2, 1e-6 * session.span**2)
+        # Two estimates of the same noise differ a little; only texture makes them differ by much.
+        return variance.clamp_max(repeated) if repeated < _TEXTURED * float(variance.mean()) else variance
 
     def _merge(self, task: _Task, counts: Tensor) -> None:
         session, sweep = task.session, task.sweep
@@ -310,6 +316,16 @@ class Reconstructor:
         clock.seconds["sampler"] -= spent
         clock.seconds["consistency"] = spent
         return volume
+
+    def _darken(self, task: _Task, answers: dict[str, Tensor]) -> None:
+        """Set what network and INR left where a whole slab was dark to the level of no light."""
+        own = [name for name in ("mdd", "inr") if name in answers]
+        if not own or not self.config.consistency:
+            return
+        share = light_share(task.geometry.operator, task.images - task.floor, task.variance)
+        if share is not None:
+            for name in own:
+                answers[name] = task.floor + share * (answers[name] - task.floor)
 
     def _serve(self, task: _Task, answers: dict[str, Tensor], figures: Figures) -> tuple[str, float]:
         """Return which answer is served and the network's weight in it; a blend joins answers and figures."""

@@ -147,8 +147,10 @@ def random_optics(rng: np.random.Generator) -> tuple[float, float, float]:
         step = length * float(rng.uniform(1.0, 1.5))
     elif kind < 0.75:
         step = length * 0.5
-    else:
+    elif kind < 0.9:
         step = length * float(rng.uniform(0.4, 2.0))
+    else:  # gaps that no slab saw
+        step = float(rng.uniform(length, 16))
     step = float(np.clip(step, 1.5, 16))
     return length, step, float(rng.uniform(0, step))
 
