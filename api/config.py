@@ -237,7 +237,7 @@ class EngineConfig(Table):
     guidance: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=4)],
         Field(description="classifier-free guidance; 0: none, and half the cost"),
-    ] = 0.3
+    ] = 0.0
     interpolation: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=1)],
         Field(description="share of noise in the INR-noise interpolation that the sampler starts from"),

@@ -32,6 +32,7 @@ OCTAVE = (1.25, 1.35)
 """Mean squared error of the network relative to the closed form's."""
 HELD_OUT = (1.0, 1.03)
 """Rms error on the held-out projection relative to the best other answer's."""
+_PROVEN = 0.95  # relative error on the held-out projection below which the miss does not count
 _CLEARLY = 0.8  # rms error relative to the INR's at which one projection sets the INR aside
 _EXPLAINS = 1.25  # residual, in units of the noise and of the INR's, up to which linear interpolation may
 # An answer whose reprojection misses by so many times what the best one (or the noise) does is broken.
@@ -112,9 +113,9 @@ def judge(own: str, findings: Findings, figures: Figures) -> Verdict:
         return Verdict(stand_in, 0.0, stand_in)
     if own not in sound:
         return Verdict(stand_in, 0.0, stand_in)
-    weight = min(
-        _trust(figures.miss, MISS), _trust(findings.octave, OCTAVE), _trust(findings.held_out, HELD_OUT)
-    )
+    # A projection that the network predicts clearly better says more than the size of its correction.
+    miss = 1.0 if findings.held_out < _PROVEN else _trust(figures.miss, MISS)
+    weight = min(miss, _trust(findings.octave, OCTAVE), _trust(findings.held_out, HELD_OUT))
     served = own if weight >= 1.0 else stand_in if weight <= 0.0 else "blend"
     return Verdict(served, weight, stand_in)
 
