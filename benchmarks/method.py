@@ -8,7 +8,8 @@ an entry get the shipped weights, which have. Every piece goes on where it was s
 (benchmarks/results/method.json) is not computed again unless its weights have changed. Every row names the
 commit that it was made with; after a change of the engine, remove the file.
 
-Pieces: `classical` and `network` at steps 6, 8 and 12; `priors` (INRs, explicit grid); `conditions` (noise,
+Pieces: `classical` and `network` at steps 6, 8 and 12; `evaluations` (1, 2, 4 and 8 of the network alone); `priors`
+(INRs, explicit grid); `conditions` (noise,
 photons, slab length); `two_sweeps` (alternating offsets, a still specimen); `reference` (the reference,
 trained for each volume: slow; a small part of each volume, `--reference` holds its options); `pictures` of a
 neuron, vessels and nuclei (docs/images/method_*.png); `bars`, the summary of what is there.
@@ -40,12 +41,14 @@ from microdiffusion.engines.reconstructor import Reconstructor
 from microdiffusion.metrics import bootstrap_interval
 
 CLASSIC = ",".join(CLASSICAL)
-NETWORK = "inr,mdd:1,mdd:2,mdd:4,mdd:8,mdd:4:fall_back=false"
-HARD = "linear,tikhonov,tv,rl,inr,mdd:1,mdd:4"
+NETWORK = "inr,mdd:1,mdd:4"
+ALONE = ",".join(f"mdd:{number}:fall_back=false" for number in (1, 2, 4, 8))
+HARD = "linear,tikhonov,inr,mdd:1"
 # Piece -> condition -> (methods, protocol, steps).
 PIECES: dict[str, dict[str, tuple[str, Protocol, tuple[float, ...]]]] = {
     "classical": {"protocol": (CLASSIC, Protocol(), (6.0, 8.0, 12.0))},
     "network": {"protocol": (NETWORK, Protocol(), (6.0, 8.0, 12.0))},
+    "evaluations": {"protocol": (ALONE, Protocol(), (6.0,))},
     "priors": {"protocol": ("grid,microdiffusion-inr", Protocol(), (6.0, 8.0))},
     "conditions": {
         "noise 0.04": (HARD, Protocol(noise=0.04), (6.0,)),
@@ -69,7 +72,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--folds", type=Path, help="JSON: volume name to weights file")
     parser.add_argument(
-        "--only", default="classical,network,priors,conditions,two_sweeps,bars", metavar="A,B"
+        "--only", default="classical,network,evaluations,priors,conditions,two_sweeps,bars", metavar="A,B"
     )
     parser.add_argument("--names", help="volumes, separated by commas; default: all")
     parser.add_argument(
@@ -188,7 +191,7 @@ def two_sweeps(files: list[Path], folds: dict[str, str], store: Store) -> None:
         cases = [make_case(truth, Protocol(offset=offset), seed) for seed, offset in enumerate((0.0, 3.0))]
         first, second = (dataclasses.replace(case.sweep, sweep=number) for number, case in enumerate(cases))
         judged = dataclasses.replace(cases[1], seen=cases[0].seen & cases[1].seen)
-        for name in ("linear", "tikhonov", "mdd:1", "mdd:4"):
+        for name in ("linear", "tikhonov", "mdd:1"):
             (method,) = parse_methods(name)
             key = {"piece": "two_sweeps", "condition": "still", "volume": path.stem}
             key["weights"] = weights if method.kind == "mdd" else ""
@@ -226,7 +229,7 @@ def pictures(files: list[Path], folds: dict[str, str]) -> None:
 def bars(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the pieces say, as far as they are there."""
     found: dict[str, Any] = {}
-    main_rows = [r for r in rows if r["piece"] in ("classical", "network", "priors")]
+    main_rows = [r for r in rows if r["piece"] in ("classical", "network", "evaluations", "priors")]
     if main_rows:
         found["summary"] = summarise(Results(main_rows, classical=CLASSICAL))
     tables = {step: per_volume(r for r in main_rows if r["step"] == step) for step in (6.0, 8.0, 12.0)}
@@ -270,7 +273,16 @@ def differences(tables: dict[float, dict[str, dict[str, dict[str, float]]]]) -> 
             ("psnr_db", "ssim"),
             False,
         ),
-        ("4 evaluations over 1", (6.0, "mdd:4"), (6.0, "mdd:1"), SHARPNESS, False),
+        *(
+            (
+                f"{number} evaluations over 1, the network alone",
+                (6.0, f"mdd:{number}:fall_back=false"),
+                (6.0, "mdd:1:fall_back=false"),
+                SHARPNESS,
+                False,
+            )
+            for number in (2, 4, 8)
+        ),
         ("mdd:4 over the reference's INR, %", (8.0, "mdd:4"), (8.0, "microdiffusion-inr"), SHARE, True),
         ("inr over the reference's INR, %", (8.0, "inr"), (8.0, "microdiffusion-inr"), SHARE, True),
     ):
