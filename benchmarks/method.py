@@ -8,11 +8,11 @@ an entry get the shipped weights, which have. Every piece goes on where it was s
 (benchmarks/results/method.json) is not computed again unless its weights have changed. Every row names the
 commit that it was made with; after a change of the engine, remove the file.
 
-Pieces: `classical` and `network` at steps 6, 8 and 12; `evaluations` (1, 2, 4 and 8 of the network alone); `priors`
-(INRs, explicit grid); `conditions` (noise,
-photons, slab length); `two_sweeps` (alternating offsets, a still specimen); `reference` (the reference,
-trained for each volume: slow; a small part of each volume, `--reference` holds its options); `pictures` of a
-neuron, vessels and nuclei (docs/images/method_*.png); `bars`, the summary of what is there.
+Pieces: `classical` and `network` at steps 6, 8 and 12; `evaluations` (1, 2, 4 and 8 of the network alone);
+`priors` (INRs, explicit grid); `conditions` (noise, photons, slab length); `two_sweeps` (alternating offsets,
+a still specimen); `reference` (the reference, trained for each volume: slow; a small part of each volume,
+`--reference` holds its options); `pictures` of a neuron, vessels and nuclei (docs/images/method_*.png);
+`bars`, the summary of what is there.
 """
 
 from __future__ import annotations
