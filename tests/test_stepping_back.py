@@ -133,7 +133,8 @@ def test_what_is_served_is_never_much_worse_than_inr_and_tikhonov(
         (0.005, 0.8, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "mdd"),
         (0.005, 0.8, {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.1, "linear": 0.1}, "inr"),
         (0.005, 0.8, {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0, "linear": 3.0}, "tikhonov"),
-        (0.1, 0.8, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "inr"),
+        (0.1, 0.8, {"mdd": 1.96, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "inr"),
+        (0.1, 0.8, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "mdd"),
     ],
 )
 def test_every_finding_can_set_the_network_aside(
