@@ -1,13 +1,15 @@
 """Who is served: the network's answer, another one, or a blend of them.
 
 The network fills in what the projections do not say, so its answer is only as good as its training knows
-the specimen. Three findings speak about that, each with two limits: below the first the network is
-trusted, beyond the second it is not, between them it is blended with the best of the others.
+the specimen. Three findings speak about that. Two have two limits: below the first the network is
+trusted, beyond the second it is not, between them it is blended with the best of the others; the third is
+that blend's weight itself. The least trust counts.
 
 - *miss*: how far the network's own answer, before the pull towards the projections, misses them (the size
   of the consistency correction). Of the misfit only what neighbouring pixels share: noise averages out.
 - *octave*: how well it does one octave coarser, where the answer is known (see `octave.py`).
-- *held out*: how well the served answer predicts a projection that was kept from it.
+- *held out*: the share of the network's answer in the mixture that predicts a projection best that was
+  kept from all of them. It tracks the share that would be best for the whole volume, a little above it.
 
 The others are the INR, Tikhonov and, where it explains its own projections, linear interpolation. The INR
 starts from Tikhonov's answer, so one held-out projection, a look at one place, has to be clear to set it
@@ -30,8 +32,8 @@ MISS = (0.015, 0.0175)
 """Rms over 3 x 3 pixels, share of the projections' range. Weights miss recorded volumes by up to 0.015."""
 OCTAVE = (1.25, 1.35)
 """Mean squared error of the network relative to the closed form's."""
-HELD_OUT = (1.0, 1.03)
-"""Rms error on the held-out projection relative to the best other answer's."""
+_FLATTERED = 0.1  # the held-out projection's share lies that much above the volume's
+_INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise, that says anything
 _PROVEN = 0.95  # relative error on the held-out projection below which the miss does not count
 _CLEARLY = 0.8  # rms error relative to the INR's at which one projection sets the INR aside
 _EXPLAINS = 1.25  # residual, in units of the noise and of the INR's, up to which linear interpolation may
@@ -46,13 +48,17 @@ class Findings:
     Attributes
     ----------
     octave, held_out : float
-        Relative errors, see the limits; 1 where nobody looked yet.
+        The network's error relative to another's, one octave coarser and on the held-out projection; 1
+        where nobody looked yet.
+    share : float
+        Of the network in the blend that predicts the held-out projection; 1 where nobody looked yet.
     stand_in : str or None
         The best of the other answers; None: nobody looked yet.
     """
 
     octave: float = 1.0
     held_out: float = 1.0
+    share: float = 1.0
     stand_in: str | None = None
 
 
@@ -80,12 +86,25 @@ class Figures:
     """What is known of the answers of one sweep, by name.
 
     `residuals` is the rms of the reprojection's misfit, `errors` the same on the held-out projections
-    (empty where there is none), both in units of the noise; `miss` as in the module's text.
+    (empty where there is none), both in units of the noise; `miss` as in the module's text; `shares` the
+    network's share in its best mixture with each other answer.
     """
 
     residuals: dict[str, float]
     errors: dict[str, float] = field(default_factory=dict)
     miss: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) -> float:
+    """Return w of `w mine + (1 - w) other` that is closest to `target`, all (H, Y, X).
+
+    Least squares in units of the noise; towards 1 where the two hardly differ.
+    """
+    apart = (mine - other) / variance.sqrt()
+    informative = float(apart.square().sum())
+    explained = float((apart * (target - other) / variance.sqrt()).sum())
+    return (explained + _INFORMATIVE) / (informative + _INFORMATIVE)
 
 
 def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> float:
@@ -105,6 +124,7 @@ def judge(own: str, findings: Findings, figures: Figures) -> Verdict:
         findings.stand_in = _stand_in(first, others, figures)
         if own == "mdd":
             findings.held_out = errors["mdd"] / max(errors[findings.stand_in], 1e-12)
+            findings.share = min(1.0, max(0.0, figures.shares[findings.stand_in] - _FLATTERED))
     stand_in = findings.stand_in if findings.stand_in in others else first
     if stand_in not in sound:
         # Everybody is unsound only where the noise is; then the last, the most linear, is as good as any.
@@ -115,7 +135,7 @@ def judge(own: str, findings: Findings, figures: Figures) -> Verdict:
         return Verdict(stand_in, 0.0, stand_in)
     # A projection that the network predicts clearly better says more than the size of its correction.
     miss = 1.0 if findings.held_out < _PROVEN else _trust(figures.miss, MISS)
-    weight = min(miss, _trust(findings.octave, OCTAVE), _trust(findings.held_out, HELD_OUT))
+    weight = min(miss, _trust(findings.octave, OCTAVE), findings.share)
     served = own if weight >= 1.0 else stand_in if weight <= 0.0 else "blend"
     return Verdict(served, weight, stand_in)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from microdiffusion.engines.darkness import light_share
 from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.inr import default_bandwidth
-from microdiffusion.engines.judge import OCTAVE, Figures, Findings, judge, structured_miss
+from microdiffusion.engines.judge import OCTAVE, Figures, Findings, best_share, judge, structured_miss
 from microdiffusion.engines.linear import along_z
 from microdiffusion.engines.merging import Seen, merge, same_places
 from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten
@@ -98,6 +98,16 @@ class _Task:
             for name, volume in answers.items()
         }
 
+    def shares(self, answers: dict[str, Tensor]) -> dict[str, float]:
+        """Return the network's share in the mixture with each other answer that predicts them best."""
+        if self.held is None or self.held_operator is None or self.held_variance is None:
+            return {}
+        seen = {name: along_z(self.held_operator, volume) for name, volume in answers.items()}
+        mine = seen.pop("mdd", None)
+        if mine is None:
+            return {}
+        return {name: best_share(mine, other, self.held, self.held_variance) for name, other in seen.items()}
+
 
 class Reconstructor:
     """Turns sweeps of one run into volumes.
@@ -164,6 +174,7 @@ class Reconstructor:
             },
             task.errors(answers),
             task.miss,
+            task.shares(answers),
         )
         served, weight = self._serve(task, answers, figures)
         volume = (answers[served] * task.session.span + task.session.low).cpu().numpy()
