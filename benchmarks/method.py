@@ -49,7 +49,7 @@ PIECES: dict[str, dict[str, tuple[str, Protocol, tuple[float, ...]]]] = {
     "classical": {"protocol": (CLASSIC, Protocol(), (6.0, 8.0, 12.0))},
     "network": {"protocol": (NETWORK, Protocol(), (6.0, 8.0, 12.0))},
     "evaluations": {"protocol": (ALONE, Protocol(), (6.0,))},
-    "priors": {"protocol": ("grid,microdiffusion-inr", Protocol(), (6.0, 8.0))},
+    "priors": {"protocol": ("grid,microdiffusion-inr", Protocol(), (8.0,))},
     "conditions": {
         "noise 0.04": (HARD, Protocol(noise=0.04), (6.0,)),
         "30 photons": (HARD, Protocol(photons=30), (6.0,)),

@@ -99,12 +99,13 @@ class Figures:
 def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) -> float:
     """Return w of `w mine + (1 - w) other` that is closest to `target`, all (H, Y, X).
 
-    Least squares in units of the noise; towards 1 where the two hardly differ.
+    Least squares in units of the noise; a little less, because one place flatters, and towards 1 where the
+    two hardly differ.
     """
     apart = (mine - other) / variance.sqrt()
     informative = float(apart.square().sum())
     explained = float((apart * (target - other) / variance.sqrt()).sum())
-    return (explained + _INFORMATIVE) / (informative + _INFORMATIVE)
+    return (explained - _FLATTERED * informative + _INFORMATIVE) / (informative + _INFORMATIVE)
 
 
 def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> float:
@@ -124,7 +125,7 @@ def judge(own: str, findings: Findings, figures: Figures) -> Verdict:
         findings.stand_in = _stand_in(first, others, figures)
         if own == "mdd":
             findings.held_out = errors["mdd"] / max(errors[findings.stand_in], 1e-12)
-            findings.share = min(1.0, max(0.0, figures.shares[findings.stand_in] - _FLATTERED))
+            findings.share = min(1.0, max(0.0, figures.shares[findings.stand_in]))
     stand_in = findings.stand_in if findings.stand_in in others else first
     if stand_in not in sound:
         # Everybody is unsound only where the noise is; then the last, the most linear, is as good as any.

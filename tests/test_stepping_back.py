@@ -14,7 +14,7 @@ from strange_specimens import STRANGE, Volume, points, shells
 from microdiffusion.config import EngineConfig, InrConfig
 from microdiffusion.engines.engine import Engine, open_engine, shipped_weights
 from microdiffusion.engines.inr import low_pass
-from microdiffusion.engines.judge import Figures, Findings, judge
+from microdiffusion.engines.judge import Figures, Findings, best_share, judge
 from microdiffusion.engines.linear import matched_smoothness
 from microdiffusion.engines.noise import estimate_sigma, quieten, white_share
 from microdiffusion.engines.reconstructor import Reconstructor
@@ -123,25 +123,30 @@ def test_what_is_served_is_never_much_worse_than_inr_and_tikhonov(
 # The judge ----------------------------------------------------------------------------------------
 
 
+GOOD = {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}
+
+
 @pytest.mark.parametrize(
-    ("miss", "octave", "errors", "served"),
+    ("miss", "octave", "errors", "share", "served"),
     [
-        (0.005, 0.8, {}, "mdd"),
-        (0.1, 0.8, {}, "inr"),
-        (0.005, 2.0, {}, "inr"),
-        (0.005, 1.3, {}, "blend"),
-        (0.005, 0.8, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "mdd"),
-        (0.005, 0.8, {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.1, "linear": 0.1}, "inr"),
-        (0.005, 0.8, {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0, "linear": 3.0}, "tikhonov"),
-        (0.1, 0.8, {"mdd": 1.96, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "inr"),
-        (0.1, 0.8, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}, "mdd"),
+        (0.005, 0.8, {}, 1.0, "mdd"),
+        (0.1, 0.8, {}, 1.0, "inr"),
+        (0.005, 2.0, {}, 1.0, "inr"),
+        (0.005, 1.3, {}, 1.0, "blend"),
+        (0.005, 0.8, GOOD, 1.3, "mdd"),
+        (0.005, 0.8, GOOD, 0.6, "blend"),
+        (0.005, 0.8, {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.1, "linear": 0.1}, -0.2, "inr"),
+        (0.005, 0.8, {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0, "linear": 3.0}, -0.2, "tikhonov"),
+        (0.1, 0.8, {**GOOD, "mdd": 1.96}, 1.0, "inr"),
+        (0.1, 0.8, GOOD, 1.0, "mdd"),
     ],
 )
 def test_every_finding_can_set_the_network_aside(
-    miss: float, octave: float, errors: dict[str, float], served: str
+    miss: float, octave: float, errors: dict[str, float], share: float, served: str
 ) -> None:
     residuals = {"mdd": 1.0, "inr": 0.9, "tikhonov": 0.5, "linear": 3.0}
-    verdict = judge("mdd", Findings(octave=octave), Figures(residuals, errors, miss))
+    shares = dict.fromkeys(("inr", "tikhonov", "linear"), share)
+    verdict = judge("mdd", Findings(octave=octave), Figures(residuals, errors, miss, shares))
     assert verdict.served == served
     assert (verdict.weight == 1.0) == (served == "mdd")
 
@@ -149,9 +154,29 @@ def test_every_finding_can_set_the_network_aside(
 def test_a_verdict_lasts_until_the_next_held_out_projection() -> None:
     findings = Findings()
     residuals = {"mdd": 1.0, "inr": 0.9, "tikhonov": 0.5}
+    others = ("inr", "tikhonov")
     bad, good = {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.0}, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.0}
-    answers = [judge("mdd", findings, Figures(residuals, errors)).served for errors in (bad, {}, good, {})]
+    answers = [
+        judge("mdd", findings, Figures(residuals, errors, 0.0, dict.fromkeys(others, share))).served
+        for errors, share in ((bad, -0.5), ({}, 0.0), (good, 1.0), ({}, 0.0))
+    ]
     assert answers == ["inr", "inr", "mdd", "mdd"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_best_share_is_found_a_little_below_what_one_place_says(share: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    mine, other = torch.rand(1, 32, 32, generator=rng), torch.rand(1, 32, 32, generator=rng)
+    target = share * mine + (1 - share) * other
+    noisy = target + 0.05 * torch.randn(target.shape, generator=rng)
+    assert best_share(mine, other, noisy, torch.full_like(mine, 0.05**2)) == pytest.approx(
+        share - 0.1, abs=0.02
+    )
+
+
+def test_answers_that_do_not_differ_are_the_networks() -> None:
+    same = torch.rand(1, 8, 8)
+    assert best_share(same, same, torch.zeros_like(same), torch.ones_like(same)) == 1.0
 
 
 # The prior ----------------------------------------------------------------------------------------
