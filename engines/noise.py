@@ -24,18 +24,15 @@ _LEAST_OVERLAP = 0.2  # of neighbouring slabs
 _KERNEL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
 
 
-def noise_variance(
-    projections: Tensor, camera: CameraNoise, operator: NDArray[np.float64] | None = None
-) -> Tensor:
+def noise_variance(projections: Tensor, camera: CameraNoise, white: float = 1.0) -> Tensor:
     """Return the noise variance (M, Y, X) of projections (M, Y, X), counts².
 
     With a known gain: ``gain (p - offset) + read_noise²`` (Poisson, p smoothed over 3x3 pixels so that
-    a dark pixel's luck does not make it trusted). Without: one variance for all pixels, estimated;
-    where the operator (M, Z), rows ascending in z, is given, `white_share` of it.
+    a dark pixel's luck does not make it trusted). Without: one variance for all pixels, the share `white` of
+    what is estimated (see `white_share`).
     """
     if camera.gain is None:
-        share = 1.0 if operator is None else white_share(projections, operator)
-        variance = max(share * estimate_sigma(projections) ** 2, camera.read_noise**2)
+        variance = max(white * estimate_sigma(projections) ** 2, camera.read_noise**2)
         return torch.full_like(projections, _at_least(variance, projections))
     smooth = F.avg_pool2d(projections[None], 3, stride=1, padding=1, count_include_pad=False)[0]
     shot = camera.gain * (smooth - camera.offset).clamp_min(0.0)

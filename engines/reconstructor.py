@@ -26,7 +26,7 @@ from microdiffusion.engines.inr import default_bandwidth
 from microdiffusion.engines.judge import OCTAVE, Figures, Findings, best_share, judge, structured_miss
 from microdiffusion.engines.linear import along_z
 from microdiffusion.engines.merging import Seen, merge, same_places
-from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten
+from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten, white_share
 from microdiffusion.engines.prior import SessionPrior, View
 from microdiffusion.engines.sampler import Denoise, SamplerSettings, sample
 from microdiffusion.engines.session import Geometries, Geometry, Session
@@ -217,19 +217,30 @@ class Reconstructor:
         return task
 
     def _variance(self, session: Session, sweep: Sweep, counts: Tensor) -> Tensor:
-        """Return the noise's variance; a sweep of the same slabs tells noise from texture."""
+        """Return the noise's variance; overlapping slabs and repeated sweeps tell noise from texture."""
         matrix = self._geometries.of(sweep.z_um).matrix
-        variance = noise_variance(counts, self.header.camera, matrix)
+        if self.header.camera.gain is not None:
+            return noise_variance(counts, self.header.camera)
+        share = white_share(counts, matrix)
+        if sweep.held_out_z_um.size:
+            session.white_share = self._held_out_share(sweep, counts)
+        variance = noise_variance(counts, self.header.camera, min(share, session.white_share))
         older = session.seen(sweep.sweep - 2)
-        if self.header.camera.gain is not None or older is None:
-            return variance
-        if not same_places(older, Seen(sweep.sweep, sweep.z_um, counts)):
+        if older is None or not same_places(older, Seen(sweep.sweep, sweep.z_um, counts)):
             return variance
         # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
         repeated = estimate_sigma(counts - older.images) ** 2 / 2
-        repeated = max(repeated, self.header.camera.read_noise**2, 1e-6 * session.span**2)
-        # Two estimates of the same noise differ a little; only texture makes them differ by much.
-        return variance.clamp_max(repeated) if repeated < _TEXTURED * float(variance.mean()) else variance
+        return variance.clamp_max(max(repeated, self.header.camera.read_noise**2, 1e-6 * session.span**2))
+
+    def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
+        """Return how much of the fine structure is noise, by held-out projections and their neighbours."""
+        z_um = np.concatenate([sweep.z_um, sweep.held_out_z_um])
+        stack = torch.cat([counts, torch.from_numpy(sweep.held_out).to(self.device)])
+        order = np.argsort(z_um, kind="stable")
+        places = np.flatnonzero(order >= len(sweep.z_um))
+        near = np.unique(np.clip(places[:, None] + np.arange(-1, 2), 0, len(order) - 1))
+        chosen = order[near]
+        return white_share(stack[torch.from_numpy(chosen)], self._geometries.rows(z_um[chosen]))
 
     def _merge(self, task: _Task, counts: Tensor) -> None:
         session, sweep = task.session, task.sweep

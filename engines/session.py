@@ -100,6 +100,10 @@ class Geometries:
         self._known[key] = geometry
         return geometry
 
+    def rows(self, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the operator (M, Z) float64 of slabs at `z_um`."""
+        return self._matrix(z_um)
+
     def operator(self, z_um: NDArray[np.float64]) -> Tensor:
         """Return the operator (M, Z) of slabs at `z_um` alone, as for held-out projections."""
         return _tensor(self._matrix(z_um), self._device)
@@ -127,6 +131,8 @@ class Session:
         About the network, for the judge.
     sweeps : int
         Reconstructed so far.
+    white_share : float
+        Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
     last_two : list of Seen
         The sweeps before, in counts, the last one last; empty where sweeps are not merged.
     """
@@ -136,6 +142,7 @@ class Session:
     prior: SessionPrior
     findings: Findings = field(default_factory=Findings)
     sweeps: int = 0
+    white_share: float = 1.0
     last_two: list[Seen] = field(default_factory=list)
 
     def seen(self, number: int) -> Seen | None:
