@@ -192,6 +192,18 @@ def test_noise_goes_from_flat_places_and_edges_stay() -> None:
     assert (quiet - clean)[:, :, 14:18].abs().max() < 0.1
 
 
+def test_a_held_out_projection_tells_noise_from_texture() -> None:
+    truth = STRANGE["white noise"](SHAPE)
+    misses = {}
+    for judged in (True, False):
+        sweep = sweep_of(truth, LENGTH, 0.01, judged=judged)
+        config = EngineConfig(method="tikhonov", device="cpu", threads=1)
+        volume = Reconstructor(header(None), config).reconstruct(sweep)
+        # The residual is told in units of the noise that was believed.
+        misses[judged] = volume.residual
+    assert misses[True] > 2 * misses[False]
+
+
 @pytest.mark.parametrize("name", ["white noise", "constant"])
 def test_overlapping_slabs_tell_noise_from_texture(name: str) -> None:
     sweep = sweep_of(STRANGE[name](SHAPE), 3.0, 0.04)
