@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 MISS = (0.015, 0.0175)
 """Rms over 3 x 3 pixels, share of the projections' range. Weights miss recorded volumes by up to 0.015."""
-OCTAVE = (1.25, 1.35)
+OCTAVE = (1.1, 1.25)
 """Mean squared error of the network relative to the closed form's."""
 _FLATTERED = 0.1  # the held-out projection's share lies that much above the volume's
 _INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise, that says anything
 _PROVEN = 0.95  # relative error on the held-out projection below which the miss does not count
+_FAR_OFF = 0.03  # a miss that nothing excuses
 _CLEARLY = 0.8  # rms error relative to the INR's at which one projection sets the INR aside
 _EXPLAINS = 1.25  # residual, in units of the noise and of the INR's, up to which linear interpolation may
 # An answer whose reprojection misses by so many times what the best one (or the noise) does is broken.
@@ -135,7 +136,9 @@ def judge(own: str, findings: Findings, figures: Figures) -> Verdict:
     if own not in sound:
         return Verdict(stand_in, 0.0, stand_in)
     # A projection that the network predicts clearly better says more than the size of its correction.
-    miss = 1.0 if findings.held_out < _PROVEN else _trust(figures.miss, MISS)
+    # But one place can be lucky: it does not excuse a network that is far off everywhere.
+    proven = findings.held_out < _PROVEN and figures.miss < _FAR_OFF
+    miss = 1.0 if proven else _trust(figures.miss, MISS)
     weight = min(miss, _trust(findings.octave, OCTAVE), findings.share)
     served = own if weight >= 1.0 else stand_in if weight <= 0.0 else "blend"
     return Verdict(served, weight, stand_in)

@@ -132,13 +132,14 @@ GOOD = {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}
         (0.005, 0.8, {}, 1.0, "mdd"),
         (0.1, 0.8, {}, 1.0, "inr"),
         (0.005, 2.0, {}, 1.0, "inr"),
-        (0.005, 1.3, {}, 1.0, "blend"),
+        (0.005, 1.18, {}, 1.0, "blend"),
         (0.005, 0.8, GOOD, 1.3, "mdd"),
         (0.005, 0.8, GOOD, 0.6, "blend"),
         (0.005, 0.8, {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.1, "linear": 0.1}, -0.2, "inr"),
         (0.005, 0.8, {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0, "linear": 3.0}, -0.2, "tikhonov"),
         (0.1, 0.8, {**GOOD, "mdd": 1.96}, 1.0, "inr"),
-        (0.1, 0.8, GOOD, 1.0, "mdd"),
+        (0.02, 0.8, GOOD, 1.0, "mdd"),
+        (0.1, 0.8, GOOD, 1.0, "inr"),
     ],
 )
 def test_every_finding_can_set_the_network_aside(
