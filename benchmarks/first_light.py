@@ -1,8 +1,9 @@
 """First light in numbers and pictures: the demo, replays of real volumes, and the warm INR.
 
-    python benchmarks/first_light.py --volumes FOLDER [--seconds 120]
+    python benchmarks/first_light.py --volumes FOLDER [--seconds 120] [--weights FILE]
 
-FOLDER holds HDF5 files with a dataset `volume` (Z, Y, X) that the shipped weights were not trained on.
+FOLDER holds HDF5 files with a dataset `volume` (Z, Y, X). The shipped weights have seen those that are
+replayed; `--weights` names others for the replays, that have not.
 Everything goes through the `mdd` command, as a user's data would. Writes benchmarks/results/first_light.json
 and the pictures of docs/images. The protocol of the replays is that of
 `microdiffusion.engines.training.validation`.
@@ -125,7 +126,7 @@ def answer_of(sweep: Sweep, header: Any, method: str) -> np.ndarray:
 
 
 def replay(
-    name: str, volumes: Path, step: float, folder: Path
+    name: str, volumes: Path, step: float, folder: Path, weights: Path | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Replay one real volume through a daemon, and score it against the classical answers."""
     with h5py.File(volumes / f"{name}.h5") as file:
@@ -135,7 +136,8 @@ def replay(
     with h5py.File(source, "w") as file:
         file["volume"] = np.repeat(truth[None], REPEATS, axis=0)
     mdd("simulate", source, "--length-um", 6, "--step-um", step, "--noise", 0.01, "--output", projections)
-    wall = mdd("replay", projections, "--serve", "--headless", "--output", output)
+    engine = () if weights is None else ("--set", f"engine.weights={weights.resolve()}")
+    wall = mdd("replay", projections, "--serve", "--headless", "--output", output, *engine)
     (path,) = output.glob("*.h5")
     with open_projections(projections) as file, microdiffusion.open_run(path) as run:
         truth = file.truth(0)
@@ -272,6 +274,7 @@ def main() -> None:
     )
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--weights", type=Path, help="of the replays; default: the shipped weights")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "first_light.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -280,6 +283,7 @@ def main() -> None:
         demo["scores_of_last_volume"] = demo_quality(path)
         results: dict[str, Any] = {
             "machine": machine(),
+            "weights of the replays": arguments.weights.stem if arguments.weights else "shipped",
             "demo": demo,
             "warm_inr": {},
             "replay": {},
@@ -294,7 +298,9 @@ def main() -> None:
         pictures = {}
         for step in (6.0, 8.0):
             for name in HELD_OUT:
-                row, answers = replay(name, arguments.volumes, step, folder / f"step{step:g}" / name)
+                row, answers = replay(
+                    name, arguments.volumes, step, folder / f"step{step:g}" / name, arguments.weights
+                )
                 results["replay"].setdefault(f"step_{step:g}", {})[name] = row
                 if step == 6.0:
                     pictures[name] = {key: answers[key] for key in ("truth", "linear", "tikhonov", "mdd")}

@@ -20,7 +20,7 @@ from microdiffusion.optics import projection_operator
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = ("axons_trailmap_a", "axons_trailmap_b", "axon_olfactory_pn", "dendrite_deepd3")
-"""Volumes that the shipped weights were not trained on: every neuron of the collection."""
+"""Every neuron of the collection: what the weights of one fold have not seen."""
 
 
 def machine() -> dict[str, Any]:
