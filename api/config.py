@@ -247,8 +247,11 @@ class EngineConfig(Table):
         bool, Field(description="step back, wholly or partly, where the network does not know the specimen")
     ] = True
     merge_sweeps: Annotated[
-        Literal["off", "still"],
-        Field(description="still: use the sweep before as well, where the specimen has not changed since"),
+        Literal["off", "still", "always"],
+        Field(
+            description="still: use the sweep before as well, where the specimen has not changed since; "
+            "always: everywhere, for a specimen that cannot move"
+        ),
     ] = "still"
     tile: Annotated[
         int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")

@@ -191,13 +191,18 @@ def two_sweeps(files: list[Path], folds: dict[str, str], store: Store) -> None:
         cases = [make_case(truth, Protocol(offset=offset), seed) for seed, offset in enumerate((0.0, 3.0))]
         first, second = (dataclasses.replace(case.sweep, sweep=number) for number, case in enumerate(cases))
         judged = dataclasses.replace(cases[1], seen=cases[0].seen & cases[1].seen)
-        for name in ("linear", "tikhonov", "mdd:1"):
+        for name, condition in (
+            ("linear", "still"),
+            ("tikhonov", "still"),
+            ("mdd:1", "still"),
+            ("mdd:1", "always"),
+        ):
             (method,) = parse_methods(name)
-            key = {"piece": "two_sweeps", "condition": "still", "volume": path.stem}
+            key = {"piece": "two_sweeps", "condition": condition, "volume": path.stem}
             key["weights"] = weights if method.kind == "mdd" else ""
             if store.has({**key, "method": name, "step": 6.0}):
                 continue
-            both, alone = (method.config({**engine, "merge_sweeps": merge}) for merge in ("still", "off"))
+            both, alone = (method.config({**engine, "merge_sweeps": merge}) for merge in (condition, "off"))
             opened = open_engine(both)
             with_first = Reconstructor(judged.header, both, opened)
             with_first.reconstruct(first)
@@ -208,7 +213,7 @@ def two_sweeps(files: list[Path], folds: dict[str, str], store: Store) -> None:
             row |= {f"alone_{score}": before[score] for score in ("psnr_db", "ssim", "axial_area")}
             store.add([row], key)
             gain = f"{before['psnr_db']:.2f} alone, {scores['psnr_db']:.2f} with the first"
-            print(f"two sweeps, {path.stem}, {name}: {gain}", flush=True)
+            print(f"two sweeps, {condition}, {path.stem}, {name}: {gain}", flush=True)
 
 
 def pictures(files: list[Path], folds: dict[str, str]) -> None:
@@ -252,9 +257,13 @@ def bars(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if part:
             found[condition] = summarise(Results(part, classical=CLASSICAL))
     sweeps = [r for r in rows if r["piece"] == "two_sweeps"]
-    for method in sorted({r["method"] for r in sweeps}):
-        found[f"{method}, two sweeps over one"] = spread(
-            [r["psnr_db"] - r["alone_psnr_db"] for r in sweeps if r["method"] == method]
+    for method, condition in sorted({(r["method"], r["condition"]) for r in sweeps}):
+        found[f"{method}, two sweeps over one, {condition}"] = spread(
+            [
+                r["psnr_db"] - r["alone_psnr_db"]
+                for r in sweeps
+                if (r["method"], r["condition"]) == (method, condition)
+            ]
         )
     reference = [r for r in rows if r["piece"] == "reference"]
     if reference:

@@ -24,6 +24,6 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig) -> int:
     sessions = len(header.channels) * len(header.positions)
     planes = _PLANE_COPIES * config.inr.rank * rows * columns * 4 * sessions
     # The last two sweeps, where they are merged: float32 whatever the camera sends.
-    kept = 2 if config.merge_sweeps == "still" else 0
+    kept = 0 if config.merge_sweeps == "off" else 2
     frames = kept * header.frames_per_sweep * rows * columns * 4 * sessions
     return _VOLUMES * 4 * slices * rows * columns + planes + frames + _REST

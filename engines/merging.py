@@ -69,6 +69,8 @@ def merge(
     predicted: Tensor,
     older: Seen | None,
     floor: float,
+    *,
+    always: bool = False,
 ) -> Merged | None:
     """Return the present sweep and the one before it as one sweep; None where they should stay apart.
 
@@ -82,6 +84,8 @@ def merge(
         The previous projections as the present sweep alone predicts them.
     floor : float
         The level of no light.
+    always : bool
+        The specimen is known to keep still: believe every pixel.
     """
     step = float(np.median(np.diff(present.z_um))) if present.z_um.size > 1 else 0.0
     nearest = np.abs(previous.z_um[:, None] - present.z_um[None, :]).min(axis=1)
@@ -105,7 +109,9 @@ def merge(
     def overall(share: Tensor) -> float:
         return min(float(share.mean()), float((share * signal).sum() / signal.sum()))
 
-    if repeated is not None:
+    if always:
+        share, trust, enough = torch.ones_like(predicted), 1.0, 0.0
+    elif repeated is not None:
         share = _unchanged(present, repeated, previous, variance, zero)
         trust, enough = overall(share), _ENOUGH_REPEATED
     else:

@@ -212,7 +212,7 @@ class Reconstructor:
             task.held_operator = self._geometries.operator(sweep.held_out_z_um)
             task.held = (held - session.low) / session.span
             task.held_variance = noise_variance(held, self.header.camera) / session.span**2
-        if self.config.merge_sweeps == "still" and self.config.method != "microdiffusion":
+        if self.config.merge_sweeps != "off" and self.config.method != "microdiffusion":
             self._merge(task, counts)
         return task
 
@@ -259,6 +259,7 @@ class Reconstructor:
             along_z(geometry.operator, alone),
             older.scaled(session.low, session.span) if older is not None else None,
             task.floor,
+            always=self.config.merge_sweeps == "always",
         )
         if merged is not None:
             task.geometry = self._geometries.of(merged.z_um)

@@ -264,6 +264,16 @@ def test_the_sweep_before_helps_where_nothing_moved_and_never_harms(
     assert gain > (2.0 if motion == "still" else -0.1)
 
 
+def test_a_specimen_that_cannot_move_is_merged_from_the_second_sweep_on(engine: Engine) -> None:
+    truth = shells(SHAPE, 13.0)
+    sweeps = [sweep_of(truth, 6.0, 0.01, k, judged=False) for k in range(2)]
+    alone, merged = (
+        answer(engine, None, *sweeps, method="tikhonov", merge_sweeps=mode) for mode in ("off", "always")
+    )
+    assert merged.merged
+    assert psnr(merged, truth, sweeps[-1]) > psnr(alone, truth, sweeps[-1]) + 2.0
+
+
 def test_bleaching_is_no_change_of_the_specimen(engine: Engine) -> None:
     truth = shells(SHAPE, 13.0)
     sweeps = [sweep_of(truth * np.float32(0.93**k), 6.0, 0.01, k, judged=False) for k in range(3)]
