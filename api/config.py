@@ -240,9 +240,7 @@ class EngineConfig(Table):
     ] = 0.0
     interpolation: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=1)],
-        Field(
-            description="share of noise in the INR-noise interpolation that two and more evaluations start from"
-        ),
+        Field(description="share of noise in the INR-noise interpolation, for two evaluations and more"),
     ] = 0.3
     consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
     fall_back: Annotated[
