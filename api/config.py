@@ -240,8 +240,8 @@ class EngineConfig(Table):
     ] = 0.0
     interpolation: Annotated[
         Annotated[FiniteFloat, Field(ge=0, le=1)],
-        Field(description="share of noise in the INR-noise interpolation, for two evaluations and more"),
-    ] = 0.3
+        Field(description="share of noise in the INR-noise interpolation that the sampler starts from"),
+    ] = 0.1
     consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
     fall_back: Annotated[
         bool, Field(description="step back, wholly or partly, where the network does not know the specimen")

@@ -304,8 +304,7 @@ class Reconstructor:
         if self._runtime is None:
             raise RuntimeError("the method mdd has no network")
         sweep, geometry, floor = task.sweep, task.geometry, task.floor
-        # One evaluation gives the mean of what may be; only a sample, from several, needs noise to start from.
-        kappa = self.config.interpolation * 0.1 if self.config.steps > 1 else 0.0
+        kappa = self.config.interpolation * 0.1
         settings = SamplerSettings(self.config.steps, self.config.guidance, kappa, self.config.tile)
         noise = float(task.variance.mean().sqrt())
         denoise = Denoise(self._runtime, prior, task.images, geometry.conditions, noise, settings)
