@@ -135,7 +135,7 @@ REFUSALS = {
     "too many steps": (["reconstruct", "p.h5", "--output", "r.h5", "--steps", "99"], "from 1 to 8"),
     "nobody there": (["top", "--once", "--timeout", "0.1", "--address", "tcp://127.0.0.1:9"], "No daemon"),
     "malformed address": (["top", "--address", "localhost"], "expected an address like"),
-    "no training data": (["train", "gone", "--output", "w.safetensors"], "There is no folder gone"),
+    "no training data": (["train", "gone", "--output", "w.safetensors"], "There is no volume or folder gone"),
 }
 
 
