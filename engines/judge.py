@@ -131,9 +131,7 @@ def judge(own: str, findings: Findings, figures: Figures) -> Verdict:
     if stand_in not in sound:
         # Everybody is unsound only where the noise is; then the last, the most linear, is as good as any.
         stand_in = next((name for name in others if name in sound), others[-1])
-    if own != "mdd":
-        return Verdict(stand_in, 0.0, stand_in)
-    if own not in sound:
+    if own != "mdd" or own not in sound:
         return Verdict(stand_in, 0.0, stand_in)
     # A projection that the network predicts clearly better says more than the size of its correction.
     # But one place can be lucky: it does not excuse a network that is far off everywhere.

@@ -40,32 +40,33 @@ _APART = 0.2  # of a step: sweeps that lie closer say the same twice
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """A sweep as it was measured: its number, slab centres (M,) µm, ascending, and images (M, Y, X)."""
+    """A sweep as it was measured.
+
+    Its number, slab centres (M,) µm, ascending, images and their noise variance (M, Y, X).
+    """
 
     sweep: int
     z_um: NDArray[np.float64]
     images: Tensor
+    variance: Tensor
 
     def scaled(self, low: float, span: float) -> Seen:
         """Return it in normalised units."""
-        return Seen(self.sweep, self.z_um, (self.images - low) / span)
+        return Seen(self.sweep, self.z_um, (self.images - low) / span, self.variance / span**2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """Both sweeps as one, ascending: slab centres (M,) µm, images and variance (M, Y, X), and the belief."""
+    """Both sweeps as one, ascending: slab centres (M,) µm, images and variance (M, Y, X)."""
 
     z_um: NDArray[np.float64]
     images: Tensor
     variance: Tensor
-    believed: float
 
 
 def merge(
     present: Seen,
-    variance: Tensor,
     previous: Seen,
-    previous_variance: Tensor,
     predicted: Tensor,
     older: Seen | None,
     floor: float,
@@ -78,8 +79,6 @@ def merge(
     ----------
     present, previous, older : Seen
         This sweep, the one before, and the one before that; normalised.
-    variance, previous_variance : (M, Y, X)
-        Their noise.
     predicted : (M, Y, X)
         The previous projections as the present sweep alone predicts them.
     floor : float
@@ -94,7 +93,7 @@ def merge(
         return None
     # Bleaching and lamp: one factor for all, which is no change of the specimen.
     zero = max(floor, -1.0)
-    repeated = older if older is not None and same_places(older, present) else None
+    repeated = older if older is not None and same_places(older.z_um, present.z_um) else None
     if repeated is not None:
         factor = _dimmed(present.images, repeated.images, zero) ** 0.5
     else:
@@ -104,7 +103,7 @@ def merge(
     if not _DIMMER < factor < 1 / _DIMMER:
         return None
     measured = zero + factor * (previous.images - zero)
-    signal = (measured - zero).square() + previous_variance
+    signal = (measured - zero).square() + previous.variance
 
     def overall(share: Tensor) -> float:
         return min(float(share.mean()), float((share * signal).sum() / signal.sum()))
@@ -112,10 +111,10 @@ def merge(
     if always:
         share, trust, enough = torch.ones_like(predicted), 1.0, 0.0
     elif repeated is not None:
-        share = _unchanged(present, repeated, previous, variance, zero)
+        share = _unchanged(present, repeated, previous, zero)
         trust, enough = overall(share), _ENOUGH_REPEATED
     else:
-        share = believed(predicted, measured, previous_variance)
+        share = believed(predicted, measured, previous.variance)
         trust, enough = overall(share), _ENOUGH
         share = (share / _FULL).clamp_max(1.0)
     if trust < enough:
@@ -128,29 +127,28 @@ def merge(
     return Merged(
         z_um[order],
         torch.cat([present.images, filled[keep]])[index],
-        torch.cat([variance, previous_variance[keep]])[index],
-        trust,
+        torch.cat([present.variance, previous.variance[keep]])[index],
     )
 
 
-def same_places(one: Seen, other: Seen) -> bool:
-    """Return whether two sweeps have the same slabs, to a fifth of a step."""
-    if one.z_um.shape != other.z_um.shape or one.z_um.size < 2:
+def same_places(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Return whether two sets of slab centres (M,) are the same, to a fifth of a step."""
+    if one.shape != other.shape or one.size < 2:
         return False
-    return bool(np.abs(one.z_um - other.z_um).max() < _APART * np.median(np.diff(one.z_um)))
+    return bool(np.abs(one - other).max() < _APART * np.median(np.diff(one)))
 
 
-def _unchanged(present: Seen, older: Seen, previous: Seen, variance: Tensor, zero: float) -> Tensor:
+def _unchanged(present: Seen, older: Seen, previous: Seen, zero: float) -> Tensor:
     """Return how little each previous projection's neighbourhood changed from `older` to `present`."""
     factor = _dimmed(present.images, older.images, zero)
     difference = present.images - zero - factor * (older.images - zero)
-    change = (_local(difference.square()) - 2 * _local(variance)).clamp_min(0.0)
+    change = (_local(difference.square()) - 2 * _local(present.variance)).clamp_min(0.0)
     near = torch.from_numpy(
         np.abs(previous.z_um[:, None] - present.z_um[None, :]).argsort(axis=1)[:, :2].copy()
     )
     change = change[near.to(change.device)].mean(dim=1)
     # Half of what changed in two intervals; the variance of a mean over the window is what it is known to.
-    allowed = _local(variance)[near[:, 0].to(change.device)]
+    allowed = _local(present.variance)[near[:, 0].to(change.device)]
     return allowed / (allowed + 0.5 * (change - 0.3 * allowed).clamp_min(0.0))
 
 

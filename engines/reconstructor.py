@@ -36,6 +36,8 @@ from microdiffusion.sweep import Reconstruction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from microdiffusion.config import EngineConfig
     from microdiffusion.engines.reference.method import ReferenceMethod
     from microdiffusion.run_header import RunHeader
@@ -89,24 +91,21 @@ class _Task:
     miss: float = 0.0
     prior_steps: int = 0
 
-    def errors(self, answers: dict[str, Tensor]) -> dict[str, float]:
-        """Return each answer's rms error on the held-out projections, in units of the noise."""
-        if self.held is None or self.held_operator is None or self.held_variance is None:
-            return {}
-        return {
-            name: _rms(self.held_operator, volume, self.held, self.held_variance)
+    def figures(self, answers: dict[str, Tensor]) -> Figures:
+        """Return what the projections say of the answers."""
+        residuals = {
+            name: _rms(along_z(self.geometry.operator, volume) - self.images, self.variance)
             for name, volume in answers.items()
         }
-
-    def shares(self, answers: dict[str, Tensor]) -> dict[str, float]:
-        """Return the network's share in the mixture with each other answer that predicts them best."""
-        if self.held is None or self.held_operator is None or self.held_variance is None:
-            return {}
+        figures = Figures(residuals, miss=self.miss)
+        if self.held_operator is None or self.held is None or self.held_variance is None:
+            return figures
         seen = {name: along_z(self.held_operator, volume) for name, volume in answers.items()}
-        mine = seen.pop("mdd", None)
-        if mine is None:
-            return {}
-        return {name: best_share(mine, other, self.held, self.held_variance) for name, other in seen.items()}
+        for name, image in seen.items():
+            figures.errors[name] = _rms(image - self.held, self.held_variance)
+            if "mdd" in seen and name != "mdd":
+                figures.shares[name] = best_share(seen["mdd"], image, self.held, self.held_variance)
+        return figures
 
 
 class Reconstructor:
@@ -167,15 +166,7 @@ class Reconstructor:
         clock.lap("prepare")
         answers = self._answers(task, clock)
         self._darken(task, answers)
-        figures = Figures(
-            {
-                name: _rms(task.geometry.operator, volume, task.images, task.variance)
-                for name, volume in answers.items()
-            },
-            task.errors(answers),
-            task.miss,
-            task.shares(answers),
-        )
+        figures = task.figures(answers)
         served, weight = self._serve(task, answers, figures)
         volume = (answers[served] * task.session.span + task.session.low).cpu().numpy()
         task.session.sweeps += 1
@@ -198,7 +189,8 @@ class Reconstructor:
         geometry = self._geometries.of(sweep.z_um)
         counts = torch.from_numpy(sweep.projections).to(self.device)
         session = self._session(sweep, counts, geometry)
-        variance = self._variance(session, sweep, counts)
+        variance = self._variance(session, sweep, counts, geometry.matrix)
+        seen = Seen(sweep.sweep, sweep.z_um, counts, variance)
         images = (counts - session.low) / session.span
         variance = variance / session.span**2
         # No light lies at the camera's offset; the floor of everything non-negative, normalised.
@@ -211,26 +203,28 @@ class Reconstructor:
             held = torch.from_numpy(sweep.held_out).to(self.device)
             task.held_operator = self._geometries.operator(sweep.held_out_z_um)
             task.held = (held - session.low) / session.span
-            task.held_variance = noise_variance(held, self.header.camera) / session.span**2
+            white = session.white_share
+            task.held_variance = noise_variance(held, self.header.camera, white) / session.span**2
         if self.config.merge_sweeps != "off" and self.config.method != "microdiffusion":
-            self._merge(task, counts)
+            self._merge(task, seen)
         return task
 
-    def _variance(self, session: Session, sweep: Sweep, counts: Tensor) -> Tensor:
+    def _variance(
+        self, session: Session, sweep: Sweep, counts: Tensor, matrix: NDArray[np.float64]
+    ) -> Tensor:
         """Return the noise's variance; overlapping slabs and repeated sweeps tell noise from texture."""
-        matrix = self._geometries.of(sweep.z_um).matrix
-        if self.header.camera.gain is not None:
-            return noise_variance(counts, self.header.camera)
-        share = white_share(counts, matrix)
+        camera = self.header.camera
+        if camera.gain is not None:
+            return noise_variance(counts, camera)
         if sweep.held_out_z_um.size:
             session.white_share = self._held_out_share(sweep, counts)
-        variance = noise_variance(counts, self.header.camera, min(share, session.white_share))
+        variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
         older = session.seen(sweep.sweep - 2)
-        if older is None or not same_places(older, Seen(sweep.sweep, sweep.z_um, counts)):
+        if older is None or not same_places(older.z_um, sweep.z_um):
             return variance
         # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
         repeated = estimate_sigma(counts - older.images) ** 2 / 2
-        return variance.clamp_max(max(repeated, self.header.camera.read_noise**2, 1e-6 * session.span**2))
+        return variance.clamp_max(max(repeated, camera.read_noise**2, 1e-6 * session.span**2))
 
     def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
         """Return how much of the fine structure is noise, by held-out projections and their neighbours."""
@@ -242,21 +236,19 @@ class Reconstructor:
         chosen = order[near]
         return white_share(stack[torch.from_numpy(chosen)], self._geometries.rows(z_um[chosen]))
 
-    def _merge(self, task: _Task, counts: Tensor) -> None:
-        session, sweep = task.session, task.sweep
-        before, older = session.seen(sweep.sweep - 1), session.seen(sweep.sweep - 2)
-        session.last_two = [*session.last_two[-1:], Seen(sweep.sweep, sweep.z_um, counts)]
+    def _merge(self, task: _Task, seen: Seen) -> None:
+        """Add what the sweep before saw, as far as nothing changed since; keeps `seen` for the next ones."""
+        session = task.session
+        before, older = session.seen(seen.sweep - 1), session.seen(seen.sweep - 2)
+        session.last_two = [*session.last_two[-1:], seen]
         if before is None:
             return
-        geometry = self._geometries.of(before.z_um)
         matrix, _ = task.geometry.closed(task.images, task.variance)
         alone = along_z(matrix, quieten(task.images, task.variance)).clamp_min(task.floor)
         merged = merge(
-            Seen(sweep.sweep, sweep.z_um, task.images),
-            task.variance,
+            seen.scaled(session.low, session.span),
             before.scaled(session.low, session.span),
-            noise_variance(before.images, self.header.camera) / session.span**2,
-            along_z(geometry.operator, alone),
+            along_z(self._geometries.of(before.z_um).operator, alone),
             older.scaled(session.low, session.span) if older is not None else None,
             task.floor,
             always=self.config.merge_sweeps == "always",
@@ -358,10 +350,10 @@ class Reconstructor:
         verdict = judge(own, task.session.findings, figures)
         if verdict.served == "blend":
             mix = verdict.weight * answers["mdd"] + (1 - verdict.weight) * answers[verdict.stand_in]
-            blend = {"blend": mix}
-            answers |= blend
-            figures.residuals["blend"] = _rms(task.geometry.operator, mix, task.images, task.variance)
-            figures.errors.update(task.errors(blend))
+            answers["blend"] = mix
+            own_figures = task.figures({"blend": mix})
+            figures.residuals.update(own_figures.residuals)
+            figures.errors.update(own_figures.errors)
         return verdict.served, verdict.weight
 
     def _reference(
@@ -411,6 +403,6 @@ class Reconstructor:
         return self._sessions[key]
 
 
-def _rms(operator: Tensor, volume: Tensor, images: Tensor, variance: Tensor) -> float:
-    """Return the rms of the reprojection's misfit in units of the noise."""
-    return float(((along_z(operator, volume) - images).square() / variance).mean().sqrt())
+def _rms(misfit: Tensor, variance: Tensor) -> float:
+    """Return the root mean square of a misfit in units of the noise."""
+    return float((misfit.square() / variance).mean().sqrt())
