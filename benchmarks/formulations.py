@@ -1,6 +1,7 @@
 """The bridge against one-step regression and against a flow from noise: same network, data and budget.
 
     python benchmarks/formulations.py --volumes FOLDER --morphologies FOLDER [--iterations 2000]
+                                         [--only bridge,regression,flow]
 
 Trains three small networks from the same seed, without any recorded neuron, axon or dendrite, and scores
 them on those with 1 to 8 evaluations: distortion (PSNR, SSIM) and sharpness (energy of the z-derivative
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--morphologies", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--only", default="bridge,regression,flow", metavar="A,B")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "formulations.json")
     arguments = parser.parse_args()
     results: dict[str, Any] = {
@@ -95,7 +97,13 @@ def main() -> None:
         "noise": NOISE,
         "rows": {},
     }
-    for formulation in get_args(Formulation):
+    if arguments.json.is_file():  # the other formulations' rows stay, if they had the same budget
+        known = json.loads(arguments.json.read_text(encoding="utf-8"))
+        if known["iterations"] == arguments.iterations:
+            results["rows"] = known["rows"]
+    for formulation in arguments.only.split(","):
+        if formulation not in get_args(Formulation):
+            parser.error(f"{formulation} is none of {', '.join(get_args(Formulation))}")
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "weights.safetensors"
             train(
