@@ -4,8 +4,9 @@
 
 Everything here is cut down to what a CPU does in minutes, and says so in the results: the side-by-side runs
 on a 26 x 24 x 24 input, the ablations on a 24 x 24 x 24 crop with a short training. `--authors` is a checkout
-of UCSC-VLAA/MicroDiffusion; its modules are imported and run here, on the CPU. Adds to
-benchmarks/results/reference.json.
+of UCSC-VLAA/MicroDiffusion; its modules are imported and run here, on the CPU. Each part replaces its own
+entry in benchmarks/results/reference.json, with the machine and the commit that it was run on; the ablations
+are written variant by variant.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import h5py
 import numpy as np
 import torch
 import torch._dynamo  # an optimiser imports it, and must not meet the stand-ins below
 from measuring import ROOT, machine, scores_of
 
 from microdiffusion.config import ReferenceConfig
+from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise
+from microdiffusion.engines.evaluation.volumes import read_volume
 from microdiffusion.engines.linear import nearest_slab
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import PositionEmbedding, ProjectionEmbedding, encode_position
 from microdiffusion.engines.reference.method import ReferenceMethod
 from microdiffusion.engines.reference.mlp_inr import QUICK, FieldPlan, FourierMlp, fit_field
 from microdiffusion.engines.reference.unet import UNet
-from microdiffusion.engines.training.validation import protocol_crop
-from microdiffusion.metrics import seen_slices
-from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
-LENGTH = 6
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VOLUME = "cells_bigstream_high"
 CPU = torch.device("cpu")
 TWO = FieldPlan(2, 256, bfloat16=True)
 
@@ -50,27 +52,14 @@ def db(one: torch.Tensor, two: torch.Tensor) -> float:
     return float(-10 * torch.log10((one - two).square().mean().clamp_min(1e-20)))
 
 
-def load(folder: Path, name: str) -> np.ndarray:
-    """Return the protocol's crop of a volume."""
-    with h5py.File(folder / f"{name}.h5") as file:
-        return protocol_crop(file["volume"][()].astype(np.float32))
+def case_of(folder: Path, size: tuple[int, int, int], step: float, noise: float) -> Case:
+    """Return the middle of the benchmark's volume under the protocol."""
+    return make_case(normalise(read_volume(folder / f"{VOLUME}.h5"), size), Protocol(step=step, noise=noise))
 
 
-def middle(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the middle of a volume, scaled to [0, 1]."""
-    start = [(n - m) // 2 for n, m in zip(volume.shape, shape, strict=True)]
-    part = volume[tuple(slice(s, s + m) for s, m in zip(start, shape, strict=True))]
-    return (part - part.min()) / (part.max() - part.min())
-
-
-def observe(truth: np.ndarray, step: float, noise: float) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-    """Return the operator (M, Z), the slab centres (M,) and the projections (M, Y, X)."""
-    slices = truth.shape[0]
-    z = sweep_positions(length_um=LENGTH, step_um=step, z0_um=0, voxel_z_um=1, shape_z=slices)
-    matrix = projection_operator(z, AxialProfile.box(LENGTH), z0_um=0, voxel_z_um=1, shape_z=slices)
-    clean = np.tensordot(matrix, truth, 1)
-    seen = clean + noise * np.random.default_rng(0).standard_normal(clean.shape)
-    return matrix, z, torch.from_numpy(seen.astype(np.float32))
+def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the operator (M, Z) and the projections (M, Y, X)."""
+    return torch.from_numpy(case.operator.astype(np.float32)), torch.from_numpy(case.sweep.projections)
 
 
 # Beside the authors' code ---------------------------------------------------------------------------
@@ -121,9 +110,8 @@ def copy_weights(source: list[torch.Tensor], target: list[torch.Tensor]) -> None
 
 def inr_beside(authors: Path, folder: Path, epochs: int) -> dict[str, Any]:
     """Return how far our INR and theirs are apart after the same training from the same weights."""
-    truth = middle(load(folder, "cells_bigstream_high"), (26, 24, 24))
-    matrix, _, images = observe(truth, 6, 0.0)
-    operator = torch.from_numpy(matrix.astype(np.float32))
+    case = case_of(folder, (26, 24, 24), 6, 0.0)
+    truth, (operator, images) = case.truth, tensors(case)
     slices, rows, columns = truth.shape
     ours = FourierMlp(truth.shape)
     with (
@@ -139,7 +127,7 @@ def inr_beside(authors: Path, folder: Path, epochs: int) -> dict[str, Any]:
         ]
         used = [ours.entry, *ours.before, ours.skip, *ours.after, ours.narrow, ours.head]
         copy_weights([value for layer in used for value in (layer.weight, layer.bias)], kept)
-        scene = mock.Mock(imgs=torch.from_numpy(truth.astype(np.float32))[..., None])
+        scene = mock.Mock(imgs=torch.from_numpy(truth)[..., None])
         places = training.get_all_pos_enc(rows, columns, slices, 6, True, 0)
         ground = training.get_all_gt_img(scene, slices, 6, True, 0)
         optimiser = torch.optim.Adam(theirs.parameters(), lr=1e-3)
@@ -162,7 +150,7 @@ def inr_beside(authors: Path, folder: Path, epochs: int) -> dict[str, Any]:
     mine = ours.volume()[first : first + len(middle_of_six)]
     scored = truth[first : first + len(middle_of_six)]
     return {
-        "input": "cells_bigstream_high, middle 26 x 24 x 24, slab 6, step 6, no noise",
+        "input": f"{VOLUME}, middle 26 x 24 x 24, slab 6, step 6, no noise",
         "epochs, full batch": epochs,
         "theirs": scores_of(middle_of_six.numpy(), scored, np.ones(len(scored), bool))
         | {"loss": losses["L2"]},
@@ -240,13 +228,15 @@ def pipeline_beside(authors: Path) -> dict[str, Any]:
 # Shortcut, ablations, cost --------------------------------------------------------------------------
 
 
-def ablations(folder: Path, epochs: int, inr_steps: int) -> dict[str, Any]:
+def ablations(
+    folder: Path, epochs: int, inr_steps: int, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Return scores of each switch on a small crop, and the shortcut against all 1000 steps.
 
-    The INR is the same for all variants of the same step: it is fitted once.
+    The INR is the same for all variants of the same step: it is fitted once. `save` gets the result after
+    every variant.
     """
-    name, size = "cells_bigstream_high", (24, 24, 24)
-    truth = middle(load(folder, name), size)
+    size = (24, 24, 24)
     settings: dict[str, Any] = {
         "inr_steps": inr_steps,
         "inr_batch_pixels": 192,
@@ -257,7 +247,7 @@ def ablations(folder: Path, epochs: int, inr_steps: int) -> dict[str, Any]:
     }
     table: dict[str, Any] = {}
     result: dict[str, Any] = {
-        "input": f"{name}, middle {size}, slab 6, noise 0.01, step 6 unless said",
+        "input": f"{VOLUME}, middle {size}, slab 6, noise 0.01, step 6 unless said",
         "shortened": {
             key: {"here": settings[key], "paper": getattr(ReferenceConfig(), key)} for key in settings
         },
@@ -265,43 +255,54 @@ def ablations(folder: Path, epochs: int, inr_steps: int) -> dict[str, Any]:
     }
     fields: dict[float, FourierMlp] = {}
 
-    def keep(label: str, volume: torch.Tensor, seen: np.ndarray, **more: Any) -> None:
-        table[label] = scores_of(volume.numpy(), truth, seen) | more
+    def keep(label: str, volume: torch.Tensor, case: Case, **more: Any) -> None:
+        table[label] = scores_of(volume.numpy(), case.truth, case.seen) | more
+        save(result)
         print(label, {key: np.round(value, 3) for key, value in table[label].items()}, flush=True)
 
-    def run(label: str, step: float = 6, **changes: Any) -> tuple[ReferenceMethod, torch.Tensor, Any]:
-        matrix, z, images = observe(truth, step, 0.01)
-        operator, seen = torch.from_numpy(matrix.astype(np.float32)), seen_slices(matrix)
+    def run(label: str, step: float = 6, **changes: Any) -> tuple[ReferenceMethod, Case]:
+        case = case_of(folder, size, step, 0.01)
+        operator, images = tensors(case)
         config = ReferenceConfig(**(settings | changes))
-        method = ReferenceMethod(config, truth.shape, CPU)
+        method = ReferenceMethod(config, case.truth.shape, CPU)
         begun = time.process_time()
         if config.joint:
-            answer = method.reconstruct(operator, z, images)
+            answer = method.reconstruct(operator, case.sweep.z_um, images)
             volume, evaluations = answer.volume, answer.evaluations
         else:
             if step not in fields:
-                fields[step] = FourierMlp(truth.shape, bandwidth=config.inr_bandwidth)
+                fields[step] = FourierMlp(case.truth.shape, bandwidth=config.inr_bandwidth)
                 plan = FieldPlan(inr_steps, config.inr_batch_pixels, bfloat16=True)
                 fit_field(fields[step], operator, images, plan)
-                keep(f"INR alone, step {step:g}", fields[step].volume(), seen)
+                keep(f"INR alone, step {step:g}", fields[step].volume(), case)
             method.field = fields[step]
             method.train(operator, images)
-            volume, evaluations = method.sample(images, nearest_slab(z, truth.shape[0]))
+            volume, evaluations = method.sample(images, nearest_slab(case.sweep.z_um, size[0]))
         spent = time.process_time() - begun
         away = db(volume, method.prior())
-        keep(label, volume, seen, evaluations=evaluations, cpu_seconds=spent, from_averaged_inr_db=away)
-        return method, images, (nearest_slab(z, truth.shape[0]), seen)
+        keep(label, volume, case, evaluations=evaluations, cpu_seconds=spent, from_averaged_inr_db=away)
+        return method, case
 
-    method, images, (nearest, seen) = run("as in the paper")
-    paper = method.config
+    method, case = run("as in the paper")
+    paper, images, nearest = method.config, tensors(case)[1], nearest_slab(case.sweep.z_um, size[0])
+    keep("INR averaged over neighbours, step 6", method.prior(), case)
     for label, changes in {
         "without guidance": {"guidance": 0.0},
         "shortcut 16 instead of 4": {"shortcut": 16},
     }.items():
         method.config = paper.model_copy(update=changes)
         volume, evaluations = method.sample(images, nearest)
-        keep(label, volume, seen, evaluations=evaluations)
+        keep(label, volume, case, evaluations=evaluations)
     method.config = paper
+    run("without E_img", image_condition=False)
+    run("without E_pos", position_condition=False)
+    run("condition dropout 0.1", condition_dropout=0.1)
+    run("T = 100", timesteps=100)
+    run("neighbours centred", neighbours="centred")
+    run("neighbours none", neighbours="none")
+    run("without interpolation (T = 50, without guidance)", interpolation=1.0, timesteps=50, guidance=0.0)
+    run("step 8", step=8)
+    run("joint training", joint=True)
     some = range(12, 13)
     begun = time.process_time()
     last, few = method.sample(images, nearest, wanted=some)
@@ -313,16 +314,8 @@ def ablations(folder: Path, epochs: int, inr_steps: int) -> dict[str, Any]:
         "cpu_seconds of both": time.process_time() - begun,
         "all 1000 steps against the averaged INR, db": db(every, method.prior()[some.start : some.stop]),
     }
+    save(result)
     print(result["shortcut"], flush=True)
-    run("without E_img", image_condition=False)
-    run("without E_pos", position_condition=False)
-    run("condition dropout 0.1", condition_dropout=0.1)
-    run("T = 100", timesteps=100)
-    run("neighbours centred", neighbours="centred")
-    run("neighbours none", neighbours="none")
-    run("without interpolation (T = 50, without guidance)", interpolation=1.0, timesteps=50, guidance=0.0)
-    run("step 8", step=8)
-    run("joint training", joint=True)
     return result
 
 
@@ -382,22 +375,27 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(arguments.json.read_text("utf-8")) if arguments.json.is_file() else {}
-    results["machine"] = machine()
+
+    def save(part: str, result: dict[str, Any]) -> None:
+        results[part] = {"machine": about, **result}
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    about = machine()
     for part in arguments.parts.split(","):
         if part in ("inr", "pipeline") and arguments.authors is None:
             parser.error(f"the part {part} needs --authors")
         if part == "inr":
-            results["inr beside theirs"] = inr_beside(
-                arguments.authors, arguments.volumes, arguments.inr_epochs
-            )
+            save("inr beside theirs", inr_beside(arguments.authors, arguments.volumes, arguments.inr_epochs))
         elif part == "pipeline":
-            results["pipeline beside theirs"] = pipeline_beside(arguments.authors)
+            save("pipeline beside theirs", pipeline_beside(arguments.authors))
         elif part == "cost":
-            results["cost"] = cost()
+            save(part, cost())
         elif part == "ablations":
-            results["ablations"] = ablations(arguments.volumes, arguments.epochs, arguments.inr_steps)
+            write = partial(save, part)
+            write(ablations(arguments.volumes, arguments.epochs, arguments.inr_steps, write))
+        else:
+            parser.error(f"there is no part {part}")
         print(part, "done", flush=True)
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
