@@ -32,11 +32,10 @@ from microdiffusion.daemon.machine import resident_mb
 from microdiffusion.engines.engine import open_engine
 from microdiffusion.engines.evaluation.methods import CLASSICAL, parse_methods
 from microdiffusion.engines.evaluation.pictures import volume_picture
-from microdiffusion.engines.evaluation.protocol import Protocol, make_case, normalise
+from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
 from microdiffusion.engines.evaluation.report import write_json
 from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
 from microdiffusion.engines.evaluation.summary import better_classical, per_volume, summarise
-from microdiffusion.engines.evaluation.volumes import read_volume
 from microdiffusion.engines.reconstructor import Reconstructor
 from microdiffusion.metrics import bootstrap_interval
 
@@ -187,7 +186,7 @@ def two_sweeps(files: list[Path], folds: dict[str, str], store: Store) -> None:
     """Score the second of two sweeps of a still specimen, half a step apart, with the first and alone."""
     for path in files:
         engine, weights = weights_of(path.stem, folds)
-        truth = normalise(read_volume(path))
+        truth = read_truth(path)
         cases = [make_case(truth, Protocol(offset=offset), seed) for seed, offset in enumerate((0.0, 3.0))]
         first, second = (dataclasses.replace(case.sweep, sweep=number) for number, case in enumerate(cases))
         judged = dataclasses.replace(cases[1], seen=cases[0].seen & cases[1].seen)
@@ -225,7 +224,7 @@ def pictures(files: list[Path], folds: dict[str, str]) -> None:
         if path is None:
             continue
         engine, _ = weights_of(name, folds)
-        case = make_case(normalise(read_volume(path)), protocol)
+        case = make_case(read_truth(path), protocol)
         answers = {m.name: m.answer(case, engine).volume for m in parse_methods(SHOWN)}
         volume_picture(folder / f"method_{subject}.png", f"{subject} ({name})", 8.0, case, answers)
         print(f"wrote {folder / f'method_{subject}.png'}", flush=True)

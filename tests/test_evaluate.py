@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +23,16 @@ from microdiffusion.engines.evaluation.baselines import Problem
 from microdiffusion.engines.evaluation.measure import measured
 from microdiffusion.engines.evaluation.methods import NAMES, evaluations, parse_methods
 from microdiffusion.engines.evaluation.perceptual import Perceptual
-from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise
+from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise, read_truth
 from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
 from microdiffusion.engines.evaluation.tv import objective, total_variation
-from microdiffusion.engines.evaluation.volumes import find_volumes, read_volume
 from microdiffusion.errors import (
     ConfigError,
     DependencyError,
     GeometryError,
     InputFileError,
-    MissingFileError,
 )
+from microdiffusion.volume_file import volume_paths
 
 CPU = torch.device("cpu")
 
@@ -302,7 +302,7 @@ def test_stages_of_a_slow_method_are_passed_on(folder: Path) -> None:
     options = "reference.epochs=1:reference.inr_steps=2:reference.inr_batch_pixels=16:reference.width=32"
     methods = parse_methods(f"nearest,microdiffusion:{options}:reference.shortcut=1:reference.guidance=0")
     told: list[tuple[int, str]] = []
-    plan = Plan(find_volumes(folder)[:1], methods, Protocol(crop=(16, 16, 16)), (8.0,))
+    plan = Plan(volume_paths(folder)[:1], methods, Protocol(crop=(16, 16, 16)), (8.0,))
     results = evaluate(plan, Hooks(lambda done, text: told.append((done, text))))
     assert [row["served"] for row in results.rows] == ["nearest", "microdiffusion"]
     stages = [(done, text) for done, text in told if " of " in text]
@@ -331,7 +331,7 @@ def test_method_that_cannot_be_meant_is_refused(text: str, words: str) -> None:
 
 
 def test_answers_do_not_depend_on_the_order_of_methods(folder: Path, weights: Path) -> None:
-    files = find_volumes(folder)[:2]
+    files = volume_paths(folder)[:2]
     options = "inr:inr.cold_steps=10,tv:iterations=10:axial=1,mdd:2:interpolation=1:inr.cold_steps=10"
     engine = {"device": "cpu", "weights": weights}
 
@@ -348,52 +348,48 @@ def test_answers_do_not_depend_on_the_order_of_methods(folder: Path, weights: Pa
     assert len(forward) == 6
 
 
-def test_reader_takes_the_three_kinds_and_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
-    for path in find_volumes(folder):
-        volume = read_volume(path)
-        assert volume.shape == (24, 32, 32)
-        assert volume.dtype == np.float32
-    with pytest.raises(MissingFileError, match="no folder"):
-        find_volumes(tmp_path / "nowhere")
-    with pytest.raises(InputFileError, match="holds no volume"):
-        find_volumes(tmp_path)
+def test_truth_is_the_same_from_each_kind_of_file(tmp_path: Path) -> None:
+    volume = np.floor(specimen() * 1000).astype(np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["volume"] = volume
+    np.save(tmp_path / "b.npy", volume[None])  # one time point is a volume
+    pytest.importorskip("tifffile").imwrite(tmp_path / "c.tif", volume)
+    paths = volume_paths(tmp_path)
+    assert len(paths) == 3
+    for path in paths:
+        np.testing.assert_array_equal(read_truth(path), normalise(volume.astype(np.float32)))
+        assert read_truth(path, (20, 16, 16)).shape == (20, 16, 16)
+
+
+def damaged_chunk(path: Path) -> None:
+    """Write HDF5 that opens, and whose pixels cannot be read."""
+    with h5py.File(path, "w") as file:
+        pixels = file.create_dataset("volume", (16, 16, 16), "f4", chunks=(16, 16, 16), compression="gzip")
+        pixels.id.write_direct_chunk((0, 0, 0), b"no deflated pixels")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "write", "words"),
     [
-        pytest.param("x.h5", b"no HDF5 at all", "cannot be read", id="damaged HDF5"),
-        pytest.param("x.tif", b"no TIFF at all", "cannot be read", id="damaged TIFF"),
-        pytest.param("x.npy", b"no array at all", "cannot be read", id="damaged NPY"),
+        pytest.param("x.h5", lambda path: path.write_bytes(b"x"), "cannot be read", id="damaged HDF5"),
+        pytest.param("x.tif", lambda path: path.write_bytes(b"x"), "cannot be read", id="damaged TIFF"),
+        pytest.param("x.npy", lambda path: path.write_bytes(b"x"), "cannot be read", id="damaged NPY"),
+        pytest.param("x.h5", damaged_chunk, "cannot be read", id="damaged pixels"),
+        pytest.param("x.npy", lambda path: np.save(path, np.ones((4, 4))), "shape", id="an image"),
+        pytest.param("x.npy", lambda path: np.save(path, 1j * np.ones((4, 4, 4))), "numbers", id="complex"),
+        pytest.param("x.npy", lambda path: np.save(path, np.ones((2, 9, 9, 9))), "2 time points", id="times"),
+        pytest.param(
+            "x.npy", lambda path: np.save(path, np.full((9, 9, 9), np.nan)), "not finite", id="not finite"
+        ),
     ],
 )
-def test_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
+def test_file_that_gives_no_truth_is_named(
+    tmp_path: Path, name: str, write: Callable[[Path], object], words: str
+) -> None:
+    write(tmp_path / name)
     with pytest.raises(InputFileError, match=words) as caught:
-        read_volume(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        pytest.param(np.ones((4, 4)), "axes Z, Y, X", id="an image"),
-        pytest.param(np.ones((4, 4, 4), complex), "should hold numbers", id="complex"),
-        pytest.param(np.full((4, 4, 4), np.nan), "not finite", id="not finite"),
-    ],
-)
-def test_array_that_is_no_volume_is_refused(tmp_path: Path, array: np.ndarray, words: str) -> None:
-    np.save(tmp_path / "x.npy", array)
-    with pytest.raises(InputFileError, match=words):
-        read_volume(tmp_path / "x.npy")
-
-
-def test_dataset_of_another_name_is_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["data"] = np.ones((4, 4, 4))
-    with pytest.raises(InputFileError, match="no dataset `volume`"):
-        read_volume(tmp_path / "x.h5")
+        read_truth(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
 
 
 def rows_of(
@@ -470,7 +466,7 @@ def test_method_that_fails_costs_itself_alone(folder: Path, monkeypatch: pytest.
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(sys.modules["microdiffusion.engines.evaluation.methods"]._BASELINES, "rl", broken)
-    plan = Plan(find_volumes(folder)[:1], parse_methods("nearest,rl,linear"), steps=(6.0,))
+    plan = Plan(volume_paths(folder)[:1], parse_methods("nearest,rl,linear"), steps=(6.0,))
     results = evaluate(plan)
     assert [row["method"] for row in results.rows] == ["nearest", "linear"]
     assert results.skipped == ["a, step 6, rl: RuntimeError: out of memory"]
@@ -479,7 +475,7 @@ def test_method_that_fails_costs_itself_alone(folder: Path, monkeypatch: pytest.
 def test_saved_after_each_volume_and_progress_ends_at_all(folder: Path) -> None:
     saved: list[int] = []
     done: list[int] = []
-    plan = Plan(find_volumes(folder), parse_methods("nearest,linear"), steps=(6.0, 9.0), seeds=2)
+    plan = Plan(volume_paths(folder), parse_methods("nearest,linear"), steps=(6.0, 9.0), seeds=2)
     hooks = Hooks(
         lambda number, _: done.append(number), saved=lambda results: saved.append(len(results.rows))
     )
@@ -546,7 +542,7 @@ def test_command_writes_table_rows_json_and_pictures(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        pytest.param(["nowhere"], 2, "no folder", id="no folder"),
+        pytest.param(["nowhere"], 2, "no volume or folder", id="no folder"),
         pytest.param(["empty"], 2, "holds no volume", id="empty folder"),
         pytest.param(["bad"], 3, "nothing could be evaluated", id="nothing works"),
         pytest.param(["good", "--methods", "magic"], 2, "no method 'magic'", id="unknown method"),

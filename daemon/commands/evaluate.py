@@ -3,8 +3,8 @@
   mdd evaluate volumes/ --methods linear,tikhonov,tv,mdd --json results.json
   mdd evaluate volumes/ --methods mdd:1,mdd:4,mdd:4:guidance=0 --markdown table.md --pictures pictures/
 
-FOLDER holds volumes (Z, Y, X): HDF5 (dataset `volume`), TIFF or NPY. Each is projected as the protocol says
-and reconstructed by every method; docs/evaluation.md explains protocol, scores and methods.
+FOLDER holds volumes (Z, Y, X): HDF5 (dataset `volume`), TIFF, NPY or folders of NDTiff. Each is projected as
+the protocol says and reconstructed by every method; docs/evaluation.md explains protocol, scores and methods.
 
 A method is NAME[:EVALUATIONS][:KEY=VALUE...]; keys are those of the table [engine] (mdd:consistency=false,
 inr:inr.bandwidth_z=0.05), or a baseline's own (tv:weight=0.1).
@@ -129,14 +129,14 @@ def _plan(args: Namespace) -> Plan:
     from microdiffusion.engines.evaluation.methods import parse_methods
     from microdiffusion.engines.evaluation.protocol import Protocol
     from microdiffusion.engines.evaluation.runner import Plan
-    from microdiffusion.engines.evaluation.volumes import find_volumes
+    from microdiffusion.volume_file import volume_paths
 
     engine: dict[str, Any] = {"device": args.device}
     if args.weights is not None:
         engine["weights"] = args.weights
     methods = parse_methods(args.methods)
     return Plan(
-        files=find_volumes(args.folder),
+        files=volume_paths(args.folder),
         methods=methods,
         protocol=Protocol(
             length=args.length, noise=args.noise, photons=args.photons, crop=args.crop, held_out=args.held_out

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microdiffusion.errors import GeometryError, InputFileError
+from microdiffusion.errors import GeometryError, InputFileError, MddError
 from microdiffusion.metrics import Scores, held_out_error, score, seen_slices
 from microdiffusion.optics import projection_operator, sweep_positions
 from microdiffusion.run_header import CameraNoise, RunHeader
 from microdiffusion.sweep import Sweep
+from microdiffusion.volume_file import open_volume
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 PERCENTILES = (1.0, 99.9)
@@ -91,6 +94,28 @@ class Case:
     def held_out_error(self, estimate: NDArray[np.float32]) -> float:
         """Return the answer's error on the held-out projection, in units of its noise."""
         return held_out_error(estimate, self.judge_operator, self.judge, self.judge_noise)
+
+
+def read_truth(path: Path, crop: tuple[int, int, int] | None = (130, 128, 128)) -> NDArray[np.float32]:
+    """Return the truth (Z, Y, X) that a volume file gives; see `open_volume` and `normalise`.
+
+    Raises
+    ------
+    MissingFileError, InputFileError, DependencyError
+        The file is absent or damaged, holds no volume or more than one, or needs a library.
+    """
+    try:
+        with open_volume(path) as file:
+            if len(file) > 1:
+                raise InputFileError(
+                    f"{path} holds {len(file)} time points, but a truth is one volume: take one out."
+                )
+            volume = file.volume(0)
+    except MddError:
+        raise
+    except Exception as error:  # four libraries, each with errors of its own for damaged pixels
+        raise InputFileError(f"{path} cannot be read ({error}): copy or save it again.") from error
+    return normalise(volume, crop)
 
 
 def normalise(

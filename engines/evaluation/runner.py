@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.engines.evaluation.protocol import Protocol, make_case, normalise
-from microdiffusion.engines.evaluation.volumes import read_volume
+from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
 from microdiffusion.errors import MddError
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def evaluate(plan: Plan, hooks: Hooks | None = None, perceptual: Perceptual | No
     for number, path in enumerate(plan.files):
         hooks.progress(number * each, path.stem)
         try:
-            truth = normalise(read_volume(path), plan.protocol.crop)
+            truth = read_truth(path, plan.protocol.crop)
         except MddError as error:
             _leave_out(results, f"{path.name}: {error}")
             continue
