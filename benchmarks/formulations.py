@@ -27,7 +27,7 @@ from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import DenoiserShape, load_denoiser
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.linear import DataConsistency
-from microdiffusion.engines.runtime import TorchRuntime
+from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.sampler import Denoise, SamplerSettings, sample
 from microdiffusion.engines.training.degrade import FLOW_NOISE, Formulation
 from microdiffusion.engines.training.loop import TrainingPlan, train

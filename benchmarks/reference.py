@@ -30,8 +30,7 @@ import torch._dynamo  # an optimiser imports it, and must not meet the stand-ins
 from measuring import ROOT, machine, scores_of
 
 from microdiffusion.config import ReferenceConfig
-from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise
-from microdiffusion.engines.evaluation.volumes import read_volume
+from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, read_truth
 from microdiffusion.engines.linear import nearest_slab
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import PositionEmbedding, ProjectionEmbedding, encode_position
@@ -54,7 +53,7 @@ def db(one: torch.Tensor, two: torch.Tensor) -> float:
 
 def case_of(folder: Path, size: tuple[int, int, int], step: float, noise: float) -> Case:
     """Return the middle of the benchmark's volume under the protocol."""
-    return make_case(normalise(read_volume(folder / f"{VOLUME}.h5"), size), Protocol(step=step, noise=noise))
+    return make_case(read_truth(folder / f"{VOLUME}.h5", size), Protocol(step=step, noise=noise))
 
 
 def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:

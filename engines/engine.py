@@ -1,13 +1,11 @@
 """Opens what a reconstruction needs before it knows any run: the device, and the network on it.
 
-TensorRT is taken where it is there, and given up for torch, with one warning, where it fails: a slower
-answer is worth more than none. Runs on the engine's thread.
+Runs on the engine's thread.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,15 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from microdiffusion.engines.denoiser import load_denoiser
-from microdiffusion.engines.runtime import Runtime, TorchRuntime
-from microdiffusion.engines.tensorrt_runtime import Profile, TensorRTRuntime, find_tensorrt
-from microdiffusion.errors import ConfigError, DependencyError
+from microdiffusion.engines.runtimes.choose import open_runtime
+from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
-    from microdiffusion.engines.denoiser import SlabDenoiser
-
-logger = logging.getLogger("microdiffusion.engines")
+    from microdiffusion.engines.runtimes.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,49 +77,6 @@ def open_engine(config: EngineConfig) -> Engine:
     runtime, why = open_runtime(load_denoiser(path), device, config)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     return Engine(device, runtime.name, reason + why, runtime, path.name, checksum)
-
-
-def open_runtime(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> tuple[Runtime, str]:
-    """Return the runtime that engine.runtime asks for, and why this one, to be added to the device's reason.
-
-    Raises
-    ------
-    DependencyError
-        TensorRT is asked for and is not installed.
-    ConfigError
-        TensorRT is asked for on a device that is not CUDA.
-    """
-    wanted = config.runtime
-    if wanted == "torch" or (wanted == "auto" and device.type != "cuda"):
-        return TorchRuntime(model, device), ""
-    trt = find_tensorrt()
-    if trt is None:
-        if wanted == "tensorrt":
-            raise DependencyError(
-                "engine.runtime is tensorrt, but no TensorRT is installed: "
-                f"{_install_line(device)} (or set engine.runtime to auto)."
-            )
-        return TorchRuntime(model, device), "; torch, no TensorRT is installed"
-    if device.type != "cuda":
-        raise ConfigError(
-            f"engine.runtime is tensorrt, but the device is {device}: TensorRT needs an NVIDIA GPU and a "
-            "torch build with CUDA; set engine.runtime to auto or torch."
-        )
-    try:
-        runtime = TensorRTRuntime(model, device, Profile.of(config.tile, model.shape.multiple), trt)
-    except Exception as error:  # TensorRT's bindings raise what they like, and torch can always go on
-        if wanted == "tensorrt" and isinstance(error, DependencyError):
-            raise
-        logger.warning("TensorRT is not used, torch goes on in its place: %s", error)
-        return TorchRuntime(model, device), f"; torch, TensorRT failed: {error}"
-    return runtime, f"; {trt.__name__} {trt.__version__} {'found' if wanted == 'auto' else 'as configured'}"
-
-
-def _install_line(device: torch.device) -> str:
-    """Return how to install the TensorRT that runs on this device."""
-    # TensorRT for RTX leaves out the data-centre GPUs: Hopper (9.0) and Blackwell's (10.x).
-    centre = device.type == "cuda" and 9 <= torch.cuda.get_device_capability(device)[0] < 12
-    return f'pip install "microdiffusion-daemon[{"tensorrt" if centre else "tensorrt-rtx"}]"'
 
 
 def pick_device(wanted: str) -> tuple[torch.device, str]:

@@ -27,7 +27,7 @@ from microdiffusion.engines.sampler import Denoise, SamplerSettings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.engines.runtime import Runtime
+    from microdiffusion.engines.runtimes.runtime import Runtime
 
 _FEWEST = 4  # projections: two pairs
 

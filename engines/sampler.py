@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from microdiffusion.engines.conditioning import SliceConditions
-    from microdiffusion.engines.runtime import Runtime
+    from microdiffusion.engines.runtimes.runtime import Runtime
 
 HALO = 24  # pixels around a tile that are computed and thrown away; a multiple of the network's own
 BATCH_PIXELS = 1 << 18  # windows times pixels of one evaluation: bounds the memory of the features

@@ -7,7 +7,7 @@ import functools
 import torch
 
 from microdiffusion.engines.denoiser import CONDITIONS, WINDOW, DenoiserShape, SlabDenoiser
-from microdiffusion.engines.onnx_export import export_onnx
+from microdiffusion.engines.runtimes.onnx_export import export_onnx
 
 
 @functools.cache

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from microdiffusion.engines import engine_cache, tensorrt_runtime
-from microdiffusion.engines.engine_cache import EngineCache, user_cache_folder
-from microdiffusion.engines.tensorrt_runtime import Profile, cache_key
+from microdiffusion.engines.runtimes import engine_cache, tensorrt_runtime
+from microdiffusion.engines.runtimes.engine_cache import EngineCache, user_cache_folder
+from microdiffusion.engines.runtimes.tensorrt_runtime import Profile, cache_key
 from microdiffusion.errors import EngineError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are posix")

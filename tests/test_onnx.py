@@ -10,7 +10,7 @@ import torch
 from onnx_support import relative_error, small_denoiser, small_graph, some_inputs
 
 from microdiffusion.engines.denoiser import CONDITIONS, SLICES, WINDOW, SlabDenoiser
-from microdiffusion.engines.onnx_export import INPUTS, OUTPUT, check_onnx, export_onnx
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, check_onnx, export_onnx
 from microdiffusion.errors import DependencyError, EngineError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxscript onnxruntime")

@@ -19,15 +19,14 @@ import torch
 from onnx_support import relative_error, small_denoiser, small_graph, some_inputs
 
 from microdiffusion.config import EngineConfig
-from microdiffusion.engines import engine, tensorrt_runtime
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import SLICES, SlabDenoiser, load_denoiser, save_denoiser
-from microdiffusion.engines.engine import open_engine, open_runtime, shipped_weights
-from microdiffusion.engines.engine_cache import EngineCache
-from microdiffusion.engines.onnx_export import INPUTS, OUTPUT, export_onnx
-from microdiffusion.engines.runtime import TorchRuntime
-from microdiffusion.engines.sampler import Denoise, SamplerSettings
-from microdiffusion.engines.tensorrt_runtime import (
+from microdiffusion.engines.engine import open_engine, shipped_weights
+from microdiffusion.engines.runtimes import choose, tensorrt_runtime
+from microdiffusion.engines.runtimes.choose import open_runtime
+from microdiffusion.engines.runtimes.engine_cache import EngineCache
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
+from microdiffusion.engines.runtimes.tensorrt_runtime import (
     PARITY_LIMIT,
     Profile,
     TensorRTRuntime,
@@ -36,6 +35,8 @@ from microdiffusion.engines.tensorrt_runtime import (
     find_tensorrt,
     parity_error,
 )
+from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
+from microdiffusion.engines.sampler import Denoise, SamplerSettings
 from microdiffusion.errors import ConfigError, DependencyError, EngineError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -181,9 +182,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return _Stub("tensorrt", device)
 
     module = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
-    monkeypatch.setattr(engine, "find_tensorrt", lambda: module if state.installed else None)
-    monkeypatch.setattr(engine, "TensorRTRuntime", tensorrt)
-    monkeypatch.setattr(engine, "TorchRuntime", lambda _, device: _Stub("torch", device))
+    monkeypatch.setattr(choose, "find_tensorrt", lambda: module if state.installed else None)
+    monkeypatch.setattr(choose, "TensorRTRuntime", tensorrt)
+    monkeypatch.setattr(choose, "TorchRuntime", lambda _, device: _Stub("torch", device))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: state.capability)
     return state
 

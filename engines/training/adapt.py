@@ -33,11 +33,12 @@ from torch import Tensor
 
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import SlabDenoiser
-from microdiffusion.engines.engine import Engine, open_runtime, pick_device
+from microdiffusion.engines.engine import Engine, pick_device
 from microdiffusion.engines.linear import along_z
 from microdiffusion.engines.noise import estimate_sigma, noise_variance
 from microdiffusion.engines.reconstructor import Reconstructor
-from microdiffusion.engines.runtime import best_dtype
+from microdiffusion.engines.runtimes.choose import open_runtime
+from microdiffusion.engines.runtimes.torch_runtime import best_dtype
 from microdiffusion.engines.training.degrade import CUBES, Batch, Group, Optics, batch_of, make_group
 from microdiffusion.engines.training.loss import loss_of
 from microdiffusion.engines.training.scenes import SIZE

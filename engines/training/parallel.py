@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from microdiffusion.engines.engine import pick_device
-from microdiffusion.engines.runtime import best_dtype
+from microdiffusion.engines.runtimes.torch_runtime import best_dtype
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from microdiffusion.engines.linear import (
     interpolation_matrix,
     tikhonov_matrix,
 )
-from microdiffusion.engines.runtime import TorchRuntime
+from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.sampler import Denoise, SamplerSettings
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions

@@ -1,13 +1,8 @@
-"""Where the denoiser's evaluations run: torch on the CPU or on CUDA.
-
-A runtime is a callable over one batch of windows; tiling, time steps and consistency are the sampler's.
-Half precision is used where the processor multiplies it
-natively (CUDA; bfloat16 on CPUs with AVX-512-BF16 or AMX), else float32; inputs and outputs are float32.
-"""
+"""The denoiser in torch: on the CPU and on CUDA, channels-last, in the best precision of the device."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,27 +10,6 @@ from microdiffusion.engines.denoiser import SlabDenoiser
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Runtime(Protocol):
-    """Evaluates the denoiser on one batch.
-
-    Attributes
-    ----------
-    device : torch.device
-    name : str
-        Runtime, device and precision, for the dashboard and the run file.
-    multiple : int
-        Rows and columns have to be a multiple of this.
-    """
-
-    device: torch.device
-    name: str
-    multiple: int
-
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
-        """Return the clean slices; shapes as in `SlabDenoiser.forward`, all float32 on `device`."""
-        ...
 
 
 class TorchRuntime:

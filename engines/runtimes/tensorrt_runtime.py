@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from microdiffusion.engines.denoiser import CONDITIONS, SLICES, WINDOW, SlabDenoiser
-from microdiffusion.engines.engine_cache import EngineCache
-from microdiffusion.engines.onnx_export import INPUTS, OUTPUT, export_onnx
+from microdiffusion.engines.runtimes.engine_cache import EngineCache
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
 from microdiffusion.engines.sampler import BATCH_PIXELS, HALO
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
-    from microdiffusion.engines.runtime import Runtime
+    from microdiffusion.engines.runtimes.runtime import Runtime
 
 logger = logging.getLogger("microdiffusion.engines")
 

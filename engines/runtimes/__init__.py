@@ -1,0 +1,1 @@
+"""Where the denoiser's evaluations run, behind one small interface (`runtime.Runtime`)."""

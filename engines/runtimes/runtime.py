@@ -1,0 +1,34 @@
+"""What a runtime is: a callable over one batch of windows.
+
+Tiling, time steps and consistency are the sampler's. Half precision is used where the processor multiplies it
+natively, else float32; inputs and outputs are float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Runtime(Protocol):
+    """Evaluates the denoiser on one batch.
+
+    Attributes
+    ----------
+    device : torch.device
+    name : str
+        Runtime, device and precision, for the dashboard and the run file.
+    multiple : int
+        Rows and columns have to be a multiple of this.
+    """
+
+    device: torch.device
+    name: str
+    multiple: int
+
+    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        """Return the clean slices; shapes as in `SlabDenoiser.forward`, all float32 on `device`."""
+        ...
