@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from microdiffusion.engines.runtimes import engine_cache, tensorrt_runtime
+from microdiffusion.engines.runtimes import engine_cache, tensorrt_build
 from microdiffusion.engines.runtimes.engine_cache import EngineCache, user_cache_folder
-from microdiffusion.engines.runtimes.tensorrt_runtime import Profile, cache_key
+from microdiffusion.engines.runtimes.tensorrt_build import Profile, cache_key
 from microdiffusion.errors import EngineError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are posix")
@@ -63,7 +63,7 @@ def test_whatever_an_engine_depends_on_is_in_its_key(other: dict[str, Any], cach
 
 def test_engine_of_another_machine_is_refused(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.store(KEY, b"engine")
-    monkeypatch.setattr(tensorrt_runtime.platform, "node", lambda: "another")
+    monkeypatch.setattr(tensorrt_build.platform, "node", lambda: "another")
     assert cache.load(cache_key(**KEY_PARTS)) is None
 
 

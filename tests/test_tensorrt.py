@@ -22,19 +22,14 @@ from microdiffusion.config import EngineConfig
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.denoiser import SLICES, SlabDenoiser, load_denoiser, save_denoiser
 from microdiffusion.engines.engine import open_engine, shipped_weights
-from microdiffusion.engines.runtimes import choose, tensorrt_runtime
+from microdiffusion.engines.runtimes import choose, tensorrt_build, tensorrt_open
 from microdiffusion.engines.runtimes.choose import open_runtime
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
-from microdiffusion.engines.runtimes.tensorrt_runtime import (
-    PARITY_LIMIT,
-    Profile,
-    TensorRTRuntime,
-    build_engine,
-    check_parity,
-    find_tensorrt,
-    parity_error,
-)
+from microdiffusion.engines.runtimes.parity import PARITY_LIMIT, check_parity, parity_error
+from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine, find_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.sampler import Denoise, SamplerSettings
 from microdiffusion.errors import ConfigError, DependencyError, EngineError
@@ -134,16 +129,16 @@ def test_right_runtime_passes_the_check_and_a_wrong_one_does_not() -> None:
     right = TorchRuntime(SlabDenoiser(model.shape), CPU, torch.float32)
     right._model.load_state_dict(model.state_dict())
     assert parity_error(right, model, 2, 16) < 1e-5
-    check_parity(right, model, SMALL)
+    check_parity(right, model, *SMALL.usual)
     with torch.no_grad():
         right._model.head.weight[0] *= 1.1
     assert parity_error(right, model, 2, 16) > PARITY_LIMIT
     with pytest.raises(EngineError, match="differs from torch by"):
-        check_parity(right, model, SMALL)
+        check_parity(right, model, *SMALL.usual)
     with torch.no_grad():
         right._model.head.bias[0] = torch.nan
     with pytest.raises(EngineError, match="differs from torch by nan"):
-        check_parity(right, model, SMALL)
+        check_parity(right, model, *SMALL.usual)
 
 
 def test_check_leaves_out_the_prior_which_would_hide_errors() -> None:
@@ -183,7 +178,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     module = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
     monkeypatch.setattr(choose, "find_tensorrt", lambda: module if state.installed else None)
-    monkeypatch.setattr(choose, "TensorRTRuntime", tensorrt)
+    monkeypatch.setattr(choose, "open_tensorrt", tensorrt)
     monkeypatch.setattr(choose, "TorchRuntime", lambda _, device: _Stub("torch", device))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: state.capability)
     return state
@@ -264,23 +259,23 @@ def test_engine_on_a_cpu_says_nothing_of_tensorrt(tmp_path: Path) -> None:
 
 
 def test_folder_called_tensorrt_is_not_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in tensorrt_runtime.MODULES:
+    for name in tensorrt_build.MODULES:
         (tmp_path / name).mkdir()
         monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "tensorrt" / "__init__.py").write_text("raise OSError('libnvinfer.so is not there')")
     (tmp_path / "tensorrt_rtx_bindings" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     assert find_tensorrt() is None
-    for name in tensorrt_runtime.MODULES:
+    for name in tensorrt_build.MODULES:
         sys.modules.pop(name, None)
 
 
 def test_modules_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     usable = SimpleNamespace(Builder=1, OnnxParser=1)
-    for name in tensorrt_runtime.MODULES:
+    for name in tensorrt_build.MODULES:
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**vars(usable), name=name))
     found = []
-    for name in tensorrt_runtime.MODULES:
+    for name in tensorrt_build.MODULES:
         found.append(find_tensorrt().name)  # type: ignore[union-attr]
         monkeypatch.setitem(sys.modules, name, None)
     assert found == ["tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"]
@@ -339,9 +334,9 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(tensorrt_runtime, "_gpu", lambda _: "none")
-    monkeypatch.setattr(tensorrt_runtime, "export_onnx", lambda *_: b"graph")
-    monkeypatch.setattr(tensorrt_runtime, "build_engine", lambda *_: b"engine")
+    monkeypatch.setattr(tensorrt_open, "gpu_name", lambda _: "none")
+    monkeypatch.setattr(tensorrt_open, "export_onnx", lambda *_: b"graph")
+    monkeypatch.setattr(tensorrt_open, "build_engine", lambda *_: b"engine")
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
@@ -354,7 +349,7 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache: EngineCache) -> None:
-    runtime = TensorRTRuntime(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
     inputs = some_inputs(*size)
     with torch.inference_mode():
         wanted = small_denoiser().correction(*inputs)
@@ -367,7 +362,7 @@ def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache:
 
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
-    runtime = TensorRTRuntime(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
     state, prior, image, conditions = some_inputs(1, 8, 8)
     runtime._context.gain = 0.0
     assert torch.equal(runtime(state, prior, image, conditions), SlabDenoiser.middle_slices(prior))
@@ -376,14 +371,14 @@ def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_miscompiled_engine_is_not_opened_and_not_kept(cache: EngineCache) -> None:
     with pytest.raises(EngineError, match=r"stand-in 1 cpu float16 differs from torch by 5\..e-02"):
-        TensorRTRuntime(small_denoiser(), CPU, SMALL, _TensorRT(gain=1.05), cache)
+        open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(gain=1.05), cache)
     assert not cache.folder.exists()
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_what_the_engine_cannot_run_is_an_error(cache: EngineCache) -> None:
     trt = _TensorRT()
-    runtime = TensorRTRuntime(small_denoiser(), CPU, SMALL, trt, cache)
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache)
     with pytest.raises(EngineError, match="built for tiles of 2 to 80 pixels, got 82 x 16"):
         runtime(*some_inputs(1, 82, 16))
     trt.context.fails = True
@@ -398,7 +393,7 @@ def test_what_the_engine_cannot_run_is_an_error(cache: EngineCache) -> None:
 def gpu_runtime(trt: Any, cache: EngineCache) -> TensorRTRuntime:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    return TensorRTRuntime(small_denoiser(), CUDA, SMALL, trt, cache)
+    return open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache)
 
 
 @pytest.mark.gpu
@@ -419,8 +414,8 @@ def test_engine_is_built_once(
 ) -> None:
     inputs = [tensor.to(CUDA) for tensor in some_inputs(3, 16, 16)]
     wanted = gpu_runtime(*inputs)
-    monkeypatch.setattr(tensorrt_runtime, "build_engine", None)
-    again = TensorRTRuntime(small_denoiser(), CUDA, SMALL, trt, cache)
+    monkeypatch.setattr(tensorrt_open, "build_engine", None)
+    again = open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache)
     assert relative_error(again(*inputs), wanted) < 1e-3
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.runtimes.tensorrt_runtime import Profile, TensorRTRuntime, find_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_build import Profile, find_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import ConfigError, DependencyError
 
@@ -50,7 +51,7 @@ def open_runtime(model: SlabDenoiser, device: torch.device, config: EngineConfig
             "torch build with CUDA; set engine.runtime to auto or torch."
         )
     try:
-        runtime = TensorRTRuntime(model, device, Profile.of(config.tile, model.shape.multiple), trt)
+        runtime = open_tensorrt(model, device, Profile.of(config.tile, model.shape.multiple), trt)
     except Exception as error:  # TensorRT's bindings raise what they like, and torch can always go on
         if wanted == "tensorrt" and isinstance(error, DependencyError):
             raise

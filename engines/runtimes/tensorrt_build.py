@@ -1,0 +1,181 @@
+"""TensorRT, or TensorRT for RTX, which has nearly the same interface: finding it, building, keys.
+
+What is built is the half-precision ONNX graph of `onnx_export`, strongly typed: the precision of every layer
+is the graph's, and the parsed convolutions are checked for it. Building needs a GPU for TensorRT and none for
+TensorRT for RTX. TensorRT itself is imported only when it is wanted. Nothing here keeps or runs an engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import logging
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from microdiffusion.engines.denoiser import CONDITIONS, WINDOW
+from microdiffusion.engines.runtimes.onnx_export import INPUTS
+from microdiffusion.engines.sampler import BATCH_PIXELS, HALO
+from microdiffusion.errors import EngineError
+
+logger = logging.getLogger("microdiffusion.engines")
+
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+# Windows times pixels of the largest pass: bounds the scratch memory (about 0.3 GB at 32 channels).
+_PROFILE_PIXELS = 4 * BATCH_PIXELS
+_PROFILE_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The sizes that an engine is built for, each as (windows, edge of the tile in pixels)."""
+
+    smallest: tuple[int, int]
+    usual: tuple[int, int]
+    largest: tuple[int, int]
+
+    @classmethod
+    def of(cls, tile: int, multiple: int) -> Profile:
+        """Return the sizes that the sampler asks for with tiles of `tile` pixels."""
+        usual = -(-tile // multiple) * multiple
+        largest = -(-(usual + 2 * HALO) // multiple) * multiple
+        batch = max(1, min(_PROFILE_BATCH, _PROFILE_PIXELS // largest**2))
+        return cls((1, multiple), (max(1, min(batch, BATCH_PIXELS // usual**2)), usual), (batch, largest))
+
+    def holds(self, rows: int, columns: int) -> bool:
+        """Whether a tile of this size can run."""
+        return min(rows, columns) >= self.smallest[1] and max(rows, columns) <= self.largest[1]
+
+
+def find_tensorrt() -> Any | None:
+    """Return the first TensorRT module that can be imported and can build engines; None without one."""
+    for name in MODULES:
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            # OSError: the bindings are there, one of their libraries is not.
+            if not isinstance(error, ModuleNotFoundError):
+                logger.info("%s cannot be imported: %s", name, error)
+            continue
+        # A folder of that name on the path imports too.
+        if hasattr(module, "Builder") and hasattr(module, "OnnxParser"):
+            return module
+    return None
+
+
+def build_engine(trt: Any, graph: bytes, profile: Profile, *, dtype: str = "HALF") -> bytes:
+    """Return the serialised engine of an ONNX graph from `onnx_export`.
+
+    `dtype` is the type (a name of TensorRT's DataType) that the convolutions have to have.
+
+    Raises
+    ------
+    EngineError
+        TensorRT refuses the graph, parsed it in another precision, or cannot build it.
+    """
+    log = trt_logger(trt)
+    builder = trt.Builder(log)
+    # The only mode since TensorRT 11; before, it has to be asked for.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        reasons = "; ".join(parser.get_error(number).desc() for number in range(parser.num_errors))
+        raise EngineError(f"{trt.__name__} {trt.__version__} refused the denoiser's ONNX graph: {reasons}")
+    check_precision(trt, network, dtype)
+    log.last = ""  # without a GPU even a good start complains
+    config = builder.create_builder_config()
+    shapes = builder.create_optimization_profile()
+    for name in INPUTS:
+        sizes = (_input_shape(name, batch, edge, edge) for batch, edge in _sizes(profile))
+        shapes.set_shape(name, *sizes)
+    if config.add_optimization_profile(shapes) < 0:
+        raise EngineError(f"{trt.__name__} {trt.__version__} refused the sizes {profile}. {log.last}")
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise EngineError(f"{trt.__name__} {trt.__version__} could not build the denoiser. {log.last}")
+    return bytes(engine)
+
+
+def check_precision(trt: Any, network: Any, dtype: str) -> None:
+    """Check that all convolutions of a parsed network compute in `dtype`.
+
+    Raises
+    ------
+    EngineError
+        One does not, or there is none.
+    """
+    wanted, found = getattr(trt.DataType, dtype), 0
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.type not in (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION):
+            continue
+        found += 1
+        types = {layer.get_input(0).dtype, layer.get_output(0).dtype}
+        if types != {wanted}:
+            names = ", ".join(sorted(type_.name for type_ in types))
+            raise EngineError(f"Expected convolutions in {dtype}, but {layer.name} was parsed as {names}.")
+    if not found:
+        raise EngineError("Expected convolutions in the denoiser's graph, but TensorRT parsed none.")
+
+
+def cache_key(trt: Any, graph: bytes, profile: Profile, gpu: str, driver: str) -> dict[str, str]:
+    """Return everything that an engine depends on."""
+    return {
+        "graph": hashlib.sha256(graph).hexdigest(),
+        "tensorrt": f"{trt.__name__} {trt.__version__}",
+        "machine": platform.node(),
+        "gpu": gpu,
+        "driver": driver,
+        "shapes": str(_sizes(profile)),
+    }
+
+
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver; "unknown" where its management library is absent."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        text = ctypes.create_string_buffer(96)
+        if nvml.nvmlInit_v2() != 0:
+            return "unknown"
+        failed = nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(len(text)))
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):
+        return "unknown"
+    return "unknown" if failed else text.value.decode()
+
+
+def gpu_name(device: torch.device) -> str:
+    """Return what an engine takes for the same GPU: its name and compute capability."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+
+
+def _sizes(profile: Profile) -> tuple[tuple[int, int], ...]:
+    return profile.smallest, profile.usual, profile.largest
+
+
+def _input_shape(name: str, batch: int, rows: int, columns: int) -> tuple[int, ...]:
+    return (batch, CONDITIONS) if name == "conditions" else (batch, WINDOW, rows, columns)
+
+
+def trt_logger(trt: Any) -> Any:
+    """Return a TensorRT logger that writes to Python's, and keeps the last error for our own messages."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.last = message.strip()
+            # Never louder: it knows of no dashboard, and what matters comes back as an exception.
+            if severity != trt.ILogger.VERBOSE:
+                logger.debug("%s: %s", trt.__name__, message)
+
+    return Log()
