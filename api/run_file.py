@@ -32,11 +32,18 @@ from microdiffusion.run_header import RunHeader
 LAYOUT_VERSION = 1
 SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
 CANDIDATES = SERVED[1:]
+RUNTIMES = ("none", "torch", "openvino", "tensorrt")
 STAGES = ("inr", "sampler", "consistency", "other", "total")
 REASON_BYTES = 160
 
 _VERSION = version("microdiffusion-daemon")
 _DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
+
+
+def runtime_code(name: str) -> int:
+    """Return the code in /mdd/runtime of a runtime's name, such as "torch cuda float16"."""
+    first = name.partition(" ")[0].partition("_")[0]  # tensorrt_rtx is a flavour; the provenance names it
+    return RUNTIMES.index(first) if first in RUNTIMES else 0
 
 
 class Status(IntEnum):
@@ -272,6 +279,8 @@ def _session_datasets(plan: RunPlan) -> Iterator[_Dataset]:
     yield _Dataset(
         "mdd/merged", lead, "u1", None, {"codes": "1 the sweep before was used as well, as nothing had moved"}
     )
+    runtimes = ", ".join(f"{code} {name}" for code, name in enumerate(RUNTIMES))
+    yield _Dataset("mdd/runtime", lead, "u1", None, {"codes": runtimes, "content": "what ran the network"})
     yield _Dataset("mdd/inr_iterations", lead, "<i4")
     yield _Dataset("mdd/frames_received", lead, "<u4")
     yield _Dataset("mdd/frames_missing", lead, "<u4")

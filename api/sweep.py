@@ -110,6 +110,8 @@ class Reconstruction:
         Share of the network's answer in what is served.
     merged : bool
         Whether the sweep before was used as well.
+    runtime : str
+        What evaluated the network, with version, device and precision; empty where there is none.
     """
 
     volume: NDArray[np.float32]
@@ -121,3 +123,4 @@ class Reconstruction:
     inr_iterations: int = 0
     network_weight: float = 0.0
     merged: bool = False
+    runtime: str = ""

@@ -36,6 +36,7 @@ from microdiffusion.run_file import (
     RunPlan,
     Status,
     position_prefix,
+    runtime_code,
     segment_path,
 )
 from microdiffusion.run_header import RunHeader
@@ -407,6 +408,7 @@ def _figures(result: Reconstruction) -> dict[str, Any]:
         "inr_iterations": result.inr_iterations,
         "network_weight": result.network_weight,
         "merged": int(result.merged),
+        "runtime": runtime_code(result.runtime),
         **{f"seconds/{stage}": value for stage, value in seconds.items()},
         **{
             f"held_out_errors/{name}": value

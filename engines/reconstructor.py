@@ -149,6 +149,11 @@ class Reconstructor:
         self._report = report
         self._references: dict[tuple[int, int], ReferenceMethod] = {}
 
+    def use(self, engine: Engine) -> None:
+        """Go on with `engine` from the next sweep on: the same network and device, another runtime."""
+        self.engine = engine
+        self._runtime = engine.runtime
+
     @torch.no_grad()
     def reconstruct(self, sweep: Sweep) -> Reconstruction:
         """Return the volume of one sweep.
@@ -182,6 +187,7 @@ class Reconstructor:
             inr_iterations=task.prior_steps,
             network_weight=weight,
             merged=len(task.images) > sweep.z_um.size,
+            runtime=self.engine.name if self._runtime is not None else "",
         )
 
     def _prepare(self, sweep: Sweep) -> _Task:
@@ -337,10 +343,10 @@ class Reconstructor:
         own = [name for name in ("mdd", "inr") if name in answers]
         if not own or not self.config.consistency:
             return
-        share = light_share(task.geometry.operator, task.images - task.floor, task.variance)
-        if share is not None:
-            for name in own:
-                answers[name] = task.floor + share * (answers[name] - task.floor)
+        above = task.images - task.floor
+        share = light_share(task.geometry.supports, self.header.shape[0], above, task.variance)
+        for name in own:
+            answers[name] = task.floor + share * (answers[name] - task.floor)
 
     def _serve(self, task: _Task, answers: dict[str, Tensor], figures: Figures) -> tuple[str, float]:
         """Return which answer is served and the network's weight in it; a blend joins answers and figures."""

@@ -43,7 +43,7 @@ def run(args: Namespace) -> int:
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     import numpy as np
 
-    from microdiffusion.run_file import SERVED, Status
+    from microdiffusion.run_file import RUNTIMES, SERVED, Status
 
     header, ledger = opened.header, opened.ledger
     yield "run", f"{header.name} {header.run_id}" + (f", {header.source}" if header.source else "")
@@ -69,9 +69,10 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         if values.size:
             p50, p95 = np.percentile(values, (50, 95))
             yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}"
-    codes, numbers = np.unique(opened.values("served")[written], return_counts=True)
-    if codes.size:
-        yield "served", ", ".join(f"{SERVED[code]} {n}" for code, n in zip(codes, numbers, strict=True))
+    for label, names in (("served", SERVED), ("runtime", RUNTIMES)):
+        codes, numbers = np.unique(opened.values(label)[written], return_counts=True)
+        if codes.any():
+            yield label, ", ".join(f"{names[code]} {n}" for code, n in zip(codes, numbers, strict=True))
     for name in ("device", "weights"):
         if name in opened.provenance:
             yield name, opened.provenance[name]
