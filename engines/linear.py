@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from microdiffusion.engines.local import local_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,10 +79,8 @@ def noise_shrinkage(misfit: Tensor, noise_variance: Tensor) -> Tensor:
     The local Wiener (James-Stein) factor ``max(0, 1 - σ² / <misfit²>)`` over 7x7 pixels: near 1 where
     the volume disagrees with a bright structure, near 0 where the misfit is as large as the noise.
     """
-    power = F.avg_pool2d(
-        torch.stack([misfit * misfit, noise_variance]), 7, stride=1, padding=3, count_include_pad=False
-    )
-    return (1.0 - power[1] / power[0].clamp_min(1e-12)).clamp_(0.0, 1.0)
+    power = local_mean(misfit.square(), 7)
+    return (1.0 - local_mean(noise_variance, 7) / power.clamp_min(1e-12)).clamp_(0.0, 1.0)
 
 
 class DataConsistency:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microdiffusion.engines.local import local_mean
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -34,7 +36,7 @@ def noise_variance(projections: Tensor, camera: CameraNoise, white: float = 1.0)
     if camera.gain is None:
         variance = max(white * estimate_sigma(projections) ** 2, camera.read_noise**2)
         return torch.full_like(projections, _at_least(variance, projections))
-    smooth = F.avg_pool2d(projections[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    smooth = local_mean(projections, 3)
     shot = camera.gain * (smooth - camera.offset).clamp_min(0.0)
     # One photon's worth at least: the Gaussian picture of a Poisson count ends there.
     return (shot + camera.read_noise**2).clamp_min(_at_least(camera.gain**2, projections))
@@ -90,14 +92,10 @@ def quieten(images: Tensor, noise_variance: Tensor, window: int = 5) -> Tensor:
     variance that `noise_variance` (M, Y, X) explains. Flat regions lose their noise, structure above it
     stays as sharp as it is: the resolution across is what the noise allows, place by place.
     """
-
-    def local(stack: Tensor) -> Tensor:
-        return F.avg_pool2d(stack[None], window, 1, window // 2, count_include_pad=False)[0]
-
-    mean = local(images)
+    mean = local_mean(images, window)
     # Of the differences, not of the squares: a pedestal far above the structure costs no digits.
-    spread = local((images - mean).square())
-    share = (1.0 - local(noise_variance) / spread.clamp_min(1e-12)).clamp_(0.0, 1.0)
+    spread = local_mean((images - mean).square(), window)
+    share = (1.0 - local_mean(noise_variance, window) / spread.clamp_min(1e-12)).clamp_(0.0, 1.0)
     return mean + share * (images - mean)
 
 
