@@ -12,9 +12,17 @@ Pure functions of tensors, any device.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from microdiffusion.engines.local import window_sum
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SCALES = (1, 3, 7, 15)
 # Standard deviations of the noise: below the first a place is dark, beyond the second it is not. Of the
@@ -23,12 +31,27 @@ _LIMITS = {1: (4.0, 5.0), 3: (3.5, 4.5), 7: (3.0, 4.0), 15: (3.0, 4.0)}
 _WRONG_LEVEL = -3.0  # median over 15 x 15 pixels: so far below no light, the level is wrong
 
 
-def light_share(operator: Tensor, above: Tensor, variance: Tensor) -> Tensor | None:
-    """Return the share (Z, Y, X) of light to keep, 0 to 1; None where nothing is dark.
+Supports = tuple[tuple[int, int, int], ...]
+"""Which slices each slab saw: (slab, first slice, end), one entry for each run of neighbouring slices."""
+
+
+def supports(operator: NDArray[np.float64]) -> Supports:
+    """Return the slices that each slab of the operator (M, Z) saw."""
+    seen = np.pad(operator > 1e-3 * operator.max(), ((0, 0), (1, 1)))
+    slabs, edges = np.nonzero(seen[:, 1:] != seen[:, :-1])
+    runs = zip(slabs[::2], edges[::2], edges[1::2], strict=True)
+    return tuple((int(slab), int(first), int(end)) for slab, first, end in runs)
+
+
+def light_share(seen: Supports, slices: int, above: Tensor, variance: Tensor) -> Tensor:
+    """Return the share (Z, Y, X) of light to keep, 0 to 1; the host is asked nothing.
 
     Parameters
     ----------
-    operator : (M, Z)
+    seen : Supports
+        From `supports`.
+    slices : int
+        Z of the volume.
     above : (M, Y, X)
         Projections above the level of no light.
     variance : (M, Y, X)
@@ -37,20 +60,17 @@ def light_share(operator: Tensor, above: Tensor, variance: Tensor) -> Tensor | N
     lit = torch.zeros_like(above)
     for scale in _SCALES:
         figure = _significance(above, variance, scale)
-        if scale == _SCALES[-1] and float(figure.median()) < _WRONG_LEVEL:
-            return None
         low, high = _LIMITS[scale]
         lit = torch.maximum(lit, ((figure - low) / (high - low)).clamp(0.0, 1.0))
-    if float(lit.min()) >= 1.0:
-        return None
+    # The median lies below the level: with a level so wrong, everything keeps its light.
+    wrong = 2 * (figure < _WRONG_LEVEL).sum() >= figure.numel()
     # What stands out lights up its surroundings: the beam's spot and the edges of faint structures.
     lit = F.max_pool2d(lit[None], 3, stride=1, padding=1)[0]
-    seen = operator > 1e-3 * operator.max()
+    lit = torch.maximum(lit, wrong.to(lit.dtype))
     # A voxel is dark where any slab that saw it was; slices that no slab saw keep what they have.
-    share = torch.ones(operator.shape[1], *above.shape[1:], device=above.device, dtype=above.dtype)
-    for number in range(len(above)):
-        slices = seen[number]
-        share[slices] = torch.minimum(share[slices], lit[number])
+    share = torch.ones(slices, *above.shape[1:], device=above.device, dtype=above.dtype)
+    for slab, first, end in seen:
+        torch.minimum(share[first:end], lit[slab], out=share[first:end])
     return share
 
 
@@ -60,6 +80,9 @@ def _significance(above: Tensor, variance: Tensor, scale: int) -> Tensor:
         return above / variance.sqrt()
     size = min(scale, *(n - (n + 1) % 2 for n in above.shape[1:]))  # odd, and no larger than the image
     half = size // 2
-    stack = F.pad(torch.stack([above, variance]), (half, half, half, half), mode="reflect")
-    mean, noise = F.avg_pool2d(stack, size, stride=1).unbind(0)
-    return mean / (noise / size**2).sqrt().clamp_min(1e-12)
+
+    def total(stack: Tensor) -> Tensor:
+        return window_sum(F.pad(stack[None], (half, half, half, half), mode="reflect")[0], size)
+
+    # A sum of pixels and its standard deviation; the mean's quotient is the same.
+    return total(above) / total(variance).sqrt().clamp_min(1e-12 * size)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from microdiffusion.engines.conditioning import SliceConditions
+from microdiffusion.engines.darkness import Supports, supports
 from microdiffusion.engines.judge import Findings
 from microdiffusion.engines.linear import (
     DataConsistency,
@@ -40,7 +41,7 @@ class Geometry:
     """Everything that depends on the sweep's slab positions alone.
 
     `matrix` (M, Z) float64 and `operator` are the same; `tikhonov` and `linear` (Z, M) are closed forms;
-    `octave` is None where there are too few projections.
+    `octave` is None where there are too few projections; `supports` are the slices that each slab saw.
     """
 
     matrix: NDArray[np.float64]
@@ -50,6 +51,7 @@ class Geometry:
     conditions: SliceConditions
     consistency: DataConsistency
     octave: OctaveTest | None
+    supports: Supports
     _smooth: dict[float, Tensor] = field(default_factory=dict)
 
     def closed(self, images: Tensor, variance: Tensor) -> tuple[Tensor, float]:
@@ -94,6 +96,7 @@ class Geometries:
             SliceConditions.of(matrix, centres, length),
             DataConsistency(operator),
             OctaveTest.of(matrix, centres, length),
+            supports(matrix),
         )
         if len(self._known) >= _MOST:
             self._known.pop(next(iter(self._known)))
