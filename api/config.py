@@ -223,8 +223,8 @@ class EngineConfig(Table):
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     ] = "auto"
     runtime: Annotated[
-        Literal["auto", "torch", "tensorrt"],
-        Field(description="what evaluates the network; auto: TensorRT on CUDA where it is installed"),
+        Literal["auto", "torch", "tensorrt", "openvino"],
+        Field(description="what runs the network; auto: TensorRT on CUDA, OpenVINO on a CPU, else torch"),
     ] = "auto"
     weights: Annotated[
         Path | None, Field(description="safetensors file; none: the weights that ship with mdd")

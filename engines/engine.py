@@ -20,6 +20,7 @@ from microdiffusion.errors import ConfigError
 if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
     from microdiffusion.engines.runtimes.runtime import Runtime
+    from microdiffusion.engines.runtimes.tensorrt_build import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,13 @@ class Engine:
     ----------
     device : torch.device
     name, reason : str
-        Runtime, device and precision; why this device and, on CUDA, why this runtime.
+        Runtime, device and precision; why this device and this runtime.
     runtime : Runtime or None
         None for the methods that need no network.
     weights, weights_sha256 : str
         File name and checksum; empty without a network.
+    fallback, pending : str
+        See `Choice`: what failed and was replaced by torch; what torch stands in for until it is built.
     """
 
     device: torch.device
@@ -43,6 +46,8 @@ class Engine:
     runtime: Runtime | None = None
     weights: str = ""
     weights_sha256: str = ""
+    fallback: str = ""
+    pending: str = ""
 
 
 def shipped_weights(network: str = "small") -> Path:
@@ -55,15 +60,26 @@ def default_network(device: torch.device) -> str:
     return "large" if device.type == "cuda" else "small"
 
 
-def open_engine(config: EngineConfig) -> Engine:
+def weights_path(config: EngineConfig, device: torch.device) -> Path:
+    """Return the weights that a configuration asks for on a device."""
+    network = default_network(device) if config.network == "auto" else config.network
+    return config.weights or shipped_weights(network)
+
+
+def open_engine(config: EngineConfig, *, build: bool = True, progress: Progress | None = None) -> Engine:
     """Open device and weights.
+
+    Parameters
+    ----------
+    build, progress
+        See `open_runtime`: whether a TensorRT engine that is not kept is built now, and who is told how far.
 
     Raises
     ------
     ConfigError
-        A CUDA device is asked for and there is none.
+        A device or runtime is asked for that is not there.
     DependencyError
-        TensorRT is asked for and is not installed.
+        The runtime that is asked for is not installed.
     MissingFileError, InputFileError
         The weights cannot be loaded.
     """
@@ -72,11 +88,19 @@ def open_engine(config: EngineConfig) -> Engine:
         torch.set_num_threads(config.threads)
     if config.method != "mdd":
         return Engine(device, f"torch {device} float32", reason)
-    network = default_network(device) if config.network == "auto" else config.network
-    path = config.weights or shipped_weights(network)
-    runtime, why = open_runtime(load_denoiser(path), device, config)
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Engine(device, runtime.name, reason + why, runtime, path.name, checksum)
+    path = weights_path(config, device)
+    choice = open_runtime(load_denoiser(path), device, config, build=build, progress=progress)
+    runtime = choice.runtime
+    return Engine(
+        device,
+        runtime.name,
+        reason + choice.why,
+        runtime,
+        path.name,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        choice.fallback,
+        choice.pending,
+    )
 
 
 def pick_device(wanted: str) -> tuple[torch.device, str]:

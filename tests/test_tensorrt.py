@@ -31,7 +31,7 @@ from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine
 from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.sampler import Denoise, SamplerSettings
+from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown
 from microdiffusion.errors import ConfigError, DependencyError, EngineError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -116,7 +116,8 @@ def test_sampler_stays_within_the_profile(
     conditions = SliceConditions.of(operator, np.array([2.0, 6.0]), 8.0)
     settings = SamplerSettings(guidance=guidance, tile=tile)
     prior = torch.zeros(8, rows, columns)
-    Denoise(Recording(), prior, torch.zeros(2, rows, columns), conditions, 0.1, settings)(prior, 1.0)
+    shown = Shown(prior, torch.zeros(2, rows, columns), torch.tensor(0.1))
+    Denoise(Recording(), conditions, settings)(prior, shown, 1.0)
     assert seen
     assert all(seen)
 
@@ -128,11 +129,11 @@ def test_right_runtime_passes_the_check_and_a_wrong_one_does_not() -> None:
     model = small_denoiser()
     right = TorchRuntime(SlabDenoiser(model.shape), CPU, torch.float32)
     right._model.load_state_dict(model.state_dict())
-    assert parity_error(right, model, 2, 16) < 1e-5
+    assert parity_error(right, model, 2, 16).correction < 1e-5
     check_parity(right, model, *SMALL.usual)
     with torch.no_grad():
         right._model.head.weight[0] *= 1.1
-    assert parity_error(right, model, 2, 16) > PARITY_LIMIT
+    assert parity_error(right, model, 2, 16).correction > PARITY_LIMIT
     with pytest.raises(EngineError, match="differs from torch by"):
         check_parity(right, model, *SMALL.usual)
     with torch.no_grad():
@@ -148,10 +149,10 @@ def test_check_leaves_out_the_prior_which_would_hide_errors() -> None:
         def __call__(self, _: torch.Tensor, prior: torch.Tensor, *__: torch.Tensor) -> torch.Tensor:
             return SlabDenoiser.middle_slices(prior)
 
-    assert parity_error(Nothing(), small_denoiser(), 1, 16) == pytest.approx(1, abs=1e-4)
+    assert parity_error(Nothing(), small_denoiser(), 1, 16).correction == pytest.approx(1, abs=1e-4)
     silent = SlabDenoiser(small_denoiser().shape)
     torch.nn.init.zeros_(silent.head.bias)
-    assert parity_error(Nothing(), silent, 1, 16) == 0
+    assert parity_error(Nothing(), silent, 1, 16).correction == 0
 
 
 # ---- the choice
@@ -171,10 +172,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return switches: is TensorRT installed, what happens on opening it, and the GPU's generation."""
     state = SimpleNamespace(installed=True, failure=None, capability=(8, 6))
 
-    def tensorrt(_: object, device: torch.device, *__: object) -> _Stub:
+    def tensorrt(_: object, device: torch.device, *__: object, **___: object) -> SimpleNamespace:
         if state.failure is not None:
             raise state.failure
-        return _Stub("tensorrt", device)
+        return SimpleNamespace(runtime=_Stub("tensorrt", device))
 
     module = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
     monkeypatch.setattr(choose, "find_tensorrt", lambda: module if state.installed else None)
@@ -189,7 +190,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     [
         pytest.param("auto", CUDA, True, "tensorrt", "; tensorrt_rtx 1.7.1 found", id="all there"),
         pytest.param("auto", CUDA, False, "torch", "; torch, no TensorRT is installed", id="no package"),
-        pytest.param("auto", CPU, True, "torch", "", id="no GPU"),
         pytest.param("torch", CUDA, True, "torch", "", id="torch as configured"),
         pytest.param(
             "tensorrt", CUDA, True, "tensorrt", "; tensorrt_rtx 1.7.1 as configured", id="as configured"
@@ -200,8 +200,9 @@ def test_choice(
     wanted: Any, device: torch.device, installed: bool, name: str, reason: str, machine: SimpleNamespace
 ) -> None:
     machine.installed = installed
-    runtime, why = open_runtime(small_denoiser(), device, EngineConfig(runtime=wanted))
-    assert (runtime.name, runtime.device, why) == (name, device, reason)
+    choice = open_runtime(small_denoiser(), device, EngineConfig(runtime=wanted))
+    assert (choice.runtime.name, choice.runtime.device, choice.why) == (name, device, reason)
+    assert (choice.fallback, choice.pending) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -236,17 +237,16 @@ def test_failing_tensorrt_gives_way_to_torch_with_one_warning(
 ) -> None:
     machine.failure = kind("off by 3e-1")
     with caplog.at_level(logging.WARNING):
-        runtime, why = open_runtime(small_denoiser(), CUDA, EngineConfig(runtime=wanted))
-    assert runtime.name == "torch"
-    assert why == "; torch, TensorRT failed: off by 3e-1"
-    assert [record.getMessage() for record in caplog.records] == [
-        "TensorRT is not used, torch goes on in its place: off by 3e-1"
-    ]
+        choice = open_runtime(small_denoiser(), CUDA, EngineConfig(runtime=wanted))
+    assert choice.runtime.name == "torch"
+    assert choice.why == "; torch, TensorRT failed: off by 3e-1"
+    assert choice.fallback == "TensorRT is not used, torch goes on in its place: off by 3e-1"
+    assert [record.getMessage() for record in caplog.records] == [choice.fallback]
 
 
 def test_missing_exporter_is_an_error_only_where_tensorrt_is_asked_for(machine: SimpleNamespace) -> None:
     machine.failure = DependencyError("pip install onnx onnxscript")
-    assert open_runtime(small_denoiser(), CUDA, EngineConfig())[0].name == "torch"
+    assert open_runtime(small_denoiser(), CUDA, EngineConfig()).runtime.name == "torch"
     with pytest.raises(DependencyError, match="pip install onnx onnxscript"):
         open_runtime(small_denoiser(), CUDA, EngineConfig(runtime="tensorrt"))
 
@@ -254,7 +254,7 @@ def test_missing_exporter_is_an_error_only_where_tensorrt_is_asked_for(machine: 
 def test_engine_on_a_cpu_says_nothing_of_tensorrt(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save_denoiser(small_denoiser(), path, {})
-    opened = open_engine(EngineConfig(device="cpu", weights=path))
+    opened = open_engine(EngineConfig(device="cpu", weights=path, runtime="torch"))
     assert (opened.reason, opened.name.split()[0]) == ("as configured", "torch")
 
 
@@ -336,7 +336,8 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(tensorrt_open, "gpu_name", lambda _: "none")
     monkeypatch.setattr(tensorrt_open, "export_onnx", lambda *_: b"graph")
-    monkeypatch.setattr(tensorrt_open, "build_engine", lambda *_: b"engine")
+    monkeypatch.setattr(tensorrt_open, "_exporter", lambda: "none")
+    monkeypatch.setattr(tensorrt_open, "build_engine", lambda *_, **__: b"engine")
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
@@ -349,7 +350,7 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache: EngineCache) -> None:
-    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache).runtime
     inputs = some_inputs(*size)
     with torch.inference_mode():
         wanted = small_denoiser().correction(*inputs)
@@ -362,7 +363,7 @@ def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache:
 
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
-    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache)
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache).runtime
     state, prior, image, conditions = some_inputs(1, 8, 8)
     runtime._context.gain = 0.0
     assert torch.equal(runtime(state, prior, image, conditions), SlabDenoiser.middle_slices(prior))
@@ -372,13 +373,13 @@ def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
 def test_miscompiled_engine_is_not_opened_and_not_kept(cache: EngineCache) -> None:
     with pytest.raises(EngineError, match=r"stand-in 1 cpu float16 differs from torch by 5\..e-02"):
         open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(gain=1.05), cache)
-    assert not cache.folder.exists()
+    assert [entry.built_for["precision"] for entry in cache.entries() if "gpu" in entry.built_for] == []
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_what_the_engine_cannot_run_is_an_error(cache: EngineCache) -> None:
     trt = _TensorRT()
-    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache)
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
     with pytest.raises(EngineError, match="built for tiles of 2 to 80 pixels, got 82 x 16"):
         runtime(*some_inputs(1, 82, 16))
     trt.context.fails = True
@@ -393,7 +394,7 @@ def test_what_the_engine_cannot_run_is_an_error(cache: EngineCache) -> None:
 def gpu_runtime(trt: Any, cache: EngineCache) -> TensorRTRuntime:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    return open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache)
+    return open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache).runtime
 
 
 @pytest.mark.gpu
@@ -415,7 +416,7 @@ def test_engine_is_built_once(
     inputs = [tensor.to(CUDA) for tensor in some_inputs(3, 16, 16)]
     wanted = gpu_runtime(*inputs)
     monkeypatch.setattr(tensorrt_open, "build_engine", None)
-    again = open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache)
+    again = open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache).runtime
     assert relative_error(again(*inputs), wanted) < 1e-3
 
 

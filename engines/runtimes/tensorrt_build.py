@@ -13,6 +13,8 @@ import importlib
 import logging
 import platform
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,9 @@ MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 # Windows times pixels of the largest pass: bounds the scratch memory (about 0.3 GB at 32 channels).
 _PROFILE_PIXELS = 4 * BATCH_PIXELS
 _PROFILE_BATCH = 64
+
+Progress = Callable[[float], None]
+"""Told the share (0 to 1) of a build that is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,17 @@ def find_tensorrt() -> Any | None:
     return None
 
 
-def build_engine(trt: Any, graph: bytes, profile: Profile, *, dtype: str = "HALF") -> bytes:
+def build_engine(
+    trt: Any, graph: bytes, profile: Profile, *, dtype: str = "HALF", progress: Progress | None = None
+) -> bytes:
     """Return the serialised engine of an ONNX graph from `onnx_export`.
 
-    `dtype` is the type (a name of TensorRT's DataType) that the convolutions have to have.
+    Parameters
+    ----------
+    dtype : str
+        The type (a name of TensorRT's DataType) that the convolutions have to have.
+    progress : callable, optional
+        Told the share (0 to 1) that is done, from any thread; what it raises ends the build.
 
     Raises
     ------
@@ -95,7 +107,12 @@ def build_engine(trt: Any, graph: bytes, profile: Profile, *, dtype: str = "HALF
         shapes.set_shape(name, *sizes)
     if config.add_optimization_profile(shapes) < 0:
         raise EngineError(f"{trt.__name__} {trt.__version__} refused the sizes {profile}. {log.last}")
+    monitor = _monitor(trt, progress) if progress is not None else None
+    if monitor is not None:
+        config.progress_monitor = monitor
     engine = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.failure is not None:
+        raise monitor.failure
     if engine is None:
         raise EngineError(f"{trt.__name__} {trt.__version__} could not build the denoiser. {log.last}")
     return bytes(engine)
@@ -132,6 +149,7 @@ def cache_key(trt: Any, graph: bytes, profile: Profile, gpu: str, driver: str) -
         "gpu": gpu,
         "driver": driver,
         "shapes": str(_sizes(profile)),
+        "precision": "float16",
     }
 
 
@@ -179,3 +197,65 @@ def trt_logger(trt: Any) -> Any:
                 logger.debug("%s: %s", trt.__name__, message)
 
     return Log()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    """Return a TensorRT progress monitor that tells `progress` the share of the whole build."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.failure: BaseException | None = None
+            self._phases = Phases()
+            self._lock = threading.Lock()
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            with self._lock:
+                self._phases.start(name, parent, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            with self._lock:
+                share = self._phases.step(name, step)
+                try:
+                    if self.failure is None:
+                        progress(share)
+                except BaseException as error:  # must not pass through C++; raised when the build has ended
+                    self.failure = error
+                return self.failure is None
+
+        def phase_finish(self, name: str) -> None:
+            with self._lock:
+                self._phases.finish(name)
+
+    return Monitor()
+
+
+class Phases:
+    """The share of a build that is done, from TensorRT's phases, which lie within one another."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[str | None, int, int]] = {}  # phase to its parent, steps, steps done
+        self._share = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Note that a phase of `steps` steps begins, as a step of `parent`."""
+        self._open[name] = (parent, max(steps, 1), 0)
+
+    def step(self, name: str, step: int) -> float:
+        """Note that step number `step`, from 0, of a phase is done; return the share of the whole, 0 to 1."""
+        if name in self._open:
+            parent, steps, _ = self._open[name]
+            self._open[name] = (parent, steps, min(step + 1, steps))
+            tops = [phase for phase, (above, _, _) in self._open.items() if above not in self._open]
+            # Where a new phase begins while its parent counts it as begun, the share must not fall back.
+            self._share = max(self._share, min(self._of(tops[0]), 1.0))
+        return self._share
+
+    def finish(self, name: str) -> None:
+        """Note that a phase is over."""
+        self._open.pop(name, None)
+
+    def _of(self, phase: str) -> float:
+        _, steps, done = self._open[phase]
+        within = sum(self._of(name) for name, (above, _, _) in self._open.items() if above == phase)
+        return min(done + within, steps) / steps

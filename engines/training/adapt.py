@@ -192,7 +192,7 @@ class _Adaptation:
     def _reconstructor(self, model: SlabDenoiser, *, merging: bool = False) -> Reconstructor:
         config = self._config if merging else self._config.model_copy(update={"merge_sweeps": "off"})
         # A copy: the runtime changes the network's precision and place.
-        runtime, _ = open_runtime(copy.deepcopy(model), self._device, config)
+        runtime = open_runtime(copy.deepcopy(model), self._device, config).runtime
         engine = Engine(self._device, runtime.name, "", runtime)
         return Reconstructor(self._session.header, config, engine)
 
