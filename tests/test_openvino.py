@@ -36,7 +36,7 @@ def deeper() -> SlabDenoiser:
 )
 def test_correction_is_that_of_torch(model: SlabDenoiser, precision: str, limit: float) -> None:
     runtime = OpenVINORuntime(model, CPU, OPENVINO, precision)
-    for batch, rows, columns in ((1, 4, 4), (3, 32, 20), (7, 8, 40), (1, 4, 4)):
+    for batch, rows, columns in ((1, 4, 4), (3, 32, 20), (7, 8, 40), (3, 32, 20), (1, 4, 4), (3, 32, 20)):
         inputs = some_inputs(batch, rows, columns)
         with torch.inference_mode():
             wanted = model.correction(*inputs)
@@ -56,13 +56,25 @@ def test_any_order_of_memory_is_read_in_the_right_one() -> None:
 
 
 @needs_openvino
+def test_many_sizes_are_run_and_few_are_kept() -> None:
+    runtime = OpenVINORuntime(small_denoiser(), CPU, OPENVINO, "f32")
+    for rows in [*range(2, 42, 2)] * 2:
+        inputs = some_inputs(1, rows, 4)
+        with torch.inference_mode():
+            assert relative_error(runtime(*inputs), small_denoiser()(*inputs)) < 1e-5
+    assert len(runtime._sizes) == 8
+
+
+@needs_openvino
 def test_answers_stay_when_the_next_ones_come() -> None:
     runtime = OpenVINORuntime(small_denoiser(), CPU, OPENVINO)
-    first = runtime(*some_inputs(2, 8, 8))
-    kept = first.clone()
-    runtime(*some_inputs(2, 8, 10))
-    runtime(*some_inputs(3, 8, 8))
-    assert torch.equal(first, kept)
+    inputs = some_inputs(2, 8, 8)
+    first, second = runtime(*inputs), runtime(*inputs)
+    kept = first.clone(), second.clone()
+    for _ in range(3):
+        runtime(*(tensor + 1 for tensor in inputs))
+    assert torch.equal(first, kept[0])
+    assert torch.equal(second, kept[1])
 
 
 @needs_openvino

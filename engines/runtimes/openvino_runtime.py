@@ -2,9 +2,9 @@
 
 Torch passes over memory for each activation, scale and sum; OpenVINO's processor plug-in does them while a
 convolution's result is still in registers. The graph is built from the weights directly (nothing is
-exported, no file is written) and takes any number of windows of any size. Bfloat16 where the processor
-multiplies it natively, else float32. OpenVINO is imported only when it is wanted; it runs on threads of its
-own, as many as torch has.
+exported, no file is written). It takes any number of windows of any size; the first few sizes are compiled
+for themselves, in a fraction of a second each, which makes them a tenth faster. Bfloat16 where the processor
+multiplies it natively, else float32. OpenVINO is imported only when it is wanted; it runs on threads of its own, as many as torch has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("microdiffusion.engines")
 
+_MOST_SIZES = 8  # compiled for themselves; each keeps a copy of the weights
 _PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}  # OpenVINO's names, torch's
 
 
@@ -77,21 +78,22 @@ class OpenVINORuntime:
     ) -> None:
         self.device = device
         self.multiple = model.shape.multiple
-        core = openvino.Core()
+        core = self._core = openvino.Core()
         if precision is None:
             precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
         version = openvino.__version__.partition("-")[0]
         self.name = f"openvino {version} cpu {_PRECISIONS[precision]}"
-        settings = {
+        self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
             # Pinned threads wait for a core that the acquisition may be using.
             "ENABLE_CPU_PINNING": False,
         }
+        self._sizes: dict[tuple[int, ...], Any] = {}
         try:
-            graph = _Graph(openvino).correction(model)
-            self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
+            self._graph = _Graph(openvino).correction(model)
+            self._any_size = core.compile_model(self._graph, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"{self.name} cannot run the denoiser: {error}") from error
 
@@ -99,9 +101,21 @@ class OpenVINORuntime:
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X) float32."""
         inputs = [tensor.contiguous().numpy() for tensor in (state, prior, image, conditions)]
-        answer = self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        answer = self._request(state.shape).infer(inputs, share_inputs=True, share_outputs=True)[0]
         # The prior is added in float32, and by that the answer leaves OpenVINO's memory.
         return SlabDenoiser.middle_slices(prior) + torch.from_numpy(answer)
+
+    def _request(self, size: tuple[int, ...]) -> Any:
+        """Return what runs windows of this size (B, WINDOW, Y, X)."""
+        known = self._sizes.get(size)
+        if known is None and len(self._sizes) >= _MOST_SIZES:
+            return self._any_size
+        if known is None:
+            graph = self._graph.clone()
+            graph.reshape({0: size, 1: size, 2: size, 3: (size[0], CONDITIONS)})
+            known = self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
+            self._sizes[size] = known
+        return known
 
 
 class _Graph:
