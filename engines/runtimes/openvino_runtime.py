@@ -4,7 +4,8 @@ Torch passes over memory for each activation, scale and sum; OpenVINO's processo
 convolution's result is still in registers. The graph is built from the weights directly (nothing is
 exported, no file is written). It takes any number of windows of any size; the first few sizes are compiled
 for themselves, in a fraction of a second each, which makes them a tenth faster. Bfloat16 where the processor
-multiplies it natively, else float32. OpenVINO is imported only when it is wanted; it runs on threads of its own, as many as torch has.
+multiplies it natively, else float32. OpenVINO is imported only when it is wanted; it runs on threads of its
+own, as many as torch has.
 """
 
 from __future__ import annotations
