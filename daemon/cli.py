@@ -36,9 +36,11 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Setting up": {
         "config": "check, show or explain a configuration",
+        "compile": "build the network's TensorRT engines ahead of time",
         "train": "train the denoiser",
         "adapt": "adapt the denoiser to a session's own projections",
         "evaluate": "compare methods on volumes, and write the table",
+        "bench": "measure what a volume costs on this machine",
     },
 }
 

@@ -4,24 +4,28 @@
 sweeps over one at a time and takes volumes back. Sweeps wait in a queue bounded per session: where the
 engine is slower than the acquisition, the newest sweeps win and older ones are skipped (their raw frames
 are in the run file); with `overload = "wait"` none is skipped, and `has_room` tells the sender to wait.
-The child (`_serve`) imports torch, opens device and weights, reports them, then answers one sweep after
-the other; it ends when its pipe closes, so it cannot outlive the daemon.
+The child (`engine_child`) says what it has opened, then answers one sweep after the other.
+
+Where a faster runtime has to be built first, the child serves with torch, the build runs in a third process
+(`engine_builder`), and when it is done the child is asked to change over, which it does between two sweeps.
+A child that dies while it opens or takes over a runtime is replaced by one with torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.config import EngineConfig
+from microdiffusion.daemon.engine_builder import Build, EngineBuilder, build_engine
+from microdiffusion.daemon.engine_child import Changed, ChangeOver, EngineInfo, open_engine, serve_engine
 from microdiffusion.drivers.process import keyboard_ignored
 from microdiffusion.errors import EngineError, MddError
 from microdiffusion.run_header import RunHeader
@@ -30,19 +34,11 @@ from microdiffusion.sweep import Reconstruction, Sweep
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
+    from microdiffusion.engines.engine import Engine
+
 MAX_RESTARTS = 3
 READY_S = 120.0
 """Importing torch from a cold disk can take a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What the child found: device and precision, why that device, the weights' name and SHA-256."""
-
-    device: str
-    reason: str
-    weights: str
-    weights_sha256: str
 
 
 class EngineProcess:
@@ -57,6 +53,17 @@ class EngineProcess:
         A sweep's volume, on the engine's thread. Returns False where there is no room yet.
     on_lost : callable
         A sweep that gets no volume: sweep, "skipped" or "failed", and the reason.
+    on_note : callable
+        Something that the user should know, and whether it is "info" or a "warning".
+    opener, build : callable
+        Functions of a module: what the child opens, and what builds what is pending.
+
+    Attributes
+    ----------
+    info : EngineInfo or None
+        What serves; None until the child is ready.
+    building : str
+        How far a build is, as a sentence; empty where there is none.
     """
 
     def __init__(
@@ -66,11 +73,21 @@ class EngineProcess:
         waiting_bytes: int,
         on_volume: Callable[[Sweep, Reconstruction], bool],
         on_lost: Callable[[Sweep, str, str], None],
+        on_note: Callable[[str, Literal["info", "warning"]], None] = lambda text, level: None,
+        opener: Callable[[EngineConfig], Engine] = open_engine,
+        build: Build = build_engine,
     ) -> None:
         self._config = config
+        self._on_note = on_note
+        self._opener = opener
+        self._build = build
+        self._builder: EngineBuilder | None = None
+        self._build_tried = False
+        self._changing = False  # the child was asked to change over and has not answered yet
         self._most_bytes = waiting_bytes
         self._on_volume = on_volume
         self._on_lost = on_lost
+        self._child_config = config
         self._context = multiprocessing.get_context("spawn")
         self._wake_out, self._wake_in = self._context.Pipe(duplex=False)
         self._lock = threading.Lock()
@@ -83,6 +100,7 @@ class EngineProcess:
         self._ready = threading.Event()
         self._failure: MddError | None = None
         self.info: EngineInfo | None = None
+        self.building = ""
         self.restarts = 0
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -217,7 +235,10 @@ class EngineProcess:
     def _spawn(self) -> None:
         ours, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=_serve, args=(theirs, self._config), name="mdd-engine", daemon=True
+            target=serve_engine,
+            args=(theirs, self._child_config, self._opener),
+            name="mdd-engine",
+            daemon=True,
         )
         with keyboard_ignored():
             self._process.start()
@@ -231,7 +252,8 @@ class EngineProcess:
                 pipe = self._pipe
                 if pipe is None:
                     return
-                wait([pipe, self._wake_out], timeout=0.5)
+                builders = [] if self._builder is None else [self._builder.pipe]
+                wait([pipe, self._wake_out, *builders], timeout=0.5)
                 while self._wake_out.poll():
                     self._wake_out.recv_bytes()
                 try:
@@ -239,6 +261,7 @@ class EngineProcess:
                         self._take(pipe.recv())
                     if self.info is None:
                         continue
+                    self._watch_build(pipe)
                     if self._header is None:
                         continue
                     if sent_header is not self._header:
@@ -258,6 +281,9 @@ class EngineProcess:
             failure = EngineError(f"The engine's thread failed ({type(error).__name__}: {error}).")
             failure.__cause__ = error
             self._fail(failure)
+        finally:
+            if self._builder is not None:
+                self._builder.stop()
 
     def _fail(self, error: MddError) -> None:
         self._failure = error
@@ -273,8 +299,10 @@ class EngineProcess:
 
     def _take(self, answer: object) -> None:
         if isinstance(answer, EngineInfo):
-            self.info = answer
-            self._ready.set()
+            self._opened(answer)
+            return
+        if isinstance(answer, Changed):
+            self._changed(answer)
             return
         if isinstance(answer, MddError) and self.info is None:
             raise answer  # it could not even start
@@ -296,6 +324,69 @@ class EngineProcess:
             with self._lock:
                 self._delivering = False
 
+    def _opened(self, info: EngineInfo) -> None:
+        """Take note of what the child serves with; have built what it would rather serve with."""
+        self.info = info
+        self._ready.set()
+        if info.fallback:
+            self._on_note(info.fallback, "warning")
+        if info.pending and not self._build_tried:
+            self._build_tried = True
+            self._on_note(f"{info.pending} is being built; torch serves meanwhile", "info")
+            try:
+                self._builder = EngineBuilder(self._context, self._config, self._build)
+            except OSError as error:
+                self._stay(f"no process could be started for its build ({error})")
+
+    def _watch_build(self, pipe: Connection) -> None:
+        """Say how far the build is; when it is done, ask the child to change over."""
+        builder = self._builder
+        if builder is None:
+            return
+        outcome = builder.take()
+        if outcome is None:
+            self.building = f"TensorRT {100 * builder.share:.0f} %, torch serves meanwhile"
+            return
+        self._builder = None
+        if outcome.failure:
+            self._stay(outcome.failure)
+            return
+        if (
+            self.info is not None and not self.info.pending
+        ):  # a child that was started again found it by itself
+            self.building = ""
+            return
+        self.building = "TensorRT is built, torch serves until it is open"
+        self._changing = True
+        pipe.send(ChangeOver())
+
+    def _changed(self, answer: Changed) -> None:
+        self._changing = False
+        if answer.info is None:
+            self._stay(answer.failure)
+            return
+        self.building = ""
+        self.info = answer.info
+        self._on_note(f"{answer.info.device} serves from now on", "info")
+
+    def _give_up_runtime(self, code: object) -> None:
+        """Have the next child serve with torch: it may be the runtime that it died of, and would again."""
+        if self._child_config.runtime == "torch":
+            return
+        self._child_config = self._child_config.model_copy(update={"runtime": "torch"})
+        self._changing, self.building = False, ""
+        if self._builder is not None:
+            self._builder.stop()
+            self._builder = None
+        self._on_note(f"the engine process died (exit code {code}): from now on torch serves", "warning")
+
+    def _stay(self, why: str) -> None:
+        """Say once that torch goes on, and why."""
+        self.building = ""
+        self._on_note(f"TensorRT is not used, torch goes on in its place: {why}", "warning")
+        if self.info is not None:
+            self.info = replace(self.info, reason=f"{self.info.reason}; it failed: {why}", pending="")
+
     def _restart(self) -> None:
         """Replace a child that died; its sweep failed, the sessions start cold."""
         process = self._process
@@ -314,42 +405,11 @@ class EngineProcess:
                 f"The engine process died {self.restarts} times (exit code {code}): too little memory? "
                 'Try a smaller engine.tile or engine.device = "cpu".'
             )
+        opening = self.info is None or self._changing
+        if (opening or self.restarts > 1) and self._config.method == "mdd":
+            self._give_up_runtime(code)
         self.info = None
         self._ready.clear()
         if self._pipe is not None:
             self._pipe.close()
         self._spawn()
-
-
-def _serve(pipe: Connection, config: EngineConfig) -> None:
-    """Run the child: report, then answer sweeps until the pipe closes."""
-    # Ctrl-C, and systemd's SIGTERM, go to the whole process group; the daemon decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from microdiffusion.engines.engine import open_engine
-    from microdiffusion.engines.reconstructor import Reconstructor
-
-    reconstructor: Reconstructor | None = None
-    # A pipe that breaks means that the daemon is gone: there is nobody to tell.
-    with contextlib.suppress(EOFError, OSError):
-        try:
-            engine = open_engine(config)
-        except MddError as error:
-            pipe.send(error)
-            return
-        except Exception as error:  # trying again would not help
-            pipe.send(EngineError(f"The engine could not start ({type(error).__name__}: {error})."))
-            return
-        pipe.send(EngineInfo(engine.name, engine.reason, engine.weights, engine.weights_sha256))
-        while True:
-            request = pipe.recv()
-            if isinstance(request, RunHeader):
-                reconstructor = Reconstructor(request, config, engine)
-                continue
-            try:
-                if reconstructor is None:
-                    raise EngineError("A sweep came before its run's header.")
-                answer: object = reconstructor.reconstruct(request)
-            except Exception as error:  # one bad sweep must not end the run
-                answer = EngineError(f"{type(error).__name__}: {error}")
-            pipe.send(answer)

@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.engine_process import EngineInfo, EngineProcess
+    from microdiffusion.daemon.engine_child import EngineInfo
+    from microdiffusion.daemon.engine_process import EngineProcess
     from microdiffusion.daemon.ingest import Ingest
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import Frame, Reconstruction, Sweep
     from microdiffusion.wire import RunEnd
 
-_PACKAGES = ("numpy", "h5py", "pyzmq", "pydantic", "torch", "pycromanager", "pymmcore", "mm-test-adapters")
+_PACKAGES = (
+    *("numpy", "h5py", "pyzmq", "pydantic", "torch", "pycromanager", "pymmcore", "mm-test-adapters"),
+    *("openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
+)
 
 
 class LiveRun:
@@ -247,6 +251,7 @@ def provenance(info: EngineInfo) -> dict[str, str]:
         "platform": platform.platform(),
         **versions,
         "device": info.device,
+        **({"device_pending": info.pending} if info.pending else {}),
         "weights": info.weights or "none",
         "weights_sha256": info.weights_sha256 or "none",
     }

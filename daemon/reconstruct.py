@@ -13,7 +13,7 @@ from functools import partial as partial_call
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.engine_process import EngineInfo
+from microdiffusion.daemon.engine_child import EngineInfo
 from microdiffusion.daemon.live_run import provenance
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.errors import InputFileError, MissingFileError
@@ -32,6 +32,7 @@ def reconstruct_file(
     config: Config,
     progress: Callable[[int, int, Reconstruction], None] = lambda done, total, result: None,
     report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    building: Callable[[float], None] | None = None,
 ) -> None:
     """Reconstruct every sweep of the projection file `path` into the run file `output`.
 
@@ -41,6 +42,8 @@ def reconstruct_file(
         Called after each sweep with the number done, the number of all, and the result.
     report : callable
         Called within a sweep by the method that takes hours: its stage, how much is done, how much there is.
+    building : callable, optional
+        Called with the share that is done where an engine has to be built first: a file can wait for it.
 
     Raises
     ------
@@ -58,9 +61,9 @@ def reconstruct_file(
         from microdiffusion.engines.engine import open_engine
         from microdiffusion.engines.reconstructor import Reconstructor
 
-        engine = open_engine(config.engine)
+        engine = open_engine(config.engine, progress=building)
         reconstructor = Reconstructor(projections.header, config.engine, engine, report=report)
-        info = EngineInfo(engine.name, engine.reason, engine.weights, engine.weights_sha256)
+        info = EngineInfo.of(engine)
         total = len(projections)
         recorder = Recorder(
             partial,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from microdiffusion.config import Config
+    from microdiffusion.daemon.engine_child import EngineInfo
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import Frame, Reconstruction, Sweep
     from microdiffusion.wire import RunEnd
@@ -143,7 +144,9 @@ class Daemon:
             waiting_bytes=int(config.wire.receive_buffer_mb * 1e6),
             on_volume=self._on_volume,
             on_lost=self._on_lost,
+            on_note=self.board.note,
         )
+        self._told: tuple[EngineInfo | None, str] = (None, "")
         self._ingest = Ingest(
             config.wire.data, on_start=self._on_start, on_frame=self._on_frame, on_end=self._on_end
         )
@@ -207,13 +210,22 @@ class Daemon:
             draw()
             if self.stopping.is_set():
                 return
-        info = self._engine.wait_ready(0.0)
+        self._engine.wait_ready(0.0)
+        self._tell_engine()
+
+    def _tell_engine(self) -> None:
+        """Show what serves now, and what is being built: either may change while a run goes on."""
+        info, building = self._engine.info, self._engine.building
+        if info is None or (info, building) == self._told:
+            return
+        self._told = (info, building)
         engine = self._config.engine
         self.board.watch_process("engine", self._engine.pid)
         self.board.set_engine(
             EngineStatus(
                 device=info.device,
                 device_reason=info.reason,
+                building=building,
                 weights=info.weights,
                 method=engine.method,
                 steps=engine.steps,
@@ -247,6 +259,7 @@ class Daemon:
     def _step(self, source: Source | None) -> None:
         self._ingest.raise_if_failed()
         self._engine.raise_if_failed()
+        self._tell_engine()
         if source is not None:
             for text in source.take_notes():
                 self.board.note(text)

@@ -38,10 +38,11 @@ class RunStatus(Part):
 
 
 class EngineStatus(Part):
-    """What reconstructs, where, and why there."""
+    """What reconstructs, where, and why there; `building` says how far a faster runtime's build is."""
 
     device: str = ""
     device_reason: str = ""
+    building: str = ""
     weights: str = ""
     method: str = ""
     steps: int = 0

@@ -31,6 +31,7 @@ def page(snapshot: StatusSnapshot) -> str:
         ("file", run.file),
         ("engine", f"{engine.method}, {engine.steps} steps, guidance {engine.guidance:g}, {engine.weights}"),
         ("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
+        ("building", engine.building),
         (
             "sweep",
             f"{sweep.number}, {sweep.received}/{sweep.count} frames",

@@ -86,7 +86,8 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
     left += [Segment("  "), *_progress(snapshot)]
     engine = snapshot.engine
     steps = f" {engine.steps} steps" if engine.method == "mdd" else ""
-    right = [Segment(f"{engine.method}{steps}  {engine.device}  ", DIM)] if engine.method else []
+    device = engine.building or engine.device
+    right = [Segment(f"{engine.method}{steps}  {device}  ", DIM)] if engine.method else []
     right += [Segment(f"{duration(snapshot.elapsed_s)} ")]
     gap = width - _length(left) - _length(right)
     if gap < 1:
@@ -214,6 +215,7 @@ def _details(snapshot: StatusSnapshot, width: int, height: int) -> list[Line]:
         ("sweeps", str(run.sweeps or "")),
         ("engine", engine.weights),
         ("device", engine.device_reason and f"{engine.device}: {engine.device_reason}"),
+        ("building", engine.building),
         ("file", run.file),
     )
     for name, text in rows:

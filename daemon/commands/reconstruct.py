@@ -94,6 +94,7 @@ def run(args: Namespace) -> int:
             "engine.device": args.device,
         },
     )
+    from microdiffusion.daemon.commands.build_bar import BuildBar
     from microdiffusion.daemon.reconstruct import reconstruct_file
 
     def progress(done: int, total: int, result: Reconstruction) -> None:
@@ -102,6 +103,9 @@ def run(args: Namespace) -> int:
     if config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
     report = StageLines(say)
-    reconstruct_file(args.file, args.output, config=config, progress=progress, report=report)
+    with BuildBar("TensorRT engine") as building:
+        reconstruct_file(
+            args.file, args.output, config=config, progress=progress, report=report, building=building
+        )
     say(f"wrote {args.output}")
     return 0

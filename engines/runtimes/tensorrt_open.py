@@ -92,7 +92,7 @@ def open_tensorrt(
 
     def make() -> bytes:
         if not build:
-            raise NotBuiltError(f"No engine of {trt.__name__} {trt.__version__} is built yet.")
+            raise not_built
         fresh.append(build_engine(trt, graph, profile, progress=progress))
         return fresh[0]
 
@@ -105,37 +105,37 @@ def open_tensorrt(
             return False
         return True
 
-    graph = exported(model, torch.float16, cache)
+    not_built = NotBuiltError(f"No engine of {trt.__name__} {trt.__version__} is built yet.")
+    graph_key = export_key(model, torch.float16)
+    kept_graph = cache.load(graph_key)
+    if kept_graph is None and not build:  # exporting takes seconds, and without a graph there is no engine
+        raise not_built
+    graph = kept_graph or export_onnx(model, torch.float16)
+    if kept_graph is None:
+        cache.store(graph_key, graph)
     key = cache_key(trt, graph, profile, gpu_name(device), driver_version())
     state = cache.open(key, build=make, use=use, check=lambda: check_parity(opened[0], model, *profile.usual))
     return OpenedEngine(opened[0], state, cache.path(key))
 
 
-def exported(model: SlabDenoiser, dtype: torch.dtype, cache: EngineCache) -> bytes:
-    """Return the network's graph, the kept one where the same weights were exported by the same code.
+def export_key(model: SlabDenoiser, dtype: torch.dtype) -> dict[str, str]:
+    """Return everything that an exported graph depends on: weights, precision, the code and its versions.
 
     Raises
     ------
     DependencyError
         onnx or onnxscript is not installed.
-    EngineError
-        The graph is invalid.
     """
     weights = hashlib.sha256(repr(model.shape).encode())
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.detach().cpu().numpy().tobytes())
     code = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (denoiser, onnx_export)))
-    key = {
+    return {
         "weights": weights.hexdigest(),
         "precision": str(dtype).removeprefix("torch."),
         "exporter": f"{_exporter()}, code {code.hexdigest()[:16]}",
     }
-    graph = cache.load(key)
-    if graph is None:
-        graph = export_onnx(model, dtype)
-        cache.store(key, graph)
-    return graph
 
 
 def _exporter() -> str:

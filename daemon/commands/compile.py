@@ -1,0 +1,139 @@
+"""Build the network's TensorRT engines ahead of time, check them against torch, and keep them.
+
+  mdd compile                        what `mdd serve` would build at its first start
+  mdd compile --network all          both networks that ship with mdd
+  mdd compile --weights mine.safetensors --set engine.tile=512
+  mdd compile --check                export, parse and build, and keep nothing; TensorRT for RTX needs no GPU
+  mdd compile --list | --clear       what is kept
+
+An engine fits one network, one engine.tile, one GPU, one driver and one TensorRT; docs/runtimes.md explains.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.cli import say
+from microdiffusion.daemon.commands import options
+from microdiffusion.errors import ConfigError, MissingFileError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from pathlib import Path
+
+    import torch
+
+    from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.runtimes.engine_cache import EngineCache
+
+_SAID = {"found": "was there", "built": "built", "healed": "healed"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--weights", type=options.file, metavar="FILE", help="weights of your own")
+    which.add_argument(
+        "--network", choices=("small", "large", "all"), help="shipped weights; all: both of them"
+    )
+    parser.add_argument("--device", metavar="NAME", help="auto, cuda or cuda:N")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="build without keeping; needs no GPU with RTX")
+    what.add_argument("--list", action="store_true", help="say what is kept")
+    what.add_argument("--clear", action="store_true", help="delete what is kept")
+    options.add_config_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Compile, check, list or clear."""
+    from microdiffusion.engines.runtimes.engine_cache import EngineCache
+
+    cache = EngineCache()
+    if args.list:
+        return _list(cache)
+    if args.clear:
+        files, size = cache.clear()
+        say(f"deleted {files} files, {_size(size)}, from {cache.folder}")
+        return 0
+    config = options.config_from(
+        args,
+        {
+            "engine.weights": args.weights,
+            "engine.network": None if args.network == "all" else args.network,
+            "engine.device": args.device,
+        },
+    ).engine
+    from microdiffusion.engines.engine import pick_device, shipped_weights, weights_path
+
+    device, _ = pick_device(config.device)
+    every = args.network == "all"
+    paths = (
+        [shipped_weights(name) for name in ("small", "large")] if every else [weights_path(config, device)]
+    )
+    for path in paths:
+        if not path.is_file():
+            raise MissingFileError(f"The weights {path} do not exist: give another file or --network.")
+    return _check(paths, device, config) if args.check else _compile(paths, device, config)
+
+
+def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
+    from microdiffusion.daemon.commands.build_bar import BuildBar
+    from microdiffusion.engines.runtimes.compile import compile_network, require_tensorrt
+
+    require_tensorrt(device)
+    if device.type != "cuda":
+        raise ConfigError(
+            "An engine is built for one GPU, and no CUDA device was found or asked for: compile on the "
+            "machine that will serve, or give --check to export, parse and build here without keeping it."
+        )
+    for path in paths:
+        with BuildBar(path.stem) as bar:
+            done = compile_network(path, device, config.tile, progress=bar)
+        say(
+            f"{path.stem}: {_SAID[done.state]}, {done.runtime}, agrees with torch, {done.seconds:.1f} s, "
+            f"{_size(done.size)}, {done.path}"
+        )
+    return 0
+
+
+def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
+    from microdiffusion.daemon.commands.build_bar import BuildBar
+    from microdiffusion.engines.runtimes.compile import check_network, require_tensorrt
+
+    trt = require_tensorrt(device)
+    if trt.__name__ == "tensorrt" and device.type != "cuda":
+        raise ConfigError(
+            "TensorRT builds on its GPU only, and no CUDA device was found or asked for: check on the "
+            "machine that will serve, or install TensorRT for RTX: "
+            'pip install "microdiffusion-daemon[tensorrt-rtx]"'
+        )
+    for path in paths:
+        with BuildBar(path.stem) as bar:
+            found = check_network(path, config.tile, trt, progress=bar)
+        say(
+            f"{path.stem}: exported in {found.export_s:.1f} s ({_size(found.graph_size)}), valid, parsed in "
+            f"half precision and built by {found.builder} in {found.build_s:.1f} s ({_size(found.size)}); "
+            "not run, not kept"
+        )
+    return 0
+
+
+def _list(cache: EngineCache) -> int:
+    entries = cache.entries()
+    for entry in entries:
+        about = entry.built_for
+        if "gpu" in about:
+            what = f"{about.get('tensorrt', '?')}, driver {about.get('driver', '?')}, {about['gpu']}"
+        else:
+            what = "ONNX graph" if "weights" in about else "damaged"
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
+        say(f"{entry.path.name}  {_size(entry.size):>8}  last used {used}  {what}")
+    say(f"{len(entries)} files, {_size(sum(entry.size for entry in entries))}, in {cache.folder}")
+    return 0
+
+
+def _size(number: int) -> str:
+    from microdiffusion.daemon.status_text import size
+
+    return size(number)
