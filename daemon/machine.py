@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import sys
 from pathlib import Path
 
 
+def processor_name() -> str:
+    """Return the processor's name, without its number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def processor() -> str:
     """Return the processor's name and number of cores, for records of what something was measured on."""
-    name = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        name = found[1] if found else name
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 def disk_free_bytes(path: Path) -> int | None:

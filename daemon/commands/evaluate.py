@@ -82,8 +82,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Evaluate; 3 where not one score came out."""
+    from microdiffusion.daemon.about import about
     from microdiffusion.engines.evaluation import pictures, report
-    from microdiffusion.engines.evaluation.about import about
     from microdiffusion.engines.evaluation.perceptual import Perceptual
     from microdiffusion.engines.evaluation.runner import Hooks, evaluate
 

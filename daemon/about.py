@@ -1,4 +1,7 @@
-"""What results were made on and with: machine, versions, and the commit where the source is a checkout."""
+"""What results were made on and with: machine, versions, and the commit where the source is a checkout.
+
+The one answer to that question, for `mdd evaluate`, `mdd bench` and the benchmarks. Imports torch.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,44 @@ from typing import Any
 import torch
 
 import microdiffusion
+from microdiffusion.daemon.machine import processor_name
 
-_PACKAGES = ("numpy", "scipy", "scikit-image", "torch", "h5py")
+_PACKAGES = (
+    "numpy", "scipy", "scikit-image", "h5py", "pyzmq", "torch", "openvino", "onnxruntime", "tensorrt",
+    "tensorrt-rtx-cu13-bindings", "pycromanager", "pymmcore",
+)  # fmt: skip
 
 
 def about() -> dict[str, Any]:
-    """Return machine, versions, commit and the time, as JSON can hold them."""
+    """Return machine, versions, commit and the time, as JSON can hold them, without what is not installed."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cuda = torch.cuda.is_available()
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
+        "usable_cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "driver": _driver() if cuda else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        **versions,
         "mdd": microdiffusion.__version__,
         "commit": _commit(Path(microdiffusion.__file__).resolve().parent),
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+def _driver() -> str:
+    from microdiffusion.engines.runtimes.tensorrt_build import driver_version
+
+    return driver_version()
 
 
 def _commit(folder: Path) -> str | None:

@@ -1,0 +1,245 @@
+"""One bench: opens the engine once, then measures size after size.
+
+Owns the engine and the machine's limits. The measuring of a size goes: the whole way of its volumes; the
+network alone, in turns with plain eager code and with a matrix product; the update, in turns with the same
+update on the eager code; and in turns with parts of the reference. Single-threaded, apart from sender,
+ingest and recorder, which are the daemon's own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from microdiffusion.daemon.bench import reference_cost
+from microdiffusion.daemon.bench.limits import Limits, matrix_product, measure_limits
+from microdiffusion.daemon.bench.network import Asked, EagerRuntime, Listener, cost_of, precision_of
+from microdiffusion.daemon.bench.scene import Scene, make_scene
+from microdiffusion.daemon.bench.settings import size_name
+from microdiffusion.daemon.bench.timing import PeakMemory, take_turns
+from microdiffusion.daemon.bench.turn import QUIET, Turn
+from microdiffusion.daemon.bench.volumes import summary, whole_way
+from microdiffusion.engines.denoiser import load_denoiser
+from microdiffusion.engines.engine import Engine, open_engine, weights_path
+from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.errors import EngineError
+from microdiffusion.optics import projection_operator
+
+if TYPE_CHECKING:
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.bench.settings import BenchSettings, Size
+    from microdiffusion.engines.runtimes.runtime import Runtime
+
+_CUDA_REFERENCE = 1e14  # operations: what takes seconds there
+
+
+class Bench:
+    """Measures volumes of any size.
+
+    Parameters
+    ----------
+    config : Config
+        The demo's, with the engine that is wanted.
+    settings : BenchSettings
+    progress : callable
+        Told what is being measured.
+    engine : Engine, optional
+        Opened from the configuration where it is not given.
+
+    Raises
+    ------
+    ConfigError, DependencyError, MissingFileError, InputFileError
+        The engine cannot be opened as configured.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        settings: BenchSettings,
+        progress: Callable[[str], None] = lambda text: None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self._progress = progress
+        progress("opening the engine")
+        self.engine = engine or open_engine(config.engine)
+        if self.engine.runtime is None:
+            raise EngineError("A bench needs the network: leave engine.method at mdd.")
+        self.runtime: Runtime = self.engine.runtime
+        self.device = self.engine.device
+        self.model = load_denoiser(weights_path(config.engine, self.device))
+        self.eager = EagerRuntime(load_denoiser(weights_path(config.engine, self.device)), self.device)
+        self.dtype = precision_of(self.runtime)
+        progress("the machine's limits")
+        self.limits: Limits = measure_limits(self.device, self.dtype, settings.matrix_sizes)
+
+    def about_engine(self) -> dict[str, Any]:
+        """Return which runtime and network were measured, and the limits they are compared with."""
+        return {
+            "runtime": self.engine.name,
+            "reason": self.engine.reason,
+            "weights": self.engine.weights,
+            "weights_sha256": self.engine.weights_sha256,
+            "parameters": sum(value.numel() for value in self.model.parameters()),
+            "limits": asdict(self.limits),
+        }
+
+    def scene(self, size: Size) -> Scene:
+        """Return the sweeps of a size."""
+        self._progress(f"{size_name(size)}: the specimen")
+        return make_scene(self.config, size, seed=self.settings.seed, sessions=self.settings.sessions)
+
+    def size(self, size: Size, *, reference: bool = True) -> dict[str, Any]:
+        """Return all figures of one size; without the reference's, which take longest, where not wanted."""
+        scene, name = self.scene(size), size_name(size)
+        result: dict[str, Any] = {"evaluations": self.settings.evaluations[0]}
+        by_evaluations: dict[str, Any] = {}
+        for evaluations in reversed(self.settings.evaluations):  # the first is the last that is measured
+            self._progress(f"{name}: volumes with {evaluations} evaluations")
+            reconstructor = self.reconstructor(scene, evaluations)
+            figures = self._volumes(reconstructor, scene)
+            by_evaluations[str(evaluations)] = {
+                key: figures[key] for key in ("volume_s", "pipeline_s", "cold_s", "voxels_per_s", "stages")
+            }
+        result |= figures | {"by_evaluations": dict(reversed(by_evaluations.items()))}
+        turn = Turn(reconstructor, scene)
+        self._progress(f"{name}: the network")
+        result |= self._network(scene, result["volume_s"])
+        self._progress(f"{name}: in turns with eager float32")
+        result["ratio_eager_fp32_volume"], result["eager_fp32_volume"] = self._against_eager(turn)
+        if reference:
+            result |= self._against_reference(turn, name)
+        return result
+
+    def reconstructor(self, scene: Scene, evaluations: int, runtime: Runtime | None = None) -> Reconstructor:
+        """Return a reconstructor without sessions yet, with the runtime in use or another."""
+        config = self.config.engine.model_copy(update={"steps": evaluations})
+        return Reconstructor(scene.header, config, self._engine(runtime or self.runtime))
+
+    def _engine(self, runtime: Runtime) -> Engine:
+        return replace(self.engine, runtime=runtime, name=runtime.name)
+
+    def _volumes(self, reconstructor: Reconstructor, scene: Scene) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with PeakMemory() as memory:
+            samples = whole_way(reconstructor, scene, self.settings, self.config.recorder)
+        figures = summary(samples, scene, self.settings.sessions)
+        figures["peak_resident_mb"] = memory.mb
+        figures["peak_cuda_mb"] = torch.cuda.max_memory_allocated(self.device) / 1e6 if cuda else None
+        figures["host_share"] = self._host_share(Turn(reconstructor, scene)) if cuda else None
+        return figures
+
+    def _host_share(self, turn: Turn) -> float:
+        """Return the share of an update's time in which the GPU computes nothing."""
+        turn()
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            total_s = take_turns({"volume": turn}, self.device, 1)["volume"][0]
+        busy_us: float = sum(event.self_device_time_total for event in profile.key_averages())
+        return max(0.0, 1.0 - busy_us * 1e-6 / total_s)
+
+    def _network(self, scene: Scene, volume_s: float) -> dict[str, Any]:
+        """Return what the network's evaluations of one volume cost, against eager code and the limits."""
+        asked = self._asked(scene)
+        product = matrix_product(self.device, self.dtype, self.limits.edge)
+        least: dict[str, dict[tuple[int, ...], float]] = {"runtime": {}, "eager": {}}
+        flop_per_s = self.limits.flop_per_s
+        for shape in asked.counts:
+            calls: dict[str, Callable[[], object]] = {
+                "runtime": asked.calls(self.runtime)[shape],
+                "eager": asked.calls(self.eager)[shape],
+                "product": product,
+            }
+            take_turns(calls, self.device, 1)  # first calls choose their kernels
+            seconds = take_turns(calls, self.device, self.settings.rounds)
+            for name, each in least.items():
+                each[shape] = min(seconds[name])
+            flop_per_s = max(flop_per_s, 2.0 * self.limits.edge**3 / min(seconds["product"]))
+        runtime_s, eager_s = asked.total(least["runtime"]), asked.total(least["eager"])
+        cost = cost_of(self.model, asked)
+        moved = least_bytes(scene, self.settings.evaluations[0])
+        copy_s = moved / self.limits.copy_bytes_per_s
+        layers_s = cost.layer_values * self.dtype.itemsize / self.limits.copy_bytes_per_s
+        return {
+            "ratio_eager_fp32": eager_s / runtime_s,
+            "limit_fraction": cost.flop / runtime_s / flop_per_s,
+            "limit_fraction_volume": cost.flop / flop_per_s / volume_s,
+            "copy_fraction": copy_s / volume_s,
+            "floors": {
+                "flop": cost.flop,
+                "flop_per_s": flop_per_s,
+                "arithmetic_s": cost.flop / flop_per_s,
+                "bytes": moved,
+                "copy_bytes_per_s": self.limits.copy_bytes_per_s,
+                "bytes_s": copy_s,
+                "layer_bytes": cost.layer_values * self.dtype.itemsize,
+                "layer_bytes_s": layers_s,
+            },
+            "network": {
+                "runtime_s": runtime_s,
+                "eager_fp32_s": eager_s,
+                "batches": {"x".join(map(str, shape)): count for shape, count in asked.counts.items()},
+            },
+        }
+
+    def _asked(self, scene: Scene) -> Asked:
+        """Return what the sampler asks of the network for one volume, the judge's test left out."""
+        listener = Listener(self.runtime)
+        reconstructor = self.reconstructor(scene, self.settings.evaluations[0], listener)
+        reconstructor.config = reconstructor.config.model_copy(
+            # One sweep is enough to hear it, and the judge's test would be heard as well.
+            update={"fall_back": False, "merge_sweeps": "off"}
+        )
+        reconstructor.reconstruct(scene.sweep(0, made=QUIET[0]))
+        return listener.asked
+
+    def _against_eager(self, turn: Turn) -> tuple[float, dict[str, float]]:
+        """Return the ratio of an update on eager code and in the runtime in use, and the seconds of both."""
+        turns = {"runtime": turn.on(self.engine), "eager": turn.on(self._engine(self.eager))}
+        take_turns(turns, self.device, 1)
+        seconds = take_turns(turns, self.device, self.settings.rounds)
+        turn.on(self.engine)()
+        least = {f"{name}_s": min(values) for name, values in seconds.items()}
+        return least["eager_s"] / least["runtime_s"], least
+
+    def _against_reference(self, turn: Turn, name: str) -> dict[str, Any]:
+        header, sweep = turn.scene.header, turn.scene.sweep(0, made=QUIET[0])
+        operator = projection_operator(
+            sweep.z_um,
+            header.profile,
+            z0_um=header.z0_um,
+            voxel_z_um=header.voxel_size_um[0],
+            shape_z=header.shape[0],
+        )
+        images = torch.from_numpy(sweep.projections).to(self.device)
+        images = (images - images.min()) / (images.max() - images.min()).clamp_min(1e-6)
+        most = _CUDA_REFERENCE if self.device.type == "cuda" else self.settings.reference_flop
+        parts = reference_cost.reference_parts(
+            torch.from_numpy(operator).float().to(self.device), images, most
+        )
+        ours, measured = [], {}
+        for part, call in parts.calls.items():
+            self._progress(f"{name}: in turns with the reference's {part}")
+            ours += take_turns({"volume": turn}, self.device, 1)["volume"]
+            measured[part] = call()
+        ours += take_turns({"volume": turn}, self.device, 1)["volume"]
+        return reference_cost.summary(parts, measured, statistics.median(ours))
+
+
+def least_bytes(scene: Scene, evaluations: int) -> float:
+    """Return the bytes that an update moves at least, were everything fused that can be.
+
+    Projections are read as they came (2 bytes a pixel) and once more for each consistency (4); of volumes
+    (4 bytes a voxel) the prior is written once; each evaluation reads state and prior and writes its result,
+    the consistency reads and writes that; at last the answer is read and handed over.
+    """
+    slices, rows, columns = scene.header.shape
+    pixels, voxels = scene.projections * rows * columns, slices * rows * columns
+    return float(pixels * (2 + 4 * (1 + evaluations)) + 4 * voxels * (1 + 5 * evaluations + 2))

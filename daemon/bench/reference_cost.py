@@ -1,0 +1,171 @@
+"""What the reference method would take for the same volume: parts of it measured, then counted up.
+
+Its default settings need days per volume on a CPU, so an update of its INR, an update of its denoiser and an
+evaluation in its sampler are timed, and multiplied by how many of them its settings ask for. Where even one
+image is too much (attention over all pixels grows with their square), a smaller image is timed and scaled by
+the floating-point operations of both. On a CPU an evaluation of 128 x 128 pixels took 11.8 times as many
+operations as one of 64 x 64, and 12 times as long.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from microdiffusion.config import ReferenceConfig
+from microdiffusion.daemon.bench.timing import seconds_of, synchronise
+from microdiffusion.engines.reference import ddpm
+from microdiffusion.engines.reference.condition import POSITION, PROJECTION
+from microdiffusion.engines.reference.method import ReferenceMethod
+from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
+from microdiffusion.engines.reference.unet import MULTIPLE, UNet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_INR_PIXELS = 256
+_INR_UPDATES = 2
+_CHANNELS = POSITION + PROJECTION
+_SMALLEST_EDGE = 32
+_UPDATES = 2  # the first one of a training has to make the networks, and does not count
+_UPDATE_FLOP = 4.0  # of an update, evaluations that it costs about
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceParts:
+    """What is timed for one volume, and how it scales.
+
+    Attributes
+    ----------
+    calls : dict
+        "inr", "training", "sampling": each does its part and returns the seconds.
+    times : dict
+        How many times each of these calls would run in the whole method.
+    scaled_from : dict
+        Words for the results: what was timed and what it stands for.
+    """
+
+    calls: dict[str, Callable[[], float]]
+    times: dict[str, float]
+    scaled_from: dict[str, str]
+
+    def seconds(self, measured: dict[str, float]) -> dict[str, float]:
+        """Return the seconds of each stage for the whole volume, from those of the calls."""
+        return {name: self.times[name] * measured[name] for name in self.times}
+
+
+def reference_parts(
+    operator: torch.Tensor, images: torch.Tensor, most_flop: float, config: ReferenceConfig | None = None
+) -> ReferenceParts:
+    """Return the parts for a sweep's projections (M, Y, X), normalised, and the operator (M, Z)."""
+    config = config or ReferenceConfig()
+    count, rows, columns = images.shape
+    slices = operator.shape[1]
+    device = images.device
+    steps = {
+        name: ddpm.steps_needed(config.timesteps, shortcut, config.interpolation)
+        for name, shortcut in {"whole": 0, "shortcut": config.shortcut}.items()
+    }
+    evaluations = slices * (2 if config.guidance > 0 else 1)
+    real = _flop(rows, columns)
+
+    field = FourierMlp((slices, rows, columns), frequencies=config.inr_frequencies).to(device)
+    pixels = min(_INR_PIXELS, rows * columns)
+    plan = FieldPlan(_INR_UPDATES, pixels, config.inr_rate, config.inr_decay, config.bfloat16)
+    batch = config.inr_batch_pixels or rows * columns
+
+    trained = _measured_edges(rows, columns, most_flop / _UPDATE_FLOP / _UPDATES)
+    sampled = _measured_edges(rows, columns, most_flop)
+    unet = UNet(_CHANNELS, width=config.width).to(device).eval()
+    state, told = torch.randn(1, 1, *sampled, device=device), torch.randn(1, _CHANNELS, device=device)
+    step = torch.full((1,), 9, device=device)
+
+    def evaluate() -> None:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            unet(state, step, told)
+
+    update_scale, evaluation_scale = (real / _flop(*edges) for edges in (trained, sampled))
+    one = f"1 evaluation{_shown(sampled, evaluation_scale)}, for {evaluations} images"
+    return ReferenceParts(
+        {
+            "inr": lambda: seconds_of(lambda: fit_field(field, operator, images, plan), device),
+            "training": lambda: _update_seconds(config, images[:1, : trained[0], : trained[1]]),
+            "sampling": lambda: seconds_of(evaluate, device),
+        },
+        {
+            "inr": config.inr_steps * batch / (pixels * _INR_UPDATES),
+            "training": config.epochs * count * update_scale,
+            "sampling": evaluations * steps["whole"] * evaluation_scale,
+            "shortcut": evaluations * steps["shortcut"] * evaluation_scale,
+        },
+        {
+            "inr": f"{_INR_UPDATES} updates of {pixels} pixels, for {config.inr_steps} of {batch}",
+            "training": f"1 update{_shown(trained, update_scale)}, for {config.epochs} epochs of {count}",
+            "sampling": f"{one} x {steps['whole']} steps",
+            "shortcut": f"{one} x {steps['shortcut']} steps",
+        },
+    )
+
+
+def summary(parts: ReferenceParts, measured: dict[str, float], ours_s: float) -> dict[str, Any]:
+    """Return the reference's seconds by stage, and what they are of ours, as JSON can hold them."""
+    seconds = parts.seconds({**measured, "shortcut": measured["sampling"]})
+    whole = seconds["inr"] + seconds["training"] + seconds["sampling"]
+    short = seconds["inr"] + seconds["shortcut"]
+    return {
+        "ratio_reference": whole / ours_s,
+        "ratio_shortcut": short / ours_s,
+        "reference": {
+            "volume_s": whole,
+            "stages": seconds,
+            "ratio_shortcut_trained": (short + seconds["training"]) / ours_s,
+            "ratio_shortcut_sampling": seconds["shortcut"] / ours_s,
+            "measured_s": measured,
+            "compared_with_s": ours_s,
+            "scaled_from": parts.scaled_from,
+        },
+    }
+
+
+def _update_seconds(config: ReferenceConfig, images: torch.Tensor) -> float:
+    """Return the seconds of one update of the denoiser with one projection (1, Y, X)."""
+    marks: list[float] = []
+
+    def mark(stage: str, done: int, total: int) -> None:
+        synchronise(images.device)
+        marks.append(time.perf_counter())
+
+    shape = (2, *images.shape[1:])
+    once = config.model_copy(update={"epochs": _UPDATES})
+    method = ReferenceMethod(once, shape, images.device, progress=mark)
+    # Two slices and hardly any frequencies: here the INR is only what training needs to be there.
+    method.field = FourierMlp(shape, frequencies=4).to(images.device)
+    method.train(torch.full((1, 2), 0.5, device=images.device), images.contiguous())
+    return marks[-1] - marks[-2]
+
+
+def _shown(edges: tuple[int, int], scale: float) -> str:
+    return "" if scale == 1 else f" of {edges[0]} x {edges[1]} pixels, scaled by operations (x{scale:.3g})"
+
+
+def _measured_edges(rows: int, columns: int, most_flop: float) -> tuple[int, int]:
+    """Return the image that is timed: the real one, or the largest halving of it that costs little enough."""
+    edges = rows, columns
+    while _flop(*edges) > most_flop and min(edges) > _SMALLEST_EDGE:
+        edges = edges[0] // 2, edges[1] // 2
+    return edges
+
+
+def _flop(rows: int, columns: int) -> float:
+    """Return the operations of one evaluation of the reference's network, counted on shapes."""
+    rows, columns = (max(16, math.ceil(edge / MULTIPLE) * MULTIPLE) for edge in (rows, columns))
+    unet = UNet(_CHANNELS).to("meta").eval()
+    image, told = torch.empty(1, 1, rows, columns, device="meta"), torch.empty(1, _CHANNELS, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(image, torch.zeros(1, device="meta"), told)
+    return float(counter.get_total_flops())

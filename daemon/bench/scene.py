@@ -1,0 +1,137 @@
+"""What is reconstructed: sweeps of the virtual specimen, made before any clock runs.
+
+The demo's optics, camera and plan: slabs of 6 slices side by side, the next sweep half a step deeper, one
+projection held out in every fourth sweep, a specimen that flickers, drifts and bleaches. Tissue is grown for
+128 x 128 pixels at most and mirrored beyond, so every size sees the same density of structure (and a field
+of 512 x 512 need not be grown for a minute). A few sweeps are kept and repeat under new numbers.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from microdiffusion.daemon.assembler import Assembler
+from microdiffusion.drivers.plan import Plan
+from microdiffusion.drivers.specimen import Specimen
+from microdiffusion.errors import RunError
+from microdiffusion.run_header import RunHeader
+from microdiffusion.sweep import Frame, Sweep
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.bench.settings import Size
+
+PERIOD = 8
+"""Sweeps that are made; even, for the alternating offset, and a multiple of the demo's held-out four."""
+_GROWN = 128  # pixels along an edge
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A run's header and its frames: sweep after sweep, `PERIOD` of them."""
+
+    header: RunHeader
+    made: tuple[tuple[Frame, ...], ...]
+
+    @property
+    def projections(self) -> int:
+        """Projections of a sweep that are reconstructed from."""
+        return sum(not frame.info.held_out for frame in self.made[0])
+
+    def frames(self, number: int, session: int = 0) -> list[Frame]:
+        """Return the frames of sweep `number` (0, 1, ...) of a session."""
+        sessions = len(self.header.channels)
+        frames = self.made[number % len(self.made)]
+        before = sum(len(self.made[n % len(self.made)]) for n in range(number)) * sessions
+        return [
+            Frame(
+                replace(frame.info, seq=before + session * len(frames) + at, sweep=number, channel=session),
+                frame.pixels,
+            )
+            for at, frame in enumerate(frames)
+        ]
+
+    def sweep(self, number: int, made: int | None = None) -> Sweep:
+        """Return sweep `number` of the first session, as the daemon assembles it; `made`: of those frames."""
+        frames = self.frames(number if made is None else made)
+        for frame in frames:
+            frame.info = replace(frame.info, sweep=number)
+        return assemble(Assembler(timeout_s=60.0), frames)
+
+
+def assemble(assembler: Assembler, frames: list[Frame]) -> Sweep:
+    """Return the sweep that these frames make up; its first sweep need not be number 0.
+
+    Raises
+    ------
+    RunError
+        They make up none.
+    """
+    over = [item for frame in frames for item in assembler.add(frame)]
+    over += assembler.finish()
+    whole = [item for item in over if isinstance(item, Sweep) and item.sweep == frames[0].info.sweep]
+    if len(whole) != 1:
+        raise RunError(f"{len(frames)} frames made no sweep: please report this.")
+    return whole[0]
+
+
+def make_scene(config: Config, size: Size, *, seed: int, sessions: int = 1) -> Scene:
+    """Return the sweeps of a volume of `size` (Z, Y, X), seen as `config` (the demo's) says."""
+    slices, rows, columns = size
+    volume = config.volume.model_copy(update={"shape_z": slices})
+    config = config.model_copy(update={"volume": volume})
+    plan = Plan(config)
+    pixel_um = config.volume.pixel_um or 1.0
+    header = RunHeader(
+        run_id=uuid.uuid4().hex,
+        name="bench",
+        shape=size,
+        voxel_size_um=(config.volume.voxel_z_um, pixel_um, pixel_um),
+        z0_um=config.volume.z0_um,
+        profile_weights=tuple(float(weight) for weight in plan.profile.weights),
+        profile_spacing_um=plan.profile.spacing_um,
+        channels=tuple(f"session {number}" for number in range(sessions)),
+        frames_per_sweep=plan.frames_per_sweep_max,
+        camera=config.camera.noise,
+        source="mdd bench",
+    )
+    grown = min(rows, _GROWN), min(columns, _GROWN)
+    specimen = Specimen(
+        config.specimen.model_copy(update={"seed": seed}),
+        shape=(slices, *grown),
+        voxel_size_um=header.voxel_size_um,
+        z0_um=header.z0_um,
+        slab_um=header.profile.length_um,
+    )
+    rng = np.random.default_rng([seed, 104])
+    made = []
+    for planned in islice(plan.sweeps(), PERIOD):
+        start_s = planned.number * max(config.acquisition.sweep_interval_s, 1.0)
+        frames = []
+        for index, shot in enumerate(planned.shots):
+            time_s = start_s + 0.05 * index
+            light = specimen.expected(shot.info.z_um, header.profile, time_s)
+            info = replace(shot.info, camera_time_s=time_s)
+            frames.append(Frame(info, _seen(_mirrored(light, rows, columns), header, rng)))
+        made.append(tuple(frames))
+    return Scene(header, tuple(made))
+
+
+def _mirrored(light: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    short = rows - light.shape[0], columns - light.shape[1]
+    return np.pad(light, ((0, short[0]), (0, short[1])), mode="symmetric")
+
+
+def _seen(light: NDArray[np.float32], header: RunHeader, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """Return what the camera makes of photons (Y, X)."""
+    camera = header.camera
+    counts = (camera.gain or 1.0) * rng.poisson(light) + camera.offset
+    counts = counts + camera.read_noise * rng.standard_normal(light.shape)
+    return np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
