@@ -28,7 +28,7 @@ from microdiffusion.engines.denoiser import DenoiserShape, load_denoiser
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.linear import DataConsistency
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.sampler import Denoise, SamplerSettings, sample
+from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown, bridge_noise, sample
 from microdiffusion.engines.training.degrade import FLOW_NOISE, Formulation
 from microdiffusion.engines.training.loop import TrainingPlan, train
 from microdiffusion.engines.training.validation import protocol_crop
@@ -58,18 +58,19 @@ def score(weights: Path, formulation: str, volumes: Path) -> list[dict[str, Any]
         prior = field.volume(max(floor, -1.0))
         pull = DataConsistency(operator)
         conditions = SliceConditions.of(matrix, sweep.z_um, LENGTH)
+        shown = Shown(prior, images, torch.tensor(NOISE / (high - low)))
         start = torch.zeros_like(prior) if formulation == "flow" else prior
         for kappa in KAPPAS[formulation]:
             for steps in (1,) if formulation == "regression" else (1, 2, 4, 8):
                 settings = SamplerSettings(steps=steps, kappa=kappa)
-                denoise = Denoise(runtime, prior, images, conditions, NOISE / (high - low), settings)
+                denoise = Denoise(runtime, conditions, settings)
                 with torch.no_grad():
                     volume = sample(
-                        denoise,
+                        lambda state, time: denoise(state, shown, time),  # noqa: B023
                         start,
                         settings,
                         lambda x: pull(x - floor, images - floor, variance) + floor,  # noqa: B023
-                        torch.Generator().manual_seed(0),
+                        bridge_noise(prior.shape, 0, prior.device),
                     )
                 answer = (volume * (high - low) + low).numpy()
                 rows.append(

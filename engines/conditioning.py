@@ -19,6 +19,8 @@ from microdiffusion.engines.linear import nearest_slab
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_NOISE = 3 * WINDOW + 2  # of the conditions
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceConditions:
@@ -52,28 +54,32 @@ class SliceConditions:
         numbers = np.stack([np.sin(phase), np.cos(phase), coverage], axis=1).astype(np.float32)
         return cls(torch.from_numpy(numbers), torch.from_numpy(nearest.astype(np.int64)), length, step)
 
-    def vector(self, windows: Tensor, *, noise: float, time: float, kappa: float, image: bool) -> Tensor:
-        """Return (B, CONDITIONS) for windows (B, WINDOW) of slice numbers.
+    def table(self, windows: Tensor, *, time: float, kappa: float, image: bool) -> Tensor:
+        """Return (B, CONDITIONS) for windows (B, WINDOW) of slice numbers, all but the noise, on the CPU.
 
-        `noise` is the projections' noise (rms, normalised units), `time` and `kappa` the bridge's time and
-        noise, `image` whether the image condition is on.
+        `time` and `kappa` are the bridge's time and noise, `image` whether the image condition is on. See
+        `with_noise` for the rest: that is known for each sweep, this for all of them.
         """
         count = windows.shape[0]
         scalars = torch.tensor(
-            [
-                np.log(self.length / 6),
-                np.log(self.step / 6),
-                np.log10(max(noise, 1e-4)) + 2,
-                time,
-                kappa * 10,
-                image,
-            ],
+            [np.log(self.length / 6), np.log(self.step / 6), 0.0, time, kappa * 10, image],
             dtype=torch.float32,
         )
         result = torch.cat([self.per_slice[windows].reshape(count, -1), scalars.expand(count, -1)], dim=1)
         if result.shape[1] != CONDITIONS:
             raise ValueError(f"expected {CONDITIONS} conditions, made {result.shape[1]}")
         return result
+
+    def vector(self, windows: Tensor, *, noise: float, time: float, kappa: float, image: bool) -> Tensor:
+        """Return (B, CONDITIONS) as `table` does, with the projections' noise (rms, normalised units)."""
+        return with_noise(self.table(windows, time=time, kappa=kappa, image=image), torch.tensor(noise))
+
+
+def with_noise(table: Tensor, noise: Tensor) -> Tensor:
+    """Return conditions (B, CONDITIONS) that tell of the noise (), rms in normalised units; on any device."""
+    result = table.clone()
+    result[:, _NOISE] = noise.clamp_min(1e-4).log10() + 2
+    return result
 
 
 def window_indices(slices: int) -> Tensor:

@@ -13,27 +13,21 @@ that blend's weight itself. The least trust counts.
 
 The others are the INR, Tikhonov and, where it explains its own projections, linear interpolation. The INR
 starts from Tikhonov's answer, so one held-out projection, a look at one place, has to be clear to set it
-aside. Verdicts last until the next finding of their kind. No torch state; one session, one thread.
+aside. Verdicts last until the next finding of their kind. `figures.py` measures. One session, one thread.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-
-from microdiffusion.engines.linear import along_z
-
 if TYPE_CHECKING:
-    from torch import Tensor
+    from microdiffusion.engines.figures import Figures
 
 MISS = (0.015, 0.0175)
 """Rms over 3 x 3 pixels, share of the projections' range. Weights miss recorded volumes by up to 0.015."""
 OCTAVE = (1.1, 1.25)
 """Mean squared error of the network relative to the closed form's."""
-_FLATTERED = 0.1  # the held-out projection's share lies that much above the volume's
-_INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise, that says anything
 _PROVEN = 0.95  # relative error on the held-out projection below which the miss does not count
 _FAR_OFF = 0.03  # a miss that nothing excuses
 _CLEARLY = 0.8  # rms error relative to the INR's at which one projection sets the INR aside
@@ -80,40 +74,6 @@ class Verdict:
     served: str
     weight: float
     stand_in: str
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What is known of the answers of one sweep, by name.
-
-    `residuals` is the rms of the reprojection's misfit, `errors` the same on the held-out projections
-    (empty where there is none), both in units of the noise; `miss` as in the module's text; `shares` the
-    network's share in its best mixture with each other answer.
-    """
-
-    residuals: dict[str, float]
-    errors: dict[str, float] = field(default_factory=dict)
-    miss: float = 0.0
-    shares: dict[str, float] = field(default_factory=dict)
-
-
-def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) -> float:
-    """Return w of `w mine + (1 - w) other` that is closest to `target`, all (H, Y, X).
-
-    Least squares in units of the noise; a little less, because one place flatters, and towards 1 where the
-    two hardly differ.
-    """
-    apart = (mine - other) / variance.sqrt()
-    informative = float(apart.square().sum())
-    explained = float((apart * (target - other) / variance.sqrt()).sum())
-    return (explained - _FLATTERED * informative + _INFORMATIVE) / (informative + _INFORMATIVE)
-
-
-def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> float:
-    """Return the rms of what 3 x 3 neighbours share of the misfit of `raw` (Z, Y, X), less the noise's."""
-    misfit = along_z(operator, raw) - images
-    shared = F.avg_pool2d(misfit[None], 3, 1)[0].square().mean() - variance.mean() / 9
-    return float(shared.clamp_min(0.0).sqrt())
 
 
 def judge(own: str, findings: Findings, figures: Figures) -> Verdict:

@@ -22,7 +22,7 @@ from torch import Tensor
 from microdiffusion.engines.conditioning import SliceConditions
 from microdiffusion.engines.linear import DataConsistency, along_z, matched_smoothness, tikhonov_matrix
 from microdiffusion.engines.noise import quieten
-from microdiffusion.engines.sampler import Denoise, SamplerSettings
+from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,10 +70,11 @@ class OctaveTest:
 
     def __call__(
         self, runtime: Runtime, images: Tensor, variance: Tensor, floor: float, settings: SamplerSettings
-    ) -> float:
-        """Return the network's mean squared error relative to the closed form's.
+    ) -> Tensor:
+        """Return the network's mean squared error relative to the closed form's, ().
 
-        `images`, `variance` (M, Y, X) and `floor` are normalised.
+        `images`, `variance` (M, Y, X) and `floor` are normalised. Asks the host for the closed form's
+        smoothness before anything else, and nothing after.
         """
         count = len(self.fine)
         fine_images = images[:count]
@@ -82,15 +83,16 @@ class OctaveTest:
         smoothness = matched_smoothness(self.coarse, pairs, noise)
         closed = along_z(_tensor(tikhonov_matrix(self.coarse, smoothness), images), quieten(pairs, noise))
         closed = closed.clamp_min(floor)
-        denoise = Denoise(runtime, closed, pairs, self.conditions, float(noise.mean().sqrt()), settings)
+        denoise = Denoise(runtime, self.conditions, settings)
         pull = DataConsistency(_tensor(self.coarse, images))
-        answer = pull(denoise(closed, 1.0) - floor, pairs - floor, noise) + floor
+        raw = denoise(closed, Shown(closed, pairs, noise.mean().sqrt()), 1.0)
+        answer = pull(raw - floor, pairs - floor, noise) + floor
         fine = _tensor(self.fine, images)
 
-        def error(volume: Tensor) -> float:
-            return float((along_z(fine, volume) - fine_images).square().mean())
+        def error(volume: Tensor) -> Tensor:
+            return (along_z(fine, volume) - fine_images).square().mean()
 
-        return error(answer) / max(error(closed), 1e-12)
+        return error(answer) / error(closed).clamp_min(1e-12)
 
 
 def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:

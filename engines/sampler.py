@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import window_indices
+from microdiffusion.engines.conditioning import window_indices, with_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,49 +43,64 @@ def bridge_times(steps: int) -> list[float]:
     return [1.0 - number / steps for number in range(steps)]
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the network is shown of a sweep beside the state, normalised.
+
+    `prior` (Z, Y, X) is the INR's volume, `images` (M, Y, X) the projections, `noise` () their noise, rms.
+    """
+
+    prior: Tensor
+    images: Tensor
+    noise: Tensor
+
+
 class Denoise:
     """The denoiser over whole volumes: windows along z, tiles across, guidance.
+
+    Holds all that is the same for every sweep of a geometry on the runtime's device, so that a call is a
+    function of tensors there: it asks the host nothing and takes nothing from it.
 
     Parameters
     ----------
     runtime : Runtime
-    prior, images : (Z, Y, X) and (M, Y, X)
-        The INR's volume and the projections, normalised.
     conditions : SliceConditions
-    noise : float
-        Noise of the projections, rms, normalised.
+    settings : SamplerSettings
+        With the bridge's times, which are the only ones that can be asked for.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        prior: Tensor,
-        images: Tensor,
-        conditions: SliceConditions,
-        noise: float,
-        settings: SamplerSettings,
-    ) -> None:
+    def __init__(self, runtime: Runtime, conditions: SliceConditions, settings: SamplerSettings) -> None:
         self._runtime = runtime
-        self._prior = prior
-        self._images = images
-        self._conditions = conditions
-        self._noise = noise
         self._settings = settings
         self._multiple = runtime.multiple
-        self._windows = window_indices(prior.shape[0])
-        self.evaluations = 0
+        self._guided = settings.guidance > 0
+        windows = window_indices(len(conditions.nearest))
+        self._windows = windows.to(runtime.device)
+        self._nearest = conditions.nearest[windows].to(runtime.device)
 
-    def __call__(self, state: Tensor, time: float) -> Tensor:
+        def tables(*, image: bool) -> dict[float, Tensor]:
+            return {
+                time: conditions.table(windows, time=time, kappa=settings.kappa, image=image).to(
+                    runtime.device
+                )
+                for time in bridge_times(settings.steps)
+            }
+
+        self._tables = tables(image=True)
+        self._blind_tables = tables(image=False) if self._guided else self._tables
+
+    def __call__(self, state: Tensor, shown: Shown, time: float) -> Tensor:
         """Return the clean volume (Z, Y, X) predicted from the state (Z, Y, X) at `time`."""
-        result = torch.empty_like(self._prior)
-        for rows, columns, keep_rows, keep_columns, inner in self._tiles():
+        result = torch.empty_like(shown.prior)
+        told = with_noise(self._tables[time], shown.noise)
+        blind = with_noise(self._blind_tables[time], shown.noise) if self._guided else told
+        for rows, columns, keep_rows, keep_columns, inner in self._tiles(*shown.prior.shape[1:]):
             view = (slice(None), rows, columns)
-            part = self._tile(state[view], self._prior[view], self._images[view], time)
+            part = self._tile(state[view], shown.prior[view], shown.images[view], told, blind)
             result[:, keep_rows, keep_columns] = part[:, inner[0], inner[1]]
-        self.evaluations += 1
         return result
 
-    def _tile(self, state: Tensor, prior: Tensor, images: Tensor, time: float) -> Tensor:
+    def _tile(self, state: Tensor, prior: Tensor, images: Tensor, told: Tensor, blind: Tensor) -> Tensor:
         slices, rows, columns = prior.shape
         pad = (0, -columns % self._multiple, 0, -rows % self._multiple)
 
@@ -93,37 +108,30 @@ class Denoise:
             return torch.nn.functional.pad(stack[None], pad, mode="replicate")[0] if any(pad) else stack
 
         state, prior, images = padded(state), padded(prior), padded(images)
-        nearest = self._conditions.nearest.to(prior.device)
-        guided = self._settings.guidance > 0
-        kappa = self._settings.kappa
-        size = max(1, BATCH_PIXELS // (prior.shape[1] * prior.shape[2] * (2 if guided else 1)))
+        size = max(1, BATCH_PIXELS // (prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)))
         parts = []
-        for windows in self._windows.split(size):
-            index = windows.to(prior.device)
-            state_w, prior_w, image_w = state[index], prior[index], images[nearest[index]]
-            vector = self._vector(windows, time, kappa, image=True)
-            if guided:
+        for first in range(0, len(self._windows), size):
+            some = slice(first, first + size)
+            index = self._windows[some]
+            state_w, prior_w, image_w = state[index], prior[index], images[self._nearest[some]]
+            if self._guided:
                 # Both branches in one batch; the blank image is what condition dropout trained.
-                blank = self._vector(windows, time, kappa, image=False)
                 both = self._runtime(
                     state_w.repeat(2, 1, 1, 1),
                     prior_w.repeat(2, 1, 1, 1),
                     torch.cat([image_w, torch.zeros_like(image_w)]),
-                    torch.cat([vector, blank]),
+                    torch.cat([told[some], blind[some]]),
                 )
-                shown, hidden = both.unflatten(0, (2, -1)).unbind(0)
-                clean = shown + self._settings.guidance * (shown - hidden)
+                seen, unseen = both.unflatten(0, (2, -1)).unbind(0)
+                clean = seen + self._settings.guidance * (seen - unseen)
             else:
-                clean = self._runtime(state_w, prior_w, image_w, vector)
+                clean = self._runtime(state_w, prior_w, image_w, told[some])
             parts.append(clean.flatten(0, 1))
         return torch.cat(parts)[:slices, :rows, :columns]
 
-    def _vector(self, windows: Tensor, time: float, kappa: float, *, image: bool) -> Tensor:
-        return self._conditions.vector(windows, noise=self._noise, time=time, kappa=kappa, image=image).to(
-            self._prior.device
-        )
-
-    def _tiles(self) -> Iterator[tuple[slice, slice, slice, slice, tuple[slice, slice]]]:
+    def _tiles(
+        self, rows: int, columns: int
+    ) -> Iterator[tuple[slice, slice, slice, slice, tuple[slice, slice]]]:
         """Yield for each tile: what to compute (with halo), what to keep, and where that lies within."""
 
         def cuts(size: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -135,10 +143,18 @@ class Denoise:
                 start, stop = max(0, low - HALO), min(size, high + HALO)
                 yield slice(start, stop), slice(low, high), slice(low - start, high - start)
 
-        _, rows, columns = self._prior.shape
         for row in cuts(rows):
             for column in cuts(columns):
                 yield row[0], column[0], row[1], column[1], (row[2], column[2])
+
+
+def bridge_noise(shape: tuple[int, int, int], seed: int, device: torch.device) -> Tensor:
+    """Return the noise ε (Z, Y, X) of the bridge's start, the same for a seed on every device.
+
+    Drawn on the CPU, once: with noise of its own for every sweep, what the network makes up would flicker
+    from one time point to the next.
+    """
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def sample(
@@ -146,18 +162,17 @@ def sample(
     prior: Tensor,
     settings: SamplerSettings,
     consistent: Callable[[Tensor], Tensor],
-    generator: torch.Generator,
+    noise: Tensor | None,
 ) -> Tensor:
     """Return the clean volume (Z, Y, X) from the INR's volume `prior`.
 
-    `denoise(x_t, t)` predicts x_0; `consistent` pulls a prediction towards the projections. `generator`
-    lives on the CPU, so that a seed gives the same noise on every device.
+    `denoise(x_t, t)` predicts x_0; `consistent` pulls a prediction towards the projections; `noise`
+    (Z, Y, X) is `bridge_noise`, None for none.
     """
-    noise = torch.randn(prior.shape, generator=generator).to(prior.device)
-    state = prior + settings.kappa * noise
+    state = prior if noise is None else prior + settings.kappa * noise
     times = bridge_times(settings.steps)
     for time, following in zip(times, [*times[1:], 0.0], strict=True):
         clean = consistent(denoise(state, time))
         # Euler step of dx/dt = (x_t - x_0) / t.
-        state = clean + (following / time) * (state - clean)
+        state = clean + (following / time) * (state - clean) if following else clean
     return state

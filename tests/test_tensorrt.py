@@ -288,28 +288,38 @@ def test_modules_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Context:
     """Reads and writes what the addresses point to, as an execution context does."""
 
-    def __init__(self, gain: float) -> None:
-        self.gain, self.fails = gain, False
+    def __init__(self, module: _TensorRT) -> None:
+        self.module = module
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.settings = 0
+        self.streams: list[int] = []
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self.module.scratch
+        self.scratch = address
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.settings += 1
         self.shapes[name] = shape
         return shape[0] <= SMALL.largest[0]
 
     def set_tensor_address(self, name: str, address: int) -> None:
+        self.settings += 1
         self.addresses[name] = address
 
-    def execute_async_v3(self, _: int) -> bool:
+    def execute_async_v3(self, stream: int) -> bool:
+        self.streams.append(stream)
+
         def memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
             raw = (ctypes.c_uint16 * int(np.prod(shape))).from_address(self.addresses[name])
             return np.frombuffer(raw, np.float16).reshape(shape)
 
         inputs = [torch.from_numpy(memory(name, self.shapes[name]).copy()).float() for name in INPUTS]
         batch, _, rows, columns = inputs[0].shape
-        result = self.gain * small_denoiser().correction(*inputs)
+        result = self.module.gain * small_denoiser().correction(*inputs)
         memory(OUTPUT, (batch, SLICES, rows, columns))[:] = result.numpy()
-        return not self.fails
+        return not self.module.fails
 
 
 class _TensorRT:
@@ -320,19 +330,32 @@ class _TensorRT:
     class ILogger:
         VERBOSE, ERROR, INTERNAL_ERROR = range(3)
 
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="shared")
+    scratch = 1000
+
     def __init__(self, gain: float = 1.0) -> None:
-        self.context = _Context(gain)
+        self.gain, self.fails = gain, False
+        self.contexts: list[_Context] = []
+
+    def context(self, strategy: str) -> _Context:
+        assert strategy == "shared"
+        self.contexts.append(_Context(self))
+        return self.contexts[-1]
 
     def Runtime(self, _: object) -> SimpleNamespace:
-        opened = SimpleNamespace(create_execution_context=lambda: self.context)
+        opened = SimpleNamespace(create_execution_context=self.context, device_memory_size_v2=self.scratch)
         return SimpleNamespace(deserialize_cuda_engine=lambda blob: opened if blob == b"engine" else None)
 
 
 @pytest.fixture
 def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = SimpleNamespace(wait_stream=lambda _: None, cuda_stream=1)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    def stream(number: int) -> SimpleNamespace:
+        return SimpleNamespace(wait_stream=lambda _: None, cuda_stream=number)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream(1))
+    default = stream(0)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: default)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: default)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(tensorrt_open, "gpu_name", lambda _: "none")
     monkeypatch.setattr(tensorrt_open, "export_onnx", lambda *_: b"graph")
@@ -363,9 +386,10 @@ def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache:
 
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
-    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, _TensorRT(), cache).runtime
+    trt = _TensorRT()
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
     state, prior, image, conditions = some_inputs(1, 8, 8)
-    runtime._context.gain = 0.0
+    trt.gain = 0.0
     assert torch.equal(runtime(state, prior, image, conditions), SlabDenoiser.middle_slices(prior))
 
 
@@ -382,9 +406,40 @@ def test_what_the_engine_cannot_run_is_an_error(cache: EngineCache) -> None:
     runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
     with pytest.raises(EngineError, match="built for tiles of 2 to 80 pixels, got 82 x 16"):
         runtime(*some_inputs(1, 82, 16))
-    trt.context.fails = True
+    trt.fails = True
     with pytest.raises(EngineError, match="failed to run"):
         runtime(*some_inputs(1, 16, 16))
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_each_size_is_set_once_with_buffers_of_its_own(cache: EngineCache) -> None:
+    trt = _TensorRT()
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
+    known = len(trt.contexts)
+    one, other = some_inputs(3, 16, 16), some_inputs(2, 8, 16)
+    first = runtime(*one).clone()
+    runtime(*other)
+    runtime(*(2 * tensor for tensor in one))
+    assert torch.equal(runtime(*one), first)
+    mine = trt.contexts[known:]
+    assert [context.settings for context in mine] == [2 * len(INPUTS) + 1] * 2
+    assert [len(context.streams) for context in mine] == [3, 1]
+    addresses = [address for context in mine for address in context.addresses.values()]
+    assert len(set(addresses)) == len(addresses)
+    assert len({context.scratch for context in mine}) == 1
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_runs_on_the_current_stream_unless_that_is_the_default_one(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = _TensorRT()
+    runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
+    runtime(*some_inputs(2, 8, 8))
+    recording = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: recording)
+    runtime(*some_inputs(2, 8, 8))
+    assert trt.contexts[-1].streams == [1, 7]
 
 
 # ---- on a GPU

@@ -23,11 +23,14 @@ class Runtime(Protocol):
         Runtime, device and precision, for the dashboard and the run file.
     multiple : int
         Rows and columns have to be a multiple of this.
+    capturable : bool
+        Whether a CUDA graph can hold a call: all that it does is queued on the device's current stream.
     """
 
     device: torch.device
     name: str
     multiple: int
+    capturable: bool
 
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices; shapes as in `SlabDenoiser.forward`, all float32 on `device`."""

@@ -2,24 +2,38 @@
 
 Runs an engine that `tensorrt_build` built; who built, kept and checked it is `tensorrt_open`'s affair.
 
-Runs on the engine's thread. The engine works on a stream of its own that waits for torch's and is waited
-for, so callers need not know of it.
+Each size of a batch has an execution context and buffers of its own, made when it first occurs: from then on
+a call sets no shape and no address, takes no memory and waits for nothing, and a CUDA graph can hold it
+(TensorRT forbids to change a context that is in one). Scratch memory is shared, since one call follows the
+other. A run has few sizes: whole batches and last ones, of a few shapes of tiles.
+
+Runs on the engine's thread, in order on the current stream.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.denoiser import SLICES, SlabDenoiser
+from microdiffusion.engines.denoiser import CONDITIONS, SLICES, WINDOW, SlabDenoiser
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT
 from microdiffusion.engines.runtimes.tensorrt_build import trt_logger
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
     from microdiffusion.engines.runtimes.tensorrt_build import Profile
+
+
+@dataclass(slots=True, eq=False)
+class _Sized:
+    """What runs batches of one size: a context that knows the addresses of these buffers."""
+
+    context: Any
+    inputs: tuple[Tensor, ...]
+    output: Tensor
 
 
 class TensorRTRuntime:
@@ -44,6 +58,8 @@ class TensorRTRuntime:
         This TensorRT or GPU does not accept the engine.
     """
 
+    capturable = True
+
     def __init__(
         self, device: torch.device, multiple: int, profile: Profile, trt: Any, engine: bytes
     ) -> None:
@@ -52,13 +68,16 @@ class TensorRTRuntime:
         self.name = f"{trt.__name__} {trt.__version__} {device} float16"
         self.profile = profile
         self._log = trt_logger(trt)
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._sizes: dict[tuple[int, int, int], _Sized] = {}
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(engine)
-            self._context: Any = None if self._engine is None else self._engine.create_execution_context()
-        if self._context is None:
-            raise EngineError(f"{self.name} does not accept the engine. {self._log.last}")
+            if self._engine is None or self._engine.create_execution_context(self._strategy) is None:
+                raise EngineError(f"{self.name} does not accept the engine. {self._log.last}")
+            scratch = max(1, int(self._engine.device_memory_size_v2))
+            self._scratch = torch.empty(scratch, dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
@@ -77,28 +96,51 @@ class TensorRTRuntime:
                 "use the engine.tile it was opened with."
             )
         size = self.profile.largest[0]
-        inputs = zip(*(t.half().split(size) for t in (state, prior, image, conditions)), strict=True)
-        correction = torch.cat([self._correction(*part) for part in inputs])
+        parts = zip(*(tensor.split(size) for tensor in (state, prior, image, conditions)), strict=True)
+        # Each correction leaves its buffer before the next part of the same size is queued.
+        corrections = [self._correction(*part).float() for part in parts]
+        correction = torch.cat(corrections) if len(corrections) > 1 else corrections[0]
         # The prior is added back in float32: half precision then only rounds the correction.
-        return correction.float() + SlabDenoiser.middle_slices(prior)
+        return correction + SlabDenoiser.middle_slices(prior)
 
     def _correction(self, *inputs: Tensor) -> Tensor:
+        """Return the correction (B, SLICES, Y, X) float16: a buffer, good until the next call of its size."""
         batch, _, rows, columns = inputs[0].shape
-        output = torch.empty(batch, SLICES, rows, columns, dtype=torch.float16, device=self.device)
-        # TensorRT reads plain row-major memory; the names stay bound until the work is queued and waited for.
-        tensors = [tensor.contiguous() for tensor in inputs]
-        for name, tensor in zip(INPUTS, tensors, strict=True):
-            if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                raise EngineError(f"TensorRT refused {name} {tuple(tensor.shape)}. {self._log.last}")
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        self._context.set_tensor_address(OUTPUT, output.data_ptr())
-        # On torch's default stream TensorRT would synchronise the device with every call.
+        sized = self._sizes.get((batch, rows, columns))
+        if sized is None:
+            sized = self._sizes[batch, rows, columns] = self._sized(batch, rows, columns)
+        for buffer, tensor in zip(sized.inputs, inputs, strict=True):
+            buffer.copy_(tensor)
         current = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(current)
+        # On torch's default stream TensorRT would synchronise the device with every call.
+        aside = current == torch.cuda.default_stream(self.device)
+        stream = self._stream if aside else current
+        if aside:
+            stream.wait_stream(current)
         with torch.cuda.device(self.device):
-            done = self._context.execute_async_v3(self._stream.cuda_stream)
-        # Torch reuses freed memory in the order of its own stream, which from here on waits for the engine.
-        current.wait_stream(self._stream)
+            done = sized.context.execute_async_v3(stream.cuda_stream)
+        if aside:
+            current.wait_stream(stream)
         if not done:
             raise EngineError(f"TensorRT failed to run the denoiser. {self._log.last}")
-        return output
+        return sized.output
+
+    def _sized(self, batch: int, rows: int, columns: int) -> _Sized:
+        def buffer(*shape: int) -> Tensor:
+            # Plain row-major memory, as TensorRT reads and writes it.
+            return torch.zeros(shape, dtype=torch.float16, device=self.device)
+
+        window = (batch, WINDOW, rows, columns)
+        inputs = (buffer(*window), buffer(*window), buffer(*window), buffer(batch, CONDITIONS))
+        output = buffer(batch, SLICES, rows, columns)
+        with torch.cuda.device(self.device):
+            context = self._engine.create_execution_context(self._strategy)
+        if context is None:
+            raise EngineError(f"TensorRT has no memory for another size of batches. {self._log.last}")
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        for name, tensor in zip(INPUTS, inputs, strict=True):
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                raise EngineError(f"TensorRT refused {name} {tuple(tensor.shape)}. {self._log.last}")
+            context.set_tensor_address(name, tensor.data_ptr())
+        context.set_tensor_address(OUTPUT, output.data_ptr())
+        return _Sized(context, inputs, output)

@@ -21,7 +21,7 @@ from microdiffusion.engines.linear import (
     tikhonov_matrix,
 )
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.sampler import Denoise, SamplerSettings
+from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
@@ -76,16 +76,15 @@ def _scores(runtime: TorchRuntime, truth: NDArray[np.float32]) -> dict[str, floa
 
     prior = closed(tikhonov_matrix(matrix))
     conditions = SliceConditions.of(matrix, z, _LENGTH)
-    denoise = Denoise(
-        runtime, prior, images, conditions, _NOISE / (high - low), SamplerSettings(steps=1, kappa=0.0)
-    )
+    denoise = Denoise(runtime, conditions, SamplerSettings(steps=1, kappa=0.0))
+    shown = Shown(prior, images, torch.tensor(_NOISE / (high - low)))
     floor = -low / (high - low)
     variance = torch.full_like(images, (_NOISE / (high - low)) ** 2)
     pull = DataConsistency(torch.from_numpy(matrix.astype(np.float32)))
     answers = {
         "linear": closed(interpolation_matrix(z, slices)),
         "tikhonov": prior,
-        "network": pull(denoise(prior, 1.0) - floor, images - floor, variance) + floor,
+        "network": pull(denoise(prior, shown, 1.0) - floor, images - floor, variance) + floor,
     }
     seen = seen_slices(matrix)
     row = {}

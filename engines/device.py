@@ -1,0 +1,105 @@
+"""Between host and device: what goes up, what comes down, and how long each stage took.
+
+On CUDA images travel through pinned memory, which the device reads and writes by itself, and stages are
+timed by events in its stream; the host waits once, for the volume. On a CPU there is nothing to wait for.
+Used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def upload(array: NDArray[np.float32], device: torch.device) -> Tensor:
+    """Return an array as a tensor on the device; on a CPU they share their memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def download(tensor: Tensor) -> NDArray[np.float32]:
+    """Return a tensor as an array of the host; waits for what the device has to do until then."""
+    host = tensor
+    if tensor.device.type == "cuda":
+        # Torch keeps pinned memory for the next one once the array is gone: only the first ones are paid for.
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        done.synchronize()
+    array: NDArray[np.float32] = host.numpy()
+    return array
+
+
+def own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Return a stream to work on, None on a CPU.
+
+    On the default stream, which waits for all others, nothing can be recorded, and TensorRT waits for the
+    whole device with every call.
+    """
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """Return a context that works on the stream."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def settle(device: torch.device) -> None:
+    """Choose how torch computes on the device, for the whole process."""
+    if device.type == "cuda":
+        # A run has a few shapes for hours: the fastest of the library's algorithms is worth finding.
+        torch.backends.cudnn.benchmark = True
+        # TF32 keeps 10 bits, which counts of a camera exceed: noise and consistency need all of float32. The
+        # network is in half precision anyway.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+class Clock:
+    """Seconds of each stage of one sweep, from its making on.
+
+    On CUDA a stage takes what it takes the device's stream, waiting for the host included.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event]] = []
+        self._started = self._last = time.perf_counter()
+        if self._cuda:
+            self._mark("")
+
+    def lap(self, stage: str) -> None:
+        """Charge the time since the last lap to a stage."""
+        if self._cuda:
+            self._mark(stage)
+            return
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of all stages, and "total"; waits for the device."""
+        if self._cuda:
+            self._events[-1][1].synchronize()
+            for (_, before), (stage, event) in zip(self._events, self._events[1:], strict=False):
+                spent = before.elapsed_time(event) / 1e3
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+            del self._events[:-1]
+        return {**self._seconds, "total": time.perf_counter() - self._started}
+
+    def _mark(self, stage: str) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append((stage, event))
