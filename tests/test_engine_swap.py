@@ -1,0 +1,341 @@
+"""A faster runtime that has to be built first: torch serves meanwhile, whatever goes wrong costs no volume.
+
+The stand-in is torch under another name; what is real are the processes, the pipes and the change-over.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from sample_data import header, specimen, sweep_of, write_sample
+
+from microdiffusion import open_run
+from microdiffusion.config import Config, DashboardConfig, EngineConfig, InrConfig, RecorderConfig, WireConfig
+from microdiffusion.daemon import serve
+from microdiffusion.daemon.engine_builder import EngineBuilder
+from microdiffusion.daemon.engine_process import EngineProcess
+from microdiffusion.daemon.snapshot import EngineStatus, StatusSnapshot
+from microdiffusion.daemon.status_text import page
+from microdiffusion.daemon.view import screen
+from microdiffusion.drivers.replay import open_source, replay
+from microdiffusion.errors import EngineError
+from microdiffusion.run_file import RUNTIMES, Status
+from microdiffusion.sweep import Reconstruction, Sweep
+
+FASTER = "tensorrt_standin 1"
+# The processes of a test find its files here.
+MARKER, GATE = "SWAP_TEST_BUILT", "SWAP_TEST_GATE"
+
+
+def _file(name: str) -> Path:
+    return Path(os.environ[name])
+
+
+def opener(config: EngineConfig) -> Any:
+    """Open torch, and call it the faster one where that has been built."""
+    from microdiffusion.engines.engine import open_engine
+
+    engine = open_engine(config.model_copy(update={"runtime": "torch"}))
+    if config.runtime == "torch":
+        return engine
+    if _file(MARKER).exists():
+        return replace(engine, name=f"{FASTER} cpu float16")
+    return replace(engine, pending=FASTER)
+
+
+def opener_that_never_accepts(config: EngineConfig) -> Any:
+    return replace(opener(config), pending=FASTER)
+
+
+def opener_that_falls_back(config: EngineConfig) -> Any:
+    engine = opener(config)
+    return engine if engine.pending else replace(engine, fallback="differs from torch by 3e-01")
+
+
+def opener_that_dies(config: EngineConfig) -> Any:
+    if config.runtime != "torch" and _file(MARKER).exists():
+        os._exit(9)
+    return opener(config)
+
+
+def build(config: EngineConfig, progress: Callable[[float], None]) -> None:
+    """Build until the test opens the gate."""
+    share = 0.0
+    while not _file(GATE).exists():
+        share += 0.01 * (1 - share)
+        progress(share)
+        time.sleep(0.02)
+    _file(MARKER).touch()
+
+
+def build_that_fails(config: EngineConfig, progress: Callable[[float], None]) -> None:
+    progress(0.5)
+    raise EngineError("the engine differs from torch by 3e-01")
+
+
+def build_that_raises(config: EngineConfig, progress: Callable[[float], None]) -> None:
+    raise TypeError("bindings")
+
+
+def build_that_crashes(config: EngineConfig, progress: Callable[[float], None]) -> None:
+    progress(0.5)
+    os._exit(11)
+
+
+class Owner:
+    """The daemon's side: keeps what the engine says."""
+
+    def __init__(self, weights: Path, **more: Any) -> None:
+        self.volumes: list[Reconstruction] = []
+        self.lost: list[tuple[int, str, str]] = []
+        self.notes: list[tuple[str, str]] = []
+        config = EngineConfig(
+            weights=weights, device="cpu", threads=1, backlog=20, inr=InrConfig(cold_steps=2, warm_steps=1)
+        )
+        self.engine = EngineProcess(
+            config,
+            waiting_bytes=1 << 30,
+            on_volume=self._volume,
+            on_lost=lambda sweep, outcome, reason: self.lost.append((sweep.sweep, outcome, reason)),
+            on_note=lambda text, level: self.notes.append((level, text)),
+            **{"opener": opener, "build": build, **more},
+        )
+
+    def _volume(self, sweep: Sweep, result: Reconstruction) -> bool:
+        self.volumes.append(result)
+        return True
+
+    def wait(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            self.engine.raise_if_failed()
+            assert time.monotonic() < deadline_s, (self.notes, self.lost, self.engine.building)
+            time.sleep(0.01)
+
+    def warnings(self) -> list[str]:
+        return [text for level, text in self.notes if level == "warning"]
+
+
+@pytest.fixture(autouse=True)
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that lets the stand-in's build end."""
+    monkeypatch.setenv(MARKER, str(tmp_path / "built"))
+    monkeypatch.setenv(GATE, str(tmp_path / "gate"))
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def start(weights: Path) -> Iterator[Callable[..., Owner]]:
+    owners: list[Owner] = []
+
+    def starter(**more: Any) -> Owner:
+        owner = Owner(weights, **more)
+        owners.append(owner)
+        owner.engine.start()
+        owner.engine.begin(header())
+        return owner
+
+    yield starter
+    for owner in owners:
+        owner.engine.stop()
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> list[Sweep]:
+    return [sweep_of(specimen(drift=0.3 * number), number) for number in range(4)]
+
+
+def runtimes(owner: Owner) -> list[str]:
+    return [result.runtime.split()[0] for result in owner.volumes]
+
+
+def test_torch_serves_until_the_build_is_done_and_no_sweep_is_lost(
+    start: Callable[..., Owner], sweeps: list[Sweep], gate: Path
+) -> None:
+    owner = start()
+    info = owner.engine.wait_ready()
+    assert (info.device.split()[0], info.pending) == ("torch", FASTER)
+    shown = set()
+    for sweep in sweeps[:2]:
+        owner.engine.submit(sweep)
+    owner.wait(lambda: shown.add(owner.engine.building) or len(shown - {""}) >= 3)
+    owner.wait(lambda: len(owner.volumes) == 2)
+    shown.discard("")
+    assert all(text.startswith("TensorRT ") and text.endswith(" %, torch serves meanwhile") for text in shown)
+    gate.touch()
+    # Sweeps that come while the runtimes change wait and are done.
+    owner.wait(lambda: "%" not in owner.engine.building)
+    owner.engine.submit(sweeps[2])
+    owner.wait(lambda: owner.engine.info is not None and owner.engine.info.device.startswith(FASTER))
+    owner.engine.submit(sweeps[3])
+    assert owner.engine.drain(60)
+    assert runtimes(owner)[:2] == ["torch", "torch"]
+    assert runtimes(owner)[3] == FASTER.split()[0]
+    assert all(np.isfinite(result.volume).all() for result in owner.volumes)
+    # The warm INR is kept: only the first sweep was a cold one.
+    assert [result.inr_iterations for result in owner.volumes] == [2, 1, 1, 1]
+    assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 0, "")
+    assert owner.notes == [
+        ("info", f"{FASTER} is being built; torch serves meanwhile"),
+        ("info", f"{FASTER} cpu float16 serves from now on"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        pytest.param({"build": build_that_crashes}, "died (exit code 11)", id="the builder crashes"),
+        pytest.param({"opener": opener_that_never_accepts}, "is not accepted here", id="it cannot be opened"),
+        pytest.param(
+            {"opener": opener_that_falls_back}, "differs from torch by 3e-01", id="it fails where it serves"
+        ),
+    ],
+)
+def test_whatever_goes_wrong_torch_goes_on_and_says_why_once(
+    more: dict[str, Any], reason: str, start: Callable[..., Owner], sweeps: list[Sweep], gate: Path
+) -> None:
+    gate.touch()
+    owner = start(**more)
+    owner.engine.submit(sweeps[0])
+    owner.wait(owner.warnings)
+    owner.engine.submit(sweeps[1])
+    assert owner.engine.drain(60)
+    (warning,) = owner.warnings()
+    assert warning.startswith("TensorRT is not used, torch goes on in its place: ")
+    assert reason in warning
+    assert runtimes(owner) == ["torch", "torch"]
+    info = owner.engine.info
+    assert info is not None
+    assert (info.device.split()[0], info.pending) == ("torch", "")
+    assert reason in info.reason
+    assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 0, "")
+
+
+@pytest.mark.parametrize(
+    ("build", "failure"),
+    [
+        pytest.param(build, "", id="well"),
+        pytest.param(build_that_crashes, "the process that built it died (exit code 11)", id="a crash"),
+        pytest.param(build_that_fails, "the engine differs from torch by 3e-01", id="a wrong engine"),
+        pytest.param(build_that_raises, "TypeError: bindings", id="an error of the bindings"),
+    ],
+)
+def test_a_build_ends_with_its_reason(build: Any, failure: str, gate: Path) -> None:
+    gate.touch()
+    builder = EngineBuilder(multiprocessing.get_context("spawn"), EngineConfig(), build)
+    outcome = None
+    while outcome is None:
+        assert wait([builder.pipe], 60)
+        outcome = builder.take()
+    assert outcome.failure == failure
+    assert not builder._process.is_alive()
+
+
+def test_an_engine_that_dies_of_its_runtime_is_replaced_by_torch(
+    start: Callable[..., Owner], sweeps: list[Sweep], gate: Path
+) -> None:
+    owner = start(opener=opener_that_dies)
+    owner.engine.submit(sweeps[0])
+    owner.wait(lambda: owner.volumes)
+    gate.touch()
+    owner.wait(owner.warnings)
+    owner.engine.submit(sweeps[1])
+    assert owner.engine.drain(100)
+    assert owner.warnings() == ["the engine process died (exit code 9): from now on torch serves"]
+    assert runtimes(owner) == ["torch", "torch"]
+    assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 1, "")
+
+
+def test_a_runtime_that_is_there_from_the_start_is_not_built(
+    start: Callable[..., Owner], sweeps: list[Sweep], tmp_path: Path
+) -> None:
+    (tmp_path / "built").touch()
+    owner = start(build=build_that_fails)
+    owner.engine.submit(sweeps[0])
+    assert owner.engine.drain(60)
+    assert runtimes(owner) == [FASTER.split()[0]]
+    assert owner.notes == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_stopping_ends_a_build_at_once(start: Callable[..., Owner]) -> None:
+    owner = start()
+    owner.wait(lambda: "%" in owner.engine.building)
+    builder = owner.engine._builder
+    assert builder is not None
+    process = psutil.Process(builder._process.pid)
+    os.kill(process.pid, signal.SIGTERM)  # as a terminal's hang-up does: the daemon decides
+    began_s = time.monotonic()
+    owner.engine.stop()
+    assert time.monotonic() - began_s < 5
+    assert not process.is_running()
+
+
+def test_the_dashboard_shows_how_far_a_build_is() -> None:
+    text = "TensorRT 62 %, torch serves meanwhile"
+    engine = EngineStatus(device="torch cuda float16", building=text, method="mdd", steps=1)
+    snapshot = StatusSnapshot(engine=engine)
+    assert f"building           {text}" in page(snapshot)
+    drawn = screen(snapshot, 120, 40, colour=False)
+    assert any(text in "".join(segment.text for segment in line) for line in drawn)
+    assert "building" not in page(StatusSnapshot(engine=engine.model_copy(update={"building": ""})))
+
+
+def test_the_run_file_says_which_runtime_made_which_volume(
+    weights: Path, tmp_path: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "EngineProcess", partial(EngineProcess, opener=opener, build=build))
+    daemon = serve.Daemon(
+        Config(
+            engine=EngineConfig(weights=weights, device="cpu", threads=1, overload="wait"),
+            recorder=RecorderConfig(output=tmp_path / "runs"),
+            wire=WireConfig(data="tcp://127.0.0.1:*", status="tcp://127.0.0.1:*"),
+            dashboard=DashboardConfig(refresh_hz=20),
+        ),
+        volumes=None,
+        duration_s=None,
+        feed=lambda address, stop: feed(address, stop),
+    )
+    changed_at: list[int] = []
+
+    def feed(address: str, stop: Callable[[], bool]) -> None:
+        """Send until three volumes are written after the change-over; open the gate after the first one."""
+
+        def enough() -> bool:
+            snapshot = daemon.board.snapshot()
+            written = snapshot.volumes.written
+            if written:
+                gate.touch()
+            if snapshot.engine.device.startswith(FASTER) and not changed_at:
+                changed_at.append(written)
+            return stop() or bool(changed_at and written >= changed_at[0] + 3)
+
+        with open_source(write_sample(tmp_path / "sample.h5", sweeps=150)) as source:
+            replay(source, address, rate_hz=20, stop=enough)
+
+    daemon.serve(dashboard=False)
+    assert changed_at
+    notes = [note.text for note in daemon.board.snapshot().notes]
+    assert f"{FASTER} cpu float16 serves from now on" in notes
+    (path,) = (tmp_path / "runs").glob("*.h5")
+    with open_run(path) as run:
+        written = run.status == Status.WRITTEN
+        assert not np.isin(run.status, (Status.FAILED, Status.SKIPPED)).any()
+        names = [RUNTIMES[code] for code in run.values("runtime")[written]]
+        assert (names[0], names[-1]) == ("torch", "tensorrt")
+        assert names == sorted(names, key=RUNTIMES.index)
+        assert run.provenance["device"].startswith("torch cpu")
+        assert run.provenance["device_pending"] == FASTER
