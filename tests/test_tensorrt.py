@@ -20,12 +20,12 @@ from onnx_support import relative_error, small_denoiser, small_graph, some_input
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.denoiser import SLICES, SlabDenoiser, load_denoiser, save_denoiser
-from microdiffusion.engines.engine import open_engine, shipped_weights
+from microdiffusion.engines.denoiser import SLICES, SlabDenoiser, save_denoiser
+from microdiffusion.engines.engine import open_engine
 from microdiffusion.engines.runtimes import choose, tensorrt_build, tensorrt_open
 from microdiffusion.engines.runtimes.choose import open_runtime
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
-from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT
 from microdiffusion.engines.runtimes.parity import PARITY_LIMIT, check_parity, parity_error
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine, find_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
@@ -60,14 +60,6 @@ def trt() -> Any:
 
 def test_graph_is_parsed_in_half_precision_and_built(trt: Any) -> None:
     assert len(build_engine(trt, small_graph(torch.float16), SMALL)) > 10_000
-
-
-def test_shipped_network_is_parsed_in_half_precision_and_built(trt: Any) -> None:
-    if not shipped_weights().is_file():
-        pytest.skip("no weights are shipped with this checkout")
-    model = load_denoiser(shipped_weights())
-    graph = export_onnx(model, torch.float16)
-    assert len(build_engine(trt, graph, Profile.of(256, model.shape.multiple))) > 10_000
 
 
 def test_graph_in_another_precision_is_refused(trt: Any) -> None:
