@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from microdiffusion.engines.runtimes.runtime import Runtime
 
 HALO = 24  # pixels around a tile that are computed and thrown away; a multiple of the network's own
-BATCH_PIXELS = 1 << 18  # windows times pixels of one evaluation: bounds the memory of the features
+BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 20}
+"""Windows times pixels of one pass: bounds the memory of the features, 0.1 GB each on CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,10 @@ class Denoise:
             return torch.nn.functional.pad(stack[None], pad, mode="replicate")[0] if any(pad) else stack
 
         state, prior, images = padded(state), padded(prior), padded(images)
-        size = max(1, BATCH_PIXELS // (prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)))
+        pixels = prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)
+        most = max(1, BATCH_PIXELS.get(prior.device.type, 1 << 18) // pixels)
+        # Passes of like size: a last one with a single window would cost as much as a full one on a GPU.
+        size = -(-len(self._windows) // -(-len(self._windows) // most))
         parts = []
         for first in range(0, len(self._windows), size):
             some = slice(first, first + size)

@@ -29,7 +29,7 @@ logger = logging.getLogger("microdiffusion.engines")
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 # Windows times pixels of the largest pass: bounds the scratch memory (about 0.3 GB at 32 channels).
-_PROFILE_PIXELS = 4 * BATCH_PIXELS
+_PROFILE_PIXELS = BATCH_PIXELS["cuda"]
 _PROFILE_BATCH = 64
 
 Progress = Callable[[float], None]
@@ -50,7 +50,7 @@ class Profile:
         usual = -(-tile // multiple) * multiple
         largest = -(-(usual + 2 * HALO) // multiple) * multiple
         batch = max(1, min(_PROFILE_BATCH, _PROFILE_PIXELS // largest**2))
-        return cls((1, multiple), (max(1, min(batch, BATCH_PIXELS // usual**2)), usual), (batch, largest))
+        return cls((1, multiple), (batch, usual), (batch, largest))
 
     def holds(self, rows: int, columns: int) -> bool:
         """Whether a tile of this size can run."""
