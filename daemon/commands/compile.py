@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
-from microdiffusion.errors import ConfigError, MissingFileError
+from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -71,9 +71,6 @@ def run(args: Namespace) -> int:
     paths = (
         [shipped_weights(name) for name in ("small", "large")] if every else [weights_path(config, device)]
     )
-    for path in paths:
-        if not path.is_file():
-            raise MissingFileError(f"The weights {path} do not exist: give another file or --network.")
     return _check(paths, device, config) if args.check else _compile(paths, device, config)
 
 

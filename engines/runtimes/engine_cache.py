@@ -136,11 +136,12 @@ class EngineCache:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_folder()
-            self._make_room(key, len(engine))
+            content = _pack(key, engine)
+            self._make_room(key, len(content))
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")  # mode 0600
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(_pack(key, engine))
+                    file.write(content)
                 Path(name).replace(self.path(key))
             except BaseException:
                 Path(name).unlink(missing_ok=True)
