@@ -141,7 +141,7 @@ class InrConfig(Table):
         Positive | None,
         Field(
             le=0.5,
-            description="highest frequency along z, cycles per slice; none: 0.4 / min(length, step), or half "
+            description="finest structure along z, cycles per slice; none: 0.4 / min(length, step), or half "
             "of it where a held-out projection says so",
         ),
     ] = None
@@ -150,8 +150,15 @@ class InrConfig(Table):
         Field(le=0.5, description="highest frequency across, cycles per pixel; none: what the noise allows"),
     ] = None
     rank: Annotated[int, Field(ge=4, le=256, description="axial basis functions")] = 32
-    cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 120
-    warm_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for each later sweep")] = 25
+    cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 12
+    warm_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for each later sweep")] = 6
+    deadline_s: Annotated[
+        Positive | None,
+        Field(
+            description="seconds after which a fit begins no further step; none: a quarter of the time "
+            "between two sweeps of a running acquisition, without limit for files"
+        ),
+    ] = None
 
 
 class ReferenceConfig(Table):

@@ -54,7 +54,7 @@ def score(weights: Path, formulation: str, volumes: Path) -> list[dict[str, Any]
         variance = torch.full_like(images, (NOISE / (high - low)) ** 2)
         floor = -low / (high - low)
         field = SessionInr(truth.shape, bandwidth=default_bandwidth(LENGTH, LENGTH))
-        field.fit(operator, images, variance, floor=max(floor, -1.0), steps=120)
+        field.fit(operator, images, variance, floor=max(floor, -1.0), steps=12)
         prior = field.volume(max(floor, -1.0))
         pull = DataConsistency(operator)
         conditions = SliceConditions.of(matrix, sweep.z_um, LENGTH)

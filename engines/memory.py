@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from microdiffusion.run_header import RunHeader
 
 _VOLUMES = 16  # float32 volumes alive at once: state, priors to choose from, prediction, candidates, answer
-_PLANE_COPIES = 4  # of the INR's planes: weights, gradient, two moments of the optimiser
+_PLANE_COPIES = 3  # of the INR's planes: the last sweep's, this one's, and those that a step tries
 _REST = 600 << 20  # torch itself, the network, and one batch of windows with its features
 
 

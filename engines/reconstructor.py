@@ -171,7 +171,7 @@ class Reconstructor:
         numbers = found.tolist()
         figures = Figures.read(numbers, update.names, held=task.held is not None, octave=octave is not None)
         served, weight = self._serve(task, answers, figures)
-        volume = download(answers[served] * task.session.span + task.session.low)
+        volume = download((answers[served] * task.session.span).add_(task.session.low))
         task.session.sweeps += 1
         clock.lap("judge")
         return Reconstruction(
@@ -249,7 +249,7 @@ class Reconstructor:
         session.last_two = [*session.last_two[-1:], seen]
         if before is None:
             return
-        matrix, _ = task.geometry.closed(task.images, task.variance)
+        matrix = task.geometry.closed(task.images, task.variance)
         alone = along_z(matrix, quieten(task.images, task.variance)).clamp_min(task.floor)
         merged = merge(
             seen.scaled(session.low, session.span),
@@ -302,7 +302,7 @@ class Reconstructor:
             given["prior"], task.prior_steps, seconds = self._reference(task)
             clock.lap("reference")
             return update, given, seconds
-        matched, smoothness = geometry.closed(task.images, task.variance)
+        matched = geometry.closed(task.images, task.variance)
         if task.merged:
             # The fixed smoothness is for slabs side by side; where they overlap it lets the noise through.
             given["closed"] = matched
@@ -313,10 +313,10 @@ class Reconstructor:
             task.images,
             task.variance,
             matched,
-            smoothness,
             max(task.floor, _LOWEST_BASE),
             task.held_operator,
             task.held,
+            task.sweep.received_s,
         )
         prior = task.session.prior.fit(view)
         given["prior"], task.prior_steps = prior.volume, prior.steps
@@ -385,7 +385,6 @@ class Reconstructor:
             self.header.shape,
             self.config.inr,
             bandwidth=default_bandwidth(geometry.conditions.length, geometry.conditions.step),
-            seed=self.config.seed,
             device=self.device,
             name=f"channel {sweep.channel}, position {sweep.position}",
         )

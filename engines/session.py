@@ -54,12 +54,12 @@ class Geometry:
     supports: Supports
     _smooth: dict[float, Tensor] = field(default_factory=dict)
 
-    def closed(self, images: Tensor, variance: Tensor) -> tuple[Tensor, float]:
-        """Return Tikhonov's matrix (Z, M) with the smoothness that fits images and noise, and that number."""
+    def closed(self, images: Tensor, variance: Tensor) -> Tensor:
+        """Return Tikhonov's matrix (Z, M) with the smoothness that fits images and noise."""
         smoothness = matched_smoothness(self.matrix, images, variance)
         if smoothness not in self._smooth:
             self._smooth[smoothness] = _tensor(tikhonov_matrix(self.matrix, smoothness), self.operator.device)
-        return self._smooth[smoothness], smoothness
+        return self._smooth[smoothness]
 
 
 class Geometries:

@@ -19,7 +19,7 @@ from microdiffusion.engines.conditioning import SliceConditions, window_indices
 from microdiffusion.engines.denoiser import SLICES
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
 from microdiffusion.engines.linear import tikhonov_matrix
-from microdiffusion.engines.noise import estimate_sigma
+from microdiffusion.engines.noise import estimate_sigma, quieten
 from microdiffusion.engines.training.scenes import SIZE
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
@@ -212,15 +212,16 @@ def make_group(
         field = SessionInr(
             (SIZE, *wide.shape[1:]),
             bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.35, 1.1)),
-            seed=int(rng.integers(1 << 30)),
         )
+        spread = variance.permute(1, 2, 0, 3).flatten(2)
         base = floor.expand(CUBES, 1, 1, SIZE).permute(1, 2, 0, 3).flatten(2)
         field.fit(
             operator,
-            wide,
-            variance.permute(1, 2, 0, 3).flatten(2),
+            quieten(wide, spread),
+            spread,
             floor=base,
-            steps=int(rng.integers(30, 90)),
+            steps=int(rng.integers(0, 7)),
+            target=0.1,
         )
         prior = field.volume(base).unflatten(2, (CUBES, SIZE)).permute(2, 0, 1, 3)
     else:
