@@ -116,9 +116,11 @@ class Bench:
             result |= self._against_reference(turn, name)
         return result
 
-    def reconstructor(self, scene: Scene, evaluations: int, runtime: Runtime | None = None) -> Reconstructor:
-        """Return a reconstructor without sessions yet, with the runtime in use or another."""
-        config = self.config.engine.model_copy(update={"steps": evaluations})
+    def reconstructor(
+        self, scene: Scene, evaluations: int, runtime: Runtime | None = None, **changes: Any
+    ) -> Reconstructor:
+        """Return a reconstructor without sessions yet; another runtime, other settings where given."""
+        config = self.config.engine.model_copy(update={"steps": evaluations, **changes})
         return Reconstructor(scene.header, config, self._engine(runtime or self.runtime))
 
     def _engine(self, runtime: Runtime) -> Engine:
@@ -192,10 +194,9 @@ class Bench:
     def _asked(self, scene: Scene) -> Asked:
         """Return what the sampler asks of the network for one volume, the judge's test left out."""
         listener = Listener(self.runtime)
-        reconstructor = self.reconstructor(scene, self.settings.evaluations[0], listener)
-        reconstructor.config = reconstructor.config.model_copy(
-            # One sweep is enough to hear it, and the judge's test would be heard as well.
-            update={"fall_back": False, "merge_sweeps": "off"}
+        # One sweep is enough to hear it, and the judge's test would be heard as well.
+        reconstructor = self.reconstructor(
+            scene, self.settings.evaluations[0], listener, fall_back=False, merge_sweeps="off"
         )
         reconstructor.reconstruct(scene.sweep(0, made=QUIET[0]))
         return listener.asked
