@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdiffusion.engines.local import window_sum
+from microdiffusion.engines.local import local_max, window_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +65,7 @@ def light_share(seen: Supports, slices: int, above: Tensor, variance: Tensor) ->
     # The median lies below the level: with a level so wrong, everything keeps its light.
     wrong = 2 * (figure < _WRONG_LEVEL).sum() >= figure.numel()
     # What stands out lights up its surroundings: the beam's spot and the edges of faint structures.
-    lit = F.max_pool2d(lit[None], 3, stride=1, padding=1)[0]
-    lit = torch.maximum(lit, wrong.to(lit.dtype))
+    lit = torch.maximum(local_max(lit), wrong.to(lit.dtype))
     # A voxel is dark where any slab that saw it was; slices that no slab saw keep what they have.
     share = torch.ones(slices, *above.shape[1:], device=above.device, dtype=above.dtype)
     for slab, first, end in seen:

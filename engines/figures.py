@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from microdiffusion.engines.linear import along_z
+from microdiffusion.engines.local import window_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,8 +101,9 @@ def measure_held(answers: Sequence[Tensor], operator: Tensor, held: Tensor, vari
 
 def _misfits(seen: Sequence[Tensor], images: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rms misfits (N,) in units of the noise, and the mean products (N,) with the first one's."""
-    apart = (torch.stack(list(seen)) - images) / variance.sqrt()
-    return apart.square().mean((1, 2, 3)).sqrt(), (apart * apart[0]).mean((1, 2, 3))
+    apart = torch.stack(list(seen)).sub_(images).mul_(variance.rsqrt()).flatten(1)
+    products = apart @ apart.T / apart.shape[1]
+    return products.diagonal().sqrt(), products[0]
 
 
 def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) -> Tensor:
@@ -120,5 +121,5 @@ def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) ->
 def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> Tensor:
     """Return the rms () of what 3 x 3 neighbours share of the misfit of `raw` (Z, Y, X), less the noise's."""
     misfit = along_z(operator, raw) - images
-    shared = F.avg_pool2d(misfit[None], 3, 1)[0].square().mean() - variance.mean() / 9
+    shared = (window_sum(misfit, 3) / 9).square().mean() - variance.mean() / 9
     return shared.clamp_min(0.0).sqrt()

@@ -26,6 +26,14 @@ def window_sum(images: Tensor, window: int) -> Tensor:
     return _sum_along(_sum_along(images, 1, window), 2, window)
 
 
+def local_max(images: Tensor) -> Tensor:
+    """Return the largest of the 3 x 3 pixels around each pixel of images (M, Y, X)."""
+    rows, columns = images.shape[1:]
+    wide = F.pad(images[None], (1, 1, 1, 1), mode="replicate")[0]
+    high = torch.maximum(torch.maximum(wide[:, :rows], wide[:, 1:-1]), wide[:, 2:])
+    return torch.maximum(torch.maximum(high[..., :columns], high[..., 1:-1]), high[..., 2:])
+
+
 def _sum_along(images: Tensor, axis: int, window: int) -> Tensor:
     length = images.shape[axis] - window + 1
     sums, width = images, 1  # over `width` pixels from each one on

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microdiffusion.engines.local import local_mean
 from microdiffusion.engines.noise import quieten
 
 if TYPE_CHECKING:
@@ -174,4 +175,4 @@ def _dimmed(new: Tensor, old: Tensor, zero: float) -> float:
 
 
 def _local(stack: Tensor) -> Tensor:
-    return F.avg_pool2d(stack[None], _WINDOW, 1, _WINDOW // 2, count_include_pad=False)[0]
+    return local_mean(stack, _WINDOW)

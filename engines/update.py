@@ -149,4 +149,4 @@ class Update:
         geometry = self._geometry
         share = light_share(geometry.supports, len(geometry.linear), images - floor, variance)
         for name, volume in answers.items():
-            answers[name] = floor + share * (volume - floor)
+            answers[name] = torch.lerp(floor, volume, share)

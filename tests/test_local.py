@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from microdiffusion.engines.local import local_mean, window_sum
+from microdiffusion.engines.local import local_max, local_mean, window_sum
 
 
 @pytest.mark.parametrize("window", [1, 3, 5, 7, 15, 21])
@@ -22,6 +22,12 @@ def test_sums_are_those_of_whole_windows(window: int) -> None:
     images = torch.arange(2 * 20 * 17, dtype=torch.float64).reshape(2, 20, 17)
     wanted = F.avg_pool2d(images[None], window, 1)[0] * window**2
     torch.testing.assert_close(window_sum(images, window), wanted)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 33), (3, 2, 5), (2, 1, 1)])
+def test_the_largest_neighbour_is_that_of_pooling(shape: tuple[int, int, int]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    torch.testing.assert_close(local_max(images), F.max_pool2d(images[None], 3, 1, 1)[0], rtol=0, atol=0)
 
 
 def test_images_smaller_than_the_window_give_the_mean_of_what_is_there() -> None:
