@@ -16,8 +16,14 @@ from typing import Any
 import pytest
 import torch
 from onnx_support import small_denoiser
+from sample_data import write_sample
 
+from microdiffusion.config import Config, EngineConfig
 from microdiffusion.daemon.cli import main
+from microdiffusion.daemon.commands import build_bar
+from microdiffusion.daemon.commands.build_bar import BuildBar
+from microdiffusion.daemon.reconstruct import reconstruct_file
+from microdiffusion.engines import engine
 from microdiffusion.engines.denoiser import SlabDenoiser, save_denoiser
 from microdiffusion.engines.runtimes import compile as compiling
 from microdiffusion.engines.runtimes import tensorrt_open
@@ -321,7 +327,58 @@ def test_check_builds_here_and_keeps_nothing(
     assert not folder.exists()
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_an_engine_is_built_and_then_found(
+    small_weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not torch.cuda.is_available() or find_tensorrt() is None:
+        pytest.skip("no CUDA device, or no TensorRT")
+    command = ["compile", "--weights", str(small_weights), "--device", "cuda", "--set", "engine.tile=64"]
+    assert main(command) == 0
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: was there"]
+
+
 # ---- progress
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "none"])
+def test_a_build_is_shown_as_a_bar_or_as_lines(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "TERM", "1" if terminal else "dumb")
+    monkeypatch.setenv("TERM", "xterm" if terminal else "dumb")
+    clock = [0.0]
+    monkeypatch.setattr(build_bar, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with BuildBar("small") as bar:
+        assert capsys.readouterr().out == ""
+        for share in (0.1, 0.2, 0.3):
+            clock[0] += 6
+            bar(share)
+    bar.close()
+    out = capsys.readouterr().out
+    assert ("small" in out and "30%" in out) if terminal else (out == "small: 20 %\n")
+
+
+def test_reconstruct_waits_for_the_build_and_shows_it(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, shares = engine.open_engine, []
+
+    def build_first(config: EngineConfig, *, build: bool = True, progress: Any = None) -> engine.Engine:
+        assert build
+        progress(0.5)
+        return opening(config)
+
+    monkeypatch.setattr(engine, "open_engine", build_first)
+    reconstruct_file(
+        write_sample(tmp_path / "sample.h5", sweeps=1),
+        tmp_path / "run.h5",
+        config=Config(engine=EngineConfig(device="cpu", weights=weights, threads=1)),
+        building=shares.append,
+    )
+    assert shares == [0.5]
 
 
 def test_the_share_of_a_build_rises_to_one_whatever_its_phases_do() -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from rich.progress import TaskID
+
 _EVERY_S = 10.0
 
 
@@ -31,25 +33,30 @@ class BuildBar:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._title = title
-        self._task = None if self._bar is None else self._bar.add_task(title, total=1.0, visible=False)
-        self._said_s = 0.0
+        self._task: TaskID | None = None
+        self._said_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._said_s = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.close()
 
     def __call__(self, share: float) -> None:
         """Show that so much is done."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=share, visible=True)
-        elif time.monotonic() - self._said_s >= _EVERY_S:
-            self._said_s = time.monotonic()
-            say(f"{self._title}: {100 * share:.0f} %")
+        if self._bar is None:
+            if time.monotonic() - self._said_s >= _EVERY_S:
+                self._said_s = time.monotonic()
+                say(f"{self._title}: {100 * share:.0f} %")
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(self._title, total=1.0)
+            self._bar.start()
+        self._bar.update(self._task, completed=share)
+
+    def close(self) -> None:
+        """Take the bar away; twice does no harm."""
+        if self._bar is not None:
+            self._bar.stop()

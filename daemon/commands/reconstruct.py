@@ -97,13 +97,16 @@ def run(args: Namespace) -> int:
     from microdiffusion.daemon.commands.build_bar import BuildBar
     from microdiffusion.daemon.reconstruct import reconstruct_file
 
+    building = BuildBar("TensorRT engine")
+
     def progress(done: int, total: int, result: Reconstruction) -> None:
+        building.close()
         say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
 
     if config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
     report = StageLines(say)
-    with BuildBar("TensorRT engine") as building:
+    with building:
         reconstruct_file(
             args.file, args.output, config=config, progress=progress, report=report, building=building
         )
