@@ -7,8 +7,6 @@ Used by one thread at a time.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -21,11 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
-
-
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
 
 
 def upload(array: NDArray[np.float32], device: torch.device) -> Tensor:
@@ -64,31 +57,13 @@ def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object
 
 def settle(device: torch.device) -> None:
     """Choose how torch computes on the device, for the whole process."""
-    if device.type == "cpu":
-        _keep_memory()
-    elif device.type == "cuda":
+    if device.type == "cuda":
         # A run has a few shapes for hours: the fastest of the library's algorithms is worth finding.
         torch.backends.cudnn.benchmark = True
         # TF32 keeps 10 bits, which counts of a camera exceed: noise and consistency need all of float32. The
         # network is in half precision anyway.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def _keep_memory() -> None:
-    """Tell the C library of Linux not to return freed memory to the system.
-
-    A sweep takes and frees the same volumes as the one before; with every return and taking they are mapped
-    anew, page by page, which is a tenth of the processor's time of a volume. The peak stays what it is.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        tune = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library, which has ways of its own
-        return
-    tune(_M_TRIM_THRESHOLD, 2**31 - 1)
-    tune(_M_MMAP_MAX, 0)
 
 
 class Clock:
