@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from microdiffusion.engines.denoiser import load_denoiser
+from microdiffusion.engines.heap import keep_freed_memory
 from microdiffusion.engines.runtimes.choose import open_runtime
 from microdiffusion.errors import ConfigError
 
@@ -84,6 +85,7 @@ def open_engine(config: EngineConfig, *, build: bool = True, progress: Progress 
         The weights cannot be loaded.
     """
     device, reason = pick_device(config.device)
+    keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.method != "mdd":
