@@ -263,6 +263,13 @@ class EngineConfig(Table):
     tile: Annotated[
         int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")
     ] = 256
+    cuda_graphs: Annotated[
+        bool, Field(description="on CUDA, replay a sweep's update as one graph; false: step by step")
+    ] = True
+    torch_compile: Annotated[
+        bool,
+        Field(description="on CUDA with torch, fuse the network (torch.compile); the first sweeps wait"),
+    ] = False
     overload: Annotated[
         Literal["skip", "wait"],
         Field(description="engine too slow: skip (a microscope goes on) or wait (a file can)"),

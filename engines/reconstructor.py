@@ -132,7 +132,7 @@ class Reconstructor:
         noisy = config.method == "mdd" and kappa > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
         self._updates: dict[Geometry, Update] = {}
-        self._graphs = Graphs() if self.device.type == "cuda" else None
+        self._graphs = Graphs() if self.device.type == "cuda" and config.cuda_graphs else None
 
     def use(self, engine: Engine) -> None:
         """Go on with `engine` from the next sweep on: the same network and device, another runtime."""

@@ -82,7 +82,7 @@ def open_runtime(
     wanted = config.runtime
     _check_device(wanted, device)
     if wanted == "torch":
-        return Choice(TorchRuntime(model, device))
+        return Choice(_torch(model, device, config))
     if device.type == "cuda":
         return _on_cuda(model, device, config, build=build, progress=progress)
     return _on_cpu(model, device, config)
@@ -111,7 +111,7 @@ def _on_cuda(
     if trt is None:
         if asked:
             raise DependencyError(_not_installed("tensorrt", install_tensorrt(device)))
-        return Choice(TorchRuntime(model, device), "; torch, no TensorRT is installed")
+        return Choice(_torch(model, device, config), "; torch, no TensorRT is installed")
     name = f"{trt.__name__} {trt.__version__}"
     profile = Profile.of(config.tile, model.shape.multiple)
     try:
@@ -139,6 +139,13 @@ def _on_cpu(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> 
         return _fallen_back(model, device, "OpenVINO", error)
     version = openvino.__version__.partition("-")[0]
     return Choice(runtime, f"; openvino {version} {'as configured' if asked else 'found'}")
+
+
+def _torch(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> TorchRuntime:
+    """Return torch where it is there to stay: then fusing the network is worth the wait."""
+    if config.torch_compile and device.type == "cuda":
+        return TorchRuntime(model, device, fused=True)
+    return TorchRuntime(model, device)
 
 
 def _fallen_back(model: SlabDenoiser, device: torch.device, name: str, error: Exception) -> Choice:
