@@ -1,11 +1,11 @@
 """CUDA graphs of the update: recorded once for each key and shapes of the inputs, then replayed.
 
 A graph replays hundreds of small kernels without the host's launching each of them. It reads and writes the
-same memory every time, so the inputs are copied into buffers of its own and its outputs are good until the
-next replay of any graph. The first calls of a key are the caller's to run as usual: rare geometries never
-cost a recording, and libraries choose their algorithms before one. All graphs share one pool of memory,
-since they never run at the same time. What cannot be recorded is said once in the log, and nothing is
-recorded from then on.
+same memory every time, so inputs are copied into buffers that stay, and outputs are good until the next
+replay of any graph. Since graphs never run at the same time, buffers of one name and shape and all that lies
+between them are shared: ten graphs take little more memory than one. The first calls of a key are the
+caller's to run as usual: rare geometries never cost a recording, and libraries choose their algorithms before
+one. What cannot be recorded is said once in the log, and nothing is recorded from then on.
 
 Runs on the reconstructor's thread.
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("microdiffusion.engines")
 
 Tensors = dict[str, "Tensor"]
-Recorder = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
-"""Records what a function queues on the device; returns what replays it, and the outputs it fills."""
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+"""Records what a function queues on the device, and returns what queues it again."""
 
 _WARM_UP = 2  # calls before one is recorded
 _MOST_GRAPHS = 6  # two offsets of alternating sweeps, merged or not, with and without held-out projections
@@ -40,15 +40,15 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def __call__(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
-        """Return what replays the function's work, and its outputs."""
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Return what replays the function's work."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile; that is no fault of the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = function()
-        return graph.replay, outputs
+            function()
+        return graph.replay
 
 
 @dataclass(slots=True)
@@ -73,12 +73,14 @@ class Graphs:
         self._most = most
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._calls: OrderedDict[Hashable, int] = OrderedDict()
+        self._buffers: dict[Hashable, Tensor] = {}
         self._refused = False
 
     def clear(self) -> None:
         """Forget everything: the next calls run something else."""
         self._graphs.clear()
         self._calls.clear()
+        self._buffers.clear()
         self._refused = False
 
     def __call__(
@@ -124,15 +126,25 @@ class Graphs:
         return False
 
     def _record(self, function: Callable[[Tensors], Tensors], given: Tensors) -> _Graph | None:
-        inputs = {name: tensor.clone() for name, tensor in given.items()}
+        inputs = {name: self._buffer("given", name, tensor.clone()) for name, tensor in given.items()}
+        outputs: Tensors = {}
+
+        def run() -> None:
+            for name, tensor in function(inputs).items():
+                outputs[name] = self._buffer("found", name, tensor)
+                if outputs[name] is not tensor:
+                    outputs[name].copy_(tensor)
+
         try:
-            replay, outputs = self._recorder(lambda: function(inputs))
-        except (
-            Exception
-        ) as error:  # whatever CUDA or a runtime says to it: without graphs it is slower, no more
+            replay = self._recorder(run)
+        except Exception as error:  # whatever CUDA or a runtime says: without graphs it is slower, no more
             logger.warning("The update is not recorded as a CUDA graph, it runs step by step: %s", error)
+            self.clear()
             self._refused = True
-            self._graphs.clear()
             return None
         logger.info("The update is recorded as a CUDA graph; %d before it", len(self._graphs))
         return _Graph(inputs, replay, outputs)
+
+    def _buffer(self, side: str, name: str, tensor: Tensor) -> Tensor:
+        """Return the buffer of this name and shape: the tensor itself where there was none."""
+        return self._buffers.setdefault((side, name, tensor.shape, tensor.dtype), tensor)

@@ -174,13 +174,17 @@ class Reconstructor:
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         task.session.sweeps += 1
         clock.lap("judge")
+        seconds = clock.seconds()
+        if reference:  # the stages that it is made of
+            del seconds["reference"]
+            seconds |= reference
         return Reconstruction(
             volume=volume,
             served=served,
             residual=figures.residuals[served],
             held_out_error=figures.errors.get(served, float("nan")),
             candidate_errors=figures.errors,
-            seconds=clock.seconds() | reference,
+            seconds=seconds,
             inr_iterations=task.prior_steps,
             network_weight=weight,
             merged=task.merged,

@@ -269,21 +269,20 @@ def test_the_network_is_fused_where_that_is_asked_for_and_on_a_gpu(
 
 
 class _Tape:
-    """Stands for CUDA's recorder: runs the function again, into the outputs of the first time."""
+    """Stands for CUDA's recorder: runs the function again, which fills the buffers of the first time."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
-    def __call__(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
-        outputs = {name: torch.zeros_like(tensor) for name, tensor in function().items()}
+        function()
 
         def replay() -> None:
             self.replayed += 1
-            for name, tensor in function().items():
-                outputs[name].copy_(tensor)
+            function()
 
-        return replay, outputs
+        return replay
 
 
 def doubled(given: Tensors) -> Tensors:
@@ -310,6 +309,16 @@ def test_a_graph_keeps_its_memory() -> None:
     assert answers[2]["double"].data_ptr() == answers[3]["double"].data_ptr()
     one.fill_(9.0)  # the caller's, not the graph's
     assert float(answers[3]["double"][0]) == 2.0
+
+
+def test_graphs_of_the_same_shapes_share_their_memory() -> None:
+    graphs, answers = Graphs(_Tape()), {}
+    for key, size in (("a", 3), ("b", 3), ("c", 5)):
+        for _ in range(3):
+            answers[key] = graphs(key, doubled, {"one": torch.ones(size)})
+    places = {key: answer["double"].data_ptr() for key, answer in answers.items() if answer is not None}
+    assert places["a"] == places["b"] != places["c"]
+    assert [ask(graphs, key, 7.0) for key in "ab"] == [14.0, 14.0]
 
 
 def test_another_key_or_shape_is_another_graph() -> None:
@@ -344,7 +353,7 @@ def test_what_cannot_be_recorded_is_said_once_and_left_to_the_caller(
 ) -> None:
     calls = []
 
-    def refuse(function: Callable[[], Tensors]) -> Any:
+    def refuse(function: Callable[[], None]) -> Any:
         calls.append(function)
         raise RuntimeError("operation not permitted when stream is capturing")
 
