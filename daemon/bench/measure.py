@@ -121,10 +121,21 @@ class Bench:
     ) -> Reconstructor:
         """Return a reconstructor without sessions yet; another runtime, other settings where given."""
         config = self.config.engine.model_copy(update={"steps": evaluations, **changes})
-        return Reconstructor(scene.header, config, self._engine(runtime or self.runtime))
+        return Reconstructor(scene.header, config, self.engine_of(runtime or self.runtime))
 
-    def _engine(self, runtime: Runtime) -> Engine:
+    def engine_of(self, runtime: Runtime) -> Engine:
+        """Return the engine with another runtime of the same network."""
         return replace(self.engine, runtime=runtime, name=runtime.name)
+
+    def asked(self, scene: Scene) -> Asked:
+        """Return what the sampler asks of the network for one volume, the judge's test left out."""
+        listener = Listener(self.runtime)
+        # One sweep is enough to hear it, and the judge's test would be heard as well.
+        reconstructor = self.reconstructor(
+            scene, self.settings.evaluations[0], listener, fall_back=False, merge_sweeps="off"
+        )
+        reconstructor.reconstruct(scene.sweep(0, made=QUIET[0]))
+        return listener.asked
 
     def _volumes(self, reconstructor: Reconstructor, scene: Scene) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
@@ -149,7 +160,7 @@ class Bench:
 
     def _network(self, scene: Scene, volume_s: float) -> dict[str, Any]:
         """Return what the network's evaluations of one volume cost, against eager code and the limits."""
-        asked = self._asked(scene)
+        asked = self.asked(scene)
         product = matrix_product(self.device, self.dtype, self.limits.edge)
         least: dict[str, dict[tuple[int, ...], float]] = {"runtime": {}, "eager": {}}
         flop_per_s = self.limits.flop_per_s
@@ -191,19 +202,9 @@ class Bench:
             },
         }
 
-    def _asked(self, scene: Scene) -> Asked:
-        """Return what the sampler asks of the network for one volume, the judge's test left out."""
-        listener = Listener(self.runtime)
-        # One sweep is enough to hear it, and the judge's test would be heard as well.
-        reconstructor = self.reconstructor(
-            scene, self.settings.evaluations[0], listener, fall_back=False, merge_sweeps="off"
-        )
-        reconstructor.reconstruct(scene.sweep(0, made=QUIET[0]))
-        return listener.asked
-
     def _against_eager(self, turn: Turn) -> tuple[float, dict[str, float]]:
         """Return the ratio of an update on eager code and in the runtime in use, and the seconds of both."""
-        turns = {"runtime": turn.on(self.engine), "eager": turn.on(self._engine(self.eager))}
+        turns = {"runtime": turn.on(self.engine), "eager": turn.on(self.engine_of(self.eager))}
         take_turns(turns, self.device, 1)
         seconds = take_turns(turns, self.device, self.settings.rounds)
         turn.on(self.engine)()

@@ -24,6 +24,7 @@ _FIGURES = (
     ("with wire and file, ms", "pipeline_s", "ms"),
     ("first volume, ms", "cold_s", "ms"),
     ("million voxels a second", "voxels_per_s", "millions"),
+    ("ns per voxel", "ns_per_voxel", "number"),
     ("times torch eager float32: network", "ratio_eager_fp32", "times"),
     ("times torch eager float32: volume", "ratio_eager_fp32_volume", "times"),
     ("times the reference", "ratio_reference", "times"),
