@@ -112,7 +112,7 @@ def test_the_demo_records_every_frame_and_says_where_in_three_lines(weights: Pat
         assert run.volume.shape == (3, *DEMO)
         # Two slabs, four of them overlapping; sweep 0 has one more that is held out.
         assert run.ledger.received == sum(run.values("frames_received"))
-        assert set(np.array(SERVED)[run.values("served")]) <= {"mdd", "inr", "tikhonov"}
+        assert set(np.array(SERVED)[run.values("served")]) <= {"mdd", "inr", "tikhonov", "blend"}
         assert np.isfinite(run.values("held_out_error")).tolist() == [True, False, False]
         assert run.provenance["weights"] == weights.name
         assert re.fullmatch(r"[0-9a-f]{64}", run.provenance["weights_sha256"])
