@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -174,15 +175,19 @@ def _rebuilt(name: str, text: str) -> MddError:
 
 @contextmanager
 def keyboard_ignored() -> Iterator[None]:
-    """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so)."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so).
+
+    Blocked, not ignored: what comes meanwhile reaches this process afterwards. On any thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # started within, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In the child -------------------------------------------------------------------------------------

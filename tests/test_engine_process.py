@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sample_data import SHAPE, header, specimen, sweep_of
 from microdiffusion.config import EngineConfig, InrConfig
 from microdiffusion.daemon import engine_process
 from microdiffusion.daemon.engine_process import EngineProcess
+from microdiffusion.drivers.process import keyboard_ignored
 from microdiffusion.errors import ConfigError, DiskError, EngineError, InputFileError, MissingFileError
 from microdiffusion.sweep import Reconstruction, Sweep
 
@@ -280,6 +283,39 @@ def test_what_cannot_be_opened_is_raised_as_it_is(
     assert owner.engine.restarts == 0
     with pytest.raises(kind):
         owner.engine.raise_if_failed()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="posix signals")
+@pytest.mark.parametrize("on_thread", [False, True], ids=["main thread", "another thread"])
+def test_ctrl_c_while_a_process_starts_is_for_the_daemon_and_not_for_the_process(on_thread: bool) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        child = multiprocessing.get_context("spawn").Process(target=_tell_mask, args=(theirs,))
+
+        def begin() -> None:
+            with keyboard_ignored():
+                child.start()
+                os.kill(os.getpid(), signal.SIGINT)
+
+        if on_thread:
+            thread = threading.Thread(target=begin)
+            thread.start()
+            thread.join()
+        else:
+            begin()
+        assert pipe.poll(30)
+        assert signal.SIGINT in pipe.recv()
+        child.join(30)
+        assert heard == [signal.SIGINT]
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tell_mask(pipe: Connection) -> None:
+    pipe.send(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 def test_an_engine_that_is_not_ready_in_time_says_so(start: Callable[..., Owner]) -> None:
