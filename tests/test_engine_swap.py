@@ -8,7 +8,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -93,6 +95,11 @@ def build_that_raises(config: EngineConfig, progress: Callable[[float], None]) -
 def build_that_crashes(config: EngineConfig, progress: Callable[[float], None]) -> None:
     progress(0.5)
     os._exit(11)
+
+
+def build_that_hangs(config: EngineConfig, progress: Callable[[float], None]) -> None:
+    progress(0.5)
+    time.sleep(600)
 
 
 class Owner:
@@ -282,6 +289,37 @@ def test_stopping_ends_a_build_at_once(start: Callable[..., Owner]) -> None:
     owner.engine.stop()
     assert time.monotonic() - began_s < 5
     assert not process.is_running()
+
+
+PARENT = """
+    import multiprocessing, time
+    import test_engine_swap
+    from microdiffusion.config import EngineConfig
+    from microdiffusion.daemon.engine_builder import EngineBuilder
+
+    if __name__ == "__main__":
+        context = multiprocessing.get_context("spawn")
+        builder = EngineBuilder(context, EngineConfig(), test_engine_swap.build_that_hangs)
+        while not builder.share:
+            builder.take()
+        print(builder._process.pid, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_build_ends_with_a_killed_daemon(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(PARENT), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_dashboard_shows_how_far_a_build_is() -> None:
