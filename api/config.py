@@ -141,7 +141,7 @@ class InrConfig(Table):
         Positive | None,
         Field(
             le=0.5,
-            description="finest structure along z, cycles per slice; none: 0.4 / min(length, step), or half "
+            description="finest structure along z, cycles per slice; none: 0.4 / slab length, or half "
             "of it where a held-out projection says so",
         ),
     ] = None
@@ -149,7 +149,12 @@ class InrConfig(Table):
         Positive | None,
         Field(le=0.5, description="highest frequency across, cycles per pixel; none: what the noise allows"),
     ] = None
-    rank: Annotated[int, Field(ge=4, le=256, description="axial basis functions")] = 32
+    rank: Annotated[
+        int | None,
+        Field(
+            ge=4, le=256, description="axial basis functions at most; none: as many as the bandwidth asks for"
+        ),
+    ] = None
     cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 12
     warm_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for each later sweep")] = 6
     deadline_s: Annotated[

@@ -188,9 +188,7 @@ def warm_inr(recorded: Any, sweeps: int) -> dict[str, Any]:
         variance = noise_variance(counts, header.camera) / (high - low) ** 2
         images = (counts - low) / (high - low)
         voxel = header.voxel_size_um[0]
-        bandwidth = default_bandwidth(
-            header.profile.length_um / voxel, float(np.median(np.diff(sweep.z_um))) / voxel
-        )
+        bandwidth = default_bandwidth(header.profile.length_um / voxel)
 
         def fit(
             field: SessionInr, steps: int, target: float, a: Any = (operator, images, variance)

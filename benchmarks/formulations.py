@@ -53,7 +53,7 @@ def score(weights: Path, formulation: str, volumes: Path) -> list[dict[str, Any]
         images = torch.from_numpy(sweep.projections - low) / (high - low)
         variance = torch.full_like(images, (NOISE / (high - low)) ** 2)
         floor = -low / (high - low)
-        field = SessionInr(truth.shape, bandwidth=default_bandwidth(LENGTH, LENGTH))
+        field = SessionInr(truth.shape, bandwidth=default_bandwidth(LENGTH))
         field.fit(operator, images, variance, floor=max(floor, -1.0), steps=12)
         prior = field.volume(max(floor, -1.0))
         pull = DataConsistency(operator)

@@ -30,7 +30,7 @@ SHARPNESS = 20.0
 """β of the softplus: linear from about 0.1 of the projections' range upward."""
 # λ of a field that starts dark, which may be anything within the range of the projections, and of one that
 # corrects a closed form, whose errors are some hundredths of that range.
-_RIDGE_DARK = 3.0
+_RIDGE_DARK = 10.0
 _RIDGE_CORRECTION = 200.0
 _DARKEST = 0.25  # of the noise's deviation: what a projection is taken for where it is darker
 _DAMPING = 0.1  # of the first Gauss-Newton step, in units of λ

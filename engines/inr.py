@@ -20,6 +20,7 @@ noise. Not thread-safe: one session, one thread.
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ from microdiffusion.engines.columns import Columns, Fitted, before_softplus
 _DARKEST_START = 1e-3  # a start at zero would leave the softplus without a slope to climb
 _CHORDS = 2  # steps with the linear problem's matrix before those of Gauss and Newton
 _STALLED = 0.98  # of the misfit before: a Gauss-Newton step that gains less is the last
+_LEFT_OUT = 0.02  # of the kernel's variance, by its lesser eigenfunctions
 NOISE_SHARE = 0.5
 """Of the noise's power: a misfit below it means that the steps fit noise."""
 
@@ -45,25 +47,31 @@ class InrFit:
     chi_square: float
 
 
-def default_bandwidth(length: float, step: float) -> float:
-    """Return the highest frequency along z, cycles per slice, that a sweep can tell: 0.4 / min(length, step).
+def default_bandwidth(length: float) -> float:
+    """Return the bandwidth along z, cycles per slice, for slabs of `length` slices: 0.4 / length.
 
-    Slab length and step are in slices. A slab of length L does not pass 1 / L; a step s samples up to
-    0.5 / s. Far above that the features fill the operator's null space with invention.
+    A slab of length L does not pass 1 / L. Far above that the basis fills the operator's null space with
+    invention; slabs that overlap tell more, but let the noise through as well.
     """
-    return min(0.45, 0.4 / max(min(length, step), 0.5))
+    return min(0.45, 0.4 / max(length, 0.5))
 
 
-def axial_basis(slices: int, bandwidth: float, rank: int) -> Tensor:
-    """Return φ (Z, R) float32, R ≤ `rank`: φ φᵀ is a Matérn 3/2 kernel of unit variance, to that rank.
+@functools.lru_cache(maxsize=16)
+def axial_basis(slices: int, bandwidth: float, rank: int | None = None) -> Tensor:
+    """Return φ (Z, R) float32: φ φᵀ is a Matérn 3/2 kernel of unit variance, as far as R functions can tell.
 
     ``k(d) = (1 + κ d) exp(-κ d)`` with κ = 2π `bandwidth`: at `bandwidth` (cycles per slice) its spectrum has
-    fallen to a quarter.
+    fallen to a quarter. R is `rank` at most; None: as many as carry 98 % of the variance, which grows with
+    the depth. The tensor is shared: not to be written to.
     """
     place = torch.arange(slices, dtype=torch.float64)
     distance = 2 * np.pi * bandwidth * (place[:, None] - place).abs()
     values, vectors = torch.linalg.eigh((1 + distance) * torch.exp(-distance))
-    basis: Tensor = (vectors * values.clamp_min(0.0).sqrt())[:, -rank:]
+    values = values.clamp_min(0.0)
+    if rank is None:
+        left = values.cumsum(0) / values.sum()  # in ascending order: the share of all up to each
+        rank = int((left > _LEFT_OUT).sum())
+    basis: Tensor = (vectors * values.sqrt())[:, -rank:]
     return basis.float()
 
 
@@ -87,7 +95,7 @@ class SessionInr:
     shape : (Z, Y, X)
     bandwidth : float
         Along z, cycles per slice, see `axial_basis`.
-    rank : int
+    rank : int, optional
         Axial basis functions at most.
     device : torch.device, optional
         Where the planes live; the CPU.
@@ -103,7 +111,7 @@ class SessionInr:
         shape: tuple[int, int, int],
         *,
         bandwidth: float,
-        rank: int = 32,
+        rank: int | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.shape = shape

@@ -22,7 +22,7 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig) -> int:
     """
     slices, rows, columns = header.shape
     sessions = len(header.channels) * len(header.positions)
-    planes = _PLANE_COPIES * config.inr.rank * rows * columns * 4 * sessions
+    planes = _PLANE_COPIES * (config.inr.rank or slices) * rows * columns * 4 * sessions
     # The last two sweeps and their noise, where they are merged: float32 whatever the camera sends.
     kept = 0 if config.merge_sweeps == "off" else 4
     frames = kept * header.frames_per_sweep * rows * columns * 4 * sessions

@@ -168,12 +168,15 @@ class SessionPrior:
         if view.held is not None and not self._chosen:
             part = self._part(view)
             shape = (self._shape[0], *part.images.shape[1:])
-            least = float("inf")
+            least, allowed = float("inf"), float("inf")
             for bandwidth, dark in ((self._widest, False), (self._widest, True), (0.5 * self._widest, True)):
                 fit = self._fit(self._new(shape, bandwidth), dark, part, self._config.cold_steps)
                 error = _held_error(part, fit.volume)
-                if error < (1 - _MARGIN) * least:
+                if error < (1 - _MARGIN) * least and fit.chi_square <= allowed:
                     self.bandwidth, self.dark, least = bandwidth, dark, error
+                if not dark:
+                    # One good guess is no merit of a field that cannot explain what it was fitted to.
+                    allowed = max(1.0, fit.chi_square)
             self._chosen = True
             reason = "chosen by the held-out projection"
         elif self._config.bandwidth_z is not None:

@@ -388,7 +388,7 @@ class Reconstructor:
         prior = SessionPrior(
             self.header.shape,
             self.config.inr,
-            bandwidth=default_bandwidth(geometry.conditions.length, geometry.conditions.step),
+            bandwidth=default_bandwidth(geometry.conditions.length),
             device=self.device,
             name=f"channel {sweep.channel}, position {sweep.position}",
         )

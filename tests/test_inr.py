@@ -112,6 +112,11 @@ def test_the_axial_basis_is_a_kernel_as_wide_as_the_bandwidth_says(bandwidth: fl
     assert float(kernel[20, 24]) == pytest.approx((1 + 4 * period) * np.exp(-4 * period), abs=1e-4)
 
 
+@pytest.mark.parametrize(("slices", "rank"), [(32, 12), (64, 23), (130, 46), (256, 90)], ids=str)
+def test_deeper_volumes_get_more_basis_functions(slices: int, rank: int) -> None:
+    assert axial_basis(slices, BANDWIDTH).shape == (slices, rank)
+
+
 def test_a_basis_of_fewer_functions_is_the_best_of_that_rank() -> None:
     full, few = axial_basis(64, BANDWIDTH, 64), axial_basis(64, BANDWIDTH, 32)
     assert few.shape == (64, 32)

@@ -211,7 +211,7 @@ def make_group(
         wide = projections.permute(1, 2, 0, 3).flatten(2)
         field = SessionInr(
             (SIZE, *wide.shape[1:]),
-            bandwidth=default_bandwidth(length, step) * float(rng.uniform(0.35, 1.1)),
+            bandwidth=default_bandwidth(length) * float(rng.uniform(0.35, 1.1)),
         )
         spread = variance.permute(1, 2, 0, 3).flatten(2)
         base = floor.expand(CUBES, 1, 1, SIZE).permute(1, 2, 0, 3).flatten(2)
