@@ -51,8 +51,11 @@ def own_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Return a context that works on the stream."""
-    return nullcontext() if stream is None else torch.cuda.stream(stream)
+    """Return a context that works on the stream, after all that is queued on the present one."""
+    if stream is None:
+        return nullcontext()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    return torch.cuda.stream(stream)
 
 
 def settle(device: torch.device) -> None:

@@ -45,8 +45,12 @@ class CudaRecorder:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile; that is no fault of the recording.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # A recording that fails leaves its stream behind as the current one: the outer context puts that right.
+        # Other threads may use the device meanwhile, which is no fault of the recording.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             function()
         return graph.replay
 
