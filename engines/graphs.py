@@ -45,7 +45,7 @@ class CudaRecorder:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # A recording that fails leaves its stream behind as the current one: the outer context puts that right.
+        # A recording that fails leaves its stream behind as the current one; the outer context undoes that.
         # Other threads may use the device meanwhile, which is no fault of the recording.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),

@@ -29,7 +29,7 @@ from microdiffusion.engines.denoiser import CONDITIONS, WINDOW, DenoiserShape, S
 from microdiffusion.engines.device import Clock
 from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.figures import Figures, measure, measure_held
-from microdiffusion.engines.graphs import Graphs, Tensors
+from microdiffusion.engines.graphs import CudaRecorder, Graphs, Tensors
 from microdiffusion.engines.linear import along_z
 from microdiffusion.engines.octave import OctaveTest
 from microdiffusion.engines.reconstructor import Reconstructor
@@ -367,6 +367,45 @@ def test_what_cannot_be_recorded_is_said_once_and_left_to_the_caller(
         "The update is not recorded as a CUDA graph, it runs step by step: "
         "operation not permitted when stream is capturing"
     ]
+
+
+def test_recordings_share_a_pool_and_leave_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools, streams, log = [], ["own"], []
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def stream(wanted: str) -> Iterator[None]:
+        before = list(streams)
+        streams.append(wanted)
+        try:
+            yield
+        finally:
+            streams[:] = before
+
+    @contextmanager
+    def graph(_: Graph, *, pool: object, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        pools.append(pool)
+        streams.append("capture")
+        yield  # as torch's own, which does not come back from a recording that fails
+        streams.pop()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    recorder = CudaRecorder()
+    for _ in range(2):
+        recorder(lambda: log.append(streams[-1]))()
+    assert log == ["capture", "replay"] * 2
+    assert pools[0] is pools[1] is not None
+    with pytest.raises(ZeroDivisionError):
+        recorder(lambda: log.append(str(1 / 0)))
+    assert streams == ["own"]
 
 
 # The reconstructor --------------------------------------------------------------------------------
