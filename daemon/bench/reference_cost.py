@@ -32,6 +32,7 @@ _INR_PIXELS = 256
 _INR_UPDATES = 2
 _CHANNELS = POSITION + PROJECTION
 _SMALLEST_EDGE = 32
+_TOGETHER = 1 << 16  # pixels that the reference samples together
 _UPDATES = 2  # the first one of a training has to make the networks, and does not count
 _UPDATE_FLOP = 4.0  # of an update, evaluations that it costs about
 
@@ -82,20 +83,24 @@ def reference_parts(
     trained = _measured_edges(rows, columns, most_flop / _UPDATE_FLOP / _UPDATES)
     sampled = _measured_edges(rows, columns, most_flop)
     unet = UNet(_CHANNELS, width=config.width).to(device).eval()
-    state, told = torch.randn(1, 1, *sampled, device=device), torch.randn(1, _CHANNELS, device=device)
-    step = torch.full((1,), 9, device=device)
+    # A CPU is busy with one image; a GPU is given as many as the method samples together.
+    together = min(slices, max(1, _TOGETHER // (rows * columns))) if device.type == "cuda" else 1
+    state = torch.randn(together, 1, *sampled, device=device)
+    told = torch.randn(together, _CHANNELS, device=device)
+    step = torch.full((together,), 9, device=device)
 
     def evaluate() -> None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             unet(state, step, told)
 
     update_scale, evaluation_scale = (real / _flop(*edges) for edges in (trained, sampled))
-    one = f"1 evaluation{_shown(sampled, evaluation_scale)}, for {evaluations} images"
+    shown = f"{_shown(sampled, evaluation_scale)}{f', {together} images together' if together > 1 else ''}"
+    one = f"1 evaluation{shown}, for {evaluations} images"
     return ReferenceParts(
         {
             "inr": lambda: seconds_of(lambda: fit_field(field, operator, images, plan), device),
             "training": lambda: _update_seconds(config, images[:1, : trained[0], : trained[1]]),
-            "sampling": lambda: seconds_of(evaluate, device),
+            "sampling": lambda: seconds_of(evaluate, device) / together,
         },
         {
             "inr": config.inr_steps * batch / (pixels * _INR_UPDATES),
