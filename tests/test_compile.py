@@ -313,6 +313,16 @@ def test_what_cannot_be_compiled_is_one_sentence(
     assert len(error.splitlines()) == 1
 
 
+def test_a_machine_without_gpu_is_told_what_serves_it(
+    small_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["compile", "--weights", str(small_weights), "--set", "engine.runtime=torch"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to build ahead on a CPU; torch cpu" in said
+    assert "no CUDA device found" in said
+
+
 def test_check_builds_here_and_keeps_nothing(
     small_weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,25 @@ def run(args: Namespace) -> int:
     paths = (
         [shipped_weights(name) for name in ("small", "large")] if every else [weights_path(config, device)]
     )
-    return _check(paths, device, config) if args.check else _compile(paths, device, config)
+    if args.check:
+        return _check(paths, device, config)
+    if device.type == "cpu" and config.device == "auto" and config.runtime != "tensorrt":
+        return _ready(paths, config)
+    return _compile(paths, device, config)
+
+
+def _ready(paths: list[Path], config: EngineConfig) -> int:
+    """Say what serves on a CPU, where nothing is built ahead; opening it checks it."""
+    from microdiffusion.engines.engine import open_engine
+
+    for path in paths:
+        started = time.perf_counter()
+        engine = open_engine(config.model_copy(update={"weights": path, "method": "mdd"}))
+        say(
+            f"{path.stem}: nothing to build ahead on a CPU; {engine.name} opens in "
+            f"{time.perf_counter() - started:.1f} s ({engine.reason})"
+        )
+    return 0
 
 
 def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
