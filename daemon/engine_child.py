@@ -1,7 +1,8 @@
 """The engine's own process: opens device and weights, reports them, then answers one sweep after the other.
 
 It imports torch, ends when its pipe closes, so it cannot outlive the daemon, and changes its runtime when it
-is told that another one has been built. Every request but a run's header has exactly one answer.
+is told that another one has been built, or when it fails in the middle of a run: then torch goes on with
+the same sweep. Every request but a run's header has exactly one answer; a `Changed` may come before it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ class ChangeOver:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Its answer: what serves now, or why it goes on as before."""
+    """What serves now, or None and why it goes on as before; `failure` also says why it had to change."""
 
     info: EngineInfo | None
     failure: str = ""
@@ -115,10 +116,31 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Callable[[Engin
             try:
                 if reconstructor is None:
                     raise EngineError("A sweep came before its run's header.")
-                answer: object = reconstructor.reconstruct(request)
+                try:
+                    answer: object = reconstructor.reconstruct(request)
+                except RuntimeError as error:  # an EngineError is one too
+                    if engine.name.startswith("torch"):
+                        raise
+                    engine = _torch_instead(config, opener, engine, error)
+                    reconstructor.use(engine)
+                    pipe.send(Changed(EngineInfo.of(engine), engine.fallback))
+                    answer = reconstructor.reconstruct(request)
             except Exception as error:  # one bad sweep must not end the run
                 answer = EngineError(f"{type(error).__name__}: {error}")
             pipe.send(answer)
+
+
+def _torch_instead(
+    config: EngineConfig, opener: Callable[[EngineConfig], Engine], failed: Engine, error: RuntimeError
+) -> Engine:
+    """Return the engine with torch, after another runtime failed in the middle of a run."""
+    engine = opener(config.model_copy(update={"runtime": "torch"}))
+    why = f"{failed.name} failed: {error}"
+    return replace(
+        engine,
+        reason=f"{engine.reason}; torch, {why}",
+        fallback=f"{failed.name} is not used any more, torch goes on in its place: {error}",
+    )
 
 
 def _reopen(config: EngineConfig, opener: Callable[[EngineConfig], Engine]) -> tuple[Engine | None, str]:

@@ -367,7 +367,10 @@ class EngineProcess:
             return
         self.building = ""
         self.info = answer.info
-        self._on_note(f"{answer.info.device} serves from now on", "info")
+        if answer.failure:
+            self._on_note(answer.failure, "warning")
+        else:
+            self._on_note(f"{answer.info.device} serves from now on", "info")
 
     def _give_up_runtime(self, code: object) -> None:
         """Have the next child serve with torch: it may be the runtime that it died of, and would again."""

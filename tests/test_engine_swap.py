@@ -73,6 +73,27 @@ def opener_that_dies(config: EngineConfig) -> Any:
     return opener(config)
 
 
+class _Breaks:
+    """A runtime that fails from its third call on."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.device, self.multiple, self.capturable = runtime.device, runtime.multiple, False
+        self.name, self._runtime, self._left = FASTER, runtime, 2
+
+    def __call__(self, *inputs: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError("out of memory")
+        return self._runtime(*inputs)
+
+
+def opener_that_breaks(config: EngineConfig) -> Any:
+    engine = opener(config)
+    if config.runtime == "torch":
+        return engine
+    return replace(engine, name=f"{FASTER} cpu float16", runtime=_Breaks(engine.runtime), pending="")
+
+
 def build(config: EngineConfig, progress: Callable[[float], None]) -> None:
     """Build until the test opens the gate."""
     share = 0.0
@@ -264,6 +285,27 @@ def test_an_engine_that_dies_of_its_runtime_is_replaced_by_torch(
     assert owner.warnings() == ["the engine process died (exit code 9): from now on torch serves"]
     assert runtimes(owner) == ["torch", "torch"]
     assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 1, "")
+
+
+def test_a_runtime_that_fails_in_the_middle_of_a_run_gives_way_and_the_sweep_is_done(
+    start: Callable[..., Owner], sweeps: list[Sweep]
+) -> None:
+    owner = start(opener=opener_that_breaks)
+    for sweep in sweeps:
+        owner.engine.submit(sweep)
+    assert owner.engine.drain(60)
+    assert owner.lost == []
+    names = runtimes(owner)
+    assert names[0] == FASTER.split()[0]
+    assert names[-1] == "torch"
+    assert owner.warnings() == [
+        f"{FASTER} cpu float16 is not used any more, torch goes on in its place: out of memory"
+    ]
+    info = owner.engine.info
+    assert info is not None
+    assert info.reason.endswith(f"; torch, {FASTER} cpu float16 failed: out of memory")
+    # The warm INR is kept.
+    assert [result.inr_iterations for result in owner.volumes] == [2, 1, 1, 1]
 
 
 def test_a_runtime_that_is_there_from_the_start_is_not_built(
