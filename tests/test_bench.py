@@ -248,6 +248,12 @@ def test_the_reference_is_counted_up_from_its_settings():
     assert real.times["training"] == config.epochs * 3
 
 
+def test_images_that_the_reference_has_to_pad_are_timed_too():
+    parts = reference_cost.reference_parts(torch.full((2, 12), 1 / 12), torch.rand(2, 35, 21), 1e15)
+    assert all(0 < call() < 60 for call in parts.calls.values())
+    assert parts.scaled_from["sampling"].startswith("1 evaluation, for 24 images")
+
+
 def test_growth_says_what_the_largest_costs_per_voxel():
     figures = growth_of({"small": 1.0, "large": 5.2}, {"small": 10, "large": 40}, linear=True)
     assert figures["largest_over_smallest"] == pytest.approx(1.3)

@@ -9,6 +9,7 @@ operations as one of 64 x 64, and 12 times as long.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from microdiffusion.config import ReferenceConfig
 from microdiffusion.daemon.bench.timing import seconds_of, synchronise
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import POSITION, PROJECTION
-from microdiffusion.engines.reference.method import ReferenceMethod
+from microdiffusion.engines.reference.method import SMALLEST, ReferenceMethod
 from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
 from microdiffusion.engines.reference.unet import MULTIPLE, UNet
 
@@ -159,16 +160,24 @@ def _shown(edges: tuple[int, int], scale: float) -> str:
 
 
 def _measured_edges(rows: int, columns: int, most_flop: float) -> tuple[int, int]:
-    """Return the image that is timed: the real one, or the largest halving of it that costs little enough."""
-    edges = rows, columns
+    """Return the image that is timed: the real one, or the largest halving of it that costs little enough.
+
+    Its edges are what the network can halve, as the reference's method pads them.
+    """
+    edges = _whole(rows), _whole(columns)
     while _flop(*edges) > most_flop and min(edges) > _SMALLEST_EDGE:
-        edges = edges[0] // 2, edges[1] // 2
+        edges = _whole(edges[0] // 2), _whole(edges[1] // 2)
     return edges
 
 
+def _whole(edge: int) -> int:
+    return max(SMALLEST, math.ceil(edge / MULTIPLE) * MULTIPLE)
+
+
+@functools.cache
 def _flop(rows: int, columns: int) -> float:
     """Return the operations of one evaluation of the reference's network, counted on shapes."""
-    rows, columns = (max(16, math.ceil(edge / MULTIPLE) * MULTIPLE) for edge in (rows, columns))
+    rows, columns = _whole(rows), _whole(columns)
     unet = UNet(_CHANNELS).to("meta").eval()
     image, told = torch.empty(1, 1, rows, columns, device="meta"), torch.empty(1, _CHANNELS, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
