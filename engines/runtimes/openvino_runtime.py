@@ -130,19 +130,20 @@ class _Graph:
         ops = self._ops
         stacks = [ops.parameter([-1, WINDOW, -1, -1], name=name) for name in ("state", "prior", "image")]
         conditions = ops.parameter([-1, CONDITIONS], name="conditions")
-        first, second = model.condition[0], model.condition[2]
-        embedded = ops.swish(self._linear(ops.swish(self._linear(conditions, first)), second))
+        first, _, second, _ = model.condition
+        embedded = ops.swish(self._linear(conditions, first))  # type: ignore[arg-type]
+        embedded = ops.swish(self._linear(embedded, second))  # type: ignore[arg-type]
         features = self._convolution(ops.concat(stacks, 1), model.stem)
         skips = []
         for stage, shrink in zip(model.down, model.shrink, strict=True):
             for block in stage:  # type: ignore[attr-defined]
                 features = self._block(features, embedded, block)
             skips.append(features)
-            features = self._convolution(features, shrink)
+            features = self._convolution(features, shrink)  # type: ignore[arg-type]
         for block in model.middle:
-            features = self._block(features, embedded, block)
+            features = self._block(features, embedded, block)  # type: ignore[arg-type]
         for grow, stage in zip(model.grow, model.up, strict=True):
-            features = ops.add(self._transposed(features, grow), skips.pop())
+            features = ops.add(self._transposed(features, grow), skips.pop())  # type: ignore[arg-type]
             for block in stage:  # type: ignore[attr-defined]
                 features = self._block(features, embedded, block)
         change = self._convolution(ops.swish(features), model.head)
