@@ -13,6 +13,7 @@ Runs on the reconstructor's thread.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -35,14 +36,16 @@ _MOST_KEYS = 64
 
 
 class CudaRecorder:
-    """Records on the current CUDA device."""
+    """Records on the current CUDA device; graphs share a pool of memory."""
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """Return what replays the function's work."""
-        if self._pool is None:
+        if not self._graphs:
+            # The allocator refuses the pool of graphs that are all gone, as after a change of runtime.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream behind as the current one; the outer context undoes that.
@@ -52,6 +55,7 @@ class CudaRecorder:
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             function()
+        self._graphs.add(graph)
         return graph.replay
 
 

@@ -399,10 +399,15 @@ def test_recordings_share_a_pool_and_leave_the_stream_as_it_was(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
     monkeypatch.setattr(torch.cuda, "stream", stream)
     recorder = CudaRecorder()
+    replays = []
     for _ in range(2):
-        recorder(lambda: log.append(streams[-1]))()
+        replays.append(recorder(lambda: log.append(streams[-1])))
+        replays[-1]()
     assert log == ["capture", "replay"] * 2
     assert pools[0] is pools[1] is not None
+    replays.clear()  # torch refuses the pool of graphs that are all gone
+    recorder(lambda: None)
+    assert pools[2] not in (None, pools[0])
     with pytest.raises(ZeroDivisionError):
         recorder(lambda: log.append(str(1 / 0)))
     assert streams == ["own"]
