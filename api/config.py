@@ -285,7 +285,9 @@ class EngineConfig(Table):
     threads: Annotated[
         int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")
     ] = None
-    seed: Annotated[int, Field(ge=0, description="seed of the sampler's noise, and of the reference method")] = 0
+    seed: Annotated[
+        int, Field(ge=0, description="seed of the sampler's noise, and of the reference method")
+    ] = 0
     inr: InrConfig = InrConfig()
     reference: ReferenceConfig = ReferenceConfig()
 
