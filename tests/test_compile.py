@@ -5,6 +5,7 @@ A stand-in that computes with torch stands for TensorRT on a GPU; the cache and 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import sys
@@ -83,6 +84,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(tensorrt_open, "driver_version", lambda: state.driver)
     monkeypatch.setattr(tensorrt_open, "gpu_name", lambda _: "GeForce, compute capability 8.6")
     monkeypatch.setattr(compiling, "find_tensorrt", lambda: TRT)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     return state
 
 

@@ -29,7 +29,7 @@ from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT
 from microdiffusion.engines.runtimes.parity import PARITY_LIMIT, check_parity, parity_error
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine, find_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
-from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime
+from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime, context_settings
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown
 from microdiffusion.errors import ConfigError, DependencyError, EngineError
@@ -432,6 +432,35 @@ def test_runs_on_the_current_stream_unless_that_is_the_default_one(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: recording)
     runtime(*some_inputs(2, 8, 8))
     assert trt.contexts[-1].streams == [1, 7]
+
+
+@pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "for RTX"])
+def test_contexts_of_rtx_keep_the_kernels_of_their_shape_and_share_them(rtx: bool) -> None:
+    kernels, done = object(), {}
+    settings = SimpleNamespace(
+        set_execution_context_allocation_strategy=lambda strategy: done.update(memory=strategy),
+        create_runtime_cache=lambda: kernels,
+        set_runtime_cache=lambda cache: done.update(cache=cache),
+    )
+    trt = SimpleNamespace(ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="ours"))
+    if rtx:
+        trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="at once")
+    engine = SimpleNamespace(create_runtime_config=lambda: settings)
+    if not rtx:
+        assert context_settings(trt, engine) == ("ours", None)
+        return
+    assert context_settings(trt, engine) == (settings, kernels)
+    assert settings.dynamic_shapes_kernel_specialization_strategy == "at once"
+    assert done == {"memory": "ours", "cache": kernels}
+
+
+def test_names_that_rtx_is_asked_for_exist(trt: Any) -> None:
+    if not trt.__name__.startswith("tensorrt_rtx"):
+        pytest.skip("another TensorRT")
+    assert trt.BuilderFlag.REQUIRE_USER_ALLOCATION is not None
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER is not None
+    assert {"create_runtime_cache", "set_runtime_cache"} <= set(dir(trt.IRuntimeConfig))
+    assert trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy.fset is not None
 
 
 # ---- on a GPU

@@ -31,6 +31,8 @@ MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 # Windows times pixels of the largest pass: bounds the scratch memory (about 0.3 GB at 32 channels).
 _PROFILE_PIXELS = BATCH_PIXELS["cuda"]
 _PROFILE_BATCH = 64
+# Of TensorRT for RTX: its engines may take memory while they run, which a CUDA graph cannot hold.
+_OWN_MEMORY = "REQUIRE_USER_ALLOCATION"
 
 Progress = Callable[[float], None]
 """Told the share (0 to 1) of a build that is done."""
@@ -101,6 +103,9 @@ def build_engine(
     check_precision(trt, network, dtype)
     log.last = ""  # without a GPU even a good start complains
     config = builder.create_builder_config()
+    own_memory = getattr(trt.BuilderFlag, _OWN_MEMORY, None)
+    if own_memory is not None:
+        config.set_flag(own_memory)
     shapes = builder.create_optimization_profile()
     for name in INPUTS:
         sizes = (_input_shape(name, batch, edge, edge) for batch, edge in _sizes(profile))
@@ -150,6 +155,7 @@ def cache_key(trt: Any, graph: bytes, profile: Profile, gpu: str, driver: str) -
         "driver": driver,
         "shapes": str(_sizes(profile)),
         "precision": "float16",
+        "flags": _OWN_MEMORY,
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,9 @@ def open_tensorrt(
     def make() -> bytes:
         if not build:
             raise not_built
-        fresh.append(build_engine(trt, graph, profile, progress=progress))
+        # TensorRT builds for the current device, which need not be the one that serves.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            fresh.append(build_engine(trt, graph, profile, progress=progress))
         return fresh[0]
 
     def use(engine: bytes) -> bool:

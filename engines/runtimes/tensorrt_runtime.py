@@ -68,13 +68,15 @@ class TensorRTRuntime:
         self.name = f"{trt.__name__} {trt.__version__} {device} float16"
         self.profile = profile
         self._log = trt_logger(trt)
-        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._sizes: dict[tuple[int, int, int], _Sized] = {}
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(engine)
-            if self._engine is None or self._engine.create_execution_context(self._strategy) is None:
+            if self._engine is None:
+                raise EngineError(f"{self.name} does not accept the engine. {self._log.last}")
+            self._how, self._kernels = context_settings(trt, self._engine)
+            if self._engine.create_execution_context(self._how) is None:
                 raise EngineError(f"{self.name} does not accept the engine. {self._log.last}")
             scratch = max(1, int(self._engine.device_memory_size_v2))
             self._scratch = torch.empty(scratch, dtype=torch.uint8, device=device)
@@ -134,7 +136,7 @@ class TensorRTRuntime:
         inputs = (buffer(*window), buffer(*window), buffer(*window), buffer(batch, CONDITIONS))
         output = buffer(batch, SLICES, rows, columns)
         with torch.cuda.device(self.device):
-            context = self._engine.create_execution_context(self._strategy)
+            context = self._engine.create_execution_context(self._how)
         if context is None:
             raise EngineError(f"TensorRT has no memory for another size of batches. {self._log.last}")
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
@@ -144,3 +146,22 @@ class TensorRTRuntime:
             context.set_tensor_address(name, tensor.data_ptr())
         context.set_tensor_address(OUTPUT, output.data_ptr())
         return _Sized(context, inputs, output)
+
+
+def context_settings(trt: Any, engine: Any) -> tuple[Any, Any]:
+    """Return how contexts of an engine are made, and what has to live as long as they do.
+
+    TensorRT for RTX compiles kernels on the GPU that runs them. Left alone it begins with general ones and
+    compiles the ones for a shape meanwhile; a CUDA graph would keep the general ones for good. So they are
+    compiled at a shape's first call, and the contexts of all sizes share what was compiled.
+    """
+    memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    specialization = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if specialization is None:
+        return memory, None
+    settings = engine.create_runtime_config()
+    settings.set_execution_context_allocation_strategy(memory)
+    settings.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+    kernels = settings.create_runtime_cache()
+    settings.set_runtime_cache(kernels)
+    return settings, kernels
