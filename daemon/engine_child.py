@@ -2,13 +2,15 @@
 
 It imports torch, ends when its pipe closes, so it cannot outlive the daemon, and changes its runtime when it
 is told that another one has been built, or when it fails in the middle of a run: then torch goes on with
-the same sweep. Every request but a run's header has exactly one answer; a `Changed` may come before it.
+the same sweep. Where an error leaves the GPU refusing the whole process, it ends after its answer, to be
+started again. Every request but a run's header has exactly one answer; a `Changed` may come before it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +23,8 @@ from microdiffusion.run_header import RunHeader
 
 if TYPE_CHECKING:
     from microdiffusion.engines.engine import Engine
+
+_LOST = 70  # the exit code where the GPU is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Callable[[Engin
                 try:
                     answer: object = reconstructor.reconstruct(request)
                 except RuntimeError as error:  # an EngineError is one too
-                    if engine.name.startswith("torch"):
+                    if engine.name.startswith("torch") or _is_lost(engine):
                         raise
                     engine = _torch_instead(config, opener, engine, error)
                     reconstructor.use(engine)
@@ -128,6 +132,22 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Callable[[Engin
             except Exception as error:  # one bad sweep must not end the run
                 answer = EngineError(f"{type(error).__name__}: {error}")
             pipe.send(answer)
+            if isinstance(answer, EngineError) and _is_lost(engine):
+                pipe.close()
+                os._exit(_LOST)  # an orderly end may hang
+
+
+def _is_lost(engine: Engine) -> bool:
+    """Return whether the GPU takes no more work of this process, as after an illegal access to its memory."""
+    if engine.device.type != "cuda":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize(engine.device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _torch_instead(

@@ -5,6 +5,7 @@ The stand-in is torch under another name; what is real are the processes, the pi
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,22 +18,26 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from sample_data import header, specimen, sweep_of, write_sample
 
 from microdiffusion import open_run
 from microdiffusion.config import Config, DashboardConfig, EngineConfig, InrConfig, RecorderConfig, WireConfig
-from microdiffusion.daemon import serve
+from microdiffusion.daemon import engine_child, serve
 from microdiffusion.daemon.engine_builder import EngineBuilder
 from microdiffusion.daemon.engine_process import EngineProcess
 from microdiffusion.daemon.snapshot import EngineStatus, StatusSnapshot
 from microdiffusion.daemon.status_text import page
 from microdiffusion.daemon.view import screen
 from microdiffusion.drivers.replay import open_source, replay
+from microdiffusion.engines import reconstructor
+from microdiffusion.engines.engine import Engine
 from microdiffusion.errors import EngineError
 from microdiffusion.run_file import RUNTIMES, Status
 from microdiffusion.sweep import Reconstruction, Sweep
@@ -306,6 +311,51 @@ def test_a_runtime_that_fails_in_the_middle_of_a_run_gives_way_and_the_sweep_is_
     assert info.reason.endswith(f"; torch, {FASTER} cpu float16 failed: out of memory")
     # The warm INR is kept.
     assert [result.inr_iterations for result in owner.volumes] == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["one bad sweep", "the GPU is lost"])
+@pytest.mark.parametrize("serves", ["torch", "tensorrt"])
+def test_a_process_whose_gpu_is_lost_ends_after_its_answer(
+    lost: bool, serves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    requests = [header(), "sweep"]
+
+    class Lost(Exception):
+        pass
+
+    def receive() -> object:
+        if not requests:
+            raise EOFError
+        return requests.pop(0)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error")
+
+    def end(code: int) -> None:
+        said.append(code)
+        raise Lost
+
+    engine = Engine(torch.device("cuda"), f"{serves} cuda", "")
+    opened: list[str] = []
+    monkeypatch.setattr(engine_child.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(engine_child.os, "_exit", end)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda _: None)
+    monkeypatch.setattr(
+        reconstructor, "Reconstructor", lambda *_: SimpleNamespace(reconstruct=fail, use=lambda _: None)
+    )
+    pipe = SimpleNamespace(send=said.append, recv=receive, close=lambda: said.append("closed"))
+
+    def open_it(config: EngineConfig) -> Engine:
+        opened.append(config.runtime)
+        return engine
+
+    with contextlib.suppress(Lost):
+        engine_child.serve_engine(pipe, EngineConfig(), open_it)  # type: ignore[arg-type]
+    (answer,) = (each for each in said if isinstance(each, EngineError))
+    assert "CUDA error" in str(answer)
+    assert said[said.index(answer) + 1 :] == (["closed", 70] if lost else [])
+    assert opened[1:] == (["torch"] if serves == "tensorrt" and not lost else [])
 
 
 def test_a_runtime_that_is_there_from_the_start_is_not_built(
