@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.bench.settings import WARM_UP
+from microdiffusion.engines.reconstructor import Reconstructor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from microdiffusion.daemon.bench.scene import Scene
     from microdiffusion.engines.engine import Engine
-    from microdiffusion.engines.reconstructor import Reconstructor
 
 QUIET = (1, 2)
 """Of the sweeps that are made: both offsets, and nothing held out."""
@@ -37,11 +35,12 @@ class Turn:
             self._reconstructor.reconstruct(sweep)
         self._number += 1
 
-    def on(self, engine: Engine) -> Callable[[], None]:
-        """Return the same call in another engine's runtime."""
+    def on(self, engine: Engine) -> Turn:
+        """Return the same in another engine's runtime, warm too.
 
-        def call() -> None:
-            self._reconstructor.use(engine)
-            self()
-
-        return call
+        With a reconstructor of its own: one that changes its runtime drops the graphs that it has recorded.
+        """
+        mine = self._reconstructor
+        if engine.runtime is mine.engine.runtime:
+            return self
+        return Turn(Reconstructor(mine.header, mine.config, engine), self.scene, self._sessions)
