@@ -121,7 +121,7 @@ def _on_cuda(
     except Exception as error:  # TensorRT's bindings raise what they like, and torch can always go on
         if asked and isinstance(error, DependencyError):
             raise
-        return _fallen_back(model, device, "TensorRT", error)
+        return _fallen_back(model, device, config, "TensorRT", error)
     return Choice(opened.runtime, f"; {name} {'as configured' if asked else 'found'}")
 
 
@@ -136,7 +136,7 @@ def _on_cpu(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> 
         runtime = OpenVINORuntime(model, device, openvino, threads=config.threads)
         check_parity(runtime, model, *_CHECKED, coarse=runtime.name.endswith("bfloat16"))
     except Exception as error:  # as above
-        return _fallen_back(model, device, "OpenVINO", error)
+        return _fallen_back(model, device, config, "OpenVINO", error)
     version = openvino.__version__.partition("-")[0]
     return Choice(runtime, f"; openvino {version} {'as configured' if asked else 'found'}")
 
@@ -148,10 +148,12 @@ def _torch(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> T
     return TorchRuntime(model, device)
 
 
-def _fallen_back(model: SlabDenoiser, device: torch.device, name: str, error: Exception) -> Choice:
+def _fallen_back(
+    model: SlabDenoiser, device: torch.device, config: EngineConfig, name: str, error: Exception
+) -> Choice:
     fallback = f"{name} is not used, torch goes on in its place: {error}"
     logger.warning(fallback)
-    return Choice(TorchRuntime(model, device), f"; torch, {name} failed: {error}", fallback=fallback)
+    return Choice(_torch(model, device, config), f"; torch, {name} failed: {error}", fallback=fallback)
 
 
 def _not_installed(runtime: str, install: str) -> str:

@@ -97,7 +97,9 @@ class TensorRTRuntime:
                 f"{self.profile.largest[1]} pixels, got {rows} x {columns}: "
                 "use the engine.tile it was opened with."
             )
-        size = self.profile.largest[0]
+        # In parts of like size: one with few windows would cost as much, and a context of its own.
+        count = -(-len(state) // self.profile.largest[0])
+        size = -(-len(state) // count)
         parts = zip(*(tensor.split(size) for tensor in (state, prior, image, conditions)), strict=True)
         # Each correction leaves its buffer before the next part of the same size is queued.
         corrections = [self._correction(*part).float() for part in parts]
