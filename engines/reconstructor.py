@@ -31,7 +31,7 @@ from microdiffusion.engines.merging import Seen, merge, same_places
 from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten, white_share
 from microdiffusion.engines.prior import SessionPrior, View
 from microdiffusion.engines.sampler import SamplerSettings, bridge_noise
-from microdiffusion.engines.session import Geometries, Geometry, Session
+from microdiffusion.engines.session import Geometries, Geometry, Session, light_range
 from microdiffusion.engines.update import FIGURES, Update, UpdateSettings
 from microdiffusion.errors import GeometryError
 from microdiffusion.sweep import Reconstruction
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # The network was trained on fields whose range is known to about this factor; beyond it, start anew.
 _RANGE_DRIFT = (0.75, 1.5)
+_FEW, _MANY = 20_000, 200_000  # pixels that tell the range; many take longer than a GPU for the volume
 # Of the prior, in spans below the darkest projections: room for dark holes in a bright specimen. Where the
 # camera's pedestal is not known, zero light seems to lie far below everything that was measured; a field
 # that has to climb from there never arrives.
@@ -373,18 +374,17 @@ class Reconstructor:
         return answer.volume, answer.inr_steps, answer.seconds
 
     def _session(self, sweep: Sweep, geometry: Geometry) -> Session:
-        # From the host's own copy: the device is not asked for what came from here.
-        sample_of = sweep.projections.reshape(-1)[:: max(1, sweep.projections.size // 200_000)]
-        low, high = (float(v) for v in np.percentile(sample_of, [1.0, 99.9]))
-        span = max(high - low, 1e-3 * abs(high), 1e-6)
-        key = (sweep.channel, sweep.position)
-        session = self._sessions.get(key)
-        if (
-            session is not None
-            and _RANGE_DRIFT[0] < span / session.span < _RANGE_DRIFT[1]
-            and abs(low - session.low) < 0.5 * session.span
-        ):
-            return session
+        session = self._sessions.get((sweep.channel, sweep.position))
+        many = max(1, sweep.projections.size // _MANY)
+        # Few pixels (of all columns: an odd step) say that a range is the same; that it is not, many have to.
+        for step in (many,) if session is None else (sweep.projections.size // _FEW | 1, many):
+            low, span = light_range(sweep.projections.reshape(-1)[::step])
+            if (
+                session is not None
+                and _RANGE_DRIFT[0] < span / session.span < _RANGE_DRIFT[1]
+                and abs(low - session.low) < 0.5 * session.span
+            ):
+                return session
         prior = SessionPrior(
             self.header.shape,
             self.config.inr,
@@ -392,5 +392,5 @@ class Reconstructor:
             device=self.device,
             name=f"channel {sweep.channel}, position {sweep.position}",
         )
-        self._sessions[key] = Session(low, span, prior, Findings())
-        return self._sessions[key]
+        self._sessions[sweep.channel, sweep.position] = Session(low, span, prior, Findings())
+        return self._sessions[sweep.channel, sweep.position]

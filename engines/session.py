@@ -153,5 +153,11 @@ class Session:
         return next((each for each in self.last_two if each.sweep == number), None)
 
 
+def light_range(counts: NDArray[np.float32]) -> tuple[float, float]:
+    """Return what is dark, and how far it is from there to what is bright; of the host's own copy."""
+    low, high = (float(v) for v in np.percentile(counts, [1.0, 99.9]))
+    return low, max(high - low, 1e-3 * abs(high), 1e-6)
+
+
 def _tensor(array: NDArray[np.float64], device: torch.device) -> Tensor:
     return torch.from_numpy(array.astype(np.float32)).to(device)
