@@ -34,5 +34,5 @@ def test_freed_memory_is_found_mapped_again():
         assert result.returncode == 0, result.stderr
         return int(result.stdout)
 
-    # With huge pages fewer faults bring as much; without keeping there is one at least for each tensor.
-    assert count("kept") < 0.1 * max(count("as it is"), 50)
+    # One of the five may find no gap of its size; with huge pages fewer faults bring as much.
+    assert count("kept") < 0.5 * max(count("as it is"), 50)
