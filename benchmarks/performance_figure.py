@@ -35,7 +35,8 @@ def _stages(axis: plt.Axes, sizes: dict[str, Any]) -> None:
     axis.set(ylabel="ns per voxel", title="Stages, one evaluation")
     axis.tick_params(axis="x", labelsize=8)
     if sizes:
-        axis.legend(fontsize=8)
+        axis.set_ylim(top=1.35 * max(below.values()))
+        axis.legend(fontsize=8, loc="upper center", ncol=3)
 
 
 def _per_voxel(axis: plt.Axes, growth: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def _runtimes(axis: plt.Axes, runtimes: dict[str, Any]) -> None:
     axis.set(xlabel="ms per volume", title="Runtimes, 64 x 128 x 128")
     axis.tick_params(axis="y", labelsize=8)
     if runtimes:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.18), ncol=2)
 
 
 def _voxels(name: str) -> int:
