@@ -117,7 +117,8 @@ class Denoise:
         for first in range(0, len(self._windows), size):
             some = slice(first, first + size)
             index = self._windows[some]
-            state_w, prior_w, image_w = state[index], prior[index], images[self._nearest[some]]
+            state_w, prior_w = _gather(state, index), _gather(prior, index)
+            image_w = _gather(images, self._nearest[some])
             if self._guided:
                 # Both branches in one batch; the blank image is what condition dropout trained.
                 both = self._runtime(
@@ -150,6 +151,11 @@ class Denoise:
         for row in cuts(rows):
             for column in cuts(columns):
                 yield row[0], column[0], row[1], column[1], (row[2], column[2])
+
+
+def _gather(stack: Tensor, index: Tensor) -> Tensor:
+    """Return stack[index]: whole images are copied, where indexing with a table copies pixel by pixel."""
+    return stack.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def bridge_noise(shape: tuple[int, int, int], seed: int, device: torch.device) -> Tensor:
