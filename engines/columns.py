@@ -85,7 +85,7 @@ class Columns:
     above, variance : (M, P)
         Projections above the floor, and their noise variance.
     start : (Z, P), optional
-        Before the softplus; without it the field starts dark.
+        The field, above its floor and positive, that it is a correction of; without it the field starts dark.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Columns:
     ) -> None:
         self._operator, self._basis = operator, basis
         self._above, self._weight, self._start = above, variance.reciprocal(), start
+        self._start_before: Tensor | None = None
         self._ridge = _RIDGE_DARK if start is None else _RIDGE_CORRECTION
         self._noise = variance.mean(dim=1, keepdim=True).sqrt()
         linear = operator @ basis
@@ -107,14 +108,23 @@ class Columns:
     def closed_form(self) -> Fitted:
         """Return the answer that takes no step: at `start`, or what the projections say of a dark field."""
         if self._start is not None:
-            return self.look(torch.zeros_like(self._above[:1]).expand(self._basis.shape[1], -1).contiguous())
+            planes = self._above.new_zeros(self._basis.shape[1], self._above.shape[1])
+            misfit = self._above - self._operator @ self._start
+            chi = (misfit.square() * self._weight).mean(dim=0)
+            return Fitted(planes, misfit, chi, chi.clone(), self._start)
         # Of a field that hardly varies within a slab softplus and operator commute.
         lit = torch.maximum(self._above, _DARKEST * self._noise)
         return self.look(self._inverse @ before_softplus(lit))
 
     def look(self, planes: Tensor) -> Fitted:
         """Return where the columns are with `planes` (R, P)."""
-        return self._look(planes, self._above, self._weight, self._start)
+        return self._look(planes, self._above, self._weight, self._before())
+
+    def _before(self) -> Tensor | None:
+        """Return the start before the softplus: made when the first step needs it, which often none does."""
+        if self._start_before is None and self._start is not None:
+            self._start_before = before_softplus(self._start)
+        return self._start_before
 
     def chord(self, fitted: Fitted) -> Fitted:
         """Return the columns after a step with the linear problem's matrix."""
@@ -138,7 +148,8 @@ class Columns:
 
     def _newton(self, fitted: Fitted, which: slice | Tensor) -> None:
         planes, misfit, weight = fitted.planes[:, which], fitted.misfit[:, which], self._weight[:, which]
-        start = None if self._start is None else self._start[:, which]
+        before_start = self._before()
+        start = None if before_start is None else before_start[:, which]
         damping = self._damping[which]
         count = weight.shape[0]
         before = self._basis @ planes

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdiffusion.engines.columns import Columns, Fitted, before_softplus
+from microdiffusion.engines.columns import Columns, Fitted
 
 _DARKEST_START = 1e-3  # a start at zero would leave the softplus without a slope to climb
 _CHORDS = 2  # steps with the linear problem's matrix before those of Gauss and Newton
@@ -147,10 +147,8 @@ class SessionInr:
         """
         begun = time.perf_counter()
         above = (projections - floor).flatten(1)
-        before = None
-        if start is not None:
-            before = before_softplus((start - floor).clamp_min(_DARKEST_START)).flatten(1)
-        columns = Columns(operator, self._basis, above, noise_variance.flatten(1), before)
+        lit = None if start is None else (start - floor).clamp_min(_DARKEST_START).flatten(1)
+        columns = Columns(operator, self._basis, above, noise_variance.flatten(1), lit)
         fitted = columns.closed_form()
         taken, last = 0, float("inf")
         misfit = float(fitted.chi.mean())
