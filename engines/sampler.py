@@ -155,7 +155,8 @@ class Denoise:
 
 def _gather(stack: Tensor, index: Tensor) -> Tensor:
     """Return stack[index]: whole images are copied, where indexing with a table copies pixel by pixel."""
-    return stack.index_select(0, index.flatten()).unflatten(0, index.shape)
+    gathered: Tensor = stack.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return gathered
 
 
 def bridge_noise(shape: tuple[int, int, int], seed: int, device: torch.device) -> Tensor:
