@@ -5,7 +5,6 @@ The one answer to that question, for `mdd evaluate`, `mdd bench` and the benchma
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 import microdiffusion
-from microdiffusion.daemon.machine import processor_name
+from microdiffusion.daemon.machine import package_versions, processor_name
 
 _PACKAGES = (
     "numpy", "scipy", "scikit-image", "h5py", "pyzmq", "torch", "openvino", "onnxruntime", "tensorrt",
@@ -27,12 +26,6 @@ def about() -> dict[str, Any]:
     """Return machine, versions, commit and the time, as JSON can hold them, without what is not installed."""
     affinity = getattr(os, "sched_getaffinity", None)
     cuda = torch.cuda.is_available()
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -42,7 +35,7 @@ def about() -> dict[str, Any]:
         "driver": _driver() if cuda else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **versions,
+        **package_versions(_PACKAGES),
         "mdd": microdiffusion.__version__,
         "commit": _commit(Path(microdiffusion.__file__).resolve().parent),
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),

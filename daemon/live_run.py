@@ -7,7 +7,6 @@ lock. Every sweep ends as exactly one of written, lost, skipped, failed, in the 
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion import __version__
 from microdiffusion.daemon.assembler import Assembler, LostSweep
+from microdiffusion.daemon.machine import package_versions
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.recorder import Recorder, Written
 from microdiffusion.daemon.status import HEADLINE, FrameCounts, RunStatus, StatusBoard
@@ -239,17 +239,11 @@ class LiveRun:
 
 def provenance(info: EngineInfo) -> dict[str, str]:
     """Return what is needed to know how a volume came about: versions, weights, device, machine."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "mdd": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **versions,
+        **package_versions(_PACKAGES),
         "device": info.device,
         **({"device_pending": info.pending} if info.pending else {}),
         "weights": info.weights or "none",

@@ -1,4 +1,4 @@
-"""Questions to the operating system: which processor, a process's memory, the room on a disk.
+"""Questions to the system: which processor and packages, a process's memory, the room on a disk.
 
 Without psutil, which would be one more dependency for two numbers. An answer that the system refuses is
 None, never an error: these numbers are shown, not relied upon. Safe on any thread.
@@ -6,10 +6,12 @@ None, never an error: these numbers are shown, not relied upon. Safe on any thre
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -21,6 +23,17 @@ def processor_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed, by name."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def processor() -> str:

@@ -18,7 +18,8 @@ def faults():
 
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit(7)
-faults()
+for _ in range(3):  # until there is a gap of this size
+    faults()
 print(faults())
 """
 
@@ -34,5 +35,5 @@ def test_freed_memory_is_found_mapped_again():
         assert result.returncode == 0, result.stderr
         return int(result.stdout)
 
-    # One of the five may find no gap of its size; with huge pages fewer faults bring as much.
-    assert count("kept") < 0.5 * max(count("as it is"), 50)
+    # With huge pages fewer faults bring as much; without keeping there is one at least for each tensor.
+    assert count("kept") < 0.1 * max(count("as it is"), 50)
