@@ -4,8 +4,7 @@ Owns the session's `SessionInr` and three decisions.
 
 - *Which field.* Where a projection was held out, a few fields are fitted on a part of the pixels (one that
   corrects the closed form, and ones that start dark, at two bandwidths), and the one that predicts that
-  projection best stays; else it is the first, which is never worse than the closed form it starts from,
-  until a projection is held out.
+  projection best stays; else it is the first, the most careful one, until a projection is held out.
 - *When to choose anew.* When the last sweep's volume suddenly explains the projections far less than it
   used to: another specimen, or the stage has moved.
 - *How long.* Steps stop at the noise, at `inr.cold_steps` or `inr.warm_steps`, or at the deadline:
