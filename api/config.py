@@ -27,9 +27,20 @@ class AcquisitionConfig(Table):
     """Where frames come from and how they are taken."""
 
     driver: Annotated[
-        Literal["micromanager", "none"],
-        Field(description="micromanager: run a pycromanager acquisition; none: wait for frames on the wire"),
+        Literal["micromanager", "watch", "none"],
+        Field(
+            description="micromanager: run a pycromanager acquisition; watch: follow the images that "
+            "somebody else's acquisition saves; none: wait for frames on the wire"
+        ),
     ] = "micromanager"
+    watch: Annotated[
+        Path | None,
+        Field(description="folder where that acquisition's data set (NDTiff) appears, or is (watch)"),
+    ] = None
+    begin: Annotated[
+        Literal["at once", "on command"],
+        Field(description="on command: wait for `mdd control start`"),
+    ] = "at once"
     backend: Annotated[
         Literal["python", "java"],
         Field(description="python: a core of our own with mm_config; java: the running Micro-Manager"),
@@ -275,13 +286,34 @@ class EngineConfig(Table):
         bool,
         Field(description="on CUDA with torch, fuse the network (torch.compile); the first sweeps wait"),
     ] = False
-    overload: Annotated[
-        Literal["skip", "wait"],
-        Field(description="engine too slow: skip (a microscope goes on) or wait (a file can)"),
-    ] = "skip"
+    update: Annotated[
+        Literal["sweep", "projection"],
+        Field(
+            description="projection: besides each sweep's volume, a rolling one after every projection, "
+            "from the newest sweep's worth of them"
+        ),
+    ] = "sweep"
+    policy: Annotated[
+        Literal["archive", "live", "wait"],
+        Field(
+            description="engine too slow: archive (older sweeps wait in the run file and are caught up when "
+            "there is time), live (the newest first, with less effort, then fewer) or wait (the sender "
+            "waits: a file can)"
+        ),
+    ] = "archive"
     backlog: Annotated[
-        int, Field(ge=1, le=100_000, description="sweeps of a session that may wait; older ones are skipped")
+        int, Field(ge=1, le=100_000, description="sweeps of a session that wait in memory; see policy")
     ] = 2
+    session_memory_mb: Annotated[
+        Positive,
+        Field(description="most that the state of all sessions may take, MB; idle ones go to the disk first"),
+    ] = 2048.0
+    checkpoint_s: Annotated[
+        Positive,
+        Field(
+            description="how often a session's state is put on disk, s; after a crash it goes on from there"
+        ),
+    ] = 10.0
     threads: Annotated[
         int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")
     ] = None
@@ -380,13 +412,41 @@ class WireConfig(Table):
         "tcp://127.0.0.1:5750"
     )
     status: Annotated[str, Field(description="where the status goes out")] = "tcp://127.0.0.1:5751"
-    send_buffer_mb: Annotated[Positive, Field(description="most that the sender keeps, MB")] = 256.0
+    control: Annotated[str, Field(description="where commands come in (`mdd control`)")] = (
+        "tcp://127.0.0.1:5752"
+    )
+    keys: Annotated[
+        Path | None,
+        Field(description="folder of this machine's keys (`mdd keys`); none: the user's own"),
+    ] = None
+    server_key: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[!-~]{40}$", description="public key of a daemon on another machine (`mdd keys show`)"
+        ),
+    ] = None
+    encrypt_loopback: Annotated[
+        bool, Field(description="ask for keys on loopback addresses too; elsewhere they are always asked for")
+    ] = False
+    runs: Annotated[int, Field(ge=1, le=64, description="runs that may be open at the same time")] = 8
+    silent_s: Annotated[
+        Positive, Field(description="a run whose sender says nothing for so long is closed, s")
+    ] = 120.0
+    max_frame_mb: Annotated[Positive, Field(le=1024, description="largest frame that is accepted, MB")] = 64.0
+    send_buffer_mb: Annotated[Positive, Field(description="most that the sender keeps in memory, MB")] = 256.0
+    journal: Annotated[
+        Path | None,
+        Field(description="folder where the sender spills what does not fit; none: the user's own"),
+    ] = None
+    journal_gb: Annotated[
+        NonNegative, Field(description="most that it spills, GB; 0: nothing, what does not fit is dropped")
+    ] = 20.0
     receive_buffer_mb: Annotated[Positive, Field(description="most that waits for the engine, MB")] = 512.0
     sweep_timeout_s: Annotated[
         Positive, Field(description="how long a frame may be late before it counts as missing, s")
     ] = 5.0
 
-    @field_validator("data", "status")
+    @field_validator("data", "status", "control")
     @classmethod
     def _tcp_address(cls, value: str) -> str:
         scheme, _, rest = value.partition("://")
@@ -419,6 +479,12 @@ class Config(Table):
     wire: WireConfig = WireConfig()
     dashboard: DashboardConfig = DashboardConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _watch_needs_a_folder(self) -> Self:
+        if self.acquisition.driver == "watch" and self.acquisition.watch is None:
+            raise ValueError('acquisition.driver = "watch" needs acquisition.watch, a folder')
+        return self
 
     @model_validator(mode="after")
     def _channels_need_their_group(self) -> Self:

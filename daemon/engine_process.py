@@ -3,7 +3,7 @@
 `EngineProcess` lives in the daemon. It owns the child process, the pipe to it, and one thread that hands
 sweeps over one at a time and takes volumes back. Sweeps wait in a queue bounded per session: where the
 engine is slower than the acquisition, the newest sweeps win and older ones are skipped (their raw frames
-are in the run file); with `overload = "wait"` none is skipped, and `has_room` tells the sender to wait.
+are in the run file); with `policy = "wait"` none is skipped, and `has_room` tells the sender to wait.
 The child (`engine_child`) says what it has opened, then answers one sweep after the other.
 
 Where a faster runtime has to be built first, the child serves with torch, the build runs in a third process
@@ -166,7 +166,7 @@ class EngineProcess:
         """Queue a sweep; where too many wait, the oldest is skipped, of its own session if there is one."""
         skipped: list[Sweep] = []
         with self._lock:
-            if self._config.overload == "skip":
+            if self._config.policy != "wait":
                 same = [
                     s for s in self._waiting if (s.channel, s.position) == (sweep.channel, sweep.position)
                 ]

@@ -78,7 +78,7 @@ class LiveRun:
         self._ingest = ingest
         self._before = ingest.stats
         self._board = board
-        self._wait_for_engine = config.engine.overload == "wait"
+        self._wait_for_engine = config.engine.policy == "wait"
         self._lock = threading.Lock()
         self._held_s = float("-inf")
         self._timeout_s = config.wire.sweep_timeout_s

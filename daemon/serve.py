@@ -304,7 +304,7 @@ class Daemon:
 
     def _drain_s(self) -> float:
         """How long a closing run may be reconstructed: a file that waits for the engine, to its end."""
-        waits = self._config.engine.overload == "wait" and not self.stopping.is_set()
+        waits = self._config.engine.policy == "wait" and not self.stopping.is_set()
         return float("inf") if waits else DRAIN_S
 
     def _hurried(self) -> bool:

@@ -205,14 +205,14 @@ def test_an_output_that_is_a_file_is_refused(served, volume_file, capsys):
     assert "expected a folder" in one_line(capsys)
 
 
-@pytest.mark.parametrize(("rate", "overload"), [([], "wait"), (["--rate", "50"], "skip")])
+@pytest.mark.parametrize(("rate", "policy"), [([], "wait"), (["--rate", "50"], "archive")])
 def test_replay_with_its_own_daemon_feeds_it_and_is_in_nobody_s_way(
-    served, volume_file, tmp_path, rate, overload
+    served, volume_file, tmp_path, rate, policy
 ):
     assert cli.main(["replay", str(volume_file), "--serve", "--output", str(tmp_path / "out"), *rate]) == 0
     ((config, options),) = served
     assert config.acquisition.driver == "none"
-    assert config.engine.overload == overload
+    assert config.engine.policy == policy
     assert (config.wire.data, config.wire.status) == ("tcp://127.0.0.1:*",) * 2
     assert config.recorder.output == tmp_path / "out"
     assert callable(options["feed"])

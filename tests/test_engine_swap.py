@@ -430,7 +430,7 @@ def test_the_run_file_says_which_runtime_made_which_volume(
     monkeypatch.setattr(serve, "EngineProcess", partial(EngineProcess, opener=opener, build=build))
     daemon = serve.Daemon(
         Config(
-            engine=EngineConfig(weights=weights, device="cpu", threads=1, overload="wait"),
+            engine=EngineConfig(weights=weights, device="cpu", threads=1, policy="wait"),
             recorder=RecorderConfig(output=tmp_path / "runs"),
             wire=WireConfig(data="tcp://127.0.0.1:*", status="tcp://127.0.0.1:*"),
             dashboard=DashboardConfig(refresh_hz=20),

@@ -65,7 +65,7 @@ def run(args: Namespace) -> int:
     if args.serve:
         given |= OWN_DAEMON
         # Without a rate the file waits for the engine; with one, it stands for a microscope, which cannot.
-        given["engine.overload"] = "wait" if args.rate is None else "skip"
+        given["engine.policy"] = "wait" if args.rate is None else "archive"
     config = options.config_from(args, given)
     faults = _faults(args)
 
