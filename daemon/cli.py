@@ -27,15 +27,20 @@ GROUPS: dict[str, dict[str, str]] = {
     "At the microscope": {
         "serve": "acquire, reconstruct, record; --demo needs no microscope",
         "top": "watch a running daemon",
+        "control": "start, pause or stop a running daemon's acquisition, change a setting",
+        "acquire": "acquire here for a daemon on another machine",
+        "deliver": "send what an interrupted acquisition left in its journal",
     },
     "With files": {
         "replay": "send a recorded file over the wire, as the microscope would",
-        "reconstruct": "reconstruct a projection file, without a daemon",
+        "reconstruct": "reconstruct a projection file, or catch up in a run file",
         "simulate": "make a projection file from a volume",
         "info": "say what a run file holds",
+        "verify": "check a run file's ledger and checksums",
     },
     "Setting up": {
         "config": "check, show or explain a configuration",
+        "keys": "make and trust the keys for daemons on other machines",
         "compile": "build the network's TensorRT engines ahead of time",
         "train": "train the denoiser",
         "adapt": "adapt the denoiser to a session's own projections",
