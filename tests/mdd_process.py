@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,7 +46,9 @@ class Mdd:
     `family` are all processes that were ever seen below it; call `look` (or `wait_for`) now and then.
     """
 
-    def __init__(self, *arguments: object, folder: Path) -> None:
+    def __init__(
+        self, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
         self.family: set[psutil.Process] = set()
         settings = {key: value for key, value in os.environ.items() if not key.startswith("MDD_")}
@@ -59,7 +61,7 @@ class Mdd:
                 cwd=folder,
                 # A group of its own, as a terminal gives to a command.
                 start_new_session=True,
-                env={**settings, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+                env={**settings, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", **(environment or {})},
             )
         self._self = psutil.Process(self.process.pid)
 
