@@ -2,7 +2,7 @@
 
 Three threads meet here, all in the driver's own process. The caller's feeds the acquisition sweep by sweep
 and watches it; pycromanager's image thread calls `FrameHook.take` with every image; the `Sender`'s puts
-frames on the wire.
+frames on the wire, and hears from the daemon whether to go on, to pause or to stop.
 
 Invariants
 - The hook never raises and never blocks, because either would hang the acquisition; what goes wrong in it
@@ -10,6 +10,8 @@ Invariants
 - At most two sweeps of events wait in the engine. So an endless run takes no memory, and stopping has
   little to cancel. The pace is kept here and not by the events' `min_start_time`, on which the engine
   cannot be interrupted.
+- In a pause no further sweep is handed over, and the stages stay where they are; the pace of the sweeps
+  begins anew after it. How long it lasts does not matter: the sender goes on saying that it is there.
 - Whatever ends the run, the acquisition is told so and given a few seconds; one that does not come back is
   left behind and reported, never waited for without end.
 """
@@ -24,20 +26,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microdiffusion.drivers.link import FINISH_S, StatsTeller, open_sender, wanted
 from microdiffusion.drivers.mm_core import open_core, prepare
-from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, frame_key
+from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, ResumeFrom, frame_key
 from microdiffusion.drivers.specimen import Specimen
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.sender import Sender, SenderStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
     from microdiffusion.config import Config
+    from microdiffusion.keys import ClientKeys
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import FrameInfo
+
+__all__ = ["FrameHook", "ResumeFrom", "acquire"]
 
 TICK_S = 0.05
 GRACE_S = 1.5
@@ -61,16 +67,25 @@ class FrameHook:
         Whose projections replace the camera's pixels; empty lets these through.
     seed : int
         Seed of the specimen's noise; each frame draws from a generator of its own.
+    time_s : float
+        Camera time at which this acquisition begins, s since the start of the run.
     """
 
     def __init__(
-        self, sender: Sender, header: RunHeader, specimens: list[Specimen], *, seed: int = 0
+        self,
+        sender: Sender,
+        header: RunHeader,
+        specimens: list[Specimen],
+        *,
+        seed: int = 0,
+        time_s: float = 0.0,
     ) -> None:
         self._sender = sender
         self._header = header
         self._profile = header.profile
         self._specimens = specimens
         self._seed = seed
+        self._time_s = time_s
         self._lock = threading.Lock()
         self._expected: dict[Key, FrameInfo] = {}
         self._first_failure: Exception | None = None
@@ -123,7 +138,7 @@ class FrameHook:
             planned,
             z_um=float(metadata.get("ZPosition_um_Intended", planned.z_um)),
             exposure_ms=float(metadata.get("Exposure", planned.exposure_ms)),
-            camera_time_s=time_s,
+            camera_time_s=self._time_s + time_s,
         )
         self._sender.put(info, self._pixels(image, info))
 
@@ -140,12 +155,20 @@ class FrameHook:
 
 
 def acquire(
-    config: Config, address: str, *, stop: threading.Event, note: Callable[[str], None] = lambda _: None
+    config: Config,
+    address: str,
+    *,
+    stop: threading.Event,
+    note: Callable[[str], None] = lambda _: None,
+    resume: ResumeFrom | None = None,
+    security: ClientKeys | None = None,
+    patience_s: Callable[[], float] = lambda: FINISH_S,
+    on_stats: Callable[[SenderStats], None] | None = None,
 ) -> SenderStats:
     """Run the acquisition that `config` describes and send its frames to `address`.
 
-    Returns when the last sweep is taken or, at most a few seconds after, `stop` is set. One call per
-    process with the Python backend: pycromanager keeps the first core for ever.
+    Returns when the last sweep is taken or, at most a few seconds after, `stop` is set or the daemon says
+    stop. One call per process with the Python backend: pycromanager keeps the first core for ever.
 
     Parameters
     ----------
@@ -153,6 +176,14 @@ def acquire(
         Ends the run early; the frames that were taken are still delivered.
     note : callable
         Is told, in one line each, what a user may want to know.
+    resume : ResumeFrom or None
+        Go on with this run: its next sweep, its next frame number, its camera time.
+    security : ClientKeys or None
+        Keys for a daemon that asks for them.
+    patience_s : callable
+        Asked at the end: how long the rest may take to be delivered. Then it goes to the journal.
+    on_stats : callable
+        Is told the sender's counters about once a second.
 
     Raises
     ------
@@ -163,19 +194,24 @@ def acquire(
     """
     plan = Plan(config)
     core = open_core(config.acquisition)
-    header = prepare(core, config, plan)
+    header = prepare(core, config, plan, run_id=resume.run_id if resume else None)
     specimens = _specimens(config, header) if config.acquisition.specimen else []
     note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of {header.voxel_size_um[1]:g} µm")
-    sender = Sender(address, header, buffer_bytes=int(config.wire.send_buffer_mb * 1e6))
-    hook = FrameHook(sender, header, specimens, seed=config.specimen.seed)
+    if resume is not None:
+        note(f"going on with run {resume.run_id} at sweep {resume.sweep}")
+    sender = open_sender(config, address, header, security)
+    hook = FrameHook(
+        sender, header, specimens, seed=config.specimen.seed, time_s=resume.time_s if resume else 0.0
+    )
     sender.start()
     reason = "failed"
     focus_um = float(core.get_position(core.get_focus_device()))
     try:
-        reason = _run(config, plan, hook, sender, stop)
+        feeder = _Feeder(config, hook, sender, stop, note=note, tell=StatsTeller(sender, on_stats))
+        reason = _run(config, plan, hook, feeder, resume)
     finally:
         _put_back(core, focus_um, note)
-        stats = sender.finish(reason=reason)
+        stats = sender.finish(reason=reason, timeout_s=patience_s())
     hook.raise_if_failed()
     sender.raise_if_failed()
     return stats
@@ -196,16 +232,14 @@ def _put_back(core: Any, focus_um: float, note: Callable[[str], None]) -> None:
         note(f"The focus stage could not be moved back to {focus_um:g} µm: {error}")
 
 
-def _run(config: Config, plan: Plan, hook: FrameHook, sender: Sender, stop: threading.Event) -> str:
+def _run(config: Config, plan: Plan, hook: FrameHook, feeder: _Feeder, resume: ResumeFrom | None) -> str:
     """Feed the acquisition to its end and return why it ended: "finished" or "stopped"."""
     from pycromanager import Acquisition
-
-    over = threading.Event()
 
     def listen(notification: Any) -> None:
         # An exception here would kill pycromanager's dispatcher and hang the run, so: nothing that can raise.
         if notification is not None and getattr(notification, "milestone", None) == "acq_events_finished":
-            over.set()
+            feeder.over.set()
 
     acquisition = Acquisition(
         name=config.name,
@@ -214,13 +248,13 @@ def _run(config: Config, plan: Plan, hook: FrameHook, sender: Sender, stop: thre
         show_display=False,
         port=config.acquisition.port,
     )
-    feeder = _Feeder(config, hook, sender, stop, over)
     complete = False
     try:
-        complete = feeder.feed(acquisition, plan)
+        sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
+        complete = feeder.feed(acquisition, sweeps)
     finally:
         _close(acquisition, abort=not complete)
-    if not complete and not stop.is_set():
+    if not complete and not feeder.is_stopped:
         raise AcquisitionError(
             "The acquisition was ended from Micro-Manager's side before all its sweeps were taken."
         )
@@ -228,31 +262,63 @@ def _run(config: Config, plan: Plan, hook: FrameHook, sender: Sender, stop: thre
 
 
 class _Feeder:
-    """Hands sweeps to the acquisition as it gets through them."""
+    """Hands sweeps to the acquisition as it gets through them, and as the daemon wants them.
+
+    Attributes
+    ----------
+    over : Event
+        Set where the acquisition has ended from Micro-Manager's side.
+    """
 
     def __init__(
-        self, config: Config, hook: FrameHook, sender: Sender, stop: threading.Event, over: threading.Event
+        self,
+        config: Config,
+        hook: FrameHook,
+        sender: Sender,
+        stop: threading.Event,
+        *,
+        note: Callable[[str], None] = lambda _: None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
-        self._hook, self._sender, self._stop, self._over = hook, sender, stop, over
+        self._hook, self._sender, self._stop = hook, sender, stop
+        self._note, self._tell = note, tell
         self._patience_s = SILENCE_S + 10 * config.acquisition.exposure_ms / 1000.0
+        self.over = threading.Event()
 
-    def feed(self, acquisition: Any, plan: Plan) -> bool:
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the user, or the daemon on his behalf, has ended the run."""
+        return self._stop.is_set() or wanted(self._sender) == "stop"
+
+    def feed(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
         """Take all sweeps; True when every frame has come, False where the run was stopped or ended."""
-        complete = self._hand_over(acquisition, plan) and self._wait(lambda: self._hook.outstanding == 0)
+        complete = self._hand_over(acquisition, sweeps) and self._wait(lambda: self._hook.outstanding == 0)
         if not complete:
             self._let_finish()
         return complete
 
-    def _hand_over(self, acquisition: Any, plan: Plan) -> bool:
+    def _hand_over(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
         began_s = time.monotonic()
-        for sweep in plan.sweeps():
+        for sweep in sweeps:
             # The engine works on one sweep while the next already waits.
             if not self._wait(partial(self._has_room_for, sweep)):
                 return False
-            if not self._wait(partial(_is_past, began_s + sweep.start_s), idle=True):
+            if not self._wait(lambda began_s=began_s, s=sweep: _is_past(began_s + s.start_s), idle=True):
                 return False
+            if wanted(self._sender) == "pause":
+                if not self._pause():
+                    return False
+                began_s = time.monotonic() - sweep.start_s
             self._hook.expect(sweep)
             acquisition.acquire([shot.event for shot in sweep.shots])
+        return True
+
+    def _pause(self) -> bool:
+        """Wait until the daemon says go; False where it, or the user, says stop."""
+        self._note("paused: no further sweep is taken until the daemon says go")
+        if not self._wait(lambda: wanted(self._sender) == "go", idle=True):
+            return False
+        self._note("going on")
         return True
 
     def _has_room_for(self, sweep: PlannedSweep) -> bool:
@@ -266,7 +332,8 @@ class _Feeder:
         last_s = time.monotonic()
         while not is_met():
             self._sender.raise_if_failed()
-            if self._stop.is_set() or self._over.is_set():
+            self._tell()
+            if self.is_stopped or self.over.is_set():
                 return False
             if self._hook.progress.wait(TICK_S):
                 self._hook.progress.clear()
@@ -276,11 +343,11 @@ class _Feeder:
                     f"No image has come for {self._patience_s:.0f} s: the camera or a stage has stopped "
                     "answering; check them in Micro-Manager."
                 )
-        return not self._stop.is_set()
+        return not self.is_stopped
 
     def _let_finish(self) -> None:
         deadline_s = time.monotonic() + GRACE_S
-        while self._hook.outstanding and not self._over.is_set() and time.monotonic() < deadline_s:
+        while self._hook.outstanding and not self.over.is_set() and time.monotonic() < deadline_s:
             self._hook.progress.wait(TICK_S)
             self._hook.progress.clear()
 

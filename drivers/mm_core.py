@@ -120,8 +120,13 @@ def _check_demo_interface() -> None:
         )
 
 
-def prepare(core: Any, config: Config, plan: Plan) -> RunHeader:
+def prepare(core: Any, config: Config, plan: Plan, *, run_id: str | None = None) -> RunHeader:
     """Check the devices, set exposure and region of interest, and return the run's header.
+
+    Parameters
+    ----------
+    run_id : str or None
+        The run that is gone on with; None: a run of its own.
 
     Raises
     ------
@@ -139,7 +144,7 @@ def prepare(core: Any, config: Config, plan: Plan) -> RunHeader:
         )
     positions = range(max(len(config.acquisition.positions_um), 1))
     return RunHeader(
-        run_id=uuid.uuid4().hex,
+        run_id=run_id or uuid.uuid4().hex,
         name=config.name,
         shape=(config.volume.shape_z, height, width),
         voxel_size_um=(config.volume.voxel_z_um, pixel_um, pixel_um),

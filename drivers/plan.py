@@ -3,8 +3,9 @@
 From the configuration alone follow, sweep by sweep, the frames' places (`FrameInfo`) and the events that
 pycromanager understands. Odd sweeps start half a step deeper, so that two sweeps together overlap by half
 at no dose. Every n-th sweep, the first one included, ends with one projection half-way between two
-neighbouring slabs, which the reconstruction never sees: it judges it. The plan is pure and endless where
-the run is: sweeps are made when they are asked for. Safe on any thread.
+neighbouring slabs, which the reconstruction never sees: it judges it. A run that is gone on with has the
+plan that it began with, from another sweep on. The plan is pure and endless where the run is: sweeps are
+made when they are asked for. Safe on any thread.
 """
 
 from __future__ import annotations
@@ -34,6 +35,26 @@ Key = tuple[int, int, str, int]
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeFrom:
+    """Where a run that was interrupted is gone on with.
+
+    Attributes
+    ----------
+    run_id : str
+        The run, as in its header.
+    sweep, seq : int
+        First sweep to take, and the number of its first frame: both beyond all that the run file holds.
+    time_s : float
+        Camera time from which its frames count on, s since the start of the run.
+    """
+
+    run_id: str
+    sweep: int
+    seq: int
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shot:
     """One frame: its place in the run, and the event that takes it."""
 
@@ -50,7 +71,7 @@ class PlannedSweep:
     number : int
         Time point, 0 for the first.
     start_s : float
-        Not before this time, seconds since the start of the run.
+        Not before this time, seconds since the first sweep of the plan that is taken.
     """
 
     number: int
@@ -101,11 +122,18 @@ class Plan:
             taken.append((float(0.5 * (depths[pair] + depths[pair + 1])), True))
         return tuple(taken)
 
-    def sweeps(self) -> Iterator[PlannedSweep]:
-        """Yield the sweeps of the run, for ever where the configuration names no end."""
+    def sweeps(self, *, first: int = 0, seq: int = 0) -> Iterator[PlannedSweep]:
+        """Yield the sweeps of the run from the `first` on, for ever where the configuration names no end.
+
+        Parameters
+        ----------
+        first : int
+            Number of the first sweep that is yielded; the configured number of sweeps counts those before.
+        seq : int
+            Number of its first frame.
+        """
         end = self._acquisition.sweeps
-        seq = 0
-        for number in count() if end is None else range(end):
+        for number in count(first) if end is None else range(first, end):
             shots = []
             for position in range(max(len(self._acquisition.positions_um), 1)):
                 for channel in range(max(len(self._acquisition.channels), 1)):
@@ -124,7 +152,8 @@ class Plan:
                         )
                         shots.append(Shot(info, self._event(info)))
                         seq += 1
-            yield PlannedSweep(number, number * self._acquisition.sweep_interval_s, tuple(shots))
+            start_s = (number - first) * self._acquisition.sweep_interval_s
+            yield PlannedSweep(number, start_s, tuple(shots))
 
     def _can_hold_out(self, depths: NDArray[np.float64]) -> bool:
         return self._sweep.hold_out_every > 0 and len(depths) > 1

@@ -1,9 +1,10 @@
 """The driver's own process, as the daemon sees it.
 
-`DriverProcess` owns a spawned process that runs `micromanager.acquire`, and one pipe to it: down goes the
-word "stop", up come notes, the counters and, at most once, a failure; so a crash of a camera's driver
-library takes down neither the engine nor the recorder. Invariants: the child ignores Ctrl-C, because the
-parent decides when to stop; it ends by itself within seconds when the parent dies, however that happens;
+`DriverProcess` owns a spawned process that runs `link.acquire`, and one pipe to it: down goes the word
+"stop", up come notes, the counters and, at most once, a failure; so a crash of a camera's driver library
+takes down neither the engine nor the recorder. Pauses go over the wire, as they do for a driver elsewhere.
+Invariants: the child ignores Ctrl-C, because the parent decides when to stop; it ends by itself within
+seconds when the parent dies, however that happens, and what it could not deliver then lies in the journal;
 what camera libraries print goes to a log file and never to the user's screen.
 
 All methods are for one thread, the owner's.
@@ -11,6 +12,7 @@ All methods are for one thread, the owner's.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -32,12 +34,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from microdiffusion.config import Config
+    from microdiffusion.drivers.plan import ResumeFrom
+    from microdiffusion.keys import ClientKeys
     from microdiffusion.sender import SenderStats
 
-ORPHAN_S = 8.0
-"""How long a child without a parent may take to end in an orderly way."""
+ORPHAN_S = 12.0
+"""How long a child without a parent may take to end in an orderly way: the end of an acquisition that is
+slow to close, then `ORPHAN_FINISH_S`, then writing the journal."""
+ORPHAN_FINISH_S = 1.0
+"""How long of this it tries to deliver the rest: who started it is gone, and most likely the daemon."""
 EXIT_S = 3.0
 """How long its interpreter may take to shut down: threads of a stuck acquisition would keep it for ever."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class DriverProcess:
@@ -51,18 +61,34 @@ class DriverProcess:
         Where the daemon takes frames.
     log : Path or None
         File that receives what camera libraries print; None discards it.
+    resume : ResumeFrom or None
+        The run that is gone on with.
+    security : ClientKeys or None
+        Keys for a daemon that asks for them.
     """
 
-    def __init__(self, config: Config, address: str, *, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        address: str,
+        *,
+        log: Path | None = None,
+        resume: ResumeFrom | None = None,
+        security: ClientKeys | None = None,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, self._far_end = context.Pipe()
         self._process = context.Process(
-            target=_run, args=(config, address, self._far_end, log), name="mdd-driver", daemon=True
+            target=_run,
+            args=(config, address, self._far_end, log, resume, security),
+            name="mdd-driver",
+            daemon=True,
         )
         self._log = log
         self._notes: list[str] = []
         self._failure: MddError | None = None
         self._stats: SenderStats | None = None
+        self._progress: SenderStats | None = None
         self._started = False
 
     def start(self) -> None:
@@ -88,6 +114,12 @@ class DriverProcess:
         """What became of the frames; None until the run is over."""
         self._drain()
         return self._stats
+
+    @property
+    def progress(self) -> SenderStats | None:
+        """What has become of the frames so far, at most a second old; None before the first are taken."""
+        self._drain()
+        return self._stats or self._progress
 
     @property
     def exit_reason(self) -> str | None:
@@ -157,6 +189,8 @@ class DriverProcess:
                 kind, content = self._pipe.recv()
                 if kind == "note":
                     self._notes.append(content)
+                elif kind == "progress":
+                    self._progress = content
                 elif kind == "stats":
                     self._stats = content
                 elif self._failure is None:
@@ -193,13 +227,23 @@ def keyboard_ignored() -> Iterator[None]:
 # In the child -------------------------------------------------------------------------------------
 
 
-def _run(config: Config, address: str, pipe: Connection[Any, Any], log: Path | None) -> None:
+def _run(
+    config: Config,
+    address: str,
+    pipe: Connection[Any, Any],
+    log: Path | None,
+    resume: ResumeFrom | None,
+    security: ClientKeys | None,
+) -> None:
     """Run the acquisition and tell the parent how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to the whole group
     _redirect_output(log)
-    stop = threading.Event()
-    threading.Thread(target=_watch_parent, args=(pipe, stop), name="mdd-watch-parent", daemon=True).start()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    stop, orphaned = threading.Event(), threading.Event()
+    threading.Thread(
+        target=_watch_parent, args=(pipe, stop, orphaned), name="mdd-watch-parent", daemon=True
+    ).start()
     lock = threading.Lock()
 
     def tell(kind: str, content: Any) -> None:
@@ -209,11 +253,25 @@ def _run(config: Config, address: str, pipe: Connection[Any, Any], log: Path | N
         except OSError:
             stop.set()  # nobody listens any more
 
+    def note(text: str) -> None:
+        logger.info(text)  # an orphan's last words are read there
+        tell("note", text)
+
     code = 0
     try:
-        from microdiffusion.drivers.micromanager import acquire
+        from microdiffusion.drivers.link import FINISH_S, acquire
 
-        tell("stats", acquire(config, address, stop=stop, note=lambda text: tell("note", text)))
+        stats = acquire(
+            config,
+            address,
+            stop=stop,
+            note=note,
+            resume=resume,
+            security=security,
+            patience_s=lambda: ORPHAN_FINISH_S if orphaned.is_set() else FINISH_S,
+            on_stats=lambda stats: tell("progress", stats),
+        )
+        tell("stats", stats)
     except MddError as error:
         traceback.print_exc()
         tell("failure", (type(error).__name__, str(error)))
@@ -232,20 +290,24 @@ def _run(config: Config, address: str, pipe: Connection[Any, Any], log: Path | N
     sys.exit(code)
 
 
-def _watch_parent(pipe: Connection[Any, Any], stop: threading.Event) -> None:
+def _watch_parent(pipe: Connection[Any, Any], stop: threading.Event, orphaned: threading.Event) -> None:
     """Wait for the word "stop" or for the parent's death; an orphan ends, by force if need be."""
     parent = multiprocessing.parent_process()
     sources: list[Any] = [pipe] if parent is None else [pipe, parent.sentinel]
     ready = wait(sources)
-    stop.set()
-    orphaned = pipe not in ready
-    if not orphaned:
+    is_orphan = pipe not in ready
+    if not is_orphan:
         try:
             pipe.recv()
         except (EOFError, OSError):
-            orphaned = True
-    if not orphaned and parent is not None:
+            is_orphan = True
+    if is_orphan:
+        orphaned.set()
+    stop.set()
+    if not is_orphan and parent is not None:
         wait([parent.sentinel])
+        orphaned.set()
+    logger.warning("The process that started this driver is gone; it ends within %g s.", ORPHAN_S)
     threading.Event().wait(ORPHAN_S)
     os._exit(3)
 

@@ -345,10 +345,10 @@ def test_a_microscope_that_falls_silent_is_given_up(
 ) -> None:
     monkeypatch.setattr(micromanager, "SILENCE_S", 0.2)
     monkeypatch.setattr(micromanager, "GRACE_S", 0.1)
-    config, never = make(), threading.Event()
-    feeder = micromanager._Feeder(config, hook[0], hook[1], never, never)  # type: ignore[arg-type]
+    config = make()
+    feeder = micromanager._Feeder(config, hook[0], hook[1], threading.Event())  # type: ignore[arg-type]
     with pytest.raises(AcquisitionError, match="No image has come for"):
-        feeder.feed(StuckAcquisition(), Plan(config))
+        feeder.feed(StuckAcquisition(), Plan(config).sweeps())
 
 
 def test_an_acquisition_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,6 +475,7 @@ class Outbox:
     def __init__(self) -> None:
         self.put_frames: list[tuple[FrameInfo, Any]] = []
         self.broken = False
+        self.wanted = "go"
 
     def raise_if_failed(self) -> None:
         pass

@@ -1,0 +1,105 @@
+"""A driver's end of the line: the sender as the configuration wants it, and who drives for which setting.
+
+`open_sender` is the one place where the configuration's buffers, journal folder and keys meet `Sender`;
+`acquire` finds the driver that `acquisition.driver` names. No state; any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from microdiffusion.errors import ConfigError
+from microdiffusion.sender import Sender, SenderStats
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from microdiffusion.config import Config
+    from microdiffusion.drivers.plan import ResumeFrom
+    from microdiffusion.keys import ClientKeys
+    from microdiffusion.run_header import RunHeader
+
+FINISH_S = 10.0
+"""How long the end of a run may take to deliver what is left; what then remains goes to the journal."""
+STATS_S = 1.0
+"""How often the counters are told."""
+
+
+def open_sender(
+    config: Config, address: str, header: RunHeader, security: ClientKeys | None, *, journal: bool = True
+) -> Sender:
+    """Return a sender, not started, with the buffers, the journal and the keys of the configuration.
+
+    Parameters
+    ----------
+    journal : bool
+        False for frames that lie on a disk already: they can wait there.
+
+    Raises
+    ------
+    ConfigError, WireError
+        See `Sender`.
+    """
+    return Sender(address, header, buffer_bytes=int(config.wire.send_buffer_mb * 1e6))
+
+
+def wanted(sender: Sender) -> str:
+    """Return what the daemon last told: "go", "pause" or "stop"."""
+    return str(getattr(sender, "wanted", "go"))
+
+
+class StatsTeller:
+    """Tells a sender's counters now and then; for one thread."""
+
+    def __init__(self, sender: Sender, tell: Callable[[SenderStats], None] | None) -> None:
+        self._sender, self._tell = sender, tell
+        self._told_s = -float("inf")
+
+    def __call__(self) -> None:
+        """Tell, if it is time."""
+        if self._tell is not None and time.monotonic() - self._told_s >= STATS_S:
+            self._told_s = time.monotonic()
+            self._tell(self._sender.stats)
+
+
+def acquire(
+    config: Config,
+    address: str,
+    *,
+    stop: threading.Event,
+    note: Callable[[str], None] = lambda _: None,
+    resume: ResumeFrom | None = None,
+    security: ClientKeys | None = None,
+    patience_s: Callable[[], float] = lambda: FINISH_S,
+    on_stats: Callable[[SenderStats], None] | None = None,
+) -> SenderStats:
+    """Run the driver that `acquisition.driver` names; see `micromanager.acquire` and `watch.acquire`.
+
+    Raises
+    ------
+    ConfigError
+        The configuration names no driver.
+    MddError
+        Whatever the driver raises.
+    """
+    if config.acquisition.driver == "none":
+        raise ConfigError(
+            'There is nothing to acquire with acquisition.driver = "none": set it to "micromanager" or '
+            '"watch".'
+        )
+    if config.acquisition.driver == "watch":
+        from microdiffusion.drivers import watch as driver
+    else:
+        from microdiffusion.drivers import micromanager as driver  # type: ignore[no-redef]
+    return driver.acquire(
+        config,
+        address,
+        stop=stop,
+        note=note,
+        resume=resume,
+        security=security,
+        patience_s=patience_s,
+        on_stats=on_stats,
+    )
