@@ -1,44 +1,53 @@
-"""The daemon's end of the wire: receives frames, checks them, answers, and hands them on.
+"""The daemon's end of the wire: receives frames of several runs, checks them, hands them on, and answers.
 
-`Ingest` owns one daemon thread; the thread owns the ROUTER socket, and the three callbacks run on it, one at
-a time, in this order for a run: `on_start`, any number of `on_frame`, `on_end`. A frame is acknowledged
-after `on_frame` took it, and is handed on at most once, whatever the line repeats. Frames may come
-out of order: `FrameInfo` says where they belong.
+`Ingest` owns one daemon thread; the thread owns the ROUTER socket and calls every method of the sinks. What
+a message means is decided in `reception.Reception`, what a run knows is in `ingest_run.IngestRun`. `on_start`
+alone is called on a thread of its own, one call at a time, because making or reopening a run file may
+take seconds and the frames of other runs do not wait.
 
-While `on_frame` has no room, the frame is held and nothing more is read, so the sender's buffer fills, and
-it is the sender that drops and counts. A message that breaks the format or does not fit the run is dropped
-under a counted reason; nothing that arrives ends the thread. A callback that raises does (`raise_if_failed`),
-except that `on_start` may turn a run away with a `UserError`. One run is open at a time; the latest ones
-are remembered after their end, so that late or repeated messages of theirs are answered rightly.
+A frame is acknowledged when its sink says that it is safe, and is handed on at most once, whatever the line
+repeats. Frames may come out of order: `FrameInfo` says where they belong. Nothing waits: not for a sink
+(a sender may only have `window_bytes` unconfirmed, and is refused beyond), not for a peer (answers that a
+peer does not read are dropped; it asks again).
+
+A message that breaks the format or does not fit its run is dropped under a counted reason, and nothing that
+arrives ends the thread. An `MddError` from a sink closes that run and is told to its sender; from `on_start`,
+it turns the run away; any other exception is a mistake in the daemon and ends the thread (`raise_if_failed`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import socket
 import threading
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
+from typing import Literal
 
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.seq_set import SeqSet
-from microdiffusion.errors import AddressError, MddError, RunError, UserError, WireError
+from microdiffusion.daemon.ingest_run import PlainSink, RunSink, RunState, RunStats
+from microdiffusion.daemon.reception import Answer, NotYet, Reception
+from microdiffusion.errors import AddressError, MddError, RunError
+from microdiffusion.keys import Gate, ServerKeys, secure_server
 from microdiffusion.run_header import RunHeader
-from microdiffusion.sweep import Frame
 
-TICK_MS = 50
-RETRY_S = 0.002
-"""How long a held frame waits before it is offered again."""
-QUEUED_MESSAGES = 16
-"""Most that ZeroMQ reads ahead per sender; the sender's window bounds the bytes."""
+__all__ = ["Ingest", "IngestStats", "NotYet", "PlainSink", "RunSink", "RunState", "RunStats"]
+
+TICK_S = 1.0
+AT_ONCE = 32
+"""Most messages that are read before the answers go out."""
+MOST_PARTS = 3
+QUEUED_BYTES = 256 << 20
+"""Most pixels that ZeroMQ reads ahead for one connection."""
+QUEUED_ANSWERS = 256
 LINGER_MS = 200
-SILENT_S = 120.0
-"""After so long without a word from its sender an open run gives way to a new one."""
-REMEMBERED_RUNS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,8 @@ class IngestStats:
         Of `frames`: came after one with a higher number.
     refused : mapping of str to int
         Dropped messages by `wire.Reason`.
+    runs : int
+        Runs that are open.
     """
 
     frames: int
@@ -62,17 +73,7 @@ class IngestStats:
     duplicates: int
     out_of_order: int
     refused: Mapping[str, int]
-
-
-@dataclass(slots=True)
-class _Run:
-    """What is known of a run. `closed` is None while it is open, afterwards says why it is not."""
-
-    header: RunHeader
-    received: SeqSet = field(default_factory=SeqSet)
-    ended: bool = False
-    closed: str | None = None
-    heard_s: float = field(default_factory=time.monotonic)
+    runs: int
 
 
 class Ingest:
@@ -83,34 +84,53 @@ class Ingest:
     address : str
         Where to listen, such as ``tcp://127.0.0.1:5750``; ``*`` as the port takes a free one.
     on_start : callable
-        A run begins. A `UserError` turns it away, its sentence goes to the sender.
-    on_frame : callable
-        A frame; its pixels are read-only. Returns False where there is no room now: it is offered again.
-    on_end : callable
-        The sender says that the run is over; every frame that it still had has been handed on.
+        A run begins, or goes on (after its end, or a silence): returns where its frames go. An `MddError`
+        turns it away, its sentence goes to the sender; `NotYet` makes the sender ask again. Called on a
+        thread of its own.
+    security : ServerKeys or None
+        Whom to let in; None lets in everybody, and is refused where other machines reach the address.
+    runs : int
+        Most runs that are open at the same time.
+    silent_s : float
+        A run whose sender says nothing for so long is closed.
+    max_frame_bytes : int
+        Largest frame that is received.
     """
 
     def __init__(
         self,
         address: str,
         *,
-        on_start: Callable[[RunHeader], None],
-        on_frame: Callable[[Frame], bool],
-        on_end: Callable[[wire.RunEnd], None],
+        on_start: Callable[[RunHeader], RunSink],
+        security: ServerKeys | None = None,
+        runs: int = 8,
+        silent_s: float = 120.0,
+        max_frame_bytes: int = 64_000_000,
     ) -> None:
         self.address = address
         self._on_start = on_start
-        self._on_frame = on_frame
-        self._on_end = on_end
+        self._security = security
+        self._max_frame_bytes = max_frame_bytes
+        self._reception = Reception(
+            answer=self._answer,
+            ask=self._ask,
+            taken=lambda run, seq: self._call(partial(run.taken, seq)),
+            runs=runs,
+            silent_s=silent_s,
+            max_frame_bytes=max_frame_bytes,
+        )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._thread = threading.Thread(target=self._loop, name="mdd-ingest", daemon=True)
+        self._gate = Gate()
+        self._router: zmq.Socket[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name="mdd-ingest", daemon=True)
         self._stopping = threading.Event()
+        self._one_start = threading.Lock()
         self._failure: MddError | None = None
-        self._runs: dict[str, _Run] = {}  # the latest one, the only one that may be open, is the last
-        self._close_request: str | None = None
-        self._frames = self._bytes = self._duplicates = self._out_of_order = 0
-        self._refused: Counter[str] = Counter()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._awake = False
+        self._inbox: deque[Callable[[], None]] = deque()  # from other threads, to be done on this one
 
     def start(self) -> None:
         """Bind and start the thread; afterwards `address` holds the real port.
@@ -119,221 +139,184 @@ class Ingest:
         ------
         AddressError
             The address is malformed, not of this machine, or its port is in use.
+        ConfigError
+            There are no keys, but other machines reach the address.
         """
         router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
-        router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY_BYTES)
+        router.setsockopt(zmq.RCVHWM, max(2, min(1000, QUEUED_BYTES // self._max_frame_bytes)))
+        router.setsockopt(zmq.SNDHWM, QUEUED_ANSWERS)
+        router.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes + wire.MAX_HEADER_BYTES)
         router.setsockopt(zmq.LINGER, LINGER_MS)
+        # A machine that went off without a word must not hold its connection for ever.
+        router.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        router.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
         try:
+            self._gate = secure_server(router, self.address, self._security)
             router.bind(self.address)
         except zmq.ZMQError as error:
-            router.close(linger=0)
-            self._context.term()
+            self._release(router)
             raise _address_error(self.address, error) from error
+        except MddError:
+            self._release(router)
+            raise
         self.address = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._socket = router
+        self._router = router
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Stop reading and free the port; a run that is open gets no `on_end`. Harmless when repeated.
+        """Stop reading and free the port; a run that is open gets no `end`. Harmless when repeated.
 
         Raises
         ------
         RunError
             A callback did not return in time.
         """
+        deadline_s = time.monotonic() + timeout_s
         self._stopping.set()
         if self._thread.ident is None:
-            self._context.term()
+            if not self._context.closed:
+                self._release(None)
             return
+        self._call(lambda: None)
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        no_start = self._one_start.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
+        if no_start:
+            self._one_start.release()
+        if self._thread.is_alive() or not no_start:
             raise RunError(
                 f"The ingest thread did not stop within {timeout_s:g} s: a callback does not return."
             )
 
-    def close_run(self, reason: str) -> None:
-        """Close the open run from this side, so that another may begin; its sender is told `reason`.
+    def tell(self, run_id: str, what: Literal["go", "pause", "stop"], text: str = "") -> None:
+        """Tell the driver of a run what is wanted of it, and again until the run is over."""
+        self._call(partial(self._reception.tell, wire.Tell(run=run_id, what=what, text=text[:2000])))
 
-        For a sender that is gone, or whose run the daemon gives up. Takes effect shortly; no `on_end`.
+    def close_run(self, run_id: str, reason: str) -> None:
+        """Close a run from this side; its sender is told `reason`. Takes effect shortly; no `end`.
+
+        Frames that were handed on and become safe afterwards are still acknowledged; the sender keeps
+        the others. A run that is not open is left as it is.
         """
-        self._close_request = reason
+        self._call(partial(self._reception.close_run, run_id, reason))
 
     @property
     def stats(self) -> IngestStats:
-        """The counters of this moment."""
+        """The counters of this moment, over all runs."""
+        each = [run.stats for run in list(self._reception.runs.values())]
+        gone = dict(self._reception.forgotten)
         return IngestStats(
-            frames=self._frames,
-            bytes=self._bytes,
-            duplicates=self._duplicates,
-            out_of_order=self._out_of_order,
-            refused=MappingProxyType(dict(self._refused)),
+            frames=gone.get("frames", 0) + sum(run.frames for run in each),
+            bytes=gone.get("bytes", 0) + sum(run.bytes for run in each),
+            duplicates=gone.get("duplicates", 0) + sum(run.duplicates for run in each),
+            out_of_order=gone.get("out_of_order", 0) + sum(run.out_of_order for run in each),
+            refused=MappingProxyType(dict(self._reception.refused)),
+            runs=sum(run.state == RunState.OPEN for run in each),
         )
+
+    def run_stats(self, run_id: str) -> RunStats:
+        """Return the counters of this moment of one run; all zero where it is not known here (yet)."""
+        run = self._reception.runs.get(run_id)
+        return run.stats if run is not None else RunStats()
 
     def raise_if_failed(self) -> None:
         """Raise what a callback raised and thereby ended the thread."""
         if self._failure is not None:
             raise self._failure
 
-    def _loop(self) -> None:
-        router = self._socket
+    def _call(self, work: Callable[[], None]) -> None:
+        """Have `work` done on the ingest thread; from any thread."""
+        self._inbox.append(work)
+        if not self._awake:
+            self._awake = True
+            # Full: it is awake already. Closed: it is gone.
+            with contextlib.suppress(OSError):
+                self._wake_in.send(b"\0")
+
+    def _release(self, router: zmq.Socket[bytes] | None) -> None:
+        if router is not None:
+            router.close()
+        self._gate.close()
+        self._wake_in.close()
+        self._wake_out.close()
+        self._context.term()
+
+    def _run(self) -> None:
+        router = self._router
         if router is None:
             return
         try:
-            while not self._stopping.is_set():
-                self._obey_close_request()
-                if router.poll(TICK_MS):
-                    self._receive(router)
-        except MddError as error:
-            self._failure = error
+            self._serve(router)
         except Exception as error:
-            self._failure = RunError(f"Receiving frames broke off: {type(error).__name__}: {error}")
-            self._failure.__cause__ = error
+            failure = RunError(f"Receiving frames broke off: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._failure = failure
         finally:
-            router.close()
-            self._context.term()
+            self._release(router)
 
-    def _obey_close_request(self) -> None:
-        reason, self._close_request = self._close_request, None
-        run = self._latest()
-        if reason is not None and run is not None and run.closed is None:
-            run.closed = reason
+    def _serve(self, router: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(router, zmq.POLLIN)
+        poller.register(self._wake_out, zmq.POLLIN)
+        wake = self._wake_out.fileno()
+        ticked_s = time.monotonic()
+        while not self._stopping.is_set():
+            if wake in dict(poller.poll(int(TICK_S * 1000))):
+                self._wake_out.recv(4096)
+            self._do_inbox()
+            for _ in range(AT_ONCE):
+                if not self._receive(router):
+                    break
+            self._do_inbox()
+            self._reception.confirm()
+            now_s = time.monotonic()
+            if now_s - ticked_s >= TICK_S:
+                gap_s = now_s - ticked_s
+                self._reception.look_for_silence(now_s, stood_still_s=gap_s if gap_s > 3 * TICK_S else 0.0)
+                ticked_s = now_s
+        self._do_inbox()
+        self._reception.confirm()
 
-    def _latest(self) -> _Run | None:
-        return next(reversed(self._runs.values()), None)
+    def _do_inbox(self) -> None:
+        self._awake = False  # before looking: who adds from here on wakes the thread again
+        while self._inbox:
+            self._inbox.popleft()()
 
-    def _receive(self, router: zmq.Socket[bytes]) -> None:
+    def _receive(self, router: zmq.Socket[bytes]) -> bool:
+        """Read and answer one message; False where there is none."""
+        try:
+            peer = router.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
         received_s = time.monotonic()
-        peer, *parts = router.recv_multipart(copy=False)
-        try:
-            message = wire.decode([part.buffer for part in parts])
-        except WireError as error:
-            self._refused[str(error.reason)] += 1
-            if error.seq is not None or error.reason == wire.Reason.VERSION:
-                _reply(
-                    router,
-                    peer,
-                    wire.Refuse(run=error.run, seq=error.seq, reason=error.reason, text=str(error)),
-                )
-            return
-        answer: wire.Ack | wire.Refuse | None
-        if isinstance(message, wire.RunFrame):
-            message.frame.received_s = received_s
-            answer = self._take_frame(message)
-        elif isinstance(message, wire.RunStart):
-            answer = self._take_start(message, router, peer)
-        elif isinstance(message, wire.RunEnd):
-            answer = self._take_end(message)
-        else:
-            self._refused[wire.Reason.KIND.value] += 1  # only a daemon says this
-            return
-        if isinstance(answer, wire.Refuse):
-            self._refused[str(answer.reason)] += 1
-        if answer is not None:
-            _reply(router, peer, answer)
+        parts: list[bytes | memoryview] = []
+        while router.getsockopt(zmq.RCVMORE):
+            # Only the body is worth not copying. One part too many shows; of a million none is kept.
+            part = router.recv(copy=False).buffer if len(parts) == 1 else router.recv()
+            if len(parts) <= MOST_PARTS:
+                parts.append(part)
+        self._reception.received(peer, parts, received_s)
+        return True
 
-    def _take_start(
-        self, message: wire.RunStart, router: zmq.Socket[bytes], peer: zmq.Frame
-    ) -> wire.Ack | wire.Refuse:
-        run_id = message.header.run_id
-        run = self._runs.get(run_id)
-        if run is not None:
-            if run.closed is not None and not run.ended:
-                return _refuse(run_id, wire.Reason.CLOSED, run.closed)
-            return wire.Ack(run=run_id, attempt=message.attempt)
-        latest = self._latest()
-        if latest is not None and latest.closed is None:
-            silent_s = time.monotonic() - latest.heard_s
-            if silent_s < SILENT_S:
-                return _refuse(
-                    run_id,
-                    wire.Reason.BUSY,
-                    f"run {latest.header.name!r} is still open here; wait for its end or, if its sender is "
-                    f"gone, try again in {SILENT_S - silent_s:.0f} s.",
-                )
-            self._give_way(latest)
-        try:
-            self._on_start(message.header)
-        except UserError as error:
-            return _refuse(run_id, wire.Reason.DECLINED, str(error))
-        except Exception as error:
-            _reply(router, peer, _refuse(run_id, wire.Reason.DECLINED, f"the daemon failed: {error}"))
-            raise
-        self._runs[run_id] = _Run(message.header)
-        if len(self._runs) > REMEMBERED_RUNS:
-            del self._runs[next(iter(self._runs))]
-        return wire.Ack(run=run_id, attempt=message.attempt)
+    def _ask(self, header: RunHeader) -> None:
+        threading.Thread(target=self._start_run, args=(header,), name="mdd-ingest-start", daemon=True).start()
 
-    def _give_way(self, run: _Run) -> None:
-        """End a run whose sender died without saying so; what was announced is what can be known."""
-        run.closed = "its sender was silent, and another run began."
-        run.ended = True
-        announced = run.received.highest + 1
-        self._on_end(wire.RunEnd(run=run.header.run_id, announced=announced, dropped=0, reason=run.closed))
+    def _start_run(self, header: RunHeader) -> None:
+        """Ask `on_start`, on a thread of its own, and bring its answer to the ingest thread."""
+        with self._one_start:
+            if self._stopping.is_set():
+                return
+            try:
+                sink = self._on_start(header)
+            except Exception as error:
+                self._call(partial(self._reception.turn_away, header.run_id, error))
+            else:
+                self._call(lambda: self._reception.begin(header.run_id, sink, time.monotonic()))
 
-    def _take_frame(self, message: wire.RunFrame) -> wire.Ack | wire.Refuse | None:
-        run, frame = self._runs.get(message.run), message.frame
-        seq = frame.info.seq
-        if run is None:
-            return _unknown_run(message.run)
-        run.heard_s = time.monotonic()
-        if seq in run.received:
-            self._duplicates += 1
-            return wire.Ack(run=message.run, received=(seq,))
-        if run.closed is not None:
-            return _refuse(message.run, wire.Reason.CLOSED, run.closed)
-        misfit = _misfit(run.header, frame)
-        if misfit is not None:
-            return wire.Refuse(run=message.run, seq=seq, reason=wire.Reason.FRAME, text=misfit)
-        while not self._on_frame(frame):
-            if self._stopping.wait(RETRY_S) or self._close_request is not None:
-                return None  # unanswered, so the sender asks again, and hears what became of the run
-        self._frames += 1
-        self._bytes += frame.pixels.nbytes
-        self._out_of_order += seq < run.received.highest
-        run.received.add(seq)
-        return wire.Ack(run=message.run, received=(seq,))
-
-    def _take_end(self, message: wire.RunEnd) -> wire.Ack | wire.Refuse:
-        run = self._runs.get(message.run)
-        if run is None:
-            return _unknown_run(message.run)
-        if run.closed is not None and not run.ended:
-            return _refuse(message.run, wire.Reason.CLOSED, run.closed)
-        if run.closed is None:
-            run.closed = f"the run is over ({message.reason})."
-            run.ended = True
-            self._on_end(message)
-        return wire.Ack(run=message.run, ended=True)
-
-
-def _misfit(header: RunHeader, frame: Frame) -> str | None:
-    """Return why a well-formed frame does not belong into the run, None where it does."""
-    info, pixels = frame.info, frame.pixels
-    found = pixels.dtype.newbyteorder("=").name
-    expected = header.shape[1:]
-    if pixels.shape != expected or found != header.dtype:
-        return f"The run's frames are {expected} {header.dtype}, frame {info.seq} is {pixels.shape} {found}."
-    for name, value, limit in (
-        ("sweep", info.sweep, header.sweeps),
-        ("channel", info.channel, len(header.channels)),
-        ("position", info.position, len(header.positions)),
-    ):
-        if limit is not None and value >= limit:
-            return f"Frame {info.seq} belongs to {name} {value}, but the run has {limit}, counted from 0."
-    return None
-
-
-def _refuse(run: str, reason: wire.Reason, text: str) -> wire.Refuse:
-    return wire.Refuse(run=run, reason=reason, text=text[:2000])
-
-
-def _unknown_run(run: str) -> wire.Refuse:
-    return _refuse(run, wire.Reason.UNKNOWN_RUN, f"run {run} has not been started here; send start first.")
-
-
-def _reply(router: zmq.Socket[bytes], peer: zmq.Frame, answer: wire.Ack | wire.Refuse) -> None:
-    router.send_multipart([peer.bytes, *wire.encode(answer)])
+    def _answer(self, peer: bytes, answer: Answer) -> None:
+        # A ROUTER drops what its peer does not read, or what is for a peer that is gone.
+        if self._router is not None:
+            with contextlib.suppress(zmq.Again):
+                self._router.send_multipart([peer, *wire.encode(answer)], zmq.NOBLOCK)
 
 
 def _address_error(address: str, error: zmq.ZMQError) -> AddressError:

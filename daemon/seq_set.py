@@ -1,21 +1,32 @@
 """Which frame numbers have come: a set that stays small however long the run is.
 
-Numbers are kept as disjoint ranges; frames that come in order extend the last one, so memory grows with the
-number of gaps, not of frames. Owned by one thread.
+Numbers are kept as disjoint ranges in two arrays of machine integers; frames that come in order extend the
+last range, so memory grows with the number of gaps (16 bytes each), not of frames. Owned by one thread.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import pairwise
 
 
 class SeqSet:
-    """A set of non-negative integers that come mostly in order."""
+    """A set of non-negative integers below 2^63 that come mostly in order.
 
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._stops: list[int] = []  # exclusive
+    Parameters
+    ----------
+    numbers : iterable of int
+        What it holds at first; in any order, but sorted is faster.
+    """
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        self._starts = array("q")
+        self._stops = array("q")  # exclusive
         self._count = 0
+        for number in numbers:
+            self.add(number)
 
     def __len__(self) -> int:
         return self._count
@@ -28,6 +39,16 @@ class SeqSet:
     def highest(self) -> int:
         """The largest number in the set, -1 where it is empty."""
         return self._stops[-1] - 1 if self._stops else -1
+
+    @property
+    def ranges(self) -> int:
+        """Of how many runs of consecutive numbers it consists: what its memory grows with."""
+        return len(self._starts)
+
+    def gaps(self) -> list[range]:
+        """Return the numbers below `highest` that are not in the set, as ranges."""
+        edges = [(0, 0), *zip(self._starts, self._stops, strict=True)]
+        return [range(stop, start) for (_, stop), (start, _) in pairwise(edges) if stop < start]
 
     def add(self, seq: int) -> bool:
         """Add a number; False where it was there already."""

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.ingest import Ingest
+from microdiffusion.daemon.ingest import Ingest, PlainSink
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.errors import RunError
 from microdiffusion.sender import Sender
@@ -41,12 +41,7 @@ class Wire:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Wire:
-        ingest = Ingest(
-            "tcp://127.0.0.1:*",
-            on_start=lambda header: None,
-            on_frame=self._take,
-            on_end=lambda message: None,
-        )
+        ingest = Ingest("tcp://127.0.0.1:*", on_start=lambda header: PlainSink(self._take))
         ingest.start()
         self._stack.callback(ingest.stop)
         # Every frame of a run is answered within its sweep, so the buffer never holds more than one.
@@ -83,11 +78,10 @@ class Wire:
             raise RunError(f"{len(self._got)} of {len(frames)} frames came through the loopback: try again.")
         return self._got, seconds
 
-    def _take(self, frame: Frame) -> bool:
+    def _take(self, frame: Frame) -> None:
         self._got.append(frame)
         if len(self._got) == self._wanted:
             self._there.set()
-        return True
 
 
 class Disk:
