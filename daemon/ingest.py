@@ -32,8 +32,9 @@ from typing import Literal
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest_run import PlainSink, RunSink, RunState, RunStats
+from microdiffusion.daemon.ingest_run import RunState, RunStats
 from microdiffusion.daemon.reception import Answer, NotYet, Reception
+from microdiffusion.daemon.run_sink import PlainSink, RunSink
 from microdiffusion.errors import AddressError, MddError, RunError
 from microdiffusion.keys import Gate, ServerKeys, secure_server
 from microdiffusion.run_header import RunHeader

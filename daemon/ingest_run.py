@@ -4,26 +4,30 @@ A frame has three states here: *handed on* (the sink has it), *pending* (handed 
 (the sink called `taken`). Safe frames are confirmed in the order in which they came, whatever order they
 became safe in, because a sender concludes from the order of the answers what the line has lost.
 
-No thread and no socket: everything is called on the ingest thread, times are handed in. Memory is bounded
-by the window (bytes), by `MAX_PENDING` (frames) and by `MAX_RANGES` (gaps between the numbers).
+A run may have several senders, mostly one after the other (a driver that was killed, the one that goes on
+with its run, the delivery of a journal). They are told apart by where their numbers begin, not by their
+sockets, which a broken line renames: so an answer goes to the sender whose frame it is about.
+
+No thread and no socket: everything is called on the ingest thread, times are handed in. Memory is bounded by
+the window (bytes), `MAX_PENDING` (frames), `MAX_RANGES` (gaps between the numbers) and `MAX_SENDERS`.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 
 from microdiffusion import wire
-from microdiffusion.daemon.seq_set import SeqSet
+from microdiffusion.daemon.run_sink import RunSink
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame
 
@@ -33,81 +37,9 @@ MAX_RANGES = 1 << 20
 """Ranges of consecutive frame numbers in one run: 16 MB."""
 BATCH = 1024
 """Frame numbers in one answer."""
+MAX_SENDERS = 16
+"""Senders of one run that are remembered; of more, the one that was silent for longest is forgotten."""
 _FORMER_PEERS = 16
-
-
-class RunSink(Protocol):
-    """Where the frames of one run go. All methods are called on the ingest thread and must not block.
-
-    Attributes
-    ----------
-    received : SeqSet
-        Frames that the run has; ingest alone changes it from then on.
-    window_bytes : int
-        Most pixels, in bytes, of frames that are handed on and not safe yet.
-    """
-
-    received: SeqSet
-    window_bytes: int
-
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
-        """Take a frame (read-only pixels); `taken`, from any thread, once it is safe."""
-
-    def duplicate(self) -> None:
-        """Note that a frame came once more and was discarded."""
-
-    def progress(self, message: wire.RunProgress) -> None:
-        """Note how far the sender is."""
-
-    def end(self, message: wire.RunEnd) -> None:
-        """Note the sender's last word; every frame that it still had has been handed on."""
-
-    def silent(self, reason: str) -> None:
-        """Note that the sender has said nothing for so long that the run was closed."""
-
-
-class PlainSink:
-    """A sink that has a frame safe as soon as a function has returned: for measurements and tests.
-
-    Parameters
-    ----------
-    on_frame : callable
-        Gets each frame, on the ingest thread.
-    window_bytes : int
-        As of `RunSink`.
-
-    Attributes
-    ----------
-    ended : threading.Event
-        Set when the sender says so, or falls silent.
-    """
-
-    def __init__(self, on_frame: Callable[[Frame], object], window_bytes: int = 64 << 20) -> None:
-        self.received = SeqSet()
-        self.window_bytes = window_bytes
-        self.last_word: wire.RunEnd | None = None
-        self.ended = threading.Event()
-        self._on_frame = on_frame
-
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
-        """Hand the frame to the function."""
-        self._on_frame(frame)
-        taken()
-
-    def duplicate(self) -> None:
-        """Do nothing."""
-
-    def progress(self, message: wire.RunProgress) -> None:
-        """Do nothing."""
-
-    def end(self, message: wire.RunEnd) -> None:
-        """Keep the sender's last word."""
-        self.last_word = message
-        self.ended.set()
-
-    def silent(self, reason: str) -> None:
-        """Wait for nobody any more."""
-        self.ended.set()
 
 
 def frame_bytes(header: RunHeader) -> int:
@@ -122,6 +54,46 @@ class RunState(StrEnum):
     ENDED = "ended"  # the sender said so
     SILENT = "silent"  # the sender said nothing for too long; it may come back
     CLOSED = "closed"  # the daemon wanted so
+
+
+@dataclass(slots=True)
+class Line:
+    """One sender of a run, whatever its socket is called at the moment.
+
+    Attributes
+    ----------
+    peer : bytes
+        The socket's name for it.
+    heard_s : float
+        `time.monotonic()` of its last message.
+    end : RunEnd or None
+        Its last word.
+    """
+
+    peer: bytes
+    heard_s: float
+    end: wire.RunEnd | None = None
+    to_confirm: deque[int] = field(default_factory=deque)
+    _former: deque[bytes] = field(default_factory=lambda: deque(maxlen=_FORMER_PEERS))
+
+    def heard(self, peer: bytes, now_s: float) -> bool:
+        """Note that `peer` spoke; False where another has taken over from it.
+
+        A sender whose line broke comes back under another name, so a name that is not known takes over.
+        """
+        if peer != self.peer and peer in self._former:
+            return False
+        self.asked(peer, now_s)
+        return True
+
+    def asked(self, peer: bytes, now_s: float) -> None:
+        """Note that `peer` sent `start`: whoever says so last is the sender."""
+        self.heard_s = now_s
+        if peer != self.peer:
+            if peer in self._former:
+                self._former.remove(peer)
+            self._former.append(self.peer)
+            self.peer = peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,21 +137,15 @@ class IngestRun:
     ----------
     header : RunHeader
     sink : RunSink
-    peer : bytes
-        Who asked for it: the socket's name for its sender.
-    now_s : float
-        `time.monotonic()`.
     """
 
-    def __init__(self, header: RunHeader, sink: RunSink, peer: bytes, now_s: float) -> None:
+    def __init__(self, header: RunHeader, sink: RunSink) -> None:
         self.header = header
         self._sink: RunSink | None = sink
         self.received = sink.received
-        self.peer = peer
-        self.heard_s = now_s
+        self.lines: dict[int, Line] = {}  # by where their numbers begin
         self.state = RunState.OPEN
         self.reason = ""
-        self.end: wire.RunEnd | None = None
         self.told: wire.Tell | None = None
         self.asks_for_more = False
         height, width = header.shape[1:]
@@ -187,10 +153,9 @@ class IngestRun:
         self._dtype = np.dtype(header.dtype).newbyteorder("<")
         most = MAX_PENDING * frame_bytes(header)
         self.window_bytes = max(frame_bytes(header), min(sink.window_bytes, most))
-        self._former: deque[bytes] = deque(maxlen=_FORMER_PEERS)
+        self._firsts: list[int] = []  # where the lines' numbers begin, ascending
         self._pending: dict[int, int] = {}  # seq to bytes, in the order in which they came
         self._pending_bytes = 0
-        self._to_confirm: deque[int] = deque()
         self._refused: Counter[str] = Counter()
         self._frames = self._bytes = self._duplicates = self._out_of_order = 0
         self._announced: int | None = None
@@ -214,29 +179,27 @@ class IngestRun:
             reason=self.reason,
         )
 
-    def heard(self, peer: bytes, now_s: float) -> bool:
-        """Note that `peer` spoke for this run; False where another has taken over from it.
+    @property
+    def heard_s(self) -> float:
+        """`time.monotonic()` of the last message of any of its senders."""
+        return max(line.heard_s for line in self.lines.values())
 
-        A sender whose line broke comes back under another name, so a name that is not known takes over.
-        """
-        self.heard_s = now_s
-        if peer != self.peer:
-            if peer in self._former:
-                return False
-            self._hand_over(peer)
-        return True
+    def line_of(self, seq: int) -> Line:
+        """Return the sender whose frame this is."""
+        return self.lines[self._firsts[max(0, bisect_right(self._firsts, seq) - 1)]]
 
-    def asked(self, peer: bytes, now_s: float) -> None:
-        """Note that `peer` sent `start`: whoever says so last is the run's sender."""
-        self.heard_s = now_s
-        if peer in self._former:
-            self._former.remove(peer)
-        if peer != self.peer:
-            self._hand_over(peer)
-
-    def _hand_over(self, peer: bytes) -> None:
-        self._former.append(self.peer)
-        self.peer = peer
+    def started(self, first_seq: int, peer: bytes, now_s: float) -> None:
+        """Note that `peer` sent `start`."""
+        line = self.lines.get(first_seq)
+        if line is None:
+            if len(self.lines) >= MAX_SENDERS:
+                del self.lines[min(self.lines, key=lambda first: self.lines[first].heard_s)]
+            line = self.lines[first_seq] = Line(peer, now_s)
+            self._firsts = sorted(self.lines)
+        line.asked(peer, now_s)
+        if self._sink is not None:
+            line.end = None
+            self._sink.started(first_seq)
 
     def has(self, seq: int) -> bool:
         """Whether a frame need not be taken (again); one that a closed run had pending may be gone."""
@@ -246,8 +209,9 @@ class IngestRun:
         """Discard a frame that came once more, and confirm it (again) as soon as it is safe."""
         self._duplicates += 1
         # One that is pending is confirmed anyway. The bound is for a peer that repeats itself for ever.
-        if seq not in self._pending and len(self._to_confirm) < 2 * MAX_PENDING:
-            self._to_confirm.append(seq)
+        to_confirm = self.line_of(seq).to_confirm
+        if seq not in self._pending and len(to_confirm) < 2 * MAX_PENDING:
+            to_confirm.append(seq)
         if self._sink is not None:
             self._sink.duplicate()
 
@@ -290,7 +254,7 @@ class IngestRun:
         self.received.add(seq)
         self._pending[seq] = nbytes
         self._pending_bytes += nbytes
-        self._to_confirm.append(seq)
+        self.line_of(seq).to_confirm.append(seq)
         if self._sink is not None:
             self._sink.frame(frame, partial(when_taken, seq))
 
@@ -298,22 +262,26 @@ class IngestRun:
         """Note that a frame is safe."""
         self._pending_bytes -= self._pending.pop(seq, 0)
 
-    def confirmed(self) -> Iterator[tuple[int, ...]]:
-        """Yield the numbers that may be confirmed now, in the order of arrival, at most `BATCH` at a time."""
-        while self._to_confirm and self._to_confirm[0] not in self._pending:
-            batch: list[int] = []
-            while self._to_confirm and len(batch) < BATCH and self._to_confirm[0] not in self._pending:
-                batch.append(self._to_confirm.popleft())
-            yield tuple(batch)
+    def confirmed(self) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+        """Yield peers and the numbers that may be confirmed to them now, in the order of arrival."""
+        for line in self.lines.values():
+            waiting = line.to_confirm
+            while waiting and waiting[0] not in self._pending:
+                batch: list[int] = []
+                while waiting and len(batch) < BATCH and waiting[0] not in self._pending:
+                    batch.append(waiting.popleft())
+                yield line.peer, tuple(batch)
 
-    def opening(self, attempt: int, server: str) -> wire.Ack:
+    def opening(self, first_seq: int, attempt: int, server: str) -> wire.Ack:
         """Return the answer to `start`: how much may be on its way, and what need not be sent again."""
-        held = list(self._pending)[: wire.MAX_HELD] if self.state is RunState.OPEN else ()
+        after = self._firsts[bisect_right(self._firsts, first_seq) :]
+        stop = after[0] if after else None
+        held = (seq for seq in self._pending if first_seq <= seq and (stop is None or seq < stop))
         return wire.Ack(
             run=self.header.run_id,
             attempt=attempt,
             window_bytes=self.window_bytes,
-            held=tuple(held),
+            held=tuple(islice(held, wire.MAX_HELD)) if self.state is RunState.OPEN else (),
             server=server,
         )
 
@@ -323,20 +291,17 @@ class IngestRun:
         if self._sink is not None:
             self._sink.progress(message)
 
-    def reopen(self, sink: RunSink, peer: bytes, now_s: float) -> None:
+    def reopen(self, sink: RunSink) -> None:
         """Go on with the run after it was closed, with a sink that knows what this one has pending."""
         self._sink = sink
         self.state, self.reason, self.asks_for_more = RunState.OPEN, "", False
-        self.asked(peer, now_s)
 
-    def finish(self, message: wire.RunEnd) -> None:
-        """Close the run in good order."""
-        sink = self._sink
-        self.close(RunState.ENDED, f"the run is over ({message.reason}).")
-        self.end = message
+    def ended(self, message: wire.RunEnd) -> None:
+        """Take a sender's last word, and close the run where the sink agrees."""
         self._announced, self._dropped = message.announced, message.dropped
-        if sink is not None:
-            sink.end(message)
+        self.lines[message.first_seq].end = message
+        if self._sink is not None and self._sink.end(message) is not False:
+            self.close(RunState.ENDED, f"the run is over ({message.reason}).")
 
     def fall_silent(self, reason: str) -> None:
         """Close the run because its sender says nothing."""

@@ -22,7 +22,8 @@ from functools import partial
 from typing import TypeAlias
 
 from microdiffusion import __version__, wire
-from microdiffusion.daemon.ingest_run import IngestRun, RunSink, RunState, frame_bytes
+from microdiffusion.daemon.ingest_run import IngestRun, Line, RunState, frame_bytes
+from microdiffusion.daemon.run_sink import RunSink
 from microdiffusion.errors import MddError, WireError
 from microdiffusion.run_header import RunHeader
 
@@ -42,6 +43,7 @@ class _Starting:
     header: RunHeader
     peer: bytes
     attempt: int
+    first_seq: int
 
 
 class Reception:
@@ -116,15 +118,15 @@ class Reception:
         run = self.runs.get(run_id)
         if run is not None and run.received is sink.received and run.header == asking.header:
             del self.runs[run_id]
-            run.reopen(sink, asking.peer, now_s)
+            run.reopen(sink)
         else:
             self._forget(run_id)
-            run = IngestRun(asking.header, sink, asking.peer, now_s)
+            run = IngestRun(asking.header, sink)
         over = [key for key, each in self.runs.items() if each.state is not RunState.OPEN]
         for key in over[: max(0, len(over) - REMEMBERED_RUNS + 1)]:
             self._forget(key)
         self.runs[run_id] = run
-        self._open(run, asking.attempt)
+        self._open(run, asking, now_s)
 
     def _forget(self, run_id: str) -> None:
         run = self.runs.pop(run_id, None)
@@ -134,23 +136,24 @@ class Reception:
                 self.forgotten[name] += getattr(stats, name)
 
     def tell(self, message: wire.Tell) -> None:
-        """Tell a run's driver what is wanted of it, and again until the run is over."""
+        """Tell a run's drivers what is wanted of them, and again until the run is over."""
         run = self.runs.get(message.run)
         if run is not None and run.state is RunState.OPEN:
             run.told = message
-            self._answer(run.peer, message)
+            self._answer_all(run, message)
 
     def close_run(self, run_id: str, reason: str) -> None:
-        """Close a run from this side and tell its sender; one that is not open is left as it is."""
+        """Close a run from this side and tell its senders; one that is not open is left as it is."""
         run = self.runs.get(run_id)
         if run is not None and run.state is RunState.OPEN:
             run.close(RunState.CLOSED, reason)
-            self._answer(run.peer, _not_open(run))
+            self._answer_all(run, _not_open(run))
 
     def look_for_silence(self, now_s: float, *, stood_still_s: float = 0.0) -> None:
         """Close runs whose sender is gone; `stood_still_s` since the last time was nobody's silence."""
         for run in self.runs.values():
-            run.heard_s += stood_still_s
+            for line in run.lines.values():
+                line.heard_s += stood_still_s
             if run.state is RunState.OPEN and now_s - run.heard_s > self._silent_s:
                 with self._closing_if_it_fails(run):
                     run.fall_silent(f"its sender said nothing for {self._silent_s:g} s.")
@@ -158,8 +161,8 @@ class Reception:
     def confirm(self) -> None:
         """Acknowledge what has become safe since the last time."""
         for run in self.runs.values():
-            for seqs in run.confirmed():
-                self._answer(run.peer, wire.Ack(run=run.header.run_id, received=seqs))
+            for peer, seqs in run.confirmed():
+                self._answer(peer, wire.Ack(run=run.header.run_id, received=seqs))
 
     def _on_broken(self, peer: bytes, error: WireError) -> None:
         refusal = wire.Refuse(run=error.run, seq=error.seq, reason=error.reason, text=str(error)[:2000])
@@ -174,7 +177,7 @@ class Reception:
         if run is None:
             self._refuse(peer, _unknown_run(message.run))
             return
-        run.heard(peer, now_s)
+        run.line_of(seq).heard(peer, now_s)
         if run.has(seq):
             run.repeat(seq)
         elif run.state is not RunState.OPEN:
@@ -188,19 +191,19 @@ class Reception:
 
     def _on_start(self, peer: bytes, message: wire.RunStart, now_s: float) -> None:
         header, run_id = message.header, message.header.run_id
-        asking = self._starting.get(run_id)
-        if asking is not None:
-            asking.peer, asking.attempt = peer, message.attempt
+        asking = _Starting(header, peer, message.attempt, message.first_seq)
+        if run_id in self._starting:
+            self._starting[run_id] = asking
             return
         run = self.runs.get(run_id)
         if run is not None:
-            run.asked(peer, now_s)
             if run.state is RunState.OPEN and header != run.header:
                 self._refuse(peer, _declined(run_id, "a run of the same number is open with another header"))
                 return
             # A sender that missed the answer to its `end` begins anew; that alone opens nothing.
-            if run.state is RunState.OPEN or (run.state is RunState.ENDED and not run.asks_for_more):
-                self._open(run, message.attempt)
+            missed = run.state is RunState.ENDED and message.first_seq in run.lines and not run.asks_for_more
+            if run.state is RunState.OPEN or missed:
+                self._open(run, asking, now_s)
                 return
         open_runs = [run.header.name for run in self.runs.values() if run.state is RunState.OPEN]
         if len(open_runs) + len(self._starting) >= self._most_runs:
@@ -218,19 +221,21 @@ class Reception:
             )
             self._refuse(peer, _declined(run_id, text))
             return
-        self._starting[run_id] = _Starting(header, peer, message.attempt)
+        self._starting[run_id] = asking
         self._ask(header)
 
-    def _open(self, run: IngestRun, attempt: int) -> None:
-        self._answer(run.peer, run.opening(attempt, __version__))
-        if run.told is not None and run.state is RunState.OPEN:
-            self._answer(run.peer, run.told)
+    def _open(self, run: IngestRun, asking: _Starting, now_s: float) -> None:
+        with self._closing_if_it_fails(run):
+            run.started(asking.first_seq, asking.peer, now_s)
+            self._answer(asking.peer, run.opening(asking.first_seq, asking.attempt, __version__))
+            if run.told is not None and run.state is RunState.OPEN:
+                self._answer(asking.peer, run.told)
 
     def _on_progress(self, peer: bytes, message: wire.RunProgress, now_s: float) -> None:
-        run = self.runs.get(message.run)
-        if run is None:
+        run, line = self._line(message)
+        if run is None or line is None:
             self._refuse(peer, _unknown_run(message.run))
-        elif run.heard(peer, now_s):
+        elif line.heard(peer, now_s):
             if run.state is RunState.OPEN:
                 with self._closing_if_it_fails(run):
                     run.progressed(message)
@@ -240,18 +245,22 @@ class Reception:
                 self._refuse(peer, _not_open(run))
 
     def _on_end(self, peer: bytes, message: wire.RunEnd, now_s: float) -> None:
-        run = self.runs.get(message.run)
-        if run is None:
+        run, line = self._line(message)
+        if run is None or line is None:
             self._refuse(peer, _unknown_run(message.run))
-        elif run.heard(peer, now_s):
+        elif line.heard(peer, now_s):
             if run.state is RunState.OPEN:
                 with self._closing_if_it_fails(run):
-                    run.finish(message)
-            if run.state is RunState.ENDED and message == run.end:
+                    run.ended(message)
+            if line.end == message and run.state in (RunState.OPEN, RunState.ENDED):
                 self.confirm()
                 self._answer(peer, wire.Ack(run=message.run, ended=True))
             else:
                 self._refuse(peer, _not_open(run))
+
+    def _line(self, message: wire.RunProgress | wire.RunEnd) -> tuple[IngestRun | None, Line | None]:
+        run = self.runs.get(message.run)
+        return run, None if run is None else run.lines.get(message.first_seq)
 
     @contextlib.contextmanager
     def _closing_if_it_fails(self, run: IngestRun) -> Iterator[None]:
@@ -259,7 +268,11 @@ class Reception:
             yield
         except MddError as error:
             run.close(RunState.CLOSED, str(error))
-            self._answer(run.peer, _not_open(run))
+            self._answer_all(run, _not_open(run))
+
+    def _answer_all(self, run: IngestRun, answer: Answer) -> None:
+        for line in run.lines.values():
+            self._answer(line.peer, answer)
 
     def _refuse(self, peer: bytes, refusal: wire.Refuse) -> None:
         self.refused[str(refusal.reason)] += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import pairwise
 
 
 class SeqSet:
@@ -45,10 +44,15 @@ class SeqSet:
         """Of how many runs of consecutive numbers it consists: what its memory grows with."""
         return len(self._starts)
 
-    def gaps(self) -> list[range]:
-        """Return the numbers below `highest` that are not in the set, as ranges."""
-        edges = [(0, 0), *zip(self._starts, self._stops, strict=True)]
-        return [range(stop, start) for (_, stop), (start, _) in pairwise(edges) if stop < start]
+    def count(self, start: int, stop: int) -> int:
+        """Return how many numbers of ``range(start, stop)`` are in the set."""
+        first = max(0, bisect_right(self._starts, start) - 1)
+        total = 0
+        for at in range(first, len(self._starts)):
+            if self._starts[at] >= stop:
+                break
+            total += max(0, min(self._stops[at], stop) - max(self._starts[at], start))
+        return total
 
     def add(self, seq: int) -> bool:
         """Add a number; False where it was there already."""
