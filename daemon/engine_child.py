@@ -2,8 +2,10 @@
 
 It imports torch, ends when its pipe closes, so it cannot outlive the daemon, and changes its runtime when it
 is told that another one has been built, or when it fails in the middle of a run: then torch goes on with
-the same sweep. Where an error leaves the GPU refusing the whole process, it ends after its answer, to be
-started again. Every request but a run's header has exactly one answer; a `Changed` may come before it.
+the same sweep. Where the GPU's memory is too small, the same sweep is done with smaller tiles. Where an error
+leaves the GPU refusing the whole process, it says so and ends without an answer, to be started again: the
+daemon knows which sweep that was. Sessions of all runs are kept, put aside and put on disk by
+`engines.session_store.SessionStore`, when no sweep waits.
 """
 
 from __future__ import annotations
@@ -12,68 +14,37 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microdiffusion.config import EngineConfig
+from microdiffusion.daemon.engine_messages import (
+    Begin,
+    Changed,
+    ChangeOver,
+    Configure,
+    End,
+    EngineInfo,
+    Told,
+    Work,
+)
 from microdiffusion.errors import EngineError, MddError
-from microdiffusion.run_header import RunHeader
 
 if TYPE_CHECKING:
     from microdiffusion.engines.engine import Engine
+    from microdiffusion.engines.reconstructor import Reconstructor
+    from microdiffusion.engines.session_store import SessionStore
+    from microdiffusion.sweep import Reconstruction
 
 _LOST = 70  # the exit code where the GPU is lost
+_LEAST_TILE = 64
+_OVERDUE = 3.0  # times engine.checkpoint_s: then a checkpoint goes before the next sweep
 
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What the child found.
-
-    Attributes
-    ----------
-    device, reason : str
-        Runtime, device and precision, and why these.
-    weights, weights_sha256 : str
-        File name and checksum.
-    fallback : str
-        Which runtime failed and was replaced, as a sentence.
-    pending : str
-        The runtime that is being built, and will replace this one.
-    """
-
-    device: str
-    reason: str
-    weights: str
-    weights_sha256: str
-    fallback: str = ""
-    pending: str = ""
-
-    @classmethod
-    def of(cls, engine: Engine) -> EngineInfo:
-        """Return what there is to say of an open engine."""
-        return cls(
-            engine.name,
-            engine.reason,
-            engine.weights,
-            engine.weights_sha256,
-            engine.fallback,
-            engine.pending,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeOver:
-    """Asks the child to open the engine again and to go on with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """What serves now, or None and why it goes on as before; `failure` also says why it had to change."""
-
-    info: EngineInfo | None
-    failure: str = ""
+Opener = Callable[[EngineConfig], "Engine"]
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -83,16 +54,13 @@ def open_engine(config: EngineConfig) -> Engine:
     return open_engine(config, build=False)
 
 
-def serve_engine(pipe: Connection, config: EngineConfig, opener: Callable[[EngineConfig], Engine]) -> None:
+def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: Path | None = None) -> None:
     """Run the child: report, then answer sweeps until the pipe closes."""
     # Ctrl-C, and systemd's SIGTERM, go to the whole process group; the daemon decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # What matters travels through the pipe; the terminal is the dashboard's.
     logging.getLogger("microdiffusion").addHandler(logging.NullHandler())
-    from microdiffusion.engines.reconstructor import Reconstructor
-
-    reconstructor: Reconstructor | None = None
     # A pipe that breaks means that the daemon is gone: there is nobody to tell.
     with contextlib.suppress(EOFError, OSError):
         try:
@@ -104,37 +72,125 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Callable[[Engin
             pipe.send(EngineError(f"The engine could not start ({type(error).__name__}: {error})."))
             return
         pipe.send(EngineInfo.of(engine))
-        while True:
-            request = pipe.recv()
-            if isinstance(request, RunHeader):
-                reconstructor = Reconstructor(request, config, engine)
-                continue
-            if isinstance(request, ChangeOver):
-                newer, failure = _reopen(config, opener)
-                if newer is not None:
-                    engine = newer
-                    if reconstructor is not None:
-                        reconstructor.use(engine)
-                pipe.send(Changed(None if newer is None else EngineInfo.of(newer), failure))
-                continue
+        _Child(pipe, config, opener, engine, state).serve()
+
+
+class _Child:
+    """What the child holds: the engine, a reconstructor for each run, and their sessions."""
+
+    def __init__(
+        self, pipe: Connection, config: EngineConfig, opener: Opener, engine: Engine, state: Path | None
+    ) -> None:
+        from microdiffusion.engines.session_store import SessionStore
+
+        self._pipe = pipe
+        self._config = config
+        self._opener = opener
+        self._engine = engine
+        self._store: SessionStore = SessionStore(state, most_bytes=int(config.session_memory_mb * 1e6))
+        self._runs: dict[str, Reconstructor] = {}
+        self._checked_s = time.monotonic()
+
+    def serve(self) -> None:
+        """Answer requests until the pipe closes."""
+        try:
+            while True:
+                self._checkpoint()
+                self._answer(self._pipe.recv())
+        finally:
+            self._store.close()
+
+    def _checkpoint(self) -> None:
+        """Put changed sessions on disk where it is time, between two sweeps and rather not before one."""
+        due_s = self._checked_s + self._config.checkpoint_s
+        left_s = due_s - time.monotonic()
+        overdue = left_s < -(_OVERDUE - 1) * self._config.checkpoint_s
+        if self._store.dirty and (overdue or not self._pipe.poll(max(left_s, 0.0))):
+            self._store.checkpoint()
+            self._checked_s = time.monotonic()
+
+    def _answer(self, request: object) -> None:
+        from microdiffusion.engines.reconstructor import Reconstructor
+
+        if isinstance(request, Begin):
+            run_id = request.header.run_id
+            self._runs[run_id] = Reconstructor(
+                request.header, self._config, self._engine, sessions=self._store
+            )
+        elif isinstance(request, End):
+            self._runs.pop(request.run_id, None)
+            self._store.forget(request.run_id)
+        elif isinstance(request, Configure):
+            self._configure(request.config)
+        elif isinstance(request, ChangeOver):
+            newer, failure = _reopen(self._config, self._opener)
+            if newer is not None:
+                self._use(newer)
+            self._pipe.send(Changed(None if newer is None else EngineInfo.of(newer), failure))
+        elif isinstance(request, Work):
             try:
-                if reconstructor is None:
-                    raise EngineError("A sweep came before its run's header.")
-                try:
-                    answer: object = reconstructor.reconstruct(request)
-                except RuntimeError as error:  # an EngineError is one too
-                    if engine.name.startswith("torch") or _is_lost(engine):
-                        raise
-                    engine = _torch_instead(config, opener, engine, error)
-                    reconstructor.use(engine)
-                    pipe.send(Changed(EngineInfo.of(engine), engine.fallback))
-                    answer = reconstructor.reconstruct(request)
+                answer: object = self._reconstruct(request)
             except Exception as error:  # one bad sweep must not end the run
+                if _is_lost(self._engine):
+                    self._pipe.send(Told(f"the GPU takes no more work of the engine's process: {error}"))
+                    self._pipe.close()
+                    os._exit(_LOST)  # an orderly end may hang
                 answer = EngineError(f"{type(error).__name__}: {error}")
-            pipe.send(answer)
-            if isinstance(answer, EngineError) and _is_lost(engine):
-                pipe.close()
-                os._exit(_LOST)  # an orderly end may hang
+            self._pipe.send(answer)
+
+    def _reconstruct(self, work: Work) -> Reconstruction:
+        """Return the sweep's volume, with another runtime or smaller tiles where that is what it takes."""
+        while True:
+            run = self._runs.get(work.run_id)
+            if run is None:
+                raise EngineError("a sweep came before its run's header")
+            try:
+                return run.reconstruct(work.sweep, lane=work.lane, effort=work.effort)
+            except RuntimeError as error:  # an EngineError is one too
+                if _is_lost(self._engine):
+                    raise
+                if not self._engine.name.startswith("torch"):
+                    self._use(_torch_instead(self._config, self._opener, self._engine, error))
+                    self._pipe.send(Changed(EngineInfo.of(self._engine), self._engine.fallback))
+                elif not (_out_of_memory(error) and self._smaller_tiles()):
+                    raise
+
+    def _use(self, engine: Engine) -> None:
+        self._engine = engine
+        for run in self._runs.values():
+            run.use(engine)
+
+    def _configure(self, config: EngineConfig) -> None:
+        self._config = config
+        for run in self._runs.values():
+            run.configure(config)
+
+    def _smaller_tiles(self) -> bool:
+        """Go on with tiles of half the edge; False where they are as small as they get."""
+        tile = max(self._config.tile // 2 // 16 * 16, _LEAST_TILE)
+        if tile >= self._config.tile:
+            return False
+        _empty_cache()
+        self._configure(self._config.model_copy(update={"tile": tile}))
+        self._pipe.send(
+            Told(
+                f"the GPU's memory is too small for engine.tile = {2 * tile}: it is {tile} from now on", tile
+            )
+        )
+        return True
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _empty_cache() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_lost(engine: Engine) -> bool:
@@ -150,9 +206,7 @@ def _is_lost(engine: Engine) -> bool:
     return False
 
 
-def _torch_instead(
-    config: EngineConfig, opener: Callable[[EngineConfig], Engine], failed: Engine, error: RuntimeError
-) -> Engine:
+def _torch_instead(config: EngineConfig, opener: Opener, failed: Engine, error: RuntimeError) -> Engine:
     """Return the engine with torch, after another runtime failed in the middle of a run."""
     engine = opener(config.model_copy(update={"runtime": "torch"}))
     why = f"{failed.name} failed: {error}"
@@ -163,7 +217,7 @@ def _torch_instead(
     )
 
 
-def _reopen(config: EngineConfig, opener: Callable[[EngineConfig], Engine]) -> tuple[Engine | None, str]:
+def _reopen(config: EngineConfig, opener: Opener) -> tuple[Engine | None, str]:
     """Return the engine that has been built meanwhile, or why there is none."""
     try:
         engine = opener(config)

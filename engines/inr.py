@@ -126,6 +126,10 @@ class SessionInr:
         volume: Tensor = self._field.unflatten(1, self.shape[1:]) + floor
         return volume
 
+    def release(self) -> None:
+        """Forget the last fit's field, which no further fit needs: the planes say it all."""
+        self._field = None
+
     @torch.no_grad()
     def fit(
         self,

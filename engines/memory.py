@@ -1,29 +1,69 @@
-"""How much memory a reconstruction takes at most, known before it starts. Imports no torch."""
+"""How much memory the engine takes at most, known before it starts. Imports no torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from microdiffusion.config import EngineConfig
     from microdiffusion.run_header import RunHeader
 
 _VOLUMES = 16  # float32 volumes alive at once: state, priors to choose from, prediction, candidates, answer
-_PLANE_COPIES = 3  # of the INR's planes: the last sweep's, this one's, and those that a step tries
+_WORKING_PLANES = 2  # copies of the INR's planes while a sweep is done: this one's, and those that are tried
 _REST = 600 << 20  # torch itself, the network, and one batch of windows with its features
 
 
-def reconstruction_bytes(header: RunHeader, config: EngineConfig) -> int:
-    """Return an upper estimate of the engine's memory for a run, whatever the number of sweeps.
+def session_bytes(header: RunHeader, config: EngineConfig, *, lane: str = "sweep") -> int:
+    """Return an upper estimate of what one session keeps from sweep to sweep."""
+    slices, rows, columns = header.shape
+    planes = (config.inr.rank or slices) * rows * columns * 4
+    # The last two sweeps and their noise, where they are merged: float32 whatever the camera sends.
+    kept = 0 if config.merge_sweeps == "off" or lane == "rolling" else 4
+    return planes + kept * header.frames_per_sweep * rows * columns * 4
 
-    Tiles and batches of windows bound the network's share; what grows are a dozen volumes, and the INR's
-    planes for each session. Measured on a CPU the peak was 0.69 to 0.88 of it,
+
+def state_bytes(headers: Sequence[RunHeader], config: EngineConfig) -> int:
+    """Return what the sessions of all runs keep in memory: what is beyond the limit is put aside on disk."""
+    lanes = ["sweep"]
+    if config.update == "projection":
+        lanes.append("rolling")
+    if config.policy == "archive":
+        lanes.append("later")
+    wanted = sum(
+        len(header.channels) * len(header.positions) * session_bytes(header, config, lane=lane)
+        for header in headers
+        for lane in lanes
+    )
+    # The one that is being worked on stays, whatever the limit.
+    least = max((session_bytes(header, config) for header in headers), default=0)
+    return max(min(wanted, int(config.session_memory_mb * 1e6)), least)
+
+
+def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHeader) -> int:
+    """Return an upper estimate of the engine's memory for a run, and others at the same time.
+
+    Whatever the number of sweeps: tiles and batches of windows bound the network's share; sweeps are done
+    one at a time, so the working volumes are the largest run's; and what grows with the number of sessions
+    is bounded by `engine.session_memory_mb`. Measured on a CPU the peak was 0.69 to 0.88 of it,
     from 48 x 128 x 128 to 64 x 512 x 512.
     """
-    slices, rows, columns = header.shape
-    sessions = len(header.channels) * len(header.positions)
-    planes = _PLANE_COPIES * (config.inr.rank or slices) * rows * columns * 4 * sessions
-    # The last two sweeps and their noise, where they are merged: float32 whatever the camera sends.
-    kept = 0 if config.merge_sweeps == "off" else 4
-    frames = kept * header.frames_per_sweep * rows * columns * 4 * sessions
-    return _VOLUMES * 4 * slices * rows * columns + planes + frames + _REST
+    working = 0
+    for each in (header, *others):
+        slices, rows, columns = each.shape
+        planes = _WORKING_PLANES * (config.inr.rank or slices)
+        working = max(working, (_VOLUMES * slices + planes) * 4 * rows * columns)
+    return working + state_bytes([header, *others], config) + _REST
+
+
+def memory_statement(headers: Sequence[RunHeader], config: EngineConfig) -> str:
+    """Return what is said before a run starts; `headers` are those of all runs that are open, its own last."""
+    sessions = sum(len(header.channels) * len(header.positions) for header in headers)
+    total_mb = reconstruction_bytes(headers[-1], config, *headers[:-1]) / 1e6
+    state_mb = state_bytes(headers, config) / 1e6
+    shape = " x ".join(map(str, headers[-1].shape))
+    return (
+        f"the engine takes up to {total_mb:.0f} MB for {shape} voxels and {sessions} "
+        f"session{'s' if sessions > 1 else ''}, {state_mb:.0f} MB of it for their state"
+    )

@@ -55,6 +55,16 @@ class Seen:
         """Return it in normalised units."""
         return Seen(self.sweep, self.z_um, (self.images - low) / span, self.variance / span**2)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all but its number as tensors by name."""
+        return {"z_um": torch.from_numpy(self.z_um), "images": self.images, "variance": self.variance}
+
+    @classmethod
+    def of(cls, sweep: int, tensors: dict[str, Tensor], device: torch.device) -> Seen:
+        """Return sweep number `sweep`, from what `tensors` returned."""
+        images, variance = (tensors[name].to(device) for name in ("images", "variance"))
+        return cls(sweep, tensors["z_um"].numpy().astype(np.float64), images, variance)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +135,48 @@ class SessionPrior:
         """Whether a field was fitted already."""
         return self._field is not None
 
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors that are kept."""
+        planes = self._field.planes if self._field is not None else None
+        return sum(tensor.nbytes for tensor in (planes, self._last) if tensor is not None)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
+        planes = self._field.planes if self._field is not None else None
+        tensors = {"planes": planes, "last": self._last}
+        numbers = {
+            "shape": list(self._shape),
+            "rank": self._config.rank,
+            "widest": self._widest,
+            "bandwidth": self.bandwidth,
+            "dark": self.dark,
+            "chosen": self._chosen,
+            "usual": self._usual,
+            "received_s": self._received_s,
+        }
+        return numbers, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def load(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from a state.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            It is not one of a prior of this shape, rank and optics.
+        """
+        mine, _ = self.state()
+        if any(numbers[name] != mine[name] for name in ("shape", "rank", "widest")):
+            raise ValueError("the state is of another geometry")
+        self.bandwidth, self.dark = float(numbers["bandwidth"]), bool(numbers["dark"])
+        self._chosen, self._usual = bool(numbers["chosen"]), float(numbers["usual"])
+        self._received_s = float(numbers["received_s"])
+        if "last" in tensors:
+            self._last = tensors["last"].to(self._device)
+        if "planes" in tensors:
+            self._field = self._new(self._shape, self.bandwidth)
+            self._field.planes = tensors["planes"].to(self._device)
+
     def fit(self, view: View) -> PriorFit:
         """Return the prior of a sweep; chooses the field where that is due."""
         noise = view.variance
@@ -148,6 +190,7 @@ class SessionPrior:
             self._field = self._choose(view)
         fit = self._fit(self._field, self.dark, view, steps, self._seconds(view))
         self._last = fit.volume[:, :: self._every, :: self._every].clone()
+        self._field.release()
         return fit
 
     def _quiet(self, view: View) -> View:

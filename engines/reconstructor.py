@@ -1,7 +1,12 @@
 """One engine call for everybody: a sweep of projections in, a volume out.
 
 The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session of
-its own for each channel and position (`session.py`). The way of a sweep:
+its own for each channel and position (`session.py`), and for each *lane*: "sweep" for time points as they
+come, "rolling" for updates of the live view, "later" for what is caught up, so that neither of these disturbs
+the first. A rolling update is not merged with the sweep before, which it holds a part of, and tests nothing
+about the network: it goes by what the lane "sweep" has found. The *effort* says what a volume may cost: 0 all
+that the configuration asks for, 1 one evaluation of the network without guidance or tests, 2 the INR without
+the network. The way of a sweep:
 
     normalise -> merge with the sweep before, if still -> prior (warm) -> the update (`update.py`: few-step
     sampler with data consistency, figures) -> the judge serves, blends or steps back -> back to the units of
@@ -24,14 +29,14 @@ from microdiffusion.engines.device import Clock, download, on_stream, own_stream
 from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.figures import Figures
 from microdiffusion.engines.graphs import Graphs
-from microdiffusion.engines.inr import default_bandwidth
-from microdiffusion.engines.judge import OCTAVE, Findings, judge
+from microdiffusion.engines.judge import OCTAVE, judge
 from microdiffusion.engines.linear import along_z
 from microdiffusion.engines.merging import Seen, merge, same_places
 from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten, white_share
-from microdiffusion.engines.prior import SessionPrior, View
+from microdiffusion.engines.prior import View
+from microdiffusion.engines.run_sessions import RunSessions
 from microdiffusion.engines.sampler import SamplerSettings, bridge_noise
-from microdiffusion.engines.session import Geometries, Geometry, Session, light_range
+from microdiffusion.engines.session import Geometries, Geometry, Session
 from microdiffusion.engines.update import FIGURES, Update, UpdateSettings
 from microdiffusion.errors import GeometryError
 from microdiffusion.sweep import Reconstruction
@@ -43,13 +48,11 @@ if TYPE_CHECKING:
 
     from microdiffusion.config import EngineConfig
     from microdiffusion.engines.reference.method import ReferenceMethod
+    from microdiffusion.engines.session_store import SessionStore
     from microdiffusion.engines.update import Tensors
     from microdiffusion.run_header import RunHeader
     from microdiffusion.sweep import Sweep
 
-# The network was trained on fields whose range is known to about this factor; beyond it, start anew.
-_RANGE_DRIFT = (0.75, 1.5)
-_FEW, _MANY = 20_000, 200_000  # pixels that tell the range; many take longer than a GPU for the volume
 # Of the prior, in spans below the darkest projections: room for dark holes in a bright specimen. Where the
 # camera's pedestal is not known, zero light seems to lie far below everything that was measured; a field
 # that has to climb from there never arrives.
@@ -57,6 +60,8 @@ _LOWEST_BASE = -1.0
 # Sweeps from one octave test to the next; it costs half of an evaluation.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
+EFFORTS = (0, 1, 2)
+"""Full, one evaluation of the network, the INR without it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +82,8 @@ class _Task:
     held: Tensor | None = None
     held_variance: Tensor | None = None
     prior_steps: int = 0
+    lane: str = "sweep"
+    effort: int = 0
 
     @property
     def merged(self) -> bool:
@@ -95,6 +102,8 @@ class Reconstructor:
         Method, device, steps and so on.
     engine : Engine, optional
         Device and network; opened from the configuration where it is not given.
+    sessions : SessionStore, optional
+        Keeps the sessions, of other runs as well; one of its own, in memory, where it is not given.
     report : callable, optional
         Told the stage, how much of it is done and how much there is, by the method "microdiffusion", whose
         sweeps take hours.
@@ -113,6 +122,7 @@ class Reconstructor:
         config: EngineConfig,
         engine: Engine | None = None,
         *,
+        sessions: SessionStore | None = None,
         report: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> None:
         self.header = header
@@ -121,31 +131,48 @@ class Reconstructor:
         self.device = self.engine.device
         self._runtime = self.engine.runtime
         self._geometries = Geometries(header, self.device)
-        self._sessions: dict[tuple[int, int], Session] = {}
+        self._sessions = RunSessions(header, config.inr, self.device, sessions)
         self._report = report
         self._references: dict[tuple[int, int], ReferenceMethod] = {}
         settle(self.device)
         self._stream = own_stream(self.device)
-        kappa = config.interpolation * 0.1
-        sampler = SamplerSettings(config.steps, config.guidance, kappa, config.tile)
-        self._settings = UpdateSettings(config.method, sampler, config.consistency)
+        self._settings = _settings(config)
         # One for all sessions and sweeps of a run: what the network makes up does not flicker.
-        noisy = config.method == "mdd" and kappa > 0
+        noisy = config.method == "mdd" and config.interpolation > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
-        self._updates: dict[Geometry, Update] = {}
+        self._updates: dict[tuple[Geometry, UpdateSettings], Update] = {}
         self._graphs = Graphs() if self.device.type == "cuda" and config.cuda_graphs else None
 
     def use(self, engine: Engine) -> None:
         """Go on with `engine` from the next sweep on: the same network and device, another runtime."""
         self.engine = engine
         self._runtime = engine.runtime
+        self._forget_updates()
+
+    def configure(self, config: EngineConfig) -> None:
+        """Go on with other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
+        self.config = config
+        if _settings(config) != self._settings:
+            self._settings = _settings(config)
+            self._forget_updates()
+
+    def _forget_updates(self) -> None:
         self._updates.clear()
         if self._graphs is not None:
             self._graphs.clear()
 
     @torch.no_grad()
-    def reconstruct(self, sweep: Sweep) -> Reconstruction:
+    def reconstruct(self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0) -> Reconstruction:
         """Return the volume of one sweep.
+
+        Parameters
+        ----------
+        sweep : Sweep
+        lane : "sweep", "rolling" or "later"
+            Which of the channel's and position's sessions goes on with it.
+        effort : int
+            0 full, 1 one evaluation of the network, 2 the INR without it. What costs no less than full effort
+            with the method at hand is full effort.
 
         Raises
         ------
@@ -155,17 +182,17 @@ class Reconstructor:
         if sweep.z_um.size == 0:
             raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         with on_stream(self._stream):
-            return self._reconstruct(sweep)
+            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0)
 
-    def _reconstruct(self, sweep: Sweep) -> Reconstruction:
+    def _reconstruct(self, sweep: Sweep, lane: str, effort: int) -> Reconstruction:
         clock = Clock(self.device)
-        task = self._prepare(sweep)
+        task = self._prepare(sweep, lane, effort)
         clock.lap("prepare")
         octave = self._octave(task)
         if octave is not None:
             clock.lap("sampler")
         update, given, reference = self._given(task, clock)
-        answers = self._updated(update, given, clock)
+        answers = self._updated(task, update, given, clock)
         found = answers.pop(FIGURES)
         if octave is not None:
             found = torch.cat([found, octave[None]])
@@ -174,6 +201,7 @@ class Reconstructor:
         served, weight = self._serve(task, answers, figures)
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         task.session.sweeps += 1
+        self._sessions.keep(sweep, lane, task.session)
         clock.lap("judge")
         seconds = clock.seconds()
         if reference:  # the stages that it is made of
@@ -189,14 +217,15 @@ class Reconstructor:
             inr_iterations=task.prior_steps,
             network_weight=weight,
             merged=task.merged,
-            runtime=self.engine.name if self._runtime is not None else "",
+            runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
+            effort=effort,
         )
 
-    def _prepare(self, sweep: Sweep) -> _Task:
+    def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
         """Return the sweep in normalised units, merged with the one before where that is wanted and still."""
         geometry = self._geometries.of(sweep.z_um)
         counts = upload(sweep.projections, self.device)
-        session = self._session(sweep, geometry)
+        session = self._sessions.of(sweep, lane, geometry.conditions.length)
         variance = self._variance(session, sweep, counts, geometry.matrix)
         seen = Seen(sweep.sweep, sweep.z_um, counts, variance)
         images = (counts - session.low) / session.span
@@ -209,14 +238,15 @@ class Reconstructor:
             if lowest < self.header.camera.offset - 10 * noise:
                 # A wrong offset in the header must not clip what was measured.
                 floor = (lowest - session.low) / session.span
-        task = _Task(sweep, session, geometry, images, variance, floor)
+        task = _Task(sweep, session, geometry, images, variance, floor, lane=lane, effort=effort)
         if sweep.held_out_z_um.size:
             held = upload(sweep.held_out, self.device)
             task.held_operator = self._geometries.operator(sweep.held_out_z_um)
             task.held = (held - session.low) / session.span
             white = session.white_share
             task.held_variance = noise_variance(held, self.header.camera, white) / session.span**2
-        if self.config.merge_sweeps != "off" and self.config.method != "microdiffusion":
+        merges = self.config.merge_sweeps != "off" and self.config.method != "microdiffusion"
+        if merges and lane != "rolling":
             self._merge(task, seen)
         return task
 
@@ -251,7 +281,8 @@ class Reconstructor:
         """Add what the sweep before saw, as far as nothing changed since; keeps `seen` for the next ones."""
         session = task.session
         before, older = session.seen(seen.sweep - 1), session.seen(seen.sweep - 2)
-        session.last_two = [*session.last_two[-1:], seen]
+        # A sweep may come twice, where the first attempt failed.
+        session.last_two = [*(each for each in session.last_two[-1:] if each.sweep != seen.sweep), seen]
         if before is None:
             return
         matrix = task.geometry.closed(task.images, task.variance)
@@ -273,6 +304,8 @@ class Reconstructor:
         octave, findings, config = task.geometry.octave, task.session.findings, self.config
         if self._runtime is None or octave is None or not config.fall_back or config.method != "mdd":
             return None
+        if task.lane == "rolling" or task.effort > 0:
+            return None
         # A network that failed gets another chance whenever a held-out projection comes.
         again = findings.octave > OCTAVE[0] and task.held is not None
         if not again and task.session.sweeps % _TEST_EVERY:
@@ -283,12 +316,13 @@ class Reconstructor:
     def _given(self, task: _Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
         """Return the update of a sweep, all that it works on, and the seconds of the reference's stages."""
         geometry, method = task.geometry, self.config.method
-        update = self._updates.get(geometry)
+        settings = _settings(self.config, task.effort)
+        update = self._updates.get((geometry, settings))
         if update is None:
-            update = Update(geometry, self._settings, self._runtime, self._noise)
+            update = Update(geometry, settings, self._runtime, self._noise)
             if len(self._updates) >= _MOST_UPDATES:
                 del self._updates[next(iter(self._updates))]
-            self._updates[geometry] = update
+            self._updates[geometry, settings] = update
         given = {
             "images": task.images,
             "variance": task.variance,
@@ -328,10 +362,12 @@ class Reconstructor:
         clock.lap("inr")
         return update, given, {}
 
-    def _updated(self, update: Update, given: Tensors, clock: Clock) -> Tensors:
+    def _updated(self, task: _Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
         """Return the update's answers and figures, on CUDA from a graph where there is one."""
         runtime = self._runtime
-        if self._graphs is not None and runtime is not None and runtime.capturable:
+        # A rolling window has as many geometries as projections: their graphs would push out the sweeps'.
+        lasting = task.lane != "rolling"
+        if self._graphs is not None and runtime is not None and runtime.capturable and lasting:
             # Good until the next sweep's replay: by then figures and volume are on the host.
             replayed = self._graphs(update, update, given)
             if replayed is not None:
@@ -373,24 +409,10 @@ class Reconstructor:
         answer = self._references[session].reconstruct(task.geometry.operator, centres, task.images)
         return answer.volume, answer.inr_steps, answer.seconds
 
-    def _session(self, sweep: Sweep, geometry: Geometry) -> Session:
-        session = self._sessions.get((sweep.channel, sweep.position))
-        many = max(1, sweep.projections.size // _MANY)
-        # Few pixels (of all columns: an odd step) say that a range is the same; that it is not, many have to.
-        for step in (many,) if session is None else (sweep.projections.size // _FEW | 1, many):
-            low, span = light_range(sweep.projections.reshape(-1)[::step])
-            if (
-                session is not None
-                and _RANGE_DRIFT[0] < span / session.span < _RANGE_DRIFT[1]
-                and abs(low - session.low) < 0.5 * session.span
-            ):
-                return session
-        prior = SessionPrior(
-            self.header.shape,
-            self.config.inr,
-            bandwidth=default_bandwidth(geometry.conditions.length),
-            device=self.device,
-            name=f"channel {sweep.channel}, position {sweep.position}",
-        )
-        self._sessions[sweep.channel, sweep.position] = Session(low, span, prior, Findings())
-        return self._sessions[sweep.channel, sweep.position]
+
+def _settings(config: EngineConfig, effort: int = 0) -> UpdateSettings:
+    """Return what the update does at an effort."""
+    kappa = config.interpolation * 0.1
+    steps, guidance = (config.steps, config.guidance) if effort == 0 else (1, 0.0)
+    method = "inr" if effort == 2 else config.method
+    return UpdateSettings(method, SamplerSettings(steps, guidance, kappa, config.tile), config.consistency)

@@ -7,8 +7,8 @@ whatever the number of sweeps. Runs on the reconstructor's thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from microdiffusion.engines.linear import (
     matched_smoothness,
     tikhonov_matrix,
 )
+from microdiffusion.engines.merging import Seen
 from microdiffusion.engines.octave import OctaveTest
 from microdiffusion.optics import projection_operator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.engines.merging import Seen
     from microdiffusion.engines.prior import SessionPrior
     from microdiffusion.run_header import RunHeader
 
@@ -121,6 +121,18 @@ class Geometries:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """A session as plain data: numbers (JSON, to the last bit) and tensors by name."""
+
+    numbers: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def on_the_host(self) -> State:
+        """Return it with all tensors on the CPU: good for whatever happens to a GPU."""
+        return State(self.numbers, {name: tensor.detach().cpu() for name, tensor in self.tensors.items()})
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """What is kept from sweep to sweep.
@@ -147,6 +159,55 @@ class Session:
     sweeps: int = 0
     white_share: float = 1.0
     last_two: list[Seen] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it keeps."""
+        return self.prior.nbytes + sum(each.images.nbytes + each.variance.nbytes for each in self.last_two)
+
+    def state(self) -> State:
+        """Return all of it as plain data."""
+        numbers: dict[str, Any] = {
+            "low": self.low,
+            "span": self.span,
+            "sweeps": self.sweeps,
+            "white_share": self.white_share,
+            "findings": asdict(self.findings),
+            "seen": [each.sweep for each in self.last_two],
+        }
+        prior, tensors = self.prior.state()
+        for place, each in enumerate(self.last_two):
+            tensors |= {f"seen_{place}_{name}": tensor for name, tensor in each.tensors().items()}
+        return State(numbers | {"prior": prior}, tensors)
+
+    @classmethod
+    def of(cls, state: State, prior: SessionPrior, device: torch.device) -> Session:
+        """Return the session that `state` was taken of; `prior` is a cold one and takes over its part.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            The state is not one of such a session.
+        """
+        numbers = state.numbers
+        prior.load(numbers["prior"], state.tensors)
+        session = cls(
+            float(numbers["low"]),
+            float(numbers["span"]),
+            prior,
+            Findings(**numbers["findings"]),
+            int(numbers["sweeps"]),
+            float(numbers["white_share"]),
+        )
+        for place, number in enumerate(numbers["seen"]):
+            start = f"seen_{place}_"
+            parts = {
+                name.removeprefix(start): each
+                for name, each in state.tensors.items()
+                if name.startswith(start)
+            }
+            session.last_two.append(Seen.of(int(number), parts, device))
+        return session
 
     def seen(self, number: int) -> Seen | None:
         """Return one of the last two sweeps by its number, None where it is not there."""
