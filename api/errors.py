@@ -79,3 +79,7 @@ class EngineError(RunError):
 
 class DiskError(RunError, OSError):
     """The run file cannot be written: no space, no permission, or the disk failed."""
+
+
+class NoRoomError(DiskError):
+    """The disk is full; it may have room again in a while."""

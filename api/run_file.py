@@ -1,91 +1,78 @@
-"""The run file's schema: which datasets there are, where their bytes lie, what their codes mean.
+"""The run file on the disk: creating it, and finding where each dataset's bytes lie.
 
-Owns the layout of docs/run-file.md, for the recorder that writes it and the reader that reads it. The
-layout is *static*: HDF5 creates every dataset at its final size, contiguous and uncompressed, and closes
-the file; from then on nothing but the bytes inside of datasets changes. So no HDF5 library is needed to
-fill it, its metadata cannot be torn by a crash, and every HDF5 reader can open it at any moment.
+Owns the way between `run_schema` and HDF5, for the recorder that fills a run file and the reader that reads
+it. The layout is *static*: HDF5 creates every dataset at its final size, contiguous and uncompressed, and
+closes the file; from then on nothing but the bytes inside of datasets changes. So no HDF5 library is needed
+to fill it, its metadata cannot be torn by a crash, and every HDF5 reader can open it at any moment.
 
-Invariants: axis 0 of a per-time-point dataset is time, so that a time point is one contiguous stretch of
-bytes; a session's datasets lie in its position's group (position 0: the root); numbers are little-endian.
-Functions hold no state; any thread.
+Invariant: a layout that `read_layout` returned is safe to write through: each region lies inside of the
+file and none overlaps another, whatever the file held. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from enum import IntEnum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from microdiffusion.errors import InputFileError
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.run_header import RunHeader
+from microdiffusion.run_schema import (
+    CANDIDATES,
+    EFFORTS,
+    EVENT_ROOM,
+    LAYOUT_VERSION,
+    REASON_BYTES,
+    RUNTIMES,
+    SERVED,
+    STAGES,
+    Closed,
+    Dataset,
+    RunPlan,
+    Status,
+    datasets,
+    position_prefix,
+    runtime_code,
+    segment_path,
+)
 
-LAYOUT_VERSION = 1
-SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
-CANDIDATES = SERVED[1:]
-RUNTIMES = ("none", "torch", "openvino", "tensorrt")
-STAGES = ("inr", "sampler", "consistency", "other", "total")
-REASON_BYTES = 160
+__all__ = [
+    "CANDIDATES",
+    "EFFORTS",
+    "EVENT_ROOM",
+    "LAYOUT_VERSION",
+    "LEDGER_COLUMNS",
+    "REASON_BYTES",
+    "RUNTIMES",
+    "SERVED",
+    "STAGES",
+    "Closed",
+    "Ledger",
+    "Region",
+    "RunLayout",
+    "RunPlan",
+    "Status",
+    "create_run_file",
+    "parse_configuration",
+    "position_prefix",
+    "read_layout",
+    "runtime_code",
+    "segment_path",
+]
 
 _VERSION = version("microdiffusion-daemon")
 _DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
-
-
-def runtime_code(name: str) -> int:
-    """Return the code in /mdd/runtime of a runtime's name, such as "torch cuda float16"."""
-    first = name.partition(" ")[0].partition("_")[0]  # tensorrt_rtx is a flavour; the provenance names it
-    return RUNTIMES.index(first) if first in RUNTIMES else 0
-
-
-class Status(IntEnum):
-    """What became of a time point; the codes of /mdd/status."""
-
-    EMPTY = 0
-    WRITTEN = 1
-    LOST = 2
-    SKIPPED = 3
-    FAILED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Where the frames of a run went; -1 stands for not known (yet). The columns of /mdd/ledger.
-
-    Attributes
-    ----------
-    announced : int
-        Frames that the sender took in, as it said at the end.
-    received, duplicates, refused, missing : int
-        Frames that came; came again; were malformed; never came.
-    dropped_by_sender : int
-        Frames that the sender had no room for.
-    unplaced : int
-        Frames that came and have no place in the file (beyond the planned sweeps or frames per sweep).
-    """
-
-    announced: int = -1
-    received: int = 0
-    duplicates: int = 0
-    refused: int = 0
-    missing: int = 0
-    dropped_by_sender: int = -1
-    unplaced: int = 0
-
-    def array(self) -> NDArray[np.int64]:
-        """Return the columns (7,) int64."""
-        return np.array([getattr(self, name) for name in LEDGER_COLUMNS], dtype="<i8")
-
-
-LEDGER_COLUMNS = tuple(column.name for column in fields(Ledger))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +82,11 @@ class Region:
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return prod(self.shape) * self.dtype.itemsize
 
     def locate(self, index: tuple[int, ...]) -> tuple[int, int]:
         """Return offset and number of bytes of what `index` selects along the leading axes.
@@ -116,61 +108,11 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlan:
-    """Everything that is fixed when a run file is created.
-
-    Attributes
-    ----------
-    header : RunHeader
-    time_points : int
-        T, the number of time points that the file has room for.
-    frames_per_sweep : int
-        M, held-out frames included.
-    segment, first_time_point : int
-        Number of this file in the run, and the sweep that its time point 0 holds.
-    configuration : str
-        The resolved configuration, JSON.
-    provenance : mapping of str to str
-        Versions, checksum of the weights, device ...
-    created_utc : str
-        ISO 8601.
-    """
-
-    header: RunHeader
-    time_points: int
-    frames_per_sweep: int
-    segment: int = 0
-    first_time_point: int = 0
-    configuration: str = "{}"
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    created_utc: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class RunLayout:
     """A run file's plan and the place of each dataset, by its path without the leading slash."""
 
     plan: RunPlan
     regions: Mapping[str, Region]
-
-
-@dataclass(frozen=True, slots=True)
-class _Dataset:
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    content: Any = None  # None: zeros
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-
-def position_prefix(position: int) -> str:
-    """Return the group of a position, with its slash: "" for position 0."""
-    return "" if position == 0 else f"position_{position:03d}/"
-
-
-def segment_path(path: Path, segment: int) -> Path:
-    """Return the path of a run's next files: run.h5, run_s001.h5, run_s002.h5 ..."""
-    return path if segment == 0 else path.with_name(f"{path.stem}_s{segment:03d}{path.suffix}")
 
 
 def create_run_file(path: Path, plan: RunPlan) -> RunLayout:
@@ -189,7 +131,7 @@ def create_run_file(path: Path, plan: RunPlan) -> RunLayout:
         path, "x", alignment_threshold=64 << 10, alignment_interval=_DATA_ALIGNMENT, track_order=False
     ) as file:
         _write_attributes(file, plan)
-        for dataset in _datasets(plan):
+        for dataset in datasets(plan):
             _create_dataset(file, dataset)
     with path.open("rb") as stream:
         return read_layout(path, stream)
@@ -213,88 +155,26 @@ def read_layout(path: Path, stream: BinaryIO) -> RunLayout:
     try:
         with h5py.File(stream, "r") as file:
             plan = _read_plan(path, file)
-            regions = {dataset.path: _region(path, file, dataset) for dataset in _datasets(plan)}
-    except OSError as error:
+            regions = {dataset.path: _region(path, file, dataset) for dataset in datasets(plan)}
+    except InputFileError:
+        raise
+    except Exception as error:  # damaged bytes make h5py raise nearly every kind of error
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise InputFileError(
             f"{path} cannot be read as HDF5 ({reason}): it is damaged, incomplete or another kind of file."
         ) from error
+    _check_places(path, regions, stream.seek(0, os.SEEK_END))
     return RunLayout(plan, regions)
 
 
-def _datasets(plan: RunPlan) -> Iterator[_Dataset]:
-    """Yield every dataset of a run file."""
-    header = plan.header.model_dump_json().encode()
-    configuration = plan.configuration.encode()
-    yield _Dataset("mdd/run_header", (), f"S{len(header)}", header, {"content": "JSON"})
-    yield _Dataset(
-        "mdd/configuration", (), f"S{max(len(configuration), 1)}", configuration, {"content": "JSON"}
-    )
-    yield _Dataset("mdd/closed", (), "u1", None, {"codes": "0 the run goes on or was cut off, 1 closed"})
-    yield _Dataset(
-        "mdd/ledger", (len(LEDGER_COLUMNS),), "<i8", Ledger().array(), {"columns": list(LEDGER_COLUMNS)}
-    )
-    for position in range(len(plan.header.positions)):
-        prefix = position_prefix(position)
-        for dataset in _session_datasets(plan):
-            yield _Dataset(
-                prefix + dataset.path, dataset.shape, dataset.dtype, dataset.content, dataset.attributes
-            )
-
-
-def _session_datasets(plan: RunPlan) -> Iterator[_Dataset]:
-    """Yield the datasets of one position; small ones first, so that they lie together."""
-    header = plan.header
-    channels = () if len(header.channels) == 1 else (len(header.channels),)
-    lead = (plan.time_points, *channels)
-    frames = (*lead, plan.frames_per_sweep)
-    nan = np.nan
-
-    for name, number, edge in zip("zyx", header.shape, header.voxel_size_um, strict=True):
-        start = header.z0_um if name == "z" else 0.0
-        yield _Dataset(name, (number,), "<f8", start + np.arange(number) * edge, {"units": "um"})
-
-    status = ", ".join(f"{code.value} {code.name.lower()}" for code in Status)
-    served = ", ".join(f"{code} {name}" for code, name in enumerate(SERVED))
-    yield _Dataset("mdd/status", lead, "u1", None, {"codes": status})
-    yield _Dataset(
-        "mdd/reason", lead, f"S{REASON_BYTES}", None, {"content": "why it was lost, skipped or failed"}
-    )
-    yield _Dataset("mdd/served", lead, "u1", None, {"codes": served})
-    yield _Dataset(
-        "mdd/acquired_s", lead, "<f8", nan, {"units": "s", "content": "camera time of the last frame"}
-    )
-    yield _Dataset(
-        "mdd/latency_s", lead, "<f8", nan, {"units": "s", "content": "last frame to readable volume"}
-    )
-    for stage in STAGES:
-        yield _Dataset(f"mdd/seconds/{stage}", lead, "<f8", nan, {"units": "s"})
-    noise = {"content": "root mean square of reprojection minus projection, in units of the noise"}
-    yield _Dataset("mdd/residual", lead, "<f8", nan, noise)
-    yield _Dataset("mdd/held_out_error", lead, "<f8", nan, noise)
-    for candidate in CANDIDATES:
-        yield _Dataset(f"mdd/held_out_errors/{candidate}", lead, "<f8", nan, noise)
-    weight = {"content": "share of the network's answer in what was served"}
-    yield _Dataset("mdd/network_weight", lead, "<f8", nan, weight)
-    yield _Dataset(
-        "mdd/merged", lead, "u1", None, {"codes": "1 the sweep before was used as well, as nothing had moved"}
-    )
-    runtimes = ", ".join(f"{code} {name}" for code, name in enumerate(RUNTIMES))
-    yield _Dataset("mdd/runtime", lead, "u1", None, {"codes": runtimes, "content": "what ran the network"})
-    yield _Dataset("mdd/inr_iterations", lead, "<i4")
-    yield _Dataset("mdd/frames_received", lead, "<u4")
-    yield _Dataset("mdd/frames_missing", lead, "<u4")
-    yield _Dataset(
-        "mdd/frames/z_um", frames, "<f8", nan, {"units": "um", "content": "slab's centre, NaN: absent"}
-    )
-    yield _Dataset("mdd/frames/held_out", frames, "u1")
-    yield _Dataset("mdd/frames/camera_time_s", frames, "<f8", nan, {"units": "s"})
-    yield _Dataset("mdd/frames/seq", frames, "<i8", -1)
-
-    pixel = "<u2" if header.dtype == "uint16" else "<f4"
-    unit = {"units": "counts", "voxel_size_um": np.array(header.voxel_size_um)}
-    yield _Dataset("projections", (*frames, *header.shape[1:]), pixel, None, {"units": "counts"})
-    yield _Dataset("volume", (*lead, *header.shape), pixel, None, unit)
+def _check_places(path: Path, regions: Mapping[str, Region], size: int) -> None:
+    """Refuse datasets that lie outside of the file or over one another: damage in HDF5's own tables."""
+    places = sorted((region.offset, region.offset + region.size) for region in regions.values())
+    apart = all(first[1] <= second[0] for first, second in pairwise(places))
+    if not apart or places[0][0] <= 0 or places[-1][1] > size:
+        raise InputFileError(
+            f"{path} names places for its data that it does not have: it is damaged or incomplete."
+        )
 
 
 def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
@@ -310,6 +190,8 @@ def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
             "frames_per_sweep": plan.frames_per_sweep,
             "segment": plan.segment,
             "first_time_point": plan.first_time_point,
+            "planned_time_points": plan.planned,
+            "live": int(plan.live),
             "voxel_size_um": np.array(header.voxel_size_um),
             "z0_um": header.z0_um,
         }
@@ -326,7 +208,7 @@ def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
         provenance.attrs[key] = value
 
 
-def _create_dataset(file: h5py.File, dataset: _Dataset) -> None:
+def _create_dataset(file: h5py.File, dataset: Dataset) -> None:
     """Create a contiguous dataset whose bytes exist from the start."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
@@ -366,6 +248,8 @@ def _read_plan(path: Path, file: h5py.File) -> RunPlan:
             configuration=bytes(file["mdd/configuration"][()]).decode(),
             provenance={key: str(value) for key, value in file["mdd/provenance"].attrs.items()},
             created_utc=str(file.attrs["created_utc"]),
+            planned_time_points=int(file.attrs["planned_time_points"]),
+            live=bool(file.attrs["live"]),
         )
     except (KeyError, ValueError, ValidationError) as error:
         raise InputFileError(
@@ -374,7 +258,7 @@ def _read_plan(path: Path, file: h5py.File) -> RunPlan:
         ) from error
 
 
-def _region(path: Path, file: h5py.File, expected: _Dataset) -> Region:
+def _region(path: Path, file: h5py.File, expected: Dataset) -> Region:
     dataset = file.get(expected.path)
     same = isinstance(dataset, h5py.Dataset) and (dataset.shape, dataset.dtype) == (
         expected.shape,

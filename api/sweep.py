@@ -53,6 +53,7 @@ class Frame:
     info: FrameInfo
     pixels: NDArray[Any]
     received_s: float = 0.0  # time.monotonic() at the receiver
+    crc32: int | None = None  # of the pixels' bytes, little-endian, where the sender gave it
 
 
 @dataclass(slots=True)
@@ -112,6 +113,8 @@ class Reconstruction:
         Whether the sweep before was used as well.
     runtime : str
         What evaluated the network, with version, device and precision; empty where there is none.
+    effort : int
+        What it was allowed to cost: 0 full, 1 one evaluation of the network, 2 the INR without it.
     """
 
     volume: NDArray[np.float32]
@@ -124,3 +127,4 @@ class Reconstruction:
     network_weight: float = 0.0
     merged: bool = False
     runtime: str = ""
+    effort: int = 0

@@ -1,73 +1,51 @@
 """The recorder: takes frames, volumes and notes from the daemon's threads and puts them into the run file.
 
-Owns one thread, which owns the run's files (`segment.Segment`). Callers never wait for the disk: what
-they hand over goes into a queue that is bounded in bytes, and a full queue is answered with False. They
-must not change an array that they handed over.
+Owns one thread, which alone writes the run's files (`run_writer.RunWriter`), the queue before it, and the
+lock that keeps a second daemon off the file. Callers never wait for the disk: what they hand over goes into
+a queue that is bounded in bytes, and a full queue is answered with False. They must not change an array that
+they handed over.
 
-Invariants of the file
-- A volume's voxels and figures are written before its status says "written"; `on_written` is called
-  after that. With `durable` each of the two steps is forced to the disk.
-- What is written stays written: a later mark for the same time point changes nothing.
+Invariants
+- Jobs are done in the order in which they were handed over; `taken` of a frame is called on the recorder's
+  thread when its bytes are in the operating system's hands and the file says that it is there.
+- A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
+  waits is not taken. A disk that fails otherwise ends the thread.
 - When a run is closed in order, no time point that was begun, or passed over, is left without a status.
-- A run longer than one file goes on in the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from microdiffusion.config import RecorderConfig
-from microdiffusion.daemon.segment import Segment
-from microdiffusion.errors import DiskError, MddError, RunError
-from microdiffusion.run_file import (
-    REASON_BYTES,
-    SERVED,
-    STAGES,
-    Ledger,
-    RunPlan,
-    Status,
-    position_prefix,
-    runtime_code,
-    segment_path,
-)
+from microdiffusion.daemon.run_book import Key
+from microdiffusion.daemon.run_writer import RunWriter, Written
+from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError, RunError
+from microdiffusion.recorded_sweep import FrameRows, assemble
+from microdiffusion.run_file import Ledger, RunPlan, Status
 from microdiffusion.run_header import RunHeader
-from microdiffusion.sweep import Frame, Reconstruction
+from microdiffusion.sweep import Frame, Reconstruction, Sweep
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-_TRIM_MOST_BYTES = 1 << 30  # a second or three of copying at the end of a run
-_MOST_SEGMENTS_AHEAD = 10  # a sweep number further on than this is a mistake, not an outage
+    from microdiffusion.daemon.seq_set import SeqSet
 
-_Key = tuple[int, int, int]  # sweep, channel, position
+__all__ = ["Recorder", "Written"]
 
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A volume that can be read from the disk, and how long after its last frame (s)."""
-
-    sweep: int
-    channel: int
-    position: int
-    latency_s: float
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What the recorder knows of a time point."""
-
-    count: int = 0
-    seen: set[int] = field(default_factory=set)
-    status: Status = Status.EMPTY
+_RETRY_S = 1.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +55,7 @@ class _Job:
 
 
 class Recorder:
-    """Writes a run; `start`, the `put` methods and `mark` from any thread, then `stop`.
+    """Writes a run; `start`, then the `put` methods, `call` and `mark` from any thread, then `stop`.
 
     Parameters
     ----------
@@ -90,9 +68,17 @@ class Recorder:
     configuration : str
         The resolved configuration, JSON.
     provenance : mapping of str to str
-        Versions, checksum of the weights, device ...
+        Versions, device ... as far as known; see `put_engine`.
     on_written : callable
         Called in the recorder's thread for each volume that can be read from the disk.
+    live : bool
+        Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
+
+    Attributes
+    ----------
+    header : RunHeader
+    received : SeqSet
+        `seq` of every frame that was in the file when the recorder was made; then the owner's, not used here.
     """
 
     def __init__(
@@ -105,30 +91,66 @@ class Recorder:
         configuration: str,
         provenance: Mapping[str, str],
         on_written: Callable[[Written], None],
+        live: bool = False,
     ) -> None:
-        self._path = path
-        self._config = config
-        self._on_written = on_written
-        self._plan = RunPlan(
+        room = min(config.time_points, header.sweeps or config.time_points)
+        plan = RunPlan(
             header=header,
-            time_points=min(config.time_points, header.sweeps or config.time_points),
+            time_points=room,
             frames_per_sweep=frames_per_sweep,
             configuration=configuration,
             provenance=dict(provenance),
-            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            planned_time_points=room,
+            live=live,
         )
+        self._set_up(path, RunWriter(path, plan, config), config, on_written)
+
+    def _set_up(
+        self, path: Path, writer: RunWriter, config: RecorderConfig, on_written: Callable[[Written], None]
+    ) -> None:
+        self.header = writer.header
+        self.received: SeqSet = writer.received()
+        self._writer = writer
+        self._on_written = on_written
+        self._lock = _lock(path)
         self._limit = int(config.queue_mb * 1e6)
-        self._segments: list[Segment] = []
-        self._progress: dict[_Key, _Progress] = {}
-        self._ledger = Ledger()
-        self._unplaced = 0
-        self._counts = dict.fromkeys(Status, 0)
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._queued = 0
+        self._waiting_frames: dict[Key, list[Frame]] = {}
+        self._newest_live: dict[tuple[int, int], Callable[[], None]] = {}
+        self._waiting_for = ""
         self._stopping = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    @classmethod
+    def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
+        """Return a recorder that goes on with a run file, closed in order or cut off; then `start` it.
+
+        Parameters
+        ----------
+        path
+            The run's first file.
+
+        Raises
+        ------
+        InputFileError
+            A file of the run is damaged, or another process writes it.
+        DiskError
+            It cannot be opened for writing.
+        """
+        recorder = cls.__new__(cls)
+        lock = _lock(path)
+        _acquire(lock, path)
+        try:
+            recorder._set_up(path, RunWriter.reopened(path, config), config, on_written)  # noqa: SLF001
+        except BaseException:
+            _release(lock)
+            raise
+        recorder._lock = lock  # noqa: SLF001
+        return recorder
 
     @property
     def queue_bytes(self) -> int:
@@ -138,34 +160,96 @@ class Recorder:
     @property
     def paths(self) -> list[Path]:
         """The run's files so far."""
-        return [segment.path for segment in self._segments]
+        return self._writer.paths
 
     @property
     def counts(self) -> dict[Status, int]:
         """Number of time points (of each channel and position) that are written, lost, skipped, failed."""
-        return dict(self._counts)
+        return dict(self._writer.book.counts)
 
     @property
     def unplaced(self) -> int:
         """Frames that have no place in the file: beyond the planned sweeps or frames per sweep."""
-        return self._unplaced
+        return self._writer.unplaced
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the frames went, as the file says now."""
+        return self._writer.ledger
+
+    @property
+    def senders(self) -> NDArray[np.int64]:
+        """What each sender said last, as the file says now: (64, 6) int64, unused rows negative."""
+        return self._writer.senders
+
+    @property
+    def next_sweep(self) -> int:
+        """The sweep after the highest one with a frame."""
+        return self._writer.book.next_sweep
+
+    @property
+    def last_time_s(self) -> float:
+        """Camera time of the newest frame, s since the start of the run; 0 where there is none."""
+        return self._writer.last_time_s
+
+    @property
+    def waiting_for(self) -> str:
+        """Why the disk cannot take more now, in a sentence; empty where it can."""
+        return self._waiting_for
+
+    def unfinished(self, wanted: Collection[Status] = (Status.EMPTY,)) -> list[Key]:
+        """Return (sweep, channel, position) that have frames and one of these statuses, oldest first.
+
+        Of a run that goes on, ask on the recorder's thread (`call`), or before the start.
+        """
+        return self._writer.book.unfinished(wanted)
 
     def start(self) -> None:
-        """Create the run file and start the thread.
+        """Create the run file, or open it again, and start the thread.
 
         Raises
         ------
         InputFileError
-            The file exists.
-        DiskError
-            It cannot be created, or there is not enough room for all of its time points.
+            The file exists, or another process writes it.
+        NoRoomError, DiskError
+            There is not enough room for all of its time points; it cannot be created.
         """
-        self._segments.append(Segment.create(self._path, self._plan))
+        if not self._lock.is_locked:
+            _acquire(self._lock, self._writer.path)
+        try:
+            self._writer.start()
+        except BaseException:
+            self._writer.close()
+            _release(self._lock)
+            raise
         self._thread.start()
 
-    def put_frame(self, frame: Frame) -> bool:
-        """Hand over a frame; False where the queue is full, or the recorder has failed."""
-        return self._put(lambda: self._write_frame(frame), frame.pixels.nbytes)
+    def put_frame(self, frame: Frame, taken: Callable[[], None] | None = None) -> bool:
+        """Hand over a frame; False where the queue is full, or the recorder has failed.
+
+        Parameters
+        ----------
+        taken
+            Called on the recorder's thread when the frame is in the file, or was counted as without place.
+        """
+        info = frame.info
+        key = (info.sweep, info.channel, info.position)
+
+        def work() -> None:
+            self._patiently(lambda: self._writer.write_frame(frame))
+            with self._changed:
+                frames = self._waiting_frames[key]
+                frames.pop(0)
+                if not frames:
+                    del self._waiting_frames[key]
+            if taken is not None:
+                taken()
+
+        with self._changed:
+            if not self._put(work, frame.pixels.nbytes):
+                return False
+            self._waiting_frames.setdefault(key, []).append(frame)
+        return True
 
     def put_volume(
         self,
@@ -176,8 +260,12 @@ class Recorder:
         *,
         acquired_s: float,
         received_s: float,
+        effort: int = 0,
+        later: bool = False,
     ) -> bool:
         """Hand over a volume; False where the queue is full, or the recorder has failed.
+
+        A time point that has its volume keeps it.
 
         Parameters
         ----------
@@ -185,19 +273,107 @@ class Recorder:
             Camera time of the sweep's last frame, s since the start of the run.
         received_s
             `time.monotonic()` when that frame came; the latency counts from there.
+        effort
+            0 full, 1 one evaluation, 2 the INR without the network.
+        later
+            Whether it was reconstructed from the recorded frames; where the time point had another status
+            before, the file says so by itself.
         """
         key = (sweep, channel, position)
-        return self._put(
-            lambda: self._write_volume(key, result, acquired_s, received_s), result.volume.nbytes
-        )
+
+        def work() -> None:
+            def write() -> Written | None:
+                return self._writer.write_volume(
+                    key, result, acquired_s=acquired_s, received_s=received_s, effort=effort, later=later
+                )
+
+            written = self._patiently(write)
+            if written is not None:
+                self._on_written(written)
+
+        return self._put(work, result.volume.nbytes)
+
+    def put_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> bool:
+        """Hand over a rolling volume; it takes the place of one of its session that still waits.
+
+        False where the queue is full, the recorder has failed, or the file has no room for such.
+
+        Parameters
+        ----------
+        newest_seq
+            `seq` of the newest frame in it.
+        """
+        if not self._writer.live:
+            return False
+        session = (sweep.channel, sweep.position)
+
+        def write() -> None:
+            self._patiently(lambda: self._writer.write_live(sweep, result, newest_seq))
+
+        def work() -> None:
+            with self._changed:
+                newest = self._newest_live.pop(session)
+            newest()
+
+        with self._changed:
+            if session not in self._newest_live and not self._put(work, result.volume.nbytes):
+                return False
+            self._newest_live[session] = write
+        return True
 
     def mark(self, sweep: int, channel: int, position: int, status: Status, reason: str) -> None:
         """Say that a time point has no volume, and why (one sentence; cut at 160 bytes)."""
-        self._put(lambda: self._settle((sweep, channel, position), status, reason))
+        self.call(lambda: self._writer.settle((sweep, channel, position), status, reason))
 
-    def put_ledger(self, ledger: Ledger) -> None:
-        """Hand over where the frames went; the last one counts. `unplaced` is the recorder's own."""
-        self._put(lambda: self._write_ledger(ledger))
+    def put_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None = None) -> None:
+        """Hand over what senders and line said; received, unplaced and all sums are the recorder's own.
+
+        `senders` (64, 6) int64: see `run_schema.SENDER_COLUMNS`.
+        """
+        self.call(lambda: self._writer.write_ledger(ledger, senders))
+
+    def put_engine(self, provenance: Mapping[str, str]) -> None:
+        """Hand over what the engine said of itself: device, weights ..."""
+        self.call(lambda: self._writer.write_engine(provenance))
+
+    def put_event(self, kind: str, text: str) -> None:
+        """Hand over something worth knowing: its kind (16 bytes) and a sentence (160 bytes)."""
+        self.call(lambda: self._writer.write_event(kind, text))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have something done on the recorder's thread, after all that was handed over before.
+
+        Not done where the recorder has stopped or failed. Done again where the disk was full.
+        """
+        self._put(lambda: self._patiently(work))
+
+    def load_sweep(self, sweep: int, channel: int, position: int) -> Sweep | None:
+        """Return a sweep's frames, from the file and those that still wait for it; any thread.
+
+        None where there is no frame of it.
+
+        Raises
+        ------
+        DiskError
+            The file cannot be read.
+        """
+        rows = self._rows((sweep, channel, position))
+        if rows is None or not rows.present.any():
+            return None
+        loaded = assemble(rows, sweep, channel, position)
+        loaded.received_s = time.monotonic()
+        return loaded
+
+    def load_frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
+        """Return the frames of a sweep as they came, but for their exposure; as `load_sweep`.
+
+        Raises
+        ------
+        DiskError
+            The file cannot be read.
+        """
+        rows = self._rows((sweep, channel, position))
+        return [] if rows is None else rows.frames(sweep, channel, position)
 
     def raise_if_failed(self) -> None:
         """Raise what ended the recorder's thread, if something did."""
@@ -209,6 +385,8 @@ class Recorder:
 
         Raises
         ------
+        NoRoomError
+            The disk is full, so what waits was not taken; the file is closed in order without it.
         DiskError
             It was not done within `timeout_s`, or the disk failed.
         """
@@ -217,12 +395,19 @@ class Recorder:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+        else:
+            _release(self._lock)
         if self._thread.is_alive():
             raise DiskError(
                 f"The recorder still has {self._queued / 1e6:.0f} MB to write after {timeout_s:g} s: "
                 "the disk is too slow or hangs; what was announced as written is safe."
             )
         self.raise_if_failed()
+
+    def _rows(self, key: Key) -> FrameRows | None:
+        with self._changed:
+            waiting = list(self._waiting_frames.get(key, ()))
+        return self._writer.read_frames(key, waiting)
 
     def _put(self, work: Callable[[], None], size: int = 0) -> bool:
         """Queue a job. One of no size is always taken, one of any size where the queue is empty."""
@@ -236,21 +421,29 @@ class Recorder:
         return True
 
     def _run(self) -> None:
+        failure: Exception | None = None
         try:
-            while (job := self._next()) is not None:
-                job.work()
-                with self._changed:
-                    self._queued -= job.size
-            self._finish()
+            try:
+                while (job := self._next()) is not None:
+                    job.work()
+                    with self._changed:
+                        self._queued -= job.size
+            except NoRoomError as error:  # only when it stops; otherwise it waits for room
+                failure = NoRoomError(
+                    f"{self._queued / 1e6:.1f} MB could not be written before the end, and were not taken: "
+                    f"{error}"
+                )
+            self._patiently(self._writer.finish)
         except MddError as error:
-            self._fail(error)
+            failure = failure or error
         except Exception as error:  # the thread's owner gets it from raise_if_failed
             failure = RunError(f"The recorder failed ({type(error).__name__}: {error}): please report this.")
             failure.__cause__ = error
-            self._fail(failure)
         finally:
-            for segment in self._segments:
-                segment.close()
+            if failure is not None:
+                self._fail(failure)
+            self._writer.close()
+            _release(self._lock)
 
     def _next(self) -> _Job | None:
         """Wait for a job; None when the recorder stops and nothing waits any more."""
@@ -258,161 +451,59 @@ class Recorder:
             self._changed.wait_for(lambda: self._jobs or self._stopping)
             return self._jobs.popleft() if self._jobs else None
 
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        """Do what may be done twice; where the disk is full, again each second until the recorder stops."""
+        while True:
+            stopping = self._stopping  # before the attempt, so that there is one after the stop
+            try:
+                done = work()
+            except NoRoomError as error:
+                if stopping:
+                    raise
+                if not self._waiting_for:
+                    self._note(f"waiting: {error}")
+                self._waiting_for = str(error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, _RETRY_S)
+            else:
+                if self._waiting_for:
+                    self._waiting_for = ""
+                    self._note("there is room again")
+                return done
+
+    def _note(self, text: str) -> None:
+        with contextlib.suppress(NoRoomError):
+            self._writer.write_event("disk", text)
+
     def _fail(self, error: Exception) -> None:
         with self._changed:
             self._failure = error
             self._jobs.clear()
+            self._newest_live.clear()
             self._queued = 0
 
-    def _write_frame(self, frame: Frame) -> None:
-        info = frame.info
-        key = (info.sweep, info.channel, info.position)
-        place = self._place(key)
-        if place is None or not 0 <= info.index < self._plan.frames_per_sweep:
-            self._unplaced += 1
-            return
-        segment, prefix, index = place
-        slot = (*index, info.index)
-        segment.write(f"{prefix}projections", slot, frame.pixels)
-        segment.write(f"{prefix}mdd/frames/held_out", slot, info.held_out)
-        segment.write(f"{prefix}mdd/frames/camera_time_s", slot, info.camera_time_s)
-        segment.write(f"{prefix}mdd/frames/seq", slot, info.seq)
-        # Last: a position that is not NaN says that the frame is there.
-        segment.write(f"{prefix}mdd/frames/z_um", slot, info.z_um)
-        progress = self._progress.setdefault(key, _Progress())
-        progress.count = max(progress.count, info.count)
-        progress.seen.add(info.index)
-        segment.write(f"{prefix}mdd/frames_received", index, len(progress.seen))
-        if progress.status is not Status.EMPTY:  # it came after all
-            self._write_missing(place, progress)
 
-    def _write_volume(self, key: _Key, result: Reconstruction, acquired_s: float, received_s: float) -> None:
-        place = self._place(key)
-        if place is None or self._progress.setdefault(key, _Progress()).status is Status.WRITTEN:
-            return
-        voxels = _to_pixels(result.volume, self._plan.header.dtype)
-        if voxels is None:
-            self._settle(key, Status.FAILED, "the volume held values that are not finite")
-            return
-        segment, prefix, index = place
-        segment.write(f"{prefix}volume", index, voxels)
-        for name, value in _figures(result).items():
-            segment.write(f"{prefix}mdd/{name}", index, value)
-        segment.write(f"{prefix}mdd/acquired_s", index, acquired_s)
-        if self._config.durable:
-            segment.force()
-        self._settle(key, Status.WRITTEN, "")
-        if self._config.durable:
-            segment.force()
-        latency_s = time.monotonic() - received_s
-        segment.write(f"{prefix}mdd/latency_s", index, latency_s)
-        self._on_written(Written(*key, latency_s))
-
-    def _settle(self, key: _Key, status: Status, reason: str) -> None:
-        """Give a time point its status: reason and counts first."""
-        place = self._place(key)
-        if place is None:
-            return
-        segment, prefix, index = place
-        progress = self._progress.setdefault(key, _Progress())
-        if progress.status is Status.WRITTEN:
-            return
-        text = reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
-        segment.write(f"{prefix}mdd/reason", index, np.array(text, dtype=f"S{REASON_BYTES}"))
-        self._write_missing(place, progress)
-        segment.write(f"{prefix}mdd/status", index, status)
-        if progress.status is not Status.EMPTY:
-            self._counts[progress.status] -= 1
-        self._counts[status] += 1
-        progress.status = status
-
-    def _write_missing(self, place: tuple[Segment, str, tuple[int, ...]], progress: _Progress) -> None:
-        segment, prefix, index = place
-        segment.write(f"{prefix}mdd/frames_missing", index, max(progress.count - len(progress.seen), 0))
-
-    def _write_ledger(self, ledger: Ledger) -> None:
-        self._ledger = replace(ledger, unplaced=self._unplaced)
-        self._segments[-1].write("mdd/ledger", (), self._ledger.array())
-
-    def _place(self, key: _Key) -> tuple[Segment, str, tuple[int, ...]] | None:
-        """Return file, group and index of a time point; None where the run has no place for it."""
-        sweep, channel, position = key
-        header, room = self._plan.header, self._plan.time_points
-        number = sweep // room
-        if (
-            sweep < 0
-            or (header.sweeps is not None and sweep >= header.sweeps)
-            or not 0 <= channel < len(header.channels)
-            or not 0 <= position < len(header.positions)
-            or number - len(self._segments) >= _MOST_SEGMENTS_AHEAD
-        ):
-            return None
-        while len(self._segments) <= number:
-            self._add_segment()
-        index = (sweep % room,) if len(header.channels) == 1 else (sweep % room, channel)
-        return self._segments[number], position_prefix(position), index
-
-    def _add_segment(self) -> None:
-        number = len(self._segments)
-        plan = replace(self._plan, segment=number, first_time_point=number * self._plan.time_points)
-        self._segments.append(Segment.create(segment_path(self._path, number), plan))
-
-    def _finish(self) -> None:
-        """Give every time point its status, close the files, trim the last one to what was used."""
-        self._settle_the_rest()
-        self._write_ledger(self._ledger)
-        for segment in self._segments:
-            segment.write("mdd/closed", (), 1)
-            if self._config.durable:
-                segment.force()
-        last = max((sweep for sweep, _, _ in self._progress), default=0)
-        used = last - (len(self._segments) - 1) * self._plan.time_points + 1
-        self._segments[-1].trim(max(used, 1), most_bytes=_TRIM_MOST_BYTES)
-
-    def _settle_the_rest(self) -> None:
-        """Mark as lost what was begun and never finished, and gaps in a session that went on."""
-        last: dict[tuple[int, int], int] = {}
-        for sweep, *session in self._progress:
-            channel, position = session
-            last[channel, position] = max(last.get((channel, position), 0), sweep)
-        for (channel, position), end in last.items():
-            for sweep in range(end + 1):
-                key = (sweep, channel, position)
-                if key not in self._progress:
-                    self._settle(key, Status.LOST, "no frame of this sweep came")
-                elif self._progress[key].status is Status.EMPTY:
-                    self._settle(key, Status.LOST, "the run ended before this sweep was reconstructed")
+def _lock(path: Path) -> FileLock:
+    """Return the lock of a run; it dies with its process."""
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
 
 
-def _to_pixels(volume: NDArray[np.float32], dtype: str) -> NDArray[Any] | None:
-    """Return the volume rounded and clipped to the file's type; None where it is not finite."""
-    # One sum finds NaN and infinity without a second array; float64, so that it cannot overflow.
-    if not np.isfinite(np.sum(volume, dtype=np.float64)):
-        return None
-    if dtype == "float32":
-        return volume
-    return np.clip(np.rint(volume), 0, 65535).astype(np.uint16)
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputFileError(f"{path} is being written by another mdd: stop that first.") from error
+    except OSError as error:
+        raise DiskError(
+            f"{path} cannot be created ({error.strerror or error}): check the folder's rights and free space."
+        ) from error
 
 
-def _figures(result: Reconstruction) -> dict[str, Any]:
-    """Return what is kept of a reconstruction besides its voxels, by dataset below /mdd."""
-    seconds = {stage: 0.0 for stage in STAGES if stage in result.seconds}
-    for stage, value in result.seconds.items():
-        name = stage if stage in STAGES else "other"
-        seconds[name] = seconds.get(name, 0.0) + value
-    served = SERVED.index(result.served) if result.served in SERVED else 0
-    return {
-        "served": served,
-        "residual": result.residual,
-        "held_out_error": result.held_out_error,
-        "inr_iterations": result.inr_iterations,
-        "network_weight": result.network_weight,
-        "merged": int(result.merged),
-        "runtime": runtime_code(result.runtime),
-        **{f"seconds/{stage}": value for stage, value in seconds.items()},
-        **{
-            f"held_out_errors/{name}": value
-            for name, value in result.candidate_errors.items()
-            if name in SERVED[1:]
-        },
-    }
+def _release(lock: FileLock) -> None:
+    """Let go of the lock and remove its file, the latter first, so that nobody holds a name that is gone."""
+    if not lock.is_locked:
+        return
+    with contextlib.suppress(OSError):  # Windows removes no open file
+        Path(lock.lock_file).unlink()
+    lock.release()

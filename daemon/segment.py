@@ -3,9 +3,10 @@
 Owns the file descriptor and the order of things on disk; which values belong where is the recorder's
 matter. HDF5 made the file and has let go of it; from here on only bytes inside of datasets are written,
 with plain positioned writes. So a crash can tear nothing, readers in other processes see each write at
-once, and no lock of the HDF5 library is taken. On POSIX a shared lock is held, as HDF5 readers hold it:
-they may read, and whoever opens the file for writing is refused by HDF5 itself; it ends with the process.
-Used by one thread at a time.
+once, and no lock of the HDF5 library is taken. Nothing is written through a memory map: on a full disk
+that copies on write, a store would be a signal instead of an error. On POSIX a shared lock is held, as HDF5
+readers hold it: they may read, and whoever opens the file for writing is refused by HDF5 itself; it ends
+with the process. Used by one thread at a time, but for `read`.
 """
 
 from __future__ import annotations
@@ -16,25 +17,26 @@ import os
 import shutil
 import struct
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.run_file import RunLayout, RunPlan, create_run_file
+from microdiffusion.errors import DiskError, InputFileError, NoRoomError
+from microdiffusion.run_file import Closed, RunLayout, RunPlan, create_run_file, read_layout
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 _COPY_BYTES = 16 << 20
-_METADATA_BYTES = 1 << 20  # more than what a run file holds besides images and volumes
+_METADATA_BYTES = 4 << 20  # more than what a run file holds besides images and volumes
 _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 class Segment:
-    """A run file that is being written. Made by `create`.
+    """A run file that is being written. Made by `create` or `open`.
 
     Attributes
     ----------
@@ -46,6 +48,27 @@ class Segment:
         self.path = path
         self.layout = layout
         self._descriptor = descriptor
+        self._swap = threading.Lock()  # held while the file is exchanged, and by whoever reads it
+
+    @classmethod
+    def open(cls, path: Path) -> Segment:
+        """Open a run file that is there, to go on with it.
+
+        Raises
+        ------
+        InputFileError
+            It is damaged or no run file.
+        DiskError
+            It cannot be written.
+        """
+        try:
+            with path.open("rb") as stream:
+                layout = read_layout(path, stream)
+            return cls(path, layout, _open(path))
+        except OSError as error:
+            raise DiskError(
+                f"{path} cannot be opened for writing ({error.strerror or error}): check its rights."
+            ) from error
 
     @classmethod
     def create(cls, path: Path, plan: RunPlan) -> Segment:
@@ -55,8 +78,10 @@ class Segment:
         ------
         InputFileError
             There is a file of that name.
+        NoRoomError
+            The folder has not enough room.
         DiskError
-            The folder cannot be written or has not enough room.
+            It cannot be written.
         """
         if path.exists():
             raise InputFileError(f"{path} exists and is not overwritten: choose another name or folder.")
@@ -102,24 +127,65 @@ class Segment:
 
         Raises
         ------
-        DiskError
-            The disk failed.
+        NoRoomError, DiskError
+            The disk is full, or failed.
         """
         region = self.layout.regions[name]
         offset, size = region.locate(index)
         array = np.ascontiguousarray(value, dtype=region.dtype)
         if array.nbytes != size:
             raise ValueError(f"/{name}{list(index)} takes {size} bytes, not {array.nbytes}")
-        view = array.reshape(-1).view(np.uint8).data
+        self._write(array.reshape(-1).view(np.uint8).data, offset)
+
+    def write_bytes(self, name: str, index: tuple[int, ...], content: memoryview, start: int) -> None:
+        """Write `content` from byte `start` of what `index` selects of the dataset `name`.
+
+        Raises
+        ------
+        DiskError
+            The disk failed.
+        """
+        offset, size = self.layout.regions[name].locate(index)
+        if not 0 <= start <= size - len(content):
+            raise ValueError(f"/{name}{list(index)} has {size} bytes, not {start} + {len(content)}")
+        self._write(content, offset + start)
+
+    def read(self, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:
+        """Return what `index` selects of the dataset `name`, as it is in the file. Any thread.
+
+        Raises
+        ------
+        DiskError
+            The disk failed.
+        """
+        with self._swap:
+            region = self.layout.regions[name]
+            offset, size = region.locate(index)
+            content = np.empty(size, np.uint8)
+            try:
+                with self.path.open("rb", buffering=0) as stream:
+                    stream.seek(offset)
+                    left = content.data
+                    while len(left) and (count := stream.readinto(left)):
+                        left = left[count:]
+            except OSError as error:
+                raise DiskError(
+                    f"{self.path} cannot be read ({error.strerror or error}): check the disk."
+                ) from error
+        if len(left):
+            raise DiskError(f"{self.path} is shorter than it says: it was changed from outside.")
+        return content.view(region.dtype).reshape(region.shape[len(index) :])
+
+    def _write(self, view: memoryview, offset: int) -> None:
         try:
             while len(view):
                 written = _write_at(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
-            raise DiskError(
-                f"{self.path} cannot be written ({error.strerror or error}): check the disk; "
-                "what was written before is safe."
-            ) from error
+            kind, advice = DiskError, "check the disk; what was written before is safe."
+            if error.errno in _NO_ROOM:
+                kind, advice = NoRoomError, "free some space; it goes on when there is room."
+            raise kind(f"{self.path} cannot be written ({error.strerror or error}): {advice}") from error
 
     def force(self) -> None:
         """Force what was written to the disk itself, so that it survives a power cut."""
@@ -144,32 +210,60 @@ class Segment:
         `most_bytes`, there is no room for it, or the system forbids the replacement (Windows, while
         somebody reads).
         """
-        plan = replace(self.layout.plan, time_points=time_points)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        trimmed = time_points < self.layout.plan.time_points and _expected_bytes(plan) <= most_bytes
-        if trimmed:
-            try:
-                copy = Segment._reserve(temporary, plan)
-                try:
-                    self._copy_into(copy)
-                    copy.force()
-                finally:
-                    copy.close()
-                self.close()
-                os.replace(temporary, self.path)
-            except OSError:
-                trimmed = False
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        plan = self.layout.plan
+        trimmed = time_points < plan.time_points and self._replace(
+            replace(plan, time_points=time_points, planned_time_points=plan.planned), most_bytes
+        )
         self.close()
         return trimmed
+
+    def lengthen(self, time_points: int, *, most_bytes: int) -> bool:
+        """Replace the file by a longer copy and go on in that. Readers are told to open the name anew.
+
+        Left as it is, and False returned, where there is more than `most_bytes` to copy, no room for it,
+        or the system forbids the replacement.
+        """
+        plan = self.layout.plan
+        return time_points > plan.time_points and self._replace(
+            replace(plan, time_points=time_points, planned_time_points=plan.planned), most_bytes
+        )
+
+    def _replace(self, plan: RunPlan, most_bytes: int) -> bool:
+        """Put a file of another length, with as much of the content as it takes, in this one's place."""
+        longer = plan.time_points > self.layout.plan.time_points
+        if _expected_bytes(self.layout.plan if longer else plan) > most_bytes:
+            return False
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            copy = Segment._reserve(temporary, plan)
+            try:
+                self._copy_into(copy)
+                copy.force()
+            finally:
+                copy.close()
+            with self._swap:
+                if longer:  # before it loses its name: whoever has it open looks at this byte
+                    self.write("mdd/closed", (), Closed.REPLACED)
+                # Windows renames no open file: let go, rename, open again.
+                self.close()
+                try:
+                    os.replace(temporary, self.path)
+                    self.layout = copy.layout
+                finally:
+                    self._descriptor = _open(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if longer and self._descriptor >= 0:
+                self.write("mdd/closed", (), Closed.OPEN)
+            return False
+        return True
 
     def _copy_into(self, copy: Segment) -> None:
         """Copy each dataset's first bytes: time is axis 0, so those are the first time points."""
         for name, target in copy.layout.regions.items():
             source = self.layout.regions[name]
-            left = int(np.prod(target.shape, dtype=np.int64)) * target.dtype.itemsize
-            at = 0
+            left, at = min(source.size, target.size), 0
             while left:
                 block = _read_at(self._descriptor, min(left, _COPY_BYTES), source.offset + at)
                 if not block:
@@ -183,15 +277,16 @@ def _expected_bytes(plan: RunPlan) -> int:
     z, y, x = plan.header.shape
     pixel = 2 if plan.header.dtype == "uint16" else 4
     sessions = len(plan.header.channels) * len(plan.header.positions)
-    return plan.time_points * sessions * (z + plan.frames_per_sweep) * y * x * pixel
+    rolling = 2 * z if plan.live and plan.segment == 0 else 0
+    return sessions * (plan.time_points * (z + plan.frames_per_sweep) + rolling) * y * x * pixel
 
 
 def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(path.parent).free
 
 
-def _no_room(path: Path, needed: int, free: int) -> DiskError:
-    return DiskError(
+def _no_room(path: Path, needed: int, free: int) -> NoRoomError:
+    return NoRoomError(
         f"The run file needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB for it: "
         "free some, choose another folder (recorder.output), or lower recorder.time_points."
     )

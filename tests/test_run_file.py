@@ -350,7 +350,7 @@ def make_foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        pytest.param(change_version, "layout 99 and this mdd .* reads layout 1", id="another version"),
+        pytest.param(change_version, "layout 99 and this mdd .* reads layout 2", id="another version"),
         pytest.param(make_foreign, "not a run file", id="another HDF5 file"),
         pytest.param(lambda path: path.write_text("hello"), "cannot be read as HDF5", id="text"),
         pytest.param(lambda path: path.write_bytes(b""), "cannot be read as HDF5", id="empty"),
