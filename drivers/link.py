@@ -74,7 +74,7 @@ def acquire(
     security: ClientKeys | None = None,
     patience_s: Callable[[], float] = lambda: FINISH_S,
     on_stats: Callable[[SenderStats], None] | None = None,
-) -> SenderStats:
+) -> SenderStats | None:
     """Run the driver that `acquisition.driver` names; see `micromanager.acquire` and `watch.acquire`.
 
     Raises
@@ -89,11 +89,16 @@ def acquire(
             'There is nothing to acquire with acquisition.driver = "none": set it to "micromanager" or '
             '"watch".'
         )
+    run: Callable[..., SenderStats | None]
     if config.acquisition.driver == "watch":
-        from microdiffusion.drivers import watch as driver
+        from microdiffusion.drivers import watch
+
+        run = watch.acquire
     else:
-        from microdiffusion.drivers import micromanager as driver  # type: ignore[no-redef]
-    return driver.acquire(
+        from microdiffusion.drivers import micromanager
+
+        run = micromanager.acquire
+    return run(
         config,
         address,
         stop=stop,

@@ -303,7 +303,7 @@ class _Feeder:
             # The engine works on one sweep while the next already waits.
             if not self._wait(partial(self._has_room_for, sweep)):
                 return False
-            if not self._wait(lambda began_s=began_s, s=sweep: _is_past(began_s + s.start_s), idle=True):
+            if not self._wait(partial(_is_past, began_s + sweep.start_s), idle=True):
                 return False
             if wanted(self._sender) == "pause":
                 if not self._pause():

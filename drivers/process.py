@@ -89,6 +89,7 @@ class DriverProcess:
         self._failure: MddError | None = None
         self._stats: SenderStats | None = None
         self._progress: SenderStats | None = None
+        self._over = False
         self._started = False
 
     def start(self) -> None:
@@ -111,7 +112,7 @@ class DriverProcess:
 
     @property
     def stats(self) -> SenderStats | None:
-        """What became of the frames; None until the run is over."""
+        """What became of the frames; None until the run is over, or where there was none."""
         self._drain()
         return self._stats
 
@@ -129,7 +130,7 @@ class DriverProcess:
         self._drain()
         if self._failure is not None:
             return str(self._failure)
-        if self._stats is not None:
+        if self._over:
             return "The acquisition is over."
         return str(self._died())
 
@@ -142,9 +143,9 @@ class DriverProcess:
     def raise_if_failed(self) -> None:
         """Raise the driver's error, as its own class; also where the process died without a word."""
         self._drain()
-        if self._failure is None and self._started and not self._process.is_alive() and self._stats is None:
+        if self._failure is None and self._started and not self._process.is_alive() and not self._over:
             self._drain()  # it may have spoken between the two looks
-            if self._failure is None and self._stats is None:
+            if self._failure is None and not self._over:
                 self._failure = self._died()
         if self._failure is not None:
             raise self._failure
@@ -157,7 +158,7 @@ class DriverProcess:
             self._pipe.send("stop")
         self._join(timeout_s)
         if self._process.is_alive():
-            if self._failure is None and self._stats is None:
+            if self._failure is None and not self._over:
                 self._failure = AcquisitionError(
                     f"The driver did not stop within {timeout_s:g} s and was ended: the camera may need a "
                     "restart."
@@ -191,8 +192,8 @@ class DriverProcess:
                     self._notes.append(content)
                 elif kind == "progress":
                     self._progress = content
-                elif kind == "stats":
-                    self._stats = content
+                elif kind == "over":
+                    self._stats, self._over = content, True
                 elif self._failure is None:
                     self._failure = _rebuilt(*content)
         except (EOFError, OSError):
@@ -271,7 +272,7 @@ def _run(
             patience_s=lambda: ORPHAN_FINISH_S if orphaned.is_set() else FINISH_S,
             on_stats=lambda stats: tell("progress", stats),
         )
-        tell("stats", stats)
+        tell("over", stats)
     except MddError as error:
         traceback.print_exc()
         tell("failure", (type(error).__name__, str(error)))
