@@ -43,7 +43,7 @@ def run(args: Namespace) -> int:
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     import numpy as np
 
-    from microdiffusion.run_file import RUNTIMES, SERVED, Status
+    from microdiffusion.run_file import EFFORTS, RUNTIMES, SERVED, Status
 
     header, ledger = opened.header, opened.ledger
     yield "run", f"{header.name} {header.run_id}" + (f", {header.source}" if header.source else "")
@@ -53,14 +53,18 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     status = opened.status
     counts = ", ".join(f"{np.count_nonzero(status == code)} {code.name.lower()}" for code in Status if code)
     yield "time points", f"{counts}, room for {np.count_nonzero(status == Status.EMPTY)} more"
-    known = {
-        name: getattr(ledger, name) for name in ("announced", "received", "missing", "duplicates", "refused")
-    }
-    if not opened.closed:  # the ledger is written at the end; until then the time points know
-        known = {
-            name: int(opened.values(f"frames_{name}").sum(dtype=np.int64)) for name in ("received", "missing")
-        }
-    yield "frames", ", ".join(f"{number} {name}" for name, number in known.items() if number >= 0)
+    known = {name: getattr(ledger, name) for name in ("announced", "received", "missing")}
+    yield "frames", ", ".join(f"{number} {name}" for name, number in known.items())
+    reasons = ("dropped_by_sender", "unsent", "damaged", "on_the_line")
+    if ledger.missing:
+        why = {name: getattr(ledger, name) for name in reasons}
+        yield "missing", ", ".join(f"{number} {name}" for name, number in why.items() if number)
+    others = {name: getattr(ledger, name) for name in ("duplicates", "refused", "unplaced")}
+    if any(others.values()):
+        yield "besides", ", ".join(f"{number} {name}" for name, number in others.items() if number)
+    if events := opened.events:
+        last = events[-1]
+        yield "events", f"{len(events)}, the last after {last.time_s:.0f} s: {last.kind}, {last.text}"
 
     written = status == Status.WRITTEN
     for label, dataset, unit in (("latency", "latency_s", " s"), ("held-out", "held_out_error", " x noise")):
@@ -69,7 +73,9 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         if values.size:
             p50, p95 = np.percentile(values, (50, 95))
             yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}"
-    for label, names in (("served", SERVED), ("runtime", RUNTIMES)):
+    if later := int(np.count_nonzero(opened.values("later")[written])):
+        yield "later", f"{later} of them reconstructed later, from the recorded frames"
+    for label, names in (("served", SERVED), ("runtime", RUNTIMES), ("effort", EFFORTS)):
         codes, numbers = np.unique(opened.values(label)[written], return_counts=True)
         if codes.any():
             yield label, ", ".join(f"{names[code]} {n}" for code, n in zip(codes, numbers, strict=True))

@@ -1,0 +1,343 @@
+"""Whether a run file tells the truth: the ledger to the frame, every checksum, every status.
+
+Owns `verify_run`. It reads everything once, with plain reads of the bytes that the layout names, and trusts
+nothing: a damaged file gives a report with faults, never another error. A run that goes on, or was cut off,
+is checked as far as it goes: what is only true at the end is left out. Any thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
+
+from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.run_file import (
+    EFFORTS,
+    LEDGER_COLUMNS,
+    RUNTIMES,
+    SERVED,
+    Closed,
+    Ledger,
+    Region,
+    RunLayout,
+    Status,
+    position_prefix,
+    read_layout,
+    segment_path,
+)
+
+_MOST_FAULTS = 100
+_LEDGER_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify_run` found.
+
+    Attributes
+    ----------
+    path : str
+    run_id : str
+        Empty where the file could not be read.
+    files, frames, volumes, time_points : int
+        Files of the run; frames and written volumes whose checksums were computed; time points with a status.
+    closed : bool
+        Whether the run was closed in order; if not, it goes on or was cut off.
+    ledger : Ledger or None
+    faults : list of str
+        One sentence for each thing that is wrong; the first hundred.
+    faults_in_all : int
+    """
+
+    path: str
+    run_id: str = ""
+    files: int = 0
+    frames: int = 0
+    volumes: int = 0
+    time_points: int = 0
+    closed: bool = False
+    ledger: Ledger | None = None
+    faults: list[str] = field(default_factory=list)
+    faults_in_all: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.faults_in_all == 0
+
+    def add(self, fault: str) -> None:
+        """Note something that is wrong."""
+        self.faults_in_all += 1
+        if len(self.faults) < _MOST_FAULTS:
+            self.faults.append(fault)
+
+
+def verify_run(path: str | Path) -> Report:
+    """Check a run: its ledger, checksums and statuses, over all of its files.
+
+    Parameters
+    ----------
+    path
+        The run's first file.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"There is no run file at {path}: check the path.")
+    report = Report(str(path))
+    files: list[_File] = []
+    try:
+        files.extend(_parts(path, report))
+        if files:
+            _verify(files, report)
+    except OSError as error:
+        report.add(f"{path.name} cannot be read to its end ({error.strerror or error})")
+    finally:
+        for part in files:
+            part.stream.close()
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    stream: BinaryIO
+    layout: RunLayout
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a dataset, read anew."""
+        region = self.layout.regions[name]
+        content = np.empty(region.size, np.uint8)
+        self.fill(content.data, region.offset)
+        return content.view(region.dtype).reshape(region.shape)
+
+    def fill(self, room: memoryview, offset: int) -> None:
+        self.stream.seek(offset)
+        while len(room):
+            count = self.stream.readinto(room)  # type: ignore[attr-defined]  # unbuffered
+            if not count:
+                raise OSError(f"it is shorter than its layout says, at byte {offset}")
+            room = room[count:]
+
+    def checksum(self, region: Region, index: tuple[int, ...], room: NDArray[np.uint8]) -> int:
+        offset, size = region.locate(index)
+        crc = 0
+        for at in range(0, size, room.size):
+            block = room[: min(room.size, size - at)]
+            self.fill(block.data, offset + at)
+            crc = crc32(block.data, crc)
+        return crc
+
+
+def _parts(path: Path, report: Report) -> Iterator[_File]:
+    """Open the run's files, as long as they belong together."""
+    first: RunLayout | None = None
+    following = 0
+    for number in range(1_000_000):
+        part = segment_path(path, number)
+        if not part.is_file():
+            break
+        stream = part.open("rb", buffering=0)
+        try:
+            layout = read_layout(part, stream)
+        except InputFileError as error:
+            stream.close()
+            report.add(str(error))
+            return
+        plan = layout.plan
+        first = first or layout
+        if plan.segment != number or plan.header != first.plan.header:
+            stream.close()
+            report.add(f"{part.name} is not part {number} of this run: give the run's first file")
+            return
+        if plan.first_time_point != following:
+            report.add(f"{part.name} begins with sweep {plan.first_time_point} instead of {following}")
+        following = plan.first_time_point + plan.time_points
+        report.files += 1
+        report.run_id = plan.header.run_id
+        yield _File(part, stream, layout)
+    names = {segment_path(path, n).name for n in range(report.files)}
+    for other in sorted(path.parent.glob(f"{path.stem}_s[0-9][0-9][0-9]{path.suffix}")):
+        if other.name not in names:
+            report.add(f"{other.name} is there, and the file before it is not")
+
+
+def _verify(files: list[_File], report: Report) -> None:
+    report.closed = int(files[-1].read("mdd/closed")) == Closed.CLOSED
+    for part in files:
+        code = int(part.read("mdd/closed"))
+        if report.closed and code != Closed.CLOSED:
+            report.add(f"{part.path.name} is not closed (/mdd/closed is {code}), and the run's last file is")
+    ledger = _ledger(files[0], report)
+    room = np.empty(1 << 20, np.uint8)
+    seqs: list[NDArray[np.int64]] = []
+    for position, name in enumerate(files[0].layout.plan.header.positions):
+        sessions = [
+            _Session(part, position, name if position else "", report, room=room, closed=report.closed)
+            for part in files
+        ]
+        seqs.extend(session.verify() for session in sessions)
+        if report.closed:
+            _every_time_point_is_settled(sessions, report)
+    _numbers(np.concatenate(seqs), ledger, report)
+    _run_texts(files[0], report)
+
+
+def _ledger(first: _File, report: Report) -> Ledger:
+    """Check that the ledger adds up; of a run that goes on it may be read while it is written."""
+    for _ in range(_LEDGER_ATTEMPTS):
+        ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
+        if not (complaint := ledger.complaint()):
+            break
+    report.ledger = ledger
+    if complaint:
+        report.add(complaint)
+    return ledger
+
+
+def _numbers(seqs: NDArray[np.int64], ledger: Ledger, report: Report) -> None:
+    """Check that no frame is there twice, and that there are as many as the ledger says."""
+    numbers, counts = np.unique(seqs, return_counts=True)
+    for seq in numbers[counts > 1][:_MOST_FAULTS].tolist():
+        report.add(f"frame seq {seq} is in the file more than once")
+    placed = ledger.received - ledger.unplaced
+    if report.closed and seqs.size != placed:
+        report.add(
+            f"the ledger says that {placed} frames are in the file "
+            f"({ledger.received} received, {ledger.unplaced} of them without a place), and {seqs.size} are"
+        )
+
+
+def _run_texts(first: _File, report: Report) -> None:
+    if int(first.read("mdd/events/count")) < 0:
+        report.add("the number of events is negative")
+    text = bytes(first.read("mdd/engine")[()])
+    try:
+        if not isinstance(json.loads(text or b"{}"), dict):
+            report.add("/mdd/engine is not a JSON object")
+    except ValueError:
+        report.add("/mdd/engine is not JSON")
+
+
+def _every_time_point_is_settled(sessions: list[_Session], report: Report) -> None:
+    """Check that nothing up to the last time point of each channel is without a status."""
+    status = np.concatenate([session.status for session in sessions])
+    received = np.concatenate([session.received for session in sessions])
+    for channel in range(status.shape[1]):
+        used = np.flatnonzero((status[:, channel] != 0) | (received[:, channel] > 0))
+        last = int(used[-1]) if used.size else -1
+        for t in np.flatnonzero(status[: last + 1, channel] == Status.EMPTY).tolist():
+            report.add(f"{sessions[0].where(t, channel)} has no status, and the run is closed")
+
+
+class _Session:
+    """One position in one file; arrays are (T, C) or (T, C, M)."""
+
+    def __init__(
+        self,
+        part: _File,
+        position: int,
+        name: str,
+        report: Report,
+        *,
+        room: NDArray[np.uint8],
+        closed: bool,
+    ) -> None:
+        plan = part.layout.plan
+        self._part, self._report, self._room, self._closed = part, report, room, closed
+        self._prefix, self._name = position_prefix(position), name
+        self._channels = plan.header.channels
+        self._lead = (plan.time_points, len(self._channels))
+        # Statuses and seqs first: what they announce was written before.
+        self.status = self._values("status")
+        self._seq = part.read(f"{self._prefix}mdd/frames/seq").reshape(*self._lead, plan.frames_per_sweep)
+        self.received = np.count_nonzero(self._seq >= 0, axis=-1)
+
+    def where(self, t: int, channel: int) -> str:
+        """Return a time point's name."""
+        text = f"sweep {self._part.layout.plan.first_time_point + t}"
+        text += f" of channel {self._channels[channel]}" if len(self._channels) > 1 else ""
+        return text + (f" of position {self._name}" if self._name else "")
+
+    def verify(self) -> NDArray[np.int64]:
+        """Check everything of this position and return the seqs of its frames."""
+        self._report.time_points += int(np.count_nonzero(self.status))
+        self._codes()
+        self._frames()
+        self._volumes()
+        if self._closed:
+            self._counts()
+        return self._seq[self._seq >= 0]
+
+    def _codes(self) -> None:
+        sizes = {
+            "status": len(Status),
+            "effort": len(EFFORTS),
+            "later": 2,
+            "merged": 2,
+            "served": len(SERVED),
+            "runtime": len(RUNTIMES),
+        }
+        for name, size in sizes.items():
+            values = self._values(name)
+            for t, channel in np.argwhere(values >= size)[:_MOST_FAULTS].tolist():
+                code = int(values[t, channel])
+                self._report.add(f"{self.where(t, channel)} has the unknown code {code} in /mdd/{name}")
+
+    def _frames(self) -> None:
+        shape = self._seq.shape
+        z_um = self._part.read(f"{self._prefix}mdd/frames/z_um").reshape(shape)
+        sums = self._part.read(f"{self._prefix}mdd/frames/crc32").reshape(shape)
+        region = self._part.layout.regions[f"{self._prefix}projections"]
+        for t, channel, slot in np.argwhere(self._seq >= 0).tolist():
+            what = f"frame {slot} (seq {self._seq[t, channel, slot]}) of {self.where(t, channel)}"
+            if not np.isfinite(z_um[t, channel, slot]):
+                self._report.add(f"{what} has no place in z")
+            found = self._part.checksum(region, (*self._index(t, channel), slot), self._room)
+            if found != sums[t, channel, slot]:
+                self._report.add(f"{what} has the wrong checksum")
+            self._report.frames += 1
+
+    def _volumes(self) -> None:
+        sums, acquired_s = self._values("crc32"), self._values("acquired_s")
+        served, reasons = self._values("served"), self._values("reason")
+        region = self._part.layout.regions[f"{self._prefix}volume"]
+        for t, channel in np.argwhere(self.status == Status.WRITTEN).tolist():
+            what = f"the volume of {self.where(t, channel)}"
+            if self._part.checksum(region, self._index(t, channel), self._room) != sums[t, channel]:
+                self._report.add(f"{what} has the wrong checksum")
+            if not np.isfinite(acquired_s[t, channel]):
+                self._report.add(f"{what} has no time")
+            if served[t, channel] == 0:
+                self._report.add(f"{what} does not say which answer it is")
+            if reasons[t, channel]:
+                self._report.add(f"{what} is written, and has a reason why it should not be")
+            self._report.volumes += 1
+
+    def _counts(self) -> None:
+        expected = self._values("frames_expected").astype(np.int64)
+        missing = np.where(self.status != 0, np.maximum(expected - self.received, 0), 0)
+        for name, truth in (("received", self.received), ("missing", missing)):
+            values = self._values(f"frames_{name}")
+            for t, channel in np.argwhere(values != truth)[:_MOST_FAULTS].tolist():
+                self._report.add(
+                    f"{self.where(t, channel)} says that {values[t, channel]} frames are {name}, "
+                    f"and {truth[t, channel]} are"
+                )
+
+    def _values(self, name: str) -> NDArray[Any]:
+        return self._part.read(f"{self._prefix}mdd/{name}").reshape(self._lead)
+
+    def _index(self, t: int, channel: int) -> tuple[int, ...]:
+        return (t,) if len(self._channels) == 1 else (t, channel)

@@ -1,0 +1,65 @@
+"""Check a run file: does its ledger add up, is every frame and volume what was written.
+
+A run that still goes on, or was cut off, is checked as far as it goes. Exit code 0: sound; 3: not.
+
+mdd verify runs/demo.h5
+mdd verify runs/demo.h5 --json
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.cli import say
+from microdiffusion.daemon.commands import options
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from microdiffusion.verify import Report
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", type=options.file, metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def run(args: Namespace) -> int:
+    """Check the run and say what was found."""
+    from microdiffusion.verify import verify_run
+
+    report = verify_run(args.file)
+    if args.json:
+        _say_json(report)
+    else:
+        _say(report)
+    return 0 if report.sound else 3
+
+
+def _say(report: Report) -> None:
+    from microdiffusion.ledger import LEDGER_COLUMNS
+
+    state = (
+        "closed" if report.closed else "not closed: the run goes on or was cut off; checked as far as it goes"
+    )
+    say(f"{report.path}: {'sound' if report.sound else 'NOT sound'}, {state}")
+    if report.run_id:
+        say(
+            f"  checked      {report.frames} frames and {report.volumes} volumes by their checksums, "
+            f"{report.time_points} time points in {report.files} file(s)"
+        )
+    if report.ledger is not None:
+        known = {name: getattr(report.ledger, name) for name in LEDGER_COLUMNS if name != "announced_known"}
+        say(f"  ledger       {', '.join(f'{number} {name}' for name, number in known.items())}")
+    for fault in report.faults:
+        say(f"  wrong        {fault}")
+    if report.faults_in_all > len(report.faults):
+        say(f"  wrong        {report.faults_in_all - len(report.faults)} things more")
+
+
+def _say_json(report: Report) -> None:
+    import json
+    from dataclasses import asdict
+
+    say(json.dumps(asdict(report) | {"sound": report.sound}, indent=2))
