@@ -96,6 +96,13 @@ class Ingest:
         A run whose sender says nothing for so long is closed.
     max_frame_bytes : int
         Largest frame that is received.
+
+    Attributes
+    ----------
+    address : str
+        As given; once started, the real one.
+    pulse_s : float
+        `time.monotonic()` of the thread's last round, at most a second ago while all is well.
     """
 
     def __init__(
@@ -131,6 +138,7 @@ class Ingest:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._awake = False
+        self.pulse_s = time.monotonic()
         self._inbox: deque[Callable[[], None]] = deque()  # from other threads, to be done on this one
 
     def start(self) -> None:
@@ -261,6 +269,7 @@ class Ingest:
         wake = self._wake_out.fileno()
         ticked_s = time.monotonic()
         while not self._stopping.is_set():
+            self.pulse_s = time.monotonic()
             if wake in dict(poller.poll(int(TICK_S * 1000))):
                 self._wake_out.recv(4096)
             self._do_inbox()

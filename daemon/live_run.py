@@ -1,8 +1,13 @@
-"""One run from its start message to its closed file: wires assembler, engine and recorder together.
+"""One run from its start message to its closed file: wires ingest, assembler, engine and recorder together.
 
-No thread of its own. `frame` and `end` run on the ingest thread, `_volume` and `_lost` on the engine's,
-`_written` on the recorder's, `tick` and `close` on the main thread; the assembler alone is shared and has a
-lock. Every sweep ends as exactly one of written, lost, skipped, failed, in the run file and on the board.
+No thread of its own. As ingest's sink (`frame`, `progress`, `end` ...) it runs on the ingest thread, as the
+engine's (`volume`, `live`, `lost`, `load`) on the engine's, `_recorded` and `_written` on the recorder's,
+`tick` on the main thread, `close` on whichever closes it. Nothing here waits for a disk or an engine.
+
+A frame goes to the recorder, and is confirmed to its sender once it is in the file; and to the assembler,
+whose sweeps go to the engine. Every sweep ends as exactly one of written, lost, skipped, failed, in the run
+file and on the board. With `engine.policy = "wait"` confirmations are held back while the engine has enough
+to do: the sender's window fills, and it waits.
 """
 
 from __future__ import annotations
@@ -10,18 +15,20 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from microdiffusion import __version__
+from microdiffusion.daemon.accounts import Accounts
 from microdiffusion.daemon.assembler import Assembler, LostSweep
 from microdiffusion.daemon.machine import package_versions
 from microdiffusion.daemon.preview import make_preview
-from microdiffusion.daemon.recorder import Recorder, Written
-from microdiffusion.daemon.status import HEADLINE, FrameCounts, RunStatus, StatusBoard
-from microdiffusion.engines.memory import reconstruction_bytes
-from microdiffusion.run_file import Ledger, Status
+from microdiffusion.daemon.run_book import Key
+from microdiffusion.daemon.snapshot import RunSummary
+from microdiffusion.daemon.status import LIVE, FrameCounts, RunStatus
+from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,14 +37,45 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.engine_child import EngineInfo
     from microdiffusion.daemon.engine_process import EngineProcess
     from microdiffusion.daemon.ingest import Ingest
-    from microdiffusion.run_header import RunHeader
+    from microdiffusion.daemon.recorder import Recorder
+    from microdiffusion.daemon.schedule import Job
+    from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.messages import RunEnd, RunProgress
     from microdiffusion.sweep import Frame, Reconstruction, Sweep
-    from microdiffusion.wire import RunEnd
 
 _PACKAGES = (
     *("numpy", "h5py", "pyzmq", "pydantic", "torch", "pycromanager", "pymmcore", "mm-test-adapters"),
     *("openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
 )
+WINDOW_BYTES = 32 << 20
+"""Frames of a run that may be unconfirmed: what a crash of the daemon makes its sender send again."""
+LEDGER_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run file held before it was gone on with: (sweep, channel, position), oldest first.
+
+    Attributes
+    ----------
+    unfinished : tuple of Key
+        With frames, and neither a volume nor a reason for none.
+    settled : frozenset of Key
+        With either.
+    """
+
+    unfinished: tuple[Key, ...]
+    settled: frozenset[Key]
+
+    @classmethod
+    def in_file_of(cls, recorder: Recorder, policy: str) -> Found:
+        """Return what there is; before the recorder is started.
+
+        What was skipped is caught up, unless the policy is to go with the newest.
+        """
+        undone = {Status.EMPTY} if policy == "live" else {Status.EMPTY, Status.SKIPPED}
+        settled = [status for status in Status if status not in undone]
+        return cls(tuple(recorder.unfinished(undone)), frozenset(recorder.unfinished(settled)))
 
 
 class LiveRun:
@@ -45,119 +83,197 @@ class LiveRun:
 
     Parameters
     ----------
-    header : RunHeader
+    recorder : Recorder
+        Started, of a file that is new or gone on with.
     config : Config
     engine : EngineProcess
-        Ready; serves this run until `close`.
-    info : EngineInfo
-        What it said of itself.
+        Serves this run until `close`; it need not be ready yet.
     ingest : Ingest
-        Where the frames come in; the run's own counters start from its present ones.
+        Where the frames come in.
     board : StatusBoard
         Told of everything that happens.
-
-    Raises
-    ------
-    DiskError, UserError
-        The run file cannot be created.
+    found : Found, optional
+        What the file held already, where the run is gone on with.
     """
 
     def __init__(
         self,
-        header: RunHeader,
+        recorder: Recorder,
         config: Config,
         engine: EngineProcess,
-        info: EngineInfo,
         ingest: Ingest,
         board: StatusBoard,
+        *,
+        found: Found | None = None,
     ) -> None:
-        self.header = header
+        self.recorder = recorder
+        self.header = recorder.header
+        self.received = recorder.received
+        self.window_bytes = WINDOW_BYTES
         self.ended = threading.Event()
-        self.end_message: RunEnd | None = None
+        self.reason = ""
+        self._config = config
         self._engine = engine
         self._ingest = ingest
-        self._before = ingest.stats
         self._board = board
-        self._wait_for_engine = config.engine.policy == "wait"
         self._lock = threading.Lock()
-        self._held_s = float("-inf")
-        self._timeout_s = config.wire.sweep_timeout_s
-        self._assembler = Assembler(self._timeout_s)
-        self.recorder = Recorder(
-            _new_path(config.recorder.output, header.name),
-            header,
-            config.recorder,
-            frames_per_sweep=header.frames_per_sweep,
-            configuration=config.model_dump_json(),
-            provenance=provenance(info),
-            on_written=self._written,
-        )
-        self.recorder.start()
-        self._queue_limit = int(config.recorder.queue_mb * 1e6)
-        board.set_run(
-            RunStatus(
-                name=header.name,
-                id=header.run_id,
-                file=str(self.recorder.paths[0]),
-                source=header.source,
-                sweeps=header.sweeps,
-                shape=header.shape,
-                voxel_size_um=header.voxel_size_um,
-            )
-        )
-        memory_mb = reconstruction_bytes(header, config.engine) / 1e6
-        board.note(
-            f"the engine takes up to {memory_mb:.0f} MB for {' x '.join(map(str, header.shape))} voxels"
-        )
-        engine.begin(header)
+        self._assembler = Assembler(config.wire.sweep_timeout_s)
+        self._accounts = Accounts.of(recorder.senders)
+        self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
+        self._pumping = threading.Lock()
+        self._withheld: deque[Callable[[], None]] = deque()
+        self._wanted: Literal["go", "pause", "stop"] = "go"
+        self._waiting_for = ""
+        self._ledger_s = 0.0
+        self._told_info: EngineInfo | None = None
+        engine.begin(self.header, self, file=recorder.paths[0].name)
+        self._settled_before = frozenset[Key]() if found is None else found.settled
+        if found is not None:
+            self._go_on(found)
 
-    def frame(self, frame: Frame) -> bool:
-        """Take a frame; False where there is no room for it now."""
-        if self._wait_for_engine and not self._engine.has_room():
-            self._held_s = time.monotonic()
-            return False
-        if not self.recorder.put_frame(frame):
-            self._held_s = time.monotonic()
-            return False
+    # As ingest's sink -----------------------------------------------------------------------------
+
+    def started(self, first_seq: int) -> None:
+        """Note that a sender is there (again), whose numbers begin at `first_seq`."""
+        with self._lock:
+            self._accounts.started(first_seq)
+
+    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
+        """Take a frame; `taken` is called once it is in the file."""
+        self._incoming.append((frame, taken))
+        self._pump()
         info = frame.info
         with self._lock:
             over = self._assembler.add(frame)
             received, count = self._assembler.progress(info.channel, info.position, info.sweep)
+            rolling = self._rolling(frame, over)
         self._board.set_sweep(info.sweep, received if count else info.count, info.count)
         self._settle(over)
+        if rolling is not None:
+            self._engine.submit(self.header.run_id, rolling, lane="rolling", newest_seq=info.seq)
+
+    def duplicate(self) -> None:
+        """Pass over a frame that came again; ingest counts them."""
+
+    def progress(self, message: RunProgress) -> None:
+        """Take note of how far the sender is."""
+        with self._lock:
+            self._accounts.progress(message)
+
+    def end(self, message: RunEnd) -> bool:
+        """Take a sender's last word; False where another one goes on with the run."""
+        with self._lock:
+            self._accounts.end(message)
+            goes_on = self._accounts.anybody
+        if not goes_on:
+            self._finish(message.reason)
+        return not goes_on
+
+    def silent(self, reason: str) -> None:
+        """Close the run as it is: its sender has said nothing for too long."""
+        self._board.note(f"run {self.header.name}: {reason}", "warning")
+        self.recorder.put_event("silent", reason)
+        self._finish(reason)
+
+    # As the engine's sink -------------------------------------------------------------------------
+
+    def volume(self, job: Job, result: Reconstruction) -> bool:
+        """Take a time point's volume; False where the recorder has no room now."""
+        if not self.recorder.put_volume(
+            job.sweep_number,
+            job.channel,
+            job.position,
+            result,
+            acquired_s=job.time_s,
+            received_s=job.received_s,
+            effort=job.effort,
+            later=job.lane == "later",
+        ):
+            # Where it failed rather than being full, this raises, and the daemon closes.
+            self.recorder.raise_if_failed()
+            return False
+        self._release()
+        for stage, seconds in result.seconds.items():
+            self._board.add_latency(stage, seconds)
+        self._board.set_quality(
+            job.sweep_number, result.served, result.residual, result.held_out_error, result.candidate_errors
+        )
+        if job.lane == "sweep":
+            self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
         return True
 
-    def end(self, message: RunEnd) -> None:
-        """Take the sender's last word."""
-        self.end_message = message
-        with self._lock:
-            over = self._assembler.finish()
-        self._settle(over)
-        self.ended.set()
+    def live(self, job: Job, result: Reconstruction) -> None:
+        """Take a rolling volume; it is shown, and in the file until the next one comes."""
+        if job.sweep is not None and self.recorder.put_live(job.sweep, result, job.newest_seq):
+            self._board.add_latency(LIVE, time.monotonic() - job.received_s)
+            self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
 
-    def tick(self, now_s: float) -> None:
-        """Give up sweeps that wait too long; tell the board how things stand."""
-        # A frame that is held here is not late: what waits for it goes on waiting.
-        if now_s - self._held_s > self._timeout_s:
+    def lost(self, job: Job, outcome: str, reason: str) -> None:
+        """Note that the engine gives no volume for this sweep (now)."""
+        status = Status.SKIPPED if outcome == "skipped" else Status.FAILED
+        self.recorder.mark(job.sweep_number, job.channel, job.position, status, reason)
+        self._board.add_volume("skipped" if outcome == "skipped" else "failed")
+        self._board.note(f"sweep {job.sweep_number} {outcome}: {reason}", "warning")
+        self._release()
+
+    def load(self, job: Job) -> Sweep | None:
+        """Return the recorded frames of a sweep that was put off."""
+        return self.recorder.load_sweep(job.sweep_number, job.channel, job.position)
+
+    def event(self, kind: str, text: str) -> None:
+        """Keep in the run file, and show, what is done differently from now on."""
+        self.recorder.put_event(kind, text)
+        self._board.note(text)
+
+    # From the main thread -------------------------------------------------------------------------
+
+    def tell(self, what: Literal["go", "pause", "stop"], text: str) -> None:
+        """Ask the run's driver to go on, to pause or to stop."""
+        self._wanted = what
+        self._ingest.tell(self.header.run_id, what, text)
+        self.recorder.put_event("control", f"{what}: {text}" if text else what)
+
+    def tick(self, now_s: float, *, shown: bool) -> None:
+        """Give up sweeps that wait too long; write the ledger; tell the board how things stand.
+
+        Raises
+        ------
+        DiskError, RunError
+            The recorder failed.
+        """
+        self._pump()
+        self._release()
+        # While frames wait here for the disk, or with their sender for us, nothing is late.
+        if not self._incoming and not self._withheld:
             with self._lock:
                 over = self._assembler.tick(now_s)
             self._settle(over)
         self.recorder.raise_if_failed()
-        received, duplicates, refused = self._frames()
-        self._board.set_frames(
-            FrameCounts(
-                received=received,
-                announced=self.end_message.announced if self.end_message else None,
-                missing=self._assembler.missing,
-                duplicate=duplicates,
-                refused=refused,
-                dropped_by_sender=self.end_message.dropped if self.end_message else 0,
-            )
+        failure = self._engine.failure_of(self.header.run_id)
+        if failure is not None:
+            raise failure
+        self._tell_engine()
+        self._tell_disk()
+        if now_s - self._ledger_s > LEDGER_EVERY_S:
+            self._ledger_s = now_s
+            self._write_ledger()
+        if shown:
+            self._show()
+
+    def summary(self) -> RunSummary:
+        """Return the run in a few figures."""
+        counts = self.recorder.counts
+        waiting = self._engine.pending(self.header.run_id)
+        return RunSummary(
+            name=self.header.name,
+            id=self.header.run_id,
+            file=str(self.recorder.paths[0]),
+            state="closing" if self.ended.is_set() else self._wanted,
+            frames=len(self.received),
+            written=counts[Status.WRITTEN],
+            waiting=waiting,
+            waits_for=self.recorder.waiting_for,
         )
-        self._board.set_queue("engine", self._engine.waiting_bytes)
-        self._board.set_queue("recorder", self.recorder.queue_bytes, self._queue_limit)
-        with self._lock:
-            self._board.set_queue("assembler", self._assembler.waiting_bytes)
 
     def close(self, *, drain_s: float, hurry: Callable[[], bool]) -> None:
         """Finish what waits, for at most `drain_s` or until `hurry`; write the ledger, close the file.
@@ -168,65 +284,65 @@ class LiveRun:
             The recorder failed; what it announced as written is safe.
         """
         if not self.ended.is_set():
-            with self._lock:
-                over = self._assembler.finish()
-            self._settle(over)
-        self._engine.drain(drain_s, hurry)
-        end = self.end_message
-        received, duplicates, refused = self._frames()
-        self.recorder.put_ledger(
-            Ledger(
-                announced=end.announced if end else -1,
-                received=received,
-                duplicates=duplicates,
-                refused=refused,
-                missing=max(0, end.announced - received) if end else self._assembler.missing,
-                dropped_by_sender=end.dropped if end else -1,
-            )
-        )
-        self.tick(0.0)
+            self._finish("the daemon closed the run")
+        run_id = self.header.run_id
+        self._engine.drain(run_id, drain_s, hurry)
+        self._engine.end(run_id)
+        self._tell_engine()
+        # What is still held back was not written for want of a reader of volumes: it is in the file.
+        while self._withheld:
+            self._withheld.popleft()()
+        self._write_ledger()
+        if self.reason:
+            self.recorder.put_event("end", self.reason)
         self.recorder.stop()
 
-    def volume(self, sweep: Sweep, result: Reconstruction) -> bool:
-        """Take a volume from the engine; False where the recorder has no room now."""
-        if not self.recorder.put_volume(
-            sweep.sweep,
-            sweep.channel,
-            sweep.position,
-            result,
-            acquired_s=sweep.time_s,
-            received_s=sweep.received_s,
-        ):
-            # Where it failed rather than being full, this raises, and the daemon closes.
-            self.recorder.raise_if_failed()
-            return False
-        for stage, seconds in result.seconds.items():
-            self._board.add_latency(stage, seconds)
-        self._board.set_quality(
-            sweep.sweep, result.served, result.residual, result.held_out_error, result.candidate_errors
-        )
-        self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
-        return True
+    # ----------------------------------------------------------------------------------------------
 
-    def lost(self, sweep: Sweep, outcome: str, reason: str) -> None:
-        """Note that the engine gives no volume for this sweep."""
-        status = Status.SKIPPED if outcome == "skipped" else Status.FAILED
-        self.recorder.mark(sweep.sweep, sweep.channel, sweep.position, status, reason)
-        self._board.add_volume("skipped" if outcome == "skipped" else "failed")
-        self._board.note(f"sweep {sweep.sweep} {outcome}: {reason}", "warning")
+    def _pump(self) -> None:
+        """Hand frames to the recorder as far as it has room; from any thread."""
+        with self._pumping:
+            while self._incoming:
+                frame, taken = self._incoming[0]
+                if not self.recorder.put_frame(frame, partial(self._recorded, taken)):
+                    return
+                self._incoming.popleft()
 
-    def _frames(self) -> tuple[int, int, int]:
-        """Return this run's own frames: received, duplicates, refused."""
-        now, before = self._ingest.stats, self._before
-        refused = sum(now.refused.values()) - sum(before.refused.values())
-        return now.frames - before.frames, now.duplicates - before.duplicates, refused
+    def _recorded(self, taken: Callable[[], None]) -> None:
+        """Confirm a frame that is in the file, or hold the confirmation back while the engine is busy."""
+        if self._engine.config.policy == "wait":
+            self._withheld.append(taken)
+            self._release()
+        else:
+            taken()
+        if self._incoming:
+            self._pump()
 
-    def _written(self, written: Written) -> None:
-        self._board.add_volume("written")
-        self._board.add_latency(HEADLINE, written.latency_s)
+    def _release(self) -> None:
+        while self._withheld and self._engine.has_room(self.header.run_id):
+            try:
+                self._withheld.popleft()()
+            except IndexError:  # another thread was quicker
+                return
+
+    def _rolling(self, frame: Frame, over: list[Sweep | LostSweep]) -> Sweep | None:
+        """Return the newest sweep's worth of frames, where a volume after every projection is wanted."""
+        if self._engine.config.update != "projection" or frame.info.held_out or over:
+            return None  # a sweep that is whole gets its own volume
+        return self._assembler.window(frame.info.channel, frame.info.position)
+
+    def _finish(self, reason: str) -> None:
+        with self._lock:
+            over = self._assembler.finish()
+        self._settle(over)
+        self.reason = reason
+        self.ended.set()
 
     def _settle(self, over: list[Sweep | LostSweep]) -> None:
         for item in over:
+            key = (item.sweep, item.channel, item.position)
+            if key in self._settled_before:
+                continue
             if isinstance(item, LostSweep):
                 self.recorder.mark(item.sweep, item.channel, item.position, Status.LOST, item.reason)
                 self._board.add_volume("lost")
@@ -234,28 +350,111 @@ class LiveRun:
             else:
                 if item.missing:
                     self._board.note(f"sweep {item.sweep}: {item.missing} frames missing", "warning")
-                self._engine.submit(item)
+                self._engine.submit(self.header.run_id, item)
+
+    def _go_on(self, found: Found) -> None:
+        """Take up a file that holds frames: open sweeps wait for the rest, the others are caught up."""
+        opened: dict[tuple[int, int], int] = {}
+        frames: list[Frame] = []
+        for sweep, channel, position in found.unfinished:
+            loaded = self.recorder.load_sweep(sweep, channel, position)
+            if loaded is None or loaded.missing:
+                # The sender may still have what is missing.
+                frames += self.recorder.load_frames(sweep, channel, position)
+                opened.setdefault((channel, position), sweep)
+            else:
+                self._engine.put_off(self.header.run_id, sweep, channel, position)
+        for channel in range(len(self.header.channels)):
+            for position in range(len(self.header.positions)):
+                first = opened.get((channel, position), self.recorder.next_sweep)
+                self._assembler.start_at(channel, position, first)
+        for frame in frames:
+            frame.received_s = time.monotonic()
+            self._settle(self._assembler.add(frame))
+        text = f"{len(self.received)} frames and {len(found.settled)} sweeps were there"
+        self.recorder.put_event("resumed", text)
+        self._board.note(f"run {self.header.name} is gone on with: {text}")
+
+    def _tell_engine(self) -> None:
+        """Put down in the file what reconstructs, as soon as it is known and whenever it changes."""
+        info = self._engine.info
+        if info is None or info == self._told_info:
+            return
+        if self._told_info is not None:
+            self.recorder.put_event("engine", info.device)
+        self._told_info = info
+        self.recorder.put_engine(provenance(info))
+
+    def _tell_disk(self) -> None:
+        """Say when the disk takes nothing, and when it does again."""
+        waiting_for = self.recorder.waiting_for
+        if waiting_for == self._waiting_for:
+            return
+        if waiting_for:
+            self._board.note(waiting_for, "error")
+        else:
+            self._board.note("the disk takes data again")
+            self.recorder.put_event("disk", f"went on after: {self._waiting_for}")
+        self._waiting_for = waiting_for
+
+    def _write_ledger(self) -> None:
+        stats = self._ingest.run_stats(self.header.run_id)
+        with self._lock:
+            ledger = self._accounts.ledger(
+                self.received, duplicates=stats.duplicates, refused=sum(stats.refused.values())
+            )
+            rows = self._accounts.rows()
+        self.recorder.put_ledger(ledger, rows)
+
+    def _show(self) -> None:
+        stats = self._ingest.run_stats(self.header.run_id)
+        with self._lock:
+            ledger = self._accounts.ledger(self.received, duplicates=0, refused=0)
+            missing, assembler_bytes = self._assembler.missing, self._assembler.waiting_bytes
+        self._board.set_frames(
+            FrameCounts(
+                received=len(self.received),
+                announced=ledger.announced if ledger.announced_known else None,
+                missing=missing,
+                duplicate=stats.duplicates,
+                refused=sum(stats.refused.values()),
+                dropped_by_sender=ledger.dropped_by_sender,
+            )
+        )
+        self._board.set_queue("engine", self._engine.waiting_bytes)
+        self._board.set_queue(
+            "recorder", self.recorder.queue_bytes, int(self._config.recorder.queue_mb * 1e6)
+        )
+        self._board.set_queue("unconfirmed", stats.pending_bytes, stats.window_bytes)
+        self._board.set_queue("assembler", assembler_bytes)
+        header = self.header
+        self._board.set_run(
+            RunStatus(
+                name=header.name,
+                id=header.run_id,
+                file=str(self.recorder.paths[0]),
+                source=header.source,
+                sweeps=header.sweeps,
+                shape=header.shape,
+                voxel_size_um=header.voxel_size_um,
+            )
+        )
 
 
-def provenance(info: EngineInfo) -> dict[str, str]:
-    """Return what is needed to know how a volume came about: versions, weights, device, machine."""
-    return {
+def provenance(info: EngineInfo | None) -> dict[str, str]:
+    """Return what is needed to know how a volume came about: versions, and, once known, the engine's."""
+    versions = {
         "mdd": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         **package_versions(_PACKAGES),
+    }
+    if info is None:
+        return versions
+    return {
+        **versions,
         "device": info.device,
         **({"device_pending": info.pending} if info.pending else {}),
         "weights": info.weights or "none",
         "weights_sha256": info.weights_sha256 or "none",
     }
-
-
-def _new_path(folder: Path, name: str) -> Path:
-    """Return a path that no file has: name, UTC time, and a number where two start in one second."""
-    stem = f"{name}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    path, number = folder / f"{stem}.h5", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}_{number}.h5"
-    return path

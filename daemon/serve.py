@@ -1,9 +1,10 @@
 """`mdd serve`: starts everything, watches over it, and closes it in order.
 
-The main thread lives here. It starts the engine process, the ingest, the driver process and the status, then
-draws and checks a few times a second until somebody says stop; every part reports its own failure through
-`raise_if_failed`. Closing goes with the stream: driver, ingest, engine, recorder, so that nothing that was
-acquired is lost on the way.
+The main thread lives here. It starts the ingest, the engine process, the driver process, status and control,
+then draws, obeys and checks a few times a second until somebody says stop; every part reports its own
+failure through `raise_if_failed`, and one that stands still through its pulse. Frames are taken as soon as
+the ingest listens, long before the engine is open: what it is for waits. Closing goes with the stream:
+driver, ingest, runs, engine, so that nothing that was acquired is lost on the way.
 """
 
 from __future__ import annotations
@@ -15,101 +16,35 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from microdiffusion.daemon.commanding import Commander
+from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import open_display
-from microdiffusion.daemon.engine_process import READY_S, EngineProcess
+from microdiffusion.daemon.engine_process import EngineProcess
 from microdiffusion.daemon.ingest import Ingest
-from microdiffusion.daemon.live_run import LiveRun
+from microdiffusion.daemon.open_runs import OpenRuns
+from microdiffusion.daemon.resume import Leftovers, resume_from
+from microdiffusion.daemon.service import ServiceManager
+from microdiffusion.daemon.sources import STOP_S, open_source
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
-from microdiffusion.errors import AcquisitionError, ConfigError, DiskError, MddError, RunError, UserError
+from microdiffusion.daemon.status_text import log_line
+from microdiffusion.errors import AcquisitionError, ConfigError, DiskError, MddError, RunError
+from microdiffusion.keys import server_security
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from microdiffusion.config import Config
     from microdiffusion.daemon.engine_child import EngineInfo
-    from microdiffusion.run_header import RunHeader
-    from microdiffusion.sweep import Frame, Reconstruction, Sweep
-    from microdiffusion.wire import RunEnd
+    from microdiffusion.daemon.live_run import LiveRun
+    from microdiffusion.daemon.sources import Feed, Source
 
-Feed = Callable[[str, Callable[[], bool]], object]
-"""Sends frames to an address until done, or until the second argument says stop; runs on a thread."""
-
-DRAIN_S = 20.0
-"""How long a closing daemon goes on reconstructing what was acquired."""
-END_S = 10.0
-"""How long it waits for the driver's last frames and its `end`."""
-
-
-class Source(Protocol):
-    """Where frames come from, as far as the daemon minds."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether more may come."""
-        ...
-
-    def start(self) -> None:
-        """Begin."""
-        ...
-
-    def stop(self, timeout_s: float = ...) -> None:
-        """Deliver what there is, say `end`, and be gone."""
-        ...
-
-    def take_notes(self) -> list[str]:
-        """Return what it has told the user since the last call."""
-        ...
-
-    def raise_if_failed(self) -> None:
-        """Raise what went wrong."""
-        ...
-
-
-class FeedThread:
-    """A `Source` that runs a function on a thread of the daemon (the replay of a file)."""
-
-    def __init__(self, feed: Feed, address: str) -> None:
-        self._feed = feed
-        self._address = address
-        self._stopping = threading.Event()
-        self._failure: MddError | None = None
-        self._thread = threading.Thread(target=self._run, name="mdd-feed", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still sends."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self, timeout_s: float = END_S) -> None:
-        """Ask it to stop, and wait."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-
-    def take_notes(self) -> list[str]:
-        """Return nothing: a replay has nothing to tell."""
-        return []
-
-    def raise_if_failed(self) -> None:
-        """Raise what ended it early."""
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            self._feed(self._address, self._stopping.is_set)
-        except MddError as error:
-            self._failure = error
-        except Exception as error:  # the main thread hears of it
-            self._failure = AcquisitionError(f"The replay broke off ({type(error).__name__}: {error}).")
-            self._failure.__cause__ = error
+CLOSE_S = 1.5
+"""How long a daemon that was told to stop goes on reconstructing; `mdd reconstruct` does the rest."""
+STUCK_S = 20.0
+"""A thread that has shown no sign of life for so long is stuck: the service manager is not told that all is
+well, and the user is."""
 
 
 class Daemon:
@@ -122,34 +57,67 @@ class Daemon:
         Stop after so many volumes, or seconds of acquisition; None for no such limit.
     feed : Feed, optional
         Sends the frames instead of the configured driver.
+    resume : Path, optional
+        A run file to go on with.
     """
 
     def __init__(
-        self, config: Config, *, volumes: int | None, duration_s: float | None, feed: Feed | None = None
+        self,
+        config: Config,
+        *,
+        volumes: int | None,
+        duration_s: float | None,
+        feed: Feed | None = None,
+        resume: Path | None = None,
     ) -> None:
         self._config = _limited(config, volumes)
         self._volumes = volumes
         self._duration_s = duration_s
         self._feed = feed
+        self._resume = resume
+        self._leftovers: Leftovers | None = None
         self.board = StatusBoard()
         self.stopping = threading.Event()
         self._hurry = False
         self._show: Callable[[], None] = lambda: None
         self._shown_s = 0.0
-        self._run: LiveRun | None = None
-        self._run_started_s: float | None = None
-        self.runs: list[LiveRun] = []
+        self._began_s: float | None = None
+        self._source: Source | None = None
+        self._source_started = False
+        self._service = ServiceManager()
         self._engine = EngineProcess(
             config.engine,
             waiting_bytes=int(config.wire.receive_buffer_mb * 1e6),
-            on_volume=self._on_volume,
-            on_lost=self._on_lost,
+            state=config.recorder.output / ".mdd-state",
             on_note=self.board.note,
         )
-        self._told: tuple[EngineInfo | None, str] = (None, "")
+        self._runs = OpenRuns(config, self._engine, self.board)
         self._ingest = Ingest(
-            config.wire.data, on_start=self._on_start, on_frame=self._on_frame, on_end=self._on_end
+            config.wire.data,
+            on_start=self._runs.on_start,
+            security=server_security(config.wire, config.wire.data),
+            runs=config.wire.runs,
+            silent_s=config.wire.silent_s,
+            max_frame_bytes=int(config.wire.max_frame_mb * 1e6),
         )
+        self._runs.listen(self._ingest)
+        self._commander = Commander(self)
+        self._told: tuple[EngineInfo | None, str] = (None, "")
+
+    @property
+    def runs(self) -> list[LiveRun]:
+        """Every run so far, those that are over first."""
+        return self._runs.everything
+
+    @property
+    def engine(self) -> EngineProcess:
+        """The engine."""
+        return self._engine
+
+    @property
+    def open_runs(self) -> OpenRuns:
+        """The runs that are open."""
+        return self._runs
 
     def serve(self, *, dashboard: bool) -> None:
         """Run until told to stop, or until the source ends; afterwards `runs` holds them, their files closed.
@@ -163,37 +131,47 @@ class Daemon:
         with contextlib.ExitStack() as stack:
             stack.callback(self._ingest.stop)
             _make_folder(config.recorder.output)
-            publisher = stack.enter_context(StatusPublisher(config.wire.status))
-            self._ingest.start()
+            security = server_security(config.wire, config.wire.status)
+            publisher = stack.enter_context(StatusPublisher(config.wire.status, security=security))
+            control = ControlServer(
+                config.wire.control,
+                self._commander.obey,
+                security=server_security(config.wire, config.wire.control),
+            )
+            stack.callback(control.close)
             self._engine.start()
             stack.callback(self._engine.stop)
+            if self._resume is not None:
+                self._take_up(self._resume)
+            self._ingest.start()
+            self._service.ready(f"listening at {self._ingest.address}")
             display = stack.enter_context(open_display(config.dashboard, live=dashboard))
 
             def show() -> None:
                 snapshot = self.board.snapshot()
                 publisher.publish(snapshot)
                 display.show(snapshot)
+                if self._stuck():
+                    return
+                self._service.alive(log_line(snapshot))
 
             self._show = show
-            source = self._source()
-            if source is not None:
-                stack.callback(source.stop)
             failure: MddError | None = None
             try:
-                self._await_engine(show)
-                if source is not None and not self.stopping.is_set():
-                    source.start()
+                self._open_source(stack)
                 self.board.set_state("waiting")
-                while not self._over(source):
-                    self._step(source)
+                while not self._over():
+                    self._step()
+                    control.poll()
                     show()
                     self.stopping.wait(1.0 / config.dashboard.refresh_hz)
             except MddError as error:
                 failure = error
                 self.board.note(str(error), "error")
             self.board.set_state("closing")
+            self._service.stopping()
             show()
-            failure = self._close(source, failure)
+            failure = self._close(failure)
             self.board.set_state("failed" if failure else "closed")
             show()
         if failure is not None:
@@ -204,14 +182,52 @@ class Daemon:
         self._hurry = self.stopping.is_set()
         self.stopping.set()
 
-    def _await_engine(self, draw: Callable[[], object]) -> None:
-        deadline = time.monotonic() + READY_S
-        while not self._engine.is_ready(0.25) and time.monotonic() < deadline:
-            draw()
-            if self.stopping.is_set():
-                return
-        self._engine.wait_ready(0.0)
-        self._tell_engine()
+    def start_source(self) -> bool:
+        """Begin the acquisition that waits for a command; False where there is none, or it has begun."""
+        if self._source is None or self._source_started:
+            return False
+        self._source.start()
+        self._source_started = True
+        return True
+
+    def _take_up(self, path: Path) -> None:
+        """Go on with a run file; what the driver before left in its journal comes first."""
+        run = self._runs.resume(path)
+        self._leftovers = Leftovers(self._config, run.header.run_id)
+
+    def _open_source(self, stack: contextlib.ExitStack) -> None:
+        if self._leftovers is not None:
+            self._leftovers.start(self._ingest.address)
+            stack.callback(self._leftovers.stop)
+            return  # the driver waits for it: its numbers go on after theirs
+        self._source = open_source(self._config, self._ingest.address, feed=self._feed)
+        if self._source is not None:
+            stack.callback(self._source.stop)
+            if self._config.acquisition.begin == "at once":
+                self.start_source()
+            else:
+                self.board.note("the acquisition waits for `mdd control start`")
+
+    def _go_on_acquiring(self) -> None:
+        """Start the driver again, once everything that its predecessor left has come."""
+        leftovers = self._leftovers
+        if leftovers is None or leftovers.busy:
+            return
+        leftovers.raise_if_failed()
+        self._leftovers = None
+        for text in leftovers.notes:
+            self.board.note(text)
+        run = next(iter(self._runs.everything), None)
+        if run is None or self._config.acquisition.driver == "none":
+            return
+        where = resume_from(run)
+        if run.header.sweeps is not None and where.sweep >= run.header.sweeps:
+            self.board.note("all sweeps of the run were taken; what was not reconstructed is caught up")
+            run.silent("all its sweeps had been taken.")
+            return
+        self._source = open_source(self._config, self._ingest.address, resume=where)
+        if self._source is not None:
+            self.start_source()
 
     def _tell_engine(self) -> None:
         """Show what serves now, and what is being built: either may change while a run goes on."""
@@ -219,7 +235,7 @@ class Daemon:
         if info is None or (info, building) == self._told:
             return
         self._told = (info, building)
-        engine = self._config.engine
+        engine = self._engine.config
         self.board.watch_process("engine", self._engine.pid)
         self.board.set_engine(
             EngineStatus(
@@ -233,52 +249,53 @@ class Daemon:
             )
         )
 
-    def _source(self) -> Source | None:
-        if self._feed is not None:
-            return FeedThread(self._feed, self._ingest.address)
-        if self._config.acquisition.driver == "none":
-            return None
-        from microdiffusion.drivers.process import DriverProcess
+    def _stuck(self) -> bool:
+        """Whether a thread stands still; the user is told once."""
+        age_s = time.monotonic() - self._ingest.pulse_s
+        stuck = age_s > STUCK_S
+        if stuck:
+            self.board.note(f"the ingest thread has stood still for {age_s:.0f} s", "error")
+        return stuck
 
-        log = self._config.recorder.output / "driver.log"
-        return DriverProcess(self._config, self._ingest.address, log=log)
-
-    def _over(self, source: Source | None) -> bool:
+    def _over(self) -> bool:
         if self.stopping.is_set():
             return True
-        run, started = self._run, self._run_started_s
         if self._volumes is not None:
-            runs = self.runs if run is None or run in self.runs else [*self.runs, run]
-            if sum(each.recorder.counts[Status.WRITTEN] for each in runs) >= self._volumes:
+            written = sum(each.recorder.counts[Status.WRITTEN] for each in self._runs.everything)
+            if written >= self._volumes:
                 return True
-        if started is not None and self._duration_s is not None:
-            return time.monotonic() - started >= self._duration_s
+        if self._began_s is not None and self._duration_s is not None:
+            return time.monotonic() - self._began_s >= self._duration_s
         # With a source of our own the daemon ends with it.
-        return source is not None and not source.alive and (run is None or run.ended.is_set())
+        source = self._source
+        if self._resume is not None and self._leftovers is None and source is None:
+            return self._config.acquisition.driver != "none" and not len(self._runs)
+        return source is not None and self._source_started and not source.alive and not len(self._runs)
 
-    def _step(self, source: Source | None) -> None:
+    def _step(self) -> None:
         self._ingest.raise_if_failed()
         self._engine.raise_if_failed()
         self._tell_engine()
-        if source is not None:
-            for text in source.take_notes():
-                self.board.note(text)
-            source.raise_if_failed()
-            if not source.alive and self._run is not None and not self._run.ended.is_set():
-                raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
-        run = self._run
-        if run is not None:
-            run.tick(time.monotonic())
-            if run.ended.is_set() and source is None:
-                # A remote sender is done: close its file and wait for the next run. The run stays the
-                # current one until then: the volumes that are still being made belong to it.
-                self.runs.append(run)
-                run.close(drain_s=self._drain_s(), hurry=self._hurried)
-                self._run_started_s = None
-                self.board.set_state("waiting")
-                self._run = None
+        self._go_on_acquiring()
+        self._watch_source()
+        self._runs.tick(time.monotonic(), drain_s=self._drain_s(), hurry=self._hurried)
+        if len(self._runs) and self._began_s is None:
+            self._began_s = time.monotonic()
+        self.board.set_state("running" if len(self._runs) else "waiting")
 
-    def _close(self, source: Source | None, failure: MddError | None) -> MddError | None:
+    def _watch_source(self) -> None:
+        source = self._source
+        if source is None or not self._source_started:
+            return
+        for text in source.take_notes():
+            self.board.note(text)
+        source.raise_if_failed()
+        if source.alive:
+            return
+        if any(not run.ended.is_set() for run in self._runs.everything):
+            raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
+
+    def _close(self, failure: MddError | None) -> MddError | None:
         """Close in the order of the stream; return the first failure."""
 
         def attempt(work: Callable[[], object]) -> None:
@@ -288,59 +305,23 @@ class Daemon:
             except MddError as error:
                 failure = failure or error
 
-        if source is not None:
-            attempt(lambda: source.stop(END_S))
+        source = self._source
+        if source is not None and self._source_started:
+            attempt(lambda: source.stop(STOP_S))
             attempt(source.raise_if_failed)
-            if self._run is not None and failure is None:
-                self._run.ended.wait(END_S)
         attempt(self._ingest.stop)
-        run = self._run  # only now: a run that began while its driver was being stopped is closed too
-        if run is not None and run not in self.runs:
-            drain_s = 0.0 if failure is not None else self._drain_s()
-            self.runs.append(run)
-            attempt(lambda: run.close(drain_s=drain_s, hurry=self._hurried))
+        drain_s = 0.0 if failure is not None else self._drain_s()
+        attempt(lambda: self._runs.close_all(drain_s=drain_s, hurry=self._hurried, show=self._show))
         attempt(self._engine.stop)
         return failure
 
     def _drain_s(self) -> float:
-        """How long a closing run may be reconstructed: a file that waits for the engine, to its end."""
-        waits = self._config.engine.policy == "wait" and not self.stopping.is_set()
-        return float("inf") if waits else DRAIN_S
+        """How long a run that is over may be reconstructed: to its end, unless somebody wants to go."""
+        return CLOSE_S if self.stopping.is_set() else float("inf")
 
     def _hurried(self) -> bool:
-        """Say whether to stop waiting for a closing run; asked often, so the status goes on meanwhile."""
-        now = time.monotonic()
-        if now - self._shown_s > 1.0 / self._config.dashboard.refresh_hz:
-            self._shown_s = now
-            self._show()
+        """Say whether to stop waiting for a run that closes: asked often, on its own thread."""
         return self._hurry
-
-    def _on_start(self, header: RunHeader) -> None:
-        deadline = time.monotonic() + READY_S
-        # The run before this one is closed by the main thread; the engine may just be starting (again).
-        while self._run is not None or not self._engine.is_ready(0.0):
-            if self.stopping.wait(0.02):
-                raise UserError("The daemon is closing: start it again for a further run.")
-            if self._run is None and time.monotonic() > deadline:
-                break
-        info = self._engine.wait_ready(0.0)
-        self._run = LiveRun(header, self._config, self._engine, info, self._ingest, self.board)
-        self._run_started_s = time.monotonic()
-        self.board.set_state("running")
-
-    def _on_frame(self, frame: Frame) -> bool:
-        return self._run is not None and self._run.frame(frame)
-
-    def _on_end(self, message: RunEnd) -> None:
-        if self._run is not None:
-            self._run.end(message)
-
-    def _on_volume(self, sweep: Sweep, result: Reconstruction) -> bool:
-        return self._run is None or self._run.volume(sweep, result)
-
-    def _on_lost(self, sweep: Sweep, outcome: str, reason: str) -> None:
-        if self._run is not None:
-            self._run.lost(sweep, outcome, reason)
 
 
 def serve(
@@ -350,6 +331,7 @@ def serve(
     duration_s: float | None = None,
     dashboard: bool = False,
     feed: Feed | None = None,
+    resume: Path | None = None,
 ) -> int:
     """Run the daemon and say at the end where the files are; return the exit code.
 
@@ -365,7 +347,7 @@ def serve(
             "engine.method microdiffusion trains for hours on every volume and cannot be live: choose "
             "another method here; `mdd reconstruct FILE --method microdiffusion` runs it on a file."
         )
-    daemon = Daemon(config, volumes=volumes, duration_s=duration_s, feed=feed)
+    daemon = Daemon(config, volumes=volumes, duration_s=duration_s, feed=feed, resume=resume)
     with _signals(daemon.request_stop):
         try:
             daemon.serve(dashboard=dashboard)

@@ -15,6 +15,9 @@ from microdiffusion.daemon.preview import Preview
 HEADLINE = "sweep_to_disk"
 """The latency that counts: from a sweep's last frame to its volume being readable on disk."""
 
+LIVE = "projection_to_view"
+"""From a projection to the rolling volume that it is in, where engine.update is "projection"."""
+
 State = Literal["starting", "waiting", "running", "closing", "closed", "failed"]
 Outcome = Literal["written", "lost", "skipped", "failed"]
 
@@ -35,6 +38,22 @@ class RunStatus(Part):
     sweeps: int | None = None
     shape: tuple[int, int, int] | None = None
     voxel_size_um: tuple[float, float, float] | None = None
+
+
+class RunSummary(Part):
+    """A run that is not closed yet: what its driver was told, what came, what waits for the engine.
+
+    `state` is "go", "pause", "stop" or "closing"; `waits_for` says why nothing can be written now.
+    """
+
+    name: str = ""
+    id: str = ""
+    file: str = ""
+    state: str = ""
+    frames: int = 0
+    written: int = 0
+    waiting: int = 0
+    waits_for: str = ""
 
 
 class EngineStatus(Part):
@@ -118,6 +137,7 @@ class StatusSnapshot(Part):
     started_utc: str = ""
     elapsed_s: float = 0.0
     run: RunStatus = RunStatus()
+    runs: tuple[RunSummary, ...] = ()
     engine: EngineStatus = EngineStatus()
     frames: FrameCounts = FrameCounts()
     frame_rate_hz: float = 0.0

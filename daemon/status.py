@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from microdiffusion.daemon.machine import disk_free_bytes, resident_mb
 from microdiffusion.daemon.snapshot import (
     HEADLINE,
+    LIVE,
     EngineStatus,
     FrameCounts,
     Latency,
@@ -33,12 +34,14 @@ from microdiffusion.daemon.snapshot import (
     Quality,
     QueueDepth,
     RunStatus,
+    RunSummary,
     State,
     StatusSnapshot,
     SweepProgress,
     VolumeCounts,
 )
-from microdiffusion.errors import AddressError, UserError
+from microdiffusion.errors import AddressError, ConfigError, UserError
+from microdiffusion.keys import secure_client, secure_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -46,9 +49,11 @@ if TYPE_CHECKING:
     from typing import Self
 
     from microdiffusion.daemon.preview import Preview
+    from microdiffusion.keys import ClientKeys, Gate, ServerKeys
 
 __all__ = [
     "HEADLINE",
+    "LIVE",
     "EngineStatus",
     "FrameCounts",
     "Outcome",
@@ -83,6 +88,7 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._state: State = "starting"
         self._run = RunStatus()
+        self._runs: tuple[RunSummary, ...] = ()
         self._engine = EngineStatus()
         self._frames = FrameCounts()
         self._sweep = SweepProgress()
@@ -105,6 +111,11 @@ class StatusBoard:
         """Say which run this is; the disk that holds ``run.file`` is watched."""
         with self._lock:
             self._run = run
+
+    def set_runs(self, runs: tuple[RunSummary, ...]) -> None:
+        """Say which runs are not closed yet."""
+        with self._lock:
+            self._runs = runs
 
     def set_engine(self, engine: EngineStatus) -> None:
         """Say what reconstructs."""
@@ -194,6 +205,7 @@ class StatusBoard:
                 started_utc=self._started_utc,
                 elapsed_s=now - self._started,
                 run=self._run,
+                runs=self._runs,
                 engine=self._engine,
                 frames=self._frames,
                 frame_rate_hz=self._frame_rate(now),
@@ -241,17 +253,25 @@ class StatusPublisher:
     ------
     AddressError
         The address is malformed or its port is taken.
+    ConfigError
+        Other machines can reach the address, and there are no keys.
     """
 
-    def __init__(self, address: str) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
+    def __init__(self, address: str, *, security: ServerKeys | None = None) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
+        self._gate: Gate | None = None
+        self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 200)
         # Snapshots are whole: a slow subscriber may miss some rather than pile them up here.
         self._socket.setsockopt(zmq.SNDHWM, 4)
         try:
+            self._gate = secure_server(self._socket, address, security)
             self._socket.bind(address)
+        except ConfigError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
-            self._socket.close()
+            self.close()
             raise AddressError(
                 f"The status address {address} cannot be used ({_reason(error)}): "
                 "close the other daemon there, or give another wire.status (port * takes a free one)."
@@ -265,6 +285,9 @@ class StatusPublisher:
     def close(self) -> None:
         """Unbind."""
         self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._context.term()
 
     def __enter__(self) -> Self:
         return self
@@ -275,7 +298,9 @@ class StatusPublisher:
         self.close()
 
 
-def subscribe(address: str, timeout_s: float = 5.0) -> Iterator[StatusSnapshot]:
+def subscribe(
+    address: str, timeout_s: float = 5.0, *, security: ClientKeys | None = None
+) -> Iterator[StatusSnapshot]:
     """Yield the snapshots of the daemon at `address`, always the newest one, until it has closed.
 
     Raises
@@ -284,11 +309,14 @@ def subscribe(address: str, timeout_s: float = 5.0) -> Iterator[StatusSnapshot]:
         Nobody answers within `timeout_s`, or the daemon falls silent for as long.
     AddressError
         The address is malformed.
+    ConfigError
+        The daemon is on another machine, and there are no keys.
     """
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     with socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, TOPIC)
+        secure_client(socket, address, security)
         try:
             socket.connect(address)
         except zmq.ZMQError as error:

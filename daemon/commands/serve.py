@@ -3,19 +3,22 @@
   mdd serve --demo                        Micro-Manager's demo devices, a virtual specimen
   mdd serve --config my.toml              your microscope
   mdd serve --config remote-engine        frames that come over the network
+  mdd serve --resume runs/demo_....h5     go on with a run that was cut off, as it was configured
 
 Without a terminal it logs a line every ten seconds instead of drawing. `mdd top` watches from elsewhere.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.commands import options
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -37,11 +40,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Load the configuration and serve."""
+    given: dict[str, object] = {"recorder.output": args.output, "acquisition.specimen": args.specimen}
     if args.resume is not None:
-        raise UserError("Resuming a run file is not possible yet: leave --resume out to begin a new file.")
-    config = options.config_from(
-        args, {"recorder.output": args.output, "acquisition.specimen": args.specimen}
-    )
+        if args.output is not None:
+            raise UserError("A run goes on in its own file: leave --output out with --resume.")
+        given = {**_recorded(args.resume, args.config), **given, "recorder.output": args.resume.parent}
+    config = options.config_from(args, given)
     from microdiffusion.daemon.serve import serve
 
     return serve(
@@ -49,4 +53,22 @@ def run(args: Namespace) -> int:
         volumes=args.volumes,
         duration_s=args.duration,
         dashboard=options.wants_dashboard(args),
+        resume=args.resume,
     )
+
+
+def _recorded(path: Path, config: str | None) -> dict[str, object]:
+    """Return the configuration that a run file was recorded with, as dotted keys; none where one is named."""
+    from microdiffusion import open_run
+
+    with open_run(path) as run:
+        recorded = run.config
+    return {} if config is not None else dict(_flat(recorded, ""))
+
+
+def _flat(table: dict[str, Any], above: str) -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        elif value is not None:
+            yield f"{above}{name}", value

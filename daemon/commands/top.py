@@ -1,7 +1,7 @@
 """Watch a running daemon, from this machine or another.
 
 mdd top                                 the daemon on this machine
-mdd top --address tcp://lab-pc:5751     one elsewhere (its wire.status must not be 127.0.0.1)
+mdd top --address tcp://lab-pc:5751     one elsewhere (see docs/remote.md: it asks for keys)
 mdd top --once                          one plain page, for scripts
 """
 
@@ -34,9 +34,11 @@ def run(args: Namespace) -> int:
     """Subscribe and draw."""
     from microdiffusion.daemon.dashboard import LiveDashboard, page
     from microdiffusion.daemon.status import subscribe
+    from microdiffusion.keys import client_security
 
     config = options.config_from(args, {"wire.status": args.address})
-    snapshots = subscribe(config.wire.status, args.timeout)
+    security = client_security(config.wire, config.wire.status)
+    snapshots = subscribe(config.wire.status, args.timeout, security=security)
     if args.once:
         say(page(next(snapshots)))
         return 0

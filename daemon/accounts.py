@@ -1,0 +1,131 @@
+"""What the senders of one run said of their frames, kept apart, and added up to the run's ledger.
+
+A run may have several senders one after the other: a driver that was killed, the one that went on after it,
+the delivery of a journal. Each counts from its own first number, which tells them apart, and says each
+second what it has announced; so one that is killed leaves figures that are a second old. What came of its
+frames is known here to the frame, which corrects them. Pure state; the owner has a lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from microdiffusion.ledger import Ledger
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from microdiffusion.daemon.seq_set import SeqSet
+    from microdiffusion.messages import RunEnd, RunProgress
+
+MOST_SENDERS = 64
+"""Kept apart in a run file; the reports of more are added to the last one's."""
+COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One sender's own figures: see `Ledger` for their meaning."""
+
+    first_seq: int
+    announced: int = 0
+    dropped: int = 0
+    unsent: int = 0
+    damaged: int = 0
+    ended: int = 0
+
+
+class Accounts:
+    """The figures of all senders of a run, by where their numbers begin."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[int, Account] = {}
+        self._there: set[int] = set()  # not those of an earlier daemon: they say so when they are back
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64]) -> Self:
+        """Return what an earlier daemon left in the file: rows (S, 6) int64, unused ones negative."""
+        accounts = cls()
+        for row in rows:
+            if row[0] >= 0:
+                account = Account(*(int(value) for value in row))
+                accounts._accounts[account.first_seq] = account
+        return accounts
+
+    @property
+    def anybody(self) -> bool:
+        """Whether a sender is there that has not said its last word."""
+        return bool(self._there)
+
+    def started(self, first_seq: int) -> None:
+        """Note that a sender is there (again)."""
+        known = self._accounts.get(first_seq, Account(first_seq))
+        self._accounts[first_seq] = replace(known, ended=0)
+        self._there.add(first_seq)
+
+    def progress(self, message: RunProgress) -> None:
+        """Note how far a sender is; a report that is older than what is known changes nothing."""
+        known = self._accounts.get(message.first_seq, Account(message.first_seq))
+        self._accounts[message.first_seq] = replace(
+            known,
+            announced=max(known.announced, message.announced),
+            dropped=max(known.dropped, message.dropped),
+            unsent=0,
+            ended=0,
+        )
+        self._there.add(message.first_seq)
+
+    def end(self, message: RunEnd) -> None:
+        """Note a sender's last word: a journal that is delivered later has a better one."""
+        known = self._accounts.get(message.first_seq, Account(message.first_seq))
+        self._accounts[message.first_seq] = Account(
+            message.first_seq,
+            max(known.announced, message.announced),
+            max(known.dropped, message.dropped),
+            message.unsent,
+            max(known.damaged, message.damaged),
+            1,
+        )
+        self._there.discard(message.first_seq)
+
+    def rows(self) -> NDArray[np.int64]:
+        """Return the figures (MOST_SENDERS, 6) int64, unused rows -1."""
+        rows = np.full((MOST_SENDERS, len(COLUMNS)), -1, np.int64)
+        for number, first in enumerate(sorted(self._accounts)):
+            account = [getattr(self._accounts[first], name) for name in COLUMNS]
+            if number < MOST_SENDERS:
+                rows[number] = account
+            else:
+                rows[-1, 1:5] += account[1:5]
+                rows[-1, 5] = min(rows[-1, 5], account[5])
+        return rows
+
+    def ledger(self, received: SeqSet, *, duplicates: int, refused: int) -> Ledger:
+        """Return the sums; `received` corrects a sender that could not say its last word."""
+        firsts = sorted(self._accounts)
+        stops = [*firsts[1:], 1 << 62]
+        announced = dropped = unsent = damaged = 0
+        for first, stop in zip(firsts, stops, strict=True):
+            account = self._accounts[first]
+            came = received.count(first, stop)
+            explained = account.dropped + account.unsent + account.damaged
+            least = account.announced if account.ended else max(account.announced, came + explained)
+            announced += max(least, came)
+            dropped += account.dropped
+            damaged += account.damaged
+            unsent += account.unsent
+            if not account.ended:
+                # A sender that is gone without a word: what it announced and never sent stayed with it.
+                unsent += max(0, least - came - explained)
+        return Ledger(
+            announced=announced,
+            dropped_by_sender=dropped,
+            unsent=unsent,
+            damaged=damaged,
+            duplicates=duplicates,
+            refused=refused,
+            announced_known=int(bool(firsts) and all(self._accounts[first].ended for first in firsts)),
+        )

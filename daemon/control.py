@@ -1,0 +1,177 @@
+"""The control channel: the few things that may be asked of a running daemon, and nothing else.
+
+The daemon binds a ROUTER; a client asks with a DEALER, one `wire.Command`, one `wire.Answer`. `ControlServer`
+has no thread: the daemon's main thread polls it a few times a second and carries out what is asked, so
+a command never meets a daemon in the middle of something. Commands are data of known names; none of
+them names a file, a module or a program.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import zmq
+
+from microdiffusion import wire
+from microdiffusion.errors import AddressError, UserError, WireError
+from microdiffusion.keys import secure_client, secure_server
+
+if TYPE_CHECKING:
+    from microdiffusion.keys import ClientKeys, Gate, ServerKeys
+
+COMMANDS = {
+    "status": "say what the daemon is doing",
+    "start": "begin the acquisition that waits for it (acquisition.begin)",
+    "pause": "take no further sweep until `go`",
+    "go": "go on after a pause",
+    "stop": "end the acquisition in order; what was taken is finished",
+    "set": "change a setting that may be changed during a run",
+}
+MOST_AT_ONCE = 64
+"""Commands that one look answers: the rest waits, the daemon has other things to do."""
+MAX_COMMAND_BYTES = 64 * 1024
+QUEUED_COMMANDS = 16
+TIMEOUT_S = 5.0
+
+
+class ControlServer:
+    """Answers commands; belongs to the thread that made it.
+
+    Parameters
+    ----------
+    address : str
+        Where to listen; ``*`` as the port takes a free one.
+    obey : callable
+        Carries out a command and returns the answer's text and values. A `UserError` is a refusal.
+    security : ServerKeys or None
+        Needed on every address but loopback.
+
+    Attributes
+    ----------
+    address : str
+        Where it is bound.
+    refused : Counter of str
+        Messages that were dropped, by `wire.Reason`.
+
+    Raises
+    ------
+    AddressError
+        The address is malformed, its port is taken, or it needs keys.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        obey: Callable[[wire.Command], tuple[str, dict[str, wire.Value]]],
+        *,
+        security: ServerKeys | None = None,
+    ) -> None:
+        self._obey = obey
+        self.refused: Counter[str] = Counter()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._gate: Gate | None = None
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.RCVHWM, QUEUED_COMMANDS)
+        self._socket.setsockopt(zmq.SNDHWM, QUEUED_COMMANDS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_COMMAND_BYTES)
+        try:
+            self._gate = secure_server(self._socket, address, security)
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(
+                f"The control address {address} cannot be used ({error.strerror}): close the other daemon "
+                "there, or give another wire.control (port * takes a free one)."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def poll(self) -> None:
+        """Carry out what was asked since the last call; returns at once where nothing was."""
+        for _ in range(MOST_AT_ONCE):
+            if not self._socket.poll(0):
+                return
+            peer, *parts = self._socket.recv_multipart()
+            try:
+                message = wire.decode(parts)
+            except WireError as error:
+                self.refused[str(error.reason)] += 1
+                continue
+            if not isinstance(message, wire.Command):
+                self.refused[wire.Reason.KIND.value] += 1
+                continue
+            answer = self._carry_out(message)
+            try:
+                self._socket.send_multipart([peer, *wire.encode(answer)], flags=zmq.NOBLOCK)
+            except zmq.ZMQError:
+                continue  # whoever asked is gone
+
+    def close(self) -> None:
+        """Unbind."""
+        self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._context.term()
+
+    def _carry_out(self, command: wire.Command) -> wire.Answer:
+        if command.command not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            return wire.Answer(
+                number=command.number, ok=False, text=f"there is no command {command.command!r}: give {known}"
+            )
+        try:
+            text, values = self._obey(command)
+        except UserError as error:
+            return wire.Answer(number=command.number, ok=False, text=str(error)[:2000])
+        return wire.Answer(number=command.number, ok=True, text=text[:2000], values=values)
+
+
+def ask(
+    address: str,
+    command: str,
+    *,
+    key: str = "",
+    value: str = "",
+    timeout_s: float = TIMEOUT_S,
+    security: ClientKeys | None = None,
+) -> wire.Answer:
+    """Ask the daemon at `address`, and return its answer.
+
+    Raises
+    ------
+    UserError
+        Nobody answers within `timeout_s`, or the daemon refuses: its sentence.
+    AddressError
+        The address is malformed, or needs keys.
+    """
+    number = time.monotonic_ns() % (1 << 53)
+    with zmq.Context.instance().socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        secure_client(socket, address, security)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise AddressError(
+                f"Expected an address like tcp://127.0.0.1:5752, not {address!r} ({error.strerror})."
+            ) from error
+        socket.send_multipart(wire.encode(wire.Command(command=command, key=key, value=value, number=number)))
+        deadline_s = time.monotonic() + timeout_s
+        while socket.poll(max(0, int(1000 * (deadline_s - time.monotonic())))):
+            try:
+                answer = wire.decode(socket.recv_multipart())
+            except WireError:
+                continue  # not of our daemon
+            if isinstance(answer, wire.Answer) and answer.number == number:
+                if not answer.ok:
+                    raise UserError(f"The daemon refused: {answer.text}")
+                return answer
+    raise UserError(
+        f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, or give its "
+        "wire.control address with --address (and, on another machine, its key in wire.server_key)."
+    )

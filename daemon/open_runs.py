@@ -1,0 +1,250 @@
+"""The runs of a daemon: opens, watches and closes them, several at the same time.
+
+Ingest asks `on_start` on a thread of its own, so making a run file, or finding it again, holds up nobody. A
+run whose sender said its last word is closed on a thread too, so that catching up with one does not hold up
+the others. The main thread asks `tick` a few times a second, which raises what any of these could not do.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.find_run import RunFinder
+from microdiffusion.daemon.ingest import NotYet
+from microdiffusion.daemon.live_run import Found, LiveRun, provenance
+from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.status import HEADLINE
+from microdiffusion.errors import ConfigError, MddError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from typing import Literal
+
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.engine_process import EngineProcess
+    from microdiffusion.daemon.ingest import Ingest
+    from microdiffusion.daemon.recorder import Written
+    from microdiffusion.daemon.snapshot import RunSummary
+    from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.run_header import RunHeader
+
+
+class OpenRuns:
+    """The runs that are open, being opened, and being closed.
+
+    Parameters
+    ----------
+    config : Config
+    engine : EngineProcess
+    board : StatusBoard
+
+    Attributes
+    ----------
+    closed : list of LiveRun
+        Those that are over, in the order in which they ended.
+    """
+
+    def __init__(self, config: Config, engine: EngineProcess, board: StatusBoard) -> None:
+        self._config = config
+        self._engine = engine
+        self._board = board
+        self._ingest: Ingest | None = None
+        self._finder = RunFinder(config.recorder.output)
+        self._lock = threading.Lock()
+        self._closing_all = False
+        self._open: dict[str, LiveRun] = {}
+        self._closing: dict[str, tuple[LiveRun, Future[None]]] = {}
+        self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
+        self._names: set[Path] = set()
+        self.closed: list[LiveRun] = []
+
+    def listen(self, ingest: Ingest) -> None:
+        """Say where the frames come in; before the first run."""
+        self._ingest = ingest
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._closing)
+
+    @property
+    def everything(self) -> list[LiveRun]:
+        """All runs, those that are over first."""
+        with self._lock:
+            return [*self.closed, *(run for run, _ in self._closing.values()), *self._open.values()]
+
+    def on_start(self, header: RunHeader) -> LiveRun:
+        """Return the run of a sender that says `start`: a new one, or one whose file is there.
+
+        Raises
+        ------
+        NotYet
+            Its file is just being closed: the sender shall ask again.
+        UserError, DiskError
+            The run cannot be recorded.
+        """
+        run_id = header.run_id
+        with self._lock:
+            run = self._open.get(run_id)
+            if run is not None and not run.ended.is_set():
+                return run
+            if run is not None or run_id in self._closing:
+                raise NotYet
+            if self._closing_all:
+                raise UserError("The daemon is closing: start it again for a further run.")
+        run = self._make(header)
+        with self._lock:
+            self._open[run_id] = run
+        return run
+
+    def resume(self, path: Path) -> LiveRun:
+        """Open a run file to go on with; on the main thread, before any sender is there.
+
+        Raises
+        ------
+        MissingFileError, InputFileError, DiskError
+            There is no such run file, it is damaged, or another daemon writes it.
+        """
+        run = self._taken_up(path)
+        with self._lock:
+            self._open[run.header.run_id] = run
+        return run
+
+    def tick(self, now_s: float, *, drain_s: float, hurry: Callable[[], bool]) -> None:
+        """Look after every run; close those that are over, waiting at most `drain_s` for their volumes.
+
+        Raises
+        ------
+        MddError
+            A run could not be written, or not be closed in order.
+        """
+        with self._lock:
+            runs = list(self._open.values())
+        for run in runs:
+            run.tick(now_s, shown=run is runs[-1])
+            if run.ended.is_set():
+                self._close(run, drain_s, hurry)
+        self._collect()
+        self._board.set_runs(self.summaries())
+
+    def summaries(self) -> tuple[RunSummary, ...]:
+        """Return the runs that are not closed yet, in a few figures each."""
+        with self._lock:
+            return tuple(
+                run.summary() for run in [*(run for run, _ in self._closing.values()), *self._open.values()]
+            )
+
+    def tell(self, what: Literal["go", "pause", "stop"], text: str) -> int:
+        """Ask the drivers of all open runs; return how many there are."""
+        with self._lock:
+            runs = list(self._open.values())
+        for run in runs:
+            run.tell(what, text)
+        return len(runs)
+
+    def close_all(self, *, drain_s: float, hurry: Callable[[], bool], show: Callable[[], None]) -> None:
+        """Close every run, and take no more.
+
+        Raises
+        ------
+        MddError
+            The first that could not be closed in order; the others are closed all the same.
+        """
+        with self._lock:
+            self._closing_all = True
+        for run in list(self._open.values()):
+            self._close(run, drain_s, hurry)
+        failure: MddError | None = None
+        while self._closing:
+            wait([future for _, future in self._closing.values()], timeout=0.1)
+            show()
+            try:
+                self._collect()
+            except MddError as error:
+                failure = failure or error
+        self._threads.shutdown()
+        if failure is not None:
+            raise failure
+
+    def _make(self, header: RunHeader) -> LiveRun:
+        """Begin a run, or go on with it where its file is there; on a thread of its own."""
+        path = self._finder.find(header.run_id)
+        if path is not None:
+            run = self._taken_up(path)
+            if run.header.model_copy(update={"sweeps": header.sweeps, "source": header.source}) != header:
+                run.recorder.stop()
+                raise ConfigError(
+                    f"The run in {path} has another geometry or beam than its sender says: begin a new run."
+                )
+            return run
+        recorder = Recorder(
+            self._new_path(header.name),
+            header,
+            self._config.recorder,
+            frames_per_sweep=header.frames_per_sweep,
+            configuration=self._config.model_dump_json(),
+            provenance=provenance(None),
+            on_written=partial(_written, self._board),
+            live=self._config.engine.update == "projection",
+        )
+        recorder.start()
+        return LiveRun(recorder, self._config, self._engine, self._needed_ingest(), self._board)
+
+    def _new_path(self, name: str) -> Path:
+        """Return a path that no file has: name, UTC time, and a number where two start in one second."""
+        folder = self._config.recorder.output
+        stem = f"{name}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        with self._lock:  # two runs may begin at the same moment
+            path, number = folder / f"{stem}.h5", 1
+            while path in self._names or path.exists():
+                number += 1
+                path = folder / f"{stem}_{number}.h5"
+            self._names.add(path)
+        return path
+
+    def _taken_up(self, path: Path) -> LiveRun:
+        recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
+        try:
+            found = Found.in_file_of(recorder, self._config.engine.policy)
+            recorder.start()
+        except BaseException:
+            recorder.stop()
+            raise
+        ingest = self._needed_ingest()
+        return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
+
+    def _needed_ingest(self) -> Ingest:
+        if self._ingest is None:
+            raise RuntimeError("listen() comes first")
+        return self._ingest
+
+    def _close(self, run: LiveRun, drain_s: float, hurry: Callable[[], bool]) -> None:
+        with self._lock:
+            if self._open.pop(run.header.run_id, None) is None:
+                return
+            future = self._threads.submit(run.close, drain_s=drain_s, hurry=hurry)
+            self._closing[run.header.run_id] = (run, future)
+
+    def _collect(self) -> None:
+        """Take in what has been closed; raise what could not be."""
+        with self._lock:
+            done = [(key, *pair) for key, pair in self._closing.items() if pair[1].done()]
+            for run_id, run, _ in done:
+                del self._closing[run_id]
+                self.closed.append(run)
+        _raise_first(future for _, _, future in done)
+
+
+def _raise_first(futures: Iterable[Future[None]]) -> None:
+    failures = [error for future in futures if (error := future.exception()) is not None]
+    if failures:
+        raise failures[0]
+
+
+def _written(board: StatusBoard, written: Written) -> None:
+    board.add_volume("written")
+    if not written.later:
+        board.add_latency(HEADLINE, written.latency_s)
