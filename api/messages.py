@@ -59,6 +59,8 @@ class RunStart(Message):
     ----------
     header : RunHeader
         Geometry, beam and camera.
+    first_seq : int
+        Where this sender's frame numbers begin: tells the senders of one run apart, whatever their sockets.
     attempt : int
         Echoed in the answer. TCP keeps the order, so whatever was sent before this message and is
         unanswered when its answer comes is lost.
@@ -69,6 +71,7 @@ class RunStart(Message):
 
     kind: Literal["start"] = "start"
     header: RunHeader
+    first_seq: Number = 0
     attempt: Number = 0
     first_seq: Number = 0
 
@@ -78,6 +81,8 @@ class RunProgress(Message):
 
     Attributes
     ----------
+    first_seq : int
+        Whose numbers these are; see `RunStart`.
     announced : int
         Frames that the camera took so far.
     dropped : int
@@ -98,12 +103,15 @@ class RunEnd(Message):
 
     Attributes
     ----------
+    first_seq : int
+        Whose numbers these are; see `RunStart`.
     announced : int
         Frames that the camera took.
     dropped : int
         Those of them that the sender had no room for and never will send.
     unsent : int
-        Those that are left with the sender: its journal may deliver them later.
+        Those that are left with the sender: its journal may deliver them later. Where a frame arrived
+        without the sender hearing of it, it is received, not unsent.
     damaged : int
         Those that were refused for good.
     reason : str
