@@ -1,14 +1,16 @@
 """Which frame numbers have come: a set that stays small however long the run is.
 
 Numbers are kept as disjoint ranges in two arrays of machine integers; frames that come in order extend the
-last range, so memory grows with the number of gaps (16 bytes each), not of frames. Owned by one thread.
+last range, so memory grows with the number of gaps (16 bytes each), not of frames. Changed and searched by
+one thread; `count`, `highest` and the length may be asked from any.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from threading import Lock
 
 
 class SeqSet:
@@ -24,6 +26,7 @@ class SeqSet:
         self._starts = array("q")
         self._stops = array("q")  # exclusive
         self._count = 0
+        self._lock = Lock()
         for number in numbers:
             self.add(number)
 
@@ -46,30 +49,30 @@ class SeqSet:
 
     def count(self, start: int, stop: int) -> int:
         """Return how many numbers of ``range(start, stop)`` are in the set."""
-        first = max(0, bisect_right(self._starts, start) - 1)
-        total = 0
-        for at in range(first, len(self._starts)):
-            if self._starts[at] >= stop:
-                break
-            total += max(0, min(self._stops[at], stop) - max(self._starts[at], start))
-        return total
+        with self._lock:
+            first = max(0, bisect_right(self._starts, start) - 1)
+            last = bisect_left(self._starts, stop)
+            return sum(
+                max(0, min(self._stops[at], stop) - max(self._starts[at], start)) for at in range(first, last)
+            )
 
     def add(self, seq: int) -> bool:
         """Add a number; False where it was there already."""
         at = bisect_right(self._starts, seq)
         if at and seq < self._stops[at - 1]:
             return False
-        self._count += 1
-        joins_left = at > 0 and self._stops[at - 1] == seq
-        joins_right = at < len(self._starts) and self._starts[at] == seq + 1
-        if joins_left and joins_right:
-            self._stops[at - 1] = self._stops.pop(at)
-            del self._starts[at]
-        elif joins_left:
-            self._stops[at - 1] = seq + 1
-        elif joins_right:
-            self._starts[at] = seq
-        else:
-            self._starts.insert(at, seq)
-            self._stops.insert(at, seq + 1)
+        with self._lock:
+            self._count += 1
+            joins_left = at > 0 and self._stops[at - 1] == seq
+            joins_right = at < len(self._starts) and self._starts[at] == seq + 1
+            if joins_left and joins_right:
+                self._stops[at - 1] = self._stops.pop(at)
+                del self._starts[at]
+            elif joins_left:
+                self._stops[at - 1] = seq + 1
+            elif joins_right:
+                self._starts[at] = seq
+            else:
+                self._starts.insert(at, seq)
+                self._stops.insert(at, seq + 1)
         return True

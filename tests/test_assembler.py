@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from microdiffusion.daemon.assembler import GRACE_S, Assembler, LostSweep
+from microdiffusion.daemon import assembler as assembler_module
+from microdiffusion.daemon.assembler import FRAME_COST, GRACE_S, Assembler, LostSweep
 from microdiffusion.sweep import Frame, FrameInfo, Sweep
 
 COUNT = 5
@@ -164,6 +165,141 @@ def test_half_of_the_slabs_are_enough(indices: set[int], is_used: bool) -> None:
     (item,) = assembler.finish()
     assert isinstance(item, Sweep if is_used else LostSweep)
     assert item.missing == COUNT - len(indices)
+
+
+def test_a_run_that_is_gone_on_with_begins_at_its_open_sweep() -> None:
+    assembler = Assembler(TIMEOUT_S)
+    assembler.start_at(0, 0, 7)
+    assert assembler.add(frame(6, 0)) == []
+    assert assembler.late == 1
+    (item,) = add_all(assembler, [frame(7, index) for index in range(COUNT)])  # from the file, then the line
+    assert_is(item, 7, set(range(COUNT)))
+
+
+def window_values(assembler: Assembler) -> list[float] | None:
+    window = assembler.window(0, 0)
+    return None if window is None else window.projections[:, 0, 0].tolist()
+
+
+def rolling(frames: list[Frame]) -> list[list[float] | None]:
+    """Return the windows after each frame that ends no sweep; frames come a second apart."""
+    assembler = Assembler(100.0)
+    windows = []
+    for at_s, each in enumerate(frames):
+        each.received_s = float(at_s)
+        if not assembler.add(each):
+            windows.append(window_values(assembler))
+    return windows
+
+
+def test_a_window_is_the_newest_frame_of_each_slab() -> None:
+    windows = rolling([frame(number, index) for number in range(3) for index in range(COUNT)])
+    assert windows == [
+        *[None] * 4,  # not a sweep's worth yet
+        [100.0, 1.0, 2.0, 3.0],
+        [100.0, 101.0, 2.0, 3.0],
+        [100.0, 101.0, 102.0, 3.0],
+        [100.0, 101.0, 102.0, 103.0],
+        [200.0, 101.0, 102.0, 103.0],
+        [200.0, 201.0, 102.0, 103.0],
+        [200.0, 201.0, 202.0, 103.0],
+        [200.0, 201.0, 202.0, 203.0],
+    ]
+
+
+def test_a_window_goes_in_time_whatever_order_frames_come_in() -> None:
+    first = [frame(0, index) for index in range(COUNT)]
+    second = [frame(1, index) for index in (3, 0)]
+    assert rolling(first + second)[-1] == [100.0, 1.0, 2.0, 103.0]
+
+
+def test_a_window_reaches_back_one_sweep_at_most() -> None:
+    first = [frame(0, index) for index in range(COUNT)]
+    assert rolling([*first, frame(2, 0), frame(2, 1)])[-2:] == [None, None]
+
+
+def test_a_window_of_a_sweep_whose_predecessor_still_waits_for_a_frame_says_what_is_missing() -> None:
+    assembler = Assembler(100.0)
+    for at_s, each in enumerate([frame(0, index) for index in (0, 1, 3, 4)] + [frame(1, 0)]):
+        each.received_s = float(at_s)
+        assembler.add(each)
+    window = assembler.window(0, 0)
+    assert window is not None
+    assert (window.projections[:, 0, 0].tolist(), window.missing) == ([100.0, 1.0, 3.0], 1)
+    assert window.held_out[:, 0, 0].tolist() == [4.0]  # of the sweep before: apart, as always
+    assert (window.sweep, window.received_s) == (1, 4.0)
+
+
+def test_windows_become_fewer_before_they_hold_up_the_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(assembler_module.time, "perf_counter", lambda: float(next(clock)))
+    windows = rolling([frame(number, index) for number in range(4) for index in range(COUNT)])
+    # Each takes a second, a fifth of the time: so one in five seconds, at most.
+    assert sum(window is not None for window in windows) == 3
+
+
+def test_sessions_that_nobody_wants_windows_of_keep_nothing() -> None:
+    assembler = Assembler(TIMEOUT_S)
+    add_all(assembler, [frame(number, index) for number in range(3) for index in range(COUNT)])
+    assert assembler.waiting_bytes == 0
+    assert assembler.window(0, 0) is None
+    add_all(assembler, [frame(3, index) for index in range(COUNT)])
+    assert assembler.waiting_bytes == 12 * COUNT  # one sweep, from then on
+
+
+def test_what_is_kept_for_windows_is_bounded_over_all_sessions() -> None:
+    assembler = Assembler(TIMEOUT_S, limit_bytes=20 * (12 + FRAME_COST))
+    for position in range(500):
+        for number in range(2):
+            for index in range(COUNT):
+                assembler.add(frame(number, index, position=position))
+                assembler.window(0, position)
+        assert assembler.waiting_bytes <= 10 * (12 + FRAME_COST) + 12 * COUNT
+
+
+def test_frames_of_ever_more_sweeps_are_given_up_with_a_reason() -> None:
+    room = 30 * (12 + FRAME_COST)
+    assembler = Assembler(TIMEOUT_S, limit_bytes=room)
+    over = add_all(assembler, [frame(number, 1, value=0) for number in range(100_000)])
+    assert assembler.waiting_bytes <= 12 * 30
+    assert len(over) == 100_000 - 30
+    assert all(isinstance(item, LostSweep) and "raise wire.receive_buffer_mb" in item.reason for item in over)
+    assert [item.sweep for item in over] == list(range(100_000 - 30))
+
+
+def test_the_session_that_was_silent_longest_is_given_up_first() -> None:
+    assembler = Assembler(TIMEOUT_S, limit_bytes=3 * (12 + FRAME_COST))
+    busy = [frame(0, index, channel=1) for index in range(COUNT - 1)]
+    assert add_all(assembler, [frame(0, 0), busy[0], busy[1]]) == []
+    (item,) = assembler.add(busy[2])
+    assert (item.channel, item.sweep, item.missing) == (0, 0, COUNT - 1)
+    # A single sweep may always be put together, however large it is.
+    assert assembler.add(busy[3]) == []
+    assert assembler.progress(1, 0, 0) == (COUNT - 1, COUNT)
+
+
+def test_sweeps_that_wait_for_a_missing_one_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembler_module, "MAX_OPEN", 3)
+    assembler = Assembler(TIMEOUT_S)
+    assert add_all(assembler, [frame(number, 1) for number in range(3)]) == []
+    (item,) = assembler.add(frame(3, 1))
+    assert isinstance(item, LostSweep)
+    assert (item.sweep, "at the same time" in item.reason) == (0, True)
+
+
+def test_a_leap_of_the_sweep_number_is_not_counted_out() -> None:
+    assembler = Assembler(TIMEOUT_S)
+    far = 1 << 30
+    over = add_all(assembler, [frame(far, index, value=0) for index in range(COUNT)])
+    over += assembler.tick(1.0)
+    assert [item.sweep for item in over] == [*range(assembler_module.MAX_GAP), far]
+
+
+def test_frames_that_disagree_on_their_number_are_put_together_by_the_larger() -> None:
+    assembler = Assembler(TIMEOUT_S)
+    assert add_all(assembler, [frame(0, 0, count=2), frame(0, 1, count=2)][:1]) == []
+    assert assembler.add(frame(0, 2)) == []
+    assert assembler.progress(0, 0, 0) == (2, COUNT)
 
 
 class Assembly(RuleBasedStateMachine):
