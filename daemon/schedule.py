@@ -334,8 +334,8 @@ class Scheduler:
                     session.tries = 0
 
     def again(self, job: Job) -> None:
-        """Put a job back that was taken and not done; it is the next one."""
-        if job.run_id in self._runs:
+        """Put a job back that was taken and not done; it is the next one. A rolling one is not worth it."""
+        if job.run_id in self._runs and job.lane != "rolling":
             self._again.append(job)
             self._nbytes += job.nbytes
 

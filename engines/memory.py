@@ -58,7 +58,7 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHe
 
 
 def memory_statement(headers: Sequence[RunHeader], config: EngineConfig) -> str:
-    """Return what is said before a run starts; `headers` are those of all runs that are open, its own last."""
+    """Return what is said before a run starts; `headers`: of all runs that are open, its own last."""
     sessions = sum(len(header.channels) * len(header.positions) for header in headers)
     total_mb = reconstruction_bytes(headers[-1], config, *headers[:-1]) / 1e6
     state_mb = state_bytes(headers, config) / 1e6

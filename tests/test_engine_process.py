@@ -21,8 +21,9 @@ import pytest
 from sample_data import SHAPE, header, specimen, sweep_of
 
 from microdiffusion.config import EngineConfig, InrConfig
-from microdiffusion.daemon import engine_process
+from microdiffusion.daemon import engine_keeper, schedule
 from microdiffusion.daemon.engine_process import EngineProcess
+from microdiffusion.daemon.schedule import Job
 from microdiffusion.drivers.process import keyboard_ignored
 from microdiffusion.errors import ConfigError, DiskError, EngineError, InputFileError, MissingFileError
 from microdiffusion.sweep import Reconstruction, Sweep
@@ -30,37 +31,69 @@ from microdiffusion.sweep import Reconstruction, Sweep
 FAST = {"method": "linear", "threads": 1, "device": "cpu"}
 
 
-class Owner:
-    """The daemon's side: keeps what the engine says."""
+RUN = header().run_id
 
-    def __init__(self, waiting_bytes: int = 1 << 30, **config: Any) -> None:
-        self.volumes: list[tuple[Sweep, Reconstruction]] = []
-        self.lost: list[tuple[int, str, str]] = []
+
+class Owner:
+    """The daemon's side of one run: keeps what the engine says."""
+
+    def __init__(self, waiting_bytes: int = 1 << 30, state: Path | None = None, **config: Any) -> None:
+        self.volumes: list[tuple[Job, Reconstruction]] = []
+        self.rolling: list[Job] = []
+        self.lost_jobs: list[tuple[int, str, str]] = []
+        self.events: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.on_disk: dict[int, Sweep] = {}
+        self.loaded: list[int] = []
         self.has_room = True
+        self.offered: list[int] = []
         self.engine = EngineProcess(
             EngineConfig(**{**FAST, **config}),
             waiting_bytes=waiting_bytes,
-            on_volume=self._volume,
-            on_lost=self._lost,
+            state=state,
+            on_note=lambda text, level: self.notes.append(text),
         )
 
-    def _volume(self, sweep: Sweep, result: Reconstruction) -> bool:
+    def begin(self, **changes: Any) -> None:
+        self.engine.begin(header(**changes), self, file="run.h5")
+
+    def submit(self, *sweeps: Sweep) -> None:
+        for sweep in sweeps:
+            self.on_disk[sweep.sweep] = sweep
+            self.engine.submit(RUN, sweep)
+
+    def volume(self, job: Job, result: Reconstruction) -> bool:
+        self.offered.append(job.sweep_number)
         if self.has_room:
-            self.volumes.append((sweep, result))
+            self.volumes.append((job, result))
         return self.has_room
 
-    def _lost(self, sweep: Sweep, outcome: str, reason: str) -> None:
-        self.lost.append((sweep.sweep, outcome, reason))
+    def live(self, job: Job, result: Reconstruction) -> None:
+        self.rolling.append(job)
+
+    def lost(self, job: Job, outcome: str, reason: str) -> None:
+        self.lost_jobs.append((job.sweep_number, outcome, reason))
+
+    def load(self, job: Job) -> Sweep | None:
+        self.loaded.append(job.sweep_number)
+        return self.on_disk.get(job.sweep_number)
+
+    def event(self, kind: str, text: str) -> None:
+        self.events.append((kind, text))
+
+    @property
+    def done(self) -> list[int]:
+        return [job.sweep_number for job, _ in self.volumes]
 
     @property
     def settled(self) -> list[int]:
-        return sorted([sweep.sweep for sweep, _ in self.volumes] + [number for number, _, _ in self.lost])
+        return sorted(self.done + [number for number, _, _ in self.lost_jobs])
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while not condition():
             self.engine.raise_if_failed()
-            assert time.monotonic() < deadline_s, (self.settled, self.lost)
+            assert time.monotonic() < deadline_s, (self.settled, self.lost_jobs)
             time.sleep(0.01)
 
 
@@ -84,6 +117,10 @@ def sweeps() -> list[Sweep]:
     return [sweep_of(specimen(drift=0.3 * number), number) for number in range(6)]
 
 
+def _nbytes(sweep: Sweep) -> int:
+    return sweep.projections.nbytes + sweep.held_out.nbytes
+
+
 def test_every_sweep_comes_back_as_its_own_volume(
     start: Callable[..., Owner], sweeps: list[Sweep], weights: Path
 ) -> None:
@@ -92,14 +129,14 @@ def test_every_sweep_comes_back_as_its_own_volume(
     assert info.weights == weights.name
     assert len(info.weights_sha256) == 64
     assert info.device.split()[0] in ("torch", "openvino")
-    owner.engine.begin(header())
+    owner.begin()
     for sweep in sweeps:
-        owner.engine.submit(sweep)
-    assert owner.engine.drain(60)
-    assert owner.lost == []
-    assert [sweep.sweep for sweep, _ in owner.volumes] == [0, 1, 2, 3, 4, 5]
-    for sweep, result in owner.volumes:
-        assert sweep is sweeps[sweep.sweep]
+        owner.submit(sweep)
+    assert owner.engine.drain(RUN, 60)
+    assert owner.lost_jobs == []
+    assert owner.done == [0, 1, 2, 3, 4, 5]
+    for job, result in owner.volumes:
+        assert job.sweep is sweeps[job.sweep_number]
         assert result.volume.shape == SHAPE
         assert result.volume.dtype == np.float32
     # One INR is kept warm: the first fit is the long one.
@@ -111,44 +148,118 @@ def test_sweeps_may_be_submitted_before_the_engine_is_ready(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start(backlog=3)
-    owner.engine.begin(header())
+    owner.begin()
     for sweep in sweeps[:3]:
-        owner.engine.submit(sweep)
-    assert owner.engine.drain(60)
+        owner.submit(sweep)
+    assert owner.engine.drain(RUN, 60)
     assert owner.settled == [0, 1, 2]
-    assert owner.lost == []
+    assert owner.lost_jobs == []
 
 
-def test_the_newest_sweeps_win_where_the_engine_is_slower(
+def test_live_the_newest_sweeps_win_where_the_engine_is_slower(
+    start: Callable[..., Owner], sweeps: list[Sweep]
+) -> None:
+    owner = start(backlog=2, policy="live")
+    owner.engine.wait_ready()
+    owner.has_room = False  # the recorder is full, so the first one stays on its way
+    owner.begin()
+    owner.submit(sweeps[0])
+    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.submit(*sweeps[1:])
+    assert not owner.engine.has_room(RUN)
+    assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [
+        (n, "skipped") for n in (1, 2, 3)
+    ]
+    assert {reason for _, _, reason in owner.lost_jobs} == {"the engine was busy with other sweeps"}
+    assert owner.engine.waiting_bytes == 2 * _nbytes(sweeps[0])
+    owner.has_room = True
+    assert owner.engine.drain(RUN, 30)
+    assert owner.done == [0, 4, 5]
+
+
+def test_archived_sweeps_wait_in_the_run_file_and_are_caught_up(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start(backlog=2)
     owner.engine.wait_ready()
-    owner.has_room = False  # the recorder is full, so the first one stays on its way
-    owner.engine.begin(header())
-    owner.engine.submit(sweeps[0])
+    owner.has_room = False
+    owner.begin()
+    owner.submit(sweeps[0])
     owner.wait(lambda: owner.engine.waiting_bytes == 0)
-    time.sleep(0.3)
-    for sweep in sweeps[1:]:
-        owner.engine.submit(sweep)
-    assert not owner.engine.has_room()
-    assert [(number, outcome) for number, outcome, _ in owner.lost] == [(n, "skipped") for n in (1, 2, 3)]
-    assert {reason for _, _, reason in owner.lost} == {"the engine was busy with other sweeps"}
-    assert owner.engine.waiting_bytes == 2 * sweeps[0].projections.nbytes
+    owner.submit(*sweeps[1:])
+    assert owner.lost_jobs == []
+    assert owner.engine.backlog == 3
+    assert owner.engine.pending(RUN) == 6
+    assert owner.events == [
+        ("backlog", "the engine is slower than the acquisition: from sweep 1 on some wait")
+    ]
     owner.has_room = True
-    assert owner.engine.drain(30)
-    assert [sweep.sweep for sweep, _ in owner.volumes] == [0, 4, 5]
+    assert owner.engine.drain(RUN, 60)
+    # The newest first, then what was put off, oldest first.
+    assert owner.done == [0, 4, 5, 1, 2, 3]
+    assert owner.loaded == [1, 2, 3]
+    assert [job.lane for job, _ in owner.volumes] == ["sweep"] * 3 + ["later"] * 3
+    assert owner.events[1:] == [("backlog", "the sweeps that waited in the run file are caught up")]
+    assert owner.engine.idle
 
 
-def test_each_session_has_its_own_backlog() -> None:
-    owner = Owner(backlog=1)  # never started: everything waits
-    for number in range(2):
-        for channel in range(2):
-            sweep = sweep_of(specimen(), number)
-            sweep.channel = channel
-            owner.engine.submit(sweep)
-    assert owner.lost == [(0, "skipped", "the engine was busy with other sweeps")] * 2
-    assert owner.engine.waiting == 2
+def test_what_is_not_caught_up_in_time_is_skipped_with_advice(
+    start: Callable[..., Owner], sweeps: list[Sweep]
+) -> None:
+    owner = start(backlog=1)
+    owner.engine.wait_ready()
+    owner.begin()
+    psutil.Process(owner.engine.pid).suspend()
+    owner.submit(*sweeps[:4])
+    assert not owner.engine.drain(RUN, 60, hurry=lambda: True)
+    psutil.Process(owner.engine.pid).resume()
+    assert sorted(number for number, _, _ in owner.lost_jobs) == [0, 1, 2, 3]
+    assert {(outcome, reason) for _, outcome, reason in owner.lost_jobs} == {
+        ("skipped", "the run was closed before its turn came: mdd reconstruct run.h5")
+    }
+
+
+def test_a_sweep_that_was_put_off_and_is_not_in_the_file_fails(
+    start: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "_RETRY_S", 0.01)
+    owner = start()
+    owner.begin()
+    owner.engine.put_off(RUN, 7, 0, 0)
+    assert owner.engine.drain(RUN, 60)
+    assert owner.lost_jobs == [(7, "failed", "its frames could not be read from the run file")]
+    assert owner.loaded == [7] * 10
+
+
+def test_a_run_without_room_holds_up_no_other(start: Callable[..., Owner], sweeps: list[Sweep]) -> None:
+    owner, other = start(backlog=5), Owner()
+    owner.begin()
+    owner.engine.begin(header(run_id="e" * 32), other)
+    owner.has_room = False
+    for sweep in sweeps[:3]:
+        owner.submit(sweep)
+        owner.engine.submit("e" * 32, sweep)
+    owner.wait(lambda: other.done == [0, 1, 2])
+    assert owner.done == []
+    assert owner.engine.pending(RUN) == 3
+    owner.has_room = True
+    assert owner.engine.drain(RUN, 60)
+    assert owner.done == [0, 1, 2]
+
+
+def test_rolling_updates_are_for_the_live_view_alone(
+    start: Callable[..., Owner], sweeps: list[Sweep]
+) -> None:
+    owner = start(backlog=5)
+    owner.begin()
+    for number, sweep in enumerate(sweeps[:4]):
+        owner.engine.submit(RUN, sweep, lane="rolling", newest_seq=10 * number)
+    owner.submit(sweeps[4])
+    owner.wait(lambda: bool(owner.rolling and owner.done))
+    assert owner.done == [4]
+    # Those before were replaced while the engine was still opening.
+    assert [(job.sweep_number, job.newest_seq) for job in owner.rolling] == [(3, 30)]
+    assert owner.engine.thinned == 3
 
 
 def test_a_volume_on_its_way_to_the_recorder_counts_as_work(
@@ -157,35 +268,39 @@ def test_a_volume_on_its_way_to_the_recorder_counts_as_work(
     owner = start()
     owner.engine.wait_ready()
     owner.has_room = False
-    owner.engine.begin(header())
-    owner.engine.submit(sweeps[0])
-    assert not owner.engine.drain(3)  # closing now would lose it
-    assert owner.engine.waiting == 1
+    owner.begin()
+    owner.submit(sweeps[0])
+    owner.wait(lambda: bool(owner.offered))
+    assert owner.engine.pending(RUN) == 1  # closing now would lose it
     owner.has_room = True
-    assert owner.engine.drain(10)
-    assert owner.settled == [0]
-    assert owner.lost == []
+    assert owner.engine.drain(RUN, 10)
+    assert owner.done == [0]
+    owner.has_room = False
+    owner.submit(sweeps[1])
+    assert not owner.engine.drain(RUN, 60, hurry=lambda: owner.offered[-1] == 1)
+    assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [(1, "skipped")]
+    assert owner.engine.pending(RUN) == 0
 
 
 def test_a_sweep_that_fails_is_named_and_the_next_ones_work(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start(backlog=5)
-    owner.engine.begin(header())
+    owner.begin()
     outside = sweep_of(specimen(), 0)
     outside.z_um = outside.z_um + 500.0
-    owner.engine.submit(outside)
-    owner.engine.submit(sweeps[1])
-    assert owner.engine.drain(60)
-    ((number, outcome, reason),) = owner.lost
+    owner.submit(outside)
+    owner.submit(sweeps[1])
+    assert owner.engine.drain(RUN, 60)
+    ((number, outcome, reason),) = owner.lost_jobs
     assert (number, outcome) == (0, "failed")
     assert "lies outside of the volume" in reason
-    assert [sweep.sweep for sweep, _ in owner.volumes] == [1]
+    assert owner.done == [1]
     assert owner.engine.restarts == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_killed_engine_costs_its_sweep_and_is_started_again(
+def test_a_killed_engine_is_started_again_and_its_sweep_is_done(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start()
@@ -193,15 +308,16 @@ def test_a_killed_engine_costs_its_sweep_and_is_started_again(
     first = owner.engine.pid
     assert first is not None
     psutil.Process(first).suspend()  # so that it is caught in the middle of the sweep
-    owner.engine.begin(header())
-    owner.engine.submit(sweeps[0])
+    owner.begin()
+    owner.submit(sweeps[0])
     owner.wait(lambda: owner.engine.waiting_bytes == 0)
     os.kill(first, signal.SIGKILL)
-    owner.wait(lambda: bool(owner.lost))
-    assert owner.lost == [(0, "failed", f"the engine process died (exit code {-signal.SIGKILL})")]
-    owner.engine.submit(sweeps[1])
-    assert owner.engine.drain(100)
-    assert [sweep.sweep for sweep, _ in owner.volumes] == [1]
+    owner.submit(sweeps[1])  # at once: nothing waits for the next process
+    assert owner.engine.drain(RUN, 100)
+    assert owner.done == [0, 1]
+    assert owner.lost_jobs == []
+    died = f"the engine process died (exit code {-signal.SIGKILL}): it is started again"
+    assert owner.events == [("engine", died)]
     assert owner.engine.restarts == 1
     assert owner.engine.pid != first
     owner.engine.wait_ready(0)
@@ -212,7 +328,7 @@ def test_a_killed_engine_costs_its_sweep_and_is_started_again(
 def test_an_engine_that_keeps_dying_is_given_up_with_advice(
     start: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_process, "MAX_RESTARTS", 1)
+    monkeypatch.setattr(engine_keeper, "MAX_RESTARTS", 1)
     owner = start()
     killed: set[int | None] = {None}
     deadline_s = time.monotonic() + 60
@@ -227,42 +343,62 @@ def test_an_engine_that_keeps_dying_is_given_up_with_advice(
         owner.engine.wait_ready(30)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_sweep_that_kills_twice_is_given_up(start: Callable[..., Owner], sweeps: list[Sweep]) -> None:
+    owner = start(backlog=5)
+    owner.begin()
+    for _ in range(2):
+        owner.engine.wait_ready()
+        child = psutil.Process(owner.engine.pid)
+        child.suspend()
+        if not owner.on_disk:
+            owner.submit(sweeps[0])
+        owner.wait(lambda: owner.engine.waiting_bytes == 0)
+        child.kill()
+        owner.wait(lambda pid=child.pid: owner.engine.pid != pid)  # type: ignore[misc]
+    owner.submit(sweeps[1])
+    assert owner.engine.drain(RUN, 100)
+    assert owner.done == [1]
+    code = -signal.SIGKILL
+    assert owner.lost_jobs == [(0, "failed", f"the engine died twice over this sweep (exit code {code})")]
+
+
 def test_what_waits_is_bounded_in_bytes(start: Callable[..., Owner], sweeps: list[Sweep]) -> None:
-    one = sweeps[0].projections.nbytes
-    owner = start(backlog=100, waiting_bytes=int(2.5 * one))
-    # Nothing is taken off the queue before a run begins.
-    for sweep in sweeps[:4]:
-        owner.engine.submit(sweep)
+    one = _nbytes(sweeps[0])
+    owner = start(backlog=100, waiting_bytes=int(2.5 * one), policy="live")
+    owner.begin()
+    owner.submit(*sweeps[:4])  # the engine is not open yet
     assert owner.engine.waiting_bytes <= 2.5 * one
-    assert [(number, outcome) for number, outcome, _ in owner.lost] == [(0, "skipped"), (1, "skipped")]
-    owner.engine.wait_ready()
-    owner.engine.begin(header())
-    assert owner.engine.drain(100)
-    assert [sweep.sweep for sweep, _ in owner.volumes] == [2, 3]
+    assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [(0, "skipped"), (1, "skipped")]
+    assert owner.engine.drain(RUN, 100)
+    assert owner.done == [2, 3]
 
 
 def test_what_is_given_up_is_skipped_and_answers_no_other_sweep(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
-    owner = start()
+    owner, other = start(), Owner()
     owner.engine.wait_ready()
     child = psutil.Process(owner.engine.pid)
     child.suspend()
-    owner.engine.begin(header())
-    owner.engine.submit(sweeps[0])
+    owner.begin()
+    owner.submit(sweeps[0])
     owner.wait(lambda: owner.engine.waiting_bytes == 0)
-    owner.engine.submit(sweeps[1])
-    assert not owner.engine.drain(60, hurry=lambda: True)
-    assert [(number, outcome) for number, outcome, _ in owner.lost] == [(0, "skipped"), (1, "skipped")]
-    assert owner.engine.waiting == 0
-    # The child is still at the first one; its answer must not become the next run's volume.
-    owner.engine.begin(header(run_id="f" * 32, shape=(24, 16, 16)))
-    owner.engine.submit(sweep_of(specimen(shape=(24, 16, 16)), 2))
+    owner.submit(sweeps[1])
+    assert not owner.engine.drain(RUN, 60, hurry=lambda: True)
+    assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [(0, "skipped"), (1, "skipped")]
+    assert owner.engine.pending(RUN) == 0
+    owner.engine.end(RUN)
+    # The child is still at the first one; its answer must not become another run's volume.
+    small = header(run_id="f" * 32, shape=(24, 16, 16))
+    owner.engine.begin(small, other)
+    owner.engine.submit(small.run_id, sweep_of(specimen(shape=(24, 16, 16)), 2))
     child.resume()
-    assert owner.engine.drain(100)
-    ((sweep, result),) = owner.volumes
-    assert sweep.sweep == 2
+    assert owner.engine.drain(small.run_id, 100)
+    ((job, result),) = other.volumes
+    assert job.sweep_number == 2
     assert result.volume.shape == (24, 16, 16)
+    assert owner.volumes == []
 
 
 @pytest.mark.parametrize(
@@ -325,23 +461,77 @@ def test_an_engine_that_is_not_ready_in_time_says_so(start: Callable[..., Owner]
     assert not owner.engine.is_ready(0.0)
 
 
-def test_an_error_of_the_recorder_ends_the_engine_with_it(sweeps: list[Sweep]) -> None:
-    def full(sweep: Sweep, result: Reconstruction) -> bool:
+def test_an_error_of_one_runs_disk_ends_the_work_for_that_run_alone(
+    start: Callable[..., Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(job: Job, result: Reconstruction) -> bool:
         raise DiskError("the disk is full")
 
-    engine = EngineProcess(
-        EngineConfig(**FAST), waiting_bytes=1 << 30, on_volume=full, on_lost=lambda *_: None
-    )
-    engine.start()
-    try:
-        engine.begin(header())
-        engine.submit(sweeps[0])
-        engine.drain(30)
-        with pytest.raises(DiskError, match="the disk is full"):
-            engine.raise_if_failed()
-        assert engine.restarts == 0
-    finally:
-        engine.stop()
+    owner, other = start(), Owner()
+    monkeypatch.setattr(owner, "volume", full)
+    owner.begin()
+    owner.engine.begin(header(run_id="e" * 32), other)
+    owner.submit(sweeps[0])
+    owner.wait(lambda: owner.engine.failure_of(RUN) is not None)
+    owner.submit(sweeps[1])
+    owner.engine.submit("e" * 32, sweeps[2])
+    assert owner.engine.drain("e" * 32, 30)
+    assert other.done == [2]
+    assert owner.engine.drain(RUN, 0)
+    assert str(owner.engine.failure_of(RUN)) == "the disk is full"
+    assert "the disk is full" in owner.notes
+    assert owner.engine.restarts == 0
+
+
+def test_a_sweep_of_a_run_that_is_not_open_is_refused(sweeps: list[Sweep]) -> None:
+    owner = Owner()
+    with pytest.raises(EngineError, match="not open"):
+        owner.submit(sweeps[0])
+
+
+def test_settings_that_may_change_do_so_between_two_sweeps(
+    start: Callable[..., Owner], sweeps: list[Sweep], weights: Path
+) -> None:
+    owner = start(method="mdd", weights=weights, backlog=9, inr=InrConfig(cold_steps=2, warm_steps=1))
+    owner.begin()
+    owner.submit(sweeps[0])
+    owner.wait(lambda: owner.done == [0])
+    owner.engine.set("engine.steps", "3")
+    owner.submit(sweeps[1])
+    assert owner.engine.drain(RUN, 30)
+    assert owner.engine.config.steps == 3
+    assert owner.events == [("engine", "engine.steps = 3 from now on")]
+    first, second = (result for _, result in owner.volumes)
+    assert second.inr_iterations == 1  # still warm
+    assert (first.effort, second.effort) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "engine.device",
+            "cpu",
+            r"engine\.device cannot be changed while .* runs, only engine\.steps",
+        ),
+        ("recorder.output", "x", "cannot be changed while the daemon runs"),
+        ("engine.steps", 99, "engine.steps = 99 is not possible: input should be less"),
+        ("engine.policy", "sometimes", "is not possible: input should be 'archive', 'live' or 'wait'"),
+    ],
+    ids=["device", "another table", "too many", "no policy"],
+)
+def test_nothing_else_may_change(key: str, value: Any, message: str) -> None:
+    owner = Owner()
+    with pytest.raises(ConfigError, match=message):
+        owner.engine.set(key, value)
+    assert owner.engine.config == EngineConfig(**FAST)
+
+
+def test_memory_is_said_before_the_start() -> None:
+    owner = Owner()
+    owner.begin(channels=("a", "b"), positions=("1", "2"))
+    (note,) = owner.notes
+    assert "24 x 32 x 32 voxels and 4 sessions" in note
 
 
 def test_stopping_ends_the_process_at_once_and_twice_does_no_harm(
@@ -352,11 +542,12 @@ def test_stopping_ends_the_process_at_once_and_twice_does_no_harm(
     pid = owner.engine.pid
     assert pid is not None
     process = psutil.Process(pid)
+    owner.begin()
     owner.engine.stop()
     owner.engine.stop()
     assert not process.is_running()
     assert not any(thread.name == "mdd-engine" for thread in threading.enumerate())
-    owner.engine.submit(sweeps[0])
+    owner.submit(sweeps[0])
     owner.engine.stop()
     assert owner.settled == [0]
 
@@ -370,8 +561,6 @@ PARENT = """
         engine = EngineProcess(
             EngineConfig(method="linear", threads=1),
             waiting_bytes=1 << 30,
-            on_volume=lambda *_: True,
-            on_lost=lambda *_: None,
         )
         engine.start()
         if sys.argv[1] == "ready":
