@@ -34,6 +34,7 @@ _FILE = re.compile(r"(.*)NDTiffStack(?:_(\d+))?\.tif")
 _FULL = "Full resolution"  # of a data set with a pyramid
 _MAGIC, _MARK = b"II*\0", 483729
 _WIDTH, _HEIGHT, _COMPRESSION, _OFFSET, _SAMPLES, _BYTES, _METADATA = 256, 257, 259, 273, 277, 279, 51123
+_NEEDED = {_WIDTH, _HEIGHT, _OFFSET, _BYTES, _METADATA}
 _LAID_OUT_BYTES = 1 << 32
 _MOST_TAGS, _MOST_TEXT = 64, 1 << 24
 _INDEX_BLOCK = 1 << 20
@@ -132,11 +133,11 @@ class GrowingDataset:
             file = path.open("rb", buffering=0)
         except OSError as error:
             raise AcquisitionError(f"{path} cannot be read: {error}.") from error
-        head = file.read(12)
-        if len(head) < 12 or head == bytes(12):  # laid out, but not begun
+        head = file.read(16)
+        magic, _, mark, version = struct.unpack("<4sIII", head.ljust(16, b"\0"))
+        if version == 0:  # laid out, but not begun
             file.close()
             return None
-        magic, _, mark = struct.unpack("<4sII", head)
         if magic != _MAGIC or mark != _MARK:
             file.close()
             raise AcquisitionError(f"{path} is not NDTiff, version 3 or newer: save it as NDTiff.")
@@ -169,7 +170,7 @@ class GrowingDataset:
         """Return the next image; None where it is not complete yet."""
         while (offset := self._word(self._link)) != 0:
             tags, link = self._directory(offset)
-            if not {_WIDTH, _HEIGHT, _OFFSET, _BYTES, _METADATA} <= tags.keys():
+            if not tags:
                 return None
             at, length = tags[_METADATA]
             metadata = _parsed(self._read(at, min(length, _MOST_TEXT)))
@@ -191,7 +192,7 @@ class GrowingDataset:
         return None
 
     def _directory(self, offset: int) -> tuple[dict[int, tuple[int, int]], int]:
-        """Return tag to (value, count), empty if not written, and where the next directory's offset stands."""
+        """Return tag to (value, count), none if not written, and where the next one's offset stands."""
         head = self._read(offset, 2)
         number = struct.unpack("<H", head)[0] if len(head) == 2 else 0
         if not 0 < number <= _MOST_TAGS:
@@ -202,7 +203,7 @@ class GrowingDataset:
         tags = {}
         for tag, _, count, value in struct.iter_unpack("<HHII", data):
             tags[tag] = (value, count)
-        return tags, offset + 2 + 12 * number
+        return (tags if tags.keys() >= _NEEDED else {}), offset + 2 + 12 * number
 
     def _pixels(self, tags: dict[int, int]) -> Any:
         """Return the pixels (Y, X).
@@ -281,8 +282,10 @@ def _entry(data: bytes, place: int) -> tuple[bytes, str, int, int] | None:
             return None
         texts.append(text)
         place += 4 + length
-    offset = int.from_bytes(data[place : place + 4], "little")
-    if len(data) < place + 32 or offset == 0:
+    if len(data) < place + 32:
+        return None
+    offset, *_, metadata_length, _ = struct.unpack_from("<8I", data, place)
+    if metadata_length == 0:  # what stands before it may be half written
         return None
     return texts[0], texts[1].decode(errors="replace"), offset, place + 32
 
