@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.engine_child import EngineInfo
+    from microdiffusion.daemon.engine_messages import EngineInfo
     from microdiffusion.daemon.engine_process import EngineProcess
     from microdiffusion.daemon.ingest import Ingest
     from microdiffusion.daemon.recorder import Recorder
@@ -204,9 +204,10 @@ class LiveRun:
 
     def live(self, job: Job, result: Reconstruction) -> None:
         """Take a rolling volume; it is shown, and in the file until the next one comes."""
-        if job.sweep is not None and self.recorder.put_live(job.sweep, result, job.newest_seq):
-            self._board.add_latency(LIVE, time.monotonic() - job.received_s)
-            self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
+        if job.sweep is not None:
+            self.recorder.put_live(job.sweep, result, job.newest_seq)
+        self._board.add_latency(LIVE, time.monotonic() - job.received_s)
+        self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
 
     def lost(self, job: Job, outcome: str, reason: str) -> None:
         """Note that the engine gives no volume for this sweep (now)."""

@@ -35,8 +35,8 @@ from microdiffusion.keys import server_security
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.engine_child import EngineInfo
+    from microdiffusion.config import Config, EngineConfig
+    from microdiffusion.daemon.engine_messages import EngineInfo
     from microdiffusion.daemon.live_run import LiveRun
     from microdiffusion.daemon.sources import Feed, Source
 
@@ -102,7 +102,7 @@ class Daemon:
         )
         self._runs.listen(self._ingest)
         self._commander = Commander(self)
-        self._told: tuple[EngineInfo | None, str] = (None, "")
+        self._told: tuple[EngineInfo, str, EngineConfig] | None = None
 
     @property
     def runs(self) -> list[LiveRun]:
@@ -231,11 +231,10 @@ class Daemon:
 
     def _tell_engine(self) -> None:
         """Show what serves now, and what is being built: either may change while a run goes on."""
-        info, building = self._engine.info, self._engine.building
-        if info is None or (info, building) == self._told:
+        info, building, engine = self._engine.info, self._engine.building, self._engine.config
+        if info is None or (info, building, engine) == self._told:
             return
-        self._told = (info, building)
-        engine = self._engine.config
+        self._told = (info, building, engine)
         self.board.watch_process("engine", self._engine.pid)
         self.board.set_engine(
             EngineStatus(

@@ -294,16 +294,18 @@ def test_one_sentence_says_what_to_mend(
     if arguments[0] == "serve" and not any("wire.data" in str(word) for word in arguments):
         ports = ["--set", f"wire.data=tcp://127.0.0.1:{free_port()}"]
     if arguments[0] == "serve":
-        ports += ["--set", f"wire.status=tcp://127.0.0.1:{free_port()}", "--headless"]
+        for name in ("status", "control"):
+            ports += ["--set", f"wire.{name}=tcp://127.0.0.1:{free_port()}"]
+        ports += ["--headless"]
     found, said = refusal(*arguments, *ports)
     assert message in said
     assert found == code
 
 
-@pytest.mark.parametrize("which", ["data", "status"])
+@pytest.mark.parametrize("which", ["data", "status", "control"])
 def test_a_port_in_use_is_named(refusal: Callable[..., tuple[int, str]], which: str) -> None:
     with taken_port() as port:
-        addresses = {"data": free_port(), "status": free_port()} | {which: port}
+        addresses = {name: free_port() for name in ("data", "status", "control")} | {which: port}
         pairs = (f"wire.{name}=tcp://127.0.0.1:{number}" for name, number in addresses.items())
         code, said = refusal(
             "serve", "--demo", *LINEAR, *(word for pair in pairs for word in ("--set", pair))
@@ -321,6 +323,7 @@ def test_no_pycromanager_server_is_said_with_port_and_menu(refusal: Callable[...
         f"acquisition.port={port}",
         f"wire.data=tcp://127.0.0.1:{free_port()}",
         f"wire.status=tcp://127.0.0.1:{free_port()}",
+        f"wire.control=tcp://127.0.0.1:{free_port()}",
     )
     code, said = refusal("serve", "--demo", *LINEAR, *(word for pair in pairs for word in ("--set", pair)))
     assert code == 3

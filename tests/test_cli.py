@@ -213,7 +213,8 @@ def test_replay_with_its_own_daemon_feeds_it_and_is_in_nobody_s_way(
     ((config, options),) = served
     assert config.acquisition.driver == "none"
     assert config.engine.policy == policy
-    assert (config.wire.data, config.wire.status) == ("tcp://127.0.0.1:*",) * 2
+    wire = config.wire
+    assert (wire.data, wire.status, wire.control) == ("tcp://127.0.0.1:*",) * 3
     assert config.recorder.output == tmp_path / "out"
     assert callable(options["feed"])
 

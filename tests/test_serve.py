@@ -48,7 +48,7 @@ def engine(weights: Path, **more: object) -> list[str]:
 
 
 def demo(weights: Path, output: Path, *more: object, interval_s: float = 0.5) -> list[object]:
-    ports = (f"wire.data=tcp://127.0.0.1:{free_port()}", f"wire.status=tcp://127.0.0.1:{free_port()}")
+    ports = [f"wire.{name}=tcp://127.0.0.1:{free_port()}" for name in ("data", "status", "control")]
     pairs = (*SMALL, *ports, f"acquisition.sweep_interval_s={interval_s}")
     return ["serve", "--demo", "--output", output, *engine(weights), *settings(*pairs), *more]
 
@@ -293,7 +293,8 @@ def test_a_file_waits_for_a_slow_engine_and_none_of_it_is_skipped_or_late(
 def test_a_daemon_serves_one_remote_sender_after_the_other(weights: Path, tmp_path: Path) -> None:
     source, output = write_sample(tmp_path / "projections.h5"), tmp_path / "runs"
     data = f"tcp://127.0.0.1:{free_port()}"
-    ports = settings(f"wire.data={data}", f"wire.status=tcp://127.0.0.1:{free_port()}")
+    others = (f"wire.{name}=tcp://127.0.0.1:{free_port()}" for name in ("status", "control"))
+    ports = settings(f"wire.data={data}", *others)
     patient = engine(weights, backlog=20, device="cpu")
     serve = ["serve", "--config", "remote-engine", "--output", output, *patient, *ports]
     daemon_folder, sender_folder = tmp_path / "a", tmp_path / "b"

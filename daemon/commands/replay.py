@@ -29,6 +29,7 @@ OWN_DAEMON = {
     "acquisition.driver": "none",
     "wire.data": "tcp://127.0.0.1:*",
     "wire.status": "tcp://127.0.0.1:*",
+    "wire.control": "tcp://127.0.0.1:*",
 }
 """A daemon of its own must not be in the way of another one."""
 

@@ -44,7 +44,8 @@ def run(args: Namespace) -> int:
     if args.resume is not None:
         if args.output is not None:
             raise UserError("A run goes on in its own file: leave --output out with --resume.")
-        given = {**_recorded(args.resume, args.config), **given, "recorder.output": args.resume.parent}
+        said = {key: value for key, value in given.items() if value is not None}
+        given = {**_recorded(args.resume, args.config), **said, "recorder.output": args.resume.parent}
     config = options.config_from(args, given)
     from microdiffusion.daemon.serve import serve
 
