@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from microdiffusion.engines.session_store import SessionStore
     from microdiffusion.sweep import Reconstruction
 
+__all__ = ["EngineInfo", "open_engine", "serve_engine"]
+
 _LOST = 70  # the exit code where the GPU is lost
 _LEAST_TILE = 64
 _OVERDUE = 3.0  # times engine.checkpoint_s: then a checkpoint goes before the next sweep

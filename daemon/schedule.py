@@ -388,7 +388,7 @@ class Scheduler:
         return job
 
     def _over_the_backlog(self, run: _Run, session: _Session, now_s: float) -> list[Dropped]:
-        dropped = []
+        dropped: list[Dropped] = []
         while len(session.sweeps) > self._backlog:
             if self.policy == "live" and self.serving and not session.ladder.at_the_top:
                 # Before a sweep is skipped there is less effort to try; that takes a sweep or two to tell.
@@ -399,7 +399,7 @@ class Scheduler:
         return dropped
 
     def _over_the_bytes(self, newest: Job) -> list[Dropped]:
-        dropped = []
+        dropped: list[Dropped] = []
         for run in self._runs.values():
             for session in run.sessions.values():
                 if self._nbytes <= self._most_bytes:

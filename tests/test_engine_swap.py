@@ -14,7 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -31,7 +31,9 @@ from microdiffusion import open_run
 from microdiffusion.config import Config, DashboardConfig, EngineConfig, InrConfig, RecorderConfig, WireConfig
 from microdiffusion.daemon import engine_child, serve
 from microdiffusion.daemon.engine_builder import EngineBuilder
+from microdiffusion.daemon.engine_messages import Begin, Told, Work
 from microdiffusion.daemon.engine_process import EngineProcess
+from microdiffusion.daemon.schedule import Job
 from microdiffusion.daemon.snapshot import EngineStatus, StatusSnapshot
 from microdiffusion.daemon.status_text import page
 from microdiffusion.daemon.view import screen
@@ -133,7 +135,8 @@ class Owner:
 
     def __init__(self, weights: Path, **more: Any) -> None:
         self.volumes: list[Reconstruction] = []
-        self.lost: list[tuple[int, str, str]] = []
+        self.lost_jobs: list[tuple[int, str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.notes: list[tuple[str, str]] = []
         config = EngineConfig(
             weights=weights, device="cpu", threads=1, backlog=20, inr=InrConfig(cold_steps=2, warm_steps=1)
@@ -141,15 +144,35 @@ class Owner:
         self.engine = EngineProcess(
             config,
             waiting_bytes=1 << 30,
-            on_volume=self._volume,
-            on_lost=lambda sweep, outcome, reason: self.lost.append((sweep.sweep, outcome, reason)),
             on_note=lambda text, level: self.notes.append((level, text)),
             **{"opener": opener, "build": build, **more},
         )
 
-    def _volume(self, sweep: Sweep, result: Reconstruction) -> bool:
+    def begin(self) -> None:
+        self.engine.begin(header(), self)
+        self.notes.clear()  # what memory it takes
+
+    def submit(self, sweep: Sweep) -> None:
+        self.engine.submit(header().run_id, sweep)
+
+    def drain(self, timeout_s: float) -> bool:
+        return self.engine.drain(header().run_id, timeout_s)
+
+    def volume(self, job: Job, result: Reconstruction) -> bool:
         self.volumes.append(result)
         return True
+
+    def live(self, job: Job, result: Reconstruction) -> None:
+        raise NotImplementedError
+
+    def load(self, job: Job) -> Sweep | None:
+        raise NotImplementedError
+
+    def lost(self, job: Job, outcome: str, reason: str) -> None:
+        self.lost_jobs.append((job.sweep_number, outcome, reason))
+
+    def event(self, kind: str, text: str) -> None:
+        self.events.append((kind, text))
 
     def wait(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -177,8 +200,8 @@ def start(weights: Path) -> Iterator[Callable[..., Owner]]:
     def starter(**more: Any) -> Owner:
         owner = Owner(weights, **more)
         owners.append(owner)
+        owner.begin()
         owner.engine.start()
-        owner.engine.begin(header())
         return owner
 
     yield starter
@@ -203,7 +226,7 @@ def test_torch_serves_until_the_build_is_done_and_no_sweep_is_lost(
     assert (info.device.split()[0], info.pending) == ("torch", FASTER)
     shown = set()
     for sweep in sweeps[:2]:
-        owner.engine.submit(sweep)
+        owner.submit(sweep)
     owner.wait(lambda: shown.add(owner.engine.building) or len(shown - {""}) >= 3)
     owner.wait(lambda: len(owner.volumes) == 2)
     shown.discard("")
@@ -211,16 +234,16 @@ def test_torch_serves_until_the_build_is_done_and_no_sweep_is_lost(
     gate.touch()
     # Sweeps that come while the runtimes change wait and are done.
     owner.wait(lambda: "%" not in owner.engine.building)
-    owner.engine.submit(sweeps[2])
+    owner.submit(sweeps[2])
     owner.wait(lambda: owner.engine.info is not None and owner.engine.info.device.startswith(FASTER))
-    owner.engine.submit(sweeps[3])
-    assert owner.engine.drain(60)
+    owner.submit(sweeps[3])
+    assert owner.drain(60)
     assert runtimes(owner)[:2] == ["torch", "torch"]
     assert runtimes(owner)[3] == FASTER.split()[0]
     assert all(np.isfinite(result.volume).all() for result in owner.volumes)
     # The warm INR is kept: only the first sweep was a cold one.
     assert [result.inr_iterations for result in owner.volumes] == [2, 1, 1, 1]
-    assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 0, "")
+    assert (owner.lost_jobs, owner.engine.restarts, owner.engine.building) == ([], 0, "")
     assert owner.notes == [
         ("info", f"{FASTER} is being built; torch serves meanwhile"),
         ("info", f"{FASTER} cpu float16 serves from now on"),
@@ -242,10 +265,10 @@ def test_whatever_goes_wrong_torch_goes_on_and_says_why_once(
 ) -> None:
     gate.touch()
     owner = start(**more)
-    owner.engine.submit(sweeps[0])
+    owner.submit(sweeps[0])
     owner.wait(owner.warnings)
-    owner.engine.submit(sweeps[1])
-    assert owner.engine.drain(60)
+    owner.submit(sweeps[1])
+    assert owner.drain(60)
     (warning,) = owner.warnings()
     assert warning.startswith("TensorRT is not used, torch goes on in its place: ")
     assert reason in warning
@@ -254,7 +277,7 @@ def test_whatever_goes_wrong_torch_goes_on_and_says_why_once(
     assert info is not None
     assert (info.device.split()[0], info.pending) == ("torch", "")
     assert reason in info.reason
-    assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 0, "")
+    assert (owner.lost_jobs, owner.engine.restarts, owner.engine.building) == ([], 0, "")
 
 
 @pytest.mark.parametrize(
@@ -281,15 +304,15 @@ def test_an_engine_that_dies_of_its_runtime_is_replaced_by_torch(
     start: Callable[..., Owner], sweeps: list[Sweep], gate: Path
 ) -> None:
     owner = start(opener=opener_that_dies)
-    owner.engine.submit(sweeps[0])
+    owner.submit(sweeps[0])
     owner.wait(lambda: owner.volumes)
     gate.touch()
     owner.wait(owner.warnings)
-    owner.engine.submit(sweeps[1])
-    assert owner.engine.drain(100)
+    owner.submit(sweeps[1])
+    assert owner.drain(100)
     assert owner.warnings() == ["the engine process died (exit code 9): from now on torch serves"]
     assert runtimes(owner) == ["torch", "torch"]
-    assert (owner.lost, owner.engine.restarts, owner.engine.building) == ([], 1, "")
+    assert (owner.lost_jobs, owner.engine.restarts, owner.engine.building) == ([], 1, "")
 
 
 def test_a_runtime_that_fails_in_the_middle_of_a_run_gives_way_and_the_sweep_is_done(
@@ -297,9 +320,9 @@ def test_a_runtime_that_fails_in_the_middle_of_a_run_gives_way_and_the_sweep_is_
 ) -> None:
     owner = start(opener=opener_that_breaks)
     for sweep in sweeps:
-        owner.engine.submit(sweep)
-    assert owner.engine.drain(60)
-    assert owner.lost == []
+        owner.submit(sweep)
+    assert owner.drain(60)
+    assert owner.lost_jobs == []
     names = runtimes(owner)
     assert names[0] == FASTER.split()[0]
     assert names[-1] == "torch"
@@ -313,15 +336,26 @@ def test_a_runtime_that_fails_in_the_middle_of_a_run_gives_way_and_the_sweep_is_
     assert [result.inr_iterations for result in owner.volumes] == [2, 1, 1, 1]
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["one bad sweep", "the GPU is lost"])
-@pytest.mark.parametrize("serves", ["torch", "tensorrt"])
-def test_a_process_whose_gpu_is_lost_ends_after_its_answer(
-    lost: bool, serves: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[object] = []
-    requests = [header(), "sweep"]
+@dataclass
+class Conversation:
+    """A child that runs in this process: what it says, the code that it ends with, and what it opens."""
 
-    class Lost(Exception):
+    said: list[Any]
+    opened: list[EngineConfig]
+    code: int | None = None
+
+
+def converse(
+    monkeypatch: pytest.MonkeyPatch,
+    serves: str,
+    reconstruct: Callable[..., Any],
+    requests: list[object],
+    **config: Any,
+) -> Conversation:
+    """Have a child on an imagined GPU answer requests."""
+    told = Conversation([], [])
+
+    class Ended(Exception):
         pass
 
     def receive() -> object:
@@ -329,33 +363,73 @@ def test_a_process_whose_gpu_is_lost_ends_after_its_answer(
             raise EOFError
         return requests.pop(0)
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("CUDA error")
-
     def end(code: int) -> None:
-        said.append(code)
-        raise Lost
-
-    engine = Engine(torch.device("cuda"), f"{serves} cuda", "")
-    opened: list[str] = []
-    monkeypatch.setattr(engine_child.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(engine_child.os, "_exit", end)
-    monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda _: None)
-    monkeypatch.setattr(
-        reconstructor, "Reconstructor", lambda *_: SimpleNamespace(reconstruct=fail, use=lambda _: None)
-    )
-    pipe = SimpleNamespace(send=said.append, recv=receive, close=lambda: said.append("closed"))
+        told.code = code
+        raise Ended
 
     def open_it(config: EngineConfig) -> Engine:
-        opened.append(config.runtime)
-        return engine
+        told.opened.append(config)
+        return Engine(torch.device("cuda"), f"{serves if config.runtime != 'torch' else 'torch'} cuda", "")
 
-    with contextlib.suppress(Lost):
-        engine_child.serve_engine(pipe, EngineConfig(), open_it)  # type: ignore[arg-type]
-    (answer,) = (each for each in said if isinstance(each, EngineError))
-    assert "CUDA error" in str(answer)
-    assert said[said.index(answer) + 1 :] == (["closed", 70] if lost else [])
-    assert opened[1:] == (["torch"] if serves == "tensorrt" and not lost else [])
+    monkeypatch.setattr(engine_child.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(engine_child.os, "_exit", end)
+    made = SimpleNamespace(reconstruct=reconstruct, use=lambda _: None, configure=told.opened.append)
+    monkeypatch.setattr(reconstructor, "Reconstructor", lambda *_, **__: made)
+    pipe: Any = SimpleNamespace(
+        send=told.said.append, recv=receive, close=lambda: told.said.append("closed"), poll=lambda _: True
+    )
+    with contextlib.suppress(Ended):
+        engine_child.serve_engine(pipe, EngineConfig(**config), open_it)
+    return told
+
+
+def work(sweep: Sweep) -> list[object]:
+    return [Begin(header()), Work(header().run_id, sweep, "sweep", 0)]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["one bad sweep", "the GPU is lost"])
+@pytest.mark.parametrize("serves", ["torch", "tensorrt"])
+def test_a_process_whose_gpu_is_lost_says_so_and_leaves_the_sweep_to_the_next(
+    lost: bool, serves: str, monkeypatch: pytest.MonkeyPatch, sweeps: list[Sweep]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda _: None)
+    told = converse(monkeypatch, serves, fail, work(sweeps[0]))
+    answers = [each for each in told.said if isinstance(each, EngineError)]
+    if lost:
+        assert answers == []
+        assert told.said[-2:] == [
+            Told("the GPU takes no more work of the engine's process: CUDA error"),
+            "closed",
+        ]
+        assert told.code == 70
+    else:
+        assert [str(answer) for answer in answers] == ["RuntimeError: CUDA error"]
+        assert told.code is None
+    assert [config.runtime for config in told.opened[1:]] == (
+        ["torch"] if serves == "tensorrt" and not lost else []
+    )
+
+
+def test_where_the_gpus_memory_is_too_small_the_same_sweep_is_done_with_smaller_tiles(
+    monkeypatch: pytest.MonkeyPatch, sweeps: list[Sweep]
+) -> None:
+    attempts: list[int] = []
+
+    def reconstruct(*_: object, **__: object) -> str:
+        attempts.append(len(attempts))
+        if len(attempts) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "a volume"
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    told = converse(monkeypatch, "torch", reconstruct, work(sweeps[0]))
+    assert [config.tile for config in told.opened] == [256, 128, 64]
+    assert told.said[-1] == "a volume"
+    assert [each.tile for each in told.said if isinstance(each, Told)] == [128, 64]
+    assert "engine.tile = 256: it is 128 from now on" in told.said[1].text
 
 
 def test_a_runtime_that_is_there_from_the_start_is_not_built(
@@ -363,8 +437,8 @@ def test_a_runtime_that_is_there_from_the_start_is_not_built(
 ) -> None:
     (tmp_path / "built").touch()
     owner = start(build=build_that_fails)
-    owner.engine.submit(sweeps[0])
-    assert owner.engine.drain(60)
+    owner.submit(sweeps[0])
+    assert owner.drain(60)
     assert runtimes(owner) == [FASTER.split()[0]]
     assert owner.notes == []
 
@@ -373,7 +447,7 @@ def test_a_runtime_that_is_there_from_the_start_is_not_built(
 def test_stopping_ends_a_build_at_once(start: Callable[..., Owner]) -> None:
     owner = start()
     owner.wait(lambda: "%" in owner.engine.building)
-    builder = owner.engine._builder
+    builder = owner.engine._successor._builder
     assert builder is not None
     process = psutil.Process(builder._process.pid)
     os.kill(process.pid, signal.SIGTERM)  # as a terminal's hang-up does: the daemon decides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_live_quality_goes_before_completeness() -> None:
 
 def test_live_a_load_between_two_rungs_does_not_flicker() -> None:
     done, _ = simulate({0: 1.2, 1: 0.2, 2: 0.1}, 2000)
-    changes = sum(one != other for one, other in zip(done, done[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(done))
     assert changes < 60
     assert sum(effort == 1 for effort in done) > 1600
 
