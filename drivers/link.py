@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from microdiffusion.keys import ClientKeys
     from microdiffusion.run_header import RunHeader
 
-FINISH_S = 10.0
+FINISH_S = 6.0
 """How long the end of a run may take to deliver what is left; what then remains goes to the journal."""
 STATS_S = 1.0
 """How often the counters are told."""
