@@ -278,6 +278,7 @@ class _Session:
         self._volumes()
         if self._closed:
             self._counts()
+            self._live()
         return self._seq[self._seq >= 0]
 
     def _codes(self) -> None:
@@ -335,6 +336,20 @@ class _Session:
                     f"{self.where(t, channel)} says that {values[t, channel]} frames are {name}, "
                     f"and {truth[t, channel]} are"
                 )
+
+    def _live(self) -> None:
+        plan = self._part.layout.plan
+        if not plan.live or plan.segment:
+            return
+        counters = self._part.read(f"{self._prefix}live/counter").reshape(-1)
+        sums = self._part.read(f"{self._prefix}live/crc32").reshape(2, -1)
+        region = self._part.layout.regions[f"{self._prefix}live/volume"]
+        for channel in np.flatnonzero(counters > 0).tolist():
+            newest = int(counters[channel] % 2)
+            index = (newest,) if len(self._channels) == 1 else (newest, channel)
+            if self._part.checksum(region, index, self._room) != sums[newest, channel]:
+                of = self.where(0, channel).partition(" of ")[2]
+                self._report.add(f"the rolling volume{of and ' of ' + of} has the wrong checksum")
 
     def _values(self, name: str) -> NDArray[Any]:
         return self._part.read(f"{self._prefix}mdd/{name}").reshape(self._lead)

@@ -172,8 +172,9 @@ class RunWriter:
         """Write a frame into its slot; one without a slot of its own is counted."""
         info = frame.info
         key = (info.sweep, info.channel, info.position)
-        place = self._place(key)
-        if place is None or not 0 <= info.index < self._plan.frames_per_sweep:
+        # The slot first: no file is made for a frame that has none.
+        place = self._place(key) if 0 <= info.index < self._plan.frames_per_sweep else None
+        if place is None:
             self._unplace(info.seq)
             return
         book = self.book.session(place.part, info.position)

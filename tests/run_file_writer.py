@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def recorder(
     on_written: Callable[[Written], None] = lambda written: None,
     run: RunHeader | None = None,
     configuration: str = '{"name": "µ"}',
+    live: bool = False,
     **config: Any,
 ) -> Recorder:
     return Recorder(
@@ -69,12 +71,38 @@ def recorder(
         configuration=configuration,
         provenance={"weights": "sha256:abc"},
         on_written=on_written,
+        live=live,
     )
+
+
+def resumed(path: Path, *, on_written: Callable[[Written], None] = lambda written: None) -> Recorder:
+    return Recorder.resume(path, RecorderConfig(time_points=8), on_written=on_written)
 
 
 def put_sweep(target: Recorder, sweep: int, channel: int = 0, position: int = 0, **result: Any) -> None:
     for index in range(FRAMES):
         wait(lambda index=index: target.put_frame(frame(sweep, index, channel, position)))
+    put_volume(target, sweep, channel, position, **result)
+
+
+def put_volume(
+    target: Recorder, sweep: int, channel: int = 0, position: int = 0, *, effort: int = 0, **result: Any
+) -> None:
+    done = reconstruction(sweep, channel, position, **result)
+    wait(
+        lambda: target.put_volume(
+            sweep,
+            channel,
+            position,
+            done,
+            acquired_s=float(sweep),
+            received_s=time.monotonic(),
+            effort=effort,
+        )
+    )
+
+
+def reconstruction(sweep: int, channel: int = 0, position: int = 0, **result: Any) -> Reconstruction:
     values: dict[str, Any] = {
         "volume": volume(sweep, channel, position),
         "served": "tikhonov",
@@ -84,12 +112,7 @@ def put_sweep(target: Recorder, sweep: int, channel: int = 0, position: int = 0,
         "seconds": {"inr": 0.1, "tiles": 0.2, "stitch": 0.3, "total": 0.6},
         "inr_iterations": 7,
     }
-    done = Reconstruction(**(values | result))
-    wait(
-        lambda: target.put_volume(
-            sweep, channel, position, done, acquired_s=float(sweep), received_s=time.monotonic()
-        )
-    )
+    return Reconstruction(**(values | result))
 
 
 def wait(done: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -101,17 +124,24 @@ def wait(done: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write volumes for ever, naming each that was announced."""
+    """Write volumes for ever, naming each that was announced, and each frame that was taken."""
     path, time_points, durable = Path(arguments[0]), int(arguments[1]), arguments[2] == "durable"
 
     def announce(written: Written) -> None:
         print(written.sweep, flush=True)
 
-    target = recorder(path, time_points=time_points, durable=durable, on_written=announce)
+    if arguments[2] == "resumed" and path.exists():
+        target = resumed(path, on_written=announce)
+    else:
+        target = recorder(path, time_points=time_points, durable=durable, on_written=announce)
     print("ready", flush=True)
     target.start()
-    for sweep in range(10_000):
-        put_sweep(target, sweep)
+    for sweep in range(target.next_sweep, 10_000):
+        for index in range(FRAMES):
+            one = frame(sweep, index)
+            tell = partial(print, f"frame {one.info.seq}", flush=True)
+            wait(lambda one=one, tell=tell: target.put_frame(one, tell))  # type: ignore[misc]
+        put_volume(target, sweep)
         target.raise_if_failed()
 
 
