@@ -6,6 +6,7 @@ frame only, so what is re-sent goes through. `FaultSource` has no lock: it belon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Annotated, Self
 
@@ -30,6 +31,8 @@ class Faults(BaseModel):
         Damaged on the way: refused by the receiver and then re-sent.
     stall_s : float
         How long the line stands still, once, after `stall_after` frames.
+    cut_s : float
+        How long there is no connection at all, once, after `cut_after` frames; what was on its way is lost.
     seed : int
         The same seed gives the same faults for the same frames.
     """
@@ -42,6 +45,8 @@ class Faults(BaseModel):
     corrupt: Probability = 0.0
     stall_s: Annotated[FiniteFloat, Field(ge=0, le=3600)] = 0.0
     stall_after: Annotated[int, Field(ge=0)] = 20
+    cut_s: Annotated[FiniteFloat, Field(ge=0, le=3600)] = 0.0
+    cut_after: Annotated[int, Field(ge=0)] = 20
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -90,15 +95,17 @@ class FaultSource:
         """Return how long the line stands still before the frame that was drawn last, s."""
         return self._faults.stall_s if self._drawn == self._faults.stall_after + 1 else 0.0
 
-    def damage(self, header: bytes | memoryview, body: bytes | memoryview) -> list[bytes]:
-        """Return a frame's parts with one bit of the body flipped, or the end of one part missing.
+    def cut_s(self) -> float:
+        """Return how long the connection is gone before the frame that was drawn last, s."""
+        return self._faults.cut_s if self._drawn == self._faults.cut_after + 1 else 0.0
 
-        The header is only ever cut: the checksum covers the body alone, TCP looks after the rest.
-        """
-        parts = [bytearray(header), bytearray(body)]
-        if self._random.random() < 0.5:
-            parts[1][int(self._random.integers(len(parts[1])))] ^= 1 << int(self._random.integers(8))
+    def damage(self, parts: Sequence[bytes | memoryview]) -> list[bytes]:
+        """Return a frame's parts with one bit flipped, mostly in the body, or the end of one part missing."""
+        damaged = [bytearray(part) for part in parts]
+        chance = self._random.random()
+        part = damaged[1 if chance < 0.5 else int(self._random.integers(len(damaged)))]
+        if chance < 0.75:
+            part[int(self._random.integers(len(part)))] ^= 1 << int(self._random.integers(8))
         else:
-            part = parts[int(self._random.integers(2))]
             del part[int(self._random.integers(len(part))) :]
-        return [bytes(part) for part in parts]
+        return [bytes(part) for part in damaged]

@@ -60,20 +60,17 @@ class RunStart(Message):
     header : RunHeader
         Geometry, beam and camera.
     first_seq : int
-        Where this sender's frame numbers begin: tells the senders of one run apart, whatever their sockets.
+        Where this sender's frame numbers begin: above 0 where it goes on with a run that another one left.
+        It tells the senders of one run apart, whatever their sockets.
     attempt : int
         Echoed in the answer. TCP keeps the order, so whatever was sent before this message and is
         unanswered when its answer comes is lost.
-    first_seq : int
-        Where this sender's numbers begin: above 0 where it goes on with a run that another one left. What
-        senders of one run count is told apart by it.
     """
 
     kind: Literal["start"] = "start"
     header: RunHeader
     first_seq: Number = 0
     attempt: Number = 0
-    first_seq: Number = 0
 
 
 class RunProgress(Message):
@@ -87,8 +84,6 @@ class RunProgress(Message):
         Frames that the camera took so far.
     dropped : int
         Those of them that the sender had no room for and never will send.
-    first_seq : int
-        As in its `start`.
     """
 
     kind: Literal["progress"] = "progress"
@@ -116,8 +111,6 @@ class RunEnd(Message):
         Those that were refused for good.
     reason : str
         "finished", or why it broke off.
-    first_seq : int
-        As in its `start`.
     """
 
     kind: Literal["end"] = "end"

@@ -1,12 +1,21 @@
 """Where frames wait until the daemon has them: bounded in bytes, with a counter for each way out.
 
-Every frame that `put` took is in exactly one place: waiting, on its way (sent, unanswered), or gone and
-counted as acknowledged, refused or lost. The line keeps the order, hence one rule finds what was lost:
-*whatever was sent before something that has been answered, and is itself unanswered, never arrived*, and
-goes back to the front of those that wait.
+Every frame that `put` took is in exactly one place, in the order of its number:
 
-`put` and `wait_for_room` may be called from any thread, everything else from the sender's thread. One lock,
-held for bookkeeping only: pixels are copied outside of it.
+    on its way (sent, unanswered)  <  head (in memory)  <  middle (in the journal alone)  <  tail (in memory)
+
+or gone and counted as acknowledged, refused, damaged or lost. Without a journal there is but the head. With
+one, the head holds what goes out next (half of the memory at most), and what the camera brings beyond it
+waits in the tail for the journal's thread. A frame in memory may lie in the journal as well.
+
+The line keeps the order, and the daemon acknowledges in the order in which frames came in. Hence one rule
+finds what was lost: *whatever was sent before something that has been acknowledged, and is itself
+unanswered, never arrived* (unless the daemon said that it holds it), and goes back to the head. Refusals
+may overtake, so they prove nothing of the others.
+
+`put` and `wait_for_room` may be called from any thread; `to_spill`, `unrecorded`, `recorded`, `to_fetch`,
+`fetched` and `take_released` from the journal's; everything else from the sender's. One lock, held for
+bookkeeping only: pixels are copied outside of it.
 """
 
 from __future__ import annotations
@@ -14,33 +23,54 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from microdiffusion import wire
 from microdiffusion.errors import WireError
 from microdiffusion.faults import Fault
+from microdiffusion.journal import Place
 from microdiffusion.sweep import Frame
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
-    """A frame in the buffer, and what happened to it so far."""
+    """A frame in the buffer, and what happened to it so far.
 
-    frame: Frame
+    Attributes
+    ----------
+    frame, parts
+        Its pixels, as they were put and as they go out; both None where they are in the journal alone.
+    place : Place or None
+        Where it lies in the journal.
+    held : bool
+        The daemon has it, not safely yet.
+    gone : bool
+        It needs nothing any more.
+    """
+
+    seq: int
+    nbytes: int
+    frame: Frame | None = None
+    parts: wire.Parts | None = None
+    place: Place | None = None
     transmissions: int = 0
     sent_s: float = 0.0
     fault: Fault | None = None  # None: not drawn yet
+    held: bool = False
+    gone: bool = False
 
-    @property
-    def seq(self) -> int:
-        """Its number in the run."""
-        return self.frame.info.seq
-
-    @property
-    def nbytes(self) -> int:
-        """Size of its pixels."""
-        return int(self.frame.pixels.nbytes)
+    def encoded(self, run: str) -> wire.Parts:
+        """Return its message on the wire; raises WireError where it cannot be sent as it is."""
+        parts = self.parts
+        if parts is None:
+            frame = self.frame
+            if frame is None:
+                raise WireError(f"Frame {self.seq} is not in memory.", reason="frame")
+            parts = self.parts = wire.encode_frame(run, frame)
+        return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +81,13 @@ class BufferStats:
     ----------
     put, dropped : int
         Taken into the buffer; not taken, because it was full, or closed, or the frame was unfit.
-    acknowledged, refused, lost : int
-        Of the taken: the daemon has them; refused them for good; were swallowed by a deliberate fault.
+    acknowledged, refused, lost, damaged : int
+        Of the taken: the daemon has them; refused them for good; were swallowed by a deliberate fault; could
+        not be read back from the journal.
     waiting, on_the_way, buffered_bytes : int
-        Of the taken: not sent yet; sent and unanswered; size of both.
+        Of the taken: not sent yet; sent and unanswered; size of both, wherever they are.
+    journaled, memory_bytes : int
+        Of these: frames that lie in the journal; size of those in memory.
     """
 
     put: int
@@ -62,9 +95,46 @@ class BufferStats:
     acknowledged: int
     refused: int
     lost: int
+    damaged: int
     waiting: int
     on_the_way: int
     buffered_bytes: int
+    journaled: int
+    memory_bytes: int
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Entries in order, and the size of their pixels."""
+
+    entries: deque[Entry] = field(default_factory=deque)
+    nbytes: int = 0
+
+    def append(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.nbytes += entry.nbytes
+
+    def insert(self, entry: Entry) -> None:
+        """Put an entry where its number belongs, which is near the front."""
+        place = 0
+        for other in self.entries:
+            if other.seq > entry.seq:
+                break
+            place += 1
+        self.entries.insert(place, entry)
+        self.nbytes += entry.nbytes
+
+    def appendleft(self, entry: Entry) -> None:
+        self.entries.appendleft(entry)
+        self.nbytes += entry.nbytes
+
+    def popleft(self) -> Entry:
+        entry = self.entries.popleft()
+        self.nbytes -= entry.nbytes
+        return entry
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 class SendBuffer:
@@ -73,20 +143,40 @@ class SendBuffer:
     Parameters
     ----------
     capacity_bytes : int
-        Most that the pixels of all frames may take.
+        Most that the pixels in memory may take.
+    journal : bool
+        Whether somebody spills what does not fit.
+    first_seq : int
+        The lowest number that a frame may have.
     """
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, *, journal: bool = False, first_seq: int = 0) -> None:
+        self.journal_work = threading.Event()
         self._capacity = capacity_bytes
+        self._head_bytes = capacity_bytes // 2 if journal else capacity_bytes
         self._changed = threading.Condition()
-        self._waiting: deque[Entry] = deque()
+        self._head, self._middle, self._tail = _Queue(), _Queue(), _Queue()
         self._sent: dict[int, Entry] = {}  # in the order of sending
         self._aside: Entry | None = None
+        self._memory = 0
         self._bytes = 0
         self._sent_bytes = 0
-        self._last_seq = -1
+        self._journaled = 0
+        self._released: list[Place] = []
+        self._last_seq = first_seq - 1
         self._closed = False
-        self._put = self._dropped = self._acknowledged = self._refused = self._lost = 0
+        self._put = self._dropped = self._acknowledged = self._refused = self._lost = self._damaged = 0
+
+    def adopt(self, records: dict[int, Place], *, announced: int, dropped: int) -> None:
+        """Begin with what a journal that was left over holds, and take no more."""
+        with self._changed:
+            for seq, place in records.items():
+                self._middle.append(Entry(seq, place.body_bytes, place=place))
+            self._bytes = self._middle.nbytes
+            self._journaled = len(records)
+            self._put, self._dropped = max(len(records), announced - dropped), dropped
+            self._closed = True
+            self.journal_work.set()
 
     def put(self, frame: Frame) -> bool:
         """Copy a frame in; False (and counted) where there is no room, or the buffer is closed.
@@ -103,20 +193,26 @@ class SendBuffer:
                     f"Frame numbers must rise, but {frame.info.seq} came after {self._last_seq}.",
                     reason="frame",
                 )
-            if self._closed or self._bytes + nbytes > self._capacity:
+            if self._closed or self._memory + nbytes > self._capacity:
                 self._dropped += 1
                 return False
+            self._memory += nbytes
             self._bytes += nbytes
             self._last_seq = frame.info.seq
         try:
-            entry = Entry(Frame(frame.info, np.array(frame.pixels, order="C", copy=True)))
+            copy = Frame(frame.info, np.array(frame.pixels, order="C", copy=True))
         except BaseException:
             with self._changed:
+                self._memory -= nbytes
                 self._bytes -= nbytes
             raise
+        entry = Entry(frame.info.seq, nbytes, copy)
         with self._changed:
-            self._waiting.append(entry)
+            later = self._tail or self._middle or self._head.nbytes + nbytes > self._head_bytes
+            (self._tail if later else self._head).append(entry)
             self._put += 1
+        if later:
+            self.journal_work.set()
         return True
 
     def count_dropped(self) -> None:
@@ -127,8 +223,8 @@ class SendBuffer:
     def wait_for_room(self, nbytes: int, timeout_s: float) -> bool:
         """Wait until a frame of `nbytes` would be taken; False after `timeout_s` or when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._bytes + nbytes <= self._capacity, timeout_s)
-            return not self._closed and self._bytes + nbytes <= self._capacity
+            self._changed.wait_for(lambda: self._closed or self._memory + nbytes <= self._capacity, timeout_s)
+            return not self._closed and self._memory + nbytes <= self._capacity
 
     def close(self) -> None:
         """Take no more frames, and let those go who wait for room."""
@@ -139,25 +235,27 @@ class SendBuffer:
     def next_to_send(self, window_bytes: int, *, last: bool = False) -> Entry | None:
         """Return the frame to send next, without taking it out.
 
-        None where none waits, or where it would bring what is on its way above `window_bytes` (one frame
-        may always go). `last` says that no more will be put, so one that was set aside need not wait.
+        None where none is at hand, or where it would bring what is on its way above `window_bytes` or
+        `wire.MAX_HELD` frames (one frame may always go). `last` says that no more will be put, so one that
+        was set aside need not wait.
         """
         with self._changed:
-            if not self._waiting and self._aside is not None and (last or self._closed):
+            self._fill_head()
+            if not self._head and not self._middle and self._aside is not None and (last or self._closed):
                 self._release_aside()
-            if not self._waiting:
+            if not self._head:
                 return None
-            entry = self._waiting[0]
-            if self._sent and self._sent_bytes + entry.nbytes > window_bytes:
-                return None
-            return entry
+            entry = self._head.entries[0]
+            full = self._sent_bytes + entry.nbytes > window_bytes or len(self._sent) >= wire.MAX_HELD
+            return None if self._sent and full else entry
 
     def mark_sent(self) -> None:
         """Note that the frame of `next_to_send` went out."""
         with self._changed:
-            entry = self._waiting.popleft()
+            entry = self._pop_head()
             entry.transmissions += 1
             entry.sent_s = time.monotonic()
+            entry.held = False
             self._sent[entry.seq] = entry
             self._sent_bytes += entry.nbytes
             self._release_aside()
@@ -165,7 +263,7 @@ class SendBuffer:
     def set_aside(self) -> None:
         """Let the frame of `next_to_send` be overtaken by the one behind it."""
         with self._changed:
-            entry = self._waiting.popleft()
+            entry = self._pop_head()
             self._release_aside()
             self._aside = entry
 
@@ -173,34 +271,47 @@ class SendBuffer:
         """Forget the frame of `next_to_send`, as if the line had swallowed it."""
         with self._changed:
             self._lost += 1
-            self._forget(self._waiting.popleft())
+            self._forget(self._pop_head())
 
-    def acknowledge(self, seq: int) -> None:
-        """Note that the daemon has frame `seq`; an answer to something older is ignored."""
+    def acknowledge(self, seqs: Iterable[int]) -> None:
+        """Note that the daemon has these frames; an answer to something older is ignored."""
         with self._changed:
-            entry = self._answered(seq)
-            if entry is not None:
+            for seq in seqs:
+                entry = self._sent.get(seq)
+                if entry is None:
+                    continue
+                if not entry.held:  # one that is held may have come on an earlier line, which proves nothing
+                    self._resend_before(seq)
+                self._take_sent(seq)
                 self._acknowledged += 1
                 self._forget(entry)
 
-    def refuse(self, seq: int, *, attempts: int) -> None:
-        """Note that the daemon refused frame `seq`: it is sent again until it went out `attempts` times."""
+    def refuse(self, seq: int, *, attempts: int | None) -> None:
+        """Note that the daemon refused frame `seq`: it is sent again until it went out `attempts` times.
+
+        None: again and again, because there was merely no room for it.
+        """
         with self._changed:
-            entry = self._answered(seq)
-            if entry is None:
+            if seq not in self._sent:
                 return
-            if entry.transmissions < attempts:
-                self._waiting.appendleft(entry)
+            entry = self._take_sent(seq)
+            if attempts is None or entry.transmissions < attempts:
+                self._head.insert(entry)
             else:
                 self._refused += 1
                 self._forget(entry)
 
-    def resend_all(self) -> int:
-        """Put everything that is on its way back to the front; return how many frames that were."""
+    def resend_all(self, held: Collection[int] = ()) -> int:
+        """Put everything that is on its way back to the head, but what the daemon holds; return how many."""
         with self._changed:
-            count = len(self._sent)
-            self._resend(list(self._sent))
-            return count
+            again = []
+            for seq, entry in self._sent.items():
+                entry.held = seq in held
+                entry.sent_s = time.monotonic()
+                if not entry.held:
+                    again.append(seq)
+            self._resend(again)
+            return len(again)
 
     def oldest_sent_s(self) -> float | None:
         """Return `time.monotonic()` of the oldest unanswered transmission, None where there is none."""
@@ -215,42 +326,126 @@ class SendBuffer:
     def stats(self) -> BufferStats:
         """Return the counters of this moment."""
         with self._changed:
+            waiting = len(self._head) + len(self._middle) + len(self._tail) + (self._aside is not None)
             return BufferStats(
                 put=self._put,
                 dropped=self._dropped,
                 acknowledged=self._acknowledged,
                 refused=self._refused,
                 lost=self._lost,
-                waiting=len(self._waiting) + (self._aside is not None),
+                damaged=self._damaged,
+                waiting=waiting,
                 on_the_way=len(self._sent),
                 buffered_bytes=self._bytes,
+                journaled=self._journaled,
+                memory_bytes=self._memory,
             )
 
-    def _answered(self, seq: int) -> Entry | None:
-        entry = self._sent.get(seq)
-        if entry is None:
-            return None
+    def unsaved(self) -> int:
+        """Return how many waiting frames are in memory alone."""
+        with self._changed:
+            queues = (self._head.entries, self._tail.entries)
+            count = sum(entry.place is None for entries in queues for entry in entries)
+            return count + (self._aside is not None and self._aside.place is None)
+
+    def to_spill(self) -> Entry | None:
+        """Return the frame to write to the journal next, which frees its memory; None where none is."""
+        with self._changed:
+            self._fill_head()
+            return self._tail.entries[0] if self._tail else None
+
+    def unrecorded(self) -> list[Entry]:
+        """Return the frames that are in memory alone, oldest first."""
+        with self._changed:
+            aside = [self._aside] if self._aside is not None else []
+            entries = [*self._sent.values(), *aside, *self._head.entries, *self._tail.entries]
+            return [entry for entry in entries if entry.place is None]
+
+    def recorded(self, entry: Entry, place: Place) -> None:
+        """Note that a frame of `to_spill` or `unrecorded` lies in the journal."""
+        with self._changed:
+            if entry.gone:
+                self._released.append(place)
+                return
+            entry.place = place
+            self._journaled += 1
+            while self._tail and self._tail.entries[0].place is not None:
+                spilled = self._tail.popleft()
+                spilled.frame = spilled.parts = None
+                self._memory -= spilled.nbytes
+                self._middle.append(spilled)
+            self._changed.notify_all()
+
+    def to_fetch(self) -> Entry | None:
+        """Return the frame to read back from the journal next; None where enough are at hand."""
+        with self._changed:
+            if not self._middle:
+                return None
+            entry = self._middle.entries[0]
+            room = self._memory + entry.nbytes <= self._capacity or not (self._head or self._sent)
+            short = self._head.nbytes + entry.nbytes <= self._head_bytes or not self._head
+            return entry if room and short else None
+
+    def fetched(self, entry: Entry, parts: wire.Parts | None) -> None:
+        """Take the frame of `to_fetch` with what the journal holds of it; None: that cannot be read."""
+        with self._changed:
+            self._middle.popleft()
+            if parts is None:
+                self._damaged += 1
+                self._forget(entry)
+                return
+            entry.parts = parts
+            self._memory += entry.nbytes
+            self._head.append(entry)
+
+    def take_released(self) -> list[Place]:
+        """Return what the journal need not keep any longer."""
+        with self._changed:
+            released, self._released = self._released, []
+            return released
+
+    def _fill_head(self) -> None:
+        while self._tail and not self._middle:
+            if self._head and self._head.nbytes + self._tail.entries[0].nbytes > self._head_bytes:
+                return
+            self._head.append(self._tail.popleft())
+
+    def _pop_head(self) -> Entry:
+        entry = self._head.popleft()
+        if self._middle:
+            self.journal_work.set()
+        return entry
+
+    def _resend_before(self, seq: int) -> None:
         earlier = []
-        for other in self._sent:
+        for other, entry in self._sent.items():
             if other == seq:
                 break
-            earlier.append(other)
+            if not entry.held:
+                earlier.append(other)
         self._resend(earlier)
-        del self._sent[seq]
-        self._sent_bytes -= entry.nbytes
-        return entry
 
     def _resend(self, seqs: list[int]) -> None:
         for seq in reversed(seqs):
-            entry = self._sent.pop(seq)
-            self._sent_bytes -= entry.nbytes
-            self._waiting.appendleft(entry)
+            self._head.appendleft(self._take_sent(seq))
+
+    def _take_sent(self, seq: int) -> Entry:
+        entry = self._sent.pop(seq)
+        self._sent_bytes -= entry.nbytes
+        return entry
 
     def _release_aside(self) -> None:
         if self._aside is not None:
-            self._waiting.appendleft(self._aside)
+            self._head.appendleft(self._aside)
             self._aside = None
 
     def _forget(self, entry: Entry) -> None:
+        if entry.frame is not None or entry.parts is not None:
+            self._memory -= entry.nbytes
         self._bytes -= entry.nbytes
+        entry.gone = True
+        if entry.place is not None:
+            self._journaled -= 1
+            self._released.append(entry.place)
+            self.journal_work.set()
         self._changed.notify_all()

@@ -62,6 +62,7 @@ __all__ = [
     "RunProgress",
     "RunStart",
     "Tell",
+    "check_of",
     "decode",
     "encode",
     "encode_frame",
@@ -116,7 +117,7 @@ def encode(message: Control) -> list[bytes]:
             f"{len(header)}: shorten the axial profile or the list of positions.",
             reason=Reason.HEADER_SIZE,
         )
-    return [header, _check_of(header)]
+    return [header, check_of(header)]
 
 
 def encode_frame(run: str, frame: Frame) -> list[bytes | memoryview]:
@@ -151,7 +152,7 @@ def encode_frame(run: str, frame: Frame) -> list[bytes | memoryview]:
         raise WireError(f"A frame cannot be sent: {_first_complaint(error)}.") from error
     _check_place(header)
     text = header.model_dump_json().encode()
-    return [text, body, _check_of(text)]
+    return [text, body, check_of(text)]
 
 
 def decode(parts: Parts) -> Message:
@@ -177,7 +178,8 @@ def decode(parts: Parts) -> Message:
     return header
 
 
-def _check_of(header: bytes) -> bytes:
+def check_of(header: bytes) -> bytes:
+    """Return the last part of a message with this header."""
     return crc32(header).to_bytes(CHECK_BYTES, "little")
 
 
@@ -191,7 +193,7 @@ def _checked_header(part: bytes | memoryview, check: bytes | memoryview) -> byte
     raw = bytes(part)
     if memoryview(check).nbytes != CHECK_BYTES:
         raise _count_error([raw])
-    if bytes(check) != _check_of(raw):
+    if bytes(check) != check_of(raw):
         raise WireError("The checksum of a header is wrong.", reason=Reason.CHECKSUM)
     return raw
 

@@ -72,7 +72,7 @@ class Leftovers:
             raise self._failure
 
     def _run(self) -> None:
-        from microdiffusion.sender import deliver
+        from microdiffusion.delivery import deliver
 
         folder = self._config.wire.journal or journal_folder()
         deadline_s = time.monotonic() + PATIENCE_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.daemon.ingest import Ingest
+from microdiffusion.daemon.seq_set import SeqSet
+from microdiffusion.errors import MddError
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sender import Sender
 from microdiffusion.sweep import Frame, FrameInfo
-from microdiffusion.wire import RunEnd
+from microdiffusion.wire import RunEnd, RunProgress
 
 RUN = "0123456789abcdef" * 2
 FREE_PORT = "tcp://127.0.0.1:*"
@@ -50,25 +53,67 @@ def make_frame(seq: int, header: RunHeader | None = None) -> Frame:
 
 
 class Receiver:
-    """An `Ingest` and everything that it handed on. `has_room` False makes it hold its frame."""
+    """An `Ingest` and everything that it handed on; the only sink of its runs.
 
-    def __init__(self, address: str = FREE_PORT) -> None:
+    With `holds`, frames become safe only by `release`. `received` is what an earlier one had.
+    """
+
+    def __init__(self, address: str = FREE_PORT, received: SeqSet | None = None, **options: Any) -> None:
+        self.received = received or SeqSet()
+        self.window_bytes = 1 << 20
         self.headers: list[RunHeader] = []
         self.frames: list[Frame] = []
+        self.reports: list[RunProgress] = []
         self.ends: list[RunEnd] = []
-        self.has_room = True
-        self.offers = 0
-        self.ingest = Ingest(
-            address, on_start=self.headers.append, on_frame=self._on_frame, on_end=self.ends.append
-        )
+        self.repeats = 0
+        self.declines: MddError | None = None
+        self._holding = threading.Lock()
+        self._holds = False
+        self._waiting: list[Callable[[], None]] = []
+        self.ingest = Ingest(address, on_start=self._on_start, **options)
         self.ingest.start()
         self.address = self.ingest.address
 
-    def _on_frame(self, frame: Frame) -> bool:
-        self.offers += 1
-        if self.has_room:
-            self.frames.append(frame)
-        return self.has_room
+    def hold(self) -> None:
+        with self._holding:
+            self._holds = True
+
+    def release(self) -> None:
+        with self._holding:
+            self._holds = False
+            waiting, self._waiting = self._waiting, []
+        for taken in waiting:
+            taken()
+
+    def _on_start(self, header: RunHeader) -> Receiver:
+        if self.declines is not None:
+            raise self.declines
+        self.headers.append(header)
+        return self
+
+    def started(self, first_seq: int) -> None:
+        pass
+
+    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
+        self.frames.append(frame)
+        with self._holding:
+            if self._holds:
+                self._waiting.append(taken)
+                return
+        taken()
+
+    def duplicate(self) -> None:
+        self.repeats += 1
+
+    def progress(self, message: RunProgress) -> None:
+        self.reports.append(message)
+
+    def end(self, message: RunEnd) -> bool:
+        self.ends.append(message)
+        return True
+
+    def silent(self, reason: str) -> None:
+        pass
 
     @property
     def seqs(self) -> list[int]:
@@ -87,8 +132,8 @@ class Receiver:
 
 
 @contextmanager
-def receiving(address: str = FREE_PORT) -> Iterator[Receiver]:
-    receiver = Receiver(address)
+def receiving(address: str = FREE_PORT, received: SeqSet | None = None, **options: Any) -> Iterator[Receiver]:
+    receiver = Receiver(address, received, **options)
     try:
         yield receiver
     finally:
