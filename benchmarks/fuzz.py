@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,10 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
 import psutil
-from fault_checks import Expected, check
-from fault_stage import Stage, make_source
+from fault_stage import make_source
 from file_mutations import malformed_files, open_all
-from hostile_peers import send_hostile
+from hostile_peers import fuzz_socket
 from mdd_process import Mdd
 from measuring import machine
 from wire_mutations import Mutator, valid_messages
@@ -112,60 +110,6 @@ def _packed(message: list[bytes]) -> bytes:
     """Return a message as atheris sees it: a byte of choices, the header's size, header, body."""
     body = message[1] if len(message) == 3 else b""
     return bytes([len(message) == 3]) + len(message[0]).to_bytes(2, "little") + message[0] + body
-
-
-def fuzz_socket(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Send spoilt messages to a daemon, while a good sender replays a file through it."""
-    source = make_source(folder / "sources", sweeps=24)
-    with Stage(folder / "socket", f"socket {seed}") as stage:
-        stage.engine = "linear"
-        strangers = stage.folder / "strangers"
-        stage.settings += ["wire.runs=64", "wire.silent_s=3", "recorder.time_points=24"]
-        daemon = stage.serve()
-        memory: list[tuple[float, float]] = []
-        process = psutil.Process(daemon.process.pid)
-        done = threading.Event()
-
-        def measure() -> None:
-            while not done.wait(0.5):
-                memory.append((time.monotonic() / 60, process.memory_info().rss / 1e6))
-
-        address = f"tcp://127.0.0.1:{stage.data}"
-        first = stage.replay(source, 30.0)
-        stage.moment(1)
-        threading.Thread(target=measure, daemon=True).start()
-        begin_s = time.monotonic()
-        refused = send_hostile(address, count, seed)
-        seconds = time.monotonic() - begin_s
-        stage.finish(first)
-        second = stage.replay(source, None)
-        stage.finish(second)
-        stage.until(stage.all_closed, "closed run files", 60)
-        done.set()
-        threads = process.num_threads()
-        daemon.send(15)
-        stage.finish(daemon)
-        # Strange runs are runs too; what is checked are the good sender's two.
-        strangers.mkdir()
-        for path in list(stage.output.glob("fuzz*")):
-            path.rename(strangers / path.name)
-        kept = stage.watcher.volumes.items()
-        stage.watcher.volumes = {key: volume for key, volume in kept if "fuzz" not in key[0]}
-        stage.watcher.announced = 0
-        problems = check(stage, Expected(source, runs=2, whole=2))
-        strange_runs = len(list(strangers.glob("*.h5")))
-    settled = [sample for sample in memory if sample[0] > memory[0][0] + (memory[-1][0] - memory[0][0]) / 3]
-    return {
-        "messages": count,
-        "answers_by_reason": dict(refused),
-        "seconds": round(seconds, 1),
-        "strange_runs": strange_runs,
-        "threads": threads,
-        "memory_mb": [round(memory[0][1]), round(memory[-1][1])],
-        "memory_mb_per_min": round(_slope(settled), 2),
-        "strange": problems,
-        "well": not problems,
-    }
 
 
 def fuzz_files(count: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _bytes_spoilt(dice: random.Random, whole: bytes) -> bytes:
         elif way == 5:
             size = dice.choice((2, 4, 8))
             number = dice.choice((0, 1, (1 << 8 * size) - 1, 1 << (8 * size - 1), len(whole), len(whole) + 1))
-            spoilt[at : at + size] = number.to_bytes(size, "little")
+            spoilt[at : at + size] = (number % (1 << 8 * size)).to_bytes(size, "little")
         elif way == 6:
             spoilt[at : at + dice.choice((8, 64, 4096))] = b""
         else:
