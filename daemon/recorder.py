@@ -10,6 +10,8 @@ Invariants
   thread when its bytes are in the operating system's hands and the file says that it is there.
 - A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
   waits is not taken. A disk that fails otherwise ends the thread.
+- Rolling volumes give way: of each session only the newest waits, and together they take a quarter of the
+  thread's time at most.
 - When a run is closed in order, no time point that was begun, or passed over, is left without a status.
 """
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Recorder", "Written"]
 
 _RETRY_S = 1.0
+_LIVE_REST = 3.0  # after a rolling volume none for three times as long as it took
 _T = TypeVar("_T")
 
 
@@ -119,7 +122,8 @@ class Recorder:
         self._jobs: deque[_Job] = deque()
         self._queued = 0
         self._waiting_frames: dict[Key, list[Frame]] = {}
-        self._newest_live: dict[tuple[int, int], Callable[[], None]] = {}
+        self._newest_live: dict[tuple[int, int], _Job] = {}
+        self._live_due_s = 0.0
         self._waiting_for = ""
         self._stopping = False
         self._failure: Exception | None = None
@@ -307,18 +311,22 @@ class Recorder:
             return False
         session = (sweep.channel, sweep.position)
 
-        def write() -> None:
-            self._patiently(lambda: self._writer.write_live(sweep, result, newest_seq))
-
         def work() -> None:
-            with self._changed:
-                newest = self._newest_live.pop(session)
-            newest()
+            began_s = time.monotonic()
+            self._patiently(lambda: self._writer.write_live(sweep, result, newest_seq))
+            ended_s = time.monotonic()
+            self._live_due_s = ended_s + _LIVE_REST * (ended_s - began_s)
 
+        job = _Job(work, result.volume.nbytes)
         with self._changed:
-            if session not in self._newest_live and not self._put(work, result.volume.nbytes):
+            waiting = self._newest_live.get(session)
+            if waiting is None and not self._may_take(job.size):
                 return False
-            self._newest_live[session] = write
+            if self._stopping or self._failure is not None:
+                return False
+            self._queued += job.size - (waiting.size if waiting is not None else 0)
+            self._newest_live[session] = job
+            self._changed.notify_all()
         return True
 
     def mark(self, sweep: int, channel: int, position: int, status: Status, reason: str) -> None:
@@ -412,13 +420,16 @@ class Recorder:
     def _put(self, work: Callable[[], None], size: int = 0) -> bool:
         """Queue a job. One of no size is always taken, one of any size where the queue is empty."""
         with self._changed:
-            full = size > 0 and self._queued > 0 and self._queued + size > self._limit
-            if full or self._stopping or self._failure is not None:
+            if not self._may_take(size):
                 return False
             self._jobs.append(_Job(work, size))
             self._queued += size
             self._changed.notify_all()
         return True
+
+    def _may_take(self, size: int) -> bool:
+        full = size > 0 and self._queued > 0 and self._queued + size > self._limit
+        return not (full or self._stopping or self._failure is not None)
 
     def _run(self) -> None:
         failure: Exception | None = None
@@ -448,8 +459,15 @@ class Recorder:
     def _next(self) -> _Job | None:
         """Wait for a job; None when the recorder stops and nothing waits any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._stopping)
-            return self._jobs.popleft() if self._jobs else None
+            while True:
+                rest_s = self._live_due_s - time.monotonic()
+                if self._newest_live and (rest_s <= 0 or self._stopping):
+                    return self._newest_live.pop(next(iter(self._newest_live)))
+                if self._jobs:
+                    return self._jobs.popleft()
+                if self._stopping:
+                    return None
+                self._changed.wait(rest_s if self._newest_live else None)
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         """Do what may be done twice; where the disk is full, again each second until the recorder stops."""
@@ -480,6 +498,7 @@ class Recorder:
             self._failure = error
             self._jobs.clear()
             self._newest_live.clear()
+            self._waiting_frames.clear()
             self._queued = 0
 
 

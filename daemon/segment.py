@@ -18,6 +18,7 @@ import shutil
 import struct
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _COPY_BYTES = 16 << 20
+_COPY_MOST_S = 2.0  # a slow disk's run is left as it is: closing must not take long
 _METADATA_BYTES = 4 << 20  # more than what a run file holds besides images and volumes
 _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
@@ -237,8 +239,7 @@ class Segment:
         try:
             copy = Segment._reserve(temporary, plan)
             try:
-                self._copy_into(copy)
-                copy.force()
+                self._copy_into(copy, time.monotonic() + _COPY_MOST_S)
             finally:
                 copy.close()
             with self._swap:
@@ -259,8 +260,12 @@ class Segment:
             return False
         return True
 
-    def _copy_into(self, copy: Segment) -> None:
-        """Copy each dataset's first bytes: time is axis 0, so those are the first time points."""
+    def _copy_into(self, copy: Segment, until_s: float) -> None:
+        """Copy each dataset's first bytes: time is axis 0, so those are the first time points.
+
+        Forced to the disk as it goes, since its name is soon another file's; given up where that lasts.
+        """
+        unforced = 0
         for name, target in copy.layout.regions.items():
             source = self.layout.regions[name]
             left, at = min(source.size, target.size), 0
@@ -269,7 +274,13 @@ class Segment:
                 if not block:
                     raise OSError(errno.EIO, "the file is shorter than its layout says")
                 written = _write_at(copy._descriptor, memoryview(block), target.offset + at)
-                at, left = at + written, left - written
+                at, left, unforced = at + written, left - written, unforced + written
+                if unforced >= _COPY_BYTES:
+                    copy.force()
+                    unforced = 0
+                if time.monotonic() > until_s:
+                    raise OSError(errno.ETIMEDOUT, "copying takes too long")
+        copy.force()
 
 
 def _expected_bytes(plan: RunPlan) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -158,7 +159,7 @@ def test_events_are_kept_in_order_and_the_oldest_give_way(path: Path) -> None:
         assert len(events) == EVENT_ROOM
         assert [event.text for event in events] == [f"step {n}" for n in range(10, EVENT_ROOM + 10)]
         assert {event.kind for event in events} == {"effort, long kin"}
-        assert all(a.time_s <= b.time_s for a, b in zip(events, events[1:], strict=False))
+        assert all(a.time_s <= b.time_s for a, b in pairwise(events))
     again = resumed(path)
     again.start()
     again.put_event("test", "µ" * 200)
