@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from microdiffusion.config import Config
 from microdiffusion.config_load import load_config
 from microdiffusion.drivers.layout import Image
-from microdiffusion.drivers.link import FINISH_S, open_sender, wanted
+from microdiffusion.drivers.link import FINISH_S, open_sender, require_port
 from microdiffusion.drivers.passive import PassiveRun
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.keys import client_security
@@ -66,7 +66,9 @@ def attach(
         The configuration cannot be used, or keys are missing.
     """
     checked = config if isinstance(config, Config) else load_config(config)
-    return Attached(checked, address or checked.wire.data, note=note, finish_s=finish_s)
+    address = address or checked.wire.data
+    require_port(address)
+    return Attached(checked, address, note=note, finish_s=finish_s)
 
 
 class Attached:
@@ -166,7 +168,7 @@ class Attached:
     def _is_told_to_stop(self) -> bool:
         """Whether the daemon wants no more: it can end the run, not somebody's acquisition."""
         sender = self._run.sender
-        if sender is None or wanted(sender) != "stop":
+        if sender is None or sender.wanted != "stop":
             return False
         self._give_up(AcquisitionError("The daemon has stopped the run: further images are not passed on."))
         return True

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from microdiffusion.errors import ConfigError
+from microdiffusion.folders import journal_folder
 from microdiffusion.sender import Sender, SenderStats
 
 if TYPE_CHECKING:
@@ -28,12 +29,20 @@ STATS_S = 1.0
 
 
 def open_sender(
-    config: Config, address: str, header: RunHeader, security: ClientKeys | None, *, journal: bool = True
+    config: Config,
+    address: str,
+    header: RunHeader,
+    security: ClientKeys | None,
+    *,
+    first_seq: int = 0,
+    journal: bool = True,
 ) -> Sender:
     """Return a sender, not started, with the buffers, the journal and the keys of the configuration.
 
     Parameters
     ----------
+    first_seq : int
+        The lowest number of its frames.
     journal : bool
         False for frames that lie on a disk already: they can wait there.
 
@@ -42,26 +51,45 @@ def open_sender(
     ConfigError, WireError
         See `Sender`.
     """
-    return Sender(address, header, buffer_bytes=int(config.wire.send_buffer_mb * 1e6))
+    return Sender(
+        address,
+        header,
+        buffer_bytes=int(config.wire.send_buffer_mb * 1e6),
+        journal=(config.wire.journal or journal_folder()) if journal else None,
+        journal_bytes=int(config.wire.journal_gb * 1e9),
+        security=security,
+        first_seq=first_seq,
+    )
 
 
-def wanted(sender: Sender) -> str:
-    """Return what the daemon last told: "go", "pause" or "stop"."""
-    return str(getattr(sender, "wanted", "go"))
+def require_port(address: str) -> None:
+    """Raise `ConfigError` where `address` leaves the port to whoever listens there."""
+    if address.endswith(":*"):
+        raise ConfigError(
+            f"The daemon has a port, {address} names none: give one, as in tcp://127.0.0.1:5750."
+        )
 
 
-class StatsTeller:
-    """Tells a sender's counters now and then; for one thread."""
+class Teller:
+    """Tells a sender's counters now and then, and what stands in its way; for one thread."""
 
-    def __init__(self, sender: Sender, tell: Callable[[SenderStats], None] | None) -> None:
-        self._sender, self._tell = sender, tell
+    def __init__(
+        self, sender: Sender, note: Callable[[str], None], on_stats: Callable[[SenderStats], None] | None
+    ) -> None:
+        self._sender, self._note, self._on_stats = sender, note, on_stats
         self._told_s = -float("inf")
+        self._trouble = ""
 
     def __call__(self) -> None:
         """Tell, if it is time."""
-        if self._tell is not None and time.monotonic() - self._told_s >= STATS_S:
-            self._told_s = time.monotonic()
-            self._tell(self._sender.stats)
+        if time.monotonic() - self._told_s < STATS_S:
+            return
+        self._told_s = time.monotonic()
+        if self._on_stats is not None:
+            self._on_stats(self._sender.stats)
+        before, self._trouble = self._trouble, self._sender.trouble
+        if self._trouble and self._trouble != before:
+            self._note(self._trouble)
 
 
 def acquire(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.drivers.link import FINISH_S, StatsTeller, open_sender, wanted
+from microdiffusion.drivers.link import FINISH_S, Teller, open_sender
 from microdiffusion.drivers.mm_core import open_core, prepare
 from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, ResumeFrom, frame_key
 from microdiffusion.drivers.specimen import Specimen
@@ -199,7 +199,7 @@ def acquire(
     note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of {header.voxel_size_um[1]:g} µm")
     if resume is not None:
         note(f"going on with run {resume.run_id} at sweep {resume.sweep}")
-    sender = open_sender(config, address, header, security)
+    sender = open_sender(config, address, header, security, first_seq=resume.seq if resume else 0)
     hook = FrameHook(
         sender, header, specimens, seed=config.specimen.seed, time_s=resume.time_s if resume else 0.0
     )
@@ -207,11 +207,13 @@ def acquire(
     reason = "failed"
     focus_um = float(core.get_position(core.get_focus_device()))
     try:
-        feeder = _Feeder(config, hook, sender, stop, note=note, tell=StatsTeller(sender, on_stats))
+        feeder = _Feeder(config, hook, sender, stop, note=note, tell=Teller(sender, note, on_stats))
         reason = _run(config, plan, hook, feeder, resume)
     finally:
         _put_back(core, focus_um, note)
         stats = sender.finish(reason=reason, timeout_s=patience_s())
+        if stats.unsent:
+            note(f"{stats.unsent} frames were not delivered and lie in the journal: see `mdd deliver`")
     hook.raise_if_failed()
     sender.raise_if_failed()
     return stats
@@ -288,7 +290,7 @@ class _Feeder:
     @property
     def is_stopped(self) -> bool:
         """Whether the user, or the daemon on his behalf, has ended the run."""
-        return self._stop.is_set() or wanted(self._sender) == "stop"
+        return self._stop.is_set() or self._sender.wanted == "stop"
 
     def feed(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
         """Take all sweeps; True when every frame has come, False where the run was stopped or ended."""
@@ -305,7 +307,7 @@ class _Feeder:
                 return False
             if not self._wait(partial(_is_past, began_s + sweep.start_s), idle=True):
                 return False
-            if wanted(self._sender) == "pause":
+            if self._sender.wanted == "pause":
                 if not self._pause():
                     return False
                 began_s = time.monotonic() - sweep.start_s
@@ -316,7 +318,7 @@ class _Feeder:
     def _pause(self) -> bool:
         """Wait until the daemon says go; False where it, or the user, says stop."""
         self._note("paused: no further sweep is taken until the daemon says go")
-        if not self._wait(lambda: wanted(self._sender) == "go", idle=True):
+        if not self._wait(lambda: self._sender.wanted == "go", idle=True):
             return False
         self._note("going on")
         return True

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from microdiffusion.keys import ClientKeys
     from microdiffusion.sender import SenderStats
 
-ORPHAN_S = 12.0
+ORPHAN_S = 18.0
 """How long a child without a parent may take to end in an orderly way: the end of an acquisition that is
-slow to close, then `ORPHAN_FINISH_S`, then writing the journal."""
+slow to close, then `ORPHAN_FINISH_S`, then writing the rest to the journal."""
 ORPHAN_FINISH_S = 1.0
 """How long of this it tries to deliver the rest: who started it is gone, and most likely the daemon."""
 EXIT_S = 3.0

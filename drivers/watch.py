@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.drivers.link import FINISH_S, StatsTeller, open_sender, wanted
+from microdiffusion.drivers.link import FINISH_S, Teller, open_sender
 from microdiffusion.drivers.ndtiff_tail import GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.passive import PassiveRun
 from microdiffusion.errors import MissingFileError
@@ -171,7 +171,7 @@ class _Follower:
     def _pass_on(self, dataset: GrowingDataset, run: PassiveRun) -> str:
         """Pass on all images; return why they ended: "finished", "nothing new" or "stopped"."""
         changed_s = time.monotonic()
-        tell: StatsTeller | None = None
+        tell: Teller | None = None
         while True:
             for image in dataset.images():
                 if run.sender is not None and not self._await_room(run.sender):
@@ -179,7 +179,7 @@ class _Follower:
                 run.take(image)
                 changed_s = time.monotonic()
                 if run.sender is not None:
-                    tell = tell or StatsTeller(run.sender, self._on_stats)
+                    tell = tell or Teller(run.sender, self._note, self._on_stats)
                     tell()
             quiet_s = time.monotonic() - changed_s
             if quiet_s > SETTLE_S and dataset.is_complete:
@@ -193,15 +193,15 @@ class _Follower:
                 run.sender.raise_if_failed()
 
     def _is_stopped(self, sender: Sender | None) -> bool:
-        return self._stop.is_set() or (sender is not None and wanted(sender) == "stop")
+        return self._stop.is_set() or (sender is not None and sender.wanted == "stop")
 
     def _await_room(self, sender: Sender) -> bool:
         """Wait until the sender takes a frame and the daemon wants some; False where the run is stopped."""
-        while wanted(sender) == "pause" or not sender.wait_for_room(POLL_S):
+        while sender.wanted == "pause" or not sender.wait_for_room(POLL_S):
             sender.raise_if_failed()
             if self._is_stopped(sender):
                 return False
-            if wanted(sender) == "pause":
+            if sender.wanted == "pause":
                 self._stop.wait(POLL_S)
         return not self._is_stopped(sender)
 

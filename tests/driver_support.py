@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Outbox:
         self.broken = False
         self.wanted = "go"
         self.started = False
+        self.finished: str | None = None
 
     def start(self) -> None:
         self.started = True
@@ -68,6 +70,10 @@ class Outbox:
             raise RuntimeError("broken")
         self.put_frames.append((info, pixels.copy()))
         return True
+
+    def finish(self, *, reason: str, timeout_s: float) -> Any:
+        self.finished = reason
+        return SimpleNamespace(put=len(self.put_frames), acknowledged=0)
 
 
 def passive_config(**tables: Any) -> Config:

@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from driver_support import Daemon, Outbox, wait_until
 
 from microdiffusion.config import AcquisitionConfig, Config
-from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.drivers import micromanager, mm_core
 from microdiffusion.drivers.micromanager import FrameHook
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.errors import AcquisitionError, MissingFileError, UserError
 from microdiffusion.run_header import RunHeader
-from microdiffusion.sweep import Frame, FrameInfo
 
 STOP_S = 5.0
 """The promise: a run that is told to stop is over after this time."""
@@ -50,33 +49,11 @@ def make(**tables: Any) -> Config:
     return Config.model_validate(base)
 
 
-class Daemon:
-    """The receiving end: keeps what comes in."""
-
-    def __init__(self) -> None:
-        self.headers: list[RunHeader] = []
-        self.frames: list[Frame] = []
-        self.ends: list[Any] = []
-        self.ingest = Ingest(
-            "tcp://127.0.0.1:*",
-            on_start=self.headers.append,
-            on_frame=self._keep,
-            on_end=self.ends.append,
-        )
-        self.ingest.start()
-        self.address = self.ingest.address
-
-    def _keep(self, frame: Frame) -> bool:
-        self.frames.append(frame)
-        return True
-
-
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
     daemon = Daemon()
     yield daemon
-    daemon.ingest.stop()
-    daemon.ingest.raise_if_failed()
+    daemon.stop()
 
 
 @pytest.fixture
@@ -93,15 +70,6 @@ def start(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Config], DriverP
     yield starter
     for driver in drivers:
         driver.stop(timeout_s=5.0)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 # The real thing -----------------------------------------------------------------------------------
@@ -467,24 +435,6 @@ def test_a_configuration_that_does_not_serve_is_refused(
 
 
 # The hook -----------------------------------------------------------------------------------------
-
-
-class Outbox:
-    """Stands in for the sender, and may be broken."""
-
-    def __init__(self) -> None:
-        self.put_frames: list[tuple[FrameInfo, Any]] = []
-        self.broken = False
-        self.wanted = "go"
-
-    def raise_if_failed(self) -> None:
-        pass
-
-    def put(self, info: FrameInfo, pixels: Any) -> bool:
-        if self.broken:
-            raise RuntimeError("broken")
-        self.put_frames.append((info, pixels))
-        return True
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+"""Acquire on this machine for a daemon on another one, until Ctrl-C or the last sweep.
+
+  mdd acquire --config my.toml --address tcp://ENGINE:5750
+  mdd acquire --config passive --set acquisition.watch=D:/data    follow what Micro-Manager saves
+
+The configuration is that of a microscope: [acquisition], [sweep], [volume], [camera]. What an interrupted
+acquisition has left in its journal is delivered first. Ctrl-C ends in good order; a second one at once. Exit
+code 3 where frames were lost, or wait in the journal for `mdd deliver`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.commands import options
+from microdiffusion.errors import AcquisitionError, ConfigError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from microdiffusion.config import Config
+    from microdiffusion.drivers.process import DriverProcess
+    from microdiffusion.keys import ClientKeys
+    from microdiffusion.sender import SenderStats
+
+STATS_S = 10.0
+TICK_S = 0.1
+STOP_S = 20.0
+"""How long the driver may take to end in good order."""
+HURRIED_S = 2.0
+"""The same where the user asks twice."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Wish:
+    """What the user wants."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    hurry: bool = False
+
+    def ask(self) -> None:
+        self.hurry = self.stop.is_set()
+        self.stop.set()
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    options.add_config_options(parser)
+    parser.add_argument("--address", metavar="tcp://HOST:PORT", help="the daemon's wire.data")
+    parser.add_argument(
+        "--log", type=options.file, metavar="FILE", help="what camera libraries print; left out: driver.log"
+    )
+
+
+def run(args: Namespace) -> int:
+    """Deliver what is left over, then acquire."""
+    config = options.config_from(args, {"wire.data": args.address})
+    address = config.wire.data
+    if config.acquisition.driver == "none":
+        raise ConfigError(
+            'There is nothing to acquire with acquisition.driver = "none": set it to "micromanager" or '
+            '"watch", or give the microscope\'s configuration with --config.'
+        )
+    from microdiffusion.drivers.link import require_port
+    from microdiffusion.drivers.process import DriverProcess
+    from microdiffusion.keys import client_security
+
+    require_port(address)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    security = client_security(config.wire, address)
+    wish = _Wish()
+    with _signals(wish):
+        _deliver_leftovers(config, address, security, wish)
+        if wish.stop.is_set():
+            return 0
+        driver = DriverProcess(config, address, log=args.log or _log_file(), security=security)
+        driver.start()
+        try:
+            _watch(driver, wish)
+        finally:
+            driver.stop(HURRIED_S if wish.hurry else STOP_S)
+            _tell(driver)
+    driver.raise_if_failed()
+    return _verdict(driver.stats)
+
+
+def _log_file() -> Path | None:
+    """Return where the driver's process writes; None where that is not possible."""
+    from microdiffusion.folders import journal_folder
+
+    folder = journal_folder().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder / "driver.log"
+
+
+def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None, wish: _Wish) -> None:
+    """Deliver what interrupted acquisitions have left here, or say why that has to wait."""
+    from microdiffusion.delivery import deliveries
+    from microdiffusion.errors import AddressError
+    from microdiffusion.folders import journal_folder
+
+    folder = config.wire.journal or journal_folder()
+    try:
+        for delivered in deliveries(folder, address, security=security, stop=wish.stop.is_set):
+            logger.info("left over from earlier: %s", delivered)
+    except AddressError as error:  # the daemon may come later: the camera does not wait for it
+        logger.warning("what is left over from earlier waits in %s: %s", folder, error)
+
+
+def _watch(driver: DriverProcess, wish: _Wish) -> None:
+    """Log what the driver tells, and its counters, until it ends or the user asks."""
+    told_s = time.monotonic()
+    while driver.alive and not wish.stop.wait(TICK_S):
+        _tell(driver)
+        if time.monotonic() - told_s >= STATS_S:
+            told_s = time.monotonic()
+            if driver.progress is not None:
+                logger.info(_line(driver.progress))
+
+
+def _tell(driver: DriverProcess) -> None:
+    for text in driver.take_notes():
+        logger.info(text)
+
+
+def _line(stats: SenderStats) -> str:
+    return (
+        f"connected={'yes' if stats.connected else 'no'} frames={stats.put} "
+        f"acknowledged={stats.acknowledged} dropped={stats.dropped} refused={stats.refused} "
+        f"resent={stats.resent} journaled={stats.journaled} buffered_mb={stats.buffered_bytes / 1e6:.1f}"
+    )
+
+
+def _verdict(stats: SenderStats | None) -> int:
+    """Log what became of the frames; 0 where the daemon has all of them.
+
+    Raises
+    ------
+    AcquisitionError
+        It has not.
+    """
+    if stats is None:
+        logger.info("no images came")
+        return 0
+    logger.info(_line(stats))
+    if stats.unsent:
+        raise AcquisitionError(
+            f"{stats.unsent} frames were not delivered and lie in the journal: run `mdd deliver` when the "
+            "daemon is there again."
+        )
+    lost = stats.dropped + stats.refused + stats.waiting + stats.on_the_way
+    if lost:
+        raise AcquisitionError(
+            f"{lost} frames did not reach the daemon ({stats.dropped} dropped, {stats.refused} refused): see "
+            "the lines above, and give wire.send_buffer_mb or wire.journal_gb more room."
+        )
+    return 0
+
+
+@contextmanager
+def _signals(wish: _Wish) -> Iterator[None]:
+    """Turn Ctrl-C and a polite kill into a wish."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), lambda *_: wish.ask()) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
