@@ -104,8 +104,15 @@ class EngineSinks:
         self._call(job.run_id, lambda sink: sink.live(job, result), None)
 
     def load(self, job: Job) -> Sweep | None:
-        """Return the frames of a sweep that was put off."""
-        return self._call(job.run_id, lambda sink: sink.load(job), None)
+        """Return the frames of a sweep that was put off.
+
+        Raises
+        ------
+        MddError
+            They cannot be read: one sweep's trouble, and not the run's.
+        """
+        run = self._runs.get(job.run_id)
+        return None if run is None or run.failure is not None else run.sink.load(job)
 
     def lost(self, job: Job, outcome: Literal["skipped", "failed"], reason: str) -> None:
         """Say that a sweep gets no volume."""
