@@ -61,6 +61,7 @@ from microdiffusion.run_schema import (
 from microdiffusion.sweep import Frame, Reconstruction, Sweep
 
 _TRIM_MOST_BYTES = 1 << 30  # a second or three of copying at the end of a run
+_OPEN_FILES = 4  # those before are opened again for what comes late
 _MOST_SEGMENTS_AHEAD = 10  # a sweep number further on than this is a mistake, not an outage
 
 
@@ -165,6 +166,8 @@ class RunWriter:
             return
         for segment in self._segments:
             segment.write("mdd/closed", (), Closed.OPEN)
+            if segment not in self._segments[-_OPEN_FILES:]:
+                segment.park()
         self._mend_counts()
         self.write_event("run", "the run is gone on with")
 
@@ -363,6 +366,8 @@ class RunWriter:
             segment.write("mdd/closed", (), Closed.CLOSED)
             if self._durable:
                 segment.force()
+            if segment is not self._segments[-1]:
+                segment.close()
         last = self._segments[-1]
         used = self.book.last_sweep + 1 - last.layout.plan.first_time_point
         last.trim(max(used, 1), most_bytes=_TRIM_MOST_BYTES)
@@ -428,6 +433,13 @@ class RunWriter:
         self._append(Segment.create(segment_path(self.path, number), further))
 
     def _append(self, segment: Segment) -> None:
+        if self._segments:
+            # Further files are alike: their layouts are kept once.
+            latest = self._segments[-1].layout
+            if latest.regions == segment.layout.regions:
+                segment.layout = replace(segment.layout, regions=latest.regions)
+        for older in self._segments[:-_OPEN_FILES]:
+            older.park()
         self._segments.append(segment)
         plan = segment.layout.plan
         self.book.add_part(plan.first_time_point, plan.time_points)

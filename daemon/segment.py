@@ -50,6 +50,7 @@ class Segment:
         self.path = path
         self.layout = layout
         self._descriptor = descriptor
+        self._parked = False
         self._swap = threading.Lock()  # held while the file is exchanged, and by whoever reads it
 
     @classmethod
@@ -180,6 +181,8 @@ class Segment:
 
     def _write(self, view: memoryview, offset: int) -> None:
         try:
+            if self._parked:
+                self._descriptor, self._parked = _open(self.path), False
             while len(view):
                 written = _write_at(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
@@ -198,8 +201,15 @@ class Segment:
                 f"{self.path} cannot be flushed ({error.strerror or error}): check the disk."
             ) from error
 
+    def park(self) -> None:
+        """Let go of the file until it is written again: a long run has more files than may be open."""
+        if self._descriptor >= 0:
+            self.close()
+            self._parked = True
+
     def close(self) -> None:
         """Close the file as it is."""
+        self._parked = False
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, volume, wait
 
+from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon import segment
-from microdiffusion.daemon.recorder import Written
+from microdiffusion.daemon.recorder import Recorder, Written
 from microdiffusion.errors import DiskError, InputFileError, RunError
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Ledger, Status, segment_path
+from microdiffusion.verify import verify_run
 
 
 @pytest.fixture
@@ -194,6 +197,31 @@ def test_long_run_goes_on_in_further_files_even_after_an_outage(path: Path) -> N
     with open_run(path) as run:
         assert run.status.tolist() == [1, 2, 2, 2, 2, 2, 1]
         np.testing.assert_array_equal(run.volume[6], volume(6))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the process's open files")
+def test_run_of_many_files_keeps_few_of_them_open(path: Path) -> None:
+    def open_files() -> int:
+        links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+        return sum(str(link.readlink()).startswith(str(path.parent)) for link in links if link.is_symlink())
+
+    target = recorder(path, time_points=1)
+    target.start()
+    for sweep in range(12):
+        put_sweep(target, sweep)
+    wait(lambda: target.counts[Status.WRITTEN] == 12)
+    assert 1 < open_files() <= 7  # the lock's among them
+    target.put_frame(frame(0, 0, seq=77))  # late, for a file that was put aside: its slot is taken
+    target.mark(3, 0, 0, Status.LOST, "late")
+    target.stop()
+    assert open_files() == 0
+    again = Recorder.resume(path, RecorderConfig(), on_written=lambda written: None)
+    again.start()
+    assert 1 < open_files() <= 7
+    put_sweep(again, 12)
+    again.stop()
+    assert verify_run(path).faults == []
+    assert verify_run(path).volumes == 13
 
 
 def test_planned_run_takes_exactly_its_room(path: Path) -> None:
