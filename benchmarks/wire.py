@@ -1,10 +1,15 @@
 """How fast frames pass the wire, as a share of what bare pyzmq PUSH/PULL moves in the same run.
 
-    python benchmarks/wire.py [--frames 2000] [--repeats 5]
+    python benchmarks/wire.py [--frames 3000] [--repeats 7] [--encrypted]
 
-Sender and receiver are two processes on one machine (tcp, loopback); frames are 512 x 512 uint16. Both
-ways take turns; the medians are compared. The bare way neither copies into a buffer, nor checks, nor
-acknowledges: it is the ceiling. `put` and `crc32` are timed alone, as the two costs that the safety has.
+Sender and receiver are two processes on one machine (tcp, loopback); frames are 512 x 512 uint16. The ways
+take turns, and the medians of the ratios within each turn count:
+
+- bare: PUSH sends the same array again and again, PULL receives without copying and looks at nothing.
+- receive path: `Ingest` (checks, checksum, order, answers) fed with messages made beforehand.
+- sender and receive path: `Sender.put` (copies, for the camera needs its buffer back), checksum, `Ingest`.
+
+`load.py` takes these figures too; `--encrypted` puts CURVE on all three.
 """
 
 from __future__ import annotations
@@ -13,70 +18,117 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import threading
 import time
 import uuid
-import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import zmq
 
-from microdiffusion.daemon.ingest import Ingest
+from microdiffusion import wire
+from microdiffusion.daemon.ingest import Ingest, PlainSink
+from microdiffusion.keys import ClientKeys, ServerKeys
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sender import Sender
-from microdiffusion.sweep import FrameInfo
+from microdiffusion.sweep import Frame, FrameInfo
 
 SHAPE = (512, 512)
 FRAME_MB = SHAPE[0] * SHAPE[1] * 2 / 1e6
+PATIENCE_S = 120.0
 
 
-def _image() -> np.ndarray:
+def image() -> np.ndarray:
+    """Return a frame's pixels (Y, X) uint16, noise of 12 bits."""
     return np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
 
 
-def _push(address: str, frames: int) -> None:
-    image = _image()
+def run_header(**changes: Any) -> RunHeader:
+    """Return the header of a run of such frames."""
+    values: dict[str, Any] = {
+        "run_id": uuid.uuid4().hex,
+        "shape": (1, *SHAPE),
+        "voxel_size_um": (1.0, 1.0, 1.0),
+        "z0_um": 0.0,
+        "profile_weights": (1.0,),
+        "profile_spacing_um": 1.0,
+    }
+    return RunHeader(**{**values, **changes})
+
+
+def some_keys() -> ServerKeys:
+    """Return keys of a daemon that trusts itself alone."""
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    return ServerKeys(public, secret)
+
+
+def _push(address: str, frames: int, keys: ClientKeys | None) -> None:
+    pixels = image()
     context = zmq.Context()
     push = context.socket(zmq.PUSH)
+    if keys is not None:
+        keys.apply(push)
     push.connect(address)
     for _ in range(frames):
-        push.send(image, copy=False)
+        push.send(pixels, copy=False)
     push.close()
     context.term()
 
 
-def _send(address: str, frames: int) -> None:
-    image = _image()
-    header = RunHeader(
-        run_id=uuid.uuid4().hex,
-        shape=(1, *SHAPE),
-        voxel_size_um=(1.0, 1.0, 1.0),
-        z0_um=0.0,
-        profile_weights=(1.0,),
-        profile_spacing_um=1.0,
-    )
-    sender = Sender(address, header, buffer_bytes=128 << 20)
+def _feed(address: str, frames: int, keys: ClientKeys | None) -> None:
+    """Send frames whose headers were made beforehand; wait only for the window."""
+    header, pixels = run_header(), image()
+    bodies = memoryview(pixels).cast("B")
+    heads = [
+        wire.encode_frame(header.run_id, Frame(FrameInfo(seq, seq, 0, 1, 0.0), pixels))
+        for seq in range(frames)
+    ]
+    context = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    if keys is not None:
+        keys.apply(dealer)
+    dealer.connect(address)
+    dealer.send_multipart(wire.encode(wire.RunStart(header=header)))
+    opening = wire.decode(dealer.recv_multipart())
+    window = max(1, (opening.window_bytes or 0) // bodies.nbytes) if isinstance(opening, wire.Ack) else 1
+    sent = confirmed = 0
+    while confirmed < frames:
+        while sent < frames and sent - confirmed < window:
+            dealer.send_multipart([heads[sent][0], bodies, heads[sent][2]], copy=False)
+            sent += 1
+        answer = wire.decode(dealer.recv_multipart())
+        confirmed += len(answer.received) if isinstance(answer, wire.Ack) else 0
+    dealer.send_multipart(wire.encode(wire.RunEnd(run=header.run_id, announced=frames, dropped=0)))
+    dealer.recv_multipart()
+    context.destroy(linger=0)
+
+
+def _send(address: str, frames: int, keys: ClientKeys | None) -> None:
+    pixels = image()
+    sender = Sender(address, run_header(), buffer_bytes=128 << 20, security=keys)
     sender.start()
     for seq in range(frames):
-        sender.wait_for_room(60.0)
-        sender.put(FrameInfo(seq, seq, 0, 1, 0.0), image)
-    sender.finish(timeout_s=60.0)
+        sender.wait_for_room(PATIENCE_S)
+        sender.put(FrameInfo(seq, seq, 0, 1, 0.0), pixels)
+    sender.finish(timeout_s=PATIENCE_S)
     sender.raise_if_failed()
 
 
-def _in_process(target: Any, address: str, frames: int) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=(address, frames))
+def _in_process(target: Callable[..., None], *arguments: Any) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     process.start()
     return process
 
 
-def measure_bare(frames: int) -> float:
+def measure_bare(frames: int, keys: ServerKeys | None = None) -> float:
     """Return frames per second of PUSH/PULL, from the first to the last receipt."""
     context = zmq.Context()
     pull = context.socket(zmq.PULL)
+    if keys is not None:
+        pull.curve_server = True
+        pull.curve_publickey, pull.curve_secretkey = keys.public.encode(), keys.secret.encode()
     port = pull.bind_to_random_port("tcp://127.0.0.1")
-    process = _in_process(_push, f"tcp://127.0.0.1:{port}", frames)
+    process = _in_process(_push, f"tcp://127.0.0.1:{port}", frames, keys and keys.as_client())
     pull.recv(copy=False)
     begin = time.perf_counter()
     for _ in range(frames - 1):
@@ -88,53 +140,57 @@ def measure_bare(frames: int) -> float:
     return (frames - 1) / seconds
 
 
-def measure_wire(frames: int) -> float:
-    """Return frames per second of Sender/Ingest, from the first to the last receipt."""
+def measure_wire(way: Callable[..., None], frames: int, keys: ServerKeys | None = None) -> float:
+    """Return frames per second of `Ingest`, fed by `_feed` or `_send`, from the first to the last receipt."""
     times: list[float] = []
-    done = threading.Event()
-
-    def on_frame(_: Any) -> bool:
-        times.append(time.perf_counter())
-        return True
-
-    ingest = Ingest(
-        "tcp://127.0.0.1:*", on_start=lambda _: None, on_frame=on_frame, on_end=lambda _: done.set()
-    )
+    sink = PlainSink(lambda _: times.append(time.perf_counter()))
+    ingest = Ingest("tcp://127.0.0.1:*", on_start=lambda _: sink, security=keys)
     ingest.start()
-    process = _in_process(_send, ingest.address, frames)
-    done.wait(120.0)
+    process = _in_process(way, ingest.address, frames, keys and keys.as_client())
+    sink.ended.wait(PATIENCE_S)
     process.join()
     ingest.stop()
     ingest.raise_if_failed()
-    return (len(times) - 1) / (times[-1] - times[0])
+    if len(times) != frames:
+        raise RuntimeError(f"{len(times)} of {frames} frames arrived")
+    return (frames - 1) / (times[-1] - times[0])
+
+
+def measure(frames: int, repeats: int, keys: ServerKeys | None = None) -> dict[str, Any]:
+    """Return rates and ratios; the ways take turns, in an order that changes."""
+    ways: list[tuple[str, Callable[[], float]]] = [
+        ("bare", lambda: measure_bare(frames, keys)),
+        ("receive_path", lambda: measure_wire(_feed, frames, keys)),
+        ("sender_and_receive_path", lambda: measure_wire(_send, frames, keys)),
+    ]
+    rates: dict[str, list[float]] = {name: [] for name, _ in ways}
+    for turn in range(repeats):
+        for name, way in ways[turn % 3 :] + ways[: turn % 3]:
+            rates[name].append(way())
+    result: dict[str, Any] = {"frame_mb": round(FRAME_MB, 3), "frames": frames, "repeats": repeats}
+    for name, values in rates.items():
+        result[name] = {
+            "frames_per_s": round(statistics.median(values)),
+            "mb_per_s": round(statistics.median(values) * FRAME_MB),
+        }
+        if name != "bare":
+            ratios = [ours / theirs for ours, theirs in zip(values, rates["bare"], strict=True)]
+            result[name] |= {
+                "ratio": round(statistics.median(ratios), 3),
+                "ratios": [round(ratio, 3) for ratio in ratios],
+            }
+    return result
 
 
 def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--frames", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--encrypted", action="store_true")
     options = parser.parse_args()
-    rates = [(measure_bare(options.frames), measure_wire(options.frames)) for _ in range(options.repeats)]
-    bare, wire = (statistics.median(column) for column in zip(*rates, strict=True))
-    body = _image().tobytes()
-    begin = time.perf_counter()
-    for _ in range(200):
-        zlib.crc32(body)
-    crc_s = (time.perf_counter() - begin) / 200
-    print(
-        json.dumps(
-            {
-                "frame_mb": round(FRAME_MB, 3),
-                "bare_mb_per_s": round(bare * FRAME_MB),
-                "wire_mb_per_s": round(wire * FRAME_MB),
-                "wire_frames_per_s": round(wire),
-                "ratio": round(statistics.median(ours / theirs for theirs, ours in rates), 3),
-                "ratios": [round(ours / theirs, 3) for theirs, ours in rates],
-                "crc32_mb_per_s": round(FRAME_MB / crc_s),
-            }
-        )
-    )
+    keys = some_keys() if options.encrypted else None
+    print(json.dumps(measure(options.frames, options.repeats, keys), indent=1))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ TICK_S = 1.0
 AT_ONCE = 32
 """Most messages that are read before the answers go out."""
 MOST_PARTS = 3
-QUEUED_BYTES = 256 << 20
-"""Most pixels that ZeroMQ reads ahead for one connection."""
+QUEUED_MESSAGES = 16
+"""Most that ZeroMQ reads ahead for one connection: the window bounds an honest sender to less."""
 QUEUED_ANSWERS = 256
 LINGER_MS = 200
 
@@ -152,7 +152,7 @@ class Ingest:
             There are no keys, but other machines reach the address.
         """
         router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.RCVHWM, max(2, min(1000, QUEUED_BYTES // self._max_frame_bytes)))
+        router.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
         router.setsockopt(zmq.SNDHWM, QUEUED_ANSWERS)
         router.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes + wire.MAX_HEADER_BYTES)
         router.setsockopt(zmq.LINGER, LINGER_MS)

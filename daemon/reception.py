@@ -186,8 +186,10 @@ class Reception:
             reason, text = objection
             self._refuse(peer, wire.Refuse(run=message.run, seq=seq, reason=reason, text=text))
         else:
-            with self._closing_if_it_fails(run):
+            try:  # the context manager costs as much as the rest of this
                 run.take(frame, partial(self._taken, run))
+            except MddError as error:
+                self._close_failed(run, error)
 
     def _on_start(self, peer: bytes, message: wire.RunStart, now_s: float) -> None:
         header, run_id = message.header, message.header.run_id
@@ -267,8 +269,11 @@ class Reception:
         try:
             yield
         except MddError as error:
-            run.close(RunState.CLOSED, str(error))
-            self._answer_all(run, _not_open(run))
+            self._close_failed(run, error)
+
+    def _close_failed(self, run: IngestRun, error: MddError) -> None:
+        run.close(RunState.CLOSED, str(error))
+        self._answer_all(run, _not_open(run))
 
     def _answer_all(self, run: IngestRun, answer: Answer) -> None:
         for line in run.lines.values():
