@@ -21,6 +21,7 @@ from microdiffusion.keys import secure_client, secure_server
 
 if TYPE_CHECKING:
     from microdiffusion.keys import ClientKeys, Gate, ServerKeys
+    from microdiffusion.messages import Value
 
 COMMANDS = {
     "status": "say what the daemon is doing",
@@ -65,7 +66,7 @@ class ControlServer:
     def __init__(
         self,
         address: str,
-        obey: Callable[[wire.Command], tuple[str, dict[str, wire.Value]]],
+        obey: Callable[[wire.Command], tuple[str, dict[str, Value]]],
         *,
         security: ServerKeys | None = None,
     ) -> None:
@@ -151,7 +152,8 @@ def ask(
         The address is malformed, or needs keys.
     """
     number = time.monotonic_ns() % (1 << 53)
-    with zmq.Context.instance().socket(zmq.DEALER) as socket:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    with socket:
         socket.setsockopt(zmq.LINGER, 0)
         secure_client(socket, address, security)
         try:

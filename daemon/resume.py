@@ -11,9 +11,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from microdiffusion.delivery import deliver
 from microdiffusion.drivers.plan import ResumeFrom
 from microdiffusion.errors import MddError, RunError
 from microdiffusion.folders import journal_folder
+from microdiffusion.journal import in_use
 from microdiffusion.keys import client_security
 
 if TYPE_CHECKING:
@@ -72,8 +74,6 @@ class Leftovers:
             raise self._failure
 
     def _run(self) -> None:
-        from microdiffusion.delivery import deliver
-
         folder = self._config.wire.journal or journal_folder()
         deadline_s = time.monotonic() + PATIENCE_S
         try:
@@ -86,7 +86,7 @@ class Leftovers:
                     stop=self._stopping.is_set,
                 ):
                     self.notes.append(str(delivered))
-                if not _in_use(folder, self._run_id) or time.monotonic() > deadline_s:
+                if not in_use(folder, self._run_id) or time.monotonic() > deadline_s:
                     return
                 if self._stopping.wait(LOOK_S):
                     return
@@ -107,7 +107,3 @@ def resume_from(run: LiveRun) -> ResumeFrom:
         seq=(used // SEQ_ROOM + 1) * SEQ_ROOM if used >= 0 else 0,
         time_s=recorder.last_time_s,
     )
-
-
-def _in_use(folder: object, run_id: str) -> bool:
-    return False

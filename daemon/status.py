@@ -276,7 +276,7 @@ class StatusPublisher:
                 f"The status address {address} cannot be used ({_reason(error)}): "
                 "close the other daemon there, or give another wire.status (port * takes a free one)."
             ) from error
-        self.address: str = self._socket.getsockopt(zmq.LAST_ENDPOINT).decode()
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def publish(self, snapshot: StatusSnapshot) -> None:
         """Send to whoever listens; never blocks."""

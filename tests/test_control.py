@@ -12,6 +12,7 @@ from microdiffusion import wire
 from microdiffusion.daemon.control import ControlServer, ask
 from microdiffusion.errors import AddressError, ConfigError, UserError
 from microdiffusion.keys import ServerKeys
+from microdiffusion.messages import Value
 
 ANYWHERE = "tcp://127.0.0.1:*"
 
@@ -34,7 +35,7 @@ class Served:
             self.server.poll()
         self.server.close()
 
-    def _obey(self, command: wire.Command) -> tuple[str, dict[str, wire.Value]]:
+    def _obey(self, command: wire.Command) -> tuple[str, dict[str, Value]]:
         self.heard.append((command.command, command.key, command.value))
         if command.command == "pause":
             raise UserError("No run is open.")
