@@ -1,7 +1,10 @@
-"""`mdd reconstruct`: a projection file through the daemon's own engine and recorder, without a daemon.
+"""`mdd reconstruct`: recorded projections through the daemon's own engine and recorder, without a daemon.
 
-One thread, sweep after sweep. The run file grows under a temporary name and gets its own only when it is
-complete, so a failure leaves nothing half-written behind.
+Two ways. `reconstruct_file` makes a run file of a projection file, or a run file anew from another one's
+frames; it grows under a temporary name and gets its own only when it is complete, so a failure leaves nothing
+half-written behind. `catch_up` gives a run file the volumes that it has frames for and that the engine had no
+time for, in place; what was done stays done, wherever it breaks off. One thread, sweep after sweep, session
+after session.
 """
 
 from __future__ import annotations
@@ -13,16 +16,32 @@ from functools import partial as partial_call
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.engine_child import EngineInfo
+from microdiffusion.daemon.engine_messages import EngineInfo
 from microdiffusion.daemon.live_run import provenance
+from microdiffusion.daemon.recorded import Recorded, SweepKey, enough, open_recorded
 from microdiffusion.daemon.recorder import Recorder
-from microdiffusion.errors import InputFileError, MissingFileError
-from microdiffusion.projection_file import ProjectionFile, open_projections
-from microdiffusion.run_file import Ledger
-from microdiffusion.sweep import Frame, Reconstruction
+from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
+from microdiffusion.run_file import Status
+from microdiffusion.sweep import Reconstruction
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
+    from microdiffusion.engines.reconstructor import Reconstructor
+    from microdiffusion.run_header import RunHeader
+    from microdiffusion.sweep import Sweep
+
+Progress = Callable[[int, int, Reconstruction], None]
+Report = Callable[[str, int, int], None]
+
+_UNFINISHED = (Status.EMPTY, Status.LOST, Status.SKIPPED, Status.FAILED)
+
+
+def _silent(done: int, total: int, result: Reconstruction) -> None:
+    """Say nothing."""
+
+
+def _unreported(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def reconstruct_file(
@@ -30,11 +49,11 @@ def reconstruct_file(
     output: Path,
     *,
     config: Config,
-    progress: Callable[[int, int, Reconstruction], None] = lambda done, total, result: None,
-    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = _silent,
+    report: Report = _unreported,
     building: Callable[[float], None] | None = None,
 ) -> None:
-    """Reconstruct every sweep of the projection file `path` into the run file `output`.
+    """Reconstruct every sweep of the projection file or run file `path` into the run file `output`.
 
     Parameters
     ----------
@@ -48,7 +67,7 @@ def reconstruct_file(
     Raises
     ------
     InputFileError, MissingFileError
-        The projection file cannot be used, the output exists, or its folder does not.
+        The file cannot be used, the output exists, or its folder does not.
     EngineError, DiskError
         Reconstruction or writing failed.
     """
@@ -56,46 +75,125 @@ def reconstruct_file(
         raise InputFileError(f"{output} exists: name another output, or remove it first.")
     if not output.parent.is_dir():
         raise MissingFileError(f"The folder {output.parent} of the output does not exist: create it first.")
-    with open_projections(path) as projections, _partial(output) as partial:
-        # torch only now: a refused file should be refused at once.
-        from microdiffusion.engines.engine import open_engine
-        from microdiffusion.engines.reconstructor import Reconstructor
-
-        engine = open_engine(config.engine, progress=building)
-        reconstructor = Reconstructor(projections.header, config.engine, engine, report=report)
-        info = EngineInfo.of(engine)
-        total = len(projections)
+    with open_recorded(path) as recorded, _partial(output) as partial:
+        keys, everything = recorded.keys(), recorded.all_keys()
+        if not keys:
+            raise InputFileError(
+                f"{path} holds no sweep with enough frames: there is nothing to reconstruct."
+            )
+        reconstructor, info = _open(recorded.header, config, report, building)
         recorder = Recorder(
             partial,
-            projections.header,
+            recorded.header,
             # One file holds all of it, whatever room a live run would reserve.
-            config.recorder.model_copy(update={"time_points": total}),
-            frames_per_sweep=projections.shape[1],
+            config.recorder.model_copy(update={"time_points": max(key.sweep for key in everything) + 1}),
+            frames_per_sweep=recorded.frames_per_sweep,
             configuration=config.model_dump_json(),
             provenance=provenance(info),
             on_written=lambda written: None,
         )
         recorder.start()
         try:
-            for number in range(total):
-                _record_frames(recorder, projections, number)
-                sweep = projections.sweep(number)
-                started = time.monotonic()
-                result = reconstructor.reconstruct(sweep)
-                put = partial_call(
-                    recorder.put_volume, number, 0, 0, result, acquired_s=sweep.time_s, received_s=started
-                )
-                _until_taken(recorder, put)
-                progress(number + 1, total, result)
-            frames = total * projections.shape[1]
-            recorder.put_ledger(Ledger(announced=frames, received=frames, dropped_by_sender=0))
+            done, wanted = 0, set(keys)
+            for key in everything:
+                _record_frames(recorder, recorded, key)
+                if key in wanted:
+                    result = _reconstruct(recorder, reconstructor, key, recorded.sweep(key))
+                    done += 1
+                    progress(done, len(keys), result)
+            recorder.put_ledger(recorded.ledger())
         finally:
             recorder.stop()
 
 
-def _record_frames(recorder: Recorder, projections: ProjectionFile, number: int) -> None:
-    for info, pixels in projections.frames(number):
-        _until_taken(recorder, partial_call(recorder.put_frame, Frame(info, pixels)))
+def catch_up(
+    path: Path,
+    *,
+    config: Config,
+    progress: Progress = _silent,
+    building: Callable[[float], None] | None = None,
+) -> tuple[int, int]:
+    """Give the run file `path` the volumes that it has frames for and that are not there; in place.
+
+    Parameters
+    ----------
+    path : Path
+        The run's first file.
+    progress, building : callable
+        As for `reconstruct_file`.
+
+    Returns
+    -------
+    tuple of int
+        Volumes that were added, and sweeps that could not be done (each has its reason in the file).
+
+    Raises
+    ------
+    InputFileError, MissingFileError
+        It is no run file, damaged, or a daemon has it open.
+    EngineError, DiskError
+        Reconstruction or writing failed; what was added is safe.
+    """
+    recorder = Recorder.resume(path, config.recorder, on_written=lambda written: None)
+    try:
+        # Session by session: each is easier in one go, and only one is in memory.
+        keys = [SweepKey(*key) for key in recorder.unfinished(_UNFINISHED)]
+        keys.sort(key=lambda key: (key.position, key.channel, key.sweep))
+        if not keys:
+            return 0, 0
+        reconstructor, info = _open(recorder.header, config, _unreported, building)
+        recorder.start()
+        added, failed = 0, 0
+        for key in keys:
+            sweep = recorder.load_sweep(*key)
+            if sweep is None or not enough(sweep):
+                failed += 1  # its status says so already
+                continue
+            try:
+                result = _reconstruct(recorder, reconstructor, key, sweep, later=True)
+            except GeometryError as error:  # one bad sweep must not end the others
+                recorder.mark(*key, Status.FAILED, str(error))
+                failed += 1
+                continue
+            added += 1
+            progress(added, len(keys), result)
+        recorder.put_event("later", f"mdd reconstruct added {added} volumes: {info.device}")
+        return added, failed
+    finally:
+        recorder.stop()
+
+
+def _open(
+    header: RunHeader, config: Config, report: Report, building: Callable[[float], None] | None
+) -> tuple[Reconstructor, EngineInfo]:
+    # torch only now: a refused file should be refused at once.
+    from microdiffusion.engines.engine import open_engine
+    from microdiffusion.engines.reconstructor import Reconstructor
+    from microdiffusion.engines.session_store import SessionStore
+
+    engine = open_engine(config.engine, progress=building)
+    # A session that is over never comes back, so what is beyond the limit may go for good.
+    store = SessionStore(most_bytes=int(config.engine.session_memory_mb * 1e6))
+    reconstructor = Reconstructor(header, config.engine, engine, sessions=store, report=report)
+    return reconstructor, EngineInfo.of(engine)
+
+
+def _reconstruct(
+    recorder: Recorder, reconstructor: Reconstructor, key: SweepKey, sweep: Sweep, *, later: bool = False
+) -> Reconstruction:
+    started = time.monotonic()
+    sweep.received_s = 0.0  # nobody waits for it
+    result = reconstructor.reconstruct(sweep)
+    put = partial_call(
+        recorder.put_volume, *key, result, acquired_s=sweep.time_s, received_s=started, later=later
+    )
+    _until_taken(recorder, put)
+    return result
+
+
+def _record_frames(recorder: Recorder, recorded: Recorded, key: SweepKey) -> None:
+    for frame in recorded.frames(key):
+        _until_taken(recorder, partial_call(recorder.put_frame, frame))
 
 
 def _until_taken(recorder: Recorder, put: Callable[[], bool]) -> None:

@@ -199,7 +199,12 @@ REFUSALS: dict[str, tuple[list[object], int, str]] = {
     "reconstruct: a run file": (
         ["reconstruct", "run_99.h5", "--output", "r.h5"],
         2,
-        "is a run file, not a projection file",
+        "layout 99",
+    ),
+    "reconstruct: a projection file without an output": (
+        ["reconstruct", "projections.h5"],
+        2,
+        "name the run file to write with --output",
     ),
     "info: a run of another version": (["info", "run_99.h5"], 2, "layout 99"),
     "info: a projection file": (["info", "projections.h5"], 2, "projections.h5"),

@@ -1,8 +1,10 @@
-"""Reconstruct a projection file with the daemon's own engine, without a daemon.
+"""Reconstruct recorded projections with the daemon's own engine, without a daemon.
 
 mdd reconstruct projections.h5 --output run.h5
 mdd reconstruct projections.h5 --output run.h5 --method tikhonov
 mdd reconstruct projections.h5 --output run.h5 --method microdiffusion   (the reference; takes hours)
+mdd reconstruct run.h5                     (adds the volumes that the engine had no time for)
+mdd reconstruct run.h5 --output anew.h5    (every sweep anew, into a run file of its own)
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -72,8 +75,13 @@ def _cost(reference: ReferenceConfig) -> str:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", type=options.file, metavar="FILE")
-    parser.add_argument("--output", type=options.file, required=True, metavar="RUN.h5")
+    parser.add_argument("file", type=options.file, metavar="FILE", help="projection file or run file")
+    parser.add_argument(
+        "--output",
+        type=options.file,
+        metavar="RUN.h5",
+        help="run file to write; without it a run file gets what it lacks, in place",
+    )
     parser.add_argument("--method", choices=("mdd", "inr", "tikhonov", "linear", "microdiffusion"))
     parser.add_argument(
         "--steps", type=options.count, metavar="N", help="network evaluations per volume, 1 to 8"
@@ -95,7 +103,8 @@ def run(args: Namespace) -> int:
         },
     )
     from microdiffusion.daemon.commands.build_bar import BuildBar
-    from microdiffusion.daemon.reconstruct import reconstruct_file
+    from microdiffusion.daemon.reconstruct import catch_up, reconstruct_file
+    from microdiffusion.daemon.recorded import is_run_file
 
     building = BuildBar("TensorRT engine")
 
@@ -103,6 +112,17 @@ def run(args: Namespace) -> int:
         building.close()
         say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
 
+    if args.output is None:
+        if not is_run_file(args.file):
+            raise ConfigError(
+                f"{args.file} is no run file, whose volumes could be added in place: "
+                "name the run file to write with --output RUN.h5."
+            )
+        with building:
+            added, failed = catch_up(args.file, config=config, progress=progress, building=building)
+        left = f"; sweeps that could not be done: {failed} (mdd info says why)" if failed else ""
+        say(f"{added} volumes added to {args.file}{left}")
+        return 0
     if config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
     report = StageLines(say)
