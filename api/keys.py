@@ -29,13 +29,14 @@ import zmq
 from zmq.auth.base import Authenticator
 
 from microdiffusion.config import WireConfig
-from microdiffusion.errors import ConfigError, MissingFileError
+from microdiffusion.errors import AddressError, ConfigError, MissingFileError
 from microdiffusion.folders import keys_folder
 
 PUBLIC = "mdd.public"
 SECRET = "mdd.secret"  # noqa: S105  # the name of a file
 TRUSTED = "trusted"
 _KEY = re.compile(r"[!-~]{40}")
+_ADDRESS = re.compile(r"tcp://[^\s;]+:(\d+|\*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DOMAIN = b"mdd"
 _TICK_MS = 100
@@ -179,8 +180,16 @@ def secure_client(socket: zmq.Socket[Any], address: str, keys: ClientKeys | None
 
 
 def require_loopback(address: str) -> None:
-    """Raise `ConfigError` where `address`, to be used without keys, is not on this machine alone."""
+    """Raise where `address`, to be used without keys, is not on this machine alone.
+
+    Raises
+    ------
+    ConfigError, AddressError
+        Other machines can reach it, or be reached by it; it is malformed.
+    """
     if not is_loopback(address):
+        if not _ADDRESS.fullmatch(address):
+            raise AddressError(f"Expected an address such as tcp://127.0.0.1:5750, not {address!r}.")
         raise ConfigError(
             f"Without keys {address!r} would be open to everybody on the network: run `mdd keys new` on both "
             "machines and `mdd keys trust` on the daemon's, or use tcp://127.0.0.1."

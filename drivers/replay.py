@@ -3,8 +3,8 @@
 `open_source` reads a projection file or a plain volume file, `replay` sends it. Everything runs in the
 caller's thread, except for the `Sender`'s own. Frames are read one at a time (of a volume: one sweep), so
 memory is bounded by the send buffer and one sweep. With a rate, a replay behaves like a camera: it does
-not wait, and what the buffer has no room for is dropped and counted. Without one it goes as fast as the
-daemon acknowledges, and drops nothing.
+not wait; what the buffer has no room for goes to the journal, and what that has no room for is dropped and
+counted. Without one it goes as fast as the daemon acknowledges, and needs neither.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from microdiffusion.drivers.plan import load_profile
 from microdiffusion.drivers.simulate import plan_positions, project_volume
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError
 from microdiffusion.faults import Faults
+from microdiffusion.keys import ClientKeys
 from microdiffusion.projection_file import ProjectionFile, open_projections
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sender import Sender, SenderStats
@@ -201,6 +202,9 @@ def replay(
     rate_hz: float | None = None,
     faults: Faults | None = None,
     buffer_bytes: int = 256_000_000,
+    journal: Path | None = None,
+    journal_bytes: int = 0,
+    security: ClientKeys | None = None,
     stop: Callable[[], bool] = lambda: False,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> SenderStats:
@@ -213,7 +217,11 @@ def replay(
     faults
         What goes wrong on purpose.
     buffer_bytes
-        Most that waits for the daemon.
+        Most that waits for the daemon in memory.
+    journal, journal_bytes
+        Where, with a rate, the rest waits, and how much at most; see `Sender`.
+    security
+        None only where the address is on loopback.
     stop
         Asked between frames; True ends the run early, in good order.
     connect_timeout_s
@@ -230,7 +238,15 @@ def replay(
     """
     if rate_hz is not None and not 0 < rate_hz < float("inf"):
         raise ConfigError(f"The rate is a positive number of frames per second, not {rate_hz:g}: correct it.")
-    sender = Sender(address, source.header, buffer_bytes=buffer_bytes, faults=faults)
+    sender = Sender(
+        address,
+        source.header,
+        buffer_bytes=buffer_bytes,
+        faults=faults,
+        journal=journal if rate_hz is not None else None,
+        journal_bytes=journal_bytes,
+        security=security,
+    )
     sender.start()
     reason, patience_s = "broken off", 0.0
     try:
@@ -252,9 +268,15 @@ def replay(
         stats = sender.finish(reason=reason, timeout_s=patience_s)
     sender.raise_if_failed()
     if not stats.ended and not stop():
+        left = stats.waiting + stats.on_the_way
+        advice = (
+            "they wait in the journal for `mdd deliver`"
+            if left and stats.unsent == left
+            else "start the replay again"
+        )
         raise AcquisitionError(
-            f"The daemon at {address} stopped answering, {stats.waiting + stats.on_the_way} of {stats.put} "
-            "frames are not confirmed: look at its last messages and start the replay again."
+            f"The daemon at {address} stopped answering, {left} of {stats.put} frames are not confirmed: look "
+            f"at its last messages; {advice}."
         )
     return stats
 
@@ -266,7 +288,7 @@ def _await_daemon(sender: Sender, address: str, stop: Callable[[], bool], timeou
         if time.monotonic() > deadline_s:
             raise AddressError(
                 f"Nobody answered at {address} within {timeout_s:g} s: start `mdd serve` there first, "
-                "or let the replay start one with --serve."
+                f"or let the replay start one with --serve. {sender.trouble}"
             )
         time.sleep(0.01)
 

@@ -5,7 +5,8 @@
   mdd replay projections.h5 --drop 0.01 --duplicate 0.01 --reorder 0.05 --seed 3      over a bad line
 
 FILE is a projection file, or a volume (HDF5 dataset `volume`, or TIFF) that is projected on the way; its
-slabs are those of [sweep]. Faults are shares of the frames; frames that are corrupted are sent again.
+slabs are those of [sweep]. Faults are shares of the frames; frames that are corrupted are sent again. With
+a rate, what the daemon does not take waits in memory and then in the journal, as at the microscope.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     faults.add_argument(
         "--stall", type=options.not_negative, default=0.0, metavar="S", help="stand still once, s"
     )
+    faults.add_argument(
+        "--cut", type=options.not_negative, default=0.0, metavar="S", help="be cut off once, s"
+    )
     faults.add_argument("--seed", type=options.seed, default=0, metavar="N")
 
 
@@ -83,7 +87,7 @@ def _serve(source: ReplaySource, config: Config, faults: Faults, args: Namespace
     from microdiffusion.daemon.serve import serve
 
     def feed(address: str, stop: Callable[[], bool]) -> None:
-        _send(source, config, faults, args.rate, address, stop)
+        _send(source, config, faults, args.rate, address, stop, own=True)
 
     return serve(config, dashboard=options.wants_dashboard(args), feed=feed)
 
@@ -95,11 +99,25 @@ def _send(
     rate_hz: float | None,
     address: str,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    own: bool = False,
 ) -> SenderStats:
     from microdiffusion.drivers.replay import replay
+    from microdiffusion.folders import journal_folder
+    from microdiffusion.keys import client_security
 
-    buffer_bytes = int(config.wire.send_buffer_mb * 1e6)
-    return replay(source, address, rate_hz=rate_hz, faults=faults, buffer_bytes=buffer_bytes, stop=stop)
+    return replay(
+        source,
+        address,
+        rate_hz=rate_hz,
+        faults=faults,
+        buffer_bytes=int(config.wire.send_buffer_mb * 1e6),
+        journal=config.wire.journal or journal_folder(),
+        # A daemon of its own ends with the replay: there is nobody to deliver to later.
+        journal_bytes=0 if own else int(config.wire.journal_gb * 1e9),
+        security=client_security(config.wire, address),
+        stop=stop,
+    )
 
 
 def _report(stats: SenderStats) -> None:
@@ -107,6 +125,7 @@ def _report(stats: SenderStats) -> None:
     for words, number in (
         ("dropped", stats.dropped),
         ("refused", stats.refused),
+        ("damaged", stats.damaged),
         ("lost on purpose", stats.lost),
     ):
         if number:
@@ -126,6 +145,7 @@ def _faults(args: Namespace) -> Faults:
             reorder=args.reorder,
             corrupt=args.corrupt,
             stall_s=args.stall,
+            cut_s=args.cut,
             seed=args.seed,
         )
     except ValidationError as error:
