@@ -150,12 +150,17 @@ class DriverProcess:
         if self._failure is not None:
             raise self._failure
 
+    def ask_to_stop(self) -> None:
+        """Let the run end in an orderly way; returns at once."""
+        if self._started:
+            with suppress(OSError):  # it may be gone already
+                self._pipe.send("stop")
+
     def stop(self, timeout_s: float = 15.0) -> None:
         """End the run in an orderly way, and after `timeout_s` in any way. Harmless when called again."""
         if not self._started:
             return
-        with suppress(OSError):  # it may be gone already
-            self._pipe.send("stop")
+        self.ask_to_stop()
         self._join(timeout_s)
         if self._process.is_alive():
             if self._failure is None and not self._over:

@@ -50,7 +50,7 @@ def _acquire(config: Config, address: str, root: str, way: str, pipe: Connection
     )
     notes: list[str] = []
     began_s = time.monotonic()
-    with attach(config, address=address, note=notes.append, finish_s=3.0) as mdd:
+    with attach(config, address=address, note=notes.append, finish_s=1.5) as mdd:
         ways = {"process": {"image_process_fn": mdd.process}, "saved": {"image_saved_fn": mdd.saved}}
         directory = root if way == "process" else None  # `saved` reads back from the memory, too
         with Acquisition(directory=directory, name="mine", show_display=False, **ways[way]) as acquisition:

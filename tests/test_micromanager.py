@@ -24,8 +24,9 @@ import pytest
 from driver_support import Daemon, Outbox, wait_until
 
 from microdiffusion.config import AcquisitionConfig, Config
+from microdiffusion.delivery import deliver
 from microdiffusion.drivers import micromanager, mm_core
-from microdiffusion.drivers.micromanager import FrameHook
+from microdiffusion.drivers.micromanager import FrameHook, ResumeFrom
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.errors import AcquisitionError, MissingFileError, UserError
@@ -170,6 +171,64 @@ def test_an_endless_run_stops_within_seconds(
 
 
 @pytest.mark.acquisition
+def test_a_pause_longer_than_the_silence_takes_no_sweep_and_keeps_the_run() -> None:
+    daemon = Daemon(silent_s=1.5)
+    driver = DriverProcess(make(acquisition={"sweeps": None}), daemon.address)
+    driver.start()
+    try:
+        assert wait_until(lambda: len(daemon.frames) >= 3)
+        daemon.tell("pause")
+        notes: list[str] = []
+
+        def is_paused() -> bool:
+            notes.extend(driver.take_notes())
+            return any("paused" in note for note in notes)
+
+        assert wait_until(is_paused)
+        last = daemon.frames[-1].info
+        # What had been handed over is finished, no more.
+        assert wait_until(lambda: daemon.frames[-1].info.index == daemon.frames[-1].info.count - 1)
+        assert daemon.frames[-1].info.sweep <= last.sweep + 2
+        time.sleep(0.2)
+        taken = len(daemon.frames)
+        time.sleep(2.5)
+        assert len(daemon.frames) == taken
+        assert driver.alive
+        daemon.tell("go")
+        assert wait_until(lambda: len(daemon.frames) > taken + 5)
+        daemon.tell("stop")
+        assert wait_until(lambda: not driver.alive)
+        driver.raise_if_failed()
+        assert len(daemon.headers) == 1
+        (end,) = daemon.ends
+        assert (end.reason, end.announced) == ("stopped", len(daemon.frames))
+        seqs = [frame.info.seq for frame in daemon.frames]
+        assert seqs == list(range(len(seqs)))
+    finally:
+        driver.stop(5.0)
+        daemon.stop()
+
+
+@pytest.mark.acquisition
+def test_a_run_that_is_gone_on_with_takes_the_sweeps_that_are_left(daemon: Daemon) -> None:
+    config = make(acquisition={"sweeps": 5})
+    resume = ResumeFrom("c" * 32, sweep=3, seq=1 << 32, time_s=12.5)
+    driver = DriverProcess(config, daemon.address, resume=resume)
+    driver.start()
+    assert wait_until(lambda: not driver.alive)
+    driver.raise_if_failed()
+    planned = [shot.info for sweep in Plan(config).sweeps(first=3, seq=1 << 32) for shot in sweep.shots]
+    came = [frame.info for frame in daemon.frames]
+    assert [(i.seq, i.sweep, i.index, i.count, i.z_um, i.held_out) for i in came] == [
+        (i.seq, i.sweep, i.index, i.count, i.z_um, i.held_out) for i in planned
+    ]
+    assert 12.5 <= came[0].camera_time_s < came[-1].camera_time_s < 30
+    assert daemon.headers[0].run_id == resume.run_id
+    assert driver.progress is not None
+    assert driver.progress.acknowledged == len(planned)
+
+
+@pytest.mark.acquisition
 def test_sweeps_keep_their_interval(daemon: Daemon, start: Callable[[Config], DriverProcess]) -> None:
     driver = start(make(acquisition={"sweeps": 4, "sweep_interval_s": 0.4}))
     assert wait_until(lambda: not driver.alive)
@@ -275,6 +334,41 @@ def test_a_killed_parent_leaves_no_orphan(daemon: Daemon, tmp_path: Path, moment
         finally:
             if child.is_running():
                 child.kill()
+
+
+@pytest.mark.acquisition
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_what_an_orphan_could_not_deliver_is_delivered_from_its_journal(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    script, journal = tmp_path / "parent.py", tmp_path / "journal"
+    script.write_text(textwrap.dedent(PARENT))
+    config = make(
+        acquisition={"sweeps": None, "exposure_ms": 20}, wire={"journal": journal}
+    ).model_dump_json()
+    with subprocess.Popen(
+        [sys.executable, str(script), config, address], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            assert wait_until(lambda: any(journal.rglob("*.part")))
+            parent.kill()
+            parent.wait()
+            assert wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 20)
+        finally:
+            if child.is_running():
+                child.kill()
+    daemon = Daemon(address)
+    try:
+        (delivered,) = deliver(journal, address)
+        assert delivered.done
+        seqs = [frame.info.seq for frame in daemon.frames]
+        assert seqs == list(range(delivered.frames))
+        assert daemon.ends[0].announced == len(seqs) > 3
+        assert daemon.ends[0].unsent == daemon.ends[0].dropped == 0
+    finally:
+        daemon.stop()
 
 
 @pytest.mark.acquisition

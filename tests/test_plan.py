@@ -114,6 +114,23 @@ def test_sequence_numbers_run_on_over_sweeps_channels_and_positions() -> None:
     assert order == sorted(order)
 
 
+@given(first=st.integers(0, 7), seq=st.integers(0, 1 << 40), every=st.integers(0, 3))
+def test_a_run_that_is_gone_on_with_has_the_plan_it_began_with(first: int, seq: int, every: int) -> None:
+    plan = Plan(make(acquisition={"sweeps": 7, "sweep_interval_s": 2.0}, sweep={"hold_out_every": every}))
+    whole = list(plan.sweeps())[first:]
+    rest = list(plan.sweeps(first=first, seq=seq))
+    assert [sweep.number for sweep in rest] == list(range(first, 7))
+    assert [sweep.start_s for sweep in rest] == [2.0 * turn for turn in range(7 - first)]
+    assert [shot.event for sweep in rest for shot in sweep.shots] == [
+        shot.event for sweep in whole for shot in sweep.shots
+    ]
+    infos = [shot.info for sweep in rest for shot in sweep.shots]
+    assert [info.seq for info in infos] == list(range(seq, seq + len(infos)))
+    assert [info.held_out for info in infos] == [
+        shot.info.held_out for sweep in whole for shot in sweep.shots
+    ]
+
+
 def test_a_plain_run_has_neither_channel_nor_position_axis() -> None:
     shot = next(Plan(make()).sweeps()).shots[0]
     assert set(shot.event["axes"]) == {"time", "z"}

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from driver_support import DatasetWriter, image_of
+from driver_support import Daemon, DatasetWriter, image_of, passive_config, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microdiffusion.drivers import link
+from microdiffusion.drivers import watch as watching
 from microdiffusion.drivers.layout import Image
 from microdiffusion.drivers.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
-from microdiffusion.errors import AcquisitionError
+from microdiffusion.drivers.plan import ResumeFrom
+from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
+from microdiffusion.sender import SenderStats
 
 IMAGES = [image_of(t, z) for t in range(2) for z in range(3)]
 
@@ -245,3 +252,224 @@ def test_whatever_a_file_holds_it_is_read_or_refused(
         pass
     finally:
         dataset.close()
+
+
+# Following ------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """`watch.acquire` on a thread, and all that it tells."""
+
+    def __init__(self, folder: Path, address: str, resume: ResumeFrom | None = None, **tables: Any) -> None:
+        tables["acquisition"] = {"driver": "watch", "watch": folder, **tables.get("acquisition", {})}
+        self.stop = threading.Event()
+        self.notes: list[str] = []
+        self.stats: SenderStats | None = None
+        self.failure: Exception | None = None
+        self._config = passive_config(**tables)
+        self._thread = threading.Thread(target=self._run, args=(address, resume))
+        self._thread.start()
+
+    def _run(self, address: str, resume: ResumeFrom | None) -> None:
+        try:
+            self.stats = link.acquire(
+                self._config, address, stop=self.stop, note=self.notes.append, resume=resume
+            )
+        except Exception as error:
+            self.failure = error
+
+    def join(self, timeout_s: float = 20.0) -> None:
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        self.stop.set()
+        self.join()
+
+    def wait_for_note(self, text: str) -> None:
+        assert wait_until(lambda: any(text in note for note in self.notes) or not self._thread.is_alive())
+        assert any(text in note for note in self.notes), (self.notes, self.failure)
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    daemon = Daemon()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def watch(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watch]]:
+    """Start watchers that end with the test, whatever it does."""
+    monkeypatch.setattr(watching, "SETTLE_S", 0.2)
+    monkeypatch.setattr(watching, "LOOK_S", 0.05)
+    started: list[Watch] = []
+
+    def start(folder: Path, **options: Any) -> Watch:
+        started.append(Watch(folder, options.pop("address", daemon.address), **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def sweeps(times: range, slabs: int = 4) -> list[Image]:
+    return [image_of(t, z) for t in times for z in range(slabs)]
+
+
+def assert_received(daemon: Daemon, images: list[Image]) -> None:
+    assert [frame.info.seq for frame in daemon.frames] == list(range(len(images)))
+    for frame, image in zip(daemon.frames, images, strict=True):
+        assert (frame.info.sweep, frame.info.index) == (image.axes["time"], image.axes["z"])
+        np.testing.assert_array_equal(frame.pixels, image.pixels)
+
+
+def test_a_data_set_that_appears_is_followed_from_the_first_image_to_its_end_and_then_the_next(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    write(tmp_path, sweeps(range(2)), name="old")
+    follower = watch(tmp_path)
+    follower.wait_for_note("waiting for a data set")
+    for number in range(2):
+        writer = DatasetWriter(tmp_path, name="new")
+        came = len(daemon.frames)
+        for image in sweeps(range(3)):
+            writer.put(image)
+        assert wait_until(lambda came=came: len(daemon.frames) == came + 12)
+        writer.finish()
+        assert wait_until(lambda number=number: len(daemon.ends) == number + 1)
+    assert len(daemon.headers) == 2
+    assert [end.reason for end in daemon.ends] == ["finished", "finished"]
+    assert [end.announced for end in daemon.ends] == [12, 12]
+    follower.close()
+    assert follower.failure is None
+
+
+def test_a_data_set_that_had_begun_before_is_followed_from_its_first_image(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    images = sweeps(range(3))
+    writer = DatasetWriter(tmp_path / "day", name="run")
+    for image in images[:5]:
+        writer.put(image)
+    watch(tmp_path)
+    assert wait_until(lambda: len(daemon.frames) == 5)
+    for image in images[5:]:
+        writer.put(image)
+    writer.finish()
+    assert wait_until(lambda: len(daemon.ends) == 1)
+    assert_received(daemon, images)
+
+
+def test_a_folder_that_is_a_data_set_is_read_to_its_end(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    images = sweeps(range(5))
+    follower = watch(write(tmp_path, images))
+    follower.join()
+    assert follower.failure is None
+    assert follower.stats is not None
+    assert follower.stats.acknowledged == 20
+    assert_received(daemon, images)
+    assert follower.notes[-1] == "the data set run_1 has ended (finished)"
+
+
+def test_a_program_that_died_ends_its_run_after_the_stated_silence(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    writer = DatasetWriter(tmp_path)
+    for image in sweeps(range(2)):
+        writer.put(image)
+    writer.abandon()
+    follower = watch(writer.folder, wire={"silent_s": 0.5}, acquisition={"sweep_interval_s": 0.1})
+    follower.join()
+    assert [end.reason for end in daemon.ends] == ["nothing new"]
+    assert len(daemon.frames) == 8
+    assert "nothing new has been saved for 0.6 s: the run is closed" in follower.notes
+
+
+def test_a_daemon_that_is_not_there_yet_costs_nothing_and_is_waited_for(
+    tmp_path: Path, watch: Callable[..., Watch]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    images = sweeps(range(40))
+    # A buffer of a tenth of the data: the rest waits on the disk.
+    follower = watch(write(tmp_path, images), address=address, wire={"send_buffer_mb": 0.012})
+    follower.wait_for_note("has begun")
+    daemon = Daemon(address)
+    try:
+        follower.join()
+        assert follower.failure is None
+        assert_received(daemon, images)
+        assert (daemon.ends[0].announced, daemon.ends[0].dropped) == (160, 0)
+    finally:
+        daemon.stop()
+
+
+def test_the_daemon_can_pause_and_stop_the_reading(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    writer = DatasetWriter(tmp_path)
+    for image in sweeps(range(2)):
+        writer.put(image)
+    follower = watch(writer.folder)
+    assert wait_until(lambda: len(daemon.frames) == 8)
+    daemon.tell("pause")
+    time.sleep(0.3)
+    for image in sweeps(range(2, 4)):
+        writer.put(image)
+    time.sleep(0.3)
+    assert len(daemon.frames) == 8
+    daemon.tell("go")
+    assert wait_until(lambda: len(daemon.frames) == 16)
+    daemon.tell("stop")
+    follower.join()
+    assert daemon.ends[0].reason == "stopped"
+    writer.finish()
+
+
+def test_a_run_that_is_gone_on_with_gets_what_it_lacks_and_nothing_twice(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    images = sweeps(range(4))
+    writer = DatasetWriter(tmp_path)
+    for image in images[:8]:
+        writer.put(image)
+    first = watch(tmp_path)
+    assert wait_until(lambda: len(daemon.frames) == 8)
+    first.close()
+    for image in images[8:]:
+        writer.put(image)
+    writer.finish()
+    resume = ResumeFrom(daemon.headers[0].run_id, sweep=2, seq=1 << 32, time_s=1.0)
+    watch(tmp_path, resume=resume)
+    assert wait_until(lambda: len(daemon.frames) >= 16)
+    assert wait_until(lambda: daemon.ends[0].announced == 16)
+    assert_received(daemon, images)
+    assert {header.run_id for header in daemon.headers} == {resume.run_id}
+    assert daemon.headers[0] == daemon.headers[-1]
+
+
+@pytest.mark.parametrize(
+    ("tables", "kind", "text"),
+    [
+        ({"acquisition": {"watch": Path("nowhere")}}, MissingFileError, "nowhere does not exist"),
+        ({"volume": {"z0_um": 200.0}}, GeometryError, "set volume.z0_um"),
+    ],
+    ids=["no folder", "geometry"],
+)
+def test_what_is_wrong_ends_it_with_a_sentence(
+    tmp_path: Path,
+    daemon: Daemon,
+    watch: Callable[..., Watch],
+    tables: dict[str, Any],
+    kind: type[Exception],
+    text: str,
+) -> None:
+    follower = watch(write(tmp_path, sweeps(range(2))), **tables)
+    follower.join()
+    assert isinstance(follower.failure, kind)
+    assert text in str(follower.failure)
+    assert daemon.headers == []

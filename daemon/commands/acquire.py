@@ -23,7 +23,7 @@ from microdiffusion.errors import AcquisitionError, ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from microdiffusion.config import Config
@@ -35,8 +35,8 @@ STATS_S = 10.0
 TICK_S = 0.1
 STOP_S = 20.0
 """How long the driver may take to end in good order."""
-HURRIED_S = 2.0
-"""The same where the user asks twice."""
+HURRIED_S = 1.0
+"""How much longer where that did not do, or the user asks twice."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,14 @@ def run(args: Namespace) -> int:
         driver = DriverProcess(config, address, log=args.log or _log_file(), security=security)
         driver.start()
         try:
-            _watch(driver, wish)
+            _watch(driver, wish.stop.is_set)
+            if driver.alive:
+                logger.info("stopping; once more for at once")
+                driver.ask_to_stop()
+                deadline_s = time.monotonic() + STOP_S
+                _watch(driver, lambda: wish.hurry or time.monotonic() > deadline_s)
         finally:
-            driver.stop(HURRIED_S if wish.hurry else STOP_S)
+            driver.stop(HURRIED_S)
             _tell(driver)
     driver.raise_if_failed()
     return _verdict(driver.stats)
@@ -120,10 +125,11 @@ def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None
         logger.warning("what is left over from earlier waits in %s: %s", folder, error)
 
 
-def _watch(driver: DriverProcess, wish: _Wish) -> None:
-    """Log what the driver tells, and its counters, until it ends or the user asks."""
+def _watch(driver: DriverProcess, is_enough: Callable[[], bool]) -> None:
+    """Log what the driver tells, and its counters, until it ends or `is_enough`."""
     told_s = time.monotonic()
-    while driver.alive and not wish.stop.wait(TICK_S):
+    while driver.alive and not is_enough():
+        time.sleep(TICK_S)
         _tell(driver)
         if time.monotonic() - told_s >= STATS_S:
             told_s = time.monotonic()
