@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
@@ -22,6 +22,8 @@ from microdiffusion.recorded_sweep import FrameRows
 from microdiffusion.sweep import Frame, Sweep
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from microdiffusion.projection_file import ProjectionFile
     from microdiffusion.reader import Run
     from microdiffusion.run_header import RunHeader
@@ -164,7 +166,8 @@ class RecordedRun:
         self._held_out = [self._all(run, "frames/held_out", 3) != 0 for run in positions]
         self._expected = [self._all(run, "frames_expected", 2) for run in positions]
 
-    def _all(self, run: Run, name: str, dimensions: int) -> np.ndarray:  # type: ignore[type-arg]
+    @staticmethod
+    def _all(run: Run, name: str, dimensions: int) -> NDArray[Any]:
         values = run.values(name)
         return values if values.ndim == dimensions else values[:, None]
 
