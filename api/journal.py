@@ -153,7 +153,7 @@ class Journal:
         except ValidationError:
             lock.release()
             raise InputFileError(
-                f"{path} is not a journal of this version of mdd: its start is damaged."
+                f"{path} is no journal of this version of mdd: its start is damaged."
             ) from None
         except BaseException:
             lock.release()

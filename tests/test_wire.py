@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
+import time
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,21 @@ from wire_support import RUN, make_frame, make_header
 from microdiffusion import wire
 from microdiffusion.errors import WireError
 from microdiffusion.sweep import Frame, FrameInfo
-from microdiffusion.wire import Ack, Reason, Refuse, RunEnd, RunStart, decode, encode, encode_frame
+from microdiffusion.wire import (
+    Ack,
+    Answer,
+    Command,
+    Reason,
+    Refuse,
+    RunEnd,
+    RunProgress,
+    RunStart,
+    Tell,
+    check_of,
+    decode,
+    encode,
+    encode_frame,
+)
 
 numbers = st.integers(0, 2**53 - 1)
 indices = st.integers(0, 2**31 - 1)
@@ -44,14 +58,36 @@ infos = counts.flatmap(
     )
 )
 controls = st.one_of(
-    st.builds(RunStart, header=st.builds(make_header, name=texts), attempt=numbers),
-    st.builds(RunEnd, run=run_ids, announced=numbers, dropped=numbers, reason=texts),
+    st.builds(RunStart, header=st.builds(make_header, name=texts), first_seq=numbers, attempt=numbers),
+    st.builds(RunProgress, run=run_ids, first_seq=numbers, announced=numbers, dropped=numbers),
+    st.builds(
+        RunEnd,
+        run=run_ids,
+        first_seq=numbers,
+        announced=numbers,
+        dropped=numbers,
+        unsent=numbers,
+        damaged=numbers,
+        reason=texts,
+    ),
     st.builds(
         Ack,
         run=run_ids,
         received=st.lists(numbers, max_size=5).map(tuple),
         attempt=st.none() | numbers,
+        window_bytes=st.none() | numbers,
+        held=st.lists(numbers, max_size=5).map(tuple),
+        server=texts,
         ended=st.booleans(),
+    ),
+    st.builds(Tell, run=run_ids, what=st.sampled_from(["go", "pause", "stop"]), text=texts),
+    st.builds(Command, command=texts, key=texts, value=texts, number=numbers),
+    st.builds(
+        Answer,
+        number=numbers,
+        ok=st.booleans(),
+        text=texts,
+        values=st.dictionaries(texts, st.none() | texts | st.booleans() | numbers | finite, max_size=4),
     ),
     st.builds(
         Refuse, run=st.none() | run_ids, seq=st.none() | numbers, reason=st.sampled_from(Reason), text=texts
@@ -83,9 +119,9 @@ def test_pixels_that_are_not_contiguous_are_sent_in_order(pixels: np.ndarray, do
 
 def test_pixels_are_aligned_and_read_only_wherever_the_body_lies() -> None:
     frame = make_frame(3, make_header(dtype="float32"))
-    header, body = encode_frame(RUN, frame)
+    header, body, check = encode_frame(RUN, frame)
     shifted = memoryview(b"x" + bytes(body))[1:]
-    pixels = decode([header, shifted]).frame.pixels
+    pixels = decode([header, shifted, check]).frame.pixels
     assert pixels.flags.aligned
     assert not pixels.flags.writeable
     np.testing.assert_array_equal(pixels, frame.pixels)
@@ -136,30 +172,48 @@ def test_a_header_that_is_too_large_is_not_encoded() -> None:
         encode(RunStart(header=make_header(profile_weights=weights)))
 
 
+def _checked(header: bytes, *body: bytes) -> list[bytes]:
+    """Return a message whose header passes its check, whatever it says."""
+    return [header, *body, check_of(header)]
+
+
 def _frame(**changes: Any) -> list[bytes]:
     """Return a frame with fields of its header changed; a field of None is left out."""
-    header, body = encode_frame(RUN, make_frame(7))
-    fields = {**json.loads(header), **changes}
+    header, body, _ = encode_frame(RUN, make_frame(7))
+    fields = {**json.loads(bytes(header)), **changes}
     fields = {name: value for name, value in fields.items() if value is not None}
-    return [json.dumps(fields).encode(), bytes(body)]
+    return _checked(json.dumps(fields).encode(), bytes(body))
+
+
+def _older(parts: list[bytes]) -> list[bytes]:
+    """Return a message as version 1 sent it: without a check."""
+    return [parts[0].replace(b'"mdd": 2', b'"mdd": 1'), *parts[1:-1]]
 
 
 BODY_BYTES = 16 * 24 * 2
+ACK = b'{"mdd": 2, "kind": "ack", "run": "%s"}' % RUN.encode()
 MALFORMED = [
     pytest.param([], Reason.PARTS, id="no part"),
-    pytest.param([*_frame(), b""], Reason.PARTS, id="three parts"),
-    pytest.param(_frame()[:1], Reason.PARTS, id="frame without body"),
-    pytest.param([*encode(Ack(run=RUN)), b"x"], Reason.PARTS, id="ack with body"),
-    pytest.param([b" " * (wire.MAX_HEADER_BYTES + 1)], Reason.HEADER_SIZE, id="large header"),
-    pytest.param([b""], Reason.HEADER, id="empty header"),
-    pytest.param([b"\xff\xfe{}"], Reason.HEADER, id="not UTF-8"),
-    pytest.param([b"[" * 60000], Reason.HEADER, id="deeply nested"),
-    pytest.param([b"[1, 2]"], Reason.VERSION, id="not an object"),
-    pytest.param([b"\x80\x04K\x01."], Reason.HEADER, id="a pickle"),
+    pytest.param(_frame()[:1], Reason.PARTS, id="one part"),
+    pytest.param([*_frame(), b""], Reason.PARTS, id="four parts"),
+    pytest.param([_frame()[0], _frame()[2]], Reason.PARTS, id="frame without body"),
+    pytest.param(_frame()[:2], Reason.PARTS, id="frame without check"),
+    pytest.param(_checked(ACK, b"x"), Reason.PARTS, id="ack with body"),
+    pytest.param([ACK, b"12345"], Reason.PARTS, id="long check"),
+    pytest.param(_older(_frame()), Reason.VERSION, id="version 1"),
+    pytest.param(_older(_checked(ACK)), Reason.VERSION, id="version 1 without body"),
+    pytest.param([ACK, b"1234"], Reason.CHECKSUM, id="wrong check"),
+    pytest.param([_frame()[0], _frame()[1], b"1234"], Reason.CHECKSUM, id="wrong check of a frame"),
+    pytest.param([b" " * (wire.MAX_HEADER_BYTES + 1), b"1234"], Reason.HEADER_SIZE, id="large header"),
+    pytest.param(_checked(b""), Reason.HEADER, id="empty header"),
+    pytest.param(_checked(b"\xff\xfe{}"), Reason.HEADER, id="not UTF-8"),
+    pytest.param(_checked(b"[" * 60000), Reason.HEADER, id="deeply nested"),
+    pytest.param(_checked(b"[1, 2]"), Reason.VERSION, id="not an object"),
+    pytest.param(_checked(b"\x80\x04K\x01."), Reason.HEADER, id="a pickle"),
     pytest.param(_frame(mdd=None), Reason.VERSION, id="no version"),
-    pytest.param(_frame(mdd=2), Reason.VERSION, id="version 2"),
-    pytest.param(_frame(mdd=2, kind="novel", seq="x"), Reason.VERSION, id="version 2 with other fields"),
-    pytest.param(_frame(mdd="1"), Reason.VERSION, id="version as text"),
+    pytest.param(_frame(mdd=3), Reason.VERSION, id="version 3"),
+    pytest.param(_frame(mdd=3, kind="novel", seq="x"), Reason.VERSION, id="version 3 with other fields"),
+    pytest.param(_frame(mdd="2"), Reason.VERSION, id="version as text"),
     pytest.param(_frame(kind="novel"), Reason.KIND, id="unknown kind"),
     pytest.param(_frame(kind=None), Reason.KIND, id="no kind"),
     pytest.param(_frame(run="short"), Reason.HEADER, id="run id"),
@@ -175,10 +229,10 @@ MALFORMED = [
     pytest.param(_frame(shape=[2**20, 2**20]), Reason.SIZE, id="shape larger than any body"),
     pytest.param(_frame(shape=[16, 25]), Reason.SIZE, id="shape larger than the body"),
     pytest.param(_frame(type="float32"), Reason.SIZE, id="type larger than the body"),
-    pytest.param([_frame()[0], b""], Reason.SIZE, id="empty body"),
+    pytest.param([_frame()[0], b"", _frame()[2]], Reason.SIZE, id="empty body"),
     pytest.param(_frame(index=10), Reason.FRAME, id="index not below count"),
     pytest.param(_frame(crc32=1), Reason.CHECKSUM, id="wrong checksum"),
-    pytest.param([_frame()[0], bytes(BODY_BYTES)], Reason.CHECKSUM, id="another body"),
+    pytest.param([_frame()[0], bytes(BODY_BYTES), _frame()[2]], Reason.CHECKSUM, id="another body"),
 ]
 
 
@@ -219,23 +273,67 @@ def test_arbitrary_fields_raise_nothing_but_wire_error(changes: dict[str, Any]) 
 
 
 @given(controls, st.data())
-def test_a_damaged_control_message_raises_nothing_but_wire_error(
+def test_a_damaged_control_message_is_refused(message: wire.Control, data: st.DataObject) -> None:
+    parts = [bytearray(part) for part in encode(message)]
+    damaged = parts[data.draw(st.sampled_from([0, 0, 1]))]
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(WireError) as caught:
+        decode([bytes(part) for part in parts])
+    assert caught.value.reason == Reason.CHECKSUM
+
+
+@given(controls, st.data())
+def test_a_strange_header_that_passes_its_check_raises_nothing_but_wire_error(
     message: wire.Control, data: st.DataObject
 ) -> None:
-    damaged = bytearray(encode(message)[0])
-    for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
-        damaged[place] = data.draw(st.integers(0, 255))
-    _decode_or_refuse([bytes(damaged[: data.draw(st.integers(0, len(damaged)))])])
+    header = bytearray(encode(message)[0])
+    for place in data.draw(st.lists(st.integers(0, len(header) - 1), min_size=1, max_size=4)):
+        header[place] = data.draw(st.integers(0, 255))
+    _decode_or_refuse(_checked(bytes(header[: data.draw(st.integers(0, len(header)))])))
 
 
-@given(st.integers(0, BODY_BYTES - 1), st.integers(0, 7))
-def test_every_flipped_bit_of_a_body_is_noticed(place: int, bit: int) -> None:
-    header, body = _frame()
-    damaged = bytearray(body)
-    damaged[place] ^= 1 << bit
-    assert zlib.crc32(damaged) != zlib.crc32(body)
+@given(st.sampled_from([0, 1, 2]), st.data())
+def test_every_flipped_bit_of_a_frame_is_noticed(part: int, data: st.DataObject) -> None:
+    parts = [bytearray(part) for part in _frame()]
+    parts[part][data.draw(st.integers(0, len(parts[part]) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(WireError, match="checksum"):
-        decode([header, bytes(damaged)])
+        decode([bytes(part) for part in parts])
+
+
+SLOW = [
+    pytest.param(b"[" * 65000, id="nested lists"),
+    pytest.param(b'{"a":' * 13000, id="nested objects"),
+    pytest.param(b'{"mdd": ' + b"9" * 65000 + b"}", id="a number of 65,000 digits"),
+    pytest.param(b'{"mdd": 1e' + b"9" * 60000 + b"}", id="an exponent of 60,000 digits"),
+    pytest.param(b'{"mdd": 2, "kind": "ack", "attempt": ' + b"9" * 65000 + b"}", id="such an attempt"),
+    pytest.param(b'{"mdd": 2, "kind": "ack", "received": [' + b"-1," * 21000 + b"0]}", id="many wrong items"),
+    pytest.param(
+        b'{"mdd": 2, "kind": "start", "header": {' + b",".join(b'"%d":0' % n for n in range(6500)) + b"}}",
+        id="many wrong fields",
+    ),
+    pytest.param(
+        b'{"mdd": 2, "kind": "answer", "number": 1, "ok": true, "values": {'
+        + b",".join(b'"%d":[]' % n for n in range(5500))
+        + b"}}",
+        id="many wrong values",
+    ),
+    pytest.param(b'{"mdd": 2, "kind": "refuse", "reason": "\\ud800"}', id="half of a surrogate pair"),
+    pytest.param(b'{"mdd": 2, "kind": "refuse", "reason": "' + b"\\u0000" * 10000 + b'"}', id="zeros"),
+    pytest.param(b'{"mdd": NaN}', id="not a number"),
+    pytest.param(b'{"mdd": 2, ' * 5000, id="repeated and unfinished"),
+]
+
+
+@pytest.mark.parametrize("header", SLOW)
+def test_no_header_takes_long_to_refuse(header: bytes) -> None:
+    best_s = math.inf
+    for _ in range(3):
+        begin = time.perf_counter()
+        with pytest.raises(WireError) as caught:
+            decode(_checked(header))
+        best_s = min(best_s, time.perf_counter() - begin)
+        assert len(str(caught.value)) < 500
+    assert best_s < 0.15
 
 
 def _decode_or_refuse(parts: list[bytes]) -> None:
