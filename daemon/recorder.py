@@ -1,38 +1,34 @@
 """The recorder: takes frames, volumes and notes from the daemon's threads and puts them into the run file.
 
-Owns one thread, which alone writes the run's files (`run_writer.RunWriter`), the queue before it, and the
-lock that keeps a second daemon off the file. Callers never wait for the disk: what they hand over goes into
-a queue that is bounded in bytes, and a full queue is answered with False. They must not change an array that
-they handed over.
+Owns one thread, which alone writes the run's files (`run_writer.RunWriter`), and the order of its work
+(`job_queue.JobQueue`). Callers never wait for the disk: what they hand over goes into a queue that is bounded
+in bytes, and a full queue is answered with False. They must not change an array that they handed over.
 
 Invariants
 - Jobs are done in the order in which they were handed over; `taken` of a frame is called on the recorder's
   thread when its bytes are in the operating system's hands and the file says that it is there.
 - A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
   waits is not taken. A disk that fails otherwise ends the thread.
-- Rolling volumes give way: of each session only the newest waits, and together they take a quarter of the
-  thread's time at most.
 - When a run is closed in order, no time point that was begun, or passed over, is left without a status.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.job_queue import JobQueue
+from microdiffusion.daemon.patience import Patience
 from microdiffusion.daemon.run_book import Key
+from microdiffusion.daemon.run_files import RunFiles
+from microdiffusion.daemon.run_lock import RunLock
 from microdiffusion.daemon.run_writer import RunWriter, Written
-from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError, RunError
+from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
 from microdiffusion.recorded_sweep import FrameRows, assemble
 from microdiffusion.run_file import Ledger, RunPlan, Status
 from microdiffusion.run_header import RunHeader
@@ -45,16 +41,6 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.seq_set import SeqSet
 
 __all__ = ["Recorder", "Written"]
-
-_RETRY_S = 1.0
-_LIVE_REST = 3.0  # after a rolling volume none for three times as long as it took
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    work: Callable[[], None]
-    size: int = 0
 
 
 class Recorder:
@@ -107,25 +93,18 @@ class Recorder:
             planned_time_points=room,
             live=live,
         )
-        self._set_up(path, RunWriter(path, plan, config), config, on_written)
+        self._set_up(RunFiles(path, plan), config, on_written)
 
-    def _set_up(
-        self, path: Path, writer: RunWriter, config: RecorderConfig, on_written: Callable[[Written], None]
-    ) -> None:
-        self.header = writer.header
-        self.received: SeqSet = writer.received()
-        self._writer = writer
+    def _set_up(self, files: RunFiles, config: RecorderConfig, on_written: Callable[[Written], None]) -> None:
+        self._files = files
+        self._writer = RunWriter(files, config)
+        self.header = files.plan.header
+        self.received: SeqSet = self._writer.received()
         self._on_written = on_written
-        self._lock = _lock(path)
-        self._limit = int(config.queue_mb * 1e6)
-        self._changed = threading.Condition()
-        self._jobs: deque[_Job] = deque()
-        self._queued = 0
+        self._lock = RunLock(files.path)
+        self._queue = JobQueue(int(config.queue_mb * 1e6))
         self._waiting_frames: dict[Key, list[Frame]] = {}
-        self._newest_live: dict[tuple[int, int], _Job] = {}
-        self._live_due_s = 0.0
-        self._waiting_for = ""
-        self._stopping = False
+        self._patience = Patience(self._queue, self._note)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
@@ -146,12 +125,12 @@ class Recorder:
             It cannot be opened for writing.
         """
         recorder = cls.__new__(cls)
-        lock = _lock(path)
-        _acquire(lock, path)
+        lock = RunLock(path)
+        lock.acquire()
         try:
-            recorder._set_up(path, RunWriter.reopened(path, config), config, on_written)  # noqa: SLF001
+            recorder._set_up(RunFiles.reopened(path), config, on_written)  # noqa: SLF001
         except BaseException:
-            _release(lock)
+            lock.release()
             raise
         recorder._lock = lock  # noqa: SLF001
         return recorder
@@ -159,54 +138,54 @@ class Recorder:
     @property
     def queue_bytes(self) -> int:
         """Bytes that wait to be written."""
-        return self._queued
+        return self._queue.bytes
 
     @property
     def paths(self) -> list[Path]:
         """The run's files so far."""
-        return self._writer.paths
+        return [segment.path for segment in self._files.segments]
 
     @property
     def counts(self) -> dict[Status, int]:
         """Number of time points (of each channel and position) that are written, lost, skipped, failed."""
-        return dict(self._writer.book.counts)
+        return dict(self._files.book.counts)
 
     @property
     def unplaced(self) -> int:
         """Frames that have no place in the file: beyond the planned sweeps or frames per sweep."""
-        return self._writer.unplaced
+        return self._writer.notes.unplaced
 
     @property
     def ledger(self) -> Ledger:
         """Where the frames went, as the file says now."""
-        return self._writer.ledger
+        return self._writer.notes.ledger
 
     @property
     def senders(self) -> NDArray[np.int64]:
         """What each sender said last, as the file says now: (64, 6) int64, unused rows negative."""
-        return self._writer.senders
+        return self._writer.notes.senders
 
     @property
     def next_sweep(self) -> int:
         """The sweep after the highest one with a frame."""
-        return self._writer.book.next_sweep
+        return self._files.book.next_sweep
 
     @property
     def last_time_s(self) -> float:
         """Camera time of the newest frame, s since the start of the run; 0 where there is none."""
-        return self._writer.last_time_s
+        return self._files.last_time_s
 
     @property
     def waiting_for(self) -> str:
         """Why the disk cannot take more now, in a sentence; empty where it can."""
-        return self._waiting_for
+        return self._patience.waiting_for
 
     def unfinished(self, wanted: Collection[Status] = (Status.EMPTY,)) -> list[Key]:
         """Return (sweep, channel, position) that have frames and one of these statuses, oldest first.
 
         Of a run that goes on, ask on the recorder's thread (`call`), or before the start.
         """
-        return self._writer.book.unfinished(wanted)
+        return self._files.book.unfinished(wanted)
 
     def start(self) -> None:
         """Create the run file, or open it again, and start the thread.
@@ -218,13 +197,12 @@ class Recorder:
         NoRoomError, DiskError
             There is not enough room for all of its time points; it cannot be created.
         """
-        if not self._lock.is_locked:
-            _acquire(self._lock, self._writer.path)
+        self._lock.acquire()
         try:
             self._writer.start()
         except BaseException:
-            self._writer.close()
-            _release(self._lock)
+            self._files.close()
+            self._lock.release()
             raise
         self._thread.start()
 
@@ -240,8 +218,8 @@ class Recorder:
         key = (info.sweep, info.channel, info.position)
 
         def work() -> None:
-            self._patiently(lambda: self._writer.write_frame(frame))
-            with self._changed:
+            self._patience.until_done(lambda: self._writer.write_frame(frame))
+            with self._queue.changed:
                 frames = self._waiting_frames[key]
                 frames.pop(0)
                 if not frames:
@@ -249,8 +227,8 @@ class Recorder:
             if taken is not None:
                 taken()
 
-        with self._changed:
-            if not self._put(work, frame.pixels.nbytes):
+        with self._queue.changed:
+            if not self._queue.put(work, frame.pixels.nbytes):
                 return False
             self._waiting_frames.setdefault(key, []).append(frame)
         return True
@@ -291,11 +269,11 @@ class Recorder:
                     key, result, acquired_s=acquired_s, received_s=received_s, effort=effort, later=later
                 )
 
-            written = self._patiently(write)
+            written = self._patience.until_done(write)
             if written is not None:
                 self._on_written(written)
 
-        return self._put(work, result.volume.nbytes)
+        return self._queue.put(work, result.volume.nbytes)
 
     def put_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> bool:
         """Hand over a rolling volume; it takes the place of one of its session that still waits.
@@ -309,25 +287,11 @@ class Recorder:
         """
         if not self._writer.live:
             return False
-        session = (sweep.channel, sweep.position)
 
         def work() -> None:
-            began_s = time.monotonic()
-            self._patiently(lambda: self._writer.write_live(sweep, result, newest_seq))
-            ended_s = time.monotonic()
-            self._live_due_s = ended_s + _LIVE_REST * (ended_s - began_s)
+            self._patience.until_done(lambda: self._writer.write_live(sweep, result, newest_seq))
 
-        job = _Job(work, result.volume.nbytes)
-        with self._changed:
-            waiting = self._newest_live.get(session)
-            if waiting is None and not self._may_take(job.size):
-                return False
-            if self._stopping or self._failure is not None:
-                return False
-            self._queued += job.size - (waiting.size if waiting is not None else 0)
-            self._newest_live[session] = job
-            self._changed.notify_all()
-        return True
+        return self._queue.put_newest((sweep.channel, sweep.position), work, result.volume.nbytes)
 
     def mark(self, sweep: int, channel: int, position: int, status: Status, reason: str) -> None:
         """Say that a time point has no volume, and why (one sentence; cut at 160 bytes)."""
@@ -342,18 +306,18 @@ class Recorder:
 
     def put_engine(self, provenance: Mapping[str, str]) -> None:
         """Hand over what the engine said of itself: device, weights ..."""
-        self.call(lambda: self._writer.write_engine(provenance))
+        self.call(lambda: self._writer.notes.write_engine(provenance))
 
     def put_event(self, kind: str, text: str) -> None:
         """Hand over something worth knowing: its kind (16 bytes) and a sentence (160 bytes)."""
-        self.call(lambda: self._writer.write_event(kind, text))
+        self.call(lambda: self._writer.notes.write_event(kind, text))
 
     def call(self, work: Callable[[], None]) -> None:
         """Have something done on the recorder's thread, after all that was handed over before.
 
         Not done where the recorder has stopped or failed. Done again where the disk was full.
         """
-        self._put(lambda: self._patiently(work))
+        self._queue.put(lambda: self._patience.until_done(work))
 
     def load_sweep(self, sweep: int, channel: int, position: int) -> Sweep | None:
         """Return a sweep's frames, from the file and those that still wait for it; any thread.
@@ -398,53 +362,36 @@ class Recorder:
         DiskError
             It was not done within `timeout_s`, or the disk failed.
         """
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._queue.stop()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         else:
-            _release(self._lock)
+            self._lock.release()
         if self._thread.is_alive():
             raise DiskError(
-                f"The recorder still has {self._queued / 1e6:.0f} MB to write after {timeout_s:g} s: "
+                f"The recorder still has {self._queue.bytes / 1e6:.0f} MB to write after {timeout_s:g} s: "
                 "the disk is too slow or hangs; what was announced as written is safe."
             )
         self.raise_if_failed()
 
     def _rows(self, key: Key) -> FrameRows | None:
-        with self._changed:
+        with self._queue.changed:
             waiting = list(self._waiting_frames.get(key, ()))
-        return self._writer.read_frames(key, waiting)
-
-    def _put(self, work: Callable[[], None], size: int = 0) -> bool:
-        """Queue a job. One of no size is always taken, one of any size where the queue is empty."""
-        with self._changed:
-            if not self._may_take(size):
-                return False
-            self._jobs.append(_Job(work, size))
-            self._queued += size
-            self._changed.notify_all()
-        return True
-
-    def _may_take(self, size: int) -> bool:
-        full = size > 0 and self._queued > 0 and self._queued + size > self._limit
-        return not (full or self._stopping or self._failure is not None)
+        return self._files.read_frames(key, waiting)
 
     def _run(self) -> None:
         failure: Exception | None = None
         try:
             try:
-                while (job := self._next()) is not None:
+                while (job := self._queue.next()) is not None:
                     job.work()
-                    with self._changed:
-                        self._queued -= job.size
+                    self._queue.done(job)
             except NoRoomError as error:  # only when it stops; otherwise it waits for room
                 failure = NoRoomError(
-                    f"{self._queued / 1e6:.1f} MB could not be written before the end, and were not taken: "
-                    f"{error}"
+                    f"{self._queue.bytes / 1e6:.1f} MB could not be written before the end, "
+                    f"and were not taken: {error}"
                 )
-            self._patiently(self._writer.finish)
+            self._patience.until_done(self._writer.finish)
         except MddError as error:
             failure = failure or error
         except Exception as error:  # the thread's owner gets it from raise_if_failed
@@ -453,76 +400,14 @@ class Recorder:
         finally:
             if failure is not None:
                 self._fail(failure)
-            self._writer.close()
-            _release(self._lock)
-
-    def _next(self) -> _Job | None:
-        """Wait for a job; None when the recorder stops and nothing waits any more."""
-        with self._changed:
-            while True:
-                rest_s = self._live_due_s - time.monotonic()
-                if self._newest_live and (rest_s <= 0 or self._stopping):
-                    return self._newest_live.pop(next(iter(self._newest_live)))
-                if self._jobs:
-                    return self._jobs.popleft()
-                if self._stopping:
-                    return None
-                self._changed.wait(rest_s if self._newest_live else None)
-
-    def _patiently(self, work: Callable[[], _T]) -> _T:
-        """Do what may be done twice; where the disk is full, again each second until the recorder stops."""
-        while True:
-            stopping = self._stopping  # before the attempt, so that there is one after the stop
-            try:
-                done = work()
-            except NoRoomError as error:
-                if stopping:
-                    raise
-                if not self._waiting_for:
-                    self._note(f"waiting: {error}")
-                self._waiting_for = str(error)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, _RETRY_S)
-            else:
-                if self._waiting_for:
-                    self._waiting_for = ""
-                    self._note("there is room again")
-                return done
+            self._files.close()
+            self._lock.release()
 
     def _note(self, text: str) -> None:
-        with contextlib.suppress(NoRoomError):
-            self._writer.write_event("disk", text)
+        self._writer.notes.write_event("disk", text)
 
     def _fail(self, error: Exception) -> None:
-        with self._changed:
-            self._failure = error
-            self._jobs.clear()
-            self._newest_live.clear()
+        self._failure = error
+        self._queue.clear()
+        with self._queue.changed:
             self._waiting_frames.clear()
-            self._queued = 0
-
-
-def _lock(path: Path) -> FileLock:
-    """Return the lock of a run; it dies with its process."""
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
-
-
-def _acquire(lock: FileLock, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise InputFileError(f"{path} is being written by another mdd: stop that first.") from error
-    except OSError as error:
-        raise DiskError(
-            f"{path} cannot be created ({error.strerror or error}): check the folder's rights and free space."
-        ) from error
-
-
-def _release(lock: FileLock) -> None:
-    """Let go of the lock and remove its file, the latter first, so that nobody holds a name that is gone."""
-    if not lock.is_locked:
-        return
-    with contextlib.suppress(OSError):  # Windows removes no open file
-        Path(lock.lock_file).unlink()
-    lock.release()

@@ -46,7 +46,7 @@ def abandon(target: Recorder) -> None:
     gate = threading.Event()
     target.call(gate.set)
     assert gate.wait(20)
-    target._writer.close()
+    target._files.close()
     target._lock.release()
 
 

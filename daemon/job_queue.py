@@ -1,0 +1,121 @@
+"""What waits for the recorder's thread: jobs in order, bounded in bytes, and rolling volumes beside them.
+
+Owns the lock and the order; what a job does is the recorder's matter. Of each session only the newest rolling
+volume waits, and one is handed out only after a rest of three times what the last one took: together they
+take a quarter of the thread's time at most, so that frames and volumes never wait long for them. Any thread
+puts; one thread takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+_REST = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to do, and the bytes that it holds meanwhile."""
+
+    work: Callable[[], None]
+    size: int = 0
+
+
+class JobQueue:
+    """A queue of jobs.
+
+    Parameters
+    ----------
+    limit : int
+        Most bytes that wait; a single job of any size is taken where nothing waits.
+
+    Attributes
+    ----------
+    changed : Condition
+        Held by whoever changes something; notified by each change.
+    stopping : bool
+        Whether nothing more is taken.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.changed = threading.Condition()
+        self.stopping = False
+        self._limit = limit
+        self._jobs: deque[Job] = deque()
+        self._newest: dict[Hashable, Job] = {}
+        self._rolling_due_s = 0.0
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that wait, or are being worked on."""
+        return self._bytes
+
+    def put(self, work: Callable[[], None], size: int = 0) -> bool:
+        """Queue a job; False where there is no room. One of no size is always taken until the stop."""
+        with self.changed:
+            if not self._has_room(size):
+                return False
+            self._jobs.append(Job(work, size))
+            self._bytes += size
+            self.changed.notify_all()
+        return True
+
+    def put_newest(self, session: Hashable, work: Callable[[], None], size: int) -> bool:
+        """Queue a rolling volume; it takes the place of one of its session that still waits."""
+
+        def timed() -> None:
+            began_s = time.monotonic()
+            work()
+            ended_s = time.monotonic()
+            self._rolling_due_s = ended_s + _REST * (ended_s - began_s)
+
+        with self.changed:
+            waiting = self._newest.get(session)
+            if self.stopping or (waiting is None and not self._has_room(size)):
+                return False
+            self._bytes += size - (waiting.size if waiting is not None else 0)
+            self._newest[session] = Job(timed, size)
+            self.changed.notify_all()
+        return True
+
+    def next(self) -> Job | None:
+        """Wait for a job; None when nothing waits any more after the stop."""
+        with self.changed:
+            while True:
+                rest_s = self._rolling_due_s - time.monotonic()
+                if self._newest and (rest_s <= 0 or self.stopping):
+                    return self._newest.pop(next(iter(self._newest)))
+                if self._jobs:
+                    return self._jobs.popleft()
+                if self.stopping:
+                    return None
+                self.changed.wait(rest_s if self._newest else None)
+
+    def done(self, job: Job) -> None:
+        """Note that a job's bytes are free again."""
+        with self.changed:
+            self._bytes -= job.size
+
+    def stop(self) -> None:
+        """Take nothing more; what waits is still handed out."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+
+    def clear(self) -> None:
+        """Drop all that waits, and take nothing more."""
+        with self.changed:
+            self.stopping = True
+            self._jobs.clear()
+            self._newest.clear()
+            self._bytes = 0
+            self.changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        full = size > 0 and self._bytes > 0 and self._bytes + size > self._limit
+        return not (full or self.stopping)

@@ -1,0 +1,55 @@
+"""The lock that keeps a second daemon off a run: a file beside the run's, which dies with its process."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from microdiffusion.errors import DiskError, InputFileError
+
+
+class RunLock:
+    """The lock of a run; used by one thread at a time.
+
+    Parameters
+    ----------
+    path : Path
+        The run's first file, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
+
+    def acquire(self) -> None:
+        """Take the lock, where it is not held here already.
+
+        Raises
+        ------
+        InputFileError
+            Another process, or another recorder of this one, has it.
+        DiskError
+            The folder cannot be written.
+        """
+        if self._lock.is_locked:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputFileError(f"{self._path} is being written by another mdd: stop that first.") from error
+        except OSError as error:
+            raise DiskError(
+                f"{self._path} cannot be created ({error.strerror or error}): "
+                "check the folder's rights and free space."
+            ) from error
+
+    def release(self) -> None:
+        """Let go of the lock and remove its file, while it is held: nobody may hold a name that is gone."""
+        if not self._lock.is_locked:
+            return
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
