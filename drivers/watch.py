@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.drivers.link import FINISH_S, Teller, open_sender
 from microdiffusion.drivers.ndtiff_tail import GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.passive import PassiveRun
-from microdiffusion.errors import MissingFileError
+from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
 
 if TYPE_CHECKING:
     import threading
@@ -53,8 +53,9 @@ def acquire(
 ) -> SenderStats | None:
     """Send the data sets that are saved in `acquisition.watch`, one run each, until stopped.
 
-    Returns what became of the last one's frames; None where there was none. Where the folder is a data set
-    itself, it returns at its end. The parameters are those of `micromanager.acquire`; `resume` means the
+    Returns what became of the last one's frames; None where there was none. A data set that cannot be used is
+    told, and the next is waited for. Where the folder is a data set itself, it is the only one, and this
+    returns at its end. The parameters are those of `micromanager.acquire`; `resume` means the
     newest data set, whether it is still being written or not.
 
     Raises
@@ -62,7 +63,7 @@ def acquire(
     MissingFileError
         The folder does not exist.
     AcquisitionError, GeometryError
-        A data set cannot be read, or does not fit the configuration; the daemon refused.
+        The only data set cannot be read, or does not fit the configuration; the daemon refused.
     """
     folder = config.acquisition.watch
     if folder is None or not folder.is_dir():
@@ -81,7 +82,10 @@ def acquire(
         if found is None:
             stop.wait(LOOK_S)
             continue
-        stats = follower.follow(found, resume) or stats
+        try:
+            stats = follower.follow(found, resume) or stats
+        except (AcquisitionError, GeometryError) as error:
+            note(f"the data set {found.name} is left: {error}")
         resume = None
     return stats
 

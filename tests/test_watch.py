@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import socket
 import struct
 import threading
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver_support import Daemon, DatasetWriter, image_of, passive_config, wait_until
+from driver_support import SLABS_UM, Daemon, DatasetWriter, image_of, passive_config, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -346,6 +348,60 @@ def test_a_data_set_that_appears_is_followed_from_the_first_image_to_its_end_and
     assert follower.failure is None
 
 
+def _save(root: str, may_end: Any, pipe: Any) -> None:
+    """Run somebody's own acquisition, which saves, and tell what it saved."""
+    import mm_test_adapters
+    from pycromanager import Acquisition, multi_d_acquisition_events, start_headless
+
+    adapters = mm_test_adapters.device_adapter_path()
+    start_headless(adapters, config_file=os.path.join(adapters, "MMConfig_demo.cfg"), python_backend=True)
+    events = multi_d_acquisition_events(
+        num_time_points=4, z_start=6, z_end=42, z_step=12, channel_group="Channel", channels=["FITC", "DAPI"],
+        order="tzc",
+    )  # fmt: skip
+    with Acquisition(directory=root, name="mine", show_display=False) as acquisition:
+        acquisition.acquire(events)
+        may_end.wait(20)
+    dataset = acquisition.get_dataset()
+    axes = [event["axes"] for event in events]
+    pipe.send([(place, float(dataset.read_image(**place).mean())) for place in axes])
+
+
+@pytest.mark.acquisition
+def test_a_real_acquisition_is_followed_while_it_saves(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    may_end = context.Event()
+    child = context.Process(target=_save, args=(str(tmp_path), may_end, there))
+    follower = watch(tmp_path)
+    follower.wait_for_note("waiting for a data set")
+    child.start()
+    try:
+        # All images, before the acquisition has closed any file.
+        assert wait_until(lambda: len(daemon.frames) == 32, 40)
+        assert daemon.ends == []
+        may_end.set()
+        assert here.poll(20)
+        saved = here.recv()
+        assert wait_until(lambda: len(daemon.ends) == 1)
+        (header,) = daemon.headers
+        assert header.channels == ("FITC", "DAPI")
+        assert header.shape == (24, 512, 512)
+        for frame, (axes, mean) in zip(daemon.frames, saved, strict=True):
+            info = frame.info
+            assert (info.sweep, info.index, header.channels[info.channel]) == (
+                axes["time"], axes["z"], axes["channel"]
+            )  # fmt: skip
+            assert info.z_um == SLABS_UM[info.index]
+            assert float(frame.pixels.mean()) == mean
+        child.join(15)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
 def test_a_data_set_that_had_begun_before_is_followed_from_its_first_image(
     tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
 ) -> None:
@@ -373,6 +429,18 @@ def test_a_folder_that_is_a_data_set_is_read_to_its_end(
     assert follower.stats.acknowledged == 20
     assert_received(daemon, images)
     assert follower.notes[-1] == "the data set run_1 has ended (finished)"
+
+
+def test_a_data_set_that_cannot_be_used_is_told_and_the_next_is_followed(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    follower = watch(tmp_path)
+    follower.wait_for_note("waiting for a data set")
+    write(tmp_path, [image_of(t, 0, z_um=500.0) for t in range(2)], name="elsewhere")
+    follower.wait_for_note("the data set elsewhere_1 is left: The slabs of the first time point reach from")
+    write(tmp_path, sweeps(range(2)), name="good")
+    assert wait_until(lambda: len(daemon.ends) == 1)
+    assert len(daemon.frames) == 8
 
 
 def test_a_program_that_died_ends_its_run_after_the_stated_silence(
