@@ -11,7 +11,7 @@ sweep is still used if at least half of its slabs are there.
 what this one has not reached yet. Once it was asked, the frames of each session's last sweep are kept for it.
 
 Memory is bounded in bytes over all sessions and in sweeps of one: where frames of ever more sweeps come, the
-sweep of the session that was silent for longest is given up (its raw frames are in the run file).
+sweep of the session that was silent for longest is over (its raw frames are in the run file).
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Assembler:
     def _give_up(self, session: tuple[int, int]) -> Iterator[Sweep | LostSweep]:
         """Yield what there is no room for, after a frame of `session` came."""
         while len(self._open.get(session, ())) > MAX_OPEN:
-            why = f"more than {MAX_OPEN} sweeps had frames missing at the same time"
+            why = f"and more than {MAX_OPEN} sweeps were incomplete at the same time"
             yield from self._close_up_to(session, min(self._open[session]), why)
         while self._open_bytes + FRAME_COST * self._frames > self._limit:
             stalest = next(iter(self._open))
@@ -226,7 +226,7 @@ class Assembler:
             if stalest == session and len(sweeps) == 1:
                 return
             why = (
-                f"sweeps of more than {self._limit / 1e6:.0f} MB were incomplete at the same time: "
+                f"and more than {self._limit / 1e6:.0f} MB of sweeps were incomplete at the same time: "
                 "raise wire.receive_buffer_mb"
             )
             yield from self._close_up_to(stalest, min(sweeps), why)
@@ -234,7 +234,7 @@ class Assembler:
     def _close_up_to(
         self, session: tuple[int, int], last: int, why: str | None = None
     ) -> Iterator[Sweep | LostSweep]:
-        """Yield the sweeps up to `last`, which is open; `why` it is given up, where it is."""
+        """Yield the sweeps up to `last`, which is open; `why` there was no waiting for more frames."""
         sweeps = self._open[session]
         expected = self._next.get(session, 0)
         for number in sorted(number for number in sweeps if number <= last):
@@ -266,12 +266,12 @@ class Assembler:
     ) -> Sweep | LostSweep:
         missing = found.count - len(found.frames)
         self.missing += missing
-        sweep = None if why else _sweep_of(number, session, found.frames, missing)
-        return sweep or LostSweep(
-            number,
-            *session,
-            missing,
-            why or f"only {len(found.frames)} of {found.count} frames came, too few for a volume",
+        sweep = _sweep_of(number, session, found.frames, missing)
+        if sweep is not None:
+            return sweep
+        why = why or "too few for a volume"
+        return LostSweep(
+            number, *session, missing, f"only {len(found.frames)} of {found.count} frames came, {why}"
         )
 
 

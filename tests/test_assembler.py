@@ -273,6 +273,7 @@ def test_the_session_that_was_silent_longest_is_given_up_first() -> None:
     assert add_all(assembler, [frame(0, 0), busy[0], busy[1]]) == []
     (item,) = assembler.add(busy[2])
     assert (item.channel, item.sweep, item.missing) == (0, 0, COUNT - 1)
+    assert item.reason.startswith("only 1 of 5 frames came, and more than")
     # A single sweep may always be put together, however large it is.
     assert assembler.add(busy[3]) == []
     assert assembler.progress(1, 0, 0) == (COUNT - 1, COUNT)

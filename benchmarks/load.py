@@ -1,0 +1,363 @@
+"""Whether a stream of 512 x 512 uint16 frames at 500 a second is taken for minutes without loss or growth.
+
+    python benchmarks/load.py [--minutes 10] [--variants sink,recorder] [--no-curve] [--folder DIR]
+
+Three processes: this one watches; the sender (`Sender`) paces the frames as a camera does, and never waits;
+the receiver is `Ingest` and `Assembler` as in the daemon, with nothing behind them for an engine. Variants:
+
+- sink: frames are safe as soon as ingest handed them on.
+- recorder: they go through the real `Recorder` into a run file, and are safe when they are written. Of its
+  files all but the last two are emptied as it goes (holes are punched: Linux), so DIR needs 5 GB.
+
+Memory is the receiver's resident set, sampled each second; its slope is fitted from the first minute on (of
+a shorter run, from a third on). The latency of a frame is from `put` until ingest hands it on; a frame's age
+when it was acknowledged is not measured. The maximum rate, as a share of bare ZeroMQ, is `wire.py`'s, in
+the same run. Results go to benchmarks/results/load.json, each variant's replacing its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import wire as wire_benchmark
+
+from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.assembler import Assembler, LostSweep
+from microdiffusion.daemon.ingest import Ingest, PlainSink
+from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.keys import ServerKeys
+from microdiffusion.run_header import RunHeader
+from microdiffusion.sender import Sender
+from microdiffusion.sweep import Frame, FrameInfo, Sweep
+
+RESULTS = Path(__file__).resolve().parent / "results" / "load.json"
+FRAMES_PER_SWEEP = 40
+SWEEPS_PER_FILE = 60
+"""1.4 GB of a run file: a new one every five seconds at 500 frames a second."""
+FILES_KEPT = 2
+BUFFER_BYTES = 256_000_000
+TIMEOUT_S = 5.0
+QUANTILES = ("0.5", "0.99", "0.999", "1")
+OF_THE_SENDER = ("put", "dropped", "sent", "resent", "acknowledged", "refused", "journaled", "ended")
+PATIENCE_S = 60.0
+
+
+class Latencies:
+    """A histogram of times on a logarithmic scale: it does not grow."""
+
+    edges_s = np.geomspace(1e-5, 100.0, 281)
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(len(self.edges_s) + 1, np.int64)
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[np.searchsorted(self.edges_s, seconds)] += 1
+
+    def quantile_ms(self, share: float) -> float:
+        """Return the upper edge of the bin that holds this quantile, ms."""
+        at = int(np.searchsorted(np.cumsum(self._counts), share * self._counts.sum()))
+        return round(1e3 * float(self.edges_s[min(at, len(self.edges_s) - 1)]), 3)
+
+
+class LoadSink(PlainSink):
+    """Frames to sweeps, and sweeps to nowhere; with a recorder, frames are safe when it has written them."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        super().__init__(self._assemble, window_bytes=32 << 20)
+        self.latencies = Latencies()
+        self.frames = self.safe = self.sweeps = self.lost = 0
+        self._recorder = recorder
+        self._assembler = Assembler(TIMEOUT_S)
+        self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
+        self._lock = threading.Lock()
+        self._assembling = threading.Lock()
+
+    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
+        """Take a frame, as the daemon's own sink does."""
+        self.latencies.add(time.monotonic() - frame.info.camera_time_s)
+        if self._recorder is None:
+            super().frame(frame, taken)
+            return
+        self._incoming.append((frame, taken))
+        self._pump()
+        self._assemble(frame)
+
+    def _pump(self) -> None:
+        with self._lock:
+            while self._incoming and self._recorder is not None:
+                frame, taken = self._incoming[0]
+                if not self._recorder.put_frame(frame, lambda taken=taken: self._written(taken)):
+                    return
+                self._incoming.popleft()
+
+    def _written(self, taken: Callable[[], None]) -> None:
+        self.safe += 1
+        taken()
+        if self._incoming:
+            self._pump()
+
+    def _assemble(self, frame: Frame) -> None:
+        self.frames += 1
+        with self._assembling:
+            self._settle(self._assembler.add(frame))
+
+    def tick(self) -> None:
+        """Give up sweeps that wait too long."""
+        with self._assembling:
+            self._settle(self._assembler.tick(time.monotonic()))
+
+    def _settle(self, over: list[Sweep | LostSweep]) -> None:
+        for item in over:
+            self.lost += isinstance(item, LostSweep)
+            self.sweeps += not isinstance(item, LostSweep)
+
+
+def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, report_s: float) -> None:
+    """Be the daemon until the run has ended; say each second how it stands."""
+    process = psutil.Process()
+    sinks: list[LoadSink] = []
+    recorders: list[Recorder] = []
+
+    def on_start(header: RunHeader) -> LoadSink:
+        if folder is not None:
+            recorders.append(_recorder(Path(folder), header))
+        sinks.append(LoadSink(recorders[-1] if recorders else None))
+        return sinks[-1]
+
+    ingest = Ingest("tcp://127.0.0.1:*", on_start=on_start, security=keys)
+    ingest.start()
+    pipe.send(ingest.address)
+    emptied: set[Path] = set()
+    begin = time.monotonic()
+    while not sinks or not sinks[-1].ended.wait(0):
+        time.sleep(report_s)
+        ingest.raise_if_failed()
+        for recorder in recorders:
+            recorder.raise_if_failed()
+            for path in recorder.paths[:-FILES_KEPT]:
+                if path not in emptied:
+                    emptied.add(path)
+                    _empty(path)
+        if sinks:
+            sinks[-1].tick()
+        frames = sinks[-1].frames if sinks else 0
+        pipe.send((time.monotonic() - begin, frames, process.memory_info().rss))
+    sink, stats = sinks[-1], ingest.stats
+    ingest.stop()
+    for recorder in recorders:
+        recorder.stop()
+    pipe.send(
+        {
+            "announced": sink.last_word.announced if sink.last_word else None,
+            "dropped_by_sender": sink.last_word.dropped if sink.last_word else None,
+            "received": stats.frames,
+            "duplicates": stats.duplicates,
+            "refused": dict(stats.refused),
+            "sweeps": sink.sweeps,
+            "sweeps_lost": sink.lost,
+            "in_the_file": sink.safe if recorders else None,
+            "latency_ms": {
+                str(share): sink.latencies.quantile_ms(share) for share in (0.5, 0.99, 0.999, 1.0)
+            },
+            "cpu_s": round(sum(process.cpu_times()[:2]), 1),
+        }
+    )
+
+
+def _recorder(folder: Path, header: RunHeader) -> Recorder:
+    recorder = Recorder(
+        folder / "load.h5",
+        header,
+        RecorderConfig(output=folder, time_points=SWEEPS_PER_FILE),
+        frames_per_sweep=FRAMES_PER_SWEEP,
+        configuration="{}",
+        provenance={},
+        on_written=lambda _: None,
+    )
+    recorder.start()
+    return recorder
+
+
+def _empty(path: Path) -> None:
+    """Give the room of a file back while it stays open and as long as it is."""
+    size = path.stat().st_size
+    subprocess.run(["fallocate", "--punch-hole", "--offset", "0", "--length", str(size), path], check=True)
+
+
+def _drive(pipe: Connection, address: str, frames: int, rate_hz: float, keys: ServerKeys | None) -> None:
+    """Be a camera: a frame whenever its time has come, whether there is room or not."""
+    process = psutil.Process()
+    pixels = wire_benchmark.image()
+    header = wire_benchmark.run_header(shape=(8, *wire_benchmark.SHAPE), frames_per_sweep=FRAMES_PER_SWEEP)
+    sender = Sender(address, header, buffer_bytes=BUFFER_BYTES, security=keys and keys.as_client())
+    sender.start()
+    begin = time.monotonic()
+    rss, latest_s, slowest_s = process.memory_info().rss, 0.0, 0.0
+    for seq in range(frames):
+        due_s = begin + seq / rate_hz
+        while (now_s := time.monotonic()) < due_s:
+            time.sleep(due_s - now_s)
+        latest_s = max(latest_s, now_s - due_s)
+        sweep, index = divmod(seq, FRAMES_PER_SWEEP)
+        sender.put(FrameInfo(seq, sweep, index, FRAMES_PER_SWEEP, float(index), camera_time_s=now_s), pixels)
+        slowest_s = max(slowest_s, time.monotonic() - now_s)
+        if seq == frames // 3:
+            rss = process.memory_info().rss
+    seconds = time.monotonic() - begin
+    stats = sender.finish(timeout_s=PATIENCE_S)
+    grown = process.memory_info().rss - rss
+    sender.raise_if_failed()
+    pipe.send(
+        {
+            "seconds": round(seconds, 2),
+            "frames_per_s": round(frames / seconds, 2),
+            "slowest_put_ms": round(1e3 * slowest_s, 2),
+            "latest_frame_ms": round(1e3 * latest_s, 2),
+            "grown_mb": round(grown / 1e6, 2),
+            "cpu_s": round(sum(process.cpu_times()[:2]), 1),
+            **{
+                name: value
+                for name, value in asdict(stats).items()
+                if name
+                in ("put", "dropped", "sent", "resent", "acknowledged", "refused", "journaled", "ended")
+            },
+        }
+    )
+
+
+def slope_mb_per_min(samples: list[tuple[float, int, int]]) -> float:
+    """Return the growth of the resident set: least squares over (s, frames, bytes), without the beginning."""
+    begin = next((at_s for at_s, frames, _ in samples if frames), 0.0)
+    settled_s = begin + min(60.0, (samples[-1][0] - begin) / 3)
+    minutes, mb = zip(*((at_s / 60, rss / 1e6) for at_s, _, rss in samples if at_s >= settled_s), strict=True)
+    return float(np.polyfit(minutes, mb, 1)[0]) if len(minutes) > 2 else float("nan")
+
+
+def run_load(
+    variant: str,
+    *,
+    seconds: float,
+    rate_hz: float = 500.0,
+    curve: bool = False,
+    folder: Path | None = None,
+    report_s: float = 1.0,
+) -> dict[str, Any]:
+    """Send frames for so long; return what became of them, and of the memory.
+
+    Raises
+    ------
+    RuntimeError
+        One of the processes failed.
+    """
+    keys = wire_benchmark.some_keys() if curve else None
+    with contextlib.ExitStack() as stack:
+        room: str | None = None
+        if variant == "recorder":
+            room = stack.enter_context(tempfile.TemporaryDirectory(prefix="mdd-load-", dir=folder))
+        receiver, heard = stack.enter_context(_process(_receive, room, keys, report_s))
+        address = heard.recv()
+        driver, driven = stack.enter_context(
+            _process(_drive, address, round(seconds * rate_hz), rate_hz, keys)
+        )
+        samples: list[tuple[float, int, int]] = []
+        result: dict[str, Any] | None = None
+        while result is None:
+            if not heard.poll(PATIENCE_S):
+                raise RuntimeError("the receiver has nothing more to say")
+            message = heard.recv()
+            if isinstance(message, dict):
+                result = message
+            else:
+                samples.append(message)
+        sender = driven.recv() if driven.poll(PATIENCE_S) else {}
+        driver.join(PATIENCE_S)
+        receiver.join(PATIENCE_S)
+    rss = [each[2] / 1e6 for each in samples]
+    return {
+        "variant": variant,
+        "encrypted": curve,
+        "rate_hz": rate_hz,
+        "lost": (result["announced"] or 0) - result["received"],
+        **result,
+        "slope_mb_per_min": round(slope_mb_per_min(samples), 3),
+        "rss_mb": {
+            "settled": round(rss[len(rss) // 3], 1),
+            "last": round(rss[-1], 1),
+            "most": round(max(rss), 1),
+        },
+        "sender": sender,
+    }
+
+
+@contextlib.contextmanager
+def _process(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[Any, Connection]]:
+    """Run `target(pipe, *arguments)` in a process of its own; it does not outlive the block."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        process.terminate()
+        process.join()
+        ours.close()
+
+
+def main() -> None:
+    """Measure what was asked for and put it into the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=500.0)
+    parser.add_argument("--variants", default="sink,recorder")
+    parser.add_argument("--no-curve", action="store_true", help="without the variants that are encrypted")
+    parser.add_argument("--folder", type=Path, default=None, help="where the run files go")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of the maximum rate; 0: not measured")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    from measuring import machine  # brings torch, which the other processes need not load
+
+    results: dict[str, Any] = {}
+    if options.output.exists():
+        results = json.loads(options.output.read_text(encoding="utf-8"))
+    for curve in (False,) if options.no_curve else (False, True):
+        suffix = "_encrypted" if curve else ""
+        if options.repeats:
+            keys = wire_benchmark.some_keys() if curve else None
+            results["rate" + suffix] = {
+                **wire_benchmark.measure(3000, options.repeats, keys),
+                "machine": machine(),
+            }
+        for variant in filter(None, options.variants.split(",")):
+            result = run_load(
+                variant,
+                seconds=60 * options.minutes,
+                rate_hz=options.rate,
+                curve=curve,
+                folder=options.folder,
+            )
+            results[variant + suffix] = {**result, "machine": machine()}
+            print(json.dumps(result, indent=1), flush=True)
+            options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
