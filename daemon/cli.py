@@ -27,7 +27,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "At the microscope": {
         "serve": "acquire, reconstruct, record; --demo needs no microscope",
         "top": "watch a running daemon",
-        "control": "start, pause or stop a running daemon's acquisition, change a setting",
+        "control": "start, pause, stop a running acquisition, change a setting",
         "acquire": "acquire here for a daemon on another machine",
         "deliver": "send what an interrupted acquisition left in its journal",
     },
@@ -119,12 +119,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = ["usage: mdd COMMAND [options]", ""]
-    lines += ["Live volumes from Bessel-beam projections, beside Micro-Manager."]
+    """Return the commands by what they are for; a terminal of 24 lines shows all of it."""
+    lines = ["usage: mdd COMMAND [options]   (live volumes from Bessel-beam projections)"]
     for title, commands in GROUPS.items():
-        lines += ["", f"{title}:"]
+        lines += [f"{title}:"]
         lines += [f"  {name:<12} {text}" for name, text in commands.items()]
-    lines += ["", "mdd COMMAND --help explains a command; start with: mdd serve --demo"]
+    lines += ["mdd COMMAND --help explains a command; start with: mdd serve --demo"]
     return "\n".join(lines)
 
 

@@ -239,7 +239,7 @@ REFUSALS: dict[str, tuple[list[object], int, str]] = {
     "serve: unknown driver": (
         ["serve", "--set", "acquisition.driver=zeiss"],
         2,
-        "acquisition.driver should be one of micromanager, none",
+        "acquisition.driver should be one of micromanager, watch, none",
     ),
     "serve: wrong unit": (
         ["serve", "--demo", "--set", "acquisition.exposure_ms=10 ms"],
@@ -248,10 +248,13 @@ REFUSALS: dict[str, tuple[list[object], int, str]] = {
     ),
     "serve: output is a file": (["serve", "--demo", "--output", "volume.h5"], 2, "volume.h5 is a file"),
     "serve: output below a file": (["serve", "--demo", "--output", "volume.h5/runs"], 3, "cannot be written"),
-    "serve: address of another machine": (
-        ["serve", "--config", "remote-engine", "--set", "wire.data=tcp://203.0.113.7:5750"],
+    "serve: open to others without keys": (
+        [
+            *("serve", "--config", "remote-engine", "--set", "wire.data=tcp://0.0.0.0:5750"),
+            *("--set", "wire.keys=no-keys-here"),
+        ],
         2,
-        "no network interface of this machine",
+        "mdd keys new",
     ),
     "serve: slab longer than the volume": (
         ["serve", "--demo", "--set", "volume.shape_z=4", *LINEAR],

@@ -113,8 +113,8 @@ REFUSALS = {
     "missing configuration": (["serve", "--config", "gone.toml"], "There is no configuration file gone.toml"),
     "unknown key": (["serve", "--demo", "--set", "sweep.stp=1"], "unknown key sweep.stp"),
     "set without a value": (["serve", "--demo", "--set", "sweep"], "Expected --set section.key=value"),
-    "unknown driver": (["serve", "--set", "acquisition.driver=zeiss"], "one of micromanager, none"),
-    "resume": (["serve", "--resume", "run.h5"], "Resuming a run file is not possible yet"),
+    "unknown driver": (["serve", "--set", "acquisition.driver=zeiss"], "one of micromanager, watch, none"),
+    "resume": (["serve", "--resume", "run.h5"], "There is no run file at run.h5"),
     "negative step": (
         ["simulate", "v.h5", "--length-um", "1", "--step-um", "-1", "--output", "p.h5"],
         "expected a number greater than 0, not -1",
@@ -186,7 +186,7 @@ def test_serve_hands_on_what_the_command_line_says(served, tmp_path):
     assert config.recorder.output == tmp_path
     assert config.acquisition.specimen is False
     assert config.sweep.step_um == 10
-    assert options == {"volumes": 3, "duration_s": 9.5, "dashboard": False}
+    assert options == {"volumes": 3, "duration_s": 9.5, "dashboard": False, "resume": None}
 
 
 def test_serve_without_options_is_the_defaults(served):

@@ -279,7 +279,7 @@ def test_a_stranger_s_messages_are_not_taken_for_a_daemon(parts):
 
 
 def test_a_malformed_address_is_refused():
-    with pytest.raises(AddressError, match="Expected an address like"):
+    with pytest.raises(AddressError, match="Expected an address such as"):
         next(subscribe("nonsense", 0.1))
 
 
