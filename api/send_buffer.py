@@ -5,8 +5,10 @@ Every frame that `put` took is in exactly one place, in the order of its number:
     on its way (sent, unanswered)  <  head (in memory)  <  middle (in the journal alone)  <  tail (in memory)
 
 or gone and counted as acknowledged, refused, damaged or lost. Without a journal there is but the head. With
-one, the head holds what goes out next (half of the memory at most), and what the camera brings beyond it
-waits in the tail for the journal's thread. A frame in memory may lie in the journal as well.
+one, the head holds what goes out next, and what the camera brings beyond it waits in the tail for the
+journal's thread, which begins when half of the memory is full. A quarter of it may be on its way and a
+quarter in the head, so that half is the camera's while the disk is busy. A frame in memory may lie in the
+journal as well.
 
 The line keeps the order, and the daemon acknowledges in the order in which frames came in. Hence one rule
 finds what was lost: *whatever was sent before something that has been acknowledged, and is itself
@@ -153,7 +155,8 @@ class SendBuffer:
     def __init__(self, capacity_bytes: int, *, journal: bool = False, first_seq: int = 0) -> None:
         self.journal_work = threading.Event()
         self._capacity = capacity_bytes
-        self._head_bytes = capacity_bytes // 2 if journal else capacity_bytes
+        self._head_bytes = capacity_bytes // 4 if journal else capacity_bytes
+        self._low_water = capacity_bytes // 2
         self._changed = threading.Condition()
         self._head, self._middle, self._tail = _Queue(), _Queue(), _Queue()
         self._sent: dict[int, Entry] = {}  # in the order of sending
@@ -246,7 +249,8 @@ class SendBuffer:
             if not self._head:
                 return None
             entry = self._head.entries[0]
-            full = self._sent_bytes + entry.nbytes > window_bytes or len(self._sent) >= wire.MAX_HELD
+            most = min(window_bytes, self._head_bytes)
+            full = self._sent_bytes + entry.nbytes > most or len(self._sent) >= wire.MAX_HELD
             return None if self._sent and full else entry
 
     def mark_sent(self) -> None:
@@ -352,7 +356,7 @@ class SendBuffer:
         """Return the frame to write to the journal next, which frees its memory; None where none is."""
         with self._changed:
             self._fill_head()
-            return self._tail.entries[0] if self._tail else None
+            return self._tail.entries[0] if self._tail and self._memory > self._low_water else None
 
     def unrecorded(self) -> list[Entry]:
         """Return the frames that are in memory alone, oldest first."""

@@ -119,8 +119,8 @@ def test_the_rate_is_kept(projections: Path) -> None:
 
 def test_without_a_rate_nothing_is_dropped_however_slow_the_daemon(projections: Path) -> None:
     with receiving() as receiver, open_source(projections) as source:
-        receiver.has_room = False
-        timer = threading.Timer(0.4, setattr, [receiver, "has_room", True])
+        receiver.hold()
+        timer = threading.Timer(0.4, receiver.release)
         timer.start()
         stats = replay(source, receiver.address, buffer_bytes=2 * 16 * 24 * 2)
         timer.join()
@@ -129,8 +129,8 @@ def test_without_a_rate_nothing_is_dropped_however_slow_the_daemon(projections: 
 
 def test_with_a_rate_a_slow_daemon_costs_frames_that_are_counted(projections: Path) -> None:
     with receiving() as receiver, open_source(projections) as source:
-        receiver.has_room = False
-        timer = threading.Timer(0.4, setattr, [receiver, "has_room", True])
+        receiver.hold()
+        timer = threading.Timer(0.4, receiver.release)
         timer.start()
         stats = replay(source, receiver.address, rate_hz=1000.0, buffer_bytes=4 * 16 * 24 * 2)
         timer.join()
@@ -181,14 +181,44 @@ def test_nobody_at_the_address_is_said_soon(projections: Path) -> None:
         assert time.monotonic() - begin < 3.0
 
 
-def test_a_daemon_that_is_busy_is_said_with_its_run(projections: Path) -> None:
-    with receiving() as receiver, open_source(projections) as source, open_source(projections) as other:
+def test_a_daemon_with_too_many_runs_is_said_with_their_names(projections: Path) -> None:
+    with (
+        receiving(runs=1) as receiver,
+        open_source(projections) as source,
+        open_source(projections) as other,
+    ):
         thread = threading.Thread(target=replay, args=(source, receiver.address), kwargs={"rate_hz": 20.0})
         thread.start()
         wait_until(lambda: bool(receiver.frames))
-        with pytest.raises(AcquisitionError, match="run 'projections' is still open"):
+        with pytest.raises(AcquisitionError, match="'projections'"):
             replay(other, receiver.address)
         thread.join()
+
+
+def test_with_a_rate_and_a_journal_a_slow_daemon_costs_nothing(projections: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    with receiving() as receiver, open_source(projections) as source:
+        receiver.hold()
+        timer = threading.Timer(0.4, receiver.release)
+        timer.start()
+        stats = replay(
+            source,
+            receiver.address,
+            rate_hz=200.0,
+            buffer_bytes=4 * 16 * 24 * 2,
+            journal=folder,
+            journal_bytes=1 << 20,
+        )
+        timer.join()
+        assert (stats.dropped, len(receiver.frames)) == (0, SWEEPS * COUNT)
+        assert receiver.ends[0].announced == SWEEPS * COUNT
+    assert list(folder.iterdir()) == []
+
+
+def test_being_cut_off_costs_nothing(projections: Path) -> None:
+    with receiving() as receiver, open_source(projections) as source:
+        stats = replay(source, receiver.address, faults=Faults(cut_s=0.3, cut_after=5))
+        assert (stats.lost, stats.dropped, len(receiver.frames)) == (0, 0, SWEEPS * COUNT)
 
 
 @pytest.mark.parametrize("rate_hz", [0.0, -1.0, float("nan"), float("inf")])
