@@ -135,7 +135,7 @@ class EngineSinks:
             self.event(
                 job.run_id,
                 "backlog",
-                f"the engine is slower than the acquisition: from sweep {job.sweep_number} on some wait",
+                f"more than engine.backlog wait: from sweep {job.sweep_number} on some are done later",
             )
 
     def caught_up(self, run_id: str) -> None:

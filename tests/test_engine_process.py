@@ -191,7 +191,7 @@ def test_archived_sweeps_wait_in_the_run_file_and_are_caught_up(
     assert owner.engine.backlog == 3
     assert owner.engine.pending(RUN) == 6
     assert owner.events == [
-        ("backlog", "the engine is slower than the acquisition: from sweep 1 on some wait")
+        ("backlog", "more than engine.backlog wait: from sweep 1 on some are done later")
     ]
     owner.has_room = True
     assert owner.engine.drain(RUN, 60)
