@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame, Sweep
 
 LEAST_SHARE = 0.5
@@ -42,6 +43,13 @@ FRAME_COST = 1024
 
 WINDOW_SHARE = 0.2
 """Most of the time that putting windows together may take; beyond it there are fewer of them."""
+
+
+def room_for(header: RunHeader, least_bytes: int) -> int:
+    """Return a limit for `Assembler`: at least so much, and two sweeps of each channel of this run."""
+    height, width = header.shape[1:]
+    frame = height * width * np.dtype(header.dtype).itemsize + FRAME_COST
+    return max(least_bytes, 2 * len(header.channels) * header.frames_per_sweep * frame)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from microdiffusion import __version__
 from microdiffusion.daemon.accounts import Accounts
-from microdiffusion.daemon.assembler import Assembler, LostSweep
+from microdiffusion.daemon.assembler import Assembler, LostSweep, room_for
 from microdiffusion.daemon.machine import package_versions
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.run_book import Key
@@ -117,7 +117,10 @@ class LiveRun:
         self._ingest = ingest
         self._board = board
         self._lock = threading.Lock()
-        self._assembler = Assembler(config.wire.sweep_timeout_s)
+        self._assembler = Assembler(
+            config.wire.sweep_timeout_s,
+            limit_bytes=room_for(self.header, int(config.wire.receive_buffer_mb * 1e6)),
+        )
         self._accounts = Accounts.of(recorder.senders)
         self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
         self._pumping = threading.Lock()

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from wire_support import make_header
 
 from microdiffusion.daemon import assembler as assembler_module
-from microdiffusion.daemon.assembler import FRAME_COST, GRACE_S, Assembler, LostSweep
+from microdiffusion.daemon.assembler import FRAME_COST, GRACE_S, Assembler, LostSweep, room_for
 from microdiffusion.sweep import Frame, FrameInfo, Sweep
 
 COUNT = 5
@@ -277,6 +278,12 @@ def test_the_session_that_was_silent_longest_is_given_up_first() -> None:
     # A single sweep may always be put together, however large it is.
     assert assembler.add(busy[3]) == []
     assert assembler.progress(1, 0, 0) == (COUNT - 1, COUNT)
+
+
+def test_there_is_always_room_for_two_sweeps_of_each_channel() -> None:
+    header = make_header(channels=("a", "b", "c"), frames_per_sweep=10)
+    assert room_for(header, 1) == 2 * 3 * 10 * (16 * 24 * 2 + FRAME_COST)
+    assert room_for(header, 1 << 40) == 1 << 40
 
 
 def test_sweeps_that_wait_for_a_missing_one_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
