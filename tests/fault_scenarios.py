@@ -202,7 +202,7 @@ def kill_demo_driver(stage: Stage, source: Source) -> Expected:
     stage.facts["exit"] = code
     if code not in (0, 3):
         raise FaultError(f"serve ended with {code}: {daemon.err[-400:]}")
-    return Expected(None, missing=_KILLED)
+    return Expected(None, missing=_KILLED, volumes="any")
 
 
 def kill_demo_engine(stage: Stage, source: Source) -> Expected:
@@ -333,7 +333,7 @@ def disk_slow(stage: Stage, source: Source) -> Expected:
     stage.environment |= {"FAULT_DISK_BYTES_PER_S": "5e6", "PYTHONPATH": str(FAULTY_PYTHON)}
     stage.settings += ["wire.send_buffer_mb=1", "recorder.queue_mb=8"]
     daemon = stage.serve()
-    stage.finish(stage.replay(source, 60.0))
+    stage.finish(stage.replay(source, 60.0), timeout_s=90.0)
     stage.close(daemon)
     return Expected(source)
 

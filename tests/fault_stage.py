@@ -251,9 +251,11 @@ class Stage:
         pairs = [f"wire.{name}=tcp://127.0.0.1:{port}" for name, port in addresses.items()]
         pairs += [*ENGINES[self.engine], "engine.threads=1", "engine.device=cpu"]
         pairs += ["recorder.time_points=40", *(DEMO if demo else ()), *self.settings, *self._journal()]
+        if "--resume" not in more:  # a run goes on where its file is
+            more = ("--output", self.output, *more)
         mdd = self.run(
             *("serve", "serve", "--headless", "--config", "demo" if demo else "remote-engine"),
-            *("--output", self.output, *settings(*pairs), *more),
+            *(*settings(*pairs), *more),
         )
         if len(self._processes) == 1 or not self.watcher._thread.is_alive():
             self.watcher.start()
@@ -308,7 +310,7 @@ class Stage:
         self.until(lambda: self.watcher.frames >= frames, f"{frames} frames in the file")
         time.sleep(self.dice.uniform(0.0, 0.3))
 
-    def finish(self, mdd: Mdd, *codes: int, timeout_s: float = 90.0) -> None:
+    def finish(self, mdd: Mdd, *codes: int, timeout_s: float = 45.0) -> None:
         """Wait for the end of a process, which must have one of these exit codes (0 where none is named)."""
         code = mdd.finish(timeout_s)
         if code not in (codes or (0,)):

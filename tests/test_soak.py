@@ -1,0 +1,28 @@
+"""Under two minutes of the demo: nothing lost, nothing that grows. An hour of it: `benchmarks/soak.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from soak import soak
+
+MINUTES = 1.6
+
+
+@pytest.mark.acquisition
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(sys.platform == "win32", reason="stops the daemon with SIGTERM")
+def test_the_demo_loses_nothing_and_grows_nowhere(tmp_path: Path) -> None:
+    report = soak(tmp_path / "soak", MINUTES, 0.5, every_s=5.0)
+    assert report["well"], report
+    assert report["frames"] == report["ledger"]["announced"]
+    for name in ("daemon", "driver", "engine"):
+        # Three standard errors: on a loaded machine this is little to tell a slope by.
+        slope, error = (report["memory"][name][f"slope{kind}_mb_per_min"] for kind in ("", "_error"))
+        assert slope < 3.0 + 3 * error, (name, report["memory"][name])
