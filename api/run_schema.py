@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ EVENT_ROOM = 4096
 EVENT_KIND_BYTES = 16
 ENGINE_BYTES = 16384
 UNPLACED_ROOM = 4096
+_OVERHEAD_BYTES = 4096  # of a dataset: its header, and the way to the next page
 SENDER_COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
 SENDER_ROOM = 64
 
@@ -142,6 +144,21 @@ def datasets(plan: RunPlan) -> Iterator[Dataset]:
             yield Dataset(
                 prefix + dataset.path, dataset.shape, dataset.dtype, dataset.content, dataset.attributes
             )
+
+
+def file_bytes(plan: RunPlan) -> int:
+    """Return the size of a run file, a little more rather than less."""
+    header = plan.header
+    once = [Dataset("", (), f"S{len(plan.configuration) + len(header.model_dump_json())}")]
+    if plan.segment == 0:
+        once += _run_datasets()
+    session = list(_session_datasets(plan))
+    positions = len(header.positions)
+
+    def size(some: list[Dataset]) -> int:
+        return sum(prod(one.shape) * np.dtype(one.dtype).itemsize + _OVERHEAD_BYTES for one in some)
+
+    return size(once) + positions * size(session)
 
 
 def _run_datasets() -> Iterator[Dataset]:

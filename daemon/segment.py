@@ -27,13 +27,13 @@ import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError, NoRoomError
 from microdiffusion.run_file import Closed, RunLayout, RunPlan, create_run_file, read_layout
+from microdiffusion.run_schema import file_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _COPY_BYTES = 16 << 20
 _COPY_MOST_S = 2.0  # a slow disk's run is left as it is: closing must not take long
-_METADATA_BYTES = 4 << 20  # more than what a run file holds besides images and volumes
 _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
@@ -99,7 +99,7 @@ class Segment:
             if isinstance(error, DiskError):
                 raise
             if error.errno in _NO_ROOM:
-                raise _no_room(path, _expected_bytes(plan), _free_bytes(path)) from error
+                raise _no_room(path, file_bytes(plan), _free_bytes(path)) from error
             raise DiskError(
                 f"{path} cannot be created ({error.strerror or error}): "
                 "check the folder's rights and free space."
@@ -111,7 +111,7 @@ class Segment:
 
     @classmethod
     def _reserve(cls, path: Path, plan: RunPlan) -> Segment:
-        needed = _expected_bytes(plan)
+        needed = file_bytes(plan)
         free = _free_bytes(path)
         if needed > free:
             raise _no_room(path, needed, free)
@@ -243,7 +243,7 @@ class Segment:
     def _replace(self, plan: RunPlan, most_bytes: int) -> bool:
         """Put a file of another length, with as much of the content as it takes, in this one's place."""
         longer = plan.time_points > self.layout.plan.time_points
-        if _expected_bytes(self.layout.plan if longer else plan) > most_bytes:
+        if file_bytes(self.layout.plan if longer else plan) > most_bytes:
             return False
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
@@ -293,24 +293,19 @@ class Segment:
         copy.force()
 
 
-def _expected_bytes(plan: RunPlan) -> int:
-    """Return the size of images and volumes; what else a file holds is small beside them."""
-    z, y, x = plan.header.shape
-    pixel = 2 if plan.header.dtype == "uint16" else 4
-    sessions = len(plan.header.channels) * len(plan.header.positions)
-    rolling = 2 * z if plan.live and plan.segment == 0 else 0
-    return sessions * (plan.time_points * (z + plan.frames_per_sweep) + rolling) * y * x * pixel
-
-
 def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(path.parent).free
 
 
 def _no_room(path: Path, needed: int, free: int) -> NoRoomError:
     return NoRoomError(
-        f"The run file needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB for it: "
+        f"The run file needs {_size(needed)} and {path.parent} has {_size(free)} for it: "
         "free some, choose another folder (recorder.output), or lower recorder.time_points."
     )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def _open(path: Path) -> int:
@@ -329,7 +324,7 @@ def _probe_size(path: Path, size: int) -> None:
     """Raise OSError where no file of that size may be (limits, FAT): HDF5 would crash on finding out."""
     try:
         with path.open("wb") as probe:
-            probe.truncate(size + _METADATA_BYTES)
+            probe.truncate(size)
     finally:
         path.unlink(missing_ok=True)
 

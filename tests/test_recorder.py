@@ -290,7 +290,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("disk", [no_free_space, full_disk])
 def test_disk_without_room_fails_before_the_run(path: Path, monkeypatch: pytest.MonkeyPatch, disk) -> None:
     disk(monkeypatch)
-    with pytest.raises(DiskError, match=r"needs .* GB .* recorder.time_points"):
+    with pytest.raises(DiskError, match=r"needs .* MB .* recorder.time_points"):
         recorder(path).start()
     assert list(path.parent.iterdir()) == []
 
