@@ -293,15 +293,18 @@ def test_run_that_is_killed_again_and_again_loses_nothing_that_was_confirmed(tmp
     script = Path(__file__).with_name("run_file_writer.py")
     frames: set[int] = set()
     volumes: set[int] = set()
-    for _ in range(8):
+    for attempt in range(8):
         with subprocess.Popen(
             [sys.executable, str(script), str(path), "5", "resumed"], stdout=subprocess.PIPE, text=True
         ) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"
-            time.sleep(rng.uniform(0.02, 0.15))
+            told = []
+            while attempt > 2 and not any(not line.startswith("frame") for line in told):
+                told.append(writer.stdout.readline())
+            time.sleep(rng.uniform(0, 0.15))
             writer.kill()
-            told = [line for line in writer.stdout if line.endswith("\n")]
+            told += [line for line in writer.stdout if line.endswith("\n")]
         frames |= {int(line.split()[1]) for line in told if line.startswith("frame")}
         volumes |= {int(line) for line in told if not line.startswith("frame")}
         if path.exists():
@@ -312,7 +315,7 @@ def test_run_that_is_killed_again_and_again_loses_nothing_that_was_confirmed(tmp
     last.stop()
     report = verify_run(path)
     assert (report.faults, report.closed) == ([], True)
-    assert len(volumes) > 10
+    assert len(volumes) >= 5
     with open_run(path) as run:
         for sweep in volumes:
             assert run.status[sweep] == Status.WRITTEN
