@@ -24,55 +24,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from microdiffusion import wire
 from microdiffusion.errors import WireError
-from microdiffusion.faults import Fault
 from microdiffusion.journal import Place
+from microdiffusion.send_entry import Entry, Queue
 from microdiffusion.sweep import Frame
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A frame in the buffer, and what happened to it so far.
-
-    Attributes
-    ----------
-    frame, parts
-        Its pixels, as they were put and as they go out; both None where they are in the journal alone.
-    place : Place or None
-        Where it lies in the journal.
-    held : bool
-        The daemon has it, not safely yet.
-    gone : bool
-        It needs nothing any more.
-    """
-
-    seq: int
-    nbytes: int
-    frame: Frame | None = None
-    parts: wire.Parts | None = None
-    place: Place | None = None
-    transmissions: int = 0
-    sent_s: float = 0.0
-    fault: Fault | None = None  # None: not drawn yet
-    held: bool = False
-    gone: bool = False
-
-    def encoded(self, run: str) -> wire.Parts:
-        """Return its message on the wire; raises WireError where it cannot be sent as it is."""
-        parts = self.parts
-        if parts is None:
-            frame = self.frame
-            if frame is None:
-                raise WireError(f"Frame {self.seq} is not in memory.", reason="frame")
-            parts = self.parts = wire.encode_frame(run, frame)
-        return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,40 +66,6 @@ class BufferStats:
     memory_bytes: int
 
 
-@dataclass(slots=True)
-class _Queue:
-    """Entries in order, and the size of their pixels."""
-
-    entries: deque[Entry] = field(default_factory=deque)
-    nbytes: int = 0
-
-    def append(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        self.nbytes += entry.nbytes
-
-    def insert(self, entry: Entry) -> None:
-        """Put an entry where its number belongs, which is near the front."""
-        place = 0
-        for other in self.entries:
-            if other.seq > entry.seq:
-                break
-            place += 1
-        self.entries.insert(place, entry)
-        self.nbytes += entry.nbytes
-
-    def appendleft(self, entry: Entry) -> None:
-        self.entries.appendleft(entry)
-        self.nbytes += entry.nbytes
-
-    def popleft(self) -> Entry:
-        entry = self.entries.popleft()
-        self.nbytes -= entry.nbytes
-        return entry
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-
 class SendBuffer:
     """Frames between the camera and the daemon.
 
@@ -158,7 +85,7 @@ class SendBuffer:
         self._head_bytes = capacity_bytes // 4 if journal else capacity_bytes
         self._low_water = capacity_bytes // 2
         self._changed = threading.Condition()
-        self._head, self._middle, self._tail = _Queue(), _Queue(), _Queue()
+        self._head, self._middle, self._tail = Queue(), Queue(), Queue()
         self._sent: dict[int, Entry] = {}  # in the order of sending
         self._aside: Entry | None = None
         self._memory = 0
@@ -173,6 +100,7 @@ class SendBuffer:
     def adopt(self, records: dict[int, Place], *, announced: int, dropped: int) -> None:
         """Begin with what a journal that was left over holds, and take no more."""
         with self._changed:
+            self._head_bytes = self._capacity // 4
             for seq, place in records.items():
                 self._middle.append(Entry(seq, place.body_bytes, place=place))
             self._bytes = self._middle.nbytes

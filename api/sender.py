@@ -1,18 +1,11 @@
 """The driver's end of the wire: takes frames without ever blocking, and gets them to the daemon.
 
-`Sender` owns two daemon threads: its own, which owns the `Line` to the daemon, and that of the `Spill`, where
-there is a journal. `put` may be called from a camera callback: it copies the pixels into a `SendBuffer` and
-returns; it never touches the disk. The sender's thread moves through three states:
-
-    opening --ack of start--> open --ack of end, or time is up--> closed
-       ^------- an answer is overdue, the line broke, or the daemon does not know the run
-
-In *opening* nothing but `start` goes out, so the answer to it proves that everything sent before has been
-read or is gone; what is unanswered, and not held by the daemon, is then sent again. Where nothing at
-all comes back for some seconds, a fresh connection is tried. Thus a daemon that is absent at the start, that
-restarts or stands still, or a line that breaks costs no frame while there is room in memory and journal.
-The receiver discards what it gets twice. Where both are full, `put` drops and counts, and `end` announces it.
-What is left at the end stays in the journal for `deliver`.
+`Sender` owns two daemon threads: its own, which owns the `Line` to the daemon and leads the `Conversation`
+with it, and that of the `Spill`, where there is a journal. `put` may be called from a camera callback: it
+copies the pixels into a `SendBuffer` and returns; it never touches the disk. A daemon that is absent at
+the start, that restarts or stands still, or a line that breaks costs no frame while there is room in memory
+and journal; the receiver discards what it gets twice. Where both are full, `put` drops and counts, and `end`
+announces it. What is left at the end stays in the journal for `delivery.deliver`.
 """
 
 from __future__ import annotations
@@ -28,34 +21,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from microdiffusion import wire
-from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, MddError, WireError
-from microdiffusion.faults import Fault, Faults, FaultSource
+from microdiffusion.conversation import Conversation
+from microdiffusion.errors import AcquisitionError, ConfigError, MddError, WireError
+from microdiffusion.faults import Faults, FaultSource
 from microdiffusion.journal import Journal
 from microdiffusion.keys import ClientKeys
 from microdiffusion.line import Line
 from microdiffusion.run_header import RunHeader
-from microdiffusion.send_buffer import BufferStats, Entry, SendBuffer
+from microdiffusion.send_buffer import BufferStats, SendBuffer
 from microdiffusion.spill import Spill
 from microdiffusion.sweep import Frame, FrameInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WINDOW_BYTES = 32 << 20
-"""Most that is on its way unanswered, where the daemon does not say."""
-OVERDUE_S = 1.0
-"""After this long without an answer the sender asks again."""
-PROGRESS_S = 1.0
-"""How often the daemon is told how far the run is."""
-RENEW_S = (3.0, 10.0)
-"""After this long without a word there is a fresh connection: at first, and at most."""
-NO_ROOM_S = 0.2
-"""After this long a frame is offered again that the daemon had no room for."""
 SAVE_S = 10.0
 """Most that the end of a sender takes to write what is left to the journal."""
 TICK_S = 0.05
-MAX_TRANSMISSIONS = 5
-"""A frame whose checksum is refused this often is damaged before it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +83,6 @@ class Sender:
     first_seq : int
         The lowest number of its frames; tells the senders of one run apart.
 
-    Attributes
-    ----------
-    wanted : "go", "pause" or "stop"
-        What the daemon last told; `wanted_text` says why.
-    server : str
-        The daemon's version of mdd; empty until it has answered.
-
     Raises
     ------
     ConfigError
@@ -128,10 +103,6 @@ class Sender:
         security: ClientKeys | None = None,
         first_seq: int = 0,
     ) -> None:
-        self.wanted: Literal["go", "pause", "stop"] = "go"
-        self.wanted_text = ""
-        self.server = ""
-        self._address = address
         self._header = header
         self._shape = header.shape[1:]
         self._dtype = np.dtype(header.dtype)
@@ -143,11 +114,16 @@ class Sender:
             )
         wire.encode(wire.RunStart(header=header))  # too large: say so now, in the caller's thread
         self._first_seq = first_seq
-        self._buffer_bytes = buffer_bytes
         spills = journal is not None and journal_bytes > 0
         self._buffer = SendBuffer(buffer_bytes, journal=spills, first_seq=first_seq)
-        self._faults = FaultSource(faults) if faults is not None else None
         self._line = Line(address, security)
+        self._talk = Conversation(
+            self._line,
+            self._buffer,
+            header,
+            first_seq,
+            FaultSource(faults) if faults is not None else None,
+        )
         self._spill: Spill | None = None
         if journal is not None and journal_bytes > 0:
             self._spill = self._make_spill(journal, journal_bytes)
@@ -156,19 +132,8 @@ class Sender:
         self._wake_out.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="mdd-sender", daemon=True)
         self._failure: MddError | None = None
-        self._finishing: str | None = None
         self._deadline_s = float("inf")
-        self._quiet_until_s = self._no_room_until_s = 0.0
-        self._attempt = 0
-        self._asked_s = self._told_s = -float("inf")
-        self._answered_s = self._heard_s = self._up_s = 0.0
-        self._renew_s = RENEW_S[0]
-        self._window_bytes = WINDOW_BYTES
-        self._open = self._was_open = False
-        self._end_sent_s: float | None = None
-        self._ended = False
-        self._turned_away = False
-        self._sent = self._resent = self._unsent = 0
+        self._unsent = 0
 
     @classmethod
     def of_journal(
@@ -179,7 +144,6 @@ class Sender:
         sender = cls(
             address, header, buffer_bytes=buffer_bytes, security=security, first_seq=journal.first_seq
         )
-        sender._buffer = SendBuffer(buffer_bytes, journal=True)
         sender._buffer.adopt(journal.records, announced=journal.announced, dropped=journal.dropped)
         sender._spill = sender._make_spill(journal.path.parent, 0, journal)
         return sender
@@ -209,7 +173,6 @@ class Sender:
         except MddError:
             self._release()
             raise
-        self._heard_s = self._up_s = time.monotonic()
         if self._spill is not None:
             self._spill.start()
         self._thread.start()
@@ -251,8 +214,8 @@ class Sender:
         did. Does not raise; harmless when called again.
         """
         self._deadline_s = time.monotonic() + timeout_s
-        if self._finishing is None:
-            self._finishing = _sendable(reason)
+        if self._talk.finishing is None:
+            self._talk.finishing = reason
         self._buffer.close()
         self._wake()
         if self._thread.ident is None:
@@ -266,12 +229,27 @@ class Sender:
         """The counters of this moment."""
         return SenderStats(
             **asdict(self._buffer.stats()),
-            sent=self._sent,
-            resent=self._resent,
+            sent=self._talk.sent,
+            resent=self._talk.resent,
             unsent=self._unsent,
-            connected=self._open,
-            ended=self._ended,
+            connected=self._talk.open,
+            ended=self._talk.ended and self._failure is None,
         )
+
+    @property
+    def wanted(self) -> Literal["go", "pause", "stop"]:
+        """What the daemon last told the driver."""
+        return self._talk.wanted
+
+    @property
+    def wanted_text(self) -> str:
+        """Why it did, one sentence, or empty."""
+        return self._talk.wanted_text
+
+    @property
+    def server(self) -> str:
+        """The daemon's version of mdd; empty until it has answered."""
+        return self._talk.server
 
     def raise_if_failed(self) -> None:
         """Raise what ended the run early: the daemon's refusal, or a mistake of the driver."""
@@ -306,6 +284,7 @@ class Sender:
         self._wake_out.close()
 
     def _run(self) -> None:
+        talk = self._talk
         try:
             self._serve()
         except Exception as error:
@@ -313,186 +292,20 @@ class Sender:
         try:
             if self._spill is not None and not self._buffer.is_empty():
                 self._spill.save_all(SAVE_S)
-            stats = self._buffer.stats()
-            self._unsent = stats.journaled
-            if not self._ended and not self._turned_away:
-                self._say_end()
+                self._unsent = self._buffer.stats().journaled
+            if not talk.ended:
+                talk.say_end(str(self._failure) if self._failure else talk.finishing or "broken off")
         finally:
-            self._open = False
+            talk.open = False
             self._release()
 
     def _serve(self) -> None:
-        line = self._line
-        while not self._is_done():
-            if line.broke() and self._open:
-                self._reopen()
-            if line.refusal and not self._was_open:
-                raise AddressError(line.refusal)
-            blocked = self._step()
-            line.wait(self._wake_out, TICK_S, to_send=blocked)
+        talk = self._talk
+        while not talk.ended and self._failure is None and time.monotonic() <= self._deadline_s:
+            blocked = talk.step()
+            if self._spill is not None:
+                self._spill.line_down = talk.is_down()
+            self._line.wait(self._wake_out, TICK_S, to_send=blocked)
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
-            while self._failure is None and (parts := line.receive()) is not None:
-                self._heard_s = time.monotonic()
-                self._on_answer(parts)
-
-    def _is_done(self) -> bool:
-        return self._ended or self._failure is not None or time.monotonic() > self._deadline_s
-
-    def _step(self) -> bool:
-        """Send what can be sent now; True where the connection, being open, takes no more at the moment."""
-        now = time.monotonic()
-        if self._open:
-            self._up_s = now
-        if self._spill is not None:
-            self._spill.line_down = now - self._up_s > OVERDUE_S
-        if self._is_quiet() or self._line.is_cut():
-            self._heard_s = now
-            return False
-        if self._open and self._is_overdue(now):
-            self._reopen()
-        if not self._open:
-            self._ask(now)
-            return False
-        if now - self._told_s >= PROGRESS_S:
-            self._say_progress(now)
-        while now >= self._no_room_until_s:
-            entry = self._buffer.next_to_send(self._window_bytes)
-            if entry is None:
-                break
-            if not self._transmit(entry):
-                return self._open and not self._is_quiet()
-        if self._finishing is not None and self._end_sent_s is None and self._buffer.is_empty():
-            self._say_end()
-        return False
-
-    def _ask(self, now: float) -> None:
-        """Say `start`, and now and then try a fresh connection, until it is answered."""
-        if now - self._heard_s > self._renew_s:
-            self._renew_s = min(2 * self._renew_s, RENEW_S[1])
-            self._heard_s = now
-            self._asked_s = -float("inf")
-            self._line.renew()
-        if now - self._asked_s > OVERDUE_S:
-            start = wire.RunStart(header=self._header, first_seq=self._first_seq, attempt=self._attempt)
-            if self._line.send(wire.encode(start)):
-                self._asked_s = now
-
-    def _is_quiet(self) -> bool:
-        """Whether a deliberate stall lasts."""
-        return time.monotonic() < self._quiet_until_s
-
-    def _is_overdue(self, now: float) -> bool:
-        oldest = self._buffer.oldest_sent_s()
-        if oldest is None:
-            oldest = self._end_sent_s
-        return oldest is not None and now - max(oldest, self._answered_s) > OVERDUE_S
-
-    def _reopen(self) -> None:
-        self._open = False
-        self._attempt += 1
-        self._asked_s = -float("inf")
-
-    def _transmit(self, entry: Entry) -> bool:
-        """Pass one frame to the line, faults included; False where it takes nothing now."""
-        if self._faults is not None and entry.fault is None:
-            entry.fault = self._faults.draw()
-            self._quiet_until_s = time.monotonic() + self._faults.stall_s()
-            if (cut_s := self._faults.cut_s()) > 0:
-                self._line.cut(cut_s)
-                self._reopen()
-                return False
-            if self._is_quiet():
-                return False
-        fault = Fault.NONE if entry.fault is None or entry.transmissions else entry.fault
-        if fault is Fault.DROP:
-            self._buffer.lose()
-            return True
-        if fault is Fault.REORDER:
-            entry.fault = Fault.NONE
-            self._buffer.set_aside()
-            return True
-        parts = entry.encoded(self._header.run_id)
-        if self._faults is not None and fault is Fault.CORRUPT:
-            parts = self._faults.damage(parts)
-        if not self._line.send(parts):
-            return False
-        if fault is Fault.DUPLICATE:
-            self._line.send(parts)
-        if entry.transmissions:
-            self._resent += 1
-        else:
-            self._sent += 1
-        self._buffer.mark_sent()
-        return True
-
-    def _say_progress(self, now: float) -> None:
-        stats = self._buffer.stats()
-        progress = wire.RunProgress(
-            run=self._header.run_id,
-            first_seq=self._first_seq,
-            announced=stats.put + stats.dropped,
-            dropped=stats.dropped,
-        )
-        if self._line.send(wire.encode(progress)):
-            self._told_s = now
-
-    def _say_end(self) -> None:
-        stats = self._buffer.stats()
-        reason = _sendable(str(self._failure)) if self._failure else self._finishing or "broken off"
-        end = wire.RunEnd(
-            run=self._header.run_id,
-            first_seq=self._first_seq,
-            announced=stats.put + stats.dropped,
-            dropped=stats.dropped + self._buffer.unsaved(),
-            unsent=stats.journaled,
-            damaged=stats.refused + stats.damaged,
-            reason=reason,
-        )
-        if self._line.send(wire.encode(end)):
-            self._end_sent_s = time.monotonic()
-
-    def _on_answer(self, parts: list[bytes]) -> None:
-        try:
-            message = wire.decode(parts)
-        except WireError:
-            return  # nothing of ours: the frame that it may have meant will be overdue
-        if isinstance(message, wire.Ack) and message.run == self._header.run_id:
-            self._on_ack(message)
-        elif isinstance(message, wire.Refuse) and message.run in (self._header.run_id, None):
-            self._on_refusal(message)
-        elif isinstance(message, wire.Tell) and message.run == self._header.run_id:
-            self.wanted, self.wanted_text = message.what, message.text
-
-    def _on_ack(self, ack: wire.Ack) -> None:
-        if ack.received:
-            self._answered_s = time.monotonic()
-            self._no_room_until_s = 0.0
-            self._buffer.acknowledge(ack.received)
-        if ack.attempt == self._attempt and not self._open:
-            self._open = self._was_open = True
-            self._end_sent_s = None
-            self._renew_s = RENEW_S[0]
-            self.server = ack.server
-            if ack.window_bytes is not None:
-                self._window_bytes = ack.window_bytes
-            self._buffer.resend_all(frozenset(ack.held))
-        self._ended = self._ended or ack.ended
-
-    def _on_refusal(self, refusal: wire.Refuse) -> None:
-        if refusal.reason == wire.Reason.UNKNOWN_RUN:
-            if self._open:  # a daemon that has restarted
-                self._reopen()
-        elif refusal.seq is None:
-            self._turned_away = True
-            self._fail(AcquisitionError(f"The daemon at {self._address} refused the run: {refusal.text}"))
-        elif refusal.reason == wire.Reason.WINDOW:
-            self._no_room_until_s = time.monotonic() + NO_ROOM_S
-            self._buffer.refuse(refusal.seq, attempts=None)
-        else:
-            damaged = refusal.reason in (wire.Reason.CHECKSUM, wire.Reason.SIZE)
-            self._buffer.refuse(refusal.seq, attempts=MAX_TRANSMISSIONS if damaged else 0)
-
-
-def _sendable(reason: str) -> str:
-    return reason.encode(errors="replace").decode()[:2000]
+            talk.hear()

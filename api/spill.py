@@ -17,7 +17,8 @@ from pathlib import Path
 from microdiffusion.errors import DiskError, WireError
 from microdiffusion.journal import Journal, JournalFull
 from microdiffusion.run_header import RunHeader
-from microdiffusion.send_buffer import Entry, SendBuffer
+from microdiffusion.send_buffer import SendBuffer
+from microdiffusion.send_entry import Entry
 
 RETRY_S = 0.5
 """How soon a disk that did not take a frame is asked again."""

@@ -14,7 +14,8 @@ from wire_support import RUN, make_frame
 
 from microdiffusion.errors import WireError
 from microdiffusion.journal import Place
-from microdiffusion.send_buffer import Entry, SendBuffer
+from microdiffusion.send_buffer import SendBuffer
+from microdiffusion.send_entry import Entry
 from microdiffusion.wire import decode, encode_frame
 
 FRAME_BYTES = 16 * 24 * 2
