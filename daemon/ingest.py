@@ -42,7 +42,7 @@ from microdiffusion.run_header import RunHeader
 __all__ = ["Ingest", "IngestStats", "NotYet", "PlainSink", "RunSink", "RunState", "RunStats"]
 
 TICK_S = 1.0
-AT_ONCE = 32
+AT_ONCE = 8
 """Most messages that are read before the answers go out."""
 MOST_PARTS = 3
 QUEUED_MESSAGES = 16
