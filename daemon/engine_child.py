@@ -44,7 +44,8 @@ __all__ = ["EngineInfo", "open_engine", "serve_engine"]
 
 _LOST = 70  # the exit code where the GPU is lost
 _LEAST_TILE = 64
-_OVERDUE = 3.0  # times engine.checkpoint_s: then a checkpoint goes before the next sweep
+_OVERDUE = 3.0  # times as long as between checkpoints: then one goes before the next sweep
+_LEAST_REST = 20.0  # times what a checkpoint took to write, until the next: the disk is the recorder's
 
 Opener = Callable[[EngineConfig], "Engine"]
 
@@ -104,9 +105,9 @@ class _Child:
 
     def _checkpoint(self) -> None:
         """Put changed sessions on disk where it is time, between two sweeps and rather not before one."""
-        due_s = self._checked_s + self._config.checkpoint_s
-        left_s = due_s - time.monotonic()
-        overdue = left_s < -(_OVERDUE - 1) * self._config.checkpoint_s
+        every_s = max(self._config.checkpoint_s, _LEAST_REST * self._store.write_s)
+        left_s = self._checked_s + every_s - time.monotonic()
+        overdue = left_s < -(_OVERDUE - 1) * every_s
         if self._store.dirty and (overdue or not self._pipe.poll(max(left_s, 0.0))):
             self._store.checkpoint()
             self._checked_s = time.monotonic()

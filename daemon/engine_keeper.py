@@ -114,7 +114,7 @@ class EngineKeeper:
             )
 
     def kill(self, timeout_s: float) -> None:
-        """Close the pipe, at which the child ends; kill it if it does not in time."""
+        """Close the pipe, at which the child ends; kill it if it does not in time. Any thread."""
         if self._process is None:
             return
         if self.pipe is not None:
@@ -122,4 +122,4 @@ class EngineKeeper:
         self._process.join(timeout_s)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join(timeout_s)
+            self._process.join(5)

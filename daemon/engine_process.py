@@ -42,6 +42,9 @@ __all__ = ["READY_S", "EngineInfo", "EngineProcess", "EngineSink", "Job"]
 READY_S = 120.0
 """Importing torch from a cold disk can take a while."""
 
+HANG_S = 600.0
+"""A sweep that takes longer than this, and than 20 times the longest so far, does not end any more."""
+
 _IDLE_S = 0.5
 _AGAIN_S = 0.01  # how soon a volume is offered again that there was no room for
 _HURRY_S = 0.5  # how long a child may take to end whose sweep nobody waits for
@@ -83,6 +86,7 @@ class EngineProcess(EngineDesk):
         self._woken = False
         self._begun: set[str] = set()  # what the present child knows
         self._configured = config  # what it goes by
+        self._longest_s = 0.0
         self._stop_requested = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mdd-engine", daemon=True)
@@ -211,6 +215,7 @@ class EngineProcess(EngineDesk):
             self._configured = config
             pipe.send(Configure(config))
         if self._busy:
+            self._check_for_hang()
             return
         job = self._next()
         if job is None or job.sweep is None:
@@ -224,6 +229,14 @@ class EngineProcess(EngineDesk):
             self._begun.add(job.run_id)
             pipe.send(Begin(run.header))
         pipe.send(Work(job.run_id, job.sweep, job.lane, job.effort))
+
+    def _check_for_hang(self) -> None:
+        """Kill a child that has been at one sweep for far too long; then it is replaced as one that died."""
+        taken_s = time.monotonic() - self._handed_s
+        if taken_s > max(HANG_S, 20 * self._longest_s):
+            self._on_note(f"the engine has not answered for {taken_s:.0f} s: it is ended", "warning")
+            self._keeper.kill(0.0)
+            raise EOFError
 
     def _fail(self, error: MddError) -> None:
         self._failure = error
@@ -242,6 +255,7 @@ class EngineProcess(EngineDesk):
         elif isinstance(answer, MddError) and self.info is None:
             raise answer  # it could not even start
         else:
+            self._longest_s = max(self._longest_s, time.monotonic() - self._handed_s)
             self._done(answer)
 
     def _told(self, message: Told) -> None:

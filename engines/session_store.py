@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +63,8 @@ class SessionStore:
     ----------
     put_aside, came_back : int
         How often a session went to the disk for want of room, and was read from there.
+    write_s : float
+        How long the last checkpoint took to be written.
     """
 
     def __init__(self, folder: Path | None = None, most_bytes: int | None = None) -> None:
@@ -75,6 +78,7 @@ class SessionStore:
         self._writing: Future[None] | None = None
         self.put_aside = 0
         self.came_back = 0
+        self.write_s = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -122,17 +126,16 @@ class SessionStore:
             self._put_aside(next(iter(self._sessions)))
 
     def checkpoint(self) -> None:
-        """Have written what changed since the last time."""
-        if self._folder is None:
+        """Have written what changed since the last time; what is not written yet goes on being written."""
+        if self._folder is None or not (self._writing is None or self._writing.done()):
             return
         states = [
             (key, self._sessions[key].state().on_the_host()) for key in self._dirty if key in self._sessions
         ]
         self._dirty.clear()
-        self._wait()
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="mdd-checkpoint")
-        self._writing = self._writer.submit(self._write_all, states)
+        self._writing = self._writer.submit(self._write_checkpoint, states)
 
     def forget(self, run_id: str) -> None:
         """Forget the sessions of a run, and remove their files."""
@@ -146,6 +149,7 @@ class SessionStore:
 
     def close(self) -> None:
         """Put on disk what changed."""
+        self._wait()
         if self.dirty:
             self.checkpoint()
         self._wait()
@@ -170,6 +174,11 @@ class SessionStore:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
+
+    def _write_checkpoint(self, states: list[tuple[SessionKey, State]]) -> None:
+        began_s = time.monotonic()
+        self._write_all(states)
+        self.write_s = time.monotonic() - began_s
 
     def _write_all(self, states: list[tuple[SessionKey, State]]) -> None:
         for key, state in states:
