@@ -295,6 +295,8 @@ class _Feeder:
     def feed(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
         """Take all sweeps; True when every frame has come, False where the run was stopped or ended."""
         complete = self._hand_over(acquisition, sweeps) and self._wait(lambda: self._hook.outstanding == 0)
+        if self._sender.wanted == "stop":
+            self._note(f"the daemon ends the run {self._sender.wanted_text}".rstrip())
         if not complete:
             self._let_finish()
         return complete

@@ -55,7 +55,7 @@ class Outbox:
     def __init__(self) -> None:
         self.put_frames: list[tuple[FrameInfo, Any]] = []
         self.broken = False
-        self.wanted = "go"
+        self.wanted, self.wanted_text = "go", ""
         self.started = False
         self.finished: str | None = None
 

@@ -114,23 +114,6 @@ def test_without_a_daemon_the_acquisition_goes_on_as_ever(somebody: Callable[...
     assert took_s < 10.0
 
 
-@pytest.mark.acquisition
-def test_what_does_not_fit_is_told_once_and_the_acquisition_goes_on(somebody: Callable[..., Any]) -> None:
-    daemon = Daemon()
-    try:
-        config = demo_config().model_copy(
-            update={"volume": demo_config().volume.model_copy(update={"z0_um": 90.0})}
-        )
-        means, notes, problem, _ = somebody(config, daemon.address)
-        assert len(means) == TIMES * SLABS
-        assert daemon.headers == []
-        assert "set volume.z0_um" in problem
-        assert [note for note in notes if "no images of this acquisition any more" in note] == notes
-        assert len(notes) == 1
-    finally:
-        daemon.stop()
-
-
 # By itself ------------------------------------------------------------------------------------------
 
 
@@ -197,6 +180,17 @@ def test_whatever_comes_nothing_is_raised_and_it_is_told_once(
     assert not outbox.started
     with pytest.raises(AcquisitionError):
         mdd.raise_if_failed()
+
+
+def test_what_does_not_fit_is_told_once_and_nothing_is_sent(outbox: Outbox) -> None:
+    notes: list[str] = []
+    with attach(passive_config(volume={"z0_um": 90.0}), note=notes.append) as mdd:
+        for time_point in range(3):
+            for image in SWEEP:
+                assert mdd.process(image.pixels, metadata_of(image_of(time_point, 0)))[0] is image.pixels
+    assert len(notes) == 1
+    assert notes[0].startswith("mdd gets no images of this acquisition any more")
+    assert not outbox.started
 
 
 def test_a_broken_sender_and_a_broken_note_do_not_reach_the_acquisition(outbox: Outbox) -> None:
