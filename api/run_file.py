@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from microdiffusion.errors import InputFileError
@@ -73,6 +74,7 @@ __all__ = [
 
 _VERSION = version("microdiffusion-daemon")
 _DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
+_CONTENT_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,14 @@ def create_run_file(path: Path, plan: RunPlan) -> RunLayout:
         path, "x", alignment_threshold=64 << 10, alignment_interval=_DATA_ALIGNMENT, track_order=False
     ) as file:
         _write_attributes(file, plan)
-        for dataset in datasets(plan):
-            _create_dataset(file, dataset)
-    with path.open("rb") as stream:
-        return read_layout(path, stream)
+        creation, links = _property_lists()
+        made = [(dataset, _create_dataset(file, dataset, creation, links)) for dataset in datasets(plan)]
+    # Contents go to their places without HDF5, as all that follows: a run of many positions has many.
+    with path.open("r+b") as stream:
+        for dataset, region in made:
+            if dataset.content is not None:
+                _write_content(stream, region, np.asarray(dataset.content, region.dtype))
+    return RunLayout(plan, {dataset.path: region for dataset, region in made})
 
 
 def read_layout(path: Path, stream: BinaryIO) -> RunLayout:
@@ -208,8 +214,21 @@ def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
         provenance.attrs[key] = value
 
 
-def _create_dataset(file: h5py.File, dataset: Dataset) -> None:
-    """Create a contiguous dataset whose bytes exist from the start."""
+def _write_content(stream: BinaryIO, region: Region, content: NDArray[Any]) -> None:
+    """Write a dataset's first content: an array of its shape, or one value for all elements."""
+    stream.seek(region.offset)
+    if content.shape == region.shape:
+        stream.write(content.tobytes())
+        return
+    left = prod(region.shape)
+    block = np.full(min(left, _CONTENT_ELEMENTS), content)
+    while left:
+        stream.write(block[:left].tobytes())
+        left -= min(left, block.size)
+
+
+def _property_lists() -> tuple[Any, Any]:
+    """Return how datasets are created: contiguous, with bytes that exist from the start."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -217,15 +236,21 @@ def _create_dataset(file: h5py.File, dataset: Dataset) -> None:
     creation.set_obj_track_times(False)
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
+    return creation, links
+
+
+def _create_dataset(file: h5py.File, dataset: Dataset, creation: Any, links: Any) -> Region:
+    """Create a dataset and return where its bytes lie."""
     space = h5py.h5s.create_simple(dataset.shape) if dataset.shape else h5py.h5s.create(h5py.h5s.SCALAR)
     numpy_type = np.dtype(dataset.dtype)
     if numpy_type.kind == "S":
-        numpy_type = h5py.string_dtype("utf-8", numpy_type.itemsize)
-    kind = h5py.h5t.py_create(numpy_type, logical=True)
-    created = h5py.Dataset(h5py.h5d.create(file.id, dataset.path.encode(), kind, space, creation, lcpl=links))
-    created.attrs.update(dataset.attributes)
-    if dataset.content is not None:
-        created[...] = np.asarray(dataset.content, dtype=created.dtype)
+        kind = h5py.h5t.py_create(h5py.string_dtype("utf-8", numpy_type.itemsize), logical=True)
+    else:
+        kind = h5py.h5t.py_create(numpy_type, logical=True)
+    created = h5py.h5d.create(file.id, dataset.path.encode(), kind, space, creation, lcpl=links)
+    if dataset.attributes:
+        h5py.Dataset(created).attrs.update(dataset.attributes)
+    return Region(created.get_offset(), dataset.shape, numpy_type)
 
 
 def _read_plan(path: Path, file: h5py.File) -> RunPlan:

@@ -141,9 +141,9 @@ def datasets(plan: RunPlan) -> Iterator[Dataset]:
     for position in range(len(plan.header.positions)):
         prefix = position_prefix(position)
         for dataset in _session_datasets(plan):
-            yield Dataset(
-                prefix + dataset.path, dataset.shape, dataset.dtype, dataset.content, dataset.attributes
-            )
+            # Units and codes are said once, at position 0: they take as long to write as all the rest.
+            about = {} if position else dataset.attributes
+            yield Dataset(prefix + dataset.path, dataset.shape, dataset.dtype, dataset.content, about)
 
 
 def file_bytes(plan: RunPlan) -> int:
