@@ -44,7 +44,7 @@ def attach(
     config: Config | str | Path,
     *,
     address: str | None = None,
-    note: Callable[[str], None] = logger.info,
+    note: Callable[[str], None] | None = None,
     finish_s: float = FINISH_S,
 ) -> Attached:
     """Return a hook for one acquisition; close it, or leave its `with` block, when that is over.
@@ -55,8 +55,8 @@ def attach(
         Beam ([sweep]), volume ([volume]) and the camera's noise; the first sweep shows its number of slabs.
     address : str or None
         Where the daemon takes frames; None: `wire.data`.
-    note : callable
-        Is told, in one line each, what a user may want to know.
+    note : callable or None
+        Is told, in one line each, what a user may want to know; None: the log, problems as warnings.
     finish_s : float
         How long closing may take to deliver what is left; then it goes to the journal.
 
@@ -82,16 +82,18 @@ class Attached:
         What became of the frames; None until it is closed, or where the run did not begin.
     """
 
-    def __init__(self, config: Config, address: str, *, note: Callable[[str], None], finish_s: float) -> None:
+    def __init__(
+        self, config: Config, address: str, *, note: Callable[[str], None] | None, finish_s: float
+    ) -> None:
         security = client_security(config.wire, address)
         self.problem: MddError | None = None
         self.stats: SenderStats | None = None
-        self._note = note
+        self._note, self._warn = note or logger.info, note or logger.warning
         self._finish_s = finish_s
         self._run = PassiveRun(
             config,
             lambda header: open_sender(config, address, header, security),
-            note=self._say,
+            note=lambda text: self._say(text, self._note),
             source="hook in a pycromanager acquisition",
         )
         self._lock = threading.Lock()  # of the run
@@ -202,7 +204,7 @@ class Attached:
         text = f"{self.stats.put} frames passed on, {self.stats.acknowledged} confirmed"
         if self._run.unplaced:
             text += f", {self._run.unplaced} images without a place"
-        self._say(text)
+        self._say(text, self._note)
 
     def _give_up(self, error: Exception) -> None:
         if self.problem is not None:
@@ -212,10 +214,10 @@ class Attached:
             error = AcquisitionError(f"An image could not be passed on ({type(cause).__name__}: {cause}).")
             error.__cause__ = cause
         self.problem = error
-        self._say(f"mdd gets no images of this acquisition any more: {error}")
+        self._say(f"mdd gets no images of this acquisition any more: {error}", self._warn)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, note: Callable[[str], object]) -> None:
         try:
-            self._note(text)
+            note(text)
         except Exception:  # whatever a user's function does, the acquisition goes on
             logger.exception("The hook's note could not be told: %s", text)

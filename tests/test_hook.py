@@ -193,6 +193,16 @@ def test_what_does_not_fit_is_told_once_and_nothing_is_sent(outbox: Outbox) -> N
     assert not outbox.started
 
 
+def test_by_default_a_problem_is_a_warning_in_the_log(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    with attach(passive_config()) as mdd:
+        mdd.process(None, {})  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "KeyError" in record.message
+
+
 def test_a_broken_sender_and_a_broken_note_do_not_reach_the_acquisition(outbox: Outbox) -> None:
     outbox.broken = True
 
