@@ -127,11 +127,12 @@ class Run:
     @property
     def provenance(self) -> dict[str, str]:
         """Versions, checksum of the weights, device ...; the engine's part as soon as it is known."""
-        plan = self._files[0].layout.plan
+        first = self._first()
+        plan = first.layout.plan
         if plan.segment:
             return dict(plan.provenance)
         try:
-            engine = json.loads(bytes(self._files[0].view("mdd/engine")[()]) or b"{}")
+            engine = json.loads(bytes(first.view("mdd/engine")[()]) or b"{}")
         except ValueError:
             engine = {}
         more = engine if isinstance(engine, dict) else {}
@@ -146,14 +147,15 @@ class Run:
     @property
     def ledger(self) -> Ledger:
         """Where the frames went, as far as known; all zero in a further file that is opened alone."""
-        if self._files[0].layout.plan.segment:
+        first = self._first()
+        if first.layout.plan.segment:
             return Ledger()
-        return Ledger(**dict(zip(LEDGER_COLUMNS, self._files[0].view("mdd/ledger").tolist(), strict=True)))
+        return Ledger(**dict(zip(LEDGER_COLUMNS, first.view("mdd/ledger").tolist(), strict=True)))
 
     @property
     def events(self) -> list[Event]:
         """What happened during the run, oldest first; the last 4096."""
-        first = self._files[0]
+        first = self._first()
         if first.layout.plan.segment:
             return []
         count = max(int(first.view("mdd/events/count")), 0)
@@ -205,7 +207,7 @@ class Run:
         InputFileError
             Its checksum is wrong, again and again: the file is damaged.
         """
-        first = self._files[0]
+        first = self._first()
         plan = first.layout.plan
         if not plan.live or plan.segment:
             return None
@@ -295,6 +297,10 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _first(self) -> _File:
+        self._look_for_more()
+        return self._files[0]
 
     def _parts(self, name: str) -> Iterator[NDArray[Any]]:
         self._look_for_more()

@@ -26,6 +26,7 @@ from run_file_writer import (
     recorder,
     resumed,
     volume,
+    wait,
 )
 
 from microdiffusion.daemon import segment
@@ -131,13 +132,17 @@ def test_run_that_was_closed_and_cut_gets_its_room_back(path: Path, end: str) ->
     assert len(open_run(path)) == 2
     second = resumed(path)
     second.start()
-    with open_run(path) as run:
+    with open_run(path) as run, open_run(path) as other:
         follower = run.follow(timeout_s=20, poll_s=0.005)
         assert [next(follower)[0], next(follower)[0]] == [0, 1]
         for sweep in range(2, 8):
             put_sweep(second, sweep)
         seen = [next(follower)[0] for _ in range(6)]
         assert seen == [2, 3, 4, 5, 6, 7]  # in a longer file of that name, then in a further one
+        second.put_ledger(Ledger(announced=30, dropped_by_sender=6))
+        wait(lambda: other.ledger.announced == 30)
+        assert other.ledger == Ledger(30, 24, 6, dropped_by_sender=6)
+        assert len(other) == 12
     if end == "closed":
         second.stop()
     else:
