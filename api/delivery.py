@@ -107,7 +107,11 @@ def deliveries(
         except (MddError, OSError) as error:
             yield Delivered(path, "", path.name, 0, 0, 0, done=False, reason=str(error))
             continue
-        if journal is not None:
+        if journal is None:
+            continue
+        if not journal.records:
+            journal.delete()
+        else:
             yield _deliver_one(journal, address, security, stop)
 
 
@@ -115,9 +119,6 @@ def _deliver_one(
     journal: Journal, address: str, security: ClientKeys | None, stop: Callable[[], bool]
 ) -> Delivered:
     header, frames = journal.header, len(journal.records)
-    if not frames:
-        journal.delete()
-        return Delivered(journal.path, header.run_id, header.name, 0, 0, 0, done=True)
     try:
         largest = max(place.body_bytes for place in journal.records.values())
         sender = Sender.of_journal(

@@ -248,10 +248,12 @@ class Journal:
         """Close the journal and delete all of it."""
         self._close_reading()
         self._close_writing()
-        for path in [*self.path.glob(_PARTS), *self.path.glob(_START + "*")]:
-            path.unlink(missing_ok=True)
+        # What cannot be deleted now (a virus scanner has it open, say) does no harm: without `start` it is no
+        # journal, and with it, its frames are delivered once more and discarded as duplicates.
+        for path in [*self.path.glob(_START + "*"), *self.path.glob(_PARTS)]:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         self._lock.release()
-        # Left where a virus scanner, say, has them open: an empty folder does no harm.
         with contextlib.suppress(OSError):
             (self.path / _LOCK).unlink(missing_ok=True)
             self.path.rmdir()

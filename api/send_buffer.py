@@ -91,7 +91,7 @@ class SendBuffer:
         self._memory = 0
         self._bytes = 0
         self._sent_bytes = 0
-        self._journaled = 0
+        self._journaled = self._unrecorded = 0
         self._released: list[Place] = []
         self._last_seq = first_seq - 1
         self._closed = False
@@ -142,6 +142,7 @@ class SendBuffer:
             later = self._tail or self._middle or self._head.nbytes + nbytes > self._head_bytes
             (self._tail if later else self._head).append(entry)
             self._put += 1
+            self._unrecorded += 1
         if later:
             self.journal_work.set()
         return True
@@ -290,8 +291,15 @@ class SendBuffer:
         """Return the frames that are in memory alone, oldest first."""
         with self._changed:
             aside = [self._aside] if self._aside is not None else []
-            entries = [*self._sent.values(), *aside, *self._head.entries, *self._tail.entries]
-            return [entry for entry in entries if entry.place is None]
+            found: list[Entry] = []
+            # From the newest on: older ones have been written already, mostly, and need not be looked at.
+            for entries in (self._tail.entries, self._head.entries, aside, self._sent.values()):
+                for entry in reversed(entries):
+                    if len(found) == self._unrecorded:
+                        break
+                    if entry.place is None:
+                        found.append(entry)
+            return found[::-1]
 
     def recorded(self, entry: Entry, place: Place) -> None:
         """Note that a frame of `to_spill` or `unrecorded` lies in the journal."""
@@ -301,6 +309,7 @@ class SendBuffer:
                 return
             entry.place = place
             self._journaled += 1
+            self._unrecorded -= 1
             while self._tail and self._tail.entries[0].place is not None:
                 spilled = self._tail.popleft()
                 spilled.frame = spilled.parts = None
@@ -380,4 +389,6 @@ class SendBuffer:
             self._journaled -= 1
             self._released.append(entry.place)
             self.journal_work.set()
+        else:
+            self._unrecorded -= 1
         self._changed.notify_all()
