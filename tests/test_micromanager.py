@@ -44,6 +44,7 @@ def make(**tables: Any) -> Config:
         "specimen": {"neurons": 1, "vessels": 1, "nuclei": 4},
         "volume": {"shape_z": 24},
         "sweep": {"hold_out_every": 2},
+        "wire": {"journal_gb": 0},
     }
     for name, table in tables.items():
         base[name] = {**base.get(name, {}), **table}
@@ -344,7 +345,7 @@ def test_what_an_orphan_could_not_deliver_is_delivered_from_its_journal(tmp_path
     script, journal = tmp_path / "parent.py", tmp_path / "journal"
     script.write_text(textwrap.dedent(PARENT))
     config = make(
-        acquisition={"sweeps": None, "exposure_ms": 20}, wire={"journal": journal}
+        acquisition={"sweeps": None, "exposure_ms": 20}, wire={"journal": journal, "journal_gb": 1}
     ).model_dump_json()
     with subprocess.Popen(
         [sys.executable, str(script), config, address], stdout=subprocess.PIPE, text=True
