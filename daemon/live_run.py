@@ -50,6 +50,8 @@ _PACKAGES = (
 WINDOW_BYTES = 32 << 20
 """Frames of a run that may be unconfirmed: what a crash of the daemon makes its sender send again."""
 LEDGER_EVERY_S = 1.0
+HANGS_S = 20.0
+"""A disk that has taken nothing for so long, and does not say that it is full, hangs: the user is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class LiveRun:
         self._wanted: Literal["go", "pause", "stop"] = "go"
         self._waiting_for = ""
         self._ledger_s = 0.0
+        self._written_s = time.monotonic()
+        self._hangs = False
         self._told_info: EngineInfo | None = None
         engine.begin(self.header, self, file=recorder.paths[0].name)
         self._settled_before = frozenset[Key]() if found is None else found.settled
@@ -258,9 +262,11 @@ class LiveRun:
             raise failure
         self._tell_engine()
         self._tell_disk()
+        self._tell_hanging(now_s)
         if now_s - self._ledger_s > LEDGER_EVERY_S:
             self._ledger_s = now_s
             self._write_ledger()
+            self.recorder.call(self._reached)
         if shown:
             self._show()
 
@@ -400,6 +406,26 @@ class LiveRun:
             self._board.note("the disk takes data again")
             self.recorder.put_event("disk", f"went on after: {self._waiting_for}")
         self._waiting_for = waiting_for
+
+    def _reached(self) -> None:
+        """Note that the recorder has done all that it was asked to until a second ago."""
+        self._written_s = time.monotonic()
+
+    def _tell_hanging(self, now_s: float) -> None:
+        """Say once when the disk stands still without being full, and when it goes on."""
+        hangs = now_s - self._written_s > HANGS_S and not self.recorder.waiting_for
+        if hangs == self._hangs:
+            return
+        self._hangs = hangs
+        folder = self.recorder.paths[0].parent
+        if hangs:
+            self._board.note(
+                f"the disk of {folder} has taken nothing for {HANGS_S:.0f} s: check it; frames wait with "
+                "their sender",
+                "error",
+            )
+        else:
+            self._board.note(f"the disk of {folder} goes on")
 
     def _write_ledger(self) -> None:
         stats = self._ingest.run_stats(self.header.run_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from microdiffusion.daemon.snapshot import HEADLINE
 
 if TYPE_CHECKING:
-    from microdiffusion.daemon.snapshot import Latency, StatusSnapshot
+    from microdiffusion.daemon.snapshot import Latency, RunSummary, StatusSnapshot
 
 Level = Literal["info", "warning", "error"]
 
@@ -24,6 +24,7 @@ Tile = tuple[str, str, str, Level]
 def page(snapshot: StatusSnapshot) -> str:
     """Return everything but the preview as plain text, a topic a line."""
     run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
+    several = len(snapshot.runs) > 1
     rows = [
         ("state", f"{snapshot.state}, {duration(snapshot.elapsed_s)}"),
         ("run", f"{run.name} {run.id}".strip()),
@@ -38,10 +39,19 @@ def page(snapshot: StatusSnapshot) -> str:
         ),
         *((tile[0], ", ".join(text for text in tile[1:3] if text)) for tile in figures(snapshot)),
         *((f"stage {name}", f"{seconds(p.p50)}, p95 {seconds(p.p95)}") for name, p in stages(snapshot)),
+        *((f"run {number}", run_line(each)) for number, each in enumerate(snapshot.runs, 1) if several),
         *((f"queue {name}", depth_of(part.bytes, part.limit)) for name, part in snapshot.queues.items()),
         *((note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes),
     ]
     return "\n".join(f"{name:<18} {text}" for name, text in rows if text.strip(" ,"))
+
+
+def run_line(run: RunSummary) -> str:
+    """Return one of several runs in a line."""
+    text = f"{run.name}, {run.state}, {run.frames} frames, {run.written} volumes"
+    if run.waiting:
+        text += f", {run.waiting} sweeps wait"
+    return f"{text}; {run.waits_for}" if run.waits_for else text
 
 
 def log_line(snapshot: StatusSnapshot) -> str:
@@ -60,6 +70,8 @@ def log_line(snapshot: StatusSnapshot) -> str:
         ("lost", volumes.lost),
         ("skipped", volumes.skipped),
         ("failed", volumes.failed),
+        ("runs", len(snapshot.runs)),
+        ("sweeps_waiting", sum(run.waiting for run in snapshot.runs)),
     ]
     if latency := snapshot.latencies.get(HEADLINE):
         pairs += [(f"{HEADLINE}_p50_s", f"{latency.p50:.3f}"), (f"{HEADLINE}_p95_s", f"{latency.p95:.3f}")]
@@ -102,6 +114,7 @@ def figures(snapshot: StatusSnapshot) -> list[Tile]:
     frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
     bad = {"lost": volumes.lost, "failed": volumes.failed, "skipped": volumes.skipped}
     wrong = _listed(bad)
+    waiting = sum(run.waiting for run in snapshot.runs)
     away = {"missing": frames.missing, "dropped": frames.dropped_by_sender, "refused": frames.refused}
     absent = _listed(away)
     free = snapshot.disk_free_bytes
@@ -116,7 +129,7 @@ def figures(snapshot: StatusSnapshot) -> list[Tile]:
         (
             "volumes",
             f"{volumes.written} written",
-            wrong or "none lost",
+            wrong or (f"none lost, {waiting} wait" if waiting > 1 else "none lost"),
             ("error" if volumes.lost or volumes.failed else "warning") if wrong else "info",
         ),
         (

@@ -17,7 +17,16 @@ from rich.segment import Segment
 from rich.style import Style
 
 from microdiffusion.daemon.halfblock import Line, image_lines
-from microdiffusion.daemon.status_text import Tile, depth_of, duration, figures, seconds, size, stages
+from microdiffusion.daemon.status_text import (
+    Tile,
+    depth_of,
+    duration,
+    figures,
+    run_line,
+    seconds,
+    size,
+    stages,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +92,8 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
     left = [Segment(f" ● {snapshot.state}", style)]
     if snapshot.run.name:
         left += [Segment(f"  {snapshot.run.name}", BOLD)]
+    if len(snapshot.runs) > 1:
+        left += [Segment(f" (1 of {len(snapshot.runs)} runs)", DIM)]
     left += [Segment("  "), *_progress(snapshot)]
     engine = snapshot.engine
     steps = f" {engine.steps} steps" if engine.method == "mdd" else ""
@@ -222,6 +233,9 @@ def _details(snapshot: StatusSnapshot, width: int, height: int) -> list[Line]:
         if text:
             fitting = _cropped(text, width - 10, left=name == "file")
             lines.append([Segment(f" {name:<8}", DIM), Segment(fitting)])
+    if len(snapshot.runs) > 1:
+        _section(lines, "all runs")
+        lines += [[Segment(f" {_cropped(run_line(each), width - 2)}")] for each in snapshot.runs]
     notes = _notes(snapshot, width)
     if notes and height - len(lines) > 2:
         _section(lines, "notes")

@@ -13,7 +13,7 @@ from microdiffusion.daemon import halfblock
 from microdiffusion.daemon.dashboard import LiveDashboard, LogDisplay, open_display, page
 from microdiffusion.daemon.halfblock import RAMP, image_lines
 from microdiffusion.daemon.preview import make_preview
-from microdiffusion.daemon.snapshot import StatusSnapshot
+from microdiffusion.daemon.snapshot import RunSummary, StatusSnapshot
 from microdiffusion.daemon.status import HEADLINE, EngineStatus, FrameCounts, RunStatus, StatusBoard
 from microdiffusion.daemon.status_text import duration, log_line, seconds, size
 from microdiffusion.daemon.view import screen
@@ -175,6 +175,23 @@ def test_a_page_is_plain_and_holds_every_topic():
     assert "\x1b" not in shown
     for topic in ("state", "file", "sweep → disk", "held-out error", "stage inr", "queue recorder", "note 7"):
         assert topic in shown
+
+
+def test_several_runs_are_all_shown_and_what_holds_one_up_is_said():
+    runs = tuple(
+        RunSummary(name=f"run-{number}", state="go", frames=10, written=2, waiting=number)
+        for number in range(3)
+    )
+    full = RunSummary(name="run-full", state="go", waits_for="the disk is full")
+    snapshot = busy_snapshot(runs=(*runs, full))
+    shown = page(snapshot)
+    assert "run-2, go, 10 frames, 2 volumes, 2 sweeps wait" in shown
+    assert "the disk is full" in shown
+    assert "1 of 4 runs" in text(screen(snapshot, 80, 24, colour=False))
+    large = text(screen(snapshot, 160, 60, colour=False))
+    assert all(run.name in large for run in snapshot.runs)
+    pairs = dict(pair.split("=") for pair in log_line(snapshot).split(" "))
+    assert (pairs["runs"], pairs["sweeps_waiting"]) == ("4", "3")
 
 
 def test_the_log_line_is_one_line_of_key_and_value():
