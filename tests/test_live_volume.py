@@ -74,7 +74,14 @@ def test_rolling_volume_that_waits_gives_way_to_the_next(path: Path) -> None:
     gate = threading.Event()
     target = recorder(path, live=True, queue_mb=0.01)
     target.start()
-    target.call(lambda: gate.wait(20) and None)
+    entered = threading.Event()
+
+    def stand() -> None:
+        entered.set()
+        gate.wait(20)
+
+    target.call(stand)
+    assert entered.wait(20)
     for number in range(1, 50):
         result = reconstruction(0, volume=constant(number))
         assert target.put_live(window(number), result, number)
