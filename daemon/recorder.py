@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.job_queue import JobQueue
@@ -28,17 +30,12 @@ from microdiffusion.daemon.run_book import Key
 from microdiffusion.daemon.run_files import RunFiles
 from microdiffusion.daemon.run_lock import RunLock
 from microdiffusion.daemon.run_writer import RunWriter, Written
+from microdiffusion.daemon.seq_set import SeqSet
 from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
 from microdiffusion.recorded_sweep import FrameRows, assemble
 from microdiffusion.run_file import Ledger, RunPlan, Status
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame, Reconstruction, Sweep
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from microdiffusion.daemon.seq_set import SeqSet
 
 __all__ = ["Recorder", "Written"]
 
@@ -103,8 +100,9 @@ class Recorder:
         self._on_written = on_written
         self._lock = RunLock(files.path)
         self._queue = JobQueue(int(config.queue_mb * 1e6))
+        self._left = 0  # frames that a disk still full at the end kept from being taken
         self._waiting_frames: dict[Key, list[Frame]] = {}
-        self._patience = Patience(self._queue, self._note)
+        self._patience = Patience(self._queue, lambda text: self._writer.notes.write_event("disk", text))
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
@@ -218,7 +216,14 @@ class Recorder:
         key = (info.sweep, info.channel, info.position)
 
         def work() -> None:
-            self._patience.until_done(lambda: self._writer.write_frame(frame))
+            if self._left:  # taken in order, or not at all
+                self._left += 1
+                return
+            try:
+                self._patience.until_done(lambda: self._writer.write_frame(frame))
+            except NoRoomError:
+                self._left = 1
+                raise
             with self._queue.changed:
                 frames = self._waiting_frames[key]
                 frames.pop(0)
@@ -298,10 +303,7 @@ class Recorder:
         self.call(lambda: self._writer.settle((sweep, channel, position), status, reason))
 
     def put_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None = None) -> None:
-        """Hand over what senders and line said; received, unplaced and all sums are the recorder's own.
-
-        `senders` (64, 6) int64: see `run_schema.SENDER_COLUMNS`.
-        """
+        """Hand over what senders and line said (`run_schema.SENDER_COLUMNS`); the sums are made here."""
         self.call(lambda: self._writer.write_ledger(ledger, senders))
 
     def put_engine(self, provenance: Mapping[str, str]) -> None:
@@ -382,16 +384,15 @@ class Recorder:
     def _run(self) -> None:
         failure: Exception | None = None
         try:
-            try:
-                while (job := self._queue.next()) is not None:
+            while (job := self._queue.next()) is not None:
+                try:
                     job.work()
-                    self._queue.done(job)
-            except NoRoomError as error:  # only when it stops; otherwise it waits for room
-                failure = NoRoomError(
-                    f"{self._queue.bytes / 1e6:.1f} MB could not be written before the end, "
-                    f"and were not taken: {error}"
-                )
+                except NoRoomError as error:  # only when it stops; what needs no room is still done
+                    failure = failure or error
+                self._queue.done(job)
             self._patience.until_done(self._writer.finish)
+            if self._left:
+                failure = NoRoomError(f"{self._left} frames were not taken at the end of the run: {failure}")
         except MddError as error:
             failure = failure or error
         except Exception as error:  # the thread's owner gets it from raise_if_failed
@@ -402,9 +403,6 @@ class Recorder:
                 self._fail(failure)
             self._files.close()
             self._lock.release()
-
-    def _note(self, text: str) -> None:
-        self._writer.notes.write_event("disk", text)
 
     def _fail(self, error: Exception) -> None:
         self._failure = error

@@ -18,7 +18,7 @@ from microdiffusion.daemon import segment
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.errors import DiskError, NoRoomError
 from microdiffusion.reader import open_run
-from microdiffusion.run_file import Status, segment_path
+from microdiffusion.run_file import Ledger, Status, segment_path
 from microdiffusion.verify import verify_run
 
 
@@ -137,13 +137,17 @@ def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Pat
     taken: list[int] = []
     target.put_frame(frame(2, 0), partial(taken.append, 0))
     wait(lambda: target.waiting_for != "")
+    target.put_frame(frame(1, 0), partial(taken.append, 1))  # has room, and is not taken before its turn
+    target.mark(1, 0, 0, Status.SKIPPED, "the engine was busy")
+    target.put_ledger(Ledger(announced=5, announced_known=1))
     start = time.monotonic()
-    with pytest.raises(NoRoomError, match="were not taken"):
+    with pytest.raises(NoRoomError, match="2 frames were not taken"):
         target.stop()
     assert time.monotonic() - start < 5
     assert taken == []
     report = verify_run(path)
     assert (report.faults, report.closed, report.volumes) == ([], True, 1)
+    assert report.ledger == Ledger(5, 3, 2, on_the_line=2, announced_known=1)
     disk.full = False
     again = resumed(path)
     assert again.next_sweep == 1
