@@ -275,8 +275,8 @@ def replay(
             else "start the replay again"
         )
         raise AcquisitionError(
-            f"The daemon at {address} stopped answering, {left} of {stats.put} frames are not confirmed: look "
-            f"at its last messages; {advice}."
+            f"The daemon at {address} stopped answering, {left} of {stats.put} frames are not confirmed: "
+            f"look at its last messages; {advice}."
         )
     return stats
 
