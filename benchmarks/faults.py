@@ -45,7 +45,7 @@ def main() -> int:
     work = options.folder or Path(tempfile.mkdtemp(prefix="mdd-faults-"))
     sources = work / "sources"
     make_source(sources, sweeps=SWEEPS)
-    make_source(sources, sweeps=8, edge=256)
+    make_source(sources, sweeps=12, edge=256)
     started_s = time.monotonic()
     number = 0
 
