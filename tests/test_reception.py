@@ -289,9 +289,9 @@ class Conversation(RuleBasedStateMachine):
             if isinstance(answer, wire.Ack):
                 assert set(answer.received) <= self.file
                 assert not set(answer.held) & self.file
-                self.confirmed += [
-                    seq for seq in answer.received if seq in self.handed and seq not in self.confirmed
-                ]
+                for seq in answer.received:  # a repeated frame is confirmed again
+                    if seq in self.handed and seq not in self.confirmed:
+                        self.confirmed.append(seq)
         self.read = len(self.talk.answers)
 
     @property
