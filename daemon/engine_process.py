@@ -47,7 +47,8 @@ HANG_S = 600.0
 
 _IDLE_S = 0.5
 _AGAIN_S = 0.01  # how soon a volume is offered again that there was no room for
-_HURRY_S = 0.5  # how long a child may take to end whose sweep nobody waits for
+_HURRY_S = 0.5  # how long a child may take to end that is at something nobody waits for
+_STALE_S = 7 * 86400.0  # state of runs that nobody went on with
 
 
 class EngineProcess(EngineDesk):
@@ -113,6 +114,8 @@ class EngineProcess(EngineDesk):
 
     def start(self) -> None:
         """Start the child and the thread; returns at once."""
+        if self._state is not None:
+            forget_stale(self._state)
         self._spawn()
         self._thread.start()
 
@@ -145,7 +148,8 @@ class EngineProcess(EngineDesk):
         self._wake()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        self._keeper.kill(_HURRY_S if self._busy else timeout_s)
+        at_something = self._busy or self.info is None
+        self._keeper.kill(_HURRY_S if at_something else timeout_s)
         for run_id in self._sinks.run_ids:
             self.give_up(run_id)
         while self._ended:
@@ -285,3 +289,11 @@ class EngineProcess(EngineDesk):
     def _forget_files(self, run_id: str) -> None:
         if self._state is not None:
             shutil.rmtree(self._state / run_id, ignore_errors=True)
+
+
+def forget_stale(state: Path) -> None:
+    """Remove what is kept of runs that nobody went on with for a week: it would only make them start warm."""
+    for folder in state.iterdir() if state.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)

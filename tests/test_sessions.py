@@ -20,6 +20,7 @@ from sample_data import SHAPE, header, specimen, sweep_of
 from test_engine_process import RUN, Owner
 
 from microdiffusion.config import EngineConfig, InrConfig
+from microdiffusion.daemon.engine_process import forget_stale
 from microdiffusion.engines.engine import open_engine
 from microdiffusion.engines.memory import memory_statement, reconstruction_bytes, session_bytes, state_bytes
 from microdiffusion.engines.reconstructor import Reconstructor
@@ -171,6 +172,18 @@ def test_a_run_that_is_over_leaves_nothing(weights: Path, sweeps: list[Sweep], t
     assert store.peek(SessionKey("a" * 32, 0, 0, "sweep")) is None
     assert store.peek(SessionKey("b" * 32, 0, 0, "sweep")) is not None
     store.close()
+
+
+def test_state_that_nobody_went_on_with_goes_after_a_week(tmp_path: Path) -> None:
+    old, new = tmp_path / ("a" * 32), tmp_path / ("b" * 32)
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "sweep_c000_p00000.safetensors").touch()
+    week_ago_s = time.time() - 8 * 86400
+    os.utime(old, (week_ago_s, week_ago_s))
+    forget_stale(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
+    forget_stale(tmp_path / "not there")
 
 
 def test_rolling_and_catching_up_do_not_touch_the_sweeps_volumes(weights: Path, sweeps: list[Sweep]) -> None:
