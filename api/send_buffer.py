@@ -36,6 +36,10 @@ from microdiffusion.send_entry import Entry, Queue
 from microdiffusion.sweep import Frame
 
 
+ASIDE_S = 0.5
+"""How long a frame that is to be overtaken waits for one to come."""
+
+
 @dataclass(frozen=True, slots=True)
 class BufferStats:
     """What became of the frames that were offered, at one moment.
@@ -169,12 +173,14 @@ class SendBuffer:
 
         None where none is at hand, or where it would bring what is on its way above `window_bytes` or
         `wire.MAX_HELD` frames (one frame may always go). `last` says that no more will be put, so one that
-        was set aside need not wait.
+        was set aside need not wait; otherwise it waits for `ASIDE_S` at most.
         """
         with self._changed:
             self._fill_head()
-            if not self._head and not self._middle and self._aside is not None and (last or self._closed):
-                self._release_aside()
+            if self._aside is not None and not self._head and not self._middle:
+                waited_s = time.monotonic() - self._aside.sent_s
+                if last or self._closed or waited_s > ASIDE_S:
+                    self._release_aside()
             if not self._head:
                 return None
             entry = self._head.entries[0]
@@ -198,6 +204,7 @@ class SendBuffer:
         with self._changed:
             entry = self._pop_head()
             self._release_aside()
+            entry.sent_s = time.monotonic()
             self._aside = entry
 
     def lose(self) -> None:

@@ -215,6 +215,14 @@ def test_with_a_rate_and_a_journal_a_slow_daemon_costs_nothing(projections: Path
     assert list(folder.iterdir()) == []
 
 
+def test_a_last_frame_that_nothing_overtakes_goes_all_the_same(projections: Path) -> None:
+    with receiving() as receiver, open_source(projections) as source:
+        begin = time.monotonic()
+        stats = replay(source, receiver.address, faults=Faults(reorder=1.0))
+        assert time.monotonic() - begin < 10.0
+        assert (stats.acknowledged, len(receiver.frames)) == (SWEEPS * COUNT, SWEEPS * COUNT)
+
+
 def test_being_cut_off_costs_nothing(projections: Path) -> None:
     with receiving() as receiver, open_source(projections) as source:
         stats = replay(source, receiver.address, faults=Faults(cut_s=0.3, cut_after=5))
