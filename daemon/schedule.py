@@ -20,14 +20,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from microdiffusion.daemon.effort import Ladder
+from microdiffusion.daemon.job import Job, Lane
 
-if TYPE_CHECKING:
-    from microdiffusion.sweep import Sweep
+__all__ = ["Dropped", "Job", "Lane", "Scheduler"]
 
-Lane = Literal["sweep", "rolling", "later"]
 Policy = Literal["archive", "live", "wait"]
 LANES: tuple[Lane, ...] = ("sweep", "rolling", "later")
 
@@ -35,64 +34,6 @@ _RETRY_S = 1.0
 _MOST_TRIES = 10
 BUSY = "the engine was busy with other sweeps"
 NOT_THERE = "its frames could not be read from the run file"
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One sweep's way through the engine.
-
-    Attributes
-    ----------
-    run_id : str
-    sweep_number, channel, position : int
-    lane : "sweep", "rolling" or "later"
-    effort : int
-        0 full, 1 one evaluation of the network, 2 the INR without it.
-    received_s, time_s : float
-        `time.monotonic()` when its last frame came; that frame's camera time, s since the start of the run.
-    newest_seq : int
-        Of a rolling one: the newest frame in it; -1 where nobody said.
-    sweep : Sweep or None
-        Its projections; None where they have to be loaded.
-    queued_s : float
-        When it was handed in.
-    attempts : int
-        How many engine processes died over it.
-    """
-
-    run_id: str
-    sweep_number: int
-    channel: int
-    position: int
-    lane: Lane = "sweep"
-    effort: int = 0
-    received_s: float = 0.0
-    time_s: float = 0.0
-    newest_seq: int = -1
-    sweep: Sweep | None = None
-    queued_s: float = 0.0
-    attempts: int = 0
-
-    @classmethod
-    def of(cls, run_id: str, sweep: Sweep, *, lane: Lane, newest_seq: int = -1, now_s: float) -> Job:
-        """Return the job of a sweep."""
-        return cls(
-            run_id,
-            sweep.sweep,
-            sweep.channel,
-            sweep.position,
-            lane,
-            received_s=sweep.received_s,
-            time_s=sweep.time_s,
-            newest_seq=newest_seq,
-            sweep=sweep,
-            queued_s=now_s,
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Size of its projections, as far as they are in memory."""
-        return self.sweep.projections.nbytes + self.sweep.held_out.nbytes if self.sweep is not None else 0
 
 
 @dataclass(slots=True)
