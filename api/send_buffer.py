@@ -35,7 +35,6 @@ from microdiffusion.journal import Place
 from microdiffusion.send_entry import Entry, Queue
 from microdiffusion.sweep import Frame
 
-
 ASIDE_S = 0.5
 """How long a frame that is to be overtaken waits for one to come."""
 
