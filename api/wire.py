@@ -283,7 +283,7 @@ def _decode_frame(header: FrameHeader, body: memoryview) -> Frame:
         exposure_ms=header.exposure_ms,
         camera_time_s=header.camera_time_s,
     )
-    return Frame(info, pixels)
+    return Frame(info, pixels, crc32=header.crc32)
 
 
 def _check_place(header: FrameHeader) -> None:

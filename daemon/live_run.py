@@ -124,6 +124,7 @@ class LiveRun:
             limit_bytes=room_for(self.header, int(config.wire.receive_buffer_mb * 1e6)),
         )
         self._accounts = Accounts.of(recorder.senders)
+        self._before = recorder.ledger
         self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
         self._pumping = threading.Lock()
         self._withheld: deque[Callable[[], None]] = deque()
@@ -404,7 +405,6 @@ class LiveRun:
             self._board.note(waiting_for, "error")
         else:
             self._board.note("the disk takes data again")
-            self.recorder.put_event("disk", f"went on after: {self._waiting_for}")
         self._waiting_for = waiting_for
 
     def _reached(self) -> None:
@@ -431,7 +431,9 @@ class LiveRun:
         stats = self._ingest.run_stats(self.header.run_id)
         with self._lock:
             ledger = self._accounts.ledger(
-                self.received, duplicates=stats.duplicates, refused=sum(stats.refused.values())
+                self.received,
+                duplicates=self._before.duplicates + stats.duplicates,
+                refused=self._before.refused + sum(stats.refused.values()),
             )
             rows = self._accounts.rows()
         self.recorder.put_ledger(ledger, rows)
