@@ -199,13 +199,13 @@ def test_with_a_rate_and_a_journal_a_slow_daemon_costs_nothing(projections: Path
     folder = tmp_path / "journal"
     with receiving() as receiver, open_source(projections) as source:
         receiver.hold()
-        timer = threading.Timer(0.4, receiver.release)
+        timer = threading.Timer(0.8, receiver.release)
         timer.start()
         stats = replay(
             source,
             receiver.address,
-            rate_hz=200.0,
-            buffer_bytes=4 * 16 * 24 * 2,
+            rate_hz=30.0,
+            buffer_bytes=8 * 16 * 24 * 2,
             journal=folder,
             journal_bytes=1 << 20,
         )
