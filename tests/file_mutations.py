@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-HANG_S = 20.0
+HANG_S = 10.0
 
 
 def malformed_files(folder: Path, sound: Path, count: int, seed: int) -> Iterator[Path]:
