@@ -107,24 +107,29 @@ class Accounts:
         """Return the sums; `received` corrects a sender that could not say its last word."""
         firsts = sorted(self._accounts)
         stops = [*firsts[1:], 1 << 62]
-        announced = dropped = unsent = damaged = 0
+        announced = 0
+        missing = {"dropped": 0, "damaged": 0, "unsent": 0}
         for first, stop in zip(firsts, stops, strict=True):
             account = self._accounts[first]
             came = received.count(first, stop)
             explained = account.dropped + account.unsent + account.damaged
-            least = account.announced if account.ended else max(account.announced, came + explained)
-            announced += max(least, came)
-            dropped += account.dropped
-            damaged += account.damaged
-            unsent += account.unsent
+            # A sender that is gone without a word announced at least what came.
+            total = max(account.announced, came if account.ended else came + explained)
+            announced += total
+            # A sender does not know what came when its confirmation got lost: each reason takes its share
+            # of what is missing of this sender, so that it cannot explain what another one lost.
+            left = total - came
+            for reason in ("dropped", "damaged", "unsent"):
+                share = min(getattr(account, reason), left)
+                missing[reason] += share
+                left -= share
             if not account.ended:
-                # A sender that is gone without a word: what it announced and never sent stayed with it.
-                unsent += max(0, least - came - explained)
+                missing["unsent"] += left  # announced and never sent: it stayed with the sender
         return Ledger(
             announced=announced,
-            dropped_by_sender=dropped,
-            unsent=unsent,
-            damaged=damaged,
+            dropped_by_sender=missing["dropped"],
+            unsent=missing["unsent"],
+            damaged=missing["damaged"],
             duplicates=duplicates,
             refused=refused,
             announced_known=int(bool(firsts) and all(self._accounts[first].ended for first in firsts)),

@@ -12,72 +12,38 @@ to do: the sender's window fills, and it waits.
 
 from __future__ import annotations
 
-import platform
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from microdiffusion import __version__
 from microdiffusion.daemon.accounts import Accounts
 from microdiffusion.daemon.assembler import Assembler, LostSweep, room_for
-from microdiffusion.daemon.machine import package_versions
 from microdiffusion.daemon.preview import make_preview
-from microdiffusion.daemon.run_book import Key
+from microdiffusion.daemon.run_watch import RunWatch
 from microdiffusion.daemon.snapshot import RunSummary
-from microdiffusion.daemon.status import LIVE, FrameCounts, RunStatus
+from microdiffusion.daemon.status import LIVE
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.engine_messages import EngineInfo
     from microdiffusion.daemon.engine_process import EngineProcess
     from microdiffusion.daemon.ingest import Ingest
     from microdiffusion.daemon.recorder import Recorder
     from microdiffusion.daemon.schedule import Job
     from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.daemon.taken_up import Found
+    from microdiffusion.ledger import Ledger
     from microdiffusion.messages import RunEnd, RunProgress
     from microdiffusion.sweep import Frame, Reconstruction, Sweep
 
-_PACKAGES = (
-    *("numpy", "h5py", "pyzmq", "pydantic", "torch", "pycromanager", "pymmcore", "mm-test-adapters"),
-    *("openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
-)
 WINDOW_BYTES = 32 << 20
 """Frames of a run that may be unconfirmed: what a crash of the daemon makes its sender send again."""
 LEDGER_EVERY_S = 1.0
-HANGS_S = 20.0
-"""A disk that has taken nothing for so long, and does not say that it is full, hangs: the user is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a run file held before it was gone on with: (sweep, channel, position), oldest first.
-
-    Attributes
-    ----------
-    unfinished : tuple of Key
-        With frames, and neither a volume nor a reason for none.
-    settled : frozenset of Key
-        With either.
-    """
-
-    unfinished: tuple[Key, ...]
-    settled: frozenset[Key]
-
-    @classmethod
-    def in_file_of(cls, recorder: Recorder, policy: str) -> Found:
-        """Return what there is; before the recorder is started.
-
-        What was skipped is caught up, unless the policy is to go with the newest.
-        """
-        undone = {Status.EMPTY} if policy == "live" else {Status.EMPTY, Status.SKIPPED}
-        settled = [status for status in Status if status not in undone]
-        return cls(tuple(recorder.unfinished(undone)), frozenset(recorder.unfinished(settled)))
 
 
 class LiveRun:
@@ -129,15 +95,12 @@ class LiveRun:
         self._pumping = threading.Lock()
         self._withheld: deque[Callable[[], None]] = deque()
         self._wanted: Literal["go", "pause", "stop"] = "go"
-        self._waiting_for = ""
         self._ledger_s = 0.0
-        self._written_s = time.monotonic()
-        self._hangs = False
-        self._told_info: EngineInfo | None = None
+        self._watch = RunWatch(recorder, board, int(config.recorder.queue_mb * 1e6))
         engine.begin(self.header, self, file=recorder.paths[0].name)
-        self._settled_before = frozenset[Key]() if found is None else found.settled
+        self._settled_before = frozenset() if found is None else found.settled
         if found is not None:
-            self._go_on(found)
+            self._take_up(found)
 
     # As ingest's sink -----------------------------------------------------------------------------
 
@@ -261,15 +224,18 @@ class LiveRun:
         failure = self._engine.failure_of(self.header.run_id)
         if failure is not None:
             raise failure
-        self._tell_engine()
-        self._tell_disk()
-        self._tell_hanging(now_s)
+        self._watch.engine(self._engine.info)
+        self._watch.disk(now_s)
         if now_s - self._ledger_s > LEDGER_EVERY_S:
             self._ledger_s = now_s
             self._write_ledger()
-            self.recorder.call(self._reached)
+            self._watch.ask()
         if shown:
-            self._show()
+            with self._lock:
+                missing, nbytes = self._assembler.missing, self._assembler.waiting_bytes
+            stats = self._ingest.run_stats(self.header.run_id)
+            self._watch.show(self._ledger(), stats, missing=missing, assembler_bytes=nbytes)
+            self._board.set_queue("engine", self._engine.waiting_bytes)
 
     def summary(self) -> RunSummary:
         """Return the run in a few figures."""
@@ -299,7 +265,7 @@ class LiveRun:
         run_id = self.header.run_id
         self._engine.drain(run_id, drain_s, hurry)
         self._engine.end(run_id)
-        self._tell_engine()
+        self._watch.engine(self._engine.info)
         # What is still held back was not written for want of a reader of volumes: it is in the file.
         while self._withheld:
             self._withheld.popleft()()
@@ -363,71 +329,18 @@ class LiveRun:
                     self._board.note(f"sweep {item.sweep}: {item.missing} frames missing", "warning")
                 self._engine.submit(self.header.run_id, item)
 
-    def _go_on(self, found: Found) -> None:
-        """Take up a file that holds frames: open sweeps wait for the rest, the others are caught up."""
-        opened: dict[tuple[int, int], int] = {}
-        frames: list[Frame] = []
-        for sweep, channel, position in found.unfinished:
-            loaded = self.recorder.load_sweep(sweep, channel, position)
-            if loaded is None or loaded.missing:
-                # The sender may still have what is missing.
-                frames += self.recorder.load_frames(sweep, channel, position)
-                opened.setdefault((channel, position), sweep)
-            else:
-                self._engine.put_off(self.header.run_id, sweep, channel, position)
-        for channel in range(len(self.header.channels)):
-            for position in range(len(self.header.positions)):
-                first = opened.get((channel, position), self.recorder.next_sweep)
-                self._assembler.start_at(channel, position, first)
-        for frame in frames:
-            frame.received_s = time.monotonic()
-            self._settle(self._assembler.add(frame))
+    def _take_up(self, found: Found) -> None:
+        """Go on with a file: open sweeps wait for their frames, the others are caught up."""
+        over, complete = found.feed(self._assembler, self.recorder)
+        for sweep, channel, position in complete:
+            self._engine.put_off(self.header.run_id, sweep, channel, position)
+        self._settle(over)
         text = f"{len(self.received)} frames and {len(found.settled)} sweeps were there"
         self.recorder.put_event("resumed", text)
         self._board.note(f"run {self.header.name} is gone on with: {text}")
 
-    def _tell_engine(self) -> None:
-        """Put down in the file what reconstructs, as soon as it is known and whenever it changes."""
-        info = self._engine.info
-        if info is None or info == self._told_info:
-            return
-        if self._told_info is not None:
-            self.recorder.put_event("engine", info.device)
-        self._told_info = info
-        self.recorder.put_engine(provenance(info))
-
-    def _tell_disk(self) -> None:
-        """Say when the disk takes nothing, and when it does again."""
-        waiting_for = self.recorder.waiting_for
-        if waiting_for == self._waiting_for:
-            return
-        if waiting_for:
-            self._board.note(waiting_for, "error")
-        else:
-            self._board.note("the disk takes data again")
-        self._waiting_for = waiting_for
-
-    def _reached(self) -> None:
-        """Note that the recorder has done all that it was asked to until a second ago."""
-        self._written_s = time.monotonic()
-
-    def _tell_hanging(self, now_s: float) -> None:
-        """Say once when the disk stands still without being full, and when it goes on."""
-        hangs = now_s - self._written_s > HANGS_S and not self.recorder.waiting_for
-        if hangs == self._hangs:
-            return
-        self._hangs = hangs
-        folder = self.recorder.paths[0].parent
-        if hangs:
-            self._board.note(
-                f"the disk of {folder} has taken nothing for {HANGS_S:.0f} s: check it; frames wait with "
-                "their sender",
-                "error",
-            )
-        else:
-            self._board.note(f"the disk of {folder} goes on")
-
-    def _write_ledger(self) -> None:
+    def _ledger(self) -> Ledger:
+        """Return where the frames went, as the senders and the line say."""
         stats = self._ingest.run_stats(self.header.run_id)
         with self._lock:
             ledger = self._accounts.ledger(
@@ -435,58 +348,10 @@ class LiveRun:
                 duplicates=self._before.duplicates + stats.duplicates,
                 refused=self._before.refused + sum(stats.refused.values()),
             )
+        return replace(ledger, received=len(self.received))
+
+    def _write_ledger(self) -> None:
+        ledger = self._ledger()
+        with self._lock:
             rows = self._accounts.rows()
         self.recorder.put_ledger(ledger, rows)
-
-    def _show(self) -> None:
-        stats = self._ingest.run_stats(self.header.run_id)
-        with self._lock:
-            ledger = self._accounts.ledger(self.received, duplicates=0, refused=0)
-            missing, assembler_bytes = self._assembler.missing, self._assembler.waiting_bytes
-        self._board.set_frames(
-            FrameCounts(
-                received=len(self.received),
-                announced=ledger.announced if ledger.announced_known else None,
-                missing=missing,
-                duplicate=stats.duplicates,
-                refused=sum(stats.refused.values()),
-                dropped_by_sender=ledger.dropped_by_sender,
-            )
-        )
-        self._board.set_queue("engine", self._engine.waiting_bytes)
-        self._board.set_queue(
-            "recorder", self.recorder.queue_bytes, int(self._config.recorder.queue_mb * 1e6)
-        )
-        self._board.set_queue("unconfirmed", stats.pending_bytes, stats.window_bytes)
-        self._board.set_queue("assembler", assembler_bytes)
-        header = self.header
-        self._board.set_run(
-            RunStatus(
-                name=header.name,
-                id=header.run_id,
-                file=str(self.recorder.paths[0]),
-                source=header.source,
-                sweeps=header.sweeps,
-                shape=header.shape,
-                voxel_size_um=header.voxel_size_um,
-            )
-        )
-
-
-def provenance(info: EngineInfo | None) -> dict[str, str]:
-    """Return what is needed to know how a volume came about: versions, and, once known, the engine's."""
-    versions = {
-        "mdd": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **package_versions(_PACKAGES),
-    }
-    if info is None:
-        return versions
-    return {
-        **versions,
-        "device": info.device,
-        **({"device_pending": info.pending} if info.pending else {}),
-        "weights": info.weights or "none",
-        "weights_sha256": info.weights_sha256 or "none",
-    }

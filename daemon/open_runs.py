@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.find_run import RunFinder
 from microdiffusion.daemon.ingest import NotYet
-from microdiffusion.daemon.live_run import Found, LiveRun, provenance
+from microdiffusion.daemon.live_run import LiveRun
+from microdiffusion.daemon.provenance import provenance
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.status import HEADLINE
+from microdiffusion.daemon.taken_up import Found
 from microdiffusion.errors import ConfigError, MddError, UserError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine_messages import EngineInfo
-from microdiffusion.daemon.live_run import provenance
+from microdiffusion.daemon.provenance import provenance
 from microdiffusion.daemon.recorded import Recorded, SweepKey, enough, open_recorded
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.errors import GeometryError, InputFileError, MissingFileError

@@ -291,7 +291,8 @@ class Daemon:
         source.raise_if_failed()
         if source.alive:
             return
-        if any(not run.ended.is_set() for run in self._runs.everything):
+        # Another sender's run is none of its business.
+        if len(self._runs) == 1 and any(not run.ended.is_set() for run in self._runs.everything):
             raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
 
     def _close(self, failure: MddError | None) -> MddError | None:

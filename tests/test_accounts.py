@@ -50,6 +50,20 @@ def test_the_gap_of_one_sender_is_not_hidden_by_another_that_said_too_little() -
     assert settled(accounts, received) == {"announced": 25, "received": 23, "missing": 2, "on_the_line": 2}
 
 
+def test_what_one_sender_takes_for_unsent_does_not_explain_what_another_lost() -> None:
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=3))  # two of them came, unconfirmed
+    accounts.end(RunEnd(run=RUN, first_seq=100, announced=10, dropped=0))
+    received = SeqSet([*range(9), *range(100, 108)])
+    assert settled(accounts, received) == {
+        "announced": 20,
+        "received": 17,
+        "missing": 3,
+        "unsent": 1,
+        "on_the_line": 2,
+    }
+
+
 def test_a_journal_that_is_delivered_later_corrects_the_last_word() -> None:
     accounts = Accounts()
     accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=4))
