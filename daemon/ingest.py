@@ -235,7 +235,8 @@ class Ingest:
     def _call(self, work: Callable[[], None]) -> None:
         """Have `work` done on the ingest thread; from any thread."""
         self._inbox.append(work)
-        if not self._awake:
+        # On the ingest thread itself it is done before the next look at the line.
+        if not self._awake and threading.get_ident() != self._thread.ident:
             self._awake = True
             # Full: it is awake already. Closed: it is gone.
             with contextlib.suppress(OSError):
@@ -276,13 +277,13 @@ class Ingest:
             for _ in range(AT_ONCE):
                 if not self._receive(router):
                     break
-            self._do_inbox()
-            self._reception.confirm()
             now_s = time.monotonic()
             if now_s - ticked_s >= TICK_S:
                 gap_s = now_s - ticked_s
                 self._reception.look_for_silence(now_s, stood_still_s=gap_s if gap_s > 3 * TICK_S else 0.0)
                 ticked_s = now_s
+            self._do_inbox()
+            self._reception.confirm()
         self._do_inbox()
         self._reception.confirm()
 
