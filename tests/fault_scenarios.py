@@ -90,11 +90,16 @@ def kill_daemon(stage: Stage, source: Source) -> Expected:
         with suppress(FaultError):
             stage.until(stage.all_closed, "closed run files", 10)
     if over and not stage.all_closed():
-        # Nobody is left to speak for the run: it stays as the killed daemon left it.
+        # Nobody is left to speak for the run: it stays as the killed daemon left it, until it is resumed.
         stage.facts["killed after the end"] = True
         daemon.send(signal.SIGTERM)
         stage.finish(daemon)
-        return Expected(source, closed=False)
+        (path,) = stage.output.glob("*.h5")
+        daemon = stage.serve("--resume", path)
+        stage.until(lambda: stage.watcher.written >= SWEEPS, "the volumes of a resumed run")
+        daemon.send(signal.SIGTERM)
+        stage.finish(daemon)
+        return Expected(source, volumes="all")
     stage.close(daemon)
     return Expected(source)
 

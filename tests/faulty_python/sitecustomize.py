@@ -1,10 +1,13 @@
-"""Put on PYTHONPATH by the fault tests: a slow disk, and a clock that jumps, in every Python process below.
+"""Put on PYTHONPATH by the fault tests: a slow or full disk, a clock that jumps, in every Python process below.
 
 FAULT_DISK_BYTES_PER_S: file writes of a process take as long as on a disk of that speed.
+FAULT_DISK_FULL, FAULT_DISK_FOLDER: while the first file exists, no file can be made in that folder.
 FAULT_CLOCK: a file that holds seconds by which `time.time` is wrong; read again at each call.
 """
 
+import errno
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +39,17 @@ def _is_file(descriptor: int) -> bool:
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
+def _fill_disk(flag: str, folder: str) -> None:
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not isinstance(arguments[0], str | os.PathLike) or not os.path.exists(flag):
+            return
+        path = os.path.abspath(os.fspath(arguments[0]))
+        if path.startswith(folder + os.sep) and not os.path.exists(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    sys.addaudithook(refuse)
+
+
 def _spoil_clock(path: str) -> None:
     true_s, true_ns = time.time, time.time_ns
 
@@ -52,5 +66,7 @@ def _spoil_clock(path: str) -> None:
 
 if os.environ.get("FAULT_DISK_BYTES_PER_S"):
     _slow_down(float(os.environ["FAULT_DISK_BYTES_PER_S"]))
+if os.environ.get("FAULT_DISK_FULL"):
+    _fill_disk(os.environ["FAULT_DISK_FULL"], os.environ["FAULT_DISK_FOLDER"])
 if os.environ.get("FAULT_CLOCK"):
     _spoil_clock(os.environ["FAULT_CLOCK"])
