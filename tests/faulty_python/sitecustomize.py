@@ -1,4 +1,4 @@
-"""Put on PYTHONPATH by the fault tests: a slow or full disk, a clock that jumps, in every Python process below.
+"""Put on PYTHONPATH by the fault tests: a slow or full disk, a wrong clock, in every Python process below.
 
 FAULT_DISK_BYTES_PER_S: file writes of a process take as long as on a disk of that speed.
 FAULT_DISK_FULL, FAULT_DISK_FOLDER: while the first file exists, no file can be made in that folder.
