@@ -79,6 +79,7 @@ class Daemon:
         self.board = StatusBoard()
         self.stopping = threading.Event()
         self._hurry = False
+        self._stopped_s = float("inf")  # when somebody said stop, or what came before the runs had stopped
         self._show: Callable[[], None] = lambda: None
         self._shown_s = 0.0
         self._began_s: float | None = None
@@ -180,6 +181,7 @@ class Daemon:
     def request_stop(self) -> None:
         """Stop soon; asked twice, do not reconstruct what still waits."""
         self._hurry = self.stopping.is_set()
+        self._stopped_s = time.monotonic()
         self.stopping.set()
 
     def start_source(self) -> bool:
@@ -310,6 +312,8 @@ class Daemon:
             attempt(lambda: source.stop(STOP_S))
             attempt(source.raise_if_failed)
         attempt(self._ingest.stop)
+        if self.stopping.is_set():
+            self._stopped_s = time.monotonic()
         drain_s = 0.0 if failure is not None else self._drain_s()
         attempt(lambda: self._runs.close_all(drain_s=drain_s, hurry=self._hurried, show=self._show))
         attempt(self._engine.stop)
@@ -320,8 +324,11 @@ class Daemon:
         return CLOSE_S if self.stopping.is_set() else float("inf")
 
     def _hurried(self) -> bool:
-        """Say whether to stop waiting for a run that closes: asked often, on its own thread."""
-        return self._hurry
+        """Say whether to stop waiting for a run that closes: asked often, on its own thread.
+
+        A run that was over before somebody said stop was to be reconstructed to its end, and waits no longer.
+        """
+        return self._hurry or time.monotonic() - self._stopped_s > CLOSE_S
 
 
 def serve(

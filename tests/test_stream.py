@@ -289,3 +289,24 @@ def test_a_run_that_waits_for_its_engine_does_not_hold_up_another(weights: Path,
         with open_run(path) as run:
             assert run.ledger.received == frames
             assert_sound(run)
+
+
+@posix_only
+def test_a_stop_ends_the_wait_for_a_run_that_was_over_and_still_reconstructed(
+    weights: Path, tmp_path: Path
+) -> None:
+    ports, output = Ports(), tmp_path / "runs"
+    endless = ("engine.inr.cold_steps=2000", "engine.inr.warm_steps=2000", "engine.steps=8")
+    with Mdd(*serve(weights, output, ports, *endless), folder=tmp_path) as mdd:
+        scope = Scope(ports)
+        for sweep in range(SWEEPS):
+            scope.send(sweep)
+        scope.finish()
+        mdd.wait_for(lambda: "closing" in str(ask(ports.control, "status").values.get("run_0")))
+        mdd.send(signal.SIGTERM)
+        assert mdd.finish(timeout_s=20) == 0, mdd.err
+    (path,) = output.glob("*.h5")
+    with open_run(path) as run:
+        assert run.closed
+        assert Status.SKIPPED in run.status
+        assert_sound(run)
