@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Literal
 from microdiffusion.daemon.accounts import Accounts
 from microdiffusion.daemon.assembler import Assembler, LostSweep, room_for
 from microdiffusion.daemon.preview import make_preview
+from microdiffusion.daemon.recorded import enough
 from microdiffusion.daemon.run_watch import RunWatch
 from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import LIVE
+from microdiffusion.errors import RunError
 from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.engine_process import EngineProcess
     from microdiffusion.daemon.ingest import Ingest
     from microdiffusion.daemon.recorder import Recorder
+    from microdiffusion.daemon.run_book import Key
     from microdiffusion.daemon.schedule import Job
     from microdiffusion.daemon.status import StatusBoard
     from microdiffusion.daemon.taken_up import Found
@@ -85,10 +88,8 @@ class LiveRun:
         self._ingest = ingest
         self._board = board
         self._lock = threading.Lock()
-        self._assembler = Assembler(
-            config.wire.sweep_timeout_s,
-            limit_bytes=room_for(self.header, int(config.wire.receive_buffer_mb * 1e6)),
-        )
+        self._room = room_for(self.header, int(config.wire.receive_buffer_mb * 1e6))
+        self._assembler = Assembler(config.wire.sweep_timeout_s, limit_bytes=self._room)
         self._accounts = Accounts.of(recorder.senders)
         self._before = recorder.ledger
         self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
@@ -98,7 +99,7 @@ class LiveRun:
         self._ledger_s = 0.0
         self._watch = RunWatch(recorder, board, int(config.recorder.queue_mb * 1e6))
         engine.begin(self.header, self, file=recorder.paths[0].name)
-        self._settled_before = frozenset() if found is None else found.settled
+        self._settled_before: frozenset[Key] = frozenset()
         if found is not None:
             self._take_up(found)
 
@@ -190,7 +191,10 @@ class LiveRun:
 
     def load(self, job: Job) -> Sweep | None:
         """Return the recorded frames of a sweep that was put off."""
-        return self.recorder.load_sweep(job.sweep_number, job.channel, job.position)
+        sweep = self.recorder.load_sweep(job.sweep_number, job.channel, job.position)
+        if sweep is not None and not enough(sweep):
+            raise RunError(f"{sweep.missing} of its frames never came, too few are there for a volume")
+        return sweep
 
     def event(self, kind: str, text: str) -> None:
         """Keep in the run file, and show, what is done differently from now on."""
@@ -331,7 +335,9 @@ class LiveRun:
 
     def _take_up(self, found: Found) -> None:
         """Go on with a file: open sweeps wait for their frames, the others are caught up."""
-        over, complete = found.feed(self._assembler, self.recorder)
+        over, complete = found.feed(self._assembler, self.recorder, most_bytes=self._room // 2)
+        # Neither is of a sweep that the assembler should hear of.
+        self._settled_before = found.settled | frozenset(complete)
         for sweep, channel, position in complete:
             self._engine.put_off(self.header.run_id, sweep, channel, position)
         self._settle(over)

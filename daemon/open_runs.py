@@ -99,7 +99,12 @@ class OpenRuns:
                 raise UserError("The daemon is closing: start it again for a further run.")
         run = self._make(header)
         with self._lock:
-            self._open[run_id] = run
+            closing = self._closing_all
+            if not closing:
+                self._add(run)
+        if closing:  # it was opened while the others were closed
+            run.close(drain_s=0.0, hurry=lambda: True)
+            raise UserError("The daemon is closing: start it again for a further run.")
         return run
 
     def resume(self, path: Path) -> LiveRun:
@@ -112,7 +117,7 @@ class OpenRuns:
         """
         run = self._taken_up(path)
         with self._lock:
-            self._open[run.header.run_id] = run
+            self._add(run)
         return run
 
     def tick(self, now_s: float, *, drain_s: float, hurry: Callable[[], bool]) -> None:
@@ -175,13 +180,7 @@ class OpenRuns:
         """Begin a run, or go on with it where its file is there; on a thread of its own."""
         path = self._finder.find(header.run_id)
         if path is not None:
-            run = self._taken_up(path)
-            if run.header.model_copy(update={"sweeps": header.sweeps, "source": header.source}) != header:
-                run.recorder.stop()
-                raise ConfigError(
-                    f"The run in {path} has another geometry or beam than its sender says: begin a new run."
-                )
-            return run
+            return self._taken_up(path, header)
         recorder = Recorder(
             self._new_path(header.name),
             header,
@@ -207,16 +206,34 @@ class OpenRuns:
             self._names.add(path)
         return path
 
-    def _taken_up(self, path: Path) -> LiveRun:
+    def _taken_up(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
+        """Go on with a run file; one that is not the `wanted` run is left as it is."""
         recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
         try:
+            header = recorder.header
+            if wanted is not None and wanted != header.model_copy(
+                update={"sweeps": wanted.sweeps, "source": wanted.source}
+            ):
+                raise ConfigError(
+                    f"The run in {path} has another geometry or beam than its sender says: begin a new run."
+                )
             found = Found.in_file_of(recorder, self._config.engine.policy)
             recorder.start()
         except BaseException:
             recorder.stop()
             raise
         ingest = self._needed_ingest()
-        return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
+        try:
+            return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
+        except BaseException:
+            self._engine.end(header.run_id)
+            recorder.stop()
+            raise
+
+    def _add(self, run: LiveRun) -> None:
+        """Take in a run that is open, in place of itself before it was gone on with; with the lock."""
+        self.closed = [each for each in self.closed if each.header.run_id != run.header.run_id]
+        self._open[run.header.run_id] = run
 
     def _needed_ingest(self) -> Ingest:
         if self._ingest is None:

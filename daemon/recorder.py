@@ -185,6 +185,14 @@ class Recorder:
         """
         return self._files.book.unfinished(wanted)
 
+    def is_whole(self, key: Key) -> bool:
+        """Return whether all frames of (sweep, channel, position) are in the file; ask as `unfinished`."""
+        return self._files.book.is_whole(key)
+
+    def last_sweep(self, channel: int, position: int) -> int:
+        """Return the highest sweep of a channel and position that anything is known of; -1: none."""
+        return self._files.book.last_sweep_of(channel, position)
+
     def start(self) -> None:
         """Create the run file, or open it again, and start the thread.
 
@@ -368,6 +376,7 @@ class Recorder:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         else:
+            self._files.close()
             self._lock.release()
         if self._thread.is_alive():
             raise DiskError(

@@ -170,6 +170,17 @@ class RunBook:
         book.status[t, channel] = status
         self._hear(sweep, channel, position)
 
+    def last_sweep_of(self, channel: int, position: int) -> int:
+        """Return the highest sweep of a session that a frame, a volume or a mark was of; -1: none."""
+        return self._last.get((channel, position), -1)
+
+    def is_whole(self, key: Key) -> bool:
+        """Return whether all frames of a time point are there."""
+        sweep, channel, position = key
+        number, t = self.part_of(sweep)
+        book = self.session(number, position)
+        return bool(book.received[t, channel] >= book.expected[t, channel])
+
     def unfinished(self, wanted: Collection[Status]) -> list[Key]:
         """Return the time points that have frames and one of these statuses, oldest first."""
         found = [

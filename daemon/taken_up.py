@@ -1,5 +1,9 @@
 """Going on with a run file: what of it still waits for frames, and what only for the engine.
 
+A sweep that lacks frames waits for them, because its sender may still have them; but only the newest such, as
+many as there is memory for. Older ones wait for the engine, as those do whose frames are all there: it reads
+what is in the file when their turn comes. So what is read here is bounded, however much the run lacks.
+
 Used while a run is opened, by one thread.
 """
 
@@ -9,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from microdiffusion.daemon.assembler import FRAME_COST
 from microdiffusion.daemon.run_book import Key
 from microdiffusion.run_file import Status
 
@@ -28,10 +33,13 @@ class Found:
         With frames, and neither a volume nor a reason for none.
     settled : frozenset of Key
         With either.
+    whole : frozenset of Key
+        Of the unfinished: with all of their frames.
     """
 
     unfinished: tuple[Key, ...] = ()
     settled: frozenset[Key] = field(default_factory=frozenset)
+    whole: frozenset[Key] = field(default_factory=frozenset)
 
     @classmethod
     def in_file_of(cls, recorder: Recorder, policy: str) -> Found:
@@ -41,30 +49,41 @@ class Found:
         """
         undone = {Status.EMPTY} if policy == "live" else {Status.EMPTY, Status.SKIPPED}
         settled = [status for status in Status if status not in undone]
-        return cls(tuple(recorder.unfinished(undone)), frozenset(recorder.unfinished(settled)))
+        unfinished = tuple(recorder.unfinished(undone))
+        return cls(
+            unfinished,
+            frozenset(recorder.unfinished(settled)),
+            frozenset(key for key in unfinished if recorder.is_whole(key)),
+        )
 
-    def feed(self, assembler: Assembler, recorder: Recorder) -> tuple[list[Sweep | LostSweep], list[Key]]:
-        """Give the assembler the sweeps that wait for frames: their sender may still have these.
+    def feed(
+        self, assembler: Assembler, recorder: Recorder, *, most_bytes: int
+    ) -> tuple[list[Sweep | LostSweep], list[Key]]:
+        """Give the assembler the sweeps that wait for frames, with `most_bytes` of frames at most.
 
-        Returns what is over by it, and the sweeps whose frames are all there.
+        Returns what is over by it, and the sweeps that wait for the engine alone.
         """
+        frames: list[list[Frame]] = []
+        waiting: set[Key] = set()
         opened: dict[tuple[int, int], int] = {}
-        frames: list[Frame] = []
-        complete: list[Key] = []
-        for key in self.unfinished:
-            loaded = recorder.load_sweep(*key)
-            if loaded is None or loaded.missing:
-                frames += recorder.load_frames(*key)
-                opened.setdefault((key[1], key[2]), key[0])
-            else:
-                complete.append(key)
+        for key in reversed(self.unfinished):
+            if key in self.whole:
+                continue
+            there = recorder.load_frames(*key)
+            most_bytes -= sum(frame.pixels.nbytes + FRAME_COST for frame in there)
+            if most_bytes < 0:
+                break
+            frames.append(there)
+            waiting.add(key)
+            opened[key[1], key[2]] = key[0]
+        complete = [key for key in self.unfinished if key not in waiting]
         header = recorder.header
         for channel in range(len(header.channels)):
             for position in range(len(header.positions)):
-                first = opened.get((channel, position), recorder.next_sweep)
+                first = opened.get((channel, position), recorder.last_sweep(channel, position) + 1)
                 assembler.start_at(channel, position, first)
         over: list[Sweep | LostSweep] = []
-        for frame in frames:
+        for frame in (frame for sweep in reversed(frames) for frame in sweep):
             frame.received_s = time.monotonic()
             over += assembler.add(frame)
         return over, complete
