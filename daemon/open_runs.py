@@ -98,11 +98,7 @@ class OpenRuns:
             if self._closing_all:
                 raise UserError("The daemon is closing: start it again for a further run.")
         run = self._make(header)
-        with self._lock:
-            closing = self._closing_all
-            if not closing:
-                self._add(run)
-        if closing:  # it was opened while the others were closed
+        if not self._add(run):  # it was opened while the others were closed
             run.close(drain_s=0.0, hurry=lambda: True)
             raise UserError("The daemon is closing: start it again for a further run.")
         return run
@@ -116,8 +112,7 @@ class OpenRuns:
             There is no such run file, it is damaged, or another daemon writes it.
         """
         run = self._taken_up(path)
-        with self._lock:
-            self._add(run)
+        self._add(run)
         return run
 
     def tick(self, now_s: float, *, drain_s: float, hurry: Callable[[], bool]) -> None:
@@ -230,10 +225,14 @@ class OpenRuns:
             recorder.stop()
             raise
 
-    def _add(self, run: LiveRun) -> None:
-        """Take in a run that is open, in place of itself before it was gone on with; with the lock."""
-        self.closed = [each for each in self.closed if each.header.run_id != run.header.run_id]
-        self._open[run.header.run_id] = run
+    def _add(self, run: LiveRun) -> bool:
+        """Take in a run that is open, in place of itself before it was gone on with; False: too late."""
+        with self._lock:
+            if self._closing_all:
+                return False
+            self.closed = [each for each in self.closed if each.header.run_id != run.header.run_id]
+            self._open[run.header.run_id] = run
+            return True
 
     def _needed_ingest(self) -> Ingest:
         if self._ingest is None:

@@ -1,4 +1,4 @@
-"""Runs that are opened, gone on with and closed, with an engine that only queues: what is settled, and when."""
+"""Runs that are opened, gone on with and closed, with an engine that does nothing."""
 
 from __future__ import annotations
 
