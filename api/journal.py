@@ -9,7 +9,7 @@ sender's numbers begin), `lock`, and `NNNNNN.part` files of 64 MB to which recor
 
 A record without a header only says how many frames were announced and dropped so far. Invariants: a record
 that is whole can be read whatever happened after it was written (no fsync: the operating system keeps it
-when the process is killed); a torn one ends its part. A part is deleted once nothing in it is needed any
+when the process is killed); what is damaged or torn is passed over. A part is deleted once nothing in it is needed any
 more. The lock is held as long as the journal is open; when the process dies, the operating system lets go.
 
 No thread of its own and no lock inside: a journal belongs to one thread at a time.
@@ -248,8 +248,7 @@ class Journal:
         """Close the journal and delete all of it."""
         self._close_reading()
         self._close_writing()
-        # What cannot be deleted now (a virus scanner has it open, say) does no harm: without `start` it is no
-        # journal, and with it, its frames are delivered once more and discarded as duplicates.
+        # What cannot be deleted now does no harm: its frames are delivered once more, and discarded.
         for path in [*self.path.glob(_START + "*"), *self.path.glob(_PARTS)]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -359,22 +358,26 @@ def _preface(seq: int, header: bytes, body_bytes: int, announced: int, dropped: 
 
 
 def _records(path: Path, number: int, size: int) -> Iterator[tuple[int, Place, int, int]]:
-    """Yield seq, place, announced and dropped of the records of a part, up to the first that is not whole."""
+    """Yield seq, place, announced and dropped of the records of a part; what is damaged is passed over."""
     with path.open("rb") as file:
         offset = 0
         while offset + _PREFACE.size <= size:
             file.seek(offset)
             preface = file.read(_PREFACE.size)
             magic, header_bytes, body_bytes, seq, announced, dropped, check, _ = _PREFACE.unpack(preface)
-            offset += _PREFACE.size
-            if magic != _MAGIC or header_bytes > wire.MAX_HEADER_BYTES or body_bytes > wire.MAX_BODY_BYTES:
-                return
-            if offset + header_bytes + body_bytes > size:
-                return
-            if crc32(preface[:_CHECKED] + file.read(header_bytes)) != check:
-                return
-            yield seq, Place(number, offset, header_bytes, body_bytes), announced, dropped
-            offset += header_bytes + body_bytes
+            end = offset + _PREFACE.size + header_bytes + body_bytes
+            if (
+                magic != _MAGIC
+                or header_bytes > wire.MAX_HEADER_BYTES
+                or end > size
+                or crc32(preface[:_CHECKED] + file.read(header_bytes)) != check
+            ):
+                file.seek(offset + 1)
+                found = file.read().find(_MAGIC)
+                offset = offset + 1 + found if found >= 0 else size
+                continue
+            yield seq, Place(number, offset + _PREFACE.size, header_bytes, body_bytes), announced, dropped
+            offset = end
 
 
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:
