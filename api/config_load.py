@@ -66,6 +66,7 @@ def load_config(
     source: str | Path | None = None,
     *,
     overrides: Mapping[str, object] | None = None,
+    beneath: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
     """Return the checked configuration.
@@ -77,6 +78,9 @@ def load_config(
     overrides : mapping
         Dotted key to value, from the command line; text is read as TOML where the key is not text, and
         ``none`` empties a key that may be empty.
+    beneath : mapping
+        The same, closer than the environment and farther than `overrides`: what a command begins with, such
+        as the configuration that a run was recorded with.
     environ
         None: the process's environment.
 
@@ -91,7 +95,8 @@ def load_config(
     layers = [
         _from_toml(text, label, folder),
         _from_environment(os.environ if environ is None else environ),
-        _from_overrides(overrides or {}),
+        _from_mapping(beneath or {}, "the command's own"),
+        _from_mapping(overrides or {}, "command line"),
     ]
     given: dict[Path_, Value] = {}
     for layer in layers:
@@ -215,9 +220,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[Path_, Value]:
     return given
 
 
-def _from_overrides(overrides: Mapping[str, object]) -> dict[Path_, Value]:
+def _from_mapping(mapping: Mapping[str, object], source: str) -> dict[Path_, Value]:
     given = {}
-    for name, value in overrides.items():
+    for name, value in mapping.items():
         path = tuple(name.split("."))
         if isinstance(value, str) and path in keys():
             value = _parsed(value, keys()[path])
@@ -225,7 +230,7 @@ def _from_overrides(overrides: Mapping[str, object]) -> dict[Path_, Value]:
             value = str(value.expanduser())
         elif isinstance(value, list | tuple):
             value = [str(v.expanduser()) if isinstance(v, Path) else v for v in value]
-        given[path] = Value(path, value, "command line")
+        given[path] = Value(path, value, source)
     return given
 
 

@@ -196,6 +196,13 @@ def require_loopback(address: str) -> None:
         )
 
 
+def when_elsewhere(address: str) -> str:
+    """Return what to add to "no daemon answered": elsewhere, that is also what a stranger is told."""
+    if is_loopback(address):
+        return ""
+    return "; elsewhere it answers only whom it trusts (`mdd keys trust` there, wire.server_key here)"
+
+
 def is_loopback(address: str) -> bool:
     """Return whether only this machine can be at the other end of `address` (``tcp://HOST:PORT``)."""
     scheme, _, rest = address.partition("://")

@@ -17,7 +17,7 @@ import zmq
 
 from microdiffusion import wire
 from microdiffusion.errors import AddressError, UserError, WireError
-from microdiffusion.keys import secure_client, secure_server
+from microdiffusion.keys import secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
     from microdiffusion.keys import ClientKeys, Gate, ServerKeys
@@ -175,5 +175,5 @@ def ask(
                 return answer
     raise UserError(
         f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, or give its "
-        "wire.control address with --address (and, on another machine, its key in wire.server_key)."
+        f"wire.control address with --address{when_elsewhere(address)}."
     )

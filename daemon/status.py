@@ -41,7 +41,7 @@ from microdiffusion.daemon.snapshot import (
     VolumeCounts,
 )
 from microdiffusion.errors import AddressError, ConfigError, UserError
-from microdiffusion.keys import secure_client, secure_server
+from microdiffusion.keys import secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -341,7 +341,7 @@ def subscribe(
         )
     raise UserError(
         f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, "
-        "or give the address that it shows (--address)."
+        f"or give the address that it shows (--address){when_elsewhere(address)}."
     )
 
 

@@ -26,7 +26,7 @@ def page(snapshot: StatusSnapshot) -> str:
     run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
     several = len(snapshot.runs) > 1
     rows = [
-        ("state", f"{snapshot.state}, {duration(snapshot.elapsed_s)}"),
+        ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
         ("run", f"{run.name} {run.id}".strip()),
         ("source", run.source),
         ("file", run.file),
@@ -44,6 +44,12 @@ def page(snapshot: StatusSnapshot) -> str:
         *((note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes),
     ]
     return "\n".join(f"{name:<18} {text}" for name, text in rows if text.strip(" ,"))
+
+
+def state_of(snapshot: StatusSnapshot) -> str:
+    """Return the daemon's state, "paused" where it runs and every run that is open was told to pause."""
+    told = {run.state for run in snapshot.runs}
+    return "paused" if snapshot.state == "running" and told == {"pause"} else snapshot.state
 
 
 def run_line(run: RunSummary) -> str:

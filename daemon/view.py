@@ -26,6 +26,7 @@ from microdiffusion.daemon.status_text import (
     seconds,
     size,
     stages,
+    state_of,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def bar(share: float, width: int, style: Style = ACCENT) -> Line:
 
 
 def _header(snapshot: StatusSnapshot, width: int) -> Line:
-    style = STATE_STYLES.get(snapshot.state, WARN)
-    left = [Segment(f" ● {snapshot.state}", style)]
+    state = state_of(snapshot)
+    left = [Segment(f" ● {state}", STATE_STYLES.get(state, WARN))]
     if snapshot.run.name:
         left += [Segment(f"  {snapshot.run.name}", BOLD)]
     if len(snapshot.runs) > 1:

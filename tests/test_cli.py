@@ -189,6 +189,31 @@ def test_serve_hands_on_what_the_command_line_says(served, tmp_path):
     assert options == {"volumes": 3, "duration_s": 9.5, "dashboard": False, "resume": None}
 
 
+def test_a_run_goes_on_as_it_was_configured_but_for_what_is_set(served, tmp_path):
+    path = tmp_path / "run.h5"
+    configuration = load_config("demo", overrides={"engine.steps": 3, "wire.runs": 5}, environ={})
+    recorder = run_file_writer.recorder(path, configuration=configuration.model_dump_json())
+    recorder.start()
+    recorder.stop()
+    given = ["--set", "wire.runs=2", "--set", "sweep.overlap=0.5"]
+    assert cli.main(["serve", "--resume", str(path), *given]) == 0
+    ((config, options),) = served
+    assert options["resume"] == path
+    assert config.engine.steps == 3
+    assert config.wire.runs == 2
+    assert (config.sweep.step_um, config.sweep.overlap) == (None, 0.5)
+    assert config.recorder.output == tmp_path
+
+
+def test_what_is_set_counts_in_a_replay_with_a_daemon_of_its_own(served, volume_file, tmp_path):
+    arguments = ["replay", str(volume_file), "--serve", "--rate", "50", "--output", str(tmp_path / "out")]
+    given = ["--set", "engine.policy=live", "--set", "wire.status=tcp://127.0.0.1:6001"]
+    assert cli.main([*arguments, *given]) == 0
+    ((config, _),) = served
+    assert config.engine.policy == "live"
+    assert (config.wire.data, config.wire.status) == ("tcp://127.0.0.1:*", "tcp://127.0.0.1:6001")
+
+
 def test_serve_without_options_is_the_defaults(served):
     assert cli.main(["serve"]) == 0
     assert served[0][0] == Config()

@@ -10,6 +10,7 @@ import zmq
 
 from microdiffusion import wire
 from microdiffusion.daemon.control import ControlServer, ask
+from microdiffusion.daemon.status import subscribe
 from microdiffusion.errors import AddressError, ConfigError, UserError
 from microdiffusion.keys import ServerKeys
 from microdiffusion.messages import Value
@@ -92,6 +93,20 @@ def test_what_is_no_command_is_counted_and_not_answered(served: Served) -> None:
 def test_nobody_there_is_one_sentence() -> None:
     with pytest.raises(UserError, match="No daemon answered"):
         ask("tcp://127.0.0.1:1", "status", timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("tcp://127.0.0.1:1", r"--address\)?\.$"), ("tcp://192.0.2.1:1", "mdd keys trust")],
+    ids=["here", "elsewhere"],
+)
+def test_silence_from_another_machine_may_be_distrust(address: str, says: str) -> None:
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    keys = ServerKeys(public, secret).as_client()
+    with pytest.raises(UserError, match=says):
+        ask(address, "status", security=keys, timeout_s=0.2)
+    with pytest.raises(UserError, match=says):
+        next(subscribe(address, 0.2, security=keys))
 
 
 def test_an_address_for_others_needs_keys() -> None:

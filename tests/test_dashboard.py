@@ -194,6 +194,17 @@ def test_several_runs_are_all_shown_and_what_holds_one_up_is_said():
     assert (pairs["runs"], pairs["sweeps_waiting"]) == ("4", "3")
 
 
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [(["pause"], "paused"), (["pause", "pause"], "paused"), (["pause", "go"], "running"), ([], "running")],
+    ids=["one", "both", "one of two", "no run"],
+)
+def test_a_pause_is_shown(told, state):
+    snapshot = busy_snapshot(runs=tuple(RunSummary(name="run", state=each) for each in told))
+    assert f"● {state} " in text(screen(snapshot, 80, 24, colour=False))
+    assert page(snapshot).startswith(f"{'state':<18} {state}, ")
+
+
 def test_the_log_line_is_one_line_of_key_and_value():
     line = log_line(busy_snapshot())
     pairs = dict(pair.split("=") for pair in line.split(" "))

@@ -34,8 +34,15 @@ def add_config_options(parser: argparse.ArgumentParser, *, demo: bool = False) -
     )
 
 
-def config_from(args: argparse.Namespace, options: Mapping[str, object] | None = None) -> Config:
+def config_from(
+    args: argparse.Namespace,
+    options: Mapping[str, object] | None = None,
+    *,
+    beneath: Mapping[str, object] | None = None,
+) -> Config:
     """Return the configuration of --config, --set, and of the `options` (dotted keys) that are not None.
+
+    `options` win over --set, and --set over `beneath`.
 
     Raises
     ------
@@ -51,7 +58,7 @@ def config_from(args: argparse.Namespace, options: Mapping[str, object] | None =
             raise ConfigError(f"Expected --set section.key=value, not --set {assignment}.")
         overrides[key.strip()] = value.strip()
     overrides |= {key: value for key, value in (options or {}).items() if value is not None}
-    return load_config(args.config, overrides=overrides)
+    return load_config(args.config, overrides=overrides, beneath=beneath)
 
 
 def wants_dashboard(args: argparse.Namespace) -> bool:

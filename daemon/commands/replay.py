@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from microdiffusion.sender import SenderStats
 
 OWN_DAEMON = {
-    "acquisition.driver": "none",
     "wire.data": "tcp://127.0.0.1:*",
     "wire.status": "tcp://127.0.0.1:*",
     "wire.control": "tcp://127.0.0.1:*",
 }
-"""A daemon of its own must not be in the way of another one."""
+"""A daemon of its own must not be in the way of another one, whose configuration it may share."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -67,11 +66,12 @@ def run(args: Namespace) -> int:
     if args.serve and args.address is not None:
         raise UserError("Give --serve (a daemon of its own) or --address (one that runs), not both.")
     given: dict[str, object] = {"recorder.output": args.output, "wire.data": args.address}
+    own: dict[str, object] = {}
     if args.serve:
-        given |= OWN_DAEMON
+        given["acquisition.driver"] = "none"
         # Without a rate the file waits for the engine; with one, it stands for a microscope, which cannot.
-        given["engine.policy"] = "wait" if args.rate is None else "archive"
-    config = options.config_from(args, given)
+        own = OWN_DAEMON | {"engine.policy": "wait" if args.rate is None else "archive"}
+    config = options.config_from(args, given, beneath=own)
     faults = _faults(args)
 
     from microdiffusion.drivers.replay import open_source

@@ -41,12 +41,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Load the configuration and serve."""
     given: dict[str, object] = {"recorder.output": args.output, "acquisition.specimen": args.specimen}
+    recorded: dict[str, object] = {}
     if args.resume is not None:
         if args.output is not None:
             raise UserError("A run goes on in its own file: leave --output out with --resume.")
-        said = {key: value for key, value in given.items() if value is not None}
-        given = {**_recorded(args.resume, args.config), **said, "recorder.output": args.resume.parent}
-    config = options.config_from(args, given)
+        recorded = _recorded(args.resume, args.config)
+        given["recorder.output"] = args.resume.parent
+    config = options.config_from(args, given, beneath=recorded)
     from microdiffusion.daemon.serve import serve
 
     return serve(
