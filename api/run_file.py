@@ -66,6 +66,7 @@ __all__ = [
     "Status",
     "create_run_file",
     "parse_configuration",
+    "peek_run_id",
     "position_prefix",
     "read_layout",
     "runtime_code",
@@ -185,7 +186,8 @@ def _check_places(path: Path, regions: Mapping[str, Region], size: int) -> None:
 
 def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
     header = plan.header
-    file.attrs.update(
+    _set_attributes(
+        file,
         {
             "mdd_layout": LAYOUT_VERSION,
             "mdd_version": _VERSION,
@@ -200,18 +202,51 @@ def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
             "live": int(plan.live),
             "voxel_size_um": np.array(header.voxel_size_um),
             "z0_um": header.z0_um,
-        }
+        },
     )
     leading = ["."] if len(header.channels) == 1 else [".", "."]
     for position, name in enumerate(header.positions):
         group = file.require_group(position_prefix(position) or "/")
         # NeXus: h5web, silx and nexpy plot the volume by default.
-        group.attrs.update(
-            {"NX_class": "NXdata", "signal": "volume", "axes": [*leading, "z", "y", "x"], "position": name}
+        _set_attributes(
+            group,
+            {"NX_class": "NXdata", "signal": "volume", "axes": [*leading, "z", "y", "x"], "position": name},
         )
-    provenance = file.create_group("mdd/provenance")
-    for key, value in plan.provenance.items():
-        provenance.attrs[key] = value
+    _set_attributes(file.create_group("mdd/provenance"), plan.provenance)
+
+
+def _set_attributes(where: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    """Set attributes; text at a fixed length: MATLAB's rule, and a damaged file cannot lead HDF5 astray.
+
+    Text of variable length lies in HDF5's global heap, whose reader loops for ever on some damaged files.
+    """
+    for name, value in attributes.items():
+        is_text = isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str))
+        if not is_text:
+            where.attrs[name] = value
+            continue
+        encoded = np.char.encode(np.array(value, dtype=str), "utf-8")
+        kind = h5py.string_dtype("utf-8", max(encoded.dtype.itemsize, 1))
+        where.attrs.create(name, encoded.astype(f"S{max(encoded.dtype.itemsize, 1)}"), dtype=kind)
+
+
+def _attribute(path: Path, where: h5py.Group, name: str) -> Any:
+    """Return an attribute, None where it is absent.
+
+    Raises
+    ------
+    InputFileError
+        It is text of variable length, which mdd does not write.
+    """
+    if name not in where.attrs:
+        return None
+    kind = where.attrs.get_id(name).get_type()
+    if isinstance(kind, h5py.h5t.TypeVlenID) or (
+        isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
+    ):
+        raise InputFileError(f"{path}: the attribute {name} was changed: use an untouched copy.")
+    value = where.attrs[name]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _write_content(stream: BinaryIO, region: Region, content: NDArray[Any]) -> None:
@@ -249,33 +284,41 @@ def _create_dataset(file: h5py.File, dataset: Dataset, creation: Any, links: Any
         kind = h5py.h5t.py_create(numpy_type, logical=True)
     created = h5py.h5d.create(file.id, dataset.path.encode(), kind, space, creation, lcpl=links)
     if dataset.attributes:
-        h5py.Dataset(created).attrs.update(dataset.attributes)
+        _set_attributes(h5py.Dataset(created), dataset.attributes)
     return Region(created.get_offset(), dataset.shape, numpy_type)
 
 
 def _read_plan(path: Path, file: h5py.File) -> RunPlan:
-    layout = file.attrs.get("mdd_layout")
+    def attribute(name: str) -> Any:
+        value = _attribute(path, file, name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    layout = _attribute(path, file, "mdd_layout")
     if layout is None:
         raise InputFileError(f"{path} is not a run file of mdd: give the file that `mdd serve` wrote.")
     if layout != LAYOUT_VERSION:
         raise InputFileError(
             f"{path} has run file layout {layout} and this mdd ({_VERSION}) reads "
-            f"layout {LAYOUT_VERSION}: open it with the mdd that wrote it "
-            f"({file.attrs.get('mdd_version', 'unknown')})."
+            f"layout {LAYOUT_VERSION}: open it with the mdd that wrote it."
         )
     try:
+        provenance = file["mdd/provenance"]
         return RunPlan(
             header=RunHeader.model_validate_json(bytes(file["mdd/run_header"][()])),
-            time_points=int(file.attrs["time_points"]),
-            frames_per_sweep=int(file.attrs["frames_per_sweep"]),
-            segment=int(file.attrs["segment"]),
-            first_time_point=int(file.attrs["first_time_point"]),
+            time_points=int(attribute("time_points")),
+            frames_per_sweep=int(attribute("frames_per_sweep")),
+            segment=int(attribute("segment")),
+            first_time_point=int(attribute("first_time_point")),
             configuration=bytes(file["mdd/configuration"][()]).decode(),
-            provenance={key: str(value) for key, value in file["mdd/provenance"].attrs.items()},
-            created_utc=str(file.attrs["created_utc"]),
-            planned_time_points=int(file.attrs["planned_time_points"]),
-            live=bool(file.attrs["live"]),
+            provenance={key: str(_attribute(path, provenance, key)) for key in provenance.attrs},
+            created_utc=str(attribute("created_utc")),
+            planned_time_points=int(attribute("planned_time_points")),
+            live=bool(attribute("live")),
         )
+    except InputFileError:
+        raise
     except (KeyError, ValueError, ValidationError) as error:
         raise InputFileError(
             f"{path} lacks a part of a run file ({type(error).__name__}): "
@@ -298,6 +341,23 @@ def _region(path: Path, file: h5py.File, expected: Dataset) -> Region:
             "open it with h5py, or use the original file."
         )
     return Region(offset, expected.shape, np.dtype(expected.dtype))
+
+
+def peek_run_id(path: Path) -> str:
+    """Return the run whose first file this is; empty where it is another kind of file, or a further one.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    # Through a stream HDF5 takes no lock, so a file that is being written can be asked too.
+    with path.open("rb") as stream, h5py.File(stream, "r") as file:
+        try:
+            is_first = _attribute(path, file, "segment") == 0
+            return str(_attribute(path, file, "run_id") or "") if is_first else ""
+        except InputFileError:
+            return ""
 
 
 def parse_configuration(plan: RunPlan) -> dict[str, Any]:

@@ -105,12 +105,13 @@ class Accounts:
 
     def ledger(self, received: SeqSet, *, duplicates: int, refused: int) -> Ledger:
         """Return the sums; `received` corrects a sender that could not say its last word."""
-        firsts = sorted(self._accounts)
+        # What came below the first number that a sender named is of one that never spoke.
+        firsts = sorted({0, *self._accounts})
         stops = [*firsts[1:], 1 << 62]
         announced = 0
         missing = {"dropped": 0, "damaged": 0, "unsent": 0}
         for first, stop in zip(firsts, stops, strict=True):
-            account = self._accounts[first]
+            account = self._accounts.get(first, Account(first))
             came = received.count(first, stop)
             explained = account.dropped + account.unsent + account.damaged
             # A sender that is gone without a word announced at least what came.
@@ -132,5 +133,5 @@ class Accounts:
             damaged=missing["damaged"],
             duplicates=duplicates,
             refused=refused,
-            announced_known=int(bool(firsts) and all(self._accounts[first].ended for first in firsts)),
+            announced_known=int(bool(self._accounts) and all(each.ended for each in self._accounts.values())),
         )

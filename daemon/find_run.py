@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import h5py
+from microdiffusion.run_file import peek_run_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,19 +31,10 @@ class RunFinder:
             try:
                 status = path.stat()
                 stamp = (path.name, status.st_size, status.st_mtime_ns)
-                known[stamp] = self._known.get(stamp) or _run_id(path)
+                known[stamp] = self._known[stamp] if stamp in self._known else peek_run_id(path)
             except OSError:
                 continue  # another kind of file, or gone meanwhile
             if known[stamp] == run_id:
                 found = path
         self._known = known
         return found
-
-
-def _run_id(path: Path) -> str:
-    """Return the run of a first file; "-" where it is no run file, or a further file of a run."""
-    # Through a stream HDF5 takes no lock, so a file that is being written can be asked too.
-    with path.open("rb") as stream, h5py.File(stream, "r") as file:
-        if file.attrs.get("segment", -1) != 0:
-            return "-"
-        return str(file.attrs.get("run_id", "-"))

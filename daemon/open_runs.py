@@ -2,7 +2,7 @@
 
 Ingest asks `on_start` on a thread of its own, so making a run file, or finding it again, holds up nobody. A
 run whose sender said its last word is closed on a thread too, so that catching up with one does not hold up
-the others. The main thread asks `tick` a few times a second, which raises what any of these could not do.
+the others. The main thread asks `tick` a few times a second. What fails ends its own run and no other.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from microdiffusion.daemon.provenance import provenance
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.status import HEADLINE
 from microdiffusion.daemon.taken_up import Found
-from microdiffusion.errors import ConfigError, MddError, UserError
+from microdiffusion.errors import ConfigError, MddError, RunError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Literal
 
@@ -49,6 +49,8 @@ class OpenRuns:
     ----------
     closed : list of LiveRun
         Those that are over, in the order in which they ended.
+    failures : dict of str to MddError
+        What went wrong with which run (its run_id): it could not be written, or not be closed in order.
     """
 
     def __init__(self, config: Config, engine: EngineProcess, board: StatusBoard) -> None:
@@ -64,6 +66,7 @@ class OpenRuns:
         self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
         self._names: set[Path] = set()
         self.closed: list[LiveRun] = []
+        self.failures: dict[str, MddError] = {}
 
     def listen(self, ingest: Ingest) -> None:
         """Say where the frames come in; before the first run."""
@@ -118,15 +121,16 @@ class OpenRuns:
     def tick(self, now_s: float, *, drain_s: float, hurry: Callable[[], bool]) -> None:
         """Look after every run; close those that are over, waiting at most `drain_s` for their volumes.
 
-        Raises
-        ------
-        MddError
-            A run could not be written, or not be closed in order.
+        A run that cannot be written is closed as it is, and its sender told; the others go on.
         """
         with self._lock:
             runs = list(self._open.values())
         for run in runs:
-            run.tick(now_s, shown=run is runs[-1])
+            try:
+                run.tick(now_s, shown=run is runs[-1])
+            except MddError as error:
+                self._give_up(run, error, hurry)
+                continue
             if run.ended.is_set():
                 self._close(run, drain_s, hurry)
         self._collect()
@@ -148,28 +152,16 @@ class OpenRuns:
         return len(runs)
 
     def close_all(self, *, drain_s: float, hurry: Callable[[], bool], show: Callable[[], None]) -> None:
-        """Close every run, and take no more.
-
-        Raises
-        ------
-        MddError
-            The first that could not be closed in order; the others are closed all the same.
-        """
+        """Close every run, and take no more."""
         with self._lock:
             self._closing_all = True
         for run in list(self._open.values()):
             self._close(run, drain_s, hurry)
-        failure: MddError | None = None
         while self._closing:
             wait([future for _, future in self._closing.values()], timeout=0.1)
             show()
-            try:
-                self._collect()
-            except MddError as error:
-                failure = failure or error
+            self._collect()
         self._threads.shutdown()
-        if failure is not None:
-            raise failure
 
     def _make(self, header: RunHeader) -> LiveRun:
         """Begin a run, or go on with it where its file is there; on a thread of its own."""
@@ -246,20 +238,29 @@ class OpenRuns:
             future = self._threads.submit(run.close, drain_s=drain_s, hurry=hurry)
             self._closing[run.header.run_id] = (run, future)
 
+    def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:
+        self._fail(run, error)
+        self._needed_ingest().close_run(run.header.run_id, f"it cannot be recorded any more: {error}")
+        self._close(run, 0.0, hurry)
+
+    def _fail(self, run: LiveRun, error: BaseException) -> None:
+        """Keep what went wrong with a run, and tell it once."""
+        failure = error if isinstance(error, MddError) else RunError(f"{type(error).__name__}: {error}")
+        if run.header.run_id not in self.failures:
+            self.failures[run.header.run_id] = failure
+            self._board.note(f"run {run.header.name}: {failure}", "error")
+
     def _collect(self) -> None:
-        """Take in what has been closed; raise what could not be."""
+        """Take in what has been closed."""
         with self._lock:
             done = [(key, *pair) for key, pair in self._closing.items() if pair[1].done()]
             for run_id, run, _ in done:
                 del self._closing[run_id]
                 self.closed.append(run)
-        _raise_first(future for _, _, future in done)
-
-
-def _raise_first(futures: Iterable[Future[None]]) -> None:
-    failures = [error for future in futures if (error := future.exception()) is not None]
-    if failures:
-        raise failures[0]
+        for _, run, future in done:
+            error = future.exception()
+            if error is not None:
+                self._fail(run, error)
 
 
 def _written(board: StatusBoard, written: Written) -> None:

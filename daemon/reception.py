@@ -195,7 +195,10 @@ class Reception:
         header, run_id = message.header, message.header.run_id
         asking = _Starting(header, peer, message.attempt, message.first_seq)
         if run_id in self._starting:
-            self._starting[run_id] = asking
+            if header == self._starting[run_id].header:
+                self._starting[run_id] = asking
+            else:
+                self._refuse(peer, _declined(run_id, "a run of the same number begins with another header"))
             return
         run = self.runs.get(run_id)
         if run is not None:

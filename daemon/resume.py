@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.delivery import deliver
 from microdiffusion.drivers.plan import ResumeFrom
-from microdiffusion.errors import MddError, RunError
+from microdiffusion.errors import InputFileError, MddError, RunError
 from microdiffusion.folders import journal_folder
 from microdiffusion.journal import in_use
 from microdiffusion.keys import client_security
+from microdiffusion.reader import open_run
+from microdiffusion.run_file import peek_run_id
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from microdiffusion.config import Config
     from microdiffusion.daemon.live_run import LiveRun
 
 PATIENCE_S = 20.0
 """How long a driver without its daemon may live on."""
 LOOK_S = 0.25
+_LOOKED_AT = 8  # run files, the newest ones
 SEQ_ROOM = 1 << 32
 """Numbers that a sender has for itself: the next one begins beyond all that the one before may still use."""
 
@@ -95,6 +100,21 @@ class Leftovers:
         except Exception as error:  # the main thread hears of it
             self._failure = RunError(f"The journal could not be delivered ({type(error).__name__}: {error}).")
             self._failure.__cause__ = error
+
+
+def unclosed(folder: Path) -> list[Path]:
+    """Return the newest run files of a folder that no daemon closed: it was killed, or lost its power."""
+    found = []
+    newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest[:_LOOKED_AT]:
+        try:
+            if peek_run_id(path):
+                with open_run(path) as run:
+                    if not run.closed:
+                        found.append(path)
+        except (OSError, InputFileError):
+            continue  # another kind of file, or damaged: `mdd verify` says how
+    return found
 
 
 def resume_from(run: LiveRun) -> ResumeFrom:

@@ -25,7 +25,7 @@ from microdiffusion.daemon.dashboard import open_display
 from microdiffusion.daemon.engine_process import EngineProcess
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.open_runs import OpenRuns
-from microdiffusion.daemon.resume import Leftovers, resume_from
+from microdiffusion.daemon.resume import Leftovers, resume_from, unclosed
 from microdiffusion.daemon.service import ServiceManager
 from microdiffusion.daemon.sources import STOP_S, open_source
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
@@ -146,6 +146,7 @@ class Daemon:
                 self._take_up(self._resume)
             self._ingest.start()
             self._service.ready(f"listening at {self._ingest.address}")
+            self._tell_unclosed()
             display = stack.enter_context(open_display(config.dashboard, live=dashboard))
 
             def show() -> None:
@@ -191,6 +192,15 @@ class Daemon:
         self._source.start()
         self._source_started = True
         return True
+
+    def _tell_unclosed(self) -> None:
+        """Say which runs an earlier daemon left open: their senders may never come back."""
+        for path in unclosed(self._config.recorder.output):
+            if path != self._resume:
+                self.board.note(
+                    f"{path.name} was not closed: its sender may go on with it, `mdd serve --resume` "
+                    "acquires on, `mdd reconstruct` closes it"
+                )
 
     def _take_up(self, path: Path) -> None:
         """Go on with a run file; what the driver before left in its journal comes first."""
@@ -288,6 +298,8 @@ class Daemon:
         source = self._source
         if source is None or not self._source_started:
             return
+        if self._runs.failures and not len(self._runs):
+            raise next(iter(self._runs.failures.values()))  # the source has nobody to send to
         for text in source.take_notes():
             self.board.note(text)
         source.raise_if_failed()
@@ -315,9 +327,10 @@ class Daemon:
         if self.stopping.is_set():
             self._stopped_s = time.monotonic()
         drain_s = 0.0 if failure is not None else self._drain_s()
-        attempt(lambda: self._runs.close_all(drain_s=drain_s, hurry=self._hurried, show=self._show))
+        self._runs.close_all(drain_s=drain_s, hurry=self._hurried, show=self._show)
         attempt(self._engine.stop)
-        return failure
+        # What went wrong with a run comes first: that its driver then failed as well is no wonder.
+        return next(iter(self._runs.failures.values()), failure)
 
     def _drain_s(self) -> float:
         """How long a run that is over may be reconstructed: to its end, unless somebody wants to go."""

@@ -35,6 +35,15 @@ def test_one_sender_that_said_all_is_taken_at_its_word() -> None:
     }
 
 
+def test_frames_of_a_sender_that_never_spoke_count_as_announced() -> None:
+    assert settled(Accounts(), SeqSet()) == {}
+    assert settled(Accounts(), SeqSet(range(3))) == {"announced": 3, "received": 3}
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, first_seq=100, announced=4, dropped=0))
+    received = SeqSet([*range(3), *range(100, 103)])
+    assert settled(accounts, received) == {"announced": 7, "received": 6, "missing": 1, "on_the_line": 1}
+
+
 def test_a_killed_sender_leaves_what_it_last_said_and_what_came_since() -> None:
     accounts = Accounts()
     accounts.progress(RunProgress(run=RUN, announced=10, dropped=0))

@@ -45,8 +45,14 @@ def test_plain_h5py_reads_what_was_written(path: Path) -> None:
         np.testing.assert_array_equal(file["mdd/frames/seq"][2], [6, 7, 8])
         np.testing.assert_array_equal(file["z"], -5 + 2 * np.arange(6))
         np.testing.assert_array_equal(file.attrs["voxel_size_um"], [2, 0.5, 0.25])
-        assert file.attrs["signal"] == "volume"
-        assert file["mdd/provenance"].attrs["weights"] == "sha256:abc"
+        assert file.attrs["signal"] == b"volume"
+        assert file["volume"].attrs["units"] == b"counts"
+        for where in (file, file["mdd/provenance"], file["volume"], file["mdd/status"]):
+            for name in where.attrs:  # text of variable length would lie in HDF5's global heap
+                assert h5py.check_string_dtype(where.attrs.get_id(name).dtype) is None or (
+                    h5py.check_string_dtype(where.attrs.get_id(name).dtype).length
+                ), name
+        assert file["mdd/provenance"].attrs["weights"] == b"sha256:abc"
         assert file["mdd/configuration"][()].decode() == '{"name": "µ"}'
         assert file["mdd/closed"][()] == 1
 
