@@ -105,6 +105,12 @@ class RunPlan:
         return self.planned_time_points or self.time_points
 
 
+CHECKED = np.dtype(
+    [("seq", "<i8"), ("z_um", "<f8"), ("camera_time_s", "<f8"), ("held_out", "u1"), ("crc32", "<u4")]
+)
+"""What /mdd/frames/check is the CRC-32 of: these columns of a frame, packed, as they are in the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """A dataset to be: path without the leading slash, shape, type, first content (None: zeros)."""
@@ -236,6 +242,9 @@ def _session_datasets(plan: RunPlan) -> Iterator[Dataset]:
     yield Dataset("mdd/frames/held_out", frames, "u1")
     yield Dataset("mdd/frames/camera_time_s", frames, "<f8", nan, {"units": "s"})
     yield Dataset("mdd/frames/crc32", frames, "<u4", None, {"content": "CRC-32 of the frame's bytes"})
+    yield Dataset(
+        "mdd/frames/check", frames, "<u4", None, {"content": f"CRC-32 of {', '.join(CHECKED.names or ())}"}
+    )
     yield Dataset("mdd/frames/seq", frames, "<i8", -1, {"content": "-1: absent"})
 
     pixel = "<u2" if header.dtype == "uint16" else "<f4"

@@ -32,6 +32,7 @@ from microdiffusion.run_file import (
     read_layout,
     segment_path,
 )
+from microdiffusion.run_schema import CHECKED
 
 _MOST_FAULTS = 100
 _LEDGER_ATTEMPTS = 5
@@ -203,6 +204,8 @@ def _ledger(first: _File, report: Report) -> Ledger:
     report.ledger = ledger
     if complaint:
         report.add(complaint)
+    if ledger.announced_known not in (0, 1):
+        report.add(f"the ledger's announced_known is {ledger.announced_known} instead of 0 or 1")
     return ledger
 
 
@@ -299,12 +302,19 @@ class _Session:
     def _frames(self) -> None:
         shape = self._seq.shape
         z_um = self._part.read(f"{self._prefix}mdd/frames/z_um").reshape(shape)
-        sums = self._part.read(f"{self._prefix}mdd/frames/crc32").reshape(shape)
+        rows = np.empty(shape, CHECKED)
+        rows["seq"], rows["z_um"] = self._seq, z_um
+        for name in ("camera_time_s", "held_out", "crc32"):
+            rows[name] = self._part.read(f"{self._prefix}mdd/frames/{name}").reshape(shape)
+        sums = rows["crc32"]
+        checks = self._part.read(f"{self._prefix}mdd/frames/check").reshape(shape)
         region = self._part.layout.regions[f"{self._prefix}projections"]
         for t, channel, slot in np.argwhere(self._seq >= 0).tolist():
             what = f"frame {slot} (seq {self._seq[t, channel, slot]}) of {self.where(t, channel)}"
             if not np.isfinite(z_um[t, channel, slot]):
                 self._report.add(f"{what} has no place in z")
+            if crc32(rows[t, channel, slot].tobytes()) != checks[t, channel, slot]:
+                self._report.add(f"{what} was changed: its number, place, time or checksum")
             found = self._part.checksum(region, (*self._index(t, channel), slot), self._room)
             if found != sums[t, channel, slot]:
                 self._report.add(f"{what} has the wrong checksum")
@@ -325,6 +335,8 @@ class _Session:
             if reasons[t, channel]:
                 self._report.add(f"{what} is written, and has a reason why it should not be")
             self._report.volumes += 1
+        for t, channel in np.argwhere((self.status > Status.WRITTEN) & (reasons == b"")).tolist():
+            self._report.add(f"{self.where(t, channel)} has no volume, and no reason for it")
 
     def _counts(self) -> None:
         expected = self._values("frames_expected").astype(np.int64)

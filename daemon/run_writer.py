@@ -39,6 +39,7 @@ from microdiffusion.run_file import (
     position_prefix,
     runtime_code,
 )
+from microdiffusion.run_schema import CHECKED
 from microdiffusion.sweep import Frame, Reconstruction, Sweep
 
 
@@ -131,6 +132,8 @@ class RunWriter:
         segment.write(f"{prefix}mdd/frames/held_out", slot, info.held_out)
         segment.write(f"{prefix}mdd/frames/camera_time_s", slot, info.camera_time_s)
         segment.write(f"{prefix}mdd/frames/z_um", slot, info.z_um)
+        checked = (info.seq, info.z_um, info.camera_time_s, info.held_out, checksum)
+        segment.write(f"{prefix}mdd/frames/check", slot, crc32(np.array(checked, CHECKED).tobytes()))
         segment.write(f"{prefix}mdd/frames_received", index, received)
         if expected != book.expected[place.t, info.channel]:
             segment.write(f"{prefix}mdd/frames_expected", index, expected)
