@@ -158,7 +158,7 @@ class Daemon:
                 self._service.alive(log_line(snapshot))
 
             self._show = show
-            failure: MddError | None = None
+            failure: Exception | None = None
             try:
                 self._open_source(stack)
                 self.board.set_state("waiting")
@@ -167,7 +167,7 @@ class Daemon:
                     control.poll()
                     show()
                     self.stopping.wait(1.0 / config.dashboard.refresh_hz)
-            except MddError as error:
+            except Exception as error:  # a mistake of ours, too, must not cost the order of the close
                 failure = error
                 self.board.note(str(error), "error")
             self.board.set_state("closing")
@@ -229,13 +229,15 @@ class Daemon:
         self._leftovers = None
         for text in leftovers.notes:
             self.board.note(text)
-        run = next(iter(self._runs.everything), None)
+        run = next((run for run in self._runs.everything if run.header.run_id == leftovers.run_id), None)
         if run is None or self._config.acquisition.driver == "none":
             return
         where = resume_from(run)
         if run.header.sweeps is not None and where.sweep >= run.header.sweeps:
             self.board.note("all sweeps of the run were taken; what was not reconstructed is caught up")
-            run.silent("all its sweeps had been taken.")
+            reason = "all its sweeps had been taken."
+            self._ingest.close_run(run.header.run_id, reason)
+            run.silent(reason)
             return
         self._source = open_source(self._config, self._ingest.address, resume=where)
         if self._source is not None:
@@ -309,14 +311,14 @@ class Daemon:
         if len(self._runs) == 1 and any(not run.ended.is_set() for run in self._runs.everything):
             raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
 
-    def _close(self, failure: MddError | None) -> MddError | None:
+    def _close(self, failure: Exception | None) -> Exception | None:
         """Close in the order of the stream; return the first failure."""
 
         def attempt(work: Callable[[], object]) -> None:
             nonlocal failure
             try:
                 work()
-            except MddError as error:
+            except Exception as error:
                 failure = failure or error
 
         source = self._source
