@@ -30,7 +30,7 @@ from microdiffusion.daemon.service import ServiceManager
 from microdiffusion.daemon.sources import STOP_S, open_source
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
 from microdiffusion.daemon.status_text import log_line
-from microdiffusion.errors import AcquisitionError, ConfigError, DiskError, MddError, RunError
+from microdiffusion.errors import AcquisitionError, ConfigError, DiskError, RunError
 from microdiffusion.keys import server_security
 from microdiffusion.run_file import Status
 
