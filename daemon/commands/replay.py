@@ -70,7 +70,7 @@ def run(args: Namespace) -> int:
     if args.serve:
         given["acquisition.driver"] = "none"
         # Without a rate the file waits for the engine; with one, it stands for a microscope, which cannot.
-        own = OWN_DAEMON | {"engine.policy": "wait" if args.rate is None else "archive"}
+        own = {**OWN_DAEMON, "engine.policy": "wait" if args.rate is None else "archive"}
     config = options.config_from(args, given, beneath=own)
     faults = _faults(args)
 
