@@ -64,6 +64,7 @@ class OpenRuns:
         self._open: dict[str, LiveRun] = {}
         self._closing: dict[str, tuple[LiveRun, Future[None]]] = {}
         self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
+        self._asked_for: set[str] = set()  # runs that are being closed, and have a sender again
         self._names: set[Path] = set()
         self.closed: list[LiveRun] = []
         self.failures: dict[str, MddError] = {}
@@ -97,6 +98,7 @@ class OpenRuns:
             if run is not None and not run.ended.is_set():
                 return run
             if run is not None or run_id in self._closing:
+                self._asked_for.add(run_id)
                 raise NotYet
             if self._closing_all:
                 raise UserError("The daemon is closing: start it again for a further run.")
@@ -224,6 +226,7 @@ class OpenRuns:
                 return False
             self.closed = [each for each in self.closed if each.header.run_id != run.header.run_id]
             self._open[run.header.run_id] = run
+            self._asked_for.discard(run.header.run_id)
             return True
 
     def _needed_ingest(self) -> Ingest:
@@ -235,7 +238,12 @@ class OpenRuns:
         with self._lock:
             if self._open.pop(run.header.run_id, None) is None:
                 return
-            future = self._threads.submit(run.close, drain_s=drain_s, hurry=hurry)
+
+            def asked() -> bool:
+                # Frames must not wait until all is caught up that can be caught up afterwards as well.
+                return hurry() or run.header.run_id in self._asked_for
+
+            future = self._threads.submit(run.close, drain_s=drain_s, hurry=asked)
             self._closing[run.header.run_id] = (run, future)
 
     def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:

@@ -44,13 +44,14 @@ class Leftovers:
 
     Attributes
     ----------
+    run_id : str
     notes : list of str
         What was delivered, in sentences; complete when `busy` is False.
     """
 
     def __init__(self, config: Config, run_id: str) -> None:
         self._config = config
-        self._run_id = run_id
+        self.run_id = run_id
         self._stopping = threading.Event()
         self._failure: MddError | None = None
         self._address = ""
@@ -86,12 +87,12 @@ class Leftovers:
                 for delivered in deliver(
                     folder,
                     self._address,
-                    run_id=self._run_id,
+                    run_id=self.run_id,
                     security=client_security(self._config.wire, self._address),
                     stop=self._stopping.is_set,
                 ):
                     self.notes.append(str(delivered))
-                if not in_use(folder, self._run_id) or time.monotonic() > deadline_s:
+                if not in_use(folder, self.run_id) or time.monotonic() > deadline_s:
                     return
                 if self._stopping.wait(LOOK_S):
                     return

@@ -106,7 +106,8 @@ class RunFiles:
         NoRoomError, DiskError
             They cannot be written.
         """
-        for segment in self.segments:
+        # The last one first: a run whose last file is closed is closed, whenever this is broken off.
+        for segment in reversed(self.segments):
             segment.write("mdd/closed", (), Closed.OPEN)
             if segment not in self.segments[-_OPEN_FILES:]:
                 segment.park()

@@ -241,6 +241,28 @@ def test_frame_without_a_place_is_known_again_after_a_kill(path: Path) -> None:
     assert verify_run(path).faults == []
 
 
+def test_a_kill_while_a_closed_run_is_opened_again_leaves_it_sound(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = recorder(path, time_points=2)
+    first.start()
+    for sweep in range(5):
+        put_sweep(first, sweep)
+    first.put_ledger(Ledger(announced=15, announced_known=1))
+    first.stop()
+    write = segment.Segment.write
+
+    def write_once(self: segment.Segment, name: str, index: tuple[int, ...], value: object) -> None:
+        write(self, name, index, value)
+        raise DiskError("killed")
+
+    monkeypatch.setattr(segment.Segment, "write", write_once)
+    with pytest.raises(DiskError, match="killed"):
+        resumed(path).start()
+    report = verify_run(path)
+    assert (report.faults, report.closed, report.files) == ([], False, 3)
+
+
 def test_second_daemon_is_kept_off_the_file(path: Path) -> None:
     first = recorder(path)
     first.start()
