@@ -9,8 +9,8 @@ sender's numbers begin), `lock`, and `NNNNNN.part` files of 64 MB to which recor
 
 A record without a header only says how many frames were announced and dropped so far. Invariants: a record
 that is whole can be read whatever happened after it was written (no fsync: the operating system keeps it
-when the process is killed); what is damaged or torn is passed over. A part is deleted once nothing in it is needed any
-more. The lock is held as long as the journal is open; when the process dies, the operating system lets go.
+when the process is killed); what is damaged or torn is passed over. A part is deleted once nothing in it is
+needed any more. The lock is held while the journal is open; when the process dies, the system lets go.
 
 No thread of its own and no lock inside: a journal belongs to one thread at a time.
 """
