@@ -100,6 +100,8 @@ class LiveRun:
         self._watch = RunWatch(recorder, board, int(config.recorder.queue_mb * 1e6))
         engine.begin(self.header, self, file=recorder.paths[0].name)
         self._settled_before: frozenset[Key] = frozenset()
+        self._lost: set[Key] = set()  # for want of frames
+        self._came_after_all: set[Key] = set()
         if found is not None:
             self._take_up(found)
 
@@ -119,6 +121,9 @@ class LiveRun:
             over = self._assembler.add(frame)
             received, count = self._assembler.progress(info.channel, info.position, info.sweep)
             rolling = self._rolling(frame, over)
+            key = (info.sweep, info.channel, info.position)
+            if key in self._lost:
+                self._came_after_all.add(key)
         self._board.set_sweep(info.sweep, received if count else info.count, info.count)
         self._settle(over)
         if rolling is not None:
@@ -267,6 +272,7 @@ class LiveRun:
         if not self.ended.is_set():
             self._finish("the daemon closed the run")
         run_id = self.header.run_id
+        self._put_off_what_came_late()
         self._engine.drain(run_id, drain_s, hurry)
         self._engine.end(run_id)
         self._watch.engine(self._engine.info)
@@ -325,6 +331,7 @@ class LiveRun:
             if key in self._settled_before:
                 continue
             if isinstance(item, LostSweep):
+                self._lost.add(key)
                 self.recorder.mark(item.sweep, item.channel, item.position, Status.LOST, item.reason)
                 self._board.add_volume("lost")
                 self._board.note(f"sweep {item.sweep} lost: {item.reason}", "warning")
@@ -332,6 +339,14 @@ class LiveRun:
                 if item.missing:
                     self._board.note(f"sweep {item.sweep}: {item.missing} frames missing", "warning")
                 self._engine.submit(self.header.run_id, item)
+
+    def _put_off_what_came_late(self) -> None:
+        """Have reconstructed, as the last, what was lost for want of frames that came after all."""
+        run_id = self.header.run_id
+        if self._engine.config.policy == "live" or self._engine.failure_of(run_id) is not None:
+            return
+        for sweep, channel, position in sorted(self._came_after_all):
+            self._engine.put_off(run_id, sweep, channel, position)
 
     def _take_up(self, found: Found) -> None:
         """Go on with a file: open sweeps wait for their frames, the others are caught up."""

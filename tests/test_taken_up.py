@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,3 +186,19 @@ def test_a_sender_that_comes_back_does_not_wait_until_its_run_is_caught_up(
     wait(lambda: (place.runs.tick(0.0, drain_s=0.0, hurry=lambda: False), not len(place.runs))[1])
     again = place.runs.on_start(header())
     assert place.engine.pending(again.header.run_id) == 2
+
+
+def test_a_sweep_whose_frames_come_after_it_was_given_up_is_reconstructed_at_the_end(
+    place: Place, tmp_path: Path
+) -> None:
+    run = place.runs.on_start(header())
+    for each in sweep(1):
+        give(run, each)
+    run.tick(time.monotonic() + 60, shown=False)  # nobody waits for sweep 0 any longer
+    assert place.board.snapshot().volumes.lost == 1
+    for each in sweep(0):
+        give(run, each)
+    run.end(RunEnd(run=run.header.run_id, announced=6, dropped=0))
+    place.close()
+    (path,) = tmp_path.glob("*.h5")
+    assert statuses(path) == [Status.SKIPPED] * 2  # both waited for the engine when it was closed
