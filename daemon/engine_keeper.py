@@ -113,6 +113,11 @@ class EngineKeeper:
                 'Try a smaller engine.tile or engine.device = "cpu".'
             )
 
+    def put_down(self) -> None:
+        """Kill the child, and leave it to be buried by whoever finds its pipe broken. Any thread."""
+        if self._process is not None:
+            self._process.kill()
+
     def kill(self, timeout_s: float) -> None:
         """Close the pipe, at which the child ends; kill it if it does not in time. Any thread."""
         if self._process is None:

@@ -45,6 +45,7 @@ READY_S = 120.0
 HANG_S = 600.0
 """A sweep that takes longer than this, and than 20 times the longest so far, does not end any more."""
 
+_WATCHED_S = 5.0  # more than that, and the thread did not find out by itself
 _IDLE_S = 0.5
 _AGAIN_S = 0.01  # how soon a volume is offered again that there was no room for
 _HURRY_S = 0.5  # how long a child may take to end that is at something nobody waits for
@@ -155,6 +156,20 @@ class EngineProcess(EngineDesk):
         while self._ended:
             self._forget_files(self._ended.popleft())
 
+    def raise_if_failed(self) -> None:
+        """Raise what ended the engine, if something did; asked often, by its owner.
+
+        A child that stands still takes no sweep either, which keeps this one's thread in the pipe: so the
+        owner ends such a child where the thread does not.
+        """
+        super().raise_if_failed()
+        if self._busy and time.monotonic() - self._handed_s > self._patience_s + _WATCHED_S:
+            self._keeper.put_down()
+
+    @property
+    def _patience_s(self) -> float:
+        return max(HANG_S, 20 * self._longest_s)
+
     def _wake(self) -> None:
         with self._lock:
             if self._woken:
@@ -237,7 +252,7 @@ class EngineProcess(EngineDesk):
     def _check_for_hang(self) -> None:
         """Kill a child that has been at one sweep for far too long; then it is replaced as one that died."""
         taken_s = time.monotonic() - self._handed_s
-        if taken_s > max(HANG_S, 20 * self._longest_s):
+        if taken_s > self._patience_s:
             self._on_note(f"the engine has not answered for {taken_s:.0f} s: it is ended", "warning")
             self._keeper.kill(0.0)
             raise EOFError

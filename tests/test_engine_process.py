@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,29 @@ def test_an_engine_that_does_not_answer_is_ended_and_replaced(
     assert owner.engine.drain(RUN, 60)
     assert owner.done == [0]
     assert any("the engine has not answered for" in note for note in owner.notes)
+
+
+def test_an_engine_that_stands_still_while_a_large_sweep_goes_to_it_is_replaced_too(
+    start: Callable[..., Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = start()
+    owner.engine.wait_ready()
+    child = psutil.Process(owner.engine.pid)
+    child.suspend()
+    owner.begin()
+    more = 1 + (8 << 20) // sweeps[0].projections.nbytes  # than any pipe holds
+    owner.submit(replace(sweeps[0], projections=np.repeat(sweeps[0].projections, more, axis=0)))
+    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    monkeypatch.setattr(engine_process, "HANG_S", 0.2)
+    monkeypatch.setattr(engine_process, "_WATCHED_S", 0.2)
+
+    def replaced() -> bool:
+        owner.engine.raise_if_failed()
+        return owner.engine.restarts == 1
+
+    owner.wait(replaced)
+    monkeypatch.setattr(engine_process, "HANG_S", 600.0)
+    assert not child.is_running()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
