@@ -86,6 +86,8 @@ class Daemon:
         self._source: Source | None = None
         self._source_started = False
         self._service = ServiceManager()
+        self._watched = True  # whether ingest has to give signs of life
+        self._told_stuck = False
         self._engine = EngineProcess(
             config.engine,
             waiting_bytes=int(config.wire.receive_buffer_mb * 1e6),
@@ -265,8 +267,9 @@ class Daemon:
     def _stuck(self) -> bool:
         """Whether a thread stands still; the user is told once."""
         age_s = time.monotonic() - self._ingest.pulse_s
-        stuck = age_s > STUCK_S
-        if stuck:
+        stuck = self._watched and age_s > STUCK_S
+        told, self._told_stuck = self._told_stuck, stuck
+        if stuck and not told:
             self.board.note(f"the ingest thread has stood still for {age_s:.0f} s", "error")
         return stuck
 
@@ -325,6 +328,7 @@ class Daemon:
         if source is not None and self._source_started:
             attempt(lambda: source.stop(STOP_S))
             attempt(source.raise_if_failed)
+        self._watched = False
         attempt(self._ingest.stop)
         if self.stopping.is_set():
             self._stopped_s = time.monotonic()
