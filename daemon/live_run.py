@@ -283,6 +283,10 @@ class LiveRun:
         if self.reason:
             self.recorder.put_event("end", self.reason)
         self.recorder.stop()
+        # Of a run that is over only its figures are asked for, until the daemon ends.
+        self.recorder.forget()
+        with self._lock:
+            self._assembler = Assembler(self._config.wire.sweep_timeout_s)
 
     # ----------------------------------------------------------------------------------------------
 

@@ -357,6 +357,10 @@ class Recorder:
         rows = self._rows((sweep, channel, position))
         return [] if rows is None else rows.frames(sweep, channel, position)
 
+    def forget(self) -> None:
+        """Let go of what is known of each frame and time point, after the stop; counts stay."""
+        self._files.book.forget()
+
     def raise_if_failed(self) -> None:
         """Raise what ended the recorder's thread, if something did."""
         if self._failure is not None:

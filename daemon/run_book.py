@@ -206,6 +206,11 @@ class RunBook:
                 )
         return sorted(found)
 
+    def forget(self) -> None:
+        """Let go of everything but the figures of the run as a whole."""
+        for part in self._parts:
+            part.sessions.clear()
+
     def _hear(self, sweep: int, channel: int, position: int) -> None:
         key = (channel, position)
         self._last[key] = max(self._last.get(key, -1), sweep)

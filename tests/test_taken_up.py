@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,3 +204,20 @@ def test_a_sweep_whose_frames_come_after_it_was_given_up_is_reconstructed_at_the
     place.close()
     (path,) = tmp_path.glob("*.h5")
     assert statuses(path) == [Status.SKIPPED] * 2  # both waited for the engine when it was closed
+
+
+def test_a_run_that_is_over_keeps_its_figures_and_no_frame(tmp_path: Path) -> None:
+    place = Place(tmp_path, engine={"update": "projection"})
+    run = place.runs.on_start(header())
+    frames = [each for number in range(3) for each in sweep(number)]
+    pixels = [weakref.ref(each.pixels) for each in frames]
+    for each in frames:
+        give(run, each)
+    del frames, each
+    place.close()
+    gc.collect()
+    assert [ref() for ref in pixels] == [None] * 9
+    assert place.runs.everything == [run]
+    assert run.recorder.counts[Status.SKIPPED] == 3
+    assert run.recorder.next_sweep == 3
+    assert sum(len(part.sessions) for part in run.recorder._files.book._parts) == 0
