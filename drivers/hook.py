@@ -204,7 +204,13 @@ class Attached:
         text = f"{self.stats.put} frames passed on, {self.stats.acknowledged} confirmed"
         if self._run.unplaced:
             text += f", {self._run.unplaced} images without a place"
-        self._say(text, self._note)
+        # What still waits has a journal to wait in, or is gone with the sender's memory.
+        lost = self.stats.dropped + self.stats.waiting - self.stats.unsent
+        if lost:
+            text += f", {lost} lost"
+        if self.stats.unsent:
+            text += f"; {self.stats.unsent} were not delivered and lie in the journal: see `mdd deliver`"
+        self._say(text, self._warn if lost or self.stats.unsent else self._note)
 
     def _give_up(self, error: Exception) -> None:
         if self.problem is not None:

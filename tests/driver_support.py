@@ -73,7 +73,7 @@ class Outbox:
 
     def finish(self, *, reason: str, timeout_s: float) -> Any:
         self.finished = reason
-        return SimpleNamespace(put=len(self.put_frames), acknowledged=0)
+        return SimpleNamespace(put=len(self.put_frames), acknowledged=0, dropped=0, waiting=0, unsent=0)
 
 
 def passive_config(**tables: Any) -> Config:

@@ -110,7 +110,7 @@ def test_without_a_daemon_the_acquisition_goes_on_as_ever(somebody: Callable[...
     means, notes, problem, took_s = somebody(demo_config(), "tcp://127.0.0.1:9")
     assert len(means) == TIMES * SLABS
     assert problem == "None"
-    assert "20 frames passed on, 0 confirmed" in notes[-1]
+    assert "20 frames passed on, 0 confirmed, 20 lost" in notes[-1]
     assert took_s < 10.0
 
 
@@ -201,6 +201,17 @@ def test_by_default_a_problem_is_a_warning_in_the_log(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "KeyError" in record.message
+
+
+def test_what_stays_in_the_journal_is_a_warning_that_says_how_to_deliver_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = passive_config(wire={"journal": tmp_path, "journal_gb": 1.0})
+    with attach(config, address="tcp://127.0.0.1:9", finish_s=0.1) as mdd:
+        for image in SWEEP:
+            mdd.process(image.pixels, metadata_of(image))
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "4 were not delivered and lie in the journal: see `mdd deliver`" in record.message
 
 
 def test_a_broken_sender_and_a_broken_note_do_not_reach_the_acquisition(outbox: Outbox) -> None:

@@ -167,6 +167,17 @@ def test_very_many_faults_are_counted_and_the_first_shown(
     assert capsys.readouterr().out.splitlines()[-1].endswith("80 things more")
 
 
+def test_of_what_is_no_run_file_nobody_says_that_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "garbage.h5"
+    path.write_bytes(b"garbage")
+    assert main(["verify", str(path)]) == 3
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: NOT sound"
+    assert "cannot be read as HDF5" in second
+
+
 def test_missing_file_is_the_user_s(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         verify_run(tmp_path / "none.h5")

@@ -43,7 +43,9 @@ def _say(report: Report) -> None:
     state = (
         "closed" if report.closed else "not closed: the run goes on or was cut off; checked as far as it goes"
     )
-    say(f"{report.path}: {'sound' if report.sound else 'NOT sound'}, {state}")
+    verdict = "sound" if report.sound else "NOT sound"
+    # What cannot be read says nothing about how it ended.
+    say(f"{report.path}: {verdict}, {state}" if report.run_id else f"{report.path}: {verdict}")
     if report.run_id:
         say(
             f"  checked      {report.frames} frames and {report.volumes} volumes by their checksums, "
