@@ -166,7 +166,7 @@ def _wait(sender: Sender, address: str, stop: Callable[[], bool]) -> str:
         if not met and now - began_s > CONNECT_S:
             raise AddressError(
                 f"Nobody answered at {address} within {CONNECT_S:g} s: start `mdd serve` there first. "
-                + sender.trouble
+                f"{sender.trouble}".rstrip()
             )
         if stats.buffered_bytes != left:
             left, moved_s = stats.buffered_bytes, now

@@ -40,7 +40,7 @@ class RunWatch:
         self._queue_limit = queue_limit
         self._told: EngineInfo | None = None
         self._waiting_for = ""
-        self._reached_s = time.monotonic()
+        self._reached_s = self._looked_s = time.monotonic()
         self._hangs = False
 
     def engine(self, info: EngineInfo | None) -> None:
@@ -65,6 +65,9 @@ class RunWatch:
                 self._board.note(waiting_for, "error")
             else:
                 self._board.note("the disk takes data again")
+        if now_s - self._looked_s > HANGS_S / 2:
+            self._reached_s = now_s  # this process stood still (a laptop that slept): no word on the disk
+        self._looked_s = now_s
         hangs = now_s - self._reached_s > HANGS_S and not waiting_for
         if hangs == self._hangs:
             return

@@ -288,7 +288,7 @@ def _await_daemon(sender: Sender, address: str, stop: Callable[[], bool], timeou
         if time.monotonic() > deadline_s:
             raise AddressError(
                 f"Nobody answered at {address} within {timeout_s:g} s: start `mdd serve` there first, "
-                f"or let the replay start one with --serve. {sender.trouble}"
+                f"or let the replay start one with --serve. {sender.trouble}".rstrip()
             )
         time.sleep(0.01)
 
