@@ -66,7 +66,7 @@ __all__ = [
     "Status",
     "create_run_file",
     "parse_configuration",
-    "peek_run_id",
+    "peek",
     "position_prefix",
     "read_layout",
     "runtime_code",
@@ -343,8 +343,10 @@ def _region(path: Path, file: h5py.File, expected: Dataset) -> Region:
     return Region(offset, expected.shape, np.dtype(expected.dtype))
 
 
-def peek_run_id(path: Path) -> str:
-    """Return the run whose first file this is; empty where it is another kind of file, or a further one.
+def peek(path: Path) -> tuple[str, str]:
+    """Return run_id and time of creation (UTC, ISO 8601) of a run's first file.
+
+    Both are empty where it is another kind of file, or a further one of a run.
 
     Raises
     ------
@@ -354,10 +356,12 @@ def peek_run_id(path: Path) -> str:
     # Through a stream HDF5 takes no lock, so a file that is being written can be asked too.
     with path.open("rb") as stream, h5py.File(stream, "r") as file:
         try:
-            is_first = _attribute(path, file, "segment") == 0
-            return str(_attribute(path, file, "run_id") or "") if is_first else ""
+            if _attribute(path, file, "segment") != 0:
+                return "", ""
+            run_id, created = (str(_attribute(path, file, name) or "") for name in ("run_id", "created_utc"))
         except InputFileError:
-            return ""
+            return "", ""
+    return run_id, created
 
 
 def parse_configuration(plan: RunPlan) -> dict[str, Any]:

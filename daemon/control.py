@@ -110,8 +110,8 @@ class ControlServer:
             answer = self._carry_out(message)
             try:
                 self._socket.send_multipart([peer, *wire.encode(answer)], flags=zmq.NOBLOCK)
-            except zmq.ZMQError:
-                continue  # whoever asked is gone
+            except (zmq.ZMQError, WireError):
+                continue  # whoever asked is gone, or asked for more than an answer can hold
 
     def close(self) -> None:
         """Unbind."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.run_file import peek_run_id
+from microdiffusion.run_file import peek
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,20 +21,21 @@ class RunFinder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[_Stamp, str] = {}
+        self._known: dict[_Stamp, tuple[str, str]] = {}
 
     def find(self, run_id: str) -> Path | None:
-        """Return the first file of a run; None where the folder has none."""
-        known: dict[_Stamp, str] = {}
-        found = None
+        """Return the first file of a run, the oldest where it was reconstructed anew beside it, or None."""
+        known: dict[_Stamp, tuple[str, str]] = {}
+        found: list[tuple[str, Path]] = []
         for path in sorted(self._folder.glob("*.h5")):
             try:
                 status = path.stat()
                 stamp = (path.name, status.st_size, status.st_mtime_ns)
-                known[stamp] = self._known[stamp] if stamp in self._known else peek_run_id(path)
+                known[stamp] = self._known[stamp] if stamp in self._known else peek(path)
             except OSError:
                 continue  # another kind of file, or gone meanwhile
-            if known[stamp] == run_id:
-                found = path
+            number, created = known[stamp]
+            if number == run_id:
+                found.append((created, path))
         self._known = known
-        return found
+        return min(found)[1] if found else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from microdiffusion.delivery import deliver
@@ -18,7 +19,7 @@ from microdiffusion.folders import journal_folder
 from microdiffusion.journal import in_use
 from microdiffusion.keys import client_security
 from microdiffusion.reader import open_run
-from microdiffusion.run_file import peek_run_id
+from microdiffusion.run_file import peek
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 20.0
 """How long a driver without its daemon may live on."""
 LOOK_S = 0.25
+_MAKING_S = 3600.0  # nobody takes so long to make a run file
 _LOOKED_AT = 8  # run files, the newest ones
 SEQ_ROOM = 1 << 32
 """Numbers that a sender has for itself: the next one begins beyond all that the one before may still use."""
@@ -103,13 +105,21 @@ class Leftovers:
             self._failure.__cause__ = error
 
 
+def remove_remains(folder: Path) -> None:
+    """Remove run files that were being made when a daemon was killed: they hold nothing but their room."""
+    for path in folder.glob(".*.h5.tmp"):
+        with suppress(OSError):  # gone meanwhile
+            if time.time() - path.stat().st_mtime > _MAKING_S:
+                path.unlink()
+
+
 def unclosed(folder: Path) -> list[Path]:
     """Return the newest run files of a folder that no daemon closed: it was killed, or lost its power."""
     found = []
     newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest[:_LOOKED_AT]:
         try:
-            if peek_run_id(path):
+            if peek(path)[0]:
                 with open_run(path) as run:
                     if not run.closed:
                         found.append(path)

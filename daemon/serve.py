@@ -25,7 +25,7 @@ from microdiffusion.daemon.dashboard import open_display
 from microdiffusion.daemon.engine_process import EngineProcess
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.open_runs import OpenRuns
-from microdiffusion.daemon.resume import Leftovers, resume_from, unclosed
+from microdiffusion.daemon.resume import Leftovers, remove_remains, resume_from, unclosed
 from microdiffusion.daemon.service import ServiceManager
 from microdiffusion.daemon.sources import STOP_S, open_source
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
@@ -197,6 +197,7 @@ class Daemon:
 
     def _tell_unclosed(self) -> None:
         """Say which runs an earlier daemon left open: their senders may never come back."""
+        remove_remains(self._config.recorder.output)
         for path in unclosed(self._config.recorder.output):
             if path != self._resume:
                 self.board.note(
