@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
+from microdiffusion.daemon.status_text import state_of
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,4 +98,4 @@ class Commander:
         for number, run in enumerate(snapshot.runs):
             values[f"run_{number}"] = f"{run.name} {run.state}, {run.frames} frames, {run.waiting} wait"
             values[f"run_{number}_file"] = run.file
-        return snapshot.state, values
+        return state_of(snapshot), values

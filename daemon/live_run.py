@@ -244,7 +244,6 @@ class LiveRun:
                 missing, nbytes = self._assembler.missing, self._assembler.waiting_bytes
             stats = self._ingest.run_stats(self.header.run_id)
             self._watch.show(self._ledger(), stats, missing=missing, assembler_bytes=nbytes)
-            self._board.set_queue("engine", self._engine.waiting_bytes)
 
     def summary(self) -> RunSummary:
         """Return the run in a few figures."""

@@ -29,7 +29,8 @@ from sample_data import header, specimen, sweep_of, write_sample
 
 from microdiffusion import open_run
 from microdiffusion.config import Config, DashboardConfig, EngineConfig, InrConfig, RecorderConfig, WireConfig
-from microdiffusion.daemon import engine_child, serve
+from microdiffusion.daemon import daemon as daemon_module
+from microdiffusion.daemon import engine_child
 from microdiffusion.daemon.engine_builder import EngineBuilder
 from microdiffusion.daemon.engine_messages import Begin, Told, Work
 from microdiffusion.daemon.engine_process import EngineProcess
@@ -501,12 +502,12 @@ def test_the_dashboard_shows_how_far_a_build_is() -> None:
 def test_the_run_file_says_which_runtime_made_which_volume(
     weights: Path, tmp_path: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "EngineProcess", partial(EngineProcess, opener=opener, build=build))
-    daemon = serve.Daemon(
+    monkeypatch.setattr(daemon_module, "EngineProcess", partial(EngineProcess, opener=opener, build=build))
+    daemon = daemon_module.Daemon(
         Config(
             engine=EngineConfig(weights=weights, device="cpu", threads=1, policy="wait"),
             recorder=RecorderConfig(output=tmp_path / "runs"),
-            wire=WireConfig(data="tcp://127.0.0.1:*", status="tcp://127.0.0.1:*"),
+            wire=WireConfig(**dict.fromkeys(("data", "status", "control"), "tcp://127.0.0.1:*")),
             dashboard=DashboardConfig(refresh_hz=20),
         ),
         volumes=None,

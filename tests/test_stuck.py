@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from microdiffusion.config_load import load_config
-from microdiffusion.daemon.serve import STUCK_S, Daemon
+from microdiffusion.daemon.daemon import STUCK_S, Daemon
 
 ANYWHERE = "tcp://127.0.0.1:*"
 
