@@ -30,12 +30,11 @@ from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublis
 from microdiffusion.daemon.status_text import log_line
 from microdiffusion.errors import AcquisitionError, DiskError
 from microdiffusion.keys import server_security
-from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config, EngineConfig
     from microdiffusion.daemon.engine_messages import EngineInfo
-    from microdiffusion.daemon.live_run import LiveRun
+    from microdiffusion.daemon.open_runs import ClosedRun
     from microdiffusion.daemon.sources import Feed, Source
 
 CLOSE_S = 1.5
@@ -107,9 +106,9 @@ class Daemon:
         self._told: tuple[EngineInfo, str, EngineConfig] | None = None
 
     @property
-    def runs(self) -> list[LiveRun]:
-        """Every run so far, those that are over first."""
-        return self._runs.everything
+    def runs(self) -> list[ClosedRun]:
+        """The runs that are over."""
+        return self._runs.closed
 
     @property
     def engine(self) -> EngineProcess:
@@ -231,7 +230,7 @@ class Daemon:
         self._leftovers = None
         for text in leftovers.notes:
             self.board.note(text)
-        run = next((run for run in self._runs.everything if run.header.run_id == leftovers.run_id), None)
+        run = next((run for run in self._runs.unclosed if run.header.run_id == leftovers.run_id), None)
         if run is None or self._config.acquisition.driver == "none":
             return
         where = resume_from(run)
@@ -276,10 +275,8 @@ class Daemon:
     def _over(self) -> bool:
         if self.stopping.is_set():
             return True
-        if self._volumes is not None:
-            written = sum(each.recorder.counts[Status.WRITTEN] for each in self._runs.everything)
-            if written >= self._volumes:
-                return True
+        if self._volumes is not None and self._runs.written >= self._volumes:
+            return True
         if self._began_s is not None and self._duration_s is not None:
             return time.monotonic() - self._began_s >= self._duration_s
         # With a source of our own the daemon ends with it.
@@ -312,7 +309,7 @@ class Daemon:
         if source.alive:
             return
         # Another sender's run is none of its business.
-        if len(self._runs) == 1 and any(not run.ended.is_set() for run in self._runs.everything):
+        if len(self._runs) == 1 and any(not run.ended.is_set() for run in self._runs.unclosed):
             raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
 
     def _close(self, failure: Exception | None) -> Exception | None:

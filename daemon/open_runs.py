@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,9 +22,10 @@ from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.status import HEADLINE
 from microdiffusion.daemon.taken_up import Found
 from microdiffusion.errors import ConfigError, MddError, RunError, UserError
+from microdiffusion.run_file import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Literal
 
@@ -34,6 +36,26 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.snapshot import RunSummary
     from microdiffusion.daemon.status import StatusBoard
     from microdiffusion.run_header import RunHeader
+
+
+REMEMBERED = 1000
+"""Runs that are over and still named at the end: a service runs for months."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRun:
+    """What is remembered of a run that is over: its files, and what became of its time points."""
+
+    run_id: str
+    shape: tuple[int, int, int]
+    paths: tuple[Path, ...]
+    counts: Mapping[Status, int]
+
+    @classmethod
+    def of(cls, run: LiveRun) -> ClosedRun:
+        """Return it of a run that was closed."""
+        header, recorder = run.header, run.recorder
+        return cls(header.run_id, header.shape, tuple(recorder.paths), recorder.counts)
 
 
 class OpenRuns:
@@ -47,8 +69,8 @@ class OpenRuns:
 
     Attributes
     ----------
-    closed : list of LiveRun
-        Those that are over, in the order in which they ended.
+    closed : list of ClosedRun
+        Those that are over, in the order in which they ended; the latest `REMEMBERED` of them.
     failures : dict of str to MddError
         What went wrong with which run (its run_id): it could not be written, or not be closed in order.
     """
@@ -66,7 +88,8 @@ class OpenRuns:
         self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
         self._asked_for: set[str] = set()  # runs that are being closed, and have a sender again
         self._names: set[Path] = set()
-        self.closed: list[LiveRun] = []
+        self.closed: list[ClosedRun] = []
+        self._forgotten_written = 0
         self.failures: dict[str, MddError] = {}
 
     def listen(self, ingest: Ingest) -> None:
@@ -77,10 +100,18 @@ class OpenRuns:
         return len(self._open) + len(self._closing)
 
     @property
-    def everything(self) -> list[LiveRun]:
-        """All runs, those that are over first."""
+    def unclosed(self) -> list[LiveRun]:
+        """All runs that are not closed yet, those that are being closed first."""
         with self._lock:
-            return [*self.closed, *(run for run, _ in self._closing.values()), *self._open.values()]
+            return [*(run for run, _ in self._closing.values()), *self._open.values()]
+
+    @property
+    def written(self) -> int:
+        """Volumes that were written, of all runs that there ever were."""
+        with self._lock:
+            counts = [run.counts for run in self.closed]
+        counts += [run.recorder.counts for run in self.unclosed]
+        return self._forgotten_written + sum(each[Status.WRITTEN] for each in counts)
 
     def on_start(self, header: RunHeader) -> LiveRun:
         """Return the run of a sender that says `start`: a new one, or one whose file is there.
@@ -140,10 +171,7 @@ class OpenRuns:
 
     def summaries(self) -> tuple[RunSummary, ...]:
         """Return the runs that are not closed yet, in a few figures each."""
-        with self._lock:
-            return tuple(
-                run.summary() for run in [*(run for run, _ in self._closing.values()), *self._open.values()]
-            )
+        return tuple(run.summary() for run in self.unclosed)
 
     def tell(self, what: Literal["go", "pause", "stop"], text: str) -> int:
         """Ask the drivers of all open runs; return how many there are."""
@@ -181,6 +209,8 @@ class OpenRuns:
             live=self._config.engine.update == "projection",
         )
         recorder.start()
+        with self._lock:
+            self._names.clear()  # its file is there, and whoever makes one is alone at it
         return LiveRun(recorder, self._config, self._engine, self._needed_ingest(), self._board)
 
     def _new_path(self, name: str) -> Path:
@@ -224,7 +254,7 @@ class OpenRuns:
         with self._lock:
             if self._closing_all:
                 return False
-            self.closed = [each for each in self.closed if each.header.run_id != run.header.run_id]
+            self.closed = [each for each in self.closed if each.run_id != run.header.run_id]
             self._open[run.header.run_id] = run
             self._asked_for.discard(run.header.run_id)
             return True
@@ -254,7 +284,7 @@ class OpenRuns:
     def _fail(self, run: LiveRun, error: BaseException) -> None:
         """Keep what went wrong with a run, and tell it once."""
         failure = error if isinstance(error, MddError) else RunError(f"{type(error).__name__}: {error}")
-        if run.header.run_id not in self.failures:
+        if run.header.run_id not in self.failures and len(self.failures) < REMEMBERED:
             self.failures[run.header.run_id] = failure
             self._board.note(f"run {run.header.name}: {failure}", "error")
 
@@ -264,7 +294,9 @@ class OpenRuns:
             done = [(key, *pair) for key, pair in self._closing.items() if pair[1].done()]
             for run_id, run, _ in done:
                 del self._closing[run_id]
-                self.closed.append(run)
+                self.closed.append(ClosedRun.of(run))
+            while len(self.closed) > REMEMBERED:
+                self._forgotten_written += self.closed.pop(0).counts[Status.WRITTEN]
         for _, run, future in done:
             error = future.exception()
             if error is not None:

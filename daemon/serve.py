@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.live_run import LiveRun
+    from microdiffusion.daemon.open_runs import ClosedRun
     from microdiffusion.daemon.sources import Feed
 
 
@@ -62,24 +62,24 @@ def serve(
             for run in daemon.runs:
                 sys.stdout.write(_summary(run))
     stopped = daemon.stopping.is_set()  # by the user, perhaps before there was anything to write
-    if daemon.runs and not stopped and not any(run.recorder.counts[Status.WRITTEN] for run in daemon.runs):
+    if daemon.runs and not stopped and not daemon.open_runs.written:
         raise RunError(
             "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
         )
     return 0
 
 
-def _summary(run: LiveRun) -> str:
-    counts = run.recorder.counts
+def _summary(run: ClosedRun) -> str:
+    counts = run.counts
     written = counts[Status.WRITTEN]
     others = "".join(
         f", {counts[status]} {status.name.lower()}"
         for status in (Status.LOST, Status.SKIPPED, Status.FAILED)
         if counts[status]
     )
-    z, y, x = run.header.shape
-    path = run.recorder.paths[0]
-    more = f" (and {len(run.recorder.paths) - 1} more)" if len(run.recorder.paths) > 1 else ""
+    z, y, x = run.shape
+    path = run.paths[0]
+    more = f" (and {len(run.paths) - 1} more)" if len(run.paths) > 1 else ""
     if not written:
         return f"{path}{more}\nno volume{others}; the raw projections are there\n"
     return (

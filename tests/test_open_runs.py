@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +14,22 @@ from typing import Any
 import pytest
 
 from microdiffusion.config import Config, RecorderConfig
+from microdiffusion.daemon import open_runs
 from microdiffusion.daemon.ingest import NotYet
 from microdiffusion.daemon.open_runs import OpenRuns
 from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import StatusBoard
 from microdiffusion.errors import DiskError, UserError
+from microdiffusion.run_file import Status
 
 
 class FakeRun:
     """A run that can be made to fail, or to take its time over its end."""
 
     def __init__(self, name: str) -> None:
-        self.header = SimpleNamespace(run_id=name * 32, name=name)
+        self.header = SimpleNamespace(run_id=name[:1] * 32, name=name, shape=(2, 3, 4))
+        counts = dict.fromkeys(Status, 0) | {Status.WRITTEN: 2}
+        self.recorder = SimpleNamespace(paths=[Path(f"{name}.h5")], counts=counts)
         self.ended = threading.Event()
         self.may_close = threading.Event()
         self.may_close.set()
@@ -87,7 +93,7 @@ def test_a_run_that_cannot_be_written_is_closed_and_the_others_go_on(stage: Stag
     bad, good = stage.start("a"), stage.start("b")
     bad.failure = DiskError("the disk failed")
     stage.until_closed(1)
-    assert [run.header.name for run in stage.runs.closed] == ["a"]
+    assert [run.run_id for run in stage.runs.closed] == ["a" * 32]
     assert bad.drained_s == 0.0
     ((run_id, reason),) = stage.told
     assert run_id == "a" * 32
@@ -126,11 +132,30 @@ def test_a_run_that_could_not_be_closed_in_order_is_told(stage: Stage) -> None:
     assert "ValueError: unforeseen" in str(stage.runs.failures["a" * 32])
 
 
+def test_a_run_that_is_over_leaves_figures_and_nothing_else(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_runs, "REMEMBERED", 2)
+    gone = []
+    for number, name in enumerate("abcd"):
+        run = stage.start(name)
+        run.ended.set()
+        gone.append(weakref.ref(run))
+        stage.made.clear()
+        del run
+        while stage.runs.written != 2 * (number + 1) or stage.runs.unclosed:
+            stage.tick()
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 4
+    assert [run.run_id[0] for run in stage.runs.closed] == ["c", "d"]
+    assert stage.runs.written == 8
+
+
 def test_a_daemon_that_closes_takes_no_further_run(stage: Stage) -> None:
     run = stage.start("a")
     shown: list[int] = []
     stage.runs.close_all(drain_s=1.5, hurry=lambda: False, show=lambda: shown.append(1))
     assert run.drained_s == 1.5
-    assert stage.runs.closed == [run]
+    assert [each.paths for each in stage.runs.closed] == [(Path("a.h5"),)]
     with pytest.raises(UserError, match="closing"):
         stage.start("b")

@@ -154,7 +154,7 @@ def test_a_run_that_is_gone_on_with_is_counted_once(place: Place, tmp_path: Path
         run = place.runs.on_start(header())
         run.end(RunEnd(run=run.header.run_id, announced=3, dropped=0))
         wait(lambda: (place.runs.tick(0.0, drain_s=0.0, hurry=lambda: True), not len(place.runs))[1])
-    assert len(place.runs.everything) == 1
+    assert len(place.runs.closed) == 1
 
 
 def test_a_run_that_is_opened_while_the_others_close_is_closed_too(
@@ -217,7 +217,7 @@ def test_a_run_that_is_over_keeps_its_figures_and_no_frame(tmp_path: Path) -> No
     place.close()
     gc.collect()
     assert [ref() for ref in pixels] == [None] * 9
-    assert place.runs.everything == [run]
+    assert [each.counts[Status.SKIPPED] for each in place.runs.closed] == [3]
     assert run.recorder.counts[Status.SKIPPED] == 3
     assert run.recorder.next_sweep == 3
     assert sum(len(part.sessions) for part in run.recorder._files.book._parts) == 0
