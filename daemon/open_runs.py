@@ -119,7 +119,8 @@ class OpenRuns:
         Raises
         ------
         NotYet
-            Its file is just being closed: the sender shall ask again.
+            Its file is just being closed, or so many are that one has to make room: the sender shall ask
+            again.
         UserError, DiskError
             The run cannot be recorded.
         """
@@ -133,6 +134,10 @@ class OpenRuns:
                 raise NotYet
             if self._closing_all:
                 raise UserError("The daemon is closing: start it again for a further run.")
+            if len(self._closing) >= self._config.wire.runs:
+                # Runs that are caught up take memory as open ones do; the oldest makes room.
+                self._asked_for.add(next(iter(self._closing)))
+                raise NotYet
         run = self._make(header)
         if not self._add(run):  # it was opened while the others were closed
             run.close(drain_s=0.0, hurry=lambda: True)
@@ -294,6 +299,7 @@ class OpenRuns:
             done = [(key, *pair) for key, pair in self._closing.items() if pair[1].done()]
             for run_id, run, _ in done:
                 del self._closing[run_id]
+                self._asked_for.discard(run_id)
                 self.closed.append(ClosedRun.of(run))
             while len(self.closed) > REMEMBERED:
                 self._forgotten_written += self.closed.pop(0).counts[Status.WRITTEN]

@@ -35,6 +35,7 @@ class FakeRun:
         self.may_close.set()
         self.ticks = 0
         self.drained_s: float | None = None
+        self.hurried: Callable[[], bool] = lambda: False
         self.failure: Exception | None = None
         self.close_failure: Exception | None = None
 
@@ -45,6 +46,7 @@ class FakeRun:
 
     def close(self, *, drain_s: float, hurry: Callable[[], bool]) -> None:
         self.drained_s = drain_s
+        self.hurried = hurry
         assert self.may_close.wait(30)
         if self.close_failure is not None:
             raise self.close_failure
@@ -122,6 +124,21 @@ def test_a_run_that_takes_its_time_to_close_holds_up_nobody_and_is_not_begun_aga
     stage.until_closed(1)
     assert stage.start("b") is other
     assert [summary.name for summary in stage.runs.summaries()] == ["b"]
+
+
+def test_runs_that_take_long_to_close_do_not_pile_up(stage: Stage) -> None:
+    slow = [stage.start(name) for name in "abcdefgh"]
+    for run in slow:
+        run.may_close.clear()
+        run.ended.set()
+    stage.tick()
+    with pytest.raises(NotYet):
+        stage.start("i")
+    assert [run.hurried() for run in slow] == [True] + [False] * 7
+    for run in slow:
+        run.may_close.set()
+    stage.until_closed(8)
+    assert not stage.start("i").ended.is_set()
 
 
 def test_a_run_that_could_not_be_closed_in_order_is_told(stage: Stage) -> None:
