@@ -19,6 +19,7 @@ import psutil
 from bad_line import CUTS
 from fault_checks import Expected, check
 from fault_stage import FAULTY_PYTHON, FaultError, Source, Stage, make_source, settings
+from mdd_process import port_is_free
 
 SWEEPS = 24
 RATE_HZ = 30.0
@@ -136,6 +137,7 @@ def kill_driver_and_daemon(stage: Stage, source: Source) -> Expected:
     _deliver(stage)
     if not stage.all_closed():
         # Nobody had anything left for this run, so no daemon heard of it again: it stays as it was.
+        stage.until(lambda: not port_is_free(stage.data), "a daemon that listens")
         daemon.send(signal.SIGTERM)
         stage.finish(daemon)
         return Expected(source, whole=0, closed=False, missing=_KILLED, volumes="any")
