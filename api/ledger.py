@@ -103,6 +103,17 @@ class Ledger:
             return f"the ledger's unplaced ({self.unplaced}) are more than its received ({self.received})"
         return ""
 
+    def sentence(self) -> str:
+        """Return where the frames are in a few words: "all 10 frames", "8 of 10 frames (2 on the line)"."""
+        if not self.missing:
+            return f"all {self.received} frames"
+        reasons = ", ".join(
+            f"{count} {name.replace('_', ' ')}"
+            for name in ("dropped_by_sender", "unsent", "damaged", "on_the_line")
+            if (count := getattr(self, name))
+        )
+        return f"{self.received} of {self.announced} frames ({reasons})"
+
     def array(self) -> NDArray[np.int64]:
         """Return the columns (11,) int64."""
         return np.array([getattr(self, name) for name in LEDGER_COLUMNS], dtype="<i8")

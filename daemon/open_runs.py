@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.recorder import Written
     from microdiffusion.daemon.snapshot import RunSummary
     from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.ledger import Ledger
     from microdiffusion.run_header import RunHeader
 
 
@@ -44,18 +45,19 @@ REMEMBERED = 1000
 
 @dataclass(frozen=True, slots=True)
 class ClosedRun:
-    """What is remembered of a run that is over: its files, and what became of its time points."""
+    """What is remembered of a run that is over: its files, what became of its time points and frames."""
 
     run_id: str
     shape: tuple[int, int, int]
     paths: tuple[Path, ...]
     counts: Mapping[Status, int]
+    ledger: Ledger
 
     @classmethod
     def of(cls, run: LiveRun) -> ClosedRun:
         """Return it of a run that was closed."""
         header, recorder = run.header, run.recorder
-        return cls(header.run_id, header.shape, tuple(recorder.paths), recorder.counts)
+        return cls(header.run_id, header.shape, tuple(recorder.paths), recorder.counts, recorder.ledger)
 
 
 class OpenRuns:

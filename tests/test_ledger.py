@@ -74,3 +74,18 @@ def test_reports_and_counts_are_brought_together(said: Ledger, received: int, ex
 )
 def test_ledger_that_does_not_add_up_says_why(ledger: Ledger, words: str) -> None:
     assert re.search(words, ledger.complaint())
+
+
+@pytest.mark.parametrize(
+    ("ledger", "said"),
+    [
+        (Ledger(announced=10, announced_known=1), "all 10 frames"),
+        (
+            Ledger(announced=14, dropped_by_sender=1, damaged=2, announced_known=1),
+            "10 of 14 frames (1 dropped by sender, 2 damaged, 1 on the line)",
+        ),
+    ],
+    ids=["none missing", "some missing"],
+)
+def test_a_ledger_says_where_the_frames_are(ledger: Ledger, said: str) -> None:
+    assert ledger.settled(received=10, unplaced=0).sentence() == said

@@ -20,6 +20,7 @@ from microdiffusion.daemon.open_runs import OpenRuns
 from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import StatusBoard
 from microdiffusion.errors import DiskError, UserError
+from microdiffusion.ledger import Ledger
 from microdiffusion.run_file import Status
 
 
@@ -29,7 +30,7 @@ class FakeRun:
     def __init__(self, name: str) -> None:
         self.header = SimpleNamespace(run_id=name[:1] * 32, name=name, shape=(2, 3, 4))
         counts = dict.fromkeys(Status, 0) | {Status.WRITTEN: 2}
-        self.recorder = SimpleNamespace(paths=[Path(f"{name}.h5")], counts=counts)
+        self.recorder = SimpleNamespace(paths=[Path(f"{name}.h5")], counts=counts, ledger=Ledger())
         self.ended = threading.Event()
         self.may_close = threading.Event()
         self.may_close.set()

@@ -104,14 +104,15 @@ def test_the_demo_records_every_frame_and_says_where_in_three_lines(weights: Pat
         where, what, how = mdd.out.splitlines()
         assert mdd.orphans() == []
     assert where == str(path)
-    assert what == "3 volumes of 24 x 48 x 48 voxels, and their raw projections"
+    told = re.fullmatch(r"3 volumes of 24 x 48 x 48 voxels; of the raw projections all (\d+) frames", what)
+    assert told, what
 
     with open_run(path) as run:
         assert_closed_and_whole(run, 3)
         assert run.header.shape == DEMO
         assert run.volume.shape == (3, *DEMO)
         # Two slabs, four of them overlapping; sweep 0 has one more that is held out.
-        assert run.ledger.received == sum(run.values("frames_received"))
+        assert run.ledger.received == sum(run.values("frames_received")) == int(told[1])
         assert set(np.array(SERVED)[run.values("served")]) <= {"mdd", "inr", "tikhonov", "blend"}
         assert np.isfinite(run.values("held_out_error")).tolist() == [True, False, False]
         assert run.provenance["weights"] == weights.name
