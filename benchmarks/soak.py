@@ -4,8 +4,8 @@
 
 `mdd serve --demo --headless`, a sweep each `--interval-s` (the demo's own interval is 2 s). Every ten seconds
 the memory of each process is read, and what the status says; at the end the run file is verified, and its
-latencies read, volume by volume. Slopes are least squares over everything after a warm-up of two minutes (a
-third of a shorter run). An hour takes some 15 GB of disk at 0.5 s.
+latencies read, volume by volume. Slopes are least squares over everything after a warm-up of two minutes (two
+thirds of a shorter run). An hour takes some 15 GB of disk at 0.5 s.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def soak(folder: Path, minutes: float, interval_s: float, every_s: float = 10.0)
         last_words = mdd.err[-600:]
     (path,) = first_files(folder)
     with open_run(path) as run:
-        report = _of_run(run, min(WARM_UP_S, 20 * minutes))
+        report = _of_run(run, min(WARM_UP_S, 40 * minutes))
     with Mdd("verify", path, folder=folder) as mdd:
         report["verified"] = mdd.finish(1200) == 0
         report["verify_said"] = "" if report["verified"] else (mdd.out + mdd.err)[-600:]
-    warm_up_min = min(WARM_UP_S, 20 * minutes) / 60
+    warm_up_min = min(WARM_UP_S, 40 * minutes) / 60
     report["memory"] = {name: _memory(samples, warm_up_min) for name, samples in sorted(memory.items())}
     report |= {"minutes": minutes, "interval_s": interval_s, "alive_to_the_end": alive, "exit": code}
     report["stop_s"] = round(stop_s, 1)
