@@ -265,7 +265,9 @@ def new_keys(folder: Path) -> str:
             "there to make new ones, which everybody then has to trust anew."
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    public, secret = (key.decode() for key in zmq.curve_keypair())
+    public = "-"
+    while public.startswith("-"):  # which every command line would take for an option
+        public, secret = (key.decode() for key in zmq.curve_keypair())
     # Created as private: a file that is made private afterwards was readable for a moment.
     with open(os.open(folder / SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secret + "\n")

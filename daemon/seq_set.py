@@ -12,6 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from threading import Lock
 
+import numpy as np
+
 
 class SeqSet:
     """A set of non-negative integers below 2^63 that come mostly in order.
@@ -49,12 +51,14 @@ class SeqSet:
 
     def count(self, start: int, stop: int) -> int:
         """Return how many numbers of ``range(start, stop)`` are in the set."""
-        with self._lock:
+        with self._lock:  # for a copy alone: whoever adds must not wait for the sum
             first = max(0, bisect_right(self._starts, start) - 1)
             last = bisect_left(self._starts, stop)
-            return sum(
-                max(0, min(self._stops[at], stop) - max(self._starts[at], start)) for at in range(first, last)
-            )
+            starts, stops = self._starts[first:last], self._stops[first:last]
+        lengths = np.minimum(np.frombuffer(stops, np.int64), stop) - np.maximum(
+            np.frombuffer(starts, np.int64), start
+        )
+        return int(np.maximum(lengths, 0).sum())
 
     def add(self, seq: int) -> bool:
         """Add a number; False where it was there already."""

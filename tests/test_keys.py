@@ -216,6 +216,13 @@ def test_a_damaged_file_among_the_trusted_locks_out_nobody_else(server: Path, cl
     assert keys.trusted_keys(server) == {"scope": keys.public_key(client)}
 
 
+def test_a_public_key_is_never_taken_for_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = iter([(b"-" * 40, b"a" * 40), (b"b" * 40, b"c" * 40)])
+    monkeypatch.setattr("zmq.curve_keypair", lambda: next(pairs))
+    assert keys.new_keys(tmp_path / "new") == "b" * 40
+    assert (tmp_path / "new" / keys.SECRET).read_text().strip() == "c" * 40
+
+
 def test_the_command_makes_shows_trusts_lists_and_forgets(
     tmp_path: Path, client: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
