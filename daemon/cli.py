@@ -14,6 +14,7 @@ import time
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,30 +23,37 @@ from microdiffusion.errors import MddError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
+# Each text has 25 characters at most: `mdd --help` shows two columns of them.
 GROUPS: dict[str, dict[str, str]] = {
     "At the microscope": {
-        "serve": "acquire, reconstruct, record; --demo needs no microscope",
+        "serve": "acquire and reconstruct",
         "top": "watch a running daemon",
-        "control": "start, pause, stop a running acquisition, change a setting",
-        "acquire": "acquire here for a daemon on another machine",
-        "deliver": "send what an interrupted acquisition left in its journal",
+        "control": "start, pause, stop, set",
+        "acquire": "acquire for another host",
+        "deliver": "send what a journal holds",
     },
-    "With files": {
-        "replay": "send a recorded file over the wire, as the microscope would",
-        "reconstruct": "reconstruct a projection file, or catch up in a run file",
-        "simulate": "make a projection file from a volume",
-        "info": "say what a run file holds",
-        "verify": "check a run file's ledger and checksums",
+    "With run files": {
+        "info": "what a run holds",
+        "verify": "check every byte of a run",
+        "reconstruct": "volumes from recordings",
+    },
+    "Without a microscope": {
+        "simulate": "projections from a volume",
+        "replay": "send a file, as if live",
     },
     "Setting up": {
-        "config": "check, show or explain a configuration",
-        "keys": "make and trust the keys for daemons on other machines",
-        "compile": "build the network's TensorRT engines ahead of time",
-        "train": "train the denoiser",
-        "adapt": "adapt the denoiser to a session's own projections",
-        "evaluate": "compare methods on volumes, and write the table",
-        "bench": "measure what a volume costs on this machine",
+        "config": "check, show, explain",
+        "keys": "who may connect",
+        "compile": "build TensorRT's engines",
+        "completion": "complete with the Tab key",
+    },
+    "The network": {
+        "train": "train on volumes",
+        "adapt": "adapt to a session",
+        "evaluate": "compare methods",
+        "bench": "what a volume costs here",
     },
 }
 
@@ -96,7 +104,30 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def commands() -> list[str]:
+    """Return the names of all commands."""
+    return [command for group in GROUPS.values() for command in group]
+
+
+def command_parser(name: str) -> Parser:
+    """Return the parser of a command."""
+    module = _module(name)
+    parser = Parser(
+        prog=f"mdd {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"microdiffusion.daemon.commands.{name}")
+
+
 def _dispatch(arguments: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        from microdiffusion.daemon.completing import complete
+
+        return complete()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(_help())
         return 0
@@ -104,28 +135,32 @@ def _dispatch(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         say(f"mdd {__version__}")
         return 0
-    known = [command for group in GROUPS.values() for command in group]
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
+    if name not in commands():
+        close = get_close_matches(name, commands(), n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         complain(f"mdd: there is no command {name}{hint}; see mdd --help")
         return 2
-    module = import_module(f"microdiffusion.daemon.commands.{name}")
-    parser = Parser(
-        prog=f"mdd {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(parser)
-    return int(module.run(parser.parse_args(rest)))
+    return int(_module(name).run(command_parser(name).parse_args(rest)))
 
 
 def _help() -> str:
-    """Return the commands by what they are for; a terminal of 24 lines shows all of it."""
-    lines = ["usage: mdd COMMAND [options]   (live volumes from Bessel-beam projections)"]
-    for title, commands in GROUPS.items():
-        lines += [f"{title}:"]
-        lines += [f"  {name:<12} {text}" for name, text in commands.items()]
-    lines += ["mdd COMMAND --help explains a command; start with: mdd serve --demo"]
-    return "\n".join(lines)
+    """Return the commands by what they are for, in two columns; a terminal of 80 x 24 shows all of it."""
+    blocks = [
+        [f"{title}:", *(f"  {name:<11} {text}" for name, text in group.items())]
+        for title, group in GROUPS.items()
+    ]
+    # As even as the blocks allow: the split that leaves the fewest lines.
+    heights = [len(block) for block in blocks]
+    split = min(range(len(blocks) + 1), key=lambda at: max(sum(heights[:at]), sum(heights[at:])))
+    columns = [[line for block in part for line in block] for part in (blocks[:split], blocks[split:])]
+    rows = zip_longest(*columns, fillvalue="")
+    return "\n".join(
+        [
+            "usage: mdd COMMAND [options]   (live volumes from Bessel-beam projections)",
+            *(f"{left:<40}{right}".rstrip() for left, right in rows),
+            "mdd COMMAND --help explains a command; start with: mdd serve --demo",
+        ]
+    )
 
 
 def _write_traceback(arguments: list[str]) -> Path:
