@@ -402,6 +402,7 @@ class RecorderConfig(Table):
     durable: Annotated[bool, Field(description="force each volume to the disk (survives a power cut)")] = (
         False
     )
+    pyramid: Annotated[bool, Field(description="write coarser copies of each volume beside it")] = True
     queue_mb: Annotated[Positive, Field(description="most that waits to be written, MB")] = 512.0
 
 

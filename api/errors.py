@@ -29,6 +29,14 @@ class InputFileError(UserError, ValueError):
     """An input file is missing, damaged, or not what its name promises."""
 
 
+class GapError(UserError, LookupError):
+    """What was asked for is a gap of a run: nothing is there to be read, for the reason that is told."""
+
+
+class DamagedError(InputFileError):
+    """What was read does not have the checksum that was recorded with it."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A named file or folder does not exist."""
 

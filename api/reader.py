@@ -1,10 +1,9 @@
 """Reading a run file, while the run goes on and ever after.
 
 Owns `open_run`. The layout is read once with HDF5; the data are then read straight from the file's bytes
-through a memory map, so what the recorder writes is seen at once, no HDF5 lock or cache lies between,
-and any number of readers can look on. What is handed out is a copy and never changes. A run that outgrew
-its first file goes on in further files, which appear here as one; where a longer file takes the name of one
-that is open here, that is opened instead. A `Run` may be used on any one thread.
+through a memory map (`run_parts`), so what the recorder writes is seen at once, no HDF5 lock or cache lies
+between, and any number of readers can look on. What is handed out is a copy and never changes; it was written
+whole, and has its checksum (`time_series`). A `Run` may be used on any one thread.
 
 >>> with microdiffusion.open_run("run.h5") as run:               # doctest: +SKIP
 ...     for t, volume in run.follow(timeout_s=60):
@@ -25,22 +24,22 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.errors import InputFileError
+from microdiffusion.pyramid import Factors
 from microdiffusion.recorded_sweep import FrameRows, assemble
 from microdiffusion.run_file import (
     LEDGER_COLUMNS,
     Closed,
     Ledger,
-    RunLayout,
     Status,
     parse_configuration,
     position_prefix,
-    read_layout,
-    segment_path,
 )
 from microdiffusion.run_header import RunHeader
+from microdiffusion.run_parts import Part, RunParts
+from microdiffusion.run_schema import LEVEL_ZERO
 from microdiffusion.sweep import Sweep
-from microdiffusion.time_series import TimeSeries
+from microdiffusion.time_series import Item, Piece, TimeSeries
 
 _LIVE_ATTEMPTS = 100
 
@@ -52,6 +51,25 @@ class Event:
     time_s: float
     kind: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time point that has no volume.
+
+    Attributes
+    ----------
+    time_point, channel : int
+    status : Status
+        LOST, SKIPPED or FAILED; EMPTY: not reconstructed, or not yet.
+    reason : str
+        Why, in a sentence.
+    """
+
+    time_point: int
+    channel: int
+    status: Status
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +104,21 @@ class Run:
     config : dict
         The resolved configuration of the run.
     volume, projections : TimeSeries
-        (T, [C,] Z, Y, X) and (T, [C,] M, Y, X), uint16 or float32, read on demand: `run.volume[t]`.
+        (T, [C,] Z, Y, X) and (T, [C,] M, Y, X), uint16 or float32, read on demand: `run.volume[t]`. What is
+        not there raises a `GapError` that says why, and what is damaged a `DamagedError`.
+    pyramid : tuple of TimeSeries
+        The volume, then its coarser copies (T, [C,] z, y, x).
+    pyramid_factors : tuple of (z, y, x)
+        How many voxels of the volume make one of each level; the first is (1, 1, 1).
+    uncertainty : TimeSeries or None
+        (T, [C,] Z, Y, X), standard deviation of each voxel, in units of the volume; None where it was off.
     """
 
-    def __init__(self, path: Path, position: int = 0) -> None:
+    def __init__(self, path: Path, position: int = 0, *, check: bool = True) -> None:
         self.path = path
-        self._files = [_File(path)]
-        plan = self._files[0].layout.plan
+        self._parts = RunParts(path)
+        self._check = check
+        plan = self._parts.plan
         if not 0 <= position < len(plan.header.positions):
             raise InputFileError(
                 f"{path} has {len(plan.header.positions)} position(s), so there is no position {position}: "
@@ -102,8 +128,21 @@ class Run:
         self._prefix = position_prefix(position)
         self.header: RunHeader = plan.header
         self.config: dict[str, Any] = parse_configuration(plan)
-        self.volume = TimeSeries(lambda: self._parts("volume"))
-        self.projections = TimeSeries(lambda: self._parts("projections"))
+        self.volume = self._images("volume", "crc32", "volume")
+        self.projections = self._frames()
+        self.pyramid: tuple[TimeSeries, ...] = (
+            self.volume,
+            *(
+                self._images(f"pyramid/{level}", f"pyramid_crc32/{level}", f"volume of level {level}")
+                for level in range(1, len(plan.pyramid) + 1)
+            ),
+        )
+        self.pyramid_factors: tuple[Factors, ...] = (LEVEL_ZERO, *plan.pyramid)
+        self.uncertainty: TimeSeries | None = None
+        if plan.uncertainty:
+            self.uncertainty = self._images(
+                "uncertainty", "uncertainty_crc32", "uncertainty", flag="has_uncertainty"
+            )
 
     def __len__(self) -> int:
         """Return T, the number of time points that there is room for."""
@@ -128,7 +167,7 @@ class Run:
     def provenance(self) -> dict[str, str]:
         """Versions, checksum of the weights, device ...; the engine's part as soon as it is known."""
         first = self._first()
-        plan = first.layout.plan
+        plan = first.plan
         if plan.segment:
             return dict(plan.provenance)
         try:
@@ -141,25 +180,24 @@ class Run:
     @property
     def closed(self) -> bool:
         """Whether the run ended and its file was closed in order."""
-        self._look_for_more()
-        return int(self._files[-1].view("mdd/closed")) == Closed.CLOSED
+        return int(self._parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
 
     @property
     def ledger(self) -> Ledger:
         """Where the frames went, as far as known; all zero in a further file that is opened alone."""
         first = self._first()
-        if first.layout.plan.segment:
+        if first.plan.segment:
             return Ledger()
-        return Ledger(**dict(zip(LEDGER_COLUMNS, first.view("mdd/ledger").tolist(), strict=True)))
+        return Ledger(**dict(zip(LEDGER_COLUMNS, first.view("mdd/ledger")[()].tolist(), strict=True)))
 
     @property
     def events(self) -> list[Event]:
         """What happened during the run, oldest first; the last 4096."""
         first = self._first()
-        if first.layout.plan.segment:
+        if first.plan.segment:
             return []
-        count = max(int(first.view("mdd/events/count")), 0)
-        times, kinds, texts = (first.view(f"mdd/events/{name}") for name in ("time_s", "kind", "text"))
+        count = max(int(first.view("mdd/events/count")[()]), 0)
+        times, kinds, texts = (first.view(f"mdd/events/{name}")[()] for name in ("time_s", "kind", "text"))
         rows = (number % len(times) for number in range(max(count - len(times), 0), count))
         return [
             Event(
@@ -170,6 +208,23 @@ class Run:
             for row in rows
         ]
 
+    def written(self, channel: int | None = None) -> NDArray[np.intp]:
+        """Return the time points that have a volume, of one channel or of all of them; ascending."""
+        status = self.status.reshape(-1, len(self.header.channels))
+        wanted = status if channel is None else status[:, [channel]]
+        return np.flatnonzero(np.all(wanted == Status.WRITTEN, axis=1))
+
+    def gaps(self) -> list[Gap]:
+        """Return what has no volume, and why: up to the last time point that anything became of."""
+        status = self.status.reshape(-1, len(self.header.channels))
+        reasons = self.values("reason").reshape(status.shape)
+        known = np.flatnonzero(np.any(status != Status.EMPTY, axis=1))
+        stop = int(known[-1]) + 1 if known.size else 0
+        return [
+            Gap(t, channel, *_settled(status[t, channel], reasons[t, channel]))
+            for t, channel in np.argwhere(status[:stop] != Status.WRITTEN).tolist()
+        ]
+
     def values(self, name: str) -> NDArray[Any]:
         """Return what the file keeps of every time point under /mdd, such as "residual" or "seconds/total".
 
@@ -178,14 +233,14 @@ class Run:
         KeyError
             There is no such dataset.
         """
-        return np.concatenate(list(self._parts(f"mdd/{name}")))
+        return np.asarray(np.concatenate([piece.data[()] for piece in self._pieces(f"mdd/{name}")]))
 
     def sweep(self, time_point: int, channel: int = 0) -> Sweep:
         """Return the recorded projections of a time point, ascending in z, the held-out ones apart."""
         place = (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
 
         def read(name: str) -> NDArray[Any]:
-            return TimeSeries(lambda: self._parts(name))[place]
+            return TimeSeries(lambda: self._pieces(name))[place]
 
         rows = FrameRows(
             # What has its seq is whole; so that is read first.
@@ -193,10 +248,10 @@ class Run:
             z_um=read("mdd/frames/z_um"),
             time_s=read("mdd/frames/camera_time_s"),
             held_out=read("mdd/frames/held_out") != 0,
-            pixels=read("projections"),
+            pixels=self.projections.filled(0)[place],
             expected=int(read("mdd/frames_expected")),
         )
-        number = time_point % len(self) + self._files[0].layout.plan.first_time_point
+        number = time_point % len(self) + self._parts.plan.first_time_point
         return assemble(rows, number, channel, self._position)
 
     def live(self, channel: int = 0) -> LiveVolume | None:
@@ -208,12 +263,12 @@ class Run:
             Its checksum is wrong, again and again: the file is damaged.
         """
         first = self._first()
-        plan = first.layout.plan
+        plan = first.plan
         if not plan.live or plan.segment:
             return None
         place = () if len(self.header.channels) == 1 else (channel,)
 
-        def view(name: str) -> NDArray[Any]:
+        def view(name: str) -> Any:
             return first.view(f"{self._prefix}live/{name}")
 
         # The writer fills the buffer that the counter does not name, then counts on. So a copy is whole
@@ -260,24 +315,27 @@ class Run:
             time.sleep(poll_s)
 
     def follow(
-        self, timeout_s: float | None = None, *, poll_s: float = 0.05
+        self, timeout_s: float | None = None, *, channel: int | None = None, poll_s: float = 0.05
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (t, volume) for every written time point: those that are there, then each as it comes.
 
-        With several channels a time point comes when each of its channels is settled. Ends when the run
-        is closed, or when nothing came for `timeout_s` seconds (None: waits for ever).
+        Gaps are passed over (`gaps` lists them). With several channels a time point comes when all of them
+        are written; name one, and its volumes (Z, Y, X) come alone. Ends when the run is closed, or when
+        nothing came for `timeout_s` seconds (None: waits for ever).
         """
         told: set[int] = set()
         heard_s = time.monotonic()
         while True:
             closed = self.closed  # before looking, so that nothing written before the close is missed
-            status = self.status
-            status = status.reshape(status.shape[0], -1)
-            ready = np.all(status != Status.EMPTY, axis=1) & np.any(status == Status.WRITTEN, axis=1)
-            new = [int(t) for t in np.flatnonzero(ready) if t not in told]
+            new = [t for t in self.written(channel).tolist() if t not in told]
             for t in new:
                 told.add(t)
-                yield t, self.volume[t]
+                yield (
+                    t,
+                    self.volume[t]
+                    if channel is None or len(self.header.channels) == 1
+                    else self.volume[t, channel],
+                )
                 heard_s = time.monotonic()
             if new:
                 continue
@@ -287,8 +345,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the file. What was read stays valid."""
-        for file in self._files:
-            file.close()
+        self._parts.close()
 
     def __enter__(self) -> Self:
         return self
@@ -298,36 +355,71 @@ class Run:
     ) -> None:
         self.close()
 
-    def _first(self) -> _File:
-        self._look_for_more()
-        return self._files[0]
+    def _first(self) -> Part:
+        return self._parts.first()
 
-    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
-        self._look_for_more()
-        return (file.view(self._prefix + name) for file in self._files)
+    def _pieces(self, name: str) -> Iterator[Piece]:
+        return (Piece(part.view(self._prefix + name)) for part in self._parts.all())
 
-    def _look_for_more(self) -> None:
-        """Take in a longer file of the same name, and the files that the run went on in.
+    def _images(self, name: str, checksum: str, what: str, flag: str = "") -> TimeSeries:
+        """Return a series of volumes: there where the status says so, and `flag` where one is named."""
 
-        Those are complete as soon as they have their name.
-        """
-        first = self._files[0].layout.plan
-        last = self._files[-1]
-        if int(last.view("mdd/closed")) == Closed.REPLACED:
-            self._files[-1] = _File(last.path)
-            last.close()
-        while first.segment == 0:
-            path = segment_path(self.path, len(self._files))
-            if not path.is_file():
-                return
-            file = _File(path)
-            if file.layout.plan.header.run_id != first.header.run_id:
-                file.close()
-                return
-            self._files.append(file)
+        def piece(part: Part) -> Piece:
+            status = part.view(f"{self._prefix}mdd/status")
+            flags = part.view(f"{self._prefix}mdd/{flag}") if flag else None
+            sums = part.view(f"{self._prefix}mdd/{checksum}")
+
+            def there(item: Item) -> bool:
+                return bool(status[item] == Status.WRITTEN and (flags is None or flags[item] == 1))
+
+            def checksum_of(item: Item) -> int:
+                return int(sums[item])
+
+            return Piece(part.view(self._prefix + name), there, checksum_of if self._check else None)
+
+        def why(item: Item) -> str:
+            if flag and self.status[item] == Status.WRITTEN:
+                return "its volume was reconstructed without; the other time points are read one by one."
+            return f"{self._why(item)}; run.gaps() lists all gaps, .filled(value) puts a value there."
+
+        leading = 1 if len(self.header.channels) == 1 else 2
+        return TimeSeries(
+            lambda: (piece(part) for part in self._parts.all()), name=what, leading=leading, why=why
+        )
+
+    def _frames(self) -> TimeSeries:
+        """Return the series of frames: there where they have their `seq`."""
+
+        def piece(part: Part) -> Piece:
+            seq = part.view(f"{self._prefix}mdd/frames/seq")
+            sums = part.view(f"{self._prefix}mdd/frames/crc32")
+            data = part.view(f"{self._prefix}projections")
+            checksum = (lambda item: int(sums[item])) if self._check else None
+            return Piece(data, lambda item: bool(seq[item] >= 0), checksum)
+
+        def why(item: Item) -> str:
+            return "it did not come; run.sweep() holds those that did, .filled(value) puts a value there."
+
+        leading = 2 if len(self.header.channels) == 1 else 3
+        return TimeSeries(
+            lambda: (piece(part) for part in self._parts.all()), name="frame", leading=leading, why=why
+        )
+
+    def _why(self, item: Item) -> str:
+        status, reason = _settled(self.status[item], self.values("reason")[item])
+        return f"it is {status.name.lower()}, {reason}" if status else reason
 
 
-def open_run(path: str | Path, *, position: int = 0) -> Run:
+def _settled(status: Any, reason: Any) -> tuple[Status, str]:
+    """Return what became of a time point, and why; a code that nobody wrote is a failure."""
+    code = int(status)
+    if code == Status.EMPTY:
+        return Status.EMPTY, "it was not reconstructed, or not yet"
+    text = bytes(reason).decode(errors="replace")
+    return Status(code) if code in set(Status) else Status.FAILED, text or "no reason is given"
+
+
+def open_run(path: str | Path, *, position: int = 0, check: bool = True) -> Run:
     """Open a run file for reading, also while it is being written.
 
     Parameters
@@ -336,6 +428,8 @@ def open_run(path: str | Path, *, position: int = 0) -> Run:
         The run's (first) file.
     position
         Which of the stage's positions.
+    check
+        Whether volumes and frames that are read whole are compared with their checksums.
 
     Raises
     ------
@@ -344,30 +438,4 @@ def open_run(path: str | Path, *, position: int = 0) -> Run:
     InputFileError
         It is no run file, damaged, of another layout version, or has no such position.
     """
-    return Run(Path(path), position)
-
-
-class _File:
-    """One file of a run: its layout and its bytes."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise MissingFileError(f"There is no run file at {path}: check the path.")
-        self.path = path
-        # Opened once: at the end of a run a trimmed copy takes the file's name, and layout and bytes must
-        # be of the same file.
-        with path.open("rb") as stream:
-            self.layout: RunLayout = read_layout(path, stream)
-            self._bytes: NDArray[np.uint8] | None = np.memmap(stream, dtype=np.uint8, mode="r")
-
-    def view(self, name: str) -> NDArray[Any]:
-        """Return a dataset as a view of the file's bytes: read-only, and as new as they are."""
-        if self._bytes is None:
-            raise ValueError("The run was closed: open it again with open_run.")
-        region = self.layout.regions[name]
-        return (
-            self._bytes[region.offset : region.offset + region.size].view(region.dtype).reshape(region.shape)
-        )
-
-    def close(self) -> None:
-        self._bytes = None
+    return Run(Path(path), position, check=check)

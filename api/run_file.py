@@ -24,11 +24,16 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from microdiffusion.errors import InputFileError
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
-from microdiffusion.run_header import RunHeader
+from microdiffusion.run_attributes import (
+    attribute_of,
+    read_plan,
+    set_attributes,
+    write_attributes,
+    write_plots,
+)
 from microdiffusion.run_schema import (
     CANDIDATES,
     EFFORTS,
@@ -133,9 +138,10 @@ def create_run_file(path: Path, plan: RunPlan) -> RunLayout:
     with h5py.File(
         path, "x", alignment_threshold=64 << 10, alignment_interval=_DATA_ALIGNMENT, track_order=False
     ) as file:
-        _write_attributes(file, plan)
+        write_attributes(file, plan)
         creation, links = _property_lists()
         made = [(dataset, _create_dataset(file, dataset, creation, links)) for dataset in datasets(plan)]
+        write_plots(file, plan)
     # Contents go to their places without HDF5, as all that follows: a run of many positions has many.
     with path.open("r+b") as stream:
         for dataset, region in made:
@@ -161,7 +167,7 @@ def read_layout(path: Path, stream: BinaryIO) -> RunLayout:
     """
     try:
         with h5py.File(stream, "r") as file:
-            plan = _read_plan(path, file)
+            plan = read_plan(path, file)
             regions = {dataset.path: _region(path, file, dataset) for dataset in datasets(plan)}
     except InputFileError:
         raise
@@ -182,71 +188,6 @@ def _check_places(path: Path, regions: Mapping[str, Region], size: int) -> None:
         raise InputFileError(
             f"{path} names places for its data that it does not have: it is damaged or incomplete."
         )
-
-
-def _write_attributes(file: h5py.File, plan: RunPlan) -> None:
-    header = plan.header
-    _set_attributes(
-        file,
-        {
-            "mdd_layout": LAYOUT_VERSION,
-            "mdd_version": _VERSION,
-            "run_id": header.run_id,
-            "name": header.name,
-            "created_utc": plan.created_utc,
-            "time_points": plan.time_points,
-            "frames_per_sweep": plan.frames_per_sweep,
-            "segment": plan.segment,
-            "first_time_point": plan.first_time_point,
-            "planned_time_points": plan.planned,
-            "live": int(plan.live),
-            "voxel_size_um": np.array(header.voxel_size_um),
-            "z0_um": header.z0_um,
-        },
-    )
-    leading = ["."] if len(header.channels) == 1 else [".", "."]
-    for position, name in enumerate(header.positions):
-        group = file.require_group(position_prefix(position) or "/")
-        # NeXus: h5web, silx and nexpy plot the volume by default.
-        _set_attributes(
-            group,
-            {"NX_class": "NXdata", "signal": "volume", "axes": [*leading, "z", "y", "x"], "position": name},
-        )
-    _set_attributes(file.create_group("mdd/provenance"), plan.provenance)
-
-
-def _set_attributes(where: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
-    """Set attributes; text at a fixed length: MATLAB's rule, and a damaged file cannot lead HDF5 astray.
-
-    Text of variable length lies in HDF5's global heap, whose reader loops for ever on some damaged files.
-    """
-    for name, value in attributes.items():
-        is_text = isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str))
-        if not is_text:
-            where.attrs[name] = value
-            continue
-        encoded = np.char.encode(np.array(value, dtype=str), "utf-8")
-        kind = h5py.string_dtype("utf-8", max(encoded.dtype.itemsize, 1))
-        where.attrs.create(name, encoded.astype(f"S{max(encoded.dtype.itemsize, 1)}"), dtype=kind)
-
-
-def _attribute(path: Path, where: h5py.Group, name: str) -> Any:
-    """Return an attribute, None where it is absent.
-
-    Raises
-    ------
-    InputFileError
-        It is text of variable length, which mdd does not write.
-    """
-    if name not in where.attrs:
-        return None
-    kind = where.attrs.get_id(name).get_type()
-    if isinstance(kind, h5py.h5t.TypeVlenID) or (
-        isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
-    ):
-        raise InputFileError(f"{path}: the attribute {name} was changed: use an untouched copy.")
-    value = where.attrs[name]
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _write_content(stream: BinaryIO, region: Region, content: NDArray[Any]) -> None:
@@ -284,46 +225,8 @@ def _create_dataset(file: h5py.File, dataset: Dataset, creation: Any, links: Any
         kind = h5py.h5t.py_create(numpy_type, logical=True)
     created = h5py.h5d.create(file.id, dataset.path.encode(), kind, space, creation, lcpl=links)
     if dataset.attributes:
-        _set_attributes(h5py.Dataset(created), dataset.attributes)
+        set_attributes(h5py.Dataset(created), dataset.attributes)
     return Region(created.get_offset(), dataset.shape, numpy_type)
-
-
-def _read_plan(path: Path, file: h5py.File) -> RunPlan:
-    def attribute(name: str) -> Any:
-        value = _attribute(path, file, name)
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    layout = _attribute(path, file, "mdd_layout")
-    if layout is None:
-        raise InputFileError(f"{path} is not a run file of mdd: give the file that `mdd serve` wrote.")
-    if layout != LAYOUT_VERSION:
-        raise InputFileError(
-            f"{path} has run file layout {layout} and this mdd ({_VERSION}) reads "
-            f"layout {LAYOUT_VERSION}: open it with the mdd that wrote it."
-        )
-    try:
-        provenance = file["mdd/provenance"]
-        return RunPlan(
-            header=RunHeader.model_validate_json(bytes(file["mdd/run_header"][()])),
-            time_points=int(attribute("time_points")),
-            frames_per_sweep=int(attribute("frames_per_sweep")),
-            segment=int(attribute("segment")),
-            first_time_point=int(attribute("first_time_point")),
-            configuration=bytes(file["mdd/configuration"][()]).decode(),
-            provenance={key: str(_attribute(path, provenance, key)) for key in provenance.attrs},
-            created_utc=str(attribute("created_utc")),
-            planned_time_points=int(attribute("planned_time_points")),
-            live=bool(attribute("live")),
-        )
-    except InputFileError:
-        raise
-    except (KeyError, ValueError, ValidationError) as error:
-        raise InputFileError(
-            f"{path} lacks a part of a run file ({type(error).__name__}): "
-            "it was changed or damaged; use an untouched copy."
-        ) from error
 
 
 def _region(path: Path, file: h5py.File, expected: Dataset) -> Region:
@@ -356,9 +259,11 @@ def peek(path: Path) -> tuple[str, str]:
     # Through a stream HDF5 takes no lock, so a file that is being written can be asked too.
     with path.open("rb") as stream, h5py.File(stream, "r") as file:
         try:
-            if _attribute(path, file, "segment") != 0:
+            if attribute_of(path, file, "segment") != 0:
                 return "", ""
-            run_id, created = (str(_attribute(path, file, name) or "") for name in ("run_id", "created_utc"))
+            run_id, created = (
+                str(attribute_of(path, file, name) or "") for name in ("run_id", "created_utc")
+            )
         except InputFileError:
             return "", ""
     return run_id, created

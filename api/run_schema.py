@@ -11,18 +11,22 @@ engine, live volumes) lies in its first file. Functions hold no state; any threa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.pyramid import Factors, level_shape
 from microdiffusion.run_header import RunHeader
 
-LAYOUT_VERSION = 2
+LAYOUT_MAJOR, LAYOUT_MINOR = 1, 0
+LAYOUT_VERSION = f"{LAYOUT_MAJOR}.{LAYOUT_MINOR}"
+LEVEL_ZERO: Factors = (1, 1, 1)
 SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
 CANDIDATES = SERVED[1:]
 RUNTIMES = ("none", "torch", "openvino", "tensorrt")
@@ -86,6 +90,12 @@ class RunPlan:
         0: the same as `time_points`.
     live : bool
         Whether there is room for rolling volumes.
+    pyramid : tuple of (z, y, x)
+        How many voxels make one of each coarser level (`pyramid.level_factors`); empty: no pyramid.
+    uncertainty : bool
+        Whether there is room for the uncertainty of each voxel.
+    version : str
+        Version of the layout, "major.minor".
     """
 
     header: RunHeader
@@ -98,6 +108,9 @@ class RunPlan:
     created_utc: str = ""
     planned_time_points: int = 0
     live: bool = False
+    pyramid: tuple[Factors, ...] = ()
+    uncertainty: bool = False
+    version: str = LAYOUT_VERSION
 
     @property
     def planned(self) -> int:
@@ -113,13 +126,17 @@ CHECKED = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset to be: path without the leading slash, shape, type, first content (None: zeros)."""
+    """A dataset to be: path without the leading slash, shape, type, first content (None: zeros).
+
+    `timed`: axis 0 is time, so that a longer run needs more of it.
+    """
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     content: Any = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    timed: bool = False
 
 
 def position_prefix(position: int) -> str:
@@ -144,18 +161,19 @@ def datasets(plan: RunPlan) -> Iterator[Dataset]:
     yield Dataset("mdd/closed", (), "u1", None, {"codes": closed})
     if plan.segment == 0:
         yield from _run_datasets()
+    yield from _plot_axes(plan)
     for position in range(len(plan.header.positions)):
         prefix = position_prefix(position)
         for dataset in _session_datasets(plan):
             # Units and codes are said once, at position 0: they take as long to write as all the rest.
             about = {} if position else dataset.attributes
-            yield Dataset(prefix + dataset.path, dataset.shape, dataset.dtype, dataset.content, about)
+            yield replace(dataset, path=prefix + dataset.path, attributes=about)
 
 
 def file_bytes(plan: RunPlan) -> int:
     """Return the size of a run file, a little more rather than less."""
     header = plan.header
-    once = [Dataset("", (), f"S{len(plan.configuration) + len(header.model_dump_json())}")]
+    once = [Dataset("", (), f"S{len(plan.configuration) + len(header.model_dump_json())}"), *_plot_axes(plan)]
     if plan.segment == 0:
         once += _run_datasets()
     session = list(_session_datasets(plan))
@@ -191,15 +209,60 @@ def _run_datasets() -> Iterator[Dataset]:
 
 def _session_datasets(plan: RunPlan) -> Iterator[Dataset]:
     """Yield the datasets of one position; small ones first, so that they lie together."""
+    for name, number, coordinates in _axes(plan.header, LEVEL_ZERO):
+        yield Dataset(name, (number,), "<f8", coordinates, {"units": "um"})
+    for dataset in _figures(plan):
+        yield replace(dataset, timed=True)
+    channels = () if len(plan.header.channels) == 1 else (len(plan.header.channels),)
+    if plan.live and plan.segment == 0:
+        yield from _live_datasets(channels, plan.header.shape, _pixel(plan))
+    for dataset in _images(plan, channels):
+        yield replace(dataset, timed=True)
+
+
+def _pixel(plan: RunPlan) -> str:
+    return "<u2" if plan.header.dtype == "uint16" else "<f4"
+
+
+def _axes(header: RunHeader, factors: Factors) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
+    """Yield name, length and coordinates (µm, of the voxels' centres) of a level's z, y and x."""
+    sizes = level_shape(header.shape, factors)
+    for name, number, edge, factor in zip("zyx", sizes, header.voxel_size_um, factors, strict=True):
+        start = (header.z0_um if name == "z" else 0.0) + (factor - 1) / 2 * edge
+        yield name, number, np.asarray(start + np.arange(number) * edge * factor, np.float64)
+
+
+def _plot_axes(plan: RunPlan) -> Iterator[Dataset]:
+    """Yield the axes of the coarser levels, for plots; those of the volume lie beside it."""
+    for number, factors in enumerate(plan.pyramid, 1):
+        for name, size, coordinates in _axes(plan.header, factors):
+            yield Dataset(f"entry/pyramid_{number}/{name}", (size,), "<f8", coordinates, {"units": "um"})
+
+
+def _images(plan: RunPlan, channels: tuple[int, ...]) -> Iterator[Dataset]:
+    """Yield what takes the room: projections, volumes, what goes with those."""
+    header, pixel = plan.header, _pixel(plan)
+    lead = (plan.time_points, *channels)
+    yield Dataset(
+        "projections", (*lead, plan.frames_per_sweep, *header.shape[1:]), pixel, None, {"units": "counts"}
+    )
+    edges = np.array(header.voxel_size_um)
+    yield Dataset("volume", (*lead, *header.shape), pixel, None, {"units": "counts", "voxel_size_um": edges})
+    if plan.uncertainty:
+        about = {"units": "counts", "voxel_size_um": edges, "content": "standard deviation of each voxel"}
+        yield Dataset("uncertainty", (*lead, *header.shape), pixel, None, about)
+    for number, factors in enumerate(plan.pyramid, 1):
+        about = {"units": "counts", "voxel_size_um": edges * factors, "factors": np.array(factors)}
+        yield Dataset(f"pyramid/{number}", (*lead, *level_shape(header.shape, factors)), pixel, None, about)
+
+
+def _figures(plan: RunPlan) -> Iterator[Dataset]:
+    """Yield what is kept of each time point and each frame besides its images."""
     header = plan.header
     channels = () if len(header.channels) == 1 else (len(header.channels),)
     lead = (plan.time_points, *channels)
     frames = (*lead, plan.frames_per_sweep)
     nan = np.nan
-
-    for name, number, edge in zip("zyx", header.shape, header.voxel_size_um, strict=True):
-        start = header.z0_um if name == "z" else 0.0
-        yield Dataset(name, (number,), "<f8", start + np.arange(number) * edge, {"units": "um"})
 
     status = ", ".join(f"{code.value} {code.name.lower()}" for code in Status)
     served = ", ".join(f"{code} {name}" for code, name in enumerate(SERVED))
@@ -209,6 +272,12 @@ def _session_datasets(plan: RunPlan) -> Iterator[Dataset]:
         "mdd/reason", lead, f"S{REASON_BYTES}", None, {"content": "why it was lost, skipped or failed"}
     )
     yield Dataset("mdd/crc32", lead, "<u4", None, {"content": "CRC-32 (as in zlib) of the volume's bytes"})
+    for number in range(1, len(plan.pyramid) + 1):
+        yield Dataset(f"mdd/pyramid_crc32/{number}", lead, "<u4", None, {"content": "CRC-32 of that level"})
+    if plan.uncertainty:
+        codes = "1 the uncertainty of this time point is there"
+        yield Dataset("mdd/has_uncertainty", lead, "u1", None, {"codes": codes})
+        yield Dataset("mdd/uncertainty_crc32", lead, "<u4", None, {"content": "CRC-32 of its bytes"})
     yield Dataset("mdd/effort", lead, "u1", None, {"codes": efforts})
     yield Dataset("mdd/later", lead, "u1", None, {"codes": "1 reconstructed later, from the recorded frames"})
     yield Dataset("mdd/served", lead, "u1", None, {"codes": served})
@@ -246,13 +315,6 @@ def _session_datasets(plan: RunPlan) -> Iterator[Dataset]:
         "mdd/frames/check", frames, "<u4", None, {"content": f"CRC-32 of {', '.join(CHECKED.names or ())}"}
     )
     yield Dataset("mdd/frames/seq", frames, "<i8", -1, {"content": "-1: absent"})
-
-    pixel = "<u2" if header.dtype == "uint16" else "<f4"
-    if plan.live and plan.segment == 0:
-        yield from _live_datasets(channels, header.shape, pixel)
-    unit = {"units": "counts", "voxel_size_um": np.array(header.voxel_size_um)}
-    yield Dataset("projections", (*frames, *header.shape[1:]), pixel, None, {"units": "counts"})
-    yield Dataset("volume", (*lead, *header.shape), pixel, None, unit)
 
 
 def _live_datasets(channels: tuple[int, ...], shape: tuple[int, ...], pixel: str) -> Iterator[Dataset]:

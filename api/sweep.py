@@ -115,6 +115,8 @@ class Reconstruction:
         What evaluated the network, with version, device and precision; empty where there is none.
     effort : int
         What it was allowed to cost: 0 full, 1 one evaluation of the network, 2 the INR without it.
+    uncertainty : (Z, Y, X) float32, optional
+        Standard deviation of each voxel, in the volume's units; None where it was not asked for.
     """
 
     volume: NDArray[np.float32]
@@ -128,3 +130,4 @@ class Reconstruction:
     merged: bool = False
     runtime: str = ""
     effort: int = 0
+    uncertainty: NDArray[np.float32] | None = None

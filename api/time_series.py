@@ -1,38 +1,91 @@
-"""A lazy array over time, in one or several parts. Pure but for what its parts read; any one thread."""
+"""A lazy array over time, in one or several files, that never hands out what is not there.
+
+Owns how an index is taken apart: the leading axes (time, and where there are such channel and frame) name
+*items*, each of which is there or is a gap, and has a checksum. A gap is an error that says why, unless the
+caller chose a value for it (`filled`); an item that is read whole is compared with its checksum. Pure but for
+what its pieces read; any one thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from operator import index as as_integer
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
+
+from microdiffusion.errors import DamagedError, GapError
+
+Item = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one file holds of a series: an array, which of its items are there, and their CRC-32."""
+
+    data: Any  # a NumPy array, or what is indexed like one
+    there: Callable[[Item], bool] | None = None
+    checksum: Callable[[Item], int] | None = None
 
 
 class TimeSeries:
     """A lazy array over time: `series[t]`, `series[t, 3:5]`, `series[-1]`, `series[:10]` read what they name.
 
-    Only axis 0 may go over several files; every answer is a copy.
+    Every answer is a copy.
+
+    Parameters
+    ----------
+    pieces : callable
+        Yields the pieces, in time.
+    name : str
+        What an item is called in a message.
+    leading : int
+        Number of axes that name an item.
+    why : callable
+        Returns why an item is not there, and what to do.
+    fill
+        What is handed out for gaps; None: a gap is an error.
     """
 
-    def __init__(self, parts: Callable[[], Iterator[NDArray[Any]]]) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        pieces: Callable[[], Iterator[Piece]],
+        *,
+        name: str = "item",
+        leading: int = 1,
+        why: Callable[[Item], str] = lambda item: "it is not there.",
+        fill: float | None = None,
+    ) -> None:
+        self._pieces = pieces
+        self._name = name
+        self._leading = leading
+        self._why = why
+        self._fill = fill
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape, time first."""
-        parts = list(self._parts())
-        return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return _shape(list(self._pieces()))
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements."""
-        return next(self._parts()).dtype
+        dtype: np.dtype[Any] = next(self._pieces()).data.dtype
+        return dtype
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+    def filled(self, value: float) -> TimeSeries:
+        """Return the same series with `value` wherever nothing is there, instead of an error."""
+        return TimeSeries(self._pieces, name=self._name, leading=self._leading, why=self._why, fill=value)
 
     def __len__(self) -> int:
         """Return the number of time points."""
@@ -42,26 +95,98 @@ class TimeSeries:
         return (self[t] for t in range(len(self)))
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        if first is Ellipsis:
-            first, rest = slice(None), [Ellipsis, *rest]
-        parts = list(self._parts())
-        if len(parts) == 1:
-            return np.array(parts[0][(first, *rest)])
-        length = sum(part.shape[0] for part in parts)
-        if isinstance(first, slice):
-            chosen = [self[(t, *rest)] for t in range(*first.indices(length))]
-            return np.stack(chosen) if chosen else np.array(parts[0][(slice(0, 0), *rest)])
-        t = int(first)
-        if not -length <= t < length:
-            raise IndexError(f"time point {t} is outside of 0 to {length - 1}")
-        t %= length
-        for part in parts:
-            if t < part.shape[0]:
-                return np.array(part[(t, *rest)])
-            t -= part.shape[0]
-        raise IndexError(t)
+        """Read.
+
+        Raises
+        ------
+        GapError
+            Something of it is not there.
+        DamagedError
+            A whole item does not have its checksum.
+        """
+        pieces = list(self._pieces())
+        shape = _shape(pieces)
+        full = _expanded(index, len(shape))
+        leading, rest = full[: self._leading], full[self._leading :]
+        chosen = [_positions(one, size) for one, size in zip(leading, shape, strict=False)]
+        tail = shape[self._leading :]
+        inner = np.broadcast_to(np.empty((), np.uint8), tail)[rest].shape
+        whole = all(isinstance(one, slice) for one in rest) and all(
+            one.indices(size) == (0, size, 1) for one, size in zip(rest, tail, strict=True)
+        )
+        outer = [len(some) for one, some in zip(leading, chosen, strict=True) if not _is_integer(one)]
+        found = np.empty((*outer, *inner), pieces[0].data.dtype)
+        rows = found.reshape(prod(outer), *inner)
+        for row, item in enumerate(product(*chosen)):
+            self._read(pieces, item, rest, rows[row : row + 1], whole=whole)
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def _read(
+        self, pieces: Sequence[Piece], item: Item, rest: tuple[Any, ...], room: NDArray[Any], *, whole: bool
+    ) -> None:
+        """Read one item, or a part of it, into `room`, which has one more axis in front."""
+        t, *further = item
+        for piece in pieces:
+            if t < piece.data.shape[0]:
+                break
+            t -= piece.data.shape[0]
+        place = (t, *further)
+        # Whether it is there is asked first: what says so is written last.
+        if piece.there is not None and not piece.there(place):
+            if self._fill is None:
+                raise GapError(f"There is no {self._name} at {_text(item)}: {self._why(item)}")
+            room[...] = self._fill
+            return
+        room[0] = piece.data[(*place, *rest)]
+        if whole and piece.checksum is not None:
+            found = crc32(np.ascontiguousarray(room).reshape(-1).view(np.uint8).data)
+            if found != piece.checksum(place):
+                raise DamagedError(
+                    f"The {self._name} at {_text(item)} does not have its checksum: the file is damaged; "
+                    "`mdd verify` tells what else is, open_run(path, check=False) reads it as it is."
+                )
+
+
+def _shape(pieces: Sequence[Piece]) -> tuple[int, ...]:
+    return (sum(piece.data.shape[0] for piece in pieces), *pieces[0].data.shape[1:])
+
+
+def _text(item: Item) -> str:
+    return f"time point {item[0]}" if len(item) == 1 else f"{item}"
+
+
+def _is_integer(one: Any) -> bool:
+    return not isinstance(one, slice) and np.ndim(one) == 0
+
+
+def _expanded(index: Any, dimensions: int) -> tuple[Any, ...]:
+    """Return an index with one entry for each axis."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    dots = [number for number, part in enumerate(parts) if part is Ellipsis]
+    if len(dots) > 1 or len(parts) - len(dots) > dimensions or any(part is None for part in parts):
+        raise IndexError(f"{index!r} does not fit an array of {dimensions} axes")
+    at = dots[0] if dots else len(parts)
+    missing = dimensions - (len(parts) - len(dots))
+    return (*parts[:at], *[slice(None)] * missing, *parts[at + len(dots) :])
+
+
+def _positions(one: Any, size: int) -> Sequence[int]:
+    """Return what an entry chooses of a leading axis."""
+    if isinstance(one, slice):
+        return range(*one.indices(size))
+    values = np.asarray(one)
+    if values.dtype == bool:
+        if values.shape != (size,):
+            raise IndexError(f"a mask of shape {values.shape} does not fit an axis of {size}")
+        return [int(number) for number in np.flatnonzero(values)]
+    numbers = [as_integer(number) for number in values.reshape(-1)] if values.ndim < 2 else None
+    if numbers is None:
+        raise IndexError("axes of time, channel and frame take numbers, slices and lists of numbers")
+    for number in numbers:
+        if not -size <= number < size:
+            raise IndexError(f"index {number} is outside of 0 to {size - 1}")
+    return [number % size for number in numbers]

@@ -328,6 +328,7 @@ class _Session:
             what = f"the volume of {self.where(t, channel)}"
             if self._part.checksum(region, self._index(t, channel), self._room) != sums[t, channel]:
                 self._report.add(f"{what} has the wrong checksum")
+            self._beside(t, channel, what)
             if not np.isfinite(acquired_s[t, channel]):
                 self._report.add(f"{what} has no time")
             if served[t, channel] == 0:
@@ -337,6 +338,21 @@ class _Session:
             self._report.volumes += 1
         for t, channel in np.argwhere((self.status > Status.WRITTEN) & (reasons == b"")).tolist():
             self._report.add(f"{self.where(t, channel)} has no volume, and no reason for it")
+
+    def _beside(self, t: int, channel: int, what: str) -> None:
+        """Check the coarser levels of a volume, and its uncertainty."""
+        plan = self._part.layout.plan
+        names = {
+            f"pyramid/{level}": (f"pyramid_crc32/{level}", f"level {level} of {what}")
+            for level in range(1, len(plan.pyramid) + 1)
+        }
+        if plan.uncertainty and self._values("has_uncertainty")[t, channel]:
+            names["uncertainty"] = ("uncertainty_crc32", f"the uncertainty of {what}")
+        for name, (checksum, about) in names.items():
+            region = self._part.layout.regions[self._prefix + name]
+            found = self._part.checksum(region, self._index(t, channel), self._room)
+            if found != self._values(checksum)[t, channel]:
+                self._report.add(f"{about} has the wrong checksum")
 
     def _counts(self) -> None:
         expected = self._values("frames_expected").astype(np.int64)

@@ -206,7 +206,7 @@ class RecordedRun:
             time_s=self._time_s[key.position][place],
             held_out=self._held_out[key.position][place],
             seq=self._seq[key.position][place],
-            pixels=run.projections[place if self._channels > 1 else key.sweep],
+            pixels=run.projections.filled(0)[place if self._channels > 1 else key.sweep],
             expected=int(self._expected[key.position][place]),
         )
         yield from rows.frames(*key)

@@ -32,6 +32,7 @@ from microdiffusion.daemon.run_lock import RunLock
 from microdiffusion.daemon.run_writer import RunWriter, Written
 from microdiffusion.daemon.seq_set import SeqSet
 from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
+from microdiffusion.pyramid import level_factors
 from microdiffusion.recorded_sweep import FrameRows, assemble
 from microdiffusion.run_file import Ledger, RunPlan, Status
 from microdiffusion.run_header import RunHeader
@@ -59,6 +60,8 @@ class Recorder:
         Called in the recorder's thread for each volume that can be read from the disk.
     live : bool
         Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
+    uncertainty : bool
+        Whether volumes will come with their uncertainty.
 
     Attributes
     ----------
@@ -78,6 +81,7 @@ class Recorder:
         provenance: Mapping[str, str],
         on_written: Callable[[Written], None],
         live: bool = False,
+        uncertainty: bool = False,
     ) -> None:
         room = min(config.time_points, header.sweeps or config.time_points)
         plan = RunPlan(
@@ -89,6 +93,8 @@ class Recorder:
             created_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
             planned_time_points=room,
             live=live,
+            pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
+            uncertainty=uncertainty,
         )
         self._set_up(RunFiles(path, plan), config, on_written)
 
@@ -286,7 +292,8 @@ class Recorder:
             if written is not None:
                 self._on_written(written)
 
-        return self._queue.put(work, result.volume.nbytes)
+        size = result.volume.nbytes + (0 if result.uncertainty is None else result.uncertainty.nbytes)
+        return self._queue.put(work, size)
 
     def put_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> bool:
         """Hand over a rolling volume; it takes the place of one of its session that still waits.

@@ -6,9 +6,9 @@ thread at a time, the recorder's once it runs.
 Invariants of the file
 - A frame counts when its `seq` is there, which is written last: pixels, figures, then seq. A slot that has
   a frame keeps it.
-- A volume's voxels and figures are written before its status says "written". With `durable` each of the two
-  steps is forced to the disk. What is written stays written: a later mark for the same time point changes
-  nothing.
+- A volume's voxels, its coarser levels and figures are written before its status says "written". With
+  `durable` each of the two steps is forced to the disk. What is written stays written: a later mark for the
+  same time point changes nothing.
 - Everything may be done twice: the book changes after the file, so an attempt that a full disk broke off is
   simply made again.
 """
@@ -162,13 +162,17 @@ class RunWriter:
             return None
         later = later or status is not Status.EMPTY
         segment, prefix, index = place.segment, place.prefix, place.index
-        checksum = self._voxels.write(segment, f"{prefix}volume", index, result.volume)
-        if checksum < 0:
+        sums = self._voxels.write(
+            segment, f"{prefix}volume", index, result.volume, coarser=f"{prefix}pyramid/"
+        )
+        if sums is None:
             self.settle(key, Status.FAILED, "the volume held values that are not finite")
             return None
         figures = _figures(result) | {
             "acquired_s": acquired_s,
-            "crc32": checksum,
+            "crc32": sums[0],
+            **{f"pyramid_crc32/{level}": value for level, value in enumerate(sums[1:], 1)},
+            **self._write_uncertainty(place, result),
             "effort": effort,
             "later": int(later),
         }
@@ -183,6 +187,19 @@ class RunWriter:
         segment.write(f"{prefix}mdd/latency_s", index, latency_s)
         return Written(*key, latency_s, later)
 
+    def _write_uncertainty(self, place: Place, result: Reconstruction) -> dict[str, int]:
+        """Write the uncertainty where there is one and room for it, and return its figures."""
+        if not place.segment.layout.plan.uncertainty:
+            return {}
+        sums = None
+        if result.uncertainty is not None:
+            sums = self._voxels.write(
+                place.segment, f"{place.prefix}uncertainty", place.index, result.uncertainty
+            )
+        if sums is None:  # absent, or not finite
+            return {"has_uncertainty": 0, "uncertainty_crc32": 0}
+        return {"has_uncertainty": 1, "uncertainty_crc32": sums[0]}
+
     def write_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> None:
         """Write a rolling volume into the buffer that nobody reads, then count on."""
         header = self.files.plan.header
@@ -195,14 +212,14 @@ class RunWriter:
             self._live_counters[session] = int(segment.read(f"{prefix}live/counter", channel))
         counter = self._live_counters[session] + 1
         index = (counter % 2, *channel)
-        checksum = self._voxels.write(segment, f"{prefix}live/volume", index, result.volume)
-        if checksum < 0:
+        sums = self._voxels.write(segment, f"{prefix}live/volume", index, result.volume)
+        if sums is None:
             return
         values = {
             "sweep": sweep.sweep,
             "newest_seq": newest_seq,
             "time_s": sweep.time_s,
-            "crc32": checksum,
+            "crc32": sums[0],
         }
         for name, value in values.items():
             segment.write(f"{prefix}live/{name}", index, value)

@@ -284,7 +284,7 @@ def furnished(tmp_path: Path, sample: bytes) -> Path:
     put_sweep(target, 0)
     target.stop()
     with h5py.File(run, "r+") as file:
-        file.attrs["mdd_layout"] = 99
+        file.attrs["mdd_layout"] = np.bytes_("99.0")
     return tmp_path
 
 

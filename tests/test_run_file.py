@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, volume, wait
 
-from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.errors import GapError, InputFileError, MissingFileError
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Status, segment_path
 
@@ -45,7 +45,7 @@ def test_plain_h5py_reads_what_was_written(path: Path) -> None:
         np.testing.assert_array_equal(file["mdd/frames/seq"][2], [6, 7, 8])
         np.testing.assert_array_equal(file["z"], -5 + 2 * np.arange(6))
         np.testing.assert_array_equal(file.attrs["voxel_size_um"], [2, 0.5, 0.25])
-        assert file.attrs["signal"] == b"volume"
+        assert file.attrs["default"] == b"entry"
         assert file["volume"].attrs["units"] == b"counts"
         for where in (file, file["mdd/provenance"], file["volume"], file["mdd/status"]):
             for name in where.attrs:  # text of variable length would lie in HDF5's global heap
@@ -312,15 +312,30 @@ def test_channels_and_positions_have_their_places(path: Path) -> None:
         open_run(path, position=2)
 
 
-def test_follow_waits_until_all_channels_of_a_time_point_are_settled(path: Path) -> None:
-    target = recorder(path, run=header(channels=("green", "red"), sweeps=2))
+def test_follow_yields_a_time_point_when_all_its_channels_are_written_or_those_of_one_channel(
+    path: Path,
+) -> None:
+    target = recorder(path, run=header(channels=("green", "red"), sweeps=3))
     target.start()
-    put_sweep(target, 0, channel=0)
-    put_sweep(target, 1, channel=0)
+    for sweep in range(3):
+        put_sweep(target, sweep, channel=0)
     target.mark(1, 1, 0, Status.FAILED, "the engine failed")
+    put_sweep(target, 2, channel=1)
     with open_run(path) as run:
-        wait(lambda: run.status[1, 1] == Status.FAILED)
-        assert [t for t, _ in run.follow(timeout_s=0)] == [1]
+        wait(lambda: run.status[2, 1] == Status.WRITTEN)
+        assert [t for t, _ in run.follow(timeout_s=0)] == [2]
+        both = dict(run.follow(timeout_s=0))[2]
+        np.testing.assert_array_equal(both, np.stack([volume(2, channel) for channel in range(2)]))
+        for t, content in run.follow(timeout_s=0, channel=0):
+            np.testing.assert_array_equal(content, volume(t, 0))
+        assert run.written(0).tolist() == [0, 1, 2]
+        assert run.written().tolist() == [2]
+        gaps = [(gap.time_point, gap.channel, gap.status) for gap in run.gaps()]
+        assert gaps == [(0, 1, Status.EMPTY), (1, 1, Status.FAILED)]
+        assert run.gaps()[1].reason == "the engine failed"
+        np.testing.assert_array_equal(run.volume[1, 0], volume(1, 0))
+        with pytest.raises(GapError, match=r"no volume at \(1, 1\): it is failed, the engine failed"):
+            run.volume[1]
     target.stop()
 
 
@@ -331,7 +346,7 @@ def test_missing_file_is_refused(path: Path) -> None:
 
 def change_version(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        file.attrs["mdd_layout"] = 99
+        file.attrs["mdd_layout"] = np.bytes_("99.0")
 
 
 def repack(path: Path) -> None:
@@ -359,7 +374,7 @@ def make_foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        pytest.param(change_version, "layout 99 and this mdd .* reads layout 2", id="another version"),
+        pytest.param(change_version, "layout 99.0 and this mdd .* reads layout 1", id="another version"),
         pytest.param(make_foreign, "not a run file", id="another HDF5 file"),
         pytest.param(lambda path: path.write_text("hello"), "cannot be read as HDF5", id="text"),
         pytest.param(lambda path: path.write_bytes(b""), "cannot be read as HDF5", id="empty"),
