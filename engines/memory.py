@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
     from microdiffusion.run_header import RunHeader
 
-_VOLUMES = 16  # float32 volumes alive at once: state, priors to choose from, prediction, candidates, answer
+# Float32 volumes: state, priors to choose from, prediction, candidates, answer, and what the heap keeps of
+# earlier ones, since freed memory stays with the process (`heap.py`).
+_VOLUMES = 24
 _WORKING_PLANES = 2  # copies of the INR's planes while a sweep is done: this one's, and those that are tried
-_REST = 600 << 20  # torch itself, the network, and one batch of windows with its features
+# Interpreter and libraries as far as they are touched (300 MB with torch, 480 MB with OpenVINO, which keeps a
+# network for each of the first sizes), and the features of one batch of windows (up to 350 MB).
+_REST = 900 << 20
 
 
 def session_bytes(header: RunHeader, config: EngineConfig, *, lane: str = "sweep") -> int:
@@ -46,8 +50,9 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHe
 
     Whatever the number of sweeps: tiles and batches of windows bound the network's share; sweeps are done
     one at a time, so the working volumes are the largest run's; and what grows with the number of sessions
-    is bounded by `engine.session_memory_mb`. Measured on a CPU the peak was 0.69 to 0.88 of it,
-    from 48 x 128 x 128 to 64 x 512 x 512.
+    is bounded by `engine.session_memory_mb`. Measured on a CPU what was resident (files that are mapped
+    included) reached 0.56 to 0.89 of it, from 48 x 128 x 128 to 64 x 512 x 512, with torch and with OpenVINO,
+    whichever network.
     """
     working = 0
     for each in (header, *others):
