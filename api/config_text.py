@@ -22,9 +22,11 @@ INTRODUCTION = """\
 
 A configuration is a TOML file, or one of the presets that ship with mdd:
 
-    mdd serve --config my.toml
-    mdd serve --config bessel-2p-neurons --set sweep.step_um=10
-    mdd config show bessel-2p-neurons > my.toml
+```bash
+mdd serve --config my.toml
+mdd serve --config bessel-2p-neurons --set sweep.step_um=10
+mdd config show bessel-2p-neurons > my.toml
+```
 
 What is closer to you wins: the command line (`--set section.key=value`), then the environment
 (`MDD_SECTION__KEY`, e.g. `MDD_SWEEP__STEP_UM=12` or `MDD_ENGINE__INR__WARM_STEPS=10`), then the file or

@@ -27,9 +27,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
     # zsh and bash share a script, which finds out where it is.
     shell = "bash" if args.shell == "zsh" else args.shell
-    say(argcomplete.shellcode(["mdd"], shell=shell).strip())
+    say(shellcode(["mdd"], shell=shell).strip())
     return 0
