@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from microdiffusion.loopback import loopback
 from microdiffusion.run_header import CameraNoise, NonNegative, Positive
 
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
@@ -462,6 +463,34 @@ class DashboardConfig(Table):
 
     refresh_hz: Annotated[Positive, Field(le=30, description="redraws per second")] = 4.0
     preview: Annotated[bool, Field(description="draw the volume's maximum projections")] = True
+    graphics: Annotated[
+        Literal["auto", "kitty", "sixel", "blocks", "none"],
+        Field(
+            description="how the volume is drawn; auto: as pictures where the terminal says that it can, "
+            "else in half blocks; none: in characters"
+        ),
+    ] = "auto"
+
+
+class MonitoringConfig(Table):
+    """For whoever watches the daemon by machine: a log beside the run files, figures for Prometheus."""
+
+    log: Annotated[bool, Field(description="keep mdd.log.jsonl in the folder of the run files")] = True
+    log_mb: Annotated[Positive, Field(description="size at which that file is put aside, MB")] = 10.0
+    log_files: Annotated[
+        int, Field(ge=0, le=1000, description="files that are kept besides the one that is written")
+    ] = 5
+    prometheus: Annotated[
+        str | None,
+        Field(description="loopback address for Prometheus, such as 127.0.0.1:9464; none: no endpoint"),
+    ] = None
+
+    @field_validator("prometheus")
+    @classmethod
+    def _on_loopback(cls, value: str | None) -> str | None:
+        if value is not None:
+            loopback(value)
+        return value
 
 
 class Config(Table):
@@ -479,6 +508,7 @@ class Config(Table):
     recorder: RecorderConfig = RecorderConfig()
     wire: WireConfig = WireConfig()
     dashboard: DashboardConfig = DashboardConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")

@@ -200,6 +200,8 @@ class Conversation:
             first_seq=self._first_seq,
             announced=stats.put + stats.dropped,
             dropped=stats.dropped,
+            # What is in memory as well is not what fills the disk.
+            journal_bytes=max(0, stats.buffered_bytes - stats.memory_bytes) if stats.journaled else 0,
         )
         if self._line.send(wire.encode(progress)):
             self._told_s = now

@@ -84,6 +84,8 @@ class RunProgress(Message):
         Frames that the camera took so far.
     dropped : int
         Those of them that the sender had no room for and never will send.
+    journal_bytes : int
+        Pixels that wait in the sender's journal, on its disk.
     """
 
     kind: Literal["progress"] = "progress"
@@ -91,6 +93,7 @@ class RunProgress(Message):
     first_seq: Number = 0
     announced: Number
     dropped: Number
+    journal_bytes: Number = 0
 
 
 class RunEnd(Message):

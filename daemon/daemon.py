@@ -22,6 +22,7 @@ from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import open_display
 from microdiffusion.daemon.engine_process import EngineProcess
 from microdiffusion.daemon.ingest import Ingest
+from microdiffusion.daemon.monitoring.watchman import Watchman
 from microdiffusion.daemon.open_runs import OpenRuns
 from microdiffusion.daemon.resume import Leftovers, remove_remains, resume_from, unclosed
 from microdiffusion.daemon.service import ServiceManager
@@ -103,6 +104,7 @@ class Daemon:
         )
         self._runs.listen(self._ingest)
         self._commander = Commander(self)
+        self._watchman = Watchman(config, self.board)
         self._told: tuple[EngineInfo, str, EngineConfig] | None = None
 
     @property
@@ -129,6 +131,7 @@ class Daemon:
             What could not be started, or what failed while running; files are closed first.
         """
         config = self._config
+        failure: Exception | None = None
         with contextlib.ExitStack() as stack:
             stack.callback(self._ingest.stop)
             _make_folder(config.recorder.output)
@@ -145,12 +148,17 @@ class Daemon:
             if self._resume is not None:
                 self._take_up(self._resume)
             self._ingest.start()
+            self._watchman.start(
+                data=self._ingest.address, status=publisher.address, control=control.address, name=config.name
+            )
+            stack.callback(lambda: self._watchman.stop(failure))
+            stack.enter_context(self._watchman.exporter())
             self._service.ready(f"listening at {self._ingest.address}")
             self._tell_unclosed()
             display = stack.enter_context(open_display(config.dashboard, live=dashboard))
 
             def show() -> None:
-                snapshot = self.board.snapshot()
+                snapshot = self._watchman.complete(self.board.snapshot())
                 publisher.publish(snapshot)
                 display.show(snapshot)
                 if self._stuck():
@@ -158,7 +166,6 @@ class Daemon:
                 self._service.alive(log_line(snapshot))
 
             self._show = show
-            failure: Exception | None = None
             try:
                 self._open_source(stack)
                 self.board.set_state("waiting")

@@ -23,7 +23,9 @@ from microdiffusion.daemon.accounts import Accounts
 from microdiffusion.daemon.assembler import Assembler, LostSweep, room_for
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.recorded import enough
+from microdiffusion.daemon.run_vitals import Vitals
 from microdiffusion.daemon.run_watch import RunWatch
+from microdiffusion.daemon.shelf import session_name
 from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import LIVE
 from microdiffusion.errors import RunError
@@ -102,6 +104,8 @@ class LiveRun:
         self._settled_before: frozenset[Key] = frozenset()
         self._lost: set[Key] = set()  # for want of frames
         self._came_after_all: set[Key] = set()
+        self._vitals = Vitals()
+        self._resumed = found is not None
         if found is not None:
             self._take_up(found)
 
@@ -115,6 +119,7 @@ class LiveRun:
     def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
         """Take a frame; `taken` is called once it is in the file."""
         self._incoming.append((frame, taken))
+        self._vitals.frame(frame)
         self._pump()
         info = frame.info
         with self._lock:
@@ -134,11 +139,13 @@ class LiveRun:
 
     def progress(self, message: RunProgress) -> None:
         """Take note of how far the sender is."""
+        self._vitals.progress(message)
         with self._lock:
             self._accounts.progress(message)
 
     def end(self, message: RunEnd) -> bool:
         """Take a sender's last word; False where another one goes on with the run."""
+        self._vitals.end(message)
         with self._lock:
             self._accounts.end(message)
             goes_on = self._accounts.anybody
@@ -176,7 +183,7 @@ class LiveRun:
             job.sweep_number, result.served, result.residual, result.held_out_error, result.candidate_errors
         )
         if job.lane == "sweep":
-            self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
+            self._show(job, result)
         return True
 
     def live(self, job: Job, result: Reconstruction) -> None:
@@ -184,7 +191,7 @@ class LiveRun:
         if job.sweep is not None:
             self.recorder.put_live(job.sweep, result, job.newest_seq)
         self._board.add_latency(LIVE, time.monotonic() - job.received_s)
-        self._board.set_preview(make_preview(result.volume, self.header.voxel_size_um))
+        self._show(job, result)
 
     def lost(self, job: Job, outcome: str, reason: str) -> None:
         """Note that the engine gives no volume for this sweep (now)."""
@@ -239,6 +246,7 @@ class LiveRun:
             self._ledger_s = now_s
             self._write_ledger()
             self._watch.ask()
+            self._vitals.look()
         if shown:
             with self._lock:
                 missing, nbytes = self._assembler.missing, self._assembler.waiting_bytes
@@ -249,6 +257,7 @@ class LiveRun:
         """Return the run in a few figures."""
         counts = self.recorder.counts
         waiting = self._engine.pending(self.header.run_id)
+        ledger = self._ledger()
         return RunSummary(
             name=self.header.name,
             id=self.header.run_id,
@@ -258,6 +267,14 @@ class LiveRun:
             written=counts[Status.WRITTEN],
             waiting=waiting,
             waits_for=self.recorder.waiting_for,
+            missing=ledger.missing,
+            dropped=ledger.dropped_by_sender,
+            refused=ledger.refused,
+            duplicate=ledger.duplicates,
+            silent_s=self._vitals.silent_s,
+            saturated=self._vitals.saturated,
+            journal_bytes=self._vitals.journal_bytes,
+            resumed=self._resumed,
         )
 
     def close(self, *, drain_s: float, hurry: Callable[[], bool]) -> None:
@@ -288,6 +305,13 @@ class LiveRun:
             self._assembler = Assembler(self._config.wire.sweep_timeout_s)
 
     # ----------------------------------------------------------------------------------------------
+
+    def _show(self, job: Job, result: Reconstruction) -> None:
+        """Put a volume on the board, under the name of its session."""
+        preview = make_preview(
+            result.volume, self.header.voxel_size_um, sweep=job.sweep_number, served=result.served
+        )
+        self._board.set_preview(preview, session_name(self.header, job.channel, job.position))
 
     def _pump(self) -> None:
         """Hand frames to the recorder as far as it has room; from any thread."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.job_queue import JobQueue
+from microdiffusion.daemon.monitoring.events import tell
 from microdiffusion.daemon.patience import Patience
 from microdiffusion.daemon.run_book import Key
 from microdiffusion.daemon.run_files import RunFiles
@@ -108,7 +109,7 @@ class Recorder:
         self._queue = JobQueue(int(config.queue_mb * 1e6))
         self._left = 0  # frames that a disk still full at the end kept from being taken
         self._waiting_frames: dict[Key, list[Frame]] = {}
-        self._patience = Patience(self._queue, lambda text: self._writer.notes.write_event("disk", text))
+        self._patience = Patience(self._queue, self._disk_event)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
@@ -327,6 +328,7 @@ class Recorder:
 
     def put_event(self, kind: str, text: str) -> None:
         """Hand over something worth knowing: its kind (16 bytes) and a sentence (160 bytes)."""
+        tell(kind, text, self.header.name)
         self.call(lambda: self._writer.notes.write_event(kind, text))
 
     def call(self, work: Callable[[], None]) -> None:
@@ -395,6 +397,10 @@ class Recorder:
                 "the disk is too slow or hangs; what was announced as written is safe."
             )
         self.raise_if_failed()
+
+    def _disk_event(self, text: str) -> None:
+        tell("disk", text, self.header.name)
+        self._writer.notes.write_event("disk", text)
 
     def _rows(self, key: Key) -> FrameRows | None:
         with self._queue.changed:

@@ -43,7 +43,10 @@ class RunStatus(Part):
 class RunSummary(Part):
     """A run that is not closed yet: what its driver was told, what came, what waits for the engine.
 
-    `state` is "go", "pause", "stop" or "closing"; `waits_for` says why nothing can be written now.
+    `state` is "go", "pause", "stop" or "closing"; `waits_for` says why nothing can be written now. `frames`,
+    `missing`, `dropped`, `refused` and `duplicate` count frames; `silent_s` is the time since the last one,
+    None before the first; `saturated` the share of the newest one's pixels that the camera could not count
+    any further; `journal_bytes` what waits in its sender's journal. `resumed`: its file was there before.
     """
 
     name: str = ""
@@ -54,6 +57,14 @@ class RunSummary(Part):
     written: int = 0
     waiting: int = 0
     waits_for: str = ""
+    missing: int = 0
+    dropped: int = 0
+    refused: int = 0
+    duplicate: int = 0
+    silent_s: float | None = None
+    saturated: float = 0.0
+    journal_bytes: int = 0
+    resumed: bool = False
 
 
 class EngineStatus(Part):
@@ -77,6 +88,15 @@ class FrameCounts(Part):
     duplicate: int = 0
     refused: int = 0
     dropped_by_sender: int = 0
+
+
+class FrameTotals(Part):
+    """Frames of all runs since the daemon's start, those that are over included."""
+
+    received: int = 0
+    dropped: int = 0
+    refused: int = 0
+    duplicate: int = 0
 
 
 class SweepProgress(Part):
@@ -129,17 +149,36 @@ class Note(Part):
     text: str
 
 
+class Alarm(Part):
+    """Something that wants to be seen to: what, what helps, and since when (s since the daemon's start)."""
+
+    kind: str
+    level: Literal["warning", "error"]
+    text: str
+    cure: str
+    since_s: float
+
+
 class StatusSnapshot(Part):
-    """Everything that the dashboard shows, at one moment."""
+    """Everything that the dashboard shows, at one moment.
+
+    `history` has the latest values of frame_rate_hz, latency_s, residual and
+    held_out_error; `clock_step_s`
+    is by how much the clock of the daemon's machine was set since the start. `preview` is of the session that
+    `session` names, one of `sessions`; it is None where it is no news: the one before still holds.
+    """
 
     mdd: int = 1
     state: State = "starting"
     started_utc: str = ""
+    time_utc: str = ""
     elapsed_s: float = 0.0
+    clock_step_s: float = 0.0
     run: RunStatus = RunStatus()
     runs: tuple[RunSummary, ...] = ()
     engine: EngineStatus = EngineStatus()
     frames: FrameCounts = FrameCounts()
+    frames_total: FrameTotals = FrameTotals()
     frame_rate_hz: float = 0.0
     sweep: SweepProgress = SweepProgress()
     queues: dict[str, QueueDepth] = {}
@@ -148,5 +187,9 @@ class StatusSnapshot(Part):
     quality: Quality = Quality()
     memory_mb: dict[str, float] = {}
     disk_free_bytes: int | None = None
+    history: dict[str, tuple[float, ...]] = {}
+    alarms: tuple[Alarm, ...] = ()
     notes: tuple[Note, ...] = ()
+    sessions: tuple[str, ...] = ()
+    session: str = ""
     preview: Preview | None = None

@@ -1,11 +1,8 @@
-"""What the daemon says about itself: the board that gathers it, and its way over ZeroMQ.
+"""What the daemon says about itself: the board that gathers it (`status_wire` has its way over ZeroMQ).
 
 Whoever knows a number writes it on the `StatusBoard`, from any thread; the main thread takes a
-`StatusSnapshot` a few times a second, draws it and publishes it. A snapshot is whole (nothing has to be
-remembered from an earlier one), so a subscriber may join at any time and may miss as many as it likes.
-
-On the wire: PUB, two parts, the topic ``status`` and a snapshot as JSON. Readers ignore fields that they
-do not know.
+`StatusSnapshot` a few times a second, draws it and publishes it. A snapshot is whole but for the previews,
+which are much larger than all figures: each session's comes when it is new, and again every few seconds.
 """
 
 from __future__ import annotations
@@ -19,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import zmq
-from pydantic import ValidationError
 
+from microdiffusion.daemon.frame_totals import FrameSums
+from microdiffusion.daemon.history import Histogram, History
 from microdiffusion.daemon.machine import disk_free_bytes, resident_mb
+from microdiffusion.daemon.shelf import PreviewShelf
 from microdiffusion.daemon.snapshot import (
     HEADLINE,
     LIVE,
@@ -40,16 +38,12 @@ from microdiffusion.daemon.snapshot import (
     SweepProgress,
     VolumeCounts,
 )
-from microdiffusion.errors import AddressError, ConfigError, UserError
-from microdiffusion.keys import secure_client, secure_server, when_elsewhere
+from microdiffusion.daemon.status_wire import StatusPublisher, subscribe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Callable, Mapping
 
     from microdiffusion.daemon.preview import Preview
-    from microdiffusion.keys import ClientKeys, Gate, ServerKeys
 
 __all__ = [
     "HEADLINE",
@@ -65,8 +59,6 @@ __all__ = [
     "subscribe",
 ]
 
-TOPIC = b"status"
-
 RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 256
 NOTES_KEPT = 8
@@ -77,14 +69,19 @@ class StatusBoard:
 
     Parameters
     ----------
-    clock
-        Seconds, monotonic; a test passes its own.
+    clock, wall
+        Seconds, monotonic and since 1970; a test passes its own.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
         self._clock = clock
+        self._wall = wall
         self._started = clock()
-        self._started_utc = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started_utc = datetime.fromtimestamp(wall(), UTC).isoformat(timespec="seconds")
+        self._clock_offset_s = wall() - clock()
+        self._listener: Callable[[Note], None] = lambda note: None
         self._lock = threading.Lock()
         self._state: State = "starting"
         self._run = RunStatus()
@@ -97,7 +94,10 @@ class StatusBoard:
         self._volumes: Counter[str] = Counter()
         self._quality = Quality()
         self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
-        self._preview: Preview | None = None
+        self._previews = PreviewShelf()
+        self._history = History()
+        self._histograms: dict[str, Histogram] = {}
+        self._sums = FrameSums()
         self._processes: dict[str, int | None] = {"daemon": None}
         self._rates: deque[tuple[float, int]] = deque()
         self._received = 0
@@ -116,6 +116,7 @@ class StatusBoard:
         """Say which runs are not closed yet."""
         with self._lock:
             self._runs = runs
+            self._sums.take(runs)
 
     def set_engine(self, engine: EngineStatus) -> None:
         """Say what reconstructs."""
@@ -146,6 +147,9 @@ class StatusBoard:
         if math.isfinite(seconds):
             with self._lock:
                 self._latencies.setdefault(stage, deque(maxlen=LATENCY_WINDOW)).append(seconds)
+                self._histograms.setdefault(stage, Histogram()).add(seconds)
+                if stage == HEADLINE:
+                    self._history.add("latency_s", seconds)
 
     def add_volume(self, outcome: Outcome) -> None:
         """Count a sweep's outcome."""
@@ -167,6 +171,8 @@ class StatusBoard:
         measured = math.isfinite(held_out_error)
         with self._lock:
             before = self._quality
+            self._history.add("residual", residual)
+            self._history.add("held_out_error", held_out_error)
             self._quality = Quality(
                 served=served,
                 residual=residual if math.isfinite(residual) else None,
@@ -176,10 +182,10 @@ class StatusBoard:
                 or before.candidates,
             )
 
-    def set_preview(self, preview: Preview | None) -> None:
-        """Show this volume (see `preview.make_preview`)."""
+    def set_preview(self, preview: Preview | None, session: str = "") -> None:
+        """Show this as the newest volume of `session` (see `preview.make_preview`); None: it has none."""
         with self._lock:
-            self._preview = preview
+            self._previews.put(session, preview)
 
     def watch_process(self, name: str, pid: int | None) -> None:
         """Show the memory of this process too; None means the own one."""
@@ -191,30 +197,57 @@ class StatusBoard:
         with self._lock:
             number = self._notes[-1].number + 1 if self._notes else 0
             elapsed_s = self._clock() - self._started
-            self._notes.append(Note(number=number, elapsed_s=elapsed_s, level=level, text=text))
+            note = Note(number=number, elapsed_s=elapsed_s, level=level, text=text)
+            self._notes.append(note)
+        self._listener(note)
 
-    def snapshot(self) -> StatusSnapshot:
-        """Return everything at this moment."""
+    def on_note(self, listener: Callable[[Note], None]) -> None:
+        """Have every note told to `listener` too, on the thread that notes it: it must be quick."""
+        self._listener = listener
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Return every stage's measurements since the start."""
+        with self._lock:
+            return {stage: histogram.copy() for stage, histogram in self._histograms.items()}
+
+    def snapshot(self, *, preview: bool = True) -> StatusSnapshot:
+        """Return everything at this moment.
+
+        Parameters
+        ----------
+        preview
+            Whether to take a preview along: for whoever shows them, since it counts as told.
+        """
         with self._lock:
             now = self._clock()
+            rate_hz = self._frame_rate(now)
+            self._history.sample("frame_rate_hz", rate_hz, now)
+            session, picture = self._previews.next(now) if preview else ("", None)
+            wall_s = self._wall()
             file = self._run.file
             processes = dict(self._processes)
             latencies = {stage: list(seconds) for stage, seconds in self._latencies.items()}
             snapshot = StatusSnapshot(
                 state=self._state,
                 started_utc=self._started_utc,
+                time_utc=datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds"),
                 elapsed_s=now - self._started,
+                clock_step_s=round(wall_s - now - self._clock_offset_s, 3),
                 run=self._run,
                 runs=self._runs,
                 engine=self._engine,
                 frames=self._frames,
-                frame_rate_hz=self._frame_rate(now),
+                frames_total=self._sums.totals(),
+                frame_rate_hz=rate_hz,
                 sweep=self._sweep,
                 queues=dict(self._queues),
                 volumes=VolumeCounts(**self._volumes),
                 quality=self._quality,
                 notes=tuple(self._notes),
-                preview=self._preview,
+                history=self._history.values(),
+                sessions=self._previews.sessions,
+                session=session,
+                preview=picture,
             )
         # Percentiles and questions to the operating system need no lock.
         memory = {name: resident_mb(pid) for name, pid in processes.items()}
@@ -239,125 +272,3 @@ class StatusBoard:
 def _latency(seconds: list[float]) -> Latency:
     p50, p95 = np.percentile(seconds, (50, 95))
     return Latency(p50=float(p50), p95=float(p95))
-
-
-class StatusPublisher:
-    """A PUB socket for snapshots; belongs to the thread that made it.
-
-    Attributes
-    ----------
-    address : str
-        Where it is bound; a port ``*`` is resolved.
-
-    Raises
-    ------
-    AddressError
-        The address is malformed or its port is taken.
-    ConfigError
-        Other machines can reach the address, and there are no keys.
-    """
-
-    def __init__(self, address: str, *, security: ServerKeys | None = None) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
-        self._gate: Gate | None = None
-        self._socket = self._context.socket(zmq.PUB)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        # Snapshots are whole: a slow subscriber may miss some rather than pile them up here.
-        self._socket.setsockopt(zmq.SNDHWM, 4)
-        try:
-            self._gate = secure_server(self._socket, address, security)
-            self._socket.bind(address)
-        except ConfigError:
-            self.close()
-            raise
-        except zmq.ZMQError as error:
-            self.close()
-            raise AddressError(
-                f"The status address {address} cannot be used ({_reason(error)}): "
-                "close the other daemon there, or give another wire.status (port * takes a free one)."
-            ) from error
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def publish(self, snapshot: StatusSnapshot) -> None:
-        """Send to whoever listens; never blocks."""
-        self._socket.send_multipart([TOPIC, snapshot.model_dump_json().encode()])
-
-    def close(self) -> None:
-        """Unbind."""
-        self._socket.close()
-        if self._gate is not None:
-            self._gate.close()
-        self._context.term()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def subscribe(
-    address: str, timeout_s: float = 5.0, *, security: ClientKeys | None = None
-) -> Iterator[StatusSnapshot]:
-    """Yield the snapshots of the daemon at `address`, always the newest one, until it has closed.
-
-    Raises
-    ------
-    UserError
-        Nobody answers within `timeout_s`, or the daemon falls silent for as long.
-    AddressError
-        The address is malformed.
-    ConfigError
-        The daemon is on another machine, and there are no keys.
-    """
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
-    with socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SUBSCRIBE, TOPIC)
-        secure_client(socket, address, security)
-        try:
-            socket.connect(address)
-        except zmq.ZMQError as error:
-            raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({_reason(error)})."
-            ) from error
-        heard = False
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            snapshot = _newest(socket, left)
-            if snapshot is None:
-                continue
-            yield snapshot
-            if snapshot.state in ("closed", "failed"):
-                return
-            heard = True
-            deadline = time.monotonic() + timeout_s
-    if heard:
-        raise UserError(
-            f"The daemon at {address} said nothing for {timeout_s:g} s: it was killed or the network broke. "
-            "Its run file can be opened as it is."
-        )
-    raise UserError(
-        f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, "
-        f"or give the address that it shows (--address){when_elsewhere(address)}."
-    )
-
-
-def _reason(error: zmq.ZMQError) -> str:
-    return zmq.strerror(error.errno) if error.errno else str(error)
-
-
-def _newest(socket: zmq.Socket[bytes], timeout_s: float) -> StatusSnapshot | None:
-    """Return the newest valid snapshot that is waiting, or the first one to come; None if there is none."""
-    newest = None
-    wait_ms = max(1, int(1000 * timeout_s))
-    while socket.poll(wait_ms):
-        parts = socket.recv_multipart()
-        wait_ms = 0
-        try:
-            newest = StatusSnapshot.model_validate_json(parts[-1]) if len(parts) == 2 else newest
-        except ValidationError:
-            continue  # somebody else's message: not ours to judge, and silence is reported by the caller
-    return newest

@@ -61,14 +61,25 @@ def run_line(run: RunSummary) -> str:
 
 
 def log_line(snapshot: StatusSnapshot) -> str:
-    """Return the figures as one line of key=value."""
+    """Return the figures as one line of key=value; no value has a blank in it."""
+
+    def shown(key: str, value: str | int | float) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:.3f}" if key.endswith(("_s", "error", "residual")) else f"{value:.1f}"
+
+    return " ".join(f"{key}={shown(key, value)}" for key, value in log_fields(snapshot))
+
+
+def log_fields(snapshot: StatusSnapshot) -> list[tuple[str, str | int | float]]:
+    """Return the figures of the line, rounded, in its order; docs/monitoring.md says what each means."""
     frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
-    pairs: list[tuple[str, object]] = [
+    pairs: list[tuple[str, str | int | float]] = [
         ("state", snapshot.state),
-        ("elapsed_s", f"{snapshot.elapsed_s:.0f}"),
+        ("elapsed_s", round(snapshot.elapsed_s)),
         ("sweep", snapshot.sweep.number),
         ("frames", frames.received),
-        ("frame_rate_hz", f"{snapshot.frame_rate_hz:.1f}"),
+        ("frame_rate_hz", round(snapshot.frame_rate_hz, 1)),
         ("missing", frames.missing),
         ("dropped_by_sender", frames.dropped_by_sender),
         ("refused", frames.refused),
@@ -80,16 +91,21 @@ def log_line(snapshot: StatusSnapshot) -> str:
         ("sweeps_waiting", sum(run.waiting for run in snapshot.runs)),
     ]
     if latency := snapshot.latencies.get(HEADLINE):
-        pairs += [(f"{HEADLINE}_p50_s", f"{latency.p50:.3f}"), (f"{HEADLINE}_p95_s", f"{latency.p95:.3f}")]
+        pairs += [(f"{HEADLINE}_p50_s", round(latency.p50, 3)), (f"{HEADLINE}_p95_s", round(latency.p95, 3))]
     if quality.held_out_error is not None:
-        pairs.append(("held_out_error", f"{quality.held_out_error:.3f}"))
+        pairs.append(("held_out_error", round(quality.held_out_error, 3)))
+    if quality.residual is not None:
+        pairs.append(("residual", round(quality.residual, 3)))
     if quality.served:
         pairs.append(("served", quality.served))
-    pairs += [(f"queue_{name}_mb", f"{part.bytes / 1e6:.1f}") for name, part in snapshot.queues.items()]
-    pairs += [(f"memory_{name}_mb", f"{mb:.0f}") for name, mb in snapshot.memory_mb.items()]
+    pairs += [(f"queue_{name}_mb", round(part.bytes / 1e6, 1)) for name, part in snapshot.queues.items()]
+    pairs += [(f"memory_{name}_mb", round(mb)) for name, mb in snapshot.memory_mb.items()]
     if snapshot.disk_free_bytes is not None:
-        pairs.append(("disk_free_gb", f"{snapshot.disk_free_bytes / 1e9:.1f}"))
-    return " ".join(f"{key}={value}" for key, value in pairs)
+        pairs.append(("disk_free_gb", round(snapshot.disk_free_bytes / 1e9, 1)))
+    pairs.append(("alarms", len(snapshot.alarms)))
+    if snapshot.time_utc:
+        pairs.append(("time", snapshot.time_utc))
+    return pairs
 
 
 def size(number: float) -> str:
