@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "replay": "send a file, as if live",
     },
     "Setting up": {
+        "doctor": "what could go wrong",
         "config": "check, show, explain",
         "keys": "who may connect",
         "compile": "build TensorRT's engines",

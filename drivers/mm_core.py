@@ -9,12 +9,12 @@ Runs on the main thread of the driver process.
 
 from __future__ import annotations
 
-import socket
 import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microdiffusion.drivers.mm_server import ask_server, check_version, expected_version, server_menu
 from microdiffusion.errors import AcquisitionError, MissingFileError
 from microdiffusion.run_header import RunHeader
 
@@ -43,14 +43,7 @@ def open_core(acquisition: AcquisitionConfig) -> Any:
 
 
 def _connect(port: int) -> Any:
-    menu = f"start Micro-Manager and tick Tools > Options > Run pycro-manager server on port {port}"
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=2.0).close()
-    except OSError as error:
-        raise AcquisitionError(
-            f"No pycro-manager server answers at port {port} of this computer: {menu}, or set "
-            "acquisition.port to the port shown there."
-        ) from error
+    check_version(ask_server(port), expected_version())
     from mmpycorex import Core
 
     try:
@@ -59,7 +52,8 @@ def _connect(port: int) -> Any:
     except Exception as error:  # the bridge raises bare Exception
         raise AcquisitionError(
             f"What listens at port {port} does not answer as a pycro-manager server does "
-            f"({_first_line(error)}): {menu}, and keep Micro-Manager and pycromanager of about the same age."
+            f"({_first_line(error)}): {server_menu(port)}, and keep Micro-Manager and pycromanager of about "
+            "the same age."
         ) from error
     return core
 
