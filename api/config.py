@@ -72,6 +72,10 @@ class AcquisitionConfig(Table):
 class SweepConfig(Table):
     """The slabs that cover the volume once."""
 
+    calibration: Annotated[
+        Path | None,
+        Field(description="what `mdd calibrate beam` wrote: the measured profile, and length_um from it"),
+    ] = None
     length_um: Annotated[Positive, Field(description="length of the slab that the beam lights, µm")] = 12.0
     axial_profile: Annotated[
         Path | None,
@@ -88,7 +92,9 @@ class SweepConfig(Table):
     ] = 4
 
     @model_validator(mode="after")
-    def _one_of_step_and_overlap(self) -> Self:
+    def _one_of_two(self) -> Self:
+        if self.calibration is not None and self.axial_profile is not None:
+            raise ValueError("give calibration or axial_profile, not both")
         if self.step_um is not None and self.overlap is not None:
             raise ValueError("give step_um or overlap, not both")
         return self
@@ -117,6 +123,10 @@ class VolumeConfig(Table):
 class CameraConfig(Table):
     """The camera's image and its noise."""
 
+    calibration: Annotated[
+        Path | None,
+        Field(description="what `mdd calibrate camera` wrote: offset, gain and read_noise"),
+    ] = None
     width: Annotated[
         int | None, Field(ge=16, le=16384, description="columns (centred region); none: all")
     ] = None
@@ -134,6 +144,10 @@ class CameraConfig(Table):
 class SpecimenConfig(Table):
     """The virtual specimen: procedural neurons with spines, vessels and nuclei."""
 
+    kind: Annotated[
+        Literal["tissue", "beads", "layer"],
+        Field(description="beads and a thin layer are what `mdd calibrate beam` looks at"),
+    ] = "tissue"
     seed: Annotated[int, Field(ge=0, description="seed of structure, activity and noise")] = 1
     neurons: Annotated[int, Field(ge=0, le=1000, description="number of neurons")] = 5
     vessels: Annotated[int, Field(ge=0, le=1000, description="number of vessels")] = 2

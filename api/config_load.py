@@ -9,6 +9,7 @@ to that file, all others to the working folder. Pure functions, safe on any thre
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tomllib
@@ -21,16 +22,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from microdiffusion.calibration_file import read_beam, read_camera
 from microdiffusion.config import Config
 from microdiffusion.config_keys import Key, Path_, keys, tables, unit_of
-from microdiffusion.errors import ConfigError, GeometryError, MissingFileError
+from microdiffusion.errors import ConfigError, GeometryError, MissingFileError, UserError
 from microdiffusion.optics import sweep_positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-EXCLUSIVE = (("sweep", "step_um"), ("sweep", "overlap"))
+EXCLUSIVE = (
+    (("sweep", "step_um"), ("sweep", "overlap")),
+    (("sweep", "calibration"), ("sweep", "axial_profile")),
+)
 """Two ways to say the same thing: the one that is given closer to the user wins."""
+
+CALIBRATED = {"sweep": ("length_um",), "camera": ("offset", "gain", "read_noise")}
+"""Keys that a table's calibration file gives a value."""
 
 PROJECTIONS_MOST = 10_000
 """Projections of a sweep beyond which somebody mistook a unit."""
@@ -38,7 +46,9 @@ PROJECTIONS_MOST = 10_000
 INPUT_PATHS = (
     ("acquisition", "mm_app_path"),
     ("acquisition", "mm_config"),
+    ("sweep", "calibration"),
     ("sweep", "axial_profile"),
+    ("camera", "calibration"),
     ("engine", "weights"),
 )
 
@@ -100,11 +110,14 @@ def load_config(
     ]
     given: dict[Path_, Value] = {}
     for layer in layers:
-        for path, other in (EXCLUSIVE, EXCLUSIVE[::-1]):
-            if path in layer and other not in layer:
-                given.pop(other, None)
+        for pair in EXCLUSIVE:
+            for path, other in (pair, pair[::-1]):
+                if path in layer and other not in layer:
+                    given.pop(other, None)
+        _give_way(given, layer)
         given.update(layer)
     _refuse(list(_misplaced(given)))
+    _fill_in(given)
     try:
         config = Config.model_validate_json(json.dumps(_nested(given), default=str), strict=True)
     except ValidationError as error:
@@ -115,6 +128,51 @@ def load_config(
     _check_paths(config, given)
     _check_geometry(config, given)
     return config
+
+
+def _give_way(given: dict[Path_, Value], layer: Mapping[Path_, Value]) -> None:
+    """Take out what a closer layer replaces: values by its calibration, a calibrated beam by its length."""
+    for table, names in CALIBRATED.items():
+        if (table, "calibration") in layer:
+            for name in names:
+                given.pop((table, name), None)
+    if ("sweep", "length_um") in layer and ("sweep", "calibration") not in layer:
+        given.pop(("sweep", "calibration"), None)
+
+
+def _fill_in(given: dict[Path_, Value]) -> None:
+    """Give the keys that calibration files speak of their values.
+
+    Raises
+    ------
+    ConfigError
+        The same place states another value.
+    MissingFileError, InputFileError
+        A calibration file does not exist, or is none.
+    """
+    for table, names in CALIBRATED.items():
+        named = given.get((table, "calibration"))
+        if named is None or not isinstance(named.value, str):
+            continue
+        file = Path(named.value)
+        try:
+            read = read_beam(file) if table == "sweep" else read_camera(file)
+        except UserError as error:
+            raise type(error)(f"{named.origin}: {error}") from None
+        for name in names:
+            measured = float(getattr(read, name))
+            stated = given.get((table, name))
+            if stated is None:
+                given[(table, name)] = Value((table, name), measured, str(file))
+                continue
+            same = isinstance(stated.value, int | float) and math.isclose(
+                stated.value, measured, rel_tol=1e-9
+            )
+            if stated.source == named.source and not same:
+                raise ConfigError(
+                    f"{stated.origin}: {table}.{name} = {_shown(stated.value)}, but {file.name}, which "
+                    f"{table}.calibration names, says {measured:g}: leave one of the two out."
+                )
 
 
 def presets() -> tuple[str, ...]:

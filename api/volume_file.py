@@ -69,6 +69,12 @@ class VolumeFile:
         """Return the number of time points."""
         return self.shape[0]
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers in the file."""
+        found: np.dtype[Any] = np.dtype(self._data.dtype)
+        return found
+
     def volume(self, time_point: int) -> NDArray[np.float32]:
         """Return a volume (Z, Y, X) float32.
 

@@ -37,7 +37,6 @@ GROUPS: dict[str, dict[str, str]] = {
     "With run files": {
         "info": "what a run holds",
         "verify": "check every byte of a run",
-        "export": "to napari, Fiji, Slicer",
         "reconstruct": "volumes from recordings",
     },
     "Without a microscope": {
@@ -47,6 +46,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Setting up": {
         "doctor": "what could go wrong",
         "config": "check, show, explain",
+        "calibrate": "measure beam and camera",
         "keys": "who may connect",
         "compile": "build TensorRT's engines",
         "completion": "complete with the Tab key",

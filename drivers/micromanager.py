@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microdiffusion.drivers.beads import CalibrationSpecimen, specimen_of_run
 from microdiffusion.drivers.link import FINISH_S, Teller, open_sender
 from microdiffusion.drivers.mm_core import open_core, prepare
 from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, ResumeFrom, frame_key
@@ -34,7 +35,7 @@ from microdiffusion.errors import AcquisitionError
 from microdiffusion.sender import Sender, SenderStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,7 +76,7 @@ class FrameHook:
         self,
         sender: Sender,
         header: RunHeader,
-        specimens: list[Specimen],
+        specimens: Sequence[Specimen | CalibrationSpecimen],
         *,
         seed: int = 0,
         time_s: float = 0.0,
@@ -219,10 +220,10 @@ def acquire(
     return stats
 
 
-def _specimens(config: Config, header: RunHeader) -> list[Specimen]:
+def _specimens(config: Config, header: RunHeader) -> list[Specimen | CalibrationSpecimen]:
     """Return a specimen for each position: other tissue everywhere, the same in all channels."""
     return [
-        Specimen.of_run(config.specimen, header, position=position)
+        specimen_of_run(config.specimen, header, position=position)
         for position in range(len(header.positions))
     ]
 
@@ -255,7 +256,7 @@ def _run(config: Config, plan: Plan, hook: FrameHook, feeder: _Feeder, resume: R
         sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
         complete = feeder.feed(acquisition, sweeps)
     finally:
-        _close(acquisition, abort=not complete)
+        close_acquisition(acquisition, abort=not complete)
     if not complete and not feeder.is_stopped:
         raise AcquisitionError(
             "The acquisition was ended from Micro-Manager's side before all its sweeps were taken."
@@ -360,7 +361,7 @@ def _is_past(moment_s: float) -> bool:
     return time.monotonic() >= moment_s
 
 
-def _close(acquisition: Any, *, abort: bool) -> None:
+def close_acquisition(acquisition: Any, *, abort: bool) -> None:
     """End the acquisition, and wait for it as long as is reasonable.
 
     Raises

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microdiffusion.calibration_file import read_beam
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.optics import AxialProfile, sweep_positions
 from microdiffusion.sweep import FrameInfo
@@ -180,7 +181,7 @@ def frame_key(axes: Mapping[str, Any]) -> Key:
 def load_profile(sweep: SweepConfig) -> AxialProfile:
     """Return the beam's axial profile: the measured one where there is a file, else a box.
 
-    The stage position of a frame is z = 0 of the file. Where the table is not symmetric about it, the
+    The stage position of a frame is z = 0 of the table. Where the table is not symmetric about it, the
     shorter side is filled up with zeros.
 
     Raises
@@ -188,6 +189,8 @@ def load_profile(sweep: SweepConfig) -> AxialProfile:
     MissingFileError, InputFileError
         The file does not exist, or is no table of evenly spaced z and non-negative intensity.
     """
+    if sweep.calibration is not None:
+        return read_beam(sweep.calibration).profile
     if sweep.axial_profile is None:
         return AxialProfile.box(sweep.length_um)
     path = sweep.axial_profile

@@ -21,6 +21,9 @@ import numpy as np
 import pytest
 from mdd_process import free_port
 
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
+
 from microdiffusion.config_text import reference as configuration_reference
 from microdiffusion.daemon import cli
 from microdiffusion.daemon.command_reference import reference as command_reference
@@ -36,6 +39,7 @@ NOT_RUN = {
     r"mdd (train|adapt) ": "takes minutes: tests/test_training.py, tests/test_adapt.py",
     r"mdd bench( --all-sizes| --size| --growth| --set|$)": "takes minutes; --quick is run",
     r"mdd compile( --network| --weights|$)": "takes minutes: tests/test_compile.py; --check is run",
+    r"mdd calibrate beam --acquire": "a core of its own: tests/test_calibrate.py",
     r"mdd keys": "tests/test_keys.py",
 }
 
@@ -112,6 +116,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             spots = np.zeros((24, 32, 32), np.float32)
             spots[tuple(generator.integers(2, 22, (3, 40)))] = 1000
             file["volume"] = spots
+            file["volume"].attrs["voxel_size_um"] = (2.0, 1.0, 1.0)
+    scene = BeadScene(beads=10, size=(64, 64), length_um=24.0)
+    dark, flat = camera_series(size=(48, 48))
+    stacks = {"beads": bead_stack(scene)[0], "layer": layer_stack(scene)[0], "dark": dark, "flat": flat}
+    for name, pixels in stacks.items():
+        with h5py.File(desk / f"{name}.h5", "w") as file:
+            file["volume"] = pixels
             file["volume"].attrs["voxel_size_um"] = (2.0, 1.0, 1.0)
     for command in (
         "mdd simulate stack.h5 --length-um 12 --step-um 12 --output made.h5",

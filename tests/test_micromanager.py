@@ -417,7 +417,7 @@ def test_a_microscope_that_falls_silent_is_given_up(
 def test_an_acquisition_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micromanager, "CLOSE_S", 0.2)
     with pytest.raises(AcquisitionError, match="did not end within"):
-        micromanager._close(StuckAcquisition(), abort=True)
+        micromanager.close_acquisition(StuckAcquisition(), abort=True)
 
 
 # What can be wrong at the start -------------------------------------------------------------------

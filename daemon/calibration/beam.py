@@ -1,0 +1,296 @@
+"""The beam's axial profile and length, with their uncertainty, from a z-stack.
+
+Owns the order of the work and what is said about the result; `beads` does what is lateral, `align` what
+is axial. A thin layer is treated as a few large beads, the tiles of the image, so that a tilted layer
+does not lengthen the beam. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from microdiffusion.daemon.calibration.align import Aligned, Curve, align, lengths, typical_step
+from microdiffusion.daemon.calibration.beads import find_traces, without_hot_pixels
+from microdiffusion.errors import InputFileError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Specimen = Literal["beads", "layer"]
+Interval = tuple[float, float]
+FEW = 5
+"""Fewer beads than this, and their scatter says little of the truth."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZStack:
+    """Images (Z, Y, X) float32 in the order of taking, and where the stage was (Z,), µm.
+
+    `full` is the count from which on a pixel is saturated, None where nothing is known of it.
+    """
+
+    frames: NDArray[np.float32]
+    z_um: NDArray[np.float64]
+    full: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BeamResult:
+    """The measured beam; lengths in µm, intervals of 95 %.
+
+    Attributes
+    ----------
+    z_um, weights, low, high : (K,) float64
+        The profile on an even grid round its middle, of unit sum, and its band.
+    length_um, equivalent_um : float
+        Full width at half maximum, and (∫w)² / ∫w².
+    centroid_um : float
+        Mean of the profile: how much it leans to one side of its middle.
+    beads, found, overlapping, saturated, partial, hot_pixels : int
+    residual : float
+        Root mean square of what the profile leaves of a trace, relative to its height.
+    drift_px : float
+    """
+
+    z_um: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    length_um: float
+    length_interval: Interval
+    equivalent_um: float
+    equivalent_interval: Interval
+    centroid_um: float
+    centroid_interval: Interval
+    specimen: str
+    beads: int
+    found: int
+    overlapping: int
+    saturated: int
+    partial: int
+    hot_pixels: int
+    residual: float
+    drift_px: float
+    step_um: float
+    range_um: float
+    warnings: tuple[str, ...]
+
+
+def measure_beam(stack: ZStack, specimen: Specimen = "beads", *, seed: int = 0) -> BeamResult:
+    """Return the beam that a stack of sub-slab beads, or of a thin layer, shows.
+
+    Raises
+    ------
+    InputFileError
+        The stack is too short, or shows no bead or layer.
+    """
+    order = np.argsort(stack.z_um, kind="stable")
+    z_um = np.asarray(stack.z_um, np.float64)[order]
+    if len(z_um) < 5 or np.ptp(z_um) <= 0:
+        raise InputFileError(
+            f"{stack.source}: a profile needs at least 5 images at different heights, not {len(z_um)} over "
+            f"{np.ptp(z_um) if len(z_um) else 0:g} µm: begin below the beads and end above."
+        )
+    if not np.all(np.isfinite(z_um)):
+        raise InputFileError(f"{stack.source}: some stage positions are not finite: give them with --z-um.")
+    frames = np.asarray(stack.frames, np.float32)[order]
+    full = stack.full if stack.full is not None else _ceiling(frames)
+    warnings: list[str] = []
+    if specimen == "layer":
+        traces, noise, hot = _tiles(frames, z_um)
+        found, overlapping, drift_px = len(traces), 0, 0.0
+        clipped = full is not None and float((frames >= full).mean(axis=(1, 2)).max()) > 0.01
+        saturated = len(traces) if clipped else 0
+    else:
+        frames, hot = without_hot_pixels(frames)
+        beads = find_traces(frames, full)
+        traces, noise = beads.brightness, beads.noise
+        overlapping, saturated = beads.overlapping, beads.saturated
+        bright = traces.max(axis=1, initial=0.0) > 6.0 * noise
+        traces, noise = traces[bright], noise[bright]
+        found = len(traces) + overlapping + saturated
+        drift_px = float(np.ptp(beads.drift, axis=0).max())
+    aligned = align(traces, noise, z_um, seed=seed) if len(traces) else None
+    if aligned is None:
+        raise InputFileError(_nothing_found(stack.source, specimen, found, overlapping, saturated))
+    if saturated:
+        what = "the layer is" if specimen == "layer" else f"{saturated} of {found} beads are"
+        left = "" if specimen == "layer" else ", and were left out"
+        warnings.append(f"{what} saturated{left}: lower the laser power or the exposure")
+    return _result(aligned, z_um, specimen, found, (overlapping, saturated, hot), drift_px, tuple(warnings))
+
+
+def _nothing_found(source: str, specimen: str, found: int, overlapping: int, saturated: int) -> str:
+    if specimen == "layer":
+        return (
+            f"{source}: the image does not get brighter and darker along z: take a stack that begins below "
+            "the layer and ends above it."
+        )
+    if found == 0:
+        return (
+            f"{source}: no bead was found: use brighter or more beads, or --layer where the specimen is a "
+            "thin fluorescent layer."
+        )
+    if saturated >= max(found - overlapping, 1):
+        return f"{source}: all {saturated} beads are saturated: lower the laser power or the exposure."
+    return (
+        f"{source}: none of {found} beads shows the beam's rise and fall ({overlapping} overlap, {saturated} "
+        "are saturated): take a longer stack, or a specimen with fewer beads."
+    )
+
+
+def _ceiling(frames: NDArray[np.float32]) -> float | None:
+    """Return the value that many pixels share as the highest one: where the camera ends, if it does."""
+    top = float(frames.max())
+    return top if np.count_nonzero(frames == top) >= max(20, len(frames)) else None
+
+
+def _tiles(
+    frames: NDArray[np.float32], z_um: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Return the traces (N, Z) of tiles of the image, their noise, and how many pixels were hot."""
+    count = 4 if min(frames.shape[1:]) >= 64 else 1
+    rows = np.array_split(np.arange(frames.shape[1]), count)
+    columns = np.array_split(np.arange(frames.shape[2]), count)
+    traces = np.stack(
+        [
+            frames[:, row[0] : row[-1] + 1, column[0] : column[-1] + 1].mean(axis=(1, 2), dtype=np.float64)
+            for row in rows
+            for column in columns
+        ]
+    )
+    noise = np.maximum(np.median(np.abs(np.diff(traces, 2, axis=1)), axis=1) / (0.6745 * np.sqrt(6.0)), 1e-9)
+    # What is there without the layer: the darkest stretch, at least a tenth of the stack.
+    window = max(len(z_um) // 10, 2)
+    calm = np.array([np.convolve(t, np.ones(window) / window, "valid").min() for t in traces])
+    return traces - calm[:, None], noise, 0
+
+
+def _result(
+    aligned: Aligned,
+    z_um: NDArray[np.float64],
+    specimen: str,
+    found: int,
+    counts: tuple[int, int, int],
+    drift_px: float,
+    warnings: tuple[str, ...],
+) -> BeamResult:
+    curve, trimmed = aligned.curve, _trimmed(aligned)
+    found_lengths = lengths(trimmed)
+    many = [_values(Curve(curve.u_um, sample), trimmed.value > 0) for sample in aligned.samples]
+    intervals = [_interval([row[k] for row in many]) for k in range(3)]
+    # On what grid it is written: as far as there is light, and as far to the other side.
+    half = int(np.flatnonzero(trimmed.value > 0).max(initial=2)) - len(curve.u_um) // 2
+    other = len(curve.u_um) // 2 - int(np.flatnonzero(trimmed.value > 0).min(initial=len(curve.u_um)))
+    reach = max(half, other, 1) + 1
+    middle = len(curve.u_um) // 2
+    reach = min(reach, middle)
+    part = slice(middle - reach, middle + reach + 1)
+    weights = trimmed.value[part]
+    scale = weights.sum()
+    low, high = np.percentile(aligned.samples, (2.5, 97.5), axis=0)
+    total = float(np.sum(weights))
+    step = typical_step(z_um)
+    centroid = float(np.sum(trimmed.u_um * trimmed.value) / np.sum(trimmed.value))
+    more = _warnings(aligned, trimmed, found_lengths.fwhm_um, z_um, step, specimen)
+    overlapping, saturated, hot = counts
+    return BeamResult(
+        z_um=curve.u_um[part],
+        weights=weights / scale,
+        low=np.maximum(low[part], 0.0) / total,
+        high=np.maximum(high[part], 0.0) / total,
+        length_um=found_lengths.fwhm_um,
+        length_interval=intervals[0],
+        equivalent_um=found_lengths.equivalent_um,
+        equivalent_interval=intervals[1],
+        centroid_um=centroid,
+        centroid_interval=intervals[2],
+        specimen=specimen,
+        beads=int(np.count_nonzero(aligned.used)),
+        found=found,
+        overlapping=overlapping,
+        saturated=saturated,
+        partial=aligned.partial,
+        hot_pixels=hot,
+        residual=aligned.residual,
+        drift_px=drift_px,
+        step_um=step,
+        range_um=float(np.ptp(z_um)),
+        warnings=(*warnings, *more),
+    )
+
+
+def _values(curve: Curve, lit: NDArray[np.bool_]) -> tuple[float, float, float]:
+    part = Curve(curve.u_um, np.where(lit, np.maximum(curve.value, 0.0), 0.0))
+    found = lengths(part)
+    middle = 0.5 * (found.left_um + found.right_um)
+    centroid = float(np.sum(part.u_um * part.value) / max(np.sum(part.value), 1e-12)) - middle
+    return found.fwhm_um, found.equivalent_um, centroid
+
+
+def _interval(values: list[float]) -> Interval:
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _trimmed(aligned: Aligned) -> Curve:
+    """Return the profile without what cannot be told from darkness, beyond its lit part."""
+    curve = aligned.curve
+    value = curve.value
+    error = aligned.samples.std(axis=0) if len(aligned.samples) > 1 else np.full(len(value), 0.02)
+    limit = np.maximum(2.0 * error, 0.004)
+    padded = np.pad(value, 1, mode="edge")
+    calm = (padded[:-2] + padded[1:-1] + padded[2:]) / 3.0
+    lit = np.flatnonzero(calm > limit)
+    first, last = (int(lit[0]), int(lit[-1])) if lit.size else (0, len(value) - 1)
+    # A lone blip far out is noise; a side lobe is wider than that.
+    middle = len(value) // 2
+    first = _without_blips(calm > limit, middle, -1, first)
+    last = _without_blips(calm > limit, middle, 1, last)
+    inside = np.zeros(len(value), bool)
+    inside[max(first - 1, 0) : last + 2] = True
+    return Curve(curve.u_um, np.where(inside, np.maximum(value, 0.0), 0.0))
+
+
+def _without_blips(lit: NDArray[np.bool_], middle: int, step: int, end: int) -> int:
+    """Return the farthest lit knot on one side that has two lit neighbours inwards."""
+    place = end
+    while place != middle and not (lit[place] and lit[place - step] and lit[place - 2 * step]):
+        place -= step
+    return place
+
+
+def _warnings(
+    aligned: Aligned,
+    trimmed: Curve,
+    length_um: float,
+    z_um: NDArray[np.float64],
+    step_um: float,
+    specimen: str,
+) -> tuple[str, ...]:
+    warnings = []
+    used = int(np.count_nonzero(aligned.used))
+    if specimen == "beads" and used < FEW:
+        warnings.append(f"only {used} beads were used: take a denser specimen, or several stacks")
+    if step_um > length_um / 4.0:
+        warnings.append(
+            f"a step of {step_um:g} µm is coarse for a beam of {length_um:.3g} µm: a sixth of the length or "
+            "less shows its shape"
+        )
+    ends = (trimmed.value[1], trimmed.value[-2])
+    short = float(np.ptp(z_um)) < 1.6 * length_um
+    if short or max(ends) > 0.1 or aligned.partial > 0.7 * used:
+        warnings.append(
+            f"a stack of {np.ptp(z_um):g} µm does not show the ends of the profile well: take at least three "
+            "times its length"
+        )
+    if aligned.residual > 0.15:
+        warnings.append(
+            f"the beads differ from their common profile by {aligned.residual:.0%} of its height: too dim, "
+            "clumped, or not smaller than the slab"
+        )
+    return tuple(warnings)

@@ -1,0 +1,189 @@
+"""Reading what a calibration starts from: a z-stack with its stage positions, a series of frames.
+
+Stage positions come from, the first that there is: what the user says, the file's own z of every image,
+the distance of planes. Files are those of `volume_file`, and projection files, whose frames have their z.
+Several time points of a stack are further images at the same positions. Pure but for the files.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from microdiffusion.daemon.calibration.beam import ZStack
+from microdiffusion.errors import DiskError, InputFileError
+from microdiffusion.volume_file import open_volume
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_HDF5 = {".h5", ".hdf5"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """Images (N, Y, X) of T time points after one another, the planes of each, what the file says of z."""
+
+    images: NDArray[np.float32]
+    planes: int
+    z_um: NDArray[np.float64] | None
+    step_um: float | None
+    dtype: np.dtype[Any]
+
+
+def read_stack(
+    path: Path, *, step_um: float | None = None, z_file: Path | None = None, full: float | None = None
+) -> ZStack:
+    """Return a z-stack.
+
+    Parameters
+    ----------
+    step_um
+        Distance from one image to the next, µm, negative where the stage went down; overrules the file.
+    z_file
+        Text file of every image's stage position, µm; overrules both.
+    full
+        Counts from which on a pixel is saturated; None: the end of an integer type.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or nobody says where the stage was.
+    """
+    pixels = _read(path)
+    count, planes = len(pixels.images), pixels.planes
+    if z_file is not None:
+        z_um = _numbers(z_file)
+    elif step_um is not None:
+        z_um = np.arange(planes, dtype=np.float64) * step_um
+    elif pixels.z_um is not None:
+        z_um = pixels.z_um
+    elif pixels.step_um is not None:
+        z_um = np.arange(planes, dtype=np.float64) * pixels.step_um
+    else:
+        raise InputFileError(
+            f"{path} does not say how far the stage went from image to image: give --step-um, or --z-um with "
+            "a text file of the positions."
+        )
+    if len(z_um) == planes and planes < count:
+        z_um = np.tile(z_um, count // planes)
+    if len(z_um) != count:
+        raise InputFileError(
+            f"{path} holds {count} images, but there are {len(z_um)} stage positions for them."
+        )
+    if full is None and pixels.dtype.kind == "u":
+        full = float(np.iinfo(pixels.dtype).max)
+        top = float(pixels.images.max())
+        # A camera of 12 bit in 16 bit numbers ends where many pixels share the highest value.
+        if top < full and np.count_nonzero(pixels.images == top) >= max(20, count):
+            full = top
+    return ZStack(pixels.images, z_um, full, str(path))
+
+
+def read_series(path: Path) -> NDArray[np.float32]:
+    """Return the frames (N, Y, X) of a dark or flat series, in the order of taking."""
+    return _read(path).images
+
+
+def write_stack(
+    path: Path, images: NDArray[np.uint16], z_um: NDArray[np.float64], pixel_um: tuple[float, float]
+) -> None:
+    """Keep an acquired stack, with the stage position of every image, as `read_stack` reads it.
+
+    Raises
+    ------
+    DiskError
+        The file cannot be written.
+    """
+    try:
+        with h5py.File(path, "w") as file:
+            volume = file.create_dataset("volume", data=images)
+            step = float(np.median(np.abs(np.diff(z_um)))) or 1.0
+            volume.attrs["voxel_size_um"] = np.array([step, *pixel_um])
+            file.create_dataset("z_um", data=z_um).attrs["units"] = "um"
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written ({error}): choose another folder.") from error
+
+
+def _read(path: Path) -> _Pixels:
+    if path.is_file() and path.suffix.lower() in _HDF5:
+        found = _projections(path)
+        if found is not None:
+            return found
+    with open_volume(path) as file:
+        times, planes = file.shape[:2]
+        images = np.concatenate([file.volume(time) for time in range(times)])
+        step_um = file.voxel_size_um[0] if file.voxel_size_um else None
+        dtype = file.dtype
+    z_um = None
+    if path.suffix.lower() in _HDF5:
+        z_um = _z_of_hdf5(path)
+    elif path.suffix.lower() in (".tif", ".tiff"):
+        z_um = _z_of_ome(path, len(images))
+    if z_um is not None and len(z_um) not in (planes, len(images)):
+        z_um = None
+    return _Pixels(images, planes, z_um, step_um, dtype)
+
+
+def _projections(path: Path) -> _Pixels | None:
+    """Return the frames of a projection file, or None where it is another HDF5 file."""
+    try:
+        with h5py.File(path, "r") as file:
+            frames = file.get("projections")
+            if not isinstance(frames, h5py.Dataset) or "z_um" not in (*file, *frames.attrs, *file.attrs):
+                return None
+            shape, dtype = frames.shape, frames.dtype
+            if len(shape) != 4:
+                return None
+            images = np.asarray(frames, np.float32).reshape(-1, *shape[-2:])
+            z_um = _z_within(file, frames)
+    except OSError:
+        return None  # open_volume says what is wrong with it
+    return _Pixels(images, shape[1], z_um, None, dtype)
+
+
+def _z_of_hdf5(path: Path) -> NDArray[np.float64] | None:
+    with h5py.File(path, "r") as file:
+        return _z_within(file, file["volume"])
+
+
+def _z_within(file: h5py.File, images: h5py.Dataset) -> NDArray[np.float64] | None:
+    for place in (file.get("z_um"), images.attrs.get("z_um"), file.attrs.get("z_um")):
+        if place is not None and not isinstance(place, h5py.Group):
+            return np.asarray(place, np.float64).ravel()
+    return None
+
+
+def _z_of_ome(path: Path, count: int) -> NDArray[np.float64] | None:
+    """Return the stage position of every plane, in the order of the planes, where an OME header has them."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        if not file.is_ome or not file.ome_metadata:
+            return None
+        image = tifffile.xml2dict(file.ome_metadata).get("OME", {}).get("Image", {})
+    pixels = (image[0] if isinstance(image, list) else image).get("Pixels", {})
+    planes = pixels.get("Plane", [])
+    planes = planes if isinstance(planes, list) else [planes]
+    if len(planes) != count or not all("PositionZ" in plane for plane in planes):
+        return None
+    scale = {"nm": 1e-3, "mm": 1e3}.get(str(planes[0].get("PositionZUnit", "µm")), 1.0)
+    ordered = sorted(planes, key=lambda plane: (plane.get("TheT", 0), plane.get("TheZ", 0)))
+    z_um = scale * np.array([float(plane["PositionZ"]) for plane in ordered])
+    return z_um if np.ptp(z_um) > 0 else None
+
+
+def _numbers(path: Path) -> NDArray[np.float64]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy only warns of a file without data
+            return np.atleast_1d(np.loadtxt(path, dtype=np.float64)).ravel()
+    except (OSError, ValueError, UserWarning) as error:
+        raise InputFileError(
+            f"{path} should hold one stage position for each image, in µm, and cannot be read ({error})."
+        ) from error
