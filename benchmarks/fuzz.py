@@ -123,7 +123,7 @@ def fuzz_files(count: int, seed: int, folder: Path) -> dict[str, Any]:
     while left:
         batch = min(left, 500)
         paths = list(malformed_files(place, sound, batch, seed + left))
-        found = open_all(paths, folder)
+        found = open_all(paths, folder, sound)
         findings.update(found.outcomes)
         slowest_s = max(slowest_s, found.slowest_s)
         for name, text in found.strange:

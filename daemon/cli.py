@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "With run files": {
         "info": "what a run holds",
         "verify": "check every byte of a run",
+        "export": "to napari, Fiji, Slicer",
         "reconstruct": "volumes from recordings",
     },
     "Without a microscope": {

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -110,6 +111,16 @@ def _fill(dice: random.Random, file: h5py.File, name: str) -> None:
         target[...] = noise.view(target.dtype).reshape(target.shape)
 
 
+def _flip(dice: random.Random, file: h5py.File, name: str) -> None:
+    """One bit of one number; of images as well."""
+    target = file[name]
+    if isinstance(target, h5py.Dataset) and target.size and target.dtype.kind in "uif":
+        at = tuple(dice.randrange(size) for size in target.shape)
+        value = np.array([target[at]]).view(np.uint8)
+        value[dice.randrange(value.size)] ^= 1 << dice.randrange(8)
+        target[at] = value.view(target.dtype)[0]
+
+
 def _link(dice: random.Random, file: h5py.File, name: str) -> None:
     links = (
         *(h5py.SoftLink("/"), h5py.SoftLink(f"/{name}"), h5py.SoftLink("/nowhere")),
@@ -134,7 +145,7 @@ _ATTRIBUTES: tuple[Any, ...] = (
     *(np.zeros(0), np.zeros((2, 2)), np.array(["a", "b"], dtype="S1"), h5py.Empty("f4")),
 )
 _OBJECT_WAYS: tuple[Callable[[random.Random, h5py.File, str], None], ...] = (
-    *(_delete, _replace, _fill, _fill, _fill, _link, _attribute, _attribute),
+    *(_delete, _replace, _fill, _fill, _fill, _flip, _flip, _link, _attribute, _attribute),
 )
 
 
@@ -156,13 +167,14 @@ class Findings:
     slowest_s: float = 0.0
 
 
-def open_all(paths: list[Path], folder: Path) -> Findings:
-    """Open each file in a process that may die of it."""
+def open_all(paths: list[Path], folder: Path, sound: Path) -> Findings:
+    """Open each file in a process that may die of it; what is read must be what the sound one holds."""
     findings = Findings()
     left = list(paths)
     while left:
         names = folder / "names.json"
-        names.write_text(json.dumps([str(path) for path in left]), encoding="utf-8")
+        work = {"sound": str(sound), "names": [str(path) for path in left]}
+        names.write_text(json.dumps(work), encoding="utf-8")
         done = 0
         with subprocess.Popen(
             [sys.executable, __file__, str(names)],
@@ -213,21 +225,24 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
         yield line
 
 
-def _try(path: Path) -> dict[str, Any]:
+def _try(path: Path, truth: Truth) -> dict[str, Any]:
     """Open, read everything, and verify."""
     from microdiffusion import open_run
     from microdiffusion.errors import MddError
     from microdiffusion.verify import verify_run
 
+    outcomes: list[str] = []
+    strange: list[str] = []
+
     def read() -> str:
         with open_run(path) as run:
-            _read_all(run)
-        return "opened"
+            refused, wrong = _read_all(run, truth)
+        strange.extend(wrong)
+        return "opened, a part refused" if refused else "opened"
 
     def check() -> str:
         return "sound" if verify_run(path).sound else "not sound"
 
-    outcomes, strange = [], []
     begin_s = time.monotonic()
     for work in (read, check):
         try:
@@ -240,25 +255,64 @@ def _try(path: Path) -> dict[str, Any]:
     return {"outcomes": outcomes, "strange": strange, "seconds": time.monotonic() - begin_s}
 
 
-def _read_all(run: Any) -> None:
-    for series in (run.volume, run.projections):
+Truth = dict[str, list[int | None]]
+"""CRC-32 of what each time point holds, by series; None: a gap."""
+
+
+def _series(run: Any) -> dict[str, Any]:
+    levels = {f"level {number}": series for number, series in enumerate(run.pyramid)}
+    return {**levels, "projections": run.projections}
+
+
+def _truth(sound: Path) -> Truth:
+    from microdiffusion import open_run
+
+    with open_run(sound) as run:
+        return {name: [_sum(series, t) for t in range(len(series))] for name, series in _series(run).items()}
+
+
+def _sum(series: Any, t: int) -> int | None:
+    from microdiffusion.errors import DamagedError, GapError
+
+    try:
+        return zlib.crc32(series[t].tobytes())
+    except (GapError, DamagedError):
+        return None
+
+
+def _read_all(run: Any, truth: Truth) -> tuple[int, list[str]]:
+    """Return how many items were refused, and those that were read and are not what they should be."""
+    from microdiffusion.errors import DamagedError
+
+    refused, wrong = 0, []
+    for name, series in _series(run).items():
+        known = truth.get(name, [])
         for t in range(min(len(series), 8)):
-            series[t].sum()
-    _ = (run.status, run.times, run.closed, run.ledger, run.provenance, run.voxel_size_um)
+            found = _sum(series, t)
+            if found is None:
+                refused += t < len(known) and known[t] is not None
+            elif t >= len(known) or found != known[t]:
+                wrong.append(f"{name} of time point {t} is wrong, and nothing says so")
+    _ = (run.status, run.times, run.closed, run.ledger, run.provenance, run.voxel_size_um, run.gaps())
     for t in range(min(len(run), 8)):
-        run.sweep(t)
-    for t, volume in run.follow(timeout_s=0, poll_s=0):
-        del volume
-        if t > 100:
-            break
+        with suppress(DamagedError):
+            run.sweep(t)
+    with suppress(DamagedError):
+        for t, volume in run.follow(timeout_s=0, poll_s=0):
+            del volume
+            if t > 100:
+                break
     for name in ("events",):
         getattr(run, name, None)
+    return refused, wrong
 
 
 def main(names: Path) -> None:
     """Open files until there are no more."""
-    for name in json.loads(names.read_text(encoding="utf-8")):
-        print(json.dumps(_try(Path(name))), flush=True)
+    work = json.loads(names.read_text(encoding="utf-8"))
+    truth = _truth(Path(work["sound"]))
+    for name in work["names"]:
+        print(json.dumps(_try(Path(name), truth)), flush=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_malformed_run_files_are_refused_and_take_nothing_down(sound: Path, tmp_path: Path) -> None:
-    findings = open_all([sound, *malformed_files(tmp_path, sound, 250, seed=1)], tmp_path)
+    findings = open_all([sound, *malformed_files(tmp_path, sound, 250, seed=1)], tmp_path, sound)
     assert findings.strange == []
     # The sound one is; most of the others are not; some still open, and what they hold is judged.
     assert findings.outcomes["sound"] >= 1
@@ -79,7 +79,7 @@ def test_a_file_that_takes_its_process_down_is_found(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with h5py.File(tmp_path / "killer.h5", "w") as file:
         file["x"] = 1
-    findings = open_all([tmp_path / "killer.h5", sound], tmp_path)
+    findings = open_all([tmp_path / "killer.h5", sound], tmp_path, sound)
     assert findings.outcomes["crash"] == 1
     assert "ended with 139" in findings.strange[0][1]
     assert findings.outcomes["sound"] == 1, "the next file is opened by a process of its own"

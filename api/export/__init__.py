@@ -1,0 +1,72 @@
+"""Run files in the formats that others read: one module a format, and what they share.
+
+Owns the names of the formats and the one call behind `mdd export`. Libraries of a format are imported by its
+module when it writes.
+
+>>> from microdiffusion.export import Scope, export_run
+>>> export_run(Path("run.h5"), "ome-zarr", scope=Scope(first=0, last=9))       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from microdiffusion.export.common import Exported, Progress
+from microdiffusion.export.picture import Gap, Scope, open_pictures
+from microdiffusion.export.staging import refuse_existing
+
+__all__ = ["FORMATS", "Exported", "Gap", "Progress", "Scope", "default_output", "export_run"]
+
+FORMATS = {"ome-zarr": "ome_zarr", "ome-tiff": "ome_tiff", "bdv": "bdv", "nrrd": "nrrd"}
+"""The formats, and the module of each."""
+
+
+def default_output(run: Path, format_name: str) -> Path:
+    """Return where an export of a run goes when nobody says so: beside it."""
+    path = import_module(f"microdiffusion.export.{FORMATS[format_name]}").default_output(run)
+    return Path(path)
+
+
+def export_run(
+    run: Path,
+    format_name: str,
+    output: Path | None = None,
+    *,
+    scope: Scope | None = None,
+    compress: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Exported:
+    """Write a run, or a part of it, in another format; also while the run goes on.
+
+    What is written when this is called is exported, one volume in memory at a time. The output gets its name
+    when it is complete.
+
+    Parameters
+    ----------
+    run
+        The run's first file.
+    format_name
+        One of `FORMATS`.
+    output
+        File or folder to be; None: beside the run.
+    compress
+        Smaller and slower.
+    progress
+        Called with the volumes that are done, and how many there are.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        There is no such run or part of it, or the output exists.
+    DependencyError
+        The format's library is absent.
+    NoRoomError, DiskError
+        The disk is full, or cannot be written.
+    """
+    module = import_module(f"microdiffusion.export.{FORMATS[format_name]}")
+    output = output or module.default_output(run)
+    refuse_existing(output)
+    with open_pictures(run, scope or Scope()) as pictures:
+        exported: Exported = module.write(pictures, output, compress=compress, progress=progress)
+    return exported

@@ -1,0 +1,226 @@
+"""A run opened by BigDataViewer without a copy: an XML and a small HDF5 file of virtual datasets.
+
+Owns `run_bdv.xml` and `run_bdv.h5` beside a run file. The HDF5 file has BigDataViewer's layout (`bdv`), and
+each of its `cells` is a virtual dataset onto one volume, or one level of its pyramid, in the run's own files,
+which HDF5 finds by their names in the same folder. So BigDataViewer reads what the run file holds just then.
+
+While a run goes on the link covers all of the room that the run's files have; volumes that are not there yet
+show as zeros until they are, as in the run file itself. When the run is over the link is made anew: what is
+not there is then a MissingView, which BigDataViewer does not open. Functions hold no state; any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from microdiffusion.errors import DiskError, InputFileError
+from microdiffusion.export.bdv import NAME, chunk_of, default_output, paths_of
+from microdiffusion.export.bdv_xml import Setup, spim_data
+from microdiffusion.export.common import Exported
+from microdiffusion.export.staging import refuse_existing, staged
+from microdiffusion.pyramid import Factors, level_shape
+from microdiffusion.reader import Run, open_run
+from microdiffusion.run_file import Status, position_prefix, segment_path
+
+MARK = "mdd_link"
+"""Attribute of the HDF5 file: the number of the run that it is a link onto."""
+_READABLE = frozenset({"gzip", "shuffle", "fletcher32", "lzf"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of the run's files: its name as seen from the link, its first time point, and how many it has."""
+
+    name: str
+    first: int
+    count: int
+
+
+def link_run(run: Path, output: Path | None = None) -> Exported:
+    """Make a link onto a run, which may still be going on.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        There is no such run, BigDataViewer cannot read it in place, or one of the two files exists.
+    DiskError
+        The files cannot be written.
+    """
+    finals = paths_of(output or default_output(run))
+    refuse_existing(*finals)
+    with open_run(run) as opened, staged(*finals) as (hdf5, xml):
+        volumes, lost = _write(opened, finals, hdf5, xml)
+    exported = Exported(NAME, list(finals), volumes)
+    exported.notes.append(
+        f"a link: keep {finals[0].name} and {finals[1].name} with the run file; "
+        + (f"{lost} views are missing" if lost else "no view is missing")
+    )
+    return exported
+
+
+def renew_link(run: Path, output: Path | None = None) -> bool:
+    """Make a link that is there anew, of what the run holds now; False where there is none of this run.
+
+    Raises
+    ------
+    InputFileError
+        The run cannot be read.
+    DiskError
+        The files cannot be exchanged.
+    """
+    finals = paths_of(output or default_output(run))
+    with open_run(run) as opened:
+        if not finals[1].is_file() or _run_of(finals[0]) != opened.header.run_id:
+            return False
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{finals[0].name}.part-", dir=run.parent) as folder:
+                hdf5, xml = (Path(folder) / final.name for final in finals)
+                _write(opened, finals, hdf5, xml)
+                os.replace(hdf5, finals[0])
+                os.replace(xml, finals[1])
+        except OSError as error:
+            raise DiskError(
+                f"{finals[1]} cannot be renewed ({error.strerror or error}): close BigDataViewer, remove "
+                f"{finals[0].name} and {finals[1].name}, and make them by `mdd export --to bdv --link`."
+            ) from error
+    return True
+
+
+def _run_of(hdf5: Path) -> str:
+    """Return the number of the run that a link is onto; empty where it is none."""
+    try:
+        with h5py.File(hdf5, "r") as file:
+            mark = file.attrs.get(MARK, b"")
+    except OSError:
+        return ""
+    return mark.decode() if isinstance(mark, bytes) else str(mark)
+
+
+def _write(run: Run, finals: tuple[Path, Path], hdf5: Path, xml: Path) -> tuple[int, int]:
+    """Write both files; return the numbers of volumes that are there, and of missing views."""
+    parts = list(_parts(run, finals[0].parent))
+    header, closed = run.header, run.closed
+    shapes = [(factors, level_shape(header.shape, factors)) for factors in run.pyramid_factors]
+    status = [_status(run, position) for position in range(len(header.positions))]
+    room = parts[-1].first + parts[-1].count
+    if closed:
+        used = [int(np.flatnonzero(one.any(axis=1))[-1]) + 1 for one in status if one.any()]
+        room = max(used, default=1)
+    channels = len(header.channels)
+    # What is not there yet may come as long as the run goes on.
+    absent = [(one[:room] != Status.WRITTEN) & (closed | (one[:room] != Status.EMPTY)) for one in status]
+    missing = [
+        (t, channel * len(status) + position)
+        for position, one in enumerate(absent)
+        for t, channel in np.argwhere(one).tolist()
+    ]
+    with h5py.File(hdf5, "x", libver=("v110", "v110")) as file:
+        file.attrs[MARK] = np.bytes_(header.run_id.encode())
+        for number in range(len(header.positions) * channels):
+            _write_setup(file, number, shapes)
+        gone = set(missing)
+        for part in parts:
+            _write_cells(file, run, part, shapes, gone, room)
+    xml.write_bytes(spim_data(finals[0].name, _setups(run), range(room), missing))
+    return sum(int(np.count_nonzero(one[:room] == Status.WRITTEN)) for one in status), len(missing)
+
+
+def _status(run: Run, position: int) -> Any:
+    if position == 0:
+        status = run.status
+    else:
+        with open_run(run.path, position=position) as other:
+            status = other.status
+    return status.reshape(status.shape[0], -1)
+
+
+def _parts(run: Run, folder: Path) -> Iterator[_Part]:
+    """Yield the run's files; refuse what BigDataViewer could not read in place."""
+    for number in range(1_000_000):
+        path = segment_path(run.path, number)
+        if not path.is_file():
+            return
+        # Through a stream HDF5 takes no lock.
+        with path.open("rb") as stream, h5py.File(stream, "r") as file:
+            volume = file["volume"]
+            if volume.dtype != np.uint16:
+                raise InputFileError(
+                    f"{path} holds {volume.dtype}, and BigDataViewer takes uint16: "
+                    "make a copy, without --link."
+                )
+            filters = set(getattr(volume, "_filters", {}))
+            if volume.chunks is not None and not run.closed:
+                raise InputFileError(
+                    f"{path} is being written in the layout swmr, which BigDataViewer cannot follow: "
+                    'link it when the run is over, or record with recorder.layout = "static".'
+                )
+            if filters - _READABLE:
+                raise InputFileError(
+                    f"{path} is compressed in a way that BigDataViewer does not know "
+                    f"({', '.join(sorted(filters))}): make a copy, without --link."
+                )
+            first, count = (int(file.attrs[name]) for name in ("first_time_point", "time_points"))
+        try:
+            name = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+        except ValueError:  # another drive
+            name = path.resolve().as_posix()
+        yield _Part(name, first, count)
+
+
+def _setups(run: Run) -> list[Setup]:
+    header = run.header
+    return [
+        Setup(
+            name=f"position {position}, {channel}" if len(header.positions) > 1 else channel,
+            channel=(number, channel),
+            tile=(place, position),
+            shape=header.shape,
+            voxel_size_um=header.voxel_size_um,
+            origin_um=(header.z0_um, 0.0, 0.0),
+        )
+        for number, channel in enumerate(header.channels)
+        for place, position in enumerate(header.positions)
+    ]
+
+
+def _write_setup(file: h5py.File, number: int, shapes: list[tuple[Factors, tuple[int, int, int]]]) -> None:
+    group = file.create_group(f"s{number:02d}")
+    group["resolutions"] = np.array([factors[::-1] for factors, _ in shapes], "<f8")
+    group["subdivisions"] = np.array([chunk_of(shape)[::-1] for _, shape in shapes], "<i4")
+    group.attrs.create("dataType", b"uint16", dtype="S6")
+
+
+def _write_cells(
+    file: h5py.File,
+    run: Run,
+    part: _Part,
+    shapes: list[tuple[Factors, tuple[int, int, int]]],
+    gone: set[tuple[int, int]],
+    room: int,
+) -> None:
+    header = run.header
+    channels = len(header.channels)
+    for position in range(len(header.positions)):
+        prefix = position_prefix(position)
+        for level, (_, shape) in enumerate(shapes):
+            lead = (part.count,) if channels == 1 else (part.count, channels)
+            name = prefix + (f"pyramid/{level}" if level else "volume")
+            source = h5py.VirtualSource(part.name, name, (*lead, *shape), dtype="<u2")
+            for t in range(min(part.count, room - part.first)):
+                for channel in range(channels):
+                    number = channel * len(header.positions) + position
+                    if (part.first + t, number) in gone:
+                        continue
+                    layout = h5py.VirtualLayout(shape, "<u2")
+                    layout[...] = source[(t,) if channels == 1 else (t, channel)]
+                    file.create_virtual_dataset(
+                        f"t{part.first + t:05d}/s{number:02d}/{level}/cells", layout, fillvalue=0
+                    )

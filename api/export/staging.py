@@ -1,0 +1,95 @@
+"""Outputs that are there whole or not at all.
+
+Owns the way of an output to its name: it is made in a hidden folder beside it, and gets its name when it is
+complete. Whatever ends the work before (an error, Ctrl-C, a full disk) takes the folder with it; an output
+that exists is never touched. Functions hold no state; any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
+
+_NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+@contextlib.contextmanager
+def staged(*finals: Path, needed_bytes: int = 0) -> Iterator[tuple[Path, ...]]:
+    """Yield a path for each of `finals`, all of one folder; they get their names when the block ends well.
+
+    Parameters
+    ----------
+    finals
+        Files or folders to be, in one folder and with different names. They get their names in this order,
+        so name last what a viewer is pointed at.
+    needed_bytes
+        What they will take, as far as it is known; 0: not known.
+
+    Raises
+    ------
+    InputFileError
+        One of them exists.
+    NoRoomError, DiskError
+        The disk is full, or cannot be written.
+    """
+    parent = finals[0].parent
+    refuse_existing(*finals)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if needed_bytes > free:
+            raise NoRoomError(
+                f"{finals[-1].name} needs {needed_bytes / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB "
+                "free: free some, or choose another folder with --output."
+            )
+        folder = Path(tempfile.mkdtemp(prefix=f".{finals[0].name}.part-", dir=parent))
+    except OSError as error:
+        if isinstance(error, MddError):
+            raise
+        raise _cannot(finals[-1], error) from error
+    try:
+        yield tuple(folder / final.name for final in finals)
+        _name(folder, finals)
+    except OSError as error:
+        if isinstance(error, MddError):
+            raise
+        raise _cannot(finals[-1], error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise InputFileError where one of them exists."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise InputFileError(
+                f"{path} exists and is not overwritten: remove it, or choose another --output."
+            )
+
+
+def _name(folder: Path, finals: tuple[Path, ...]) -> None:
+    """Give all outputs their names, or none."""
+    refuse_existing(*finals)
+    named: list[Path] = []
+    try:
+        for final in finals:
+            (folder / final.name).rename(final)
+            named.append(final)
+    except BaseException:
+        for final in reversed(named):
+            with contextlib.suppress(OSError):
+                final.rename(folder / final.name)
+        raise
+
+
+def _cannot(path: Path, error: OSError) -> DiskError:
+    reason = error.strerror or str(error)
+    if error.errno in _NO_ROOM or "No space left" in str(error):
+        return NoRoomError(f"{path} cannot be written ({reason}): free some space, nothing was left behind.")
+    return DiskError(f"{path} cannot be written ({reason}): check the folder's rights and the disk.")

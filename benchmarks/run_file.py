@@ -1,0 +1,188 @@
+"""The run file under load: how fast it is written, what readers see, what a kill or damage leaves.
+
+    python benchmarks/run_file.py --folder DISK --json benchmarks/results/run_file.json
+
+Parts, each left out with 0: `--pairs` blocks of raw writes and of runs in turn, on the same disk, of the same
+bytes (rate; 512 x 512 x 64); `--volumes` volumes of a smaller size, one after the other (median and 99th
+percentile, beside those of raw writes); `--readers` processes that check every voxel of a run that goes on at
+the demo's rate; `--kills` writers killed at random moments; `--files` damaged files, in which nothing that is
+wrong may be read. The room on the disk is used again and again: at most 2 GB.
+`--set compression=gzip` and the like set values of `[recorder]`; `--layout` sets the storage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import numpy as np
+from file_mutations import malformed_files, open_all
+from measuring import machine
+from run_file_trials import (
+    base_of,
+    bytes_of_volume,
+    kill_trials,
+    reader_trial,
+    timed_raw_writes,
+    timed_writes,
+    truth,
+    writing,
+)
+
+RATE_SHAPE = (64, 512, 512)
+RATE_BLOCK = 12
+TAIL_SHAPE = (32, 256, 256)
+TAIL_BLOCK = 250
+DEMO_SHAPE = (32, 128, 128)
+DEMO_PERIOD_S = 0.25
+KILL_SHAPE = (12, 160, 160)
+BAR = {"rate": 0.6, "p99": 2.0, "slower": 0.1}
+
+
+def write_rate(folder: Path, pairs: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Compare runs with raw writes, in turn."""
+    size = bytes_of_volume(folder, RATE_SHAPE, values)
+    raw, ours, shares = [], [], []
+    for pair in range(pairs):
+        measured: dict[str, list[float]] = {}
+        for what in ("raw", "run") if pair % 2 else ("run", "raw"):
+            if what == "raw":
+                measured[what] = timed_raw_writes(folder, RATE_SHAPE, RATE_BLOCK, size)
+            else:
+                measured[what] = timed_writes(folder, RATE_SHAPE, RATE_BLOCK, values)
+        raw += measured["raw"]
+        ours += measured["run"]
+        shares.append(sum(measured["raw"]) / sum(measured["run"]))
+    share = float(np.median(shares))
+    return {
+        "shape": RATE_SHAPE,
+        "bytes_of_a_volume": size,
+        "volumes": len(ours),
+        "raw_mb_s": round(size / np.median(raw) / 1e6, 1),
+        "run_mb_s": round(size / np.median(ours) / 1e6, 1),
+        "share_of_raw_by_pair": [round(one, 3) for one in shares],
+        "share_of_raw": round(share, 3),
+        "well": share >= BAR["rate"],
+    }
+
+
+def write_tail(folder: Path, volumes: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Write many volumes; every fifth block is also written raw."""
+    size = bytes_of_volume(folder, TAIL_SHAPE, values)
+    raw: list[float] = []
+    ours: list[float] = []
+    while len(ours) < volumes:
+        ours += timed_writes(folder, TAIL_SHAPE, TAIL_BLOCK, values)
+        if len(ours) // TAIL_BLOCK % 5 == 1:
+            raw += timed_raw_writes(folder, TAIL_SHAPE, TAIL_BLOCK, size)
+    ratio = float(np.percentile(ours, 99) / np.median(ours))
+    return {
+        "shape": TAIL_SHAPE,
+        "bytes_of_a_volume": size,
+        "volumes_in_a_file": TAIL_BLOCK,
+        "volumes": len(ours),
+        **_percentiles("", ours),
+        **_percentiles("raw_", raw),
+        "p99_over_median": round(ratio, 2),
+        "raw_p99_over_median": round(float(np.percentile(raw, 99) / np.median(raw)), 2),
+        "well": ratio < BAR["p99"],
+    }
+
+
+def _percentiles(prefix: str, seconds: list[float]) -> dict[str, float]:
+    names = {"median_ms": 50, "p99_ms": 99, "p99_9_ms": 99.9, "largest_ms": 100}
+    return {
+        prefix + name: round(float(np.percentile(seconds, share)) * 1e3, 2) for name, share in names.items()
+    }
+
+
+def damaged(folder: Path, count: int, values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Damage a run file in many ways; it is refused, or what is read of it is right."""
+    sound = folder / "sound.h5"
+    base = base_of((6, 72, 80))
+    with writing(sound, (6, 72, 80), 4, values) as target:
+        for sweep in range(4):
+            volume = truth(sweep, base)
+            target.put_frame(sweep, volume[0])
+            target.write(sweep, volume.astype(np.float32))
+    outcomes: Counter[str] = Counter()
+    strange: list[str] = []
+    left, slowest_s = count, 0.0
+    while left:
+        batch = min(left, 500)
+        paths = list(malformed_files(folder, sound, batch, seed + left))
+        found = open_all(paths, folder, sound)
+        outcomes.update(found.outcomes)
+        strange += [text for _, text in found.strange]
+        slowest_s = max(slowest_s, found.slowest_s)
+        for path in paths:
+            path.unlink()
+        left -= batch
+    return {
+        "files": count,
+        "outcomes": dict(outcomes),
+        "slowest_s": round(slowest_s, 2),
+        "strange": strange[:20],
+        "well": not strange,
+    }
+
+
+def main() -> int:
+    """Measure, and print one JSON object; 0 where every bar is reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="a folder on the disk in question")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--volumes", type=int, default=5000)
+    parser.add_argument("--readers", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--layout", default="static")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    values: dict[str, Any] = dict(one.split("=", 1) for one in options.set)
+    if options.layout != "static":
+        values["layout"] = options.layout
+    folder = Path(tempfile.mkdtemp(prefix="mdd-run-file-", dir=options.folder))
+    report: dict[str, Any] = {"machine": machine(), "layout": options.layout, "recorder": values}
+    try:
+        if options.pairs:
+            report["rate"] = write_rate(folder, options.pairs, values)
+        if options.volumes:
+            report["tail"] = write_tail(folder, options.volumes, values)
+        if options.readers:
+            trial = reader_trial(
+                folder,
+                DEMO_SHAPE,
+                values,
+                readers=options.readers,
+                volumes=60,
+                period_s=DEMO_PERIOD_S,
+                phases=3,
+            )
+            well = not trial["problems"] and trial["slower"] < BAR["slower"]
+            report["readers"] = trial | {"shape": DEMO_SHAPE, "well": well}
+        if options.kills:
+            trial = kill_trials(folder, KILL_SHAPE, options.kills, values)
+            report["kills"] = trial | {"shape": KILL_SHAPE, "well": not trial["wrong"]}
+        if options.files:
+            report["damaged"] = damaged(folder, options.files, values)
+    finally:
+        shutil.rmtree(folder)
+    text = json.dumps(report, indent=1)
+    if options.json:
+        options.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0 if all(part.get("well", True) for part in report.values() if isinstance(part, dict)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Trials of the run file that tests make small and `benchmarks/run_file.py` large.
+
+How fast it is written beside a raw write of the same bytes, what many readers see meanwhile, and what a
+killed writer leaves. Each takes the `[recorder]` values that choose the kind of file. A trial's volumes can
+be computed by whoever checks them: `truth`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from microdiffusion import open_run
+from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.recorder import Recorder, Written
+from microdiffusion.pyramid import coarser
+from microdiffusion.run_header import RunHeader
+from microdiffusion.sweep import Frame, FrameInfo, Reconstruction
+
+Shape = tuple[int, int, int]
+Values = Mapping[str, Any]
+
+
+def truth(sweep: int, base: np.ndarray) -> np.ndarray:
+    """Return the voxels of a sweep, (Z, Y, X) uint16."""
+    return base + np.uint16((sweep * 257) % 65536)
+
+
+def base_of(shape: Shape) -> np.ndarray:
+    """Return what all volumes of a shape are made from: noise of 12 bits, as a camera's."""
+    return np.random.default_rng(7).integers(0, 4096, shape, np.uint16)
+
+
+class Volumes:
+    """A recorder that is given volumes one at a time."""
+
+    def __init__(self, path: Path, shape: Shape, time_points: int, values: Values) -> None:
+        header = RunHeader(
+            run_id="0123456789abcdef" * 2,
+            shape=shape,
+            voxel_size_um=(1.0, 0.5, 0.5),
+            z0_um=0.0,
+            profile_weights=(1.0,),
+            profile_spacing_um=4.0,
+        )
+        self._done: list[int] = []
+        self.recorder = Recorder(
+            path,
+            header,
+            RecorderConfig(**{"time_points": time_points, "queue_mb": 4096.0, **values}),
+            frames_per_sweep=1,
+            configuration="{}",
+            provenance={},
+            on_written=self._written,
+        )
+        self.recorder.start()
+
+    def _written(self, written: Written) -> None:
+        self._done.append(written.sweep)
+
+    def put_frame(self, sweep: int, pixels: np.ndarray) -> None:
+        """Write a projection, (Y, X) uint16; a sweep has one."""
+        info = FrameInfo(seq=sweep, sweep=sweep, index=0, count=1, z_um=0.0, camera_time_s=float(sweep))
+        self.recorder.put_frame(Frame(info, pixels))
+
+    def write(self, sweep: int, volume: np.ndarray) -> float:
+        """Write a volume and return the seconds until it was announced."""
+        result = Reconstruction(volume, "mdd", 1.0, 1.0, {"mdd": 1.0}, {"total": 0.1})
+        begin_s = time.perf_counter()
+        self.recorder.put_volume(sweep, 0, 0, result, acquired_s=float(sweep), received_s=time.monotonic())
+        while not self._done or self._done[-1] != sweep:
+            self.recorder.raise_if_failed()
+            time.sleep(0.0002)
+        return time.perf_counter() - begin_s
+
+
+@contextlib.contextmanager
+def writing(path: Path, shape: Shape, time_points: int, values: Values) -> Iterator[Volumes]:
+    """Write a run, and close it at the end."""
+    volumes = Volumes(path, shape, time_points, values)
+    try:
+        yield volumes
+    finally:
+        volumes.recorder.stop()
+
+
+def timed_writes(folder: Path, shape: Shape, count: int, values: Values) -> list[float]:
+    """Return the seconds that each of `count` volumes took; the file is removed."""
+    path = folder / "run.h5"
+    base = base_of(shape)
+    source = [truth(sweep, base).astype(np.float32) for sweep in range(2)]
+    with writing(path, shape, count, values) as volumes:
+        seconds = [volumes.write(sweep, source[sweep % 2]) for sweep in range(count)]
+    path.unlink()
+    return seconds
+
+
+def timed_raw_writes(folder: Path, shape: Shape, count: int, bytes_each: int) -> list[float]:
+    """Return the seconds of as many plain writes of as many bytes, into a file with its room reserved."""
+    path = folder / "raw.bin"
+    content = np.resize(base_of(shape).reshape(-1), bytes_each // 2)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, bytes_each * count)
+        seconds = []
+        for _ in range(count):
+            begin_s = time.perf_counter()
+            left = memoryview(content).cast("B")
+            while len(left):
+                left = left[os.write(descriptor, left) :]
+            seconds.append(time.perf_counter() - begin_s)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+    return seconds
+
+
+def bytes_of_volume(folder: Path, shape: Shape, values: Values) -> int:
+    """Return how many bytes of voxels a volume has in the file, coarser levels included."""
+    path = folder / "probe.h5"
+    with writing(path, shape, 1, values) as volumes:
+        volumes.write(0, base_of(shape).astype(np.float32))
+    with open_run(path) as run:
+        size = sum(series[0].nbytes for series in run.pyramid)
+    path.unlink()
+    return size
+
+
+def check_run(path: Path, base: np.ndarray, *, plain: bool = True) -> tuple[set[int], list[str]]:
+    """Return the sweeps that the file says are written, and what is wrong with them."""
+    wrong: list[str] = []
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(open_run(path))
+        written = set(run.written().tolist())
+        for sweep in sorted(written):
+            expected = truth(sweep, base)
+            levels = [expected, *coarser(expected, run.pyramid_factors[1:])]
+            for level, (series, content) in enumerate(zip(run.pyramid, levels, strict=True)):
+                if not np.array_equal(series[sweep], content):
+                    wrong.append(f"sweep {sweep}, level {level}")
+        if plain:
+            file = stack.enter_context(h5py.File(path, "r"))
+            wrong += [
+                f"sweep {sweep}, read by h5py"
+                for sweep in np.flatnonzero(file["mdd/status"][()] == 1).tolist()
+                if not np.array_equal(file["volume"][sweep], truth(sweep, base))
+            ]
+    return written, wrong
+
+
+def kill_trials(
+    folder: Path,
+    shape: Shape,
+    count: int,
+    values: Values,
+    *,
+    mend: Callable[[Path], None] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Kill a writer at random moments of its life, its creation of the file among them.
+
+    Parameters
+    ----------
+    mend
+        Done to what the dead writer left before it is opened, where the kind of file needs it.
+    """
+    dice = np.random.default_rng(seed)
+    base = base_of(shape)
+    announced_in_all = files = 0
+    wrong: list[str] = []
+    for number in range(count):
+        path = folder / f"kill-{number:03d}" / "run.h5"
+        told = _killed_writer(path, shape, values, dice, early=number % 10 == 9)
+        if not path.exists():
+            if told:
+                wrong.append(f"writer {number}: {len(told)} volumes announced, and no file")
+            continue
+        files += 1
+        if mend is not None:
+            mend(path)
+        try:
+            written, faults = check_run(path, base, plain=True)
+        except Exception as error:  # that is the finding
+            wrong.append(f"writer {number}: {type(error).__name__}: {error}"[:300])
+            continue
+        wrong += [f"writer {number}: {fault}" for fault in faults]
+        if missing := set(told) - written:
+            wrong.append(f"writer {number}: announced and not in the file: {sorted(missing)}")
+        announced_in_all += len(told)
+        for part in path.parent.iterdir():
+            part.unlink()
+    return {"kills": count, "files": files, "announced": announced_in_all, "wrong": wrong}
+
+
+def _killed_writer(
+    path: Path, shape: Shape, values: Values, dice: np.random.Generator, *, early: bool
+) -> list[int]:
+    arguments = ["write", str(path), json.dumps(shape), json.dumps(dict(values))]
+    with subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        told: list[str] = []
+        if child.stdout.readline() == "ready\n" and not early:
+            told.append(child.stdout.readline())
+        time.sleep(dice.uniform(0, 0.02 if early else 0.3))
+        child.kill()
+        told += list(child.stdout)
+    return [int(line) for line in told if line.endswith("\n")]
+
+
+def reader_trial(
+    folder: Path, shape: Shape, values: Values, *, readers: int, volumes: int, period_s: float, phases: int
+) -> dict[str, Any]:
+    """Write at a steady rate, in turn without and with readers that check every voxel of every volume."""
+    base = base_of(shape)
+    alone: list[float] = []
+    watched: list[float] = []
+    read = 0
+    problems: list[str] = []
+    for phase in range(2 * phases):
+        path = folder / f"watched-{phase}.h5"
+        with contextlib.ExitStack() as stack:
+            target = stack.enter_context(writing(path, shape, volumes, values))
+            children = []
+            if phase % 2:
+                arguments = ["read", str(path), json.dumps(shape)]
+                children = [
+                    subprocess.Popen(
+                        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True
+                    )
+                    for _ in range(readers)
+                ]
+                for child in children:
+                    assert child.stdout is not None
+                    child.stdout.readline()  # it has opened the file
+            due_s = time.monotonic()
+            for sweep in range(volumes):
+                volume = truth(sweep, base).astype(np.float32)
+                due_s += period_s
+                time.sleep(max(due_s - time.monotonic(), 0))
+                (watched if children else alone).append(target.write(sweep, volume))
+        for child in children:
+            out, _ = child.communicate(timeout=120)
+            said = json.loads(out.splitlines()[-1]) if out else {"read": 0, "wrong": ["it died"]}
+            read += said["read"]
+            problems += said["wrong"]
+            if said["read"] != volumes:
+                problems.append(f"a reader saw {said['read']} of {volumes} volumes")
+        path.unlink()
+    return {
+        "readers": readers,
+        "volumes_each_phase": volumes,
+        "phases": phases,
+        "period_s": period_s,
+        "volumes_read": read,
+        "problems": problems[:20],
+        "alone_ms": float(np.median(alone) * 1e3),
+        "watched_ms": float(np.median(watched) * 1e3),
+        "slower": float(np.median(watched) / np.median(alone) - 1),
+    }
+
+
+def _write_for_ever(path: Path, shape: Shape, values: Values) -> None:
+    base = base_of(shape)
+    print("ready", flush=True)
+    target = Volumes(path, shape, 100, values)
+    for sweep in range(100_000):
+        target.write(sweep, truth(sweep, base).astype(np.float32))
+        print(sweep, flush=True)
+
+
+def _read_along(path: Path, shape: Shape) -> None:
+    base = base_of(shape)
+    read, wrong = 0, []
+    try:
+        with open_run(path) as run:
+            print("open", flush=True)
+            for sweep, volume in run.follow(timeout_s=60):
+                read += 1
+                if not np.array_equal(volume, truth(sweep, base)):
+                    wrong.append(f"sweep {sweep} is wrong")
+    except Exception as error:  # that is the finding
+        wrong.append(f"{type(error).__name__}: {error}"[:300])
+    print(json.dumps({"read": read, "wrong": wrong}), flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be the process of a trial."""
+    what, path, shape = arguments[0], Path(arguments[1]), tuple(json.loads(arguments[2]))
+    if what == "write":
+        _write_for_ever(path, shape, json.loads(arguments[3]))
+    else:
+        _read_along(path, shape)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
