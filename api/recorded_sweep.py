@@ -86,4 +86,5 @@ def assemble(rows: FrameRows, sweep: int, channel: int, position: int) -> Sweep:
         held_out=rows.pixels[judges].astype(np.float32),
         missing=max(rows.expected - int(np.count_nonzero(there)), 0),
         time_s=float(np.max(rows.time_s[there], initial=-np.inf)) if there.any() else float("nan"),
+        slots=np.concatenate([kept, judges]),
     )

@@ -37,6 +37,8 @@ EVENT_ROOM = 4096
 EVENT_KIND_BYTES = 16
 ENGINE_BYTES = 16384
 UNPLACED_ROOM = 4096
+RECIPE_ROOM = 16
+RECIPE_BYTES = 4096
 _OVERHEAD_BYTES = 4096  # of a dataset: its header, and the way to the next page
 SENDER_COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
 SENDER_ROOM = 64
@@ -201,6 +203,8 @@ def _run_datasets() -> Iterator[Dataset]:
     yield Dataset(
         "mdd/unplaced_seq", (UNPLACED_ROOM,), "<i8", -1, {"content": "the first frames without place"}
     )
+    recipes = {"content": "JSON: settings, weights, versions, processor; empty: unused"}
+    yield Dataset("mdd/recipes", (RECIPE_ROOM,), f"S{RECIPE_BYTES}", None, recipes)
     yield Dataset("mdd/events/count", (), "<i8", None, {"content": f"event n is in row n % {EVENT_ROOM}"})
     yield Dataset("mdd/events/time_s", (EVENT_ROOM,), "<f8", None, {"units": "s", "content": "since start"})
     yield Dataset("mdd/events/kind", (EVENT_ROOM,), f"S{EVENT_KIND_BYTES}")
@@ -302,6 +306,12 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     runtimes = ", ".join(f"{code} {name}" for code, name in enumerate(RUNTIMES))
     yield Dataset("mdd/runtime", lead, "u1", None, {"codes": runtimes, "content": "what ran the network"})
     yield Dataset("mdd/inr_iterations", lead, "<i4")
+    recipe = {"content": "row of /mdd/recipes, from 1; 0: not known"}
+    yield Dataset("mdd/recipe", lead, "u1", None, recipe)
+    state = {"content": "name of the session's state that it left behind; 0: not known"}
+    yield Dataset("mdd/state", lead, "<i8", None, state)
+    before = {"content": "name of the state that it began with; 0: none"}
+    yield Dataset("mdd/from_state", lead, "<i8", None, before)
     yield Dataset("mdd/frames_received", lead, "<u4")
     yield Dataset("mdd/frames_missing", lead, "<u4")
     yield Dataset("mdd/frames_expected", lead, "<u4", None, {"content": "as its frames say, 0: none came"})
@@ -309,6 +319,9 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
         "mdd/frames/z_um", frames, "<f8", nan, {"units": "um", "content": "slab's centre, NaN: absent"}
     )
     yield Dataset("mdd/frames/held_out", frames, "u1")
+    yield Dataset(
+        "mdd/frames/used", frames, "u1", None, {"codes": "1 the volume is made of it, or judged by it"}
+    )
     yield Dataset("mdd/frames/camera_time_s", frames, "<f8", nan, {"units": "s"})
     yield Dataset("mdd/frames/crc32", frames, "<u4", None, {"content": "CRC-32 of the frame's bytes"})
     yield Dataset(

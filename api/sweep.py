@@ -72,6 +72,8 @@ class Sweep:
         Frames of this sweep that never came.
     time_s, received_s : float
         Camera time of the last frame (s since start), `time.monotonic()` at its receipt.
+    slots : (M + H,) int64, optional
+        Places of its frames (`FrameInfo.index`) in the sweep; None where nobody said.
     """
 
     sweep: int
@@ -84,6 +86,7 @@ class Sweep:
     missing: int = 0
     time_s: float = 0.0
     received_s: float = 0.0
+    slots: NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
@@ -117,6 +120,13 @@ class Reconstruction:
         What it was allowed to cost: 0 full, 1 one evaluation of the network, 2 the INR without it.
     uncertainty : (Z, Y, X) float32, optional
         Standard deviation of each voxel, in the volume's units; None where it was not asked for.
+    slots : (N,) int64, optional
+        Places of the frames that it was made of; None where the sweep does not say.
+    from_state, state : int
+        Names of the session's state before and after: what `mdd reconstruct RUN --check` goes by. 0: none,
+        the session began with this sweep.
+    recipe : str
+        What it was made with: settings, weights, versions, processor (JSON).
     """
 
     volume: NDArray[np.float32]
@@ -131,3 +141,7 @@ class Reconstruction:
     runtime: str = ""
     effort: int = 0
     uncertainty: NDArray[np.float32] | None = None
+    slots: NDArray[np.int64] | None = None
+    from_state: int = 0
+    state: int = 0
+    recipe: str = ""

@@ -287,7 +287,7 @@ def _sweep_of(
     number: int, session: tuple[int, int], found: Mapping[int, Frame], missing: int
 ) -> Sweep | None:
     """Return frames as a sweep; None where too few of its slabs are there."""
-    frames = sorted(found.values(), key=lambda frame: frame.info.z_um)
+    frames = sorted(found.values(), key=lambda frame: (frame.info.z_um, frame.info.index))
     seen = [frame for frame in frames if not frame.info.held_out]
     held = [frame for frame in frames if frame.info.held_out]
     if len(seen) < max(1, LEAST_SHARE * (len(seen) + missing)):
@@ -303,6 +303,7 @@ def _sweep_of(
         missing=missing,
         time_s=max(frame.info.camera_time_s for frame in frames),
         received_s=max(frame.received_s for frame in frames),
+        slots=np.array([frame.info.index for frame in (*seen, *held)], np.int64),
     )
 
 

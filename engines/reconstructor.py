@@ -34,6 +34,7 @@ from microdiffusion.engines.linear import along_z
 from microdiffusion.engines.merging import Seen, merge, same_places
 from microdiffusion.engines.noise import estimate_sigma, noise_variance, quieten, white_share
 from microdiffusion.engines.prior import View
+from microdiffusion.engines.recipe import recipe
 from microdiffusion.engines.run_sessions import RunSessions
 from microdiffusion.engines.sampler import SamplerSettings, bridge_noise
 from microdiffusion.engines.session import Geometries, Geometry, Session
@@ -84,6 +85,8 @@ class _Task:
     prior_steps: int = 0
     lane: str = "sweep"
     effort: int = 0
+    from_state: int = 0
+    most_steps: int | None = None
 
     @property
     def merged(self) -> bool:
@@ -137,6 +140,7 @@ class Reconstructor:
         settle(self.device)
         self._stream = own_stream(self.device)
         self._settings = _settings(config)
+        self._recipe = recipe(config, self.engine)
         # One for all sessions and sweeps of a run: what the network makes up does not flicker.
         noisy = config.method == "mdd" and config.interpolation > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
@@ -147,11 +151,13 @@ class Reconstructor:
         """Go on with `engine` from the next sweep on: the same network and device, another runtime."""
         self.engine = engine
         self._runtime = engine.runtime
+        self._recipe = recipe(self.config, engine)
         self._forget_updates()
 
     def configure(self, config: EngineConfig) -> None:
         """Go on with other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
         self.config = config
+        self._recipe = recipe(config, self.engine)
         if _settings(config) != self._settings:
             self._settings = _settings(config)
             self._forget_updates()
@@ -162,7 +168,9 @@ class Reconstructor:
             self._graphs.clear()
 
     @torch.no_grad()
-    def reconstruct(self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0) -> Reconstruction:
+    def reconstruct(
+        self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0, inr_steps: int | None = None
+    ) -> Reconstruction:
         """Return the volume of one sweep.
 
         Parameters
@@ -173,6 +181,8 @@ class Reconstructor:
         effort : int
             0 full, 1 one evaluation of the network, 2 the INR without it. What costs no less than full effort
             with the method at hand is full effort.
+        inr_steps : int, optional
+            Steps that the INR takes at most, whatever the clock says: those that it took, to do it again.
 
         Raises
         ------
@@ -182,11 +192,12 @@ class Reconstructor:
         if sweep.z_um.size == 0:
             raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         with on_stream(self._stream):
-            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0)
+            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0, inr_steps)
 
-    def _reconstruct(self, sweep: Sweep, lane: str, effort: int) -> Reconstruction:
+    def _reconstruct(self, sweep: Sweep, lane: str, effort: int, inr_steps: int | None) -> Reconstruction:
         clock = Clock(self.device)
         task = self._prepare(sweep, lane, effort)
+        task.most_steps = inr_steps
         clock.lap("prepare")
         octave = self._octave(task)
         if octave is not None:
@@ -219,6 +230,11 @@ class Reconstructor:
             merged=task.merged,
             runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
             effort=effort,
+            slots=sweep.slots,
+            from_state=task.from_state,
+            state=task.session.name,
+            # Not known where the network's answers depend on what other runs asked of it.
+            recipe=self._recipe if getattr(self._runtime, "alike", True) else "",
         )
 
     def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
@@ -226,6 +242,7 @@ class Reconstructor:
         geometry = self._geometries.of(sweep.z_um)
         counts = upload(sweep.projections, self.device)
         session = self._sessions.of(sweep, lane, geometry.conditions.length)
+        from_state = session.begin()
         variance = self._variance(session, sweep, counts, geometry.matrix)
         seen = Seen(sweep.sweep, sweep.z_um, counts, variance)
         images = (counts - session.low) / session.span
@@ -239,6 +256,7 @@ class Reconstructor:
                 # A wrong offset in the header must not clip what was measured.
                 floor = (lowest - session.low) / session.span
         task = _Task(sweep, session, geometry, images, variance, floor, lane=lane, effort=effort)
+        task.from_state = from_state
         if sweep.held_out_z_um.size:
             held = upload(sweep.held_out, self.device)
             task.held_operator = self._geometries.operator(sweep.held_out_z_um)
@@ -356,6 +374,7 @@ class Reconstructor:
             task.held_operator,
             task.held,
             task.sweep.received_s,
+            task.most_steps,
         )
         prior = task.session.prior.fit(view)
         given["prior"], task.prior_steps = prior.volume, prior.steps

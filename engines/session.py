@@ -7,6 +7,7 @@ whatever the number of sweeps. Runs on the reconstructor's thread.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +80,14 @@ class Geometries:
             A slab lies outside of the volume.
         """
         # Stages report positions with some nanometres of jitter; a twentieth of a slice is one geometry.
+        # It is made of the rounded places: whichever sweep asks for it first, it is the same.
         voxel_um = self._header.voxel_size_um[0]
-        key = np.round(z_um * (20 / voxel_um)).astype(np.int64).tobytes()
+        places = np.round((z_um - self._header.z0_um) * (20 / voxel_um)).astype(np.int64)
+        key = places.tobytes()
         known = self._known.get(key)
         if known is not None:
             return known
+        z_um = (self._header.z0_um + places * (voxel_um / 20)).astype(np.float64)
         matrix = self._matrix(z_um)
         centres = (z_um - self._header.z0_um) / voxel_um
         length = self._header.profile.length_um / voxel_um
@@ -150,6 +154,8 @@ class Session:
         Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
     last_two : list of Seen
         The sweeps before, in counts, the last one last; empty where sweeps are not merged.
+    name : int
+        Of the state as it is now, another one with each sweep; 0 for a session that has seen none.
     """
 
     low: float
@@ -159,6 +165,15 @@ class Session:
     sweeps: int = 0
     white_share: float = 1.0
     last_two: list[Seen] = field(default_factory=list)
+    name: int = 0
+
+    def begin(self) -> int:
+        """Give the state another name, before it is worked on; return the one that it had.
+
+        What fails in between thus leaves a state behind that no volume knows.
+        """
+        before, self.name = self.name, secrets.randbits(62) + 1
+        return before
 
     @property
     def nbytes(self) -> int:
@@ -174,6 +189,7 @@ class Session:
             "white_share": self.white_share,
             "findings": asdict(self.findings),
             "seen": [each.sweep for each in self.last_two],
+            "name": self.name,
         }
         prior, tensors = self.prior.state()
         for place, each in enumerate(self.last_two):
@@ -198,6 +214,7 @@ class Session:
             Findings(**numbers["findings"]),
             int(numbers["sweeps"]),
             float(numbers["white_share"]),
+            name=int(numbers["name"]),
         )
         for place, number in enumerate(numbers["seen"]):
             start = f"seen_{place}_"
