@@ -178,6 +178,16 @@ class Run:
         return dict(plan.provenance) | {key: str(value) for key, value in more.items()}
 
     @property
+    def created_utc(self) -> str:
+        """When the run file was made, ISO 8601; the times of the frames count from the run's start."""
+        return self._parts.plan.created_utc
+
+    @property
+    def paths(self) -> list[Path]:
+        """The run's files by now, in their order."""
+        return [part.path for part in self._parts.all()]
+
+    @property
     def closed(self) -> bool:
         """Whether the run ended and its file was closed in order."""
         return int(self._parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED

@@ -62,6 +62,7 @@ __all__ = [
     "REASON_BYTES",
     "RUNTIMES",
     "SERVED",
+    "SNAPSHOT",
     "STAGES",
     "Closed",
     "Ledger",
@@ -78,6 +79,8 @@ __all__ = [
     "segment_path",
 ]
 
+SNAPSHOT = "snapshot_utc"
+"""The entry of a copy's provenance that says when it was made (`run_copy`)."""
 _VERSION = version("microdiffusion-daemon")
 _DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
 _CONTENT_ELEMENTS = 1 << 16
@@ -249,7 +252,7 @@ def _region(path: Path, file: h5py.File, expected: Dataset) -> Region:
 def peek(path: Path) -> tuple[str, str]:
     """Return run_id and time of creation (UTC, ISO 8601) of a run's first file.
 
-    Both are empty where it is another kind of file, or a further one of a run.
+    Both are empty where it is another kind of file, a further one of a run, or a copy.
 
     Raises
     ------
@@ -259,12 +262,12 @@ def peek(path: Path) -> tuple[str, str]:
     # Through a stream HDF5 takes no lock, so a file that is being written can be asked too.
     with path.open("rb") as stream, h5py.File(stream, "r") as file:
         try:
-            if attribute_of(path, file, "segment") != 0:
+            if attribute_of(path, file, "segment") != 0 or SNAPSHOT in file["mdd/provenance"].attrs:
                 return "", ""
             run_id, created = (
                 str(attribute_of(path, file, name) or "") for name in ("run_id", "created_utc")
             )
-        except InputFileError:
+        except (InputFileError, KeyError):
             return "", ""
     return run_id, created
 

@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "info": "what a run holds",
         "verify": "check every byte of a run",
         "export": "to napari, Fiji, Slicer",
+        "snapshot": "a copy of a run, any time",
         "reconstruct": "volumes from recordings",
     },
     "Without a microscope": {

@@ -18,6 +18,7 @@ from microdiffusion.config import Config
 from microdiffusion.config_load import load_config
 from microdiffusion.config_text import dump_toml
 from microdiffusion.daemon import cli
+from microdiffusion.daemon.run_facts import sparkline
 from microdiffusion.daemon.status import StatusBoard, StatusPublisher
 from microdiffusion.errors import DiskError, EngineError, InputFileError
 from microdiffusion.run_file import Status
@@ -273,6 +274,42 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     assert "6 x 16 x 20 uint16, voxel 2 x 0.5 x 0.25 µm" in shown
     assert "held-out     median 2.5 x noise" in shown
     assert "served       mdd 2, linear 1" in shown
+    assert "begun        20" in shown
+    assert "GB in 1 file(s)" in shown
+    assert "length       2.2 s by the camera's clock" in shown
+    assert cli.main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["closed"], facts["shape"], facts["bytes"]) == (True, [3, 6, 16, 20], path.stat().st_size)
+    assert facts["positions"][0]["held_out_error"] == [2.5, 2.5, 2.5]
+
+
+def test_info_groups_the_gaps_by_their_reasons(capsys, tmp_path):
+    path = tmp_path / "run.h5"
+    recorder = run_file_writer.recorder(path)
+    recorder.start()
+    run_file_writer.put_sweep(recorder, 0)
+    for sweep in (1, 2):
+        recorder.mark(sweep, 0, 0, Status.SKIPPED, "the engine was busy")
+    recorder.mark(3, 0, 0, Status.LOST, "no frame came")
+    recorder.stop()
+    assert cli.main(["info", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "gaps         2 skipped: the engine was busy; 1 lost: no frame came" in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([1, float("nan"), 2], "▁ █"),
+        ([3, 3, float("nan")], "▁▁"),
+        ([float("nan")], ""),
+        ([0] * 32 + [1] * 32, "▁" * 16 + "█" * 16),
+    ],
+    ids=["rise", "gap", "flat", "nothing", "many"],
+)
+def test_sparkline_goes_from_the_lowest_to_the_highest(values, bars):
+    assert sparkline(values) == bars
 
 
 @pytest.mark.parametrize("name", ["demo", "bessel-2p-neurons", "remote-engine"])

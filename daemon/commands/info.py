@@ -1,6 +1,7 @@
 """Say what a run file holds; the run may still be going on.
 
 mdd info runs/demo.h5
+mdd info runs/demo.h5 --json
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.run_facts import duration_s, grouped_gaps, position_facts, sparkline
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
+    from pathlib import Path
 
     from microdiffusion.reader import Run
 
@@ -20,24 +23,76 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", type=options.file, metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="the same for scripts, of every position")
 
 
 def run(args: Namespace) -> int:
     """Open the run and describe it."""
     from microdiffusion.reader import open_run
 
+    if args.json:
+        return _say_json(args.file)
     with open_run(args.file) as opened:
         say(f"{args.file}: {'closed' if opened.closed else 'still running, or cut off'}")
         positions = opened.header.positions
-        for name, text in _facts(opened):
+        for name, text in (*_when(opened), *_facts(opened)):
             say(f"  {name:<12} {text}")
     for number, position in enumerate(positions[1:], start=1):
         say(f"position {number} ({position})")
         with open_run(args.file, position=number) as opened:
             for name, text in _facts(opened):
-                if name in ("time points", "latency", "held-out", "served"):
+                if name in ("time points", "gaps", "latency", "held-out", "served"):
                     say(f"  {name:<12} {text}")
+    say(f"  open it      microdiffusion.open_run({str(args.file)!r}).volume[0], h5py, mdd export")
     return 0
+
+
+def _say_json(path: Path) -> int:
+    import json
+    from dataclasses import asdict
+
+    from microdiffusion.reader import open_run
+
+    with open_run(path) as opened:
+        header = opened.header
+        facts: dict[str, object] = {
+            "file": str(path),
+            "closed": opened.closed,
+            "name": header.name,
+            "run_id": header.run_id,
+            "source": header.source,
+            "created_utc": opened.created_utc,
+            "bytes": sum(part.stat().st_size for part in opened.paths),
+            "files": [part.name for part in opened.paths],
+            "shape": list(opened.volume.shape),
+            "dtype": str(opened.volume.dtype),
+            "voxel_size_um": list(opened.voxel_size_um),
+            "channels": list(header.channels),
+            "ledger": asdict(opened.ledger),
+            "events": len(opened.events),
+            "provenance": opened.provenance,
+        }
+    positions = []
+    for number, name in enumerate(header.positions):
+        with open_run(path, position=number) as opened:
+            positions.append({"position": name} | position_facts(opened))
+    say(json.dumps(facts | {"positions": positions}, indent=2, ensure_ascii=False, allow_nan=False))
+    return 0
+
+
+def _when(opened: Run) -> Iterator[tuple[str, str]]:
+    """Yield when the run was, how long it went, and what it takes on the disk."""
+    from datetime import datetime
+
+    try:
+        began = datetime.fromisoformat(opened.created_utc)
+        yield "begun", f"{began.astimezone():%Y-%m-%d %H:%M:%S %Z}, {began:%Y-%m-%dT%H:%M:%SZ}"
+    except ValueError:
+        pass
+    if (length_s := duration_s(opened)) is not None:
+        yield "length", f"{length_s:.4g} s by the camera's clock"
+    size = sum(part.stat().st_size for part in opened.paths)
+    yield "on disk", f"{size / 1e9:.3g} GB in {len(opened.paths)} file(s)"
 
 
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:
@@ -53,6 +108,8 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     status = opened.status
     counts = ", ".join(f"{np.count_nonzero(status == code)} {code.name.lower()}" for code in Status if code)
     yield "time points", f"{counts}, room for {np.count_nonzero(status == Status.EMPTY)} more"
+    if why_not := grouped_gaps(opened):
+        yield "gaps", "; ".join(f"{n} {status}: {reason}" for (status, reason), n in why_not[:3])
     known = {name: getattr(ledger, name) for name in ("announced", "received", "missing")}
     yield "frames", ", ".join(f"{number} {name}" for name, number in known.items())
     reasons = ("dropped_by_sender", "unsent", "damaged", "on_the_line")
@@ -72,7 +129,7 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         values = values[np.isfinite(values)]
         if values.size:
             p50, p95 = np.percentile(values, (50, 95))
-            yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}"
+            yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}  {sparkline(opened.values(dataset))}"
     if later := int(np.count_nonzero(opened.values("later")[written])):
         yield "later", f"{later} of them reconstructed later, from the recorded frames"
     for label, names in (("served", SERVED), ("runtime", RUNTIMES), ("effort", EFFORTS)):
