@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from microdiffusion.daemon.status_text import state_of
+from microdiffusion.daemon.volume_snapshot import Snapshots
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Commander:
 
     def __init__(self, daemon: Commanded) -> None:
         self._daemon = daemon
+        self._snapshots = Snapshots(daemon.board)
 
     def obey(self, command: Command) -> tuple[str, dict[str, Value]]:
         """Carry out a command of `control.COMMANDS`; return what to say and the values asked for.
@@ -69,6 +71,10 @@ class Commander:
             if not self._daemon.start_source():
                 raise UserError("No acquisition waits for a start here: see acquisition.begin.")
             return "the acquisition begins", {}
+        if command.command == "mark":
+            return self._mark(command.value), {}
+        if command.command == "snapshot":
+            return self._snapshots.begin(self._daemon.open_runs.unclosed, command.value), {}
         if command.command == "set":
             return self._set(command.key, command.value), {}
         what = cast('Literal["go", "pause", "stop"]', command.command)
@@ -83,9 +89,17 @@ class Commander:
         self._daemon.board.note(text)
         return text
 
+    def _mark(self, text: str) -> str:
+        text = " ".join(text.split()) or "mark"
+        if not self._daemon.open_runs.mark(text):
+            raise UserError("No run is open, so there is nothing to mark.")
+        self._daemon.board.note(f"mark: {text}")
+        return f"marked: {text}"
+
     def _status(self) -> tuple[str, dict[str, Value]]:
-        snapshot = self._daemon.board.snapshot()
+        snapshot = self._daemon.board.snapshot(preview=False)
         values: dict[str, Value] = {
+            "daemon": snapshot.daemon,
             "engine": snapshot.engine.device,
             "frames": snapshot.frames.received,
             "frame_rate_hz": round(snapshot.frame_rate_hz, 2),

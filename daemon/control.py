@@ -30,6 +30,8 @@ COMMANDS = {
     "go": "go on after a pause",
     "stop": "end the acquisition in order; what was taken is finished",
     "set": "change a setting that may be changed during a run",
+    "mark": "put a remark into the files of the open runs",
+    "snapshot": "save the newest volume as a TIFF beside its run file",
 }
 MOST_AT_ONCE = 64
 """Commands that one look answers: the rest waits, the daemon has other things to do."""

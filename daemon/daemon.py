@@ -31,6 +31,7 @@ from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublis
 from microdiffusion.daemon.status_text import log_line
 from microdiffusion.errors import AcquisitionError, DiskError
 from microdiffusion.keys import server_security
+from microdiffusion.messages import Command
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config, EngineConfig
@@ -155,7 +156,9 @@ class Daemon:
             stack.enter_context(self._watchman.exporter())
             self._service.ready(f"listening at {self._ingest.address}")
             self._tell_unclosed()
-            display = stack.enter_context(open_display(config.dashboard, live=dashboard))
+            display = stack.enter_context(
+                open_display(config.dashboard, live=dashboard, perform=self._by_key)
+            )
 
             def show() -> None:
                 snapshot = self._watchman.complete(self.board.snapshot())
@@ -173,7 +176,7 @@ class Daemon:
                     self._step()
                     control.poll()
                     show()
-                    self.stopping.wait(1.0 / config.dashboard.refresh_hz)
+                    display.wait(1.0 / config.dashboard.refresh_hz, self.stopping)
             except Exception as error:  # a mistake of ours, too, must not cost the order of the close
                 failure = error
                 self.board.note(str(error), "error")
@@ -191,6 +194,13 @@ class Daemon:
         self._hurry = self.stopping.is_set()
         self._stopped_s = time.monotonic()
         self.stopping.set()
+
+    def _by_key(self, command: str, value: str) -> str:
+        """Carry out what a key of the dashboard asks for."""
+        if command == "quit":
+            self.request_stop()
+            return "closing"
+        return self._commander.obey(Command(command=command, value=value))[0]
 
     def start_source(self) -> bool:
         """Begin the acquisition that waits for a command; False where there is none, or it has begun."""

@@ -54,6 +54,14 @@ def image_lines(image: NDArray[np.uint8], *, rows: int, columns: int, colour: bo
     ]
 
 
+@lru_cache(maxsize=4)
+def palette(levels: int) -> NDArray[np.uint8]:
+    """Return the colours of so many levels of brightness: (levels, 3) uint8, dark to bright."""
+    place = np.linspace(0, len(_ANCHORS) - 1, levels)
+    columns = [np.interp(place, np.arange(len(_ANCHORS)), part) for part in zip(*_ANCHORS, strict=True)]
+    return np.stack(columns, axis=1).round().astype(np.uint8)
+
+
 def _cells(top: list[int], bottom: list[int]) -> Line:
     """Return one line; equal neighbours share a segment."""
     line: Line = []
@@ -72,11 +80,7 @@ def _style(top: int, bottom: int) -> Style:
 
 
 def _colour(level: int) -> Color:
-    place = level / (LEVELS - 1) * (len(_ANCHORS) - 1)
-    low = min(int(place), len(_ANCHORS) - 2)
-    share = place - low
-    pairs = zip(_ANCHORS[low], _ANCHORS[low + 1], strict=True)
-    red, green, blue = (round(a + share * (b - a)) for a, b in pairs)
+    red, green, blue = palette(LEVELS)[level].tolist()
     return Color.from_rgb(red, green, blue)
 
 

@@ -188,6 +188,14 @@ class OpenRuns:
             run.tell(what, text)
         return len(runs)
 
+    def mark(self, text: str) -> int:
+        """Put a remark into the files of all open runs; return how many there are."""
+        with self._lock:
+            runs = list(self._open.values())
+        for run in runs:
+            run.recorder.put_event("mark", text)
+        return len(runs)
+
     def close_all(self, *, drain_s: float, hurry: Callable[[], bool], show: Callable[[], None]) -> None:
         """Close every run, and take no more."""
         with self._lock:

@@ -162,6 +162,7 @@ class Alarm(Part):
 class StatusSnapshot(Part):
     """Everything that the dashboard shows, at one moment.
 
+    `daemon` is another number for each start of a daemon, so that its answers can be told from another one's.
     `history` has the latest values of frame_rate_hz, latency_s, residual and
     held_out_error; `clock_step_s`
     is by how much the clock of the daemon's machine was set since the start. `preview` is of the session that
@@ -169,6 +170,7 @@ class StatusSnapshot(Part):
     """
 
     mdd: int = 1
+    daemon: str = ""
     state: State = "starting"
     started_utc: str = ""
     time_utc: str = ""

@@ -8,6 +8,7 @@ which are much larger than all figures: each session's comes when it is new, and
 from __future__ import annotations
 
 import math
+import secrets
 import threading
 import time
 from collections import Counter, deque
@@ -81,6 +82,7 @@ class StatusBoard:
         self._started = clock()
         self._started_utc = datetime.fromtimestamp(wall(), UTC).isoformat(timespec="seconds")
         self._clock_offset_s = wall() - clock()
+        self._number = secrets.token_hex(8)
         self._listener: Callable[[Note], None] = lambda note: None
         self._lock = threading.Lock()
         self._state: State = "starting"
@@ -228,6 +230,7 @@ class StatusBoard:
             processes = dict(self._processes)
             latencies = {stage: list(seconds) for stage, seconds in self._latencies.items()}
             snapshot = StatusSnapshot(
+                daemon=self._number,
                 state=self._state,
                 started_utc=self._started_utc,
                 time_utc=datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds"),

@@ -17,13 +17,14 @@ from microdiffusion.errors import AddressError, ConfigError, UserError
 from microdiffusion.keys import secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
     from microdiffusion.keys import ClientKeys, Gate, ServerKeys
 
 TOPIC = b"status"
+IDLE_S = 0.05
 
 
 class StatusPublisher:
@@ -84,9 +85,18 @@ class StatusPublisher:
 
 
 def subscribe(
-    address: str, timeout_s: float = 5.0, *, security: ClientKeys | None = None
+    address: str,
+    timeout_s: float = 5.0,
+    *,
+    security: ClientKeys | None = None,
+    idle: Callable[[], None] | None = None,
 ) -> Iterator[StatusSnapshot]:
     """Yield the snapshots of the daemon at `address`, always the newest one, until it has closed.
+
+    Parameters
+    ----------
+    idle
+        Called every `IDLE_S` while there is none: for keys.
 
     Raises
     ------
@@ -111,7 +121,9 @@ def subscribe(
         heard = False
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
-            snapshot = _newest(socket, left)
+            snapshot = _newest(socket, left if idle is None else min(left, IDLE_S))
+            if idle is not None:
+                idle()
             if snapshot is None:
                 continue
             yield snapshot

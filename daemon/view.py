@@ -1,22 +1,28 @@
 """How a status snapshot looks on a screen.
 
-Pure functions of one snapshot and the size that there is, so `mdd serve` and `mdd top` show the same, and
-a test needs no terminal. A screen is a list of lines, each a list of rich segments; the caller crops.
+Pure functions of one snapshot, what the user chose to see and the size that there is, so `mdd serve` and
+`mdd top` show the same, and a test needs no terminal. A screen is a list of lines, each a list of rich
+segments.
 
-From the top: state and progress; four to six tiles (the headline figures); the preview; stages, queues
-and notes. A small terminal has the preview as a strip of three images and one line per topic; a large
-one has it unfolded like a box beside the details.
+From the top: state and progress; one to six tiles (the headline figures, with how they went); alarms; the
+preview; stages, queues and notes; the keys. A small terminal has the preview as a strip of three images and
+one line per topic; a large one has it unfolded like a box beside the details.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 
-from microdiffusion.daemon.halfblock import Line, image_lines
+from microdiffusion.daemon.display.choices import Choices
+from microdiffusion.daemon.display.contrast import windowed
+from microdiffusion.daemon.display.lines import alarm_lines, cropped, footer, help_lines
+from microdiffusion.daemon.display.painter import Painter
+from microdiffusion.daemon.display.sparkline import sparkline
+from microdiffusion.daemon.halfblock import Line
 from microdiffusion.daemon.status_text import (
     Tile,
     depth_of,
@@ -30,9 +36,6 @@ from microdiffusion.daemon.status_text import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from microdiffusion.daemon.preview import Preview
     from microdiffusion.daemon.snapshot import StatusSnapshot
 
@@ -53,20 +56,42 @@ DETAILS_WIDTH = 54
 
 
 def screen(
-    snapshot: StatusSnapshot, width: int, height: int, *, colour: bool, preview: bool = True
+    snapshot: StatusSnapshot,
+    width: int,
+    height: int,
+    *,
+    colour: bool,
+    preview: bool = True,
+    choices: Choices | None = None,
+    painter: Painter | None = None,
 ) -> list[Line]:
     """Return at most `height` lines of at most `width` cells.
 
     Parameters
     ----------
     colour
-        Whether the preview may use coloured half blocks.
+        Whether the preview may use coloured half blocks, and trends their bars.
     preview
         Whether to draw it at all.
+    choices
+        What the user has chosen.
+    painter
+        How the preview is drawn; None: as `colour` says.
     """
-    top = [_header(snapshot, width), _rule(width), *_tiles(figures(snapshot), width)]
-    if preview and width >= 2 * DETAILS_WIDTH and height >= 34:
-        lines = [*top, _rule(width), *_beside(snapshot, width, height - len(top) - 1, colour)]
+    choices = choices or Choices()
+    painter = painter or Painter("blocks" if colour else "none")
+    painter.begin()
+    if choices.help:
+        lines = help_lines(choices, width, height)
+        return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines]
+    drawing = _Drawing(snapshot.preview, choices, painter)
+    top = [_header(snapshot, width), _rule(width), *_tiles(figures(snapshot), snapshot, width, colour)]
+    most = 6 if height >= 34 else 2
+    top += alarm_lines(snapshot, width, max(0, min(most, height - len(top) - 2)))
+    keys = [footer(snapshot, choices, width)] if height >= 12 else []
+    height -= len(keys)
+    if preview and width >= 2 * DETAILS_WIDTH and height >= 33:
+        lines = [*top, _rule(width), *_beside(snapshot, width, height - len(top) - 1, drawing)]
     else:
         bottom = [_stages_line(snapshot, width), _queues_line(snapshot, width)]
         notes = _notes(snapshot, width)
@@ -75,11 +100,12 @@ def screen(
         rows = room - 2
         middle = [_rule(width)]
         if preview and rows >= 4:
-            middle = _strip(snapshot.preview, width, rows, colour)
+            middle = _strip(drawing, snapshot.session, width, rows)
         elif room > 2:
             kept = notes[-room:]
         lines = [*top, *middle, *bottom, *kept]
-    return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines[:height]]
+    lines = [*lines[:height], *([] for _ in range(height - len(lines))), *keys]
+    return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines]
 
 
 def bar(share: float, width: int, style: Style = ACCENT) -> Line:
@@ -99,12 +125,13 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
     engine = snapshot.engine
     steps = f" {engine.steps} steps" if engine.method == "mdd" else ""
     device = engine.building or engine.device
-    right = [Segment(f"{engine.method}{steps}  {device}  ", DIM)] if engine.method else []
-    right += [Segment(f"{duration(snapshot.elapsed_s)} ")]
-    gap = width - _length(left) - _length(right)
-    if gap < 1:
-        return left
-    return [*left, Segment(" " * gap), *right]
+    since = [Segment(f"{duration(snapshot.elapsed_s)} ")]
+    what = [Segment(f"{engine.method}{steps}  {device}  ", DIM)] if engine.method else []
+    for right in ([*what, *since], since):
+        gap = width - _length(left) - _length(right)
+        if gap >= 1:
+            return [*left, Segment(" " * gap), *right]
+    return left
 
 
 def _progress(snapshot: StatusSnapshot) -> Line:
@@ -118,28 +145,73 @@ def _progress(snapshot: StatusSnapshot) -> Line:
     ]
 
 
-def _tiles(tiles: list[Tile], width: int) -> list[Line]:
+class _Drawing:
+    """The preview's images as the user wants them, and what draws them."""
+
+    def __init__(self, preview: Preview | None, choices: Choices, painter: Painter) -> None:
+        self.preview = preview
+        self.painter = painter
+        self.name = ""
+        if preview is None:
+            return
+        slices = preview.slices if choices.slices else None
+        self.name = "projections" if slices is None else "middle slices"
+        held = next(iter(choices.held.values()), None)
+        self.images = windowed(
+            preview,
+            slices or preview.images,
+            choices.contrast,
+            choices.gamma_step,
+            choices.held.get(choices.session, held),
+        )
+
+    def drawn(self, number: int, scale: float) -> tuple[list[Line], int]:
+        """Return the lines of an image (0 XY, 1 XZ, 2 YZ) and their width."""
+        image = self.images[number]
+        rows, columns = max(1, round(image.shape[0] * scale / 2)), max(1, round(image.shape[1] * scale))
+        return self.painter.lines(image, rows=rows, columns=columns), columns
+
+
+TRENDS = ("latency_s", "residual", "held_out_error", "frame_rate_hz")
+"""What is drawn under the first tiles: how the figure went, over the last volumes or four minutes."""
+
+
+def _trends(tiles: int, snapshot: StatusSnapshot, cell: int, colour: bool) -> Line:
+    line: Line = []
+    for name in TRENDS[:tiles]:
+        label = "residual " if name == "residual" else ""
+        bars = sparkline(snapshot.history.get(name, ()), cell - 3 - len(label), ascii_only=not colour)
+        line.append(Segment(f" {label if bars else ''}", DIM))
+        line.append(Segment(set_cell_size(bars, cell - 1 - len(label if bars else "")), ACCENT))
+    return line
+
+
+def _tiles(tiles: list[Tile], snapshot: StatusSnapshot, width: int, colour: bool) -> list[Line]:
     shown = tiles[: max(1, min(len(tiles), width // TILE_WIDTH))]
     cell = width // len(shown)
     rows: list[Line] = [[], [], []]
+    if snapshot.history:
+        rows.append(_trends(len(shown), snapshot, cell, colour))
     for label, headline, below, level in shown:
         for row, text, look in zip(
-            rows, (label.upper(), headline, below), (DIM, BOLD, LEVEL_STYLES[level]), strict=True
+            rows[:3], (label.upper(), headline, below), (DIM, BOLD, LEVEL_STYLES[level]), strict=True
         ):
-            row.append(Segment(set_cell_size(f" {_cropped(text, cell - 2)}", cell), look))
+            row.append(Segment(set_cell_size(f" {cropped(text, cell - 2)}", cell), look))
     return rows
 
 
-def _strip(preview: Preview | None, width: int, rows: int, colour: bool) -> list[Line]:
+def _strip(drawing: _Drawing, session: str, width: int, rows: int) -> list[Line]:
     """Return XY, XZ and YZ side by side under a rule with their names, `rows` lines and the rule."""
+    preview = drawing.preview
     if preview is None:
         return [_rule(width), *_centred("no volume yet", width, rows)]
     z, y, x = preview.size
     gap = 2
     scale = min(1.0, 2 * rows / max(y, z), (width - 2 - 2 * gap) / (2 * x + z))
     names, lines = [Segment("─", DIM)], [[Segment(" ")] for _ in range(rows)]
-    for name, image in zip(("XY", "XZ", "YZ"), preview.images, strict=True):
-        drawn, columns = _drawn(image, scale, colour)
+    for number, name in enumerate(("XY", "XZ", "YZ")):
+        image = preview.images[number]
+        drawn, columns = drawing.drawn(number, scale)
         extent = (
             f"{name} {image.shape[0] * preview.pixel_um:.0f} × {image.shape[1] * preview.pixel_um:.0f} µm"
         )
@@ -148,13 +220,27 @@ def _strip(preview: Preview | None, width: int, rows: int, colour: bool) -> list
         for row, line in enumerate(lines):
             line += drawn[row] if row < len(drawn) else [Segment(" " * columns)]
             line.append(Segment(" " * gap))
-    names.append(Segment("─" * max(0, width - _length(names)), DIM))
+    names.append(Segment(_ruled(_title(preview, drawing.name, session), width - _length(names)), DIM))
     return [names, *lines]
 
 
-def _beside(snapshot: StatusSnapshot, width: int, height: int, colour: bool) -> list[Line]:
+def _title(preview: Preview, name: str, session: str) -> str:
+    """Return what a preview is of: "middle slices, sweep 12, run · 488"."""
+    sweep = f", sweep {preview.sweep}" if preview.sweep >= 0 else ""
+    return f"{name}{sweep}{f', {session}' if session else ''}"
+
+
+def _ruled(text: str, width: int) -> str:
+    """Return a rule that ends with a text, where there is room for it."""
+    if width < 12:
+        return "─" * max(0, width)
+    label = f" {cropped(text, width - 4)} ─"
+    return label.rjust(width, "─")
+
+
+def _beside(snapshot: StatusSnapshot, width: int, height: int, drawing: _Drawing) -> list[Line]:
     """Return the details with the unfolded preview at their right, `height` lines."""
-    right = _unfolded(snapshot.preview, width - DETAILS_WIDTH - 2, height, colour)
+    right = _unfolded(drawing, snapshot.session, width - DETAILS_WIDTH - 2, height)
     # What the preview leaves, the details take.
     split = width - max(_length(line) for line in right) - 2
     left = _details(snapshot, split, height)
@@ -167,23 +253,23 @@ def _beside(snapshot: StatusSnapshot, width: int, height: int, colour: bool) -> 
     return lines
 
 
-def _unfolded(preview: Preview | None, width: int, height: int, colour: bool) -> list[Line]:
-    """Return XY with YZ at its right and XZ below, on one scale."""
+def _unfolded(drawing: _Drawing, session: str, width: int, height: int) -> list[Line]:
+    """Return XY with YZ at its right and XZ below, on one scale; the picture may be enlarged."""
+    preview = drawing.preview
     if preview is None:
         return _centred("no volume yet", width, height)
     z, y, x = preview.size
     gap = 2
-    scale = min(1.0, 2 * (height - 2) / (y + z), (width - gap) / (x + z))
-    (xy, columns), (xz, _), (yz, _) = (_drawn(image, scale, colour) for image in preview.images)
+    scale = min(2.0, 2 * (height - 2) / (y + z), (width - gap) / (x + z))
+    (xy, columns), (xz, below), (yz, _) = (drawing.drawn(number, scale) for number in range(3))
     pixel = preview.pixel_um
+    rest = _title(preview, drawing.name, session)
     lines: list[Line] = [[Segment(f"{f'XY  {y * pixel:.0f} × {x * pixel:.0f} µm':<{columns + gap}}YZ", DIM)]]
     lines += [[*left, Segment(" " * gap), *right] for left, right in zip(xy, yz, strict=True)]
+    room = width - below - gap
+    if room > 12:
+        xz[0] = [*xz[0], Segment(" " * gap), Segment(cropped(rest, room), DIM)]
     return [*lines, [Segment(f"XZ  {z * pixel:.0f} µm deep", DIM)], *xz]
-
-
-def _drawn(image: NDArray[np.uint8], scale: float, colour: bool) -> tuple[list[Line], int]:
-    rows, columns = max(1, round(image.shape[0] * scale / 2)), max(1, round(image.shape[1] * scale))
-    return image_lines(image, rows=rows, columns=columns, colour=colour), columns
 
 
 def _details(snapshot: StatusSnapshot, width: int, height: int) -> list[Line]:
@@ -232,11 +318,11 @@ def _details(snapshot: StatusSnapshot, width: int, height: int) -> list[Line]:
     )
     for name, text in rows:
         if text:
-            fitting = _cropped(text, width - 10, left=name == "file")
+            fitting = cropped(text, width - 10, left=name == "file")
             lines.append([Segment(f" {name:<8}", DIM), Segment(fitting)])
     if len(snapshot.runs) > 1:
         _section(lines, "all runs")
-        lines += [[Segment(f" {_cropped(run_line(each), width - 2)}")] for each in snapshot.runs]
+        lines += [[Segment(f" {cropped(run_line(each), width - 2)}")] for each in snapshot.runs]
     notes = _notes(snapshot, width)
     if notes and height - len(lines) > 2:
         _section(lines, "notes")
@@ -278,7 +364,7 @@ def _notes(snapshot: StatusSnapshot, width: int) -> list[Line]:
     return [
         [
             Segment(f" {duration(note.elapsed_s)} ", DIM),
-            Segment(_cropped(note.text, width - 10), LEVEL_STYLES[note.level]),
+            Segment(cropped(note.text, width - 10), LEVEL_STYLES[note.level]),
         ]
         for note in snapshot.notes
     ]
@@ -293,13 +379,6 @@ def _centred(text: str, width: int, rows: int) -> list[Line]:
     if rows:
         lines[rows // 2] = [Segment(text.center(width), DIM)]
     return lines
-
-
-def _cropped(text: str, width: int, *, left: bool = False) -> str:
-    """Return `text` in at most `width` cells, with … where it was cut."""
-    if cell_len(text) <= width:
-        return text
-    return f"…{text[-(width - 1) :]}" if left else f"{text[: max(0, width - 1)]}…"
 
 
 def _length(line: Line) -> int:

@@ -4,6 +4,8 @@
   mdd control start                      an acquisition that waits (acquisition.begin = "on command")
   mdd control pause        go, stop
   mdd control set engine.steps=2         a setting that may be changed during a run
+  mdd control mark "new objective"       a remark in the run file, with the time
+  mdd control snapshot                   the newest volume as a TIFF beside the run file
 
 The commands reach every acquisition that sends to the daemon, here or on another machine.
 """
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("what", choices=("status", "start", "pause", "go", "stop", "set"), metavar="COMMAND")
-    parser.add_argument("assignment", nargs="?", metavar="KEY=VALUE", help="for set")
+    commands = ("status", "start", "pause", "go", "stop", "set", "mark", "snapshot")
+    parser.add_argument("what", choices=commands, metavar="COMMAND")
+    parser.add_argument(
+        "assignment",
+        nargs="?",
+        metavar="VALUE",
+        help="KEY=VALUE for set, the text of a mark, a session's name",
+    )
     parser.add_argument("--address", metavar="tcp://HOST:PORT", help="the daemon's wire.control")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     options.add_config_options(parser)
@@ -32,9 +40,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Ask, and print the answer."""
-    if (args.what == "set") != (args.assignment is not None):
+    takes = args.what in ("mark", "snapshot")
+    if not takes and (args.what == "set") != (args.assignment is not None):
         raise UserError("Expected `mdd control set KEY=VALUE`, or one of the other commands alone.")
-    key, equals, value = (args.assignment or "").partition("=")
+    key, equals, value = ("", "", args.assignment or "") if takes else (args.assignment or "").partition("=")
     if args.what == "set" and not (key and equals and value):
         raise UserError(f"Expected KEY=VALUE such as engine.steps=2, not {args.assignment!r}.")
     config = options.config_from(args, {"wire.control": args.address})
