@@ -137,7 +137,7 @@ class Alarms:
                     "disk-full",
                     "error",
                     f"the disk of {run.name} takes nothing",
-                    "free space on it; frames wait with their sender, and it goes on by itself",
+                    "free space: frames wait with their sender, it goes on by itself",
                 )
                 return
 
@@ -148,7 +148,7 @@ class Alarms:
                 "dropped",
                 "error",
                 f"{lost} frames dropped by the sender",
-                "its memory and journal are full: free its disk, raise wire.journal_gb, or image slower",
+                "free the sender's disk, raise wire.journal_gb, or image slower",
             )
 
     def _journal(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
@@ -160,7 +160,7 @@ class Alarms:
             "journal",
             "error" if grave else "warning",
             f"{size(waiting)} wait in the sender's journal",
-            "the line or the disk here is too slow: see to it before the journal is full (wire.journal_gb)",
+            "line or disk here is too slow: mend it before the journal is full",
         )
 
     def _silent(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
@@ -175,7 +175,7 @@ class Alarms:
                     "silent",
                     "error",
                     f"no frame for {duration(run.silent_s)}",
-                    "look at camera, Micro-Manager and the line; `mdd control stop` ends the run in order",
+                    "look at camera, Micro-Manager, network; or `mdd control stop`",
                 )
                 return
 
@@ -202,7 +202,7 @@ class Alarms:
             "disk-low",
             "error" if grave else "warning",
             f"{size(free)} free on the disk{when}",
-            "free space, or stop and start again with --output on another disk",
+            "free space, or start again with --output on another disk",
         )
 
     def _refused(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
@@ -212,15 +212,15 @@ class Alarms:
                 "refused",
                 "warning",
                 f"{refused} messages refused",
-                "damaged on the line, or from another version of mdd: check network and versions",
+                "check the network, and that both sides have one version of mdd",
             )
 
     def _no_volume(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
         volumes = snapshot.volumes
         for outcome, why in (
-            ("lost", "too few of their frames came: check line and camera; mdd info RUN says why"),
+            ("lost", "too few frames came: check line and camera; see mdd info RUN"),
             ("failed", "mdd info RUN says why; `mdd reconstruct RUN` tries again"),
-            ("skipped", "the engine has no time for them; `mdd reconstruct RUN` makes them later"),
+            ("skipped", "no time for them now: `mdd reconstruct RUN` makes them later"),
         ):
             count = self._recent(outcome, getattr(volumes, outcome), snapshot.elapsed_s)
             if count:
@@ -253,7 +253,7 @@ class Alarms:
                 "behind",
                 "warning",
                 f"the engine is behind: {waiting} sweeps wait",
-                'they are caught up later; for now: fewer engine.steps, or engine.policy = "live"',
+                'they are caught up later; engine.policy = "live" keeps up',
             )
         for name, queue in snapshot.queues.items():
             if queue.limit and queue.bytes > FULL * queue.limit and name == "recorder":
@@ -261,7 +261,7 @@ class Alarms:
                     "disk-slow",
                     "warning",
                     f"{size(queue.bytes)} wait for the disk",
-                    "it is slower than the camera: use a faster disk, and keep others off it",
+                    "use a faster disk for the runs, and keep other programs off it",
                 )
 
     def _held_out(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
@@ -275,7 +275,7 @@ class Alarms:
                 "held-out",
                 "warning",
                 f"held-out error {now:.2f} x noise, was {before:.2f}",
-                "look at focus, drift and bleaching; more overlap (sweep.step_um) makes it easier",
+                "look at focus, drift, bleaching; a smaller sweep.step_um helps",
             )
 
     def _memory(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
@@ -295,7 +295,7 @@ class Alarms:
                 "clock",
                 "warning",
                 f"the clock was set by {step:+.0f} s, or the machine slept",
-                "switch on time synchronisation (NTP); times of day before and after do not fit together",
+                "switch on time synchronisation (NTP); files keep relative times",
             )
 
 

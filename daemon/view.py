@@ -155,7 +155,8 @@ class _Drawing:
         if preview is None:
             return
         slices = preview.slices if choices.slices else None
-        self.name = "projections" if slices is None else "middle slices"
+        self.sliced = slices is not None
+        self.name = "middle slices" if self.sliced else "projections"
         held = next(iter(choices.held.values()), None)
         self.images = windowed(
             preview,
@@ -212,6 +213,7 @@ def _strip(drawing: _Drawing, session: str, width: int, rows: int) -> list[Line]
     for number, name in enumerate(("XY", "XZ", "YZ")):
         image = preview.images[number]
         drawn, columns = drawing.drawn(number, scale)
+        name += " slice" if drawing.sliced else ""
         extent = (
             f"{name} {image.shape[0] * preview.pixel_um:.0f} × {image.shape[1] * preview.pixel_um:.0f} µm"
         )

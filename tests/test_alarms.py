@@ -70,7 +70,7 @@ def test_an_alarm_comes_says_what_helps_and_goes(kind: str) -> None:
     assert [(alarm.kind, alarm.level) for alarm in stand] == [(kind, level)]
     (alarm,) = stand
     assert text in alarm.text
-    assert len(alarm.cure) > 20
+    assert 20 < len(alarm.cure) <= 66, "one line of 80 columns, after the time"
     assert alarm.since_s in (5, 15), "15: what has to last for ten seconds"
     # Counters keep their values: what was lost is no alarm for ever.
     after = {name: value for name, value in trouble.items() if name in ("frames_total", "volumes")}

@@ -34,7 +34,7 @@ def windowed(
     ----------
     contrast
         auto: each volume's own window; held: the window `held`, so that brightness can be compared over time;
-        percentile: from the 60th percentile of the projections on, which takes away haze.
+        percentile: from the 60th percentile of the images on, which takes away haze.
     gamma_step
         Above 0 lifts what is dim, below 0 presses it down.
     held : (low, high)
@@ -47,7 +47,7 @@ def windowed(
     if contrast == "held" and held is not None:
         low, high = held
     elif contrast == "percentile":
-        values = np.concatenate([image.ravel() for image in preview.images])
+        values = np.concatenate([image.ravel() for image in images])
         low, high = (
             preview.low + span * (float(value) / 255.0) ** (1.0 / GAMMA)
             for value in np.percentile(values, PERCENTILES)

@@ -1,9 +1,9 @@
 """Pictures where the terminal can draw them: Kitty's graphics protocol, or Sixel. Encoders and the question.
 
 The question is asked once, at the start, and answered within a fraction of a second or not at all: Kitty's
-own query, then the device attributes (DA1), which every terminal answers, and whose 4 means Sixel. tmux answers
-for itself: 4 where it was built with Sixel, and nothing to Kitty's query, whose pictures it would not keep
-in their pane. So what works through tmux is found, and what does not is not tried.
+own query, then the device attributes (DA1), which every terminal answers, and whose 4 means Sixel. tmux
+answers for itself: 4 where it was built with Sixel, and nothing to Kitty's query, whose pictures it would not
+keep in their pane. So what works through tmux is found, and what does not is not tried.
 """
 
 from __future__ import annotations

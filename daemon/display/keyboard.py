@@ -1,8 +1,8 @@
 """Keys as they are pressed, by name, on POSIX (termios) and on Windows (msvcrt).
 
 `Keyboard` owns the mode of the terminal's input between `open` and `close`, and leaves it as it was: also
-where the process ends by an exception or `sys.exit`. Belongs to the main thread. Without a terminal, or in the
-background, there are no keys and nothing is touched: a background process that reads is stopped by the shell.
+where the process ends by an exception or `sys.exit`. Belongs to the main thread. Without a terminal, or in
+the background, there are no keys and nothing is touched: the shell stops who reads in the background.
 """
 
 from __future__ import annotations
