@@ -291,6 +291,11 @@ def test_a_file_waits_for_a_slow_engine_and_none_of_it_is_skipped_or_late(
 
 
 @posix_only
+def volumes_in(path: Path) -> int:
+    with open_run(path) as run:
+        return int((run.status == Status.WRITTEN).sum())
+
+
 def test_a_daemon_serves_one_remote_sender_after_the_other(weights: Path, tmp_path: Path) -> None:
     source, output = write_sample(tmp_path / "projections.h5"), tmp_path / "runs"
     data = f"tcp://127.0.0.1:{free_port()}"
@@ -306,6 +311,8 @@ def test_a_daemon_serves_one_remote_sender_after_the_other(weights: Path, tmp_pa
             with Mdd("replay", source, "--address", data, folder=sender_folder) as sender:
                 assert sender.finish() == 0, sender.err
                 assert sender.out == "20 frames, 20 acknowledged\n" or sender.out.startswith("12 frames, 12 ")
+        # An engine that is slow to start would be stopped before it has begun with what is in the files.
+        daemon.wait_for(lambda: all(volumes_in(path) == 4 for path in run_files(output)))
         daemon.send(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.err
         assert len(daemon.out.splitlines()) == 9
