@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.pyramid import Factors, coarser
 from microdiffusion.run_file import (
     EFFORTS,
     LEDGER_COLUMNS,
@@ -130,6 +131,18 @@ class _File:
             if not count:
                 raise OSError(f"it is shorter than its layout says, at byte {offset}")
             room = room[count:]
+
+    def coarser(self, name: str, index: tuple[int, ...], factors: tuple[Factors, ...]) -> list[NDArray[Any]]:
+        """Return the coarser levels of a volume as they should be."""
+        if not factors:
+            return []
+        region = self.layout.regions[name]
+        offset, size = region.locate(index)
+        content = np.empty(size, np.uint8)
+        self.fill(content.data, offset)
+        volume = content.view(region.dtype).reshape(region.shape[len(index) :])
+        with np.errstate(all="ignore"):  # damaged voxels may be anything
+            return coarser(volume, factors)
 
     def checksum(self, region: Region, index: tuple[int, ...], room: NDArray[np.uint8]) -> int:
         offset, size = region.locate(index)
@@ -341,18 +354,21 @@ class _Session:
 
     def _beside(self, t: int, channel: int, what: str) -> None:
         """Check the coarser levels of a volume, and its uncertainty."""
-        plan = self._part.layout.plan
-        names = {
-            f"pyramid/{level}": (f"pyramid_crc32/{level}", f"level {level} of {what}")
-            for level in range(1, len(plan.pyramid) + 1)
-        }
+        plan, index = self._part.layout.plan, self._index(t, channel)
+        expected = self._part.coarser(f"{self._prefix}volume", index, plan.pyramid)
+        for level, content in enumerate(expected, 1):
+            region = self._part.layout.regions[f"{self._prefix}pyramid/{level}"]
+            found = self._part.checksum(region, index, self._room)
+            if found != self._values(f"pyramid_crc32/{level}")[t, channel]:
+                self._report.add(f"level {level} of {what} has the wrong checksum")
+            elif found != crc32(content.reshape(-1).view(np.uint8).data):
+                self._report.add(f"level {level} of {what} is not made of its voxels")
         if plan.uncertainty and self._values("has_uncertainty")[t, channel]:
-            names["uncertainty"] = ("uncertainty_crc32", f"the uncertainty of {what}")
-        for name, (checksum, about) in names.items():
-            region = self._part.layout.regions[self._prefix + name]
-            found = self._part.checksum(region, self._index(t, channel), self._room)
-            if found != self._values(checksum)[t, channel]:
-                self._report.add(f"{about} has the wrong checksum")
+            found = self._part.checksum(
+                self._part.layout.regions[f"{self._prefix}uncertainty"], index, self._room
+            )
+            if found != self._values("uncertainty_crc32")[t, channel]:
+                self._report.add(f"the uncertainty of {what} has the wrong checksum")
 
     def _counts(self) -> None:
         expected = self._values("frames_expected").astype(np.int64)

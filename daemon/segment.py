@@ -27,7 +27,7 @@ import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError, NoRoomError
 from microdiffusion.run_file import Closed, RunLayout, RunPlan, create_run_file, read_layout
-from microdiffusion.run_schema import file_bytes
+from microdiffusion.run_schema import LAYOUT_VERSION, file_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -67,6 +67,11 @@ class Segment:
         try:
             with path.open("rb") as stream:
                 layout = read_layout(path, stream)
+            if layout.plan.version != LAYOUT_VERSION:  # it may hold what is not known here
+                raise InputFileError(
+                    f"{path} has run file layout {layout.plan.version} and this mdd writes {LAYOUT_VERSION}: "
+                    "go on with it with the mdd that began it."
+                )
             return cls(path, layout, _open(path))
         except OSError as error:
             raise DiskError(

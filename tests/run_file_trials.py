@@ -94,36 +94,55 @@ def writing(path: Path, shape: Shape, time_points: int, values: Values) -> Itera
         volumes.recorder.stop()
 
 
-def timed_writes(folder: Path, shape: Shape, count: int, values: Values) -> list[float]:
-    """Return the seconds that each of `count` volumes took; the file is removed."""
+class RawFile:
+    """A plain file with its room reserved, written from its start on; removed at the end."""
+
+    def __init__(self, path: Path, shape: Shape, count: int, bytes_each: int) -> None:
+        self._path = path
+        self._content = np.resize(base_of(shape).reshape(-1), bytes_each // 2)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._descriptor, 0, bytes_each * count)
+
+    def write(self) -> float:
+        """Write as much as a volume has and return the seconds."""
+        begin_s = time.perf_counter()
+        left = memoryview(self._content).cast("B")
+        while len(left):
+            left = left[os.write(self._descriptor, left) :]
+        return time.perf_counter() - begin_s
+
+    def __enter__(self) -> RawFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self._path.unlink()
+
+
+def timed_writes(folder: Path, shape: Shape, count: int, values: Values) -> tuple[list[float], list[float]]:
+    """Return the seconds of `count` raw writes and of as many volumes of the same bytes, in turn.
+
+    Volume by volume, since what a disk and its cache take at once changes from second to second.
+    """
     path = folder / "run.h5"
     base = base_of(shape)
     source = [truth(sweep, base).astype(np.float32) for sweep in range(2)]
-    with writing(path, shape, count, values) as volumes:
-        seconds = [volumes.write(sweep, source[sweep % 2]) for sweep in range(count)]
+    size = bytes_of_volume(folder, shape, values)
+    raw: list[float] = []
+    ours: list[float] = []
+    with (
+        RawFile(folder / "raw.bin", shape, count, size) as plain,
+        writing(path, shape, count, values) as volumes,
+    ):
+        for sweep in range(count):
+            if sweep % 2:
+                raw.append(plain.write())
+            ours.append(volumes.write(sweep, source[sweep % 2]))
+            if not sweep % 2:
+                raw.append(plain.write())
     path.unlink()
-    return seconds
-
-
-def timed_raw_writes(folder: Path, shape: Shape, count: int, bytes_each: int) -> list[float]:
-    """Return the seconds of as many plain writes of as many bytes, into a file with its room reserved."""
-    path = folder / "raw.bin"
-    content = np.resize(base_of(shape).reshape(-1), bytes_each // 2)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, bytes_each * count)
-        seconds = []
-        for _ in range(count):
-            begin_s = time.perf_counter()
-            left = memoryview(content).cast("B")
-            while len(left):
-                left = left[os.write(descriptor, left) :]
-            seconds.append(time.perf_counter() - begin_s)
-    finally:
-        os.close(descriptor)
-        path.unlink()
-    return seconds
+    return raw, ours
 
 
 def bytes_of_volume(folder: Path, shape: Shape, values: Values) -> int:
