@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
+from microdiffusion.arrays import Gaps, dask_array, xarray_array
 from microdiffusion.errors import InputFileError
 from microdiffusion.pyramid import Factors
 from microdiffusion.recorded_sweep import FrameRows, assemble
@@ -364,6 +365,41 @@ class Run:
             if closed or (timeout_s is not None and time.monotonic() - heard_s > timeout_s):
                 return
             time.sleep(poll_s)
+
+    def dask(self, level: int = 0, *, gaps: Gaps = "raise") -> Any:
+        """Return the volumes as a lazy dask array (T, [C,] Z, Y, X), one chunk a volume of one channel.
+
+        It ends with the last time point that anything had become of at the time of the call, and works with
+        any of dask's schedulers, also when this run was closed.
+
+        Parameters
+        ----------
+        level
+            Of the pyramid, 0 the volume itself.
+        gaps
+            What becomes of time points without a volume: "raise" a `GapError` when they are computed; "nan"
+            (the array is float32); "drop" leaves them out, so that index t is no longer time point t.
+
+        Raises
+        ------
+        DependencyError
+            dask is not installed; the message has the install line.
+        """
+        return dask_array(self, self._position, level, gaps)
+
+    def xarray(self, level: int = 0, *, gaps: Gaps = "drop") -> Any:
+        """Return the volumes as a lazy xarray.DataArray (t, [c,] z, y, x) in µm and s.
+
+        Coordinates: `t` camera time of the last frame (NaN where none is known), `time_point` index in the
+        run, `written`, `c` names of the channels, `z`, `y`, `x` centres of the voxels. Its `attrs` have
+        units, voxel size and, in words, all gaps. For `level` and `gaps` see `dask`.
+
+        Raises
+        ------
+        DependencyError
+            xarray or dask is not installed; the message has the install line.
+        """
+        return xarray_array(self, self._position, level, gaps)
 
     def close(self) -> None:
         """Let go of the file. What was read stays valid."""
