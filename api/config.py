@@ -418,6 +418,9 @@ class RecorderConfig(Table):
         False
     )
     pyramid: Annotated[bool, Field(description="write coarser copies of each volume beside it")] = True
+    bigdataviewer: Annotated[
+        bool, Field(description="make a link beside the run file that BigDataViewer opens, live")
+    ] = False
     queue_mb: Annotated[Positive, Field(description="most that waits to be written, MB")] = 512.0
 
 

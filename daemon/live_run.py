@@ -23,6 +23,7 @@ from microdiffusion.daemon.accounts import Accounts
 from microdiffusion.daemon.assembler import Assembler, LostSweep, room_for
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.recorded import enough
+from microdiffusion.daemon.run_link import RunLink
 from microdiffusion.daemon.run_vitals import Vitals
 from microdiffusion.daemon.run_watch import RunWatch
 from microdiffusion.daemon.shelf import session_name
@@ -108,6 +109,10 @@ class LiveRun:
         self._resumed = found is not None
         if found is not None:
             self._take_up(found)
+        self._link: RunLink | None = None
+        if config.recorder.bigdataviewer:
+            self._link = RunLink(recorder.paths[0], lambda text: board.note(text, "warning"))
+            self._link.begin()
 
     # As ingest's sink -----------------------------------------------------------------------------
 
@@ -299,6 +304,8 @@ class LiveRun:
         if self.reason:
             self.recorder.put_event("end", self.reason)
         self.recorder.stop()
+        if self._link is not None:
+            self._link.finish()
         # Of a run that is over only its figures are asked for, until the daemon ends.
         self.recorder.forget()
         with self._lock:
