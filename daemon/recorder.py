@@ -185,6 +185,11 @@ class Recorder:
         """Why the disk cannot take more now, in a sentence; empty where it can."""
         return self._patience.waiting_for
 
+    @property
+    def short_of_room(self) -> str:
+        """What the disk will soon have too little room for, in a sentence; empty: all is well."""
+        return self._writer.short_of_room
+
     def unfinished(self, wanted: Collection[Status] = (Status.EMPTY,)) -> list[Key]:
         """Return (sweep, channel, position) that have frames and one of these statuses, oldest first.
 

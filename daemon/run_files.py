@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.daemon.run_book import Key, RunBook
-from microdiffusion.daemon.segment import Segment
+from microdiffusion.daemon.segment import Segment, free_bytes, size_text
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.recorded_sweep import FrameRows
 from microdiffusion.run_file import Closed, RunPlan, Status, position_prefix, segment_path
+from microdiffusion.run_schema import file_bytes
 from microdiffusion.sweep import Frame
 
 _TRIM_MOST_BYTES = 1 << 30
@@ -144,14 +145,42 @@ class RunFiles:
         if plan.time_points < plan.planned and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):
             self.book.lengthen_last(plan.planned)
             return
-        number, first = len(self.segments), self.book.stop
-        room = self.plan.planned
+        further = self._further()
+        self._append(Segment.create(segment_path(self.path, further.segment), further))
+
+    def _further(self) -> RunPlan:
+        """Return the plan of the next file."""
+        first, room = self.book.stop, self.plan.planned
         if self.plan.header.sweeps is not None:
             room = min(room, self.plan.header.sweeps - first)
-        further = replace(
-            self.plan, segment=number, first_time_point=first, time_points=room, planned_time_points=room
+        return replace(
+            self.plan,
+            segment=len(self.segments),
+            first_time_point=first,
+            time_points=room,
+            planned_time_points=room,
         )
-        self._append(Segment.create(segment_path(self.path, number), further))
+
+    def short_of_room(self) -> str:
+        """Return a sentence where the next file of the run would find no room now; empty: all is well.
+
+        Asked from the middle of a file on, while there is time to make room.
+        """
+        last, sweeps = self.segments[-1].layout.plan, self.plan.header.sweeps
+        used = self.book.last_sweep + 1 - last.first_time_point
+        if 2 * used < last.time_points or (sweeps is not None and sweeps <= self.book.stop):
+            return ""
+        needed = file_bytes(self._further())
+        try:
+            free = free_bytes(self.path)
+        except OSError:  # a look ahead harms no run; writing tells what is wrong with the disk
+            return ""
+        if needed <= free:
+            return ""
+        return (
+            f"room for {max(last.time_points - used, 0)} more sweeps: then the run needs {size_text(needed)} "
+            f"and the disk has {size_text(free)}; free some"
+        )
 
     def _append(self, segment: Segment) -> None:
         if self.segments:

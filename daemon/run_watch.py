@@ -39,7 +39,7 @@ class RunWatch:
         self._board = board
         self._queue_limit = queue_limit
         self._told: EngineInfo | None = None
-        self._waiting_for = ""
+        self._waiting_for = self._short = ""
         self._reached_s = self._looked_s = time.monotonic()
         self._hangs = False
 
@@ -65,6 +65,10 @@ class RunWatch:
                 self._board.note(waiting_for, "error")
             else:
                 self._board.note("the disk takes data again")
+        short = self._recorder.short_of_room
+        if short and not self._short:
+            self._board.note(f"{self._recorder.paths[0].parent}: {short}", "warning")
+        self._short = short
         if now_s - self._looked_s > HANGS_S / 2:
             self._reached_s = now_s  # this process stood still (a laptop that slept): no word on the disk
         self._looked_s = now_s

@@ -42,6 +42,8 @@ from microdiffusion.run_file import (
 from microdiffusion.run_schema import CHECKED
 from microdiffusion.sweep import Frame, Reconstruction, Sweep
 
+_LOOK_S = 5.0  # between two looks at the free space
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -71,6 +73,8 @@ class RunWriter:
         self.files = files
         self.book = files.book
         self.live = files.plan.live
+        self.short_of_room = ""  # what is told of a disk that will be full; read from any thread
+        self._looked_s = -_LOOK_S
         self._durable = config.durable
         self._notes: RunNotes | None = None
         self._unplaced_seqs = np.empty(0, np.int64)
@@ -255,6 +259,16 @@ class RunWriter:
         segment.write(f"{prefix}mdd/frames_missing", index, max(missing, 0))
         segment.write(f"{prefix}mdd/status", index, status)
         self.book.settle(key, status)
+        if time.monotonic() - self._looked_s > _LOOK_S:
+            self._looked_s = time.monotonic()
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Say in the file, once, when the disk will be too small for the run's next file."""
+        short = self.files.short_of_room()
+        if short and not self.short_of_room:
+            self.notes.write_event("disk", short)
+        self.short_of_room = short
 
     def write_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None) -> None:
         """Write where the frames went, and what each sender said; received is counted here."""

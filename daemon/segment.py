@@ -104,7 +104,7 @@ class Segment:
             if isinstance(error, DiskError):
                 raise
             if error.errno in _NO_ROOM:
-                raise _no_room(path, file_bytes(plan), _free_bytes(path)) from error
+                raise _no_room(path, file_bytes(plan), free_bytes(path)) from error
             raise DiskError(
                 f"{path} cannot be created ({error.strerror or error}): "
                 "check the folder's rights and free space."
@@ -117,7 +117,7 @@ class Segment:
     @classmethod
     def _reserve(cls, path: Path, plan: RunPlan) -> Segment:
         needed = file_bytes(plan)
-        free = _free_bytes(path)
+        free = free_bytes(path)
         if needed > free:
             raise _no_room(path, needed, free)
         _probe_size(path, needed)
@@ -298,18 +298,20 @@ class Segment:
         copy.force()
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
+    """Return what the disk of a file has free."""
     return shutil.disk_usage(path.parent).free
 
 
 def _no_room(path: Path, needed: int, free: int) -> NoRoomError:
     return NoRoomError(
-        f"The run file needs {_size(needed)} and {path.parent} has {_size(free)} for it: "
+        f"The run file needs {size_text(needed)} and {path.parent} has {size_text(free)} for it: "
         "free some, choose another folder (recorder.output), or lower recorder.time_points."
     )
 
 
-def _size(number: int) -> str:
+def size_text(number: int) -> str:
+    """Return a size in words."""
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 

@@ -274,3 +274,29 @@ def test_lock_of_a_killed_daemon_is_no_obstacle(path: Path) -> None:
     again = resumed(path)
     again.stop()
     assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
+
+
+def test_a_disk_too_small_for_the_next_file_is_told_in_the_middle_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.h5"
+    monkeypatch.setattr("microdiffusion.daemon.run_writer._LOOK_S", 0.0)
+    target = recorder(path, time_points=6)
+    target.start()
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("microdiffusion.daemon.segment.shutil.disk_usage", lambda folder: usage)
+    put_sweep(target, 0)
+    wait(lambda: target.counts[Status.WRITTEN] == 1)
+    assert target.short_of_room == ""
+    for sweep in range(1, 5):
+        put_sweep(target, sweep)
+    wait(lambda: target.counts[Status.WRITTEN] == 5)
+    wait(lambda: target.short_of_room.startswith("room for 1 more sweeps: then the run needs "))
+    usage.free = 1 << 40
+    put_sweep(target, 5)
+    wait(lambda: target.counts[Status.WRITTEN] == 6 and target.short_of_room == "")
+    target.stop()
+    with open_run(path) as run:
+        (event,) = [event for event in run.events if event.kind == "disk"]
+        assert event.text.startswith("room for 3 more sweeps")
+        assert run.written().tolist() == list(range(6))

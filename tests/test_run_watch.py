@@ -15,7 +15,7 @@ from microdiffusion.daemon.status import StatusBoard
 class Recorder:
     """Takes calls and does them when the test says so."""
 
-    waiting_for = ""
+    waiting_for = short_of_room = ""
 
     def __init__(self, folder: Path) -> None:
         self.paths = [folder / "run.h5"]
@@ -36,3 +36,14 @@ def test_only_a_disk_that_hangs_is_told(tmp_path: Path, tick_s: float, told: int
         now_s += tick_s
         watch.disk(now_s)
     assert ["taken nothing" in note.text for note in board.snapshot().notes] == [True] * told
+
+
+def test_a_disk_that_will_be_full_is_told_once(tmp_path: Path) -> None:
+    board = StatusBoard(clock=lambda: 0.0)
+    recorder = Recorder(tmp_path)
+    watch = RunWatch(recorder, board, 1)  # type: ignore[arg-type]
+    for short in ("", "room for 3 more sweeps", "room for 2 more sweeps", ""):
+        recorder.short_of_room = short
+        watch.disk(time.monotonic())
+    (note,) = board.snapshot().notes
+    assert (note.level, "room for 3 more sweeps" in note.text) == ("warning", True)
