@@ -13,9 +13,12 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+import h5py
 import pytest
+from mdd_process import Mdd, free_port
 
 from microdiffusion.config import Config, MonitoringConfig
+from microdiffusion.daemon.control import ask
 from microdiffusion.daemon.history import BUCKETS_S, KEPT, Histogram, History
 from microdiffusion.daemon.monitoring import json_log
 from microdiffusion.daemon.monitoring.events import EVENTS, tell
@@ -357,3 +360,56 @@ def test_a_histogram_counts_what_is_at_a_bucket_s_end_into_it() -> None:
     for value in (*BUCKETS_S, 1e9):
         histogram.add(value)
     assert histogram.counts == [1] * (len(BUCKETS_S) + 1)
+
+
+# The real daemon -----------------------------------------------------------------------------------
+
+
+@pytest.mark.acquisition
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_daemon_is_watched_marked_and_pictured_while_it_runs(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    control, metrics = f"tcp://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    values = {
+        "wire.data": f"tcp://127.0.0.1:{free_port()}",
+        "wire.status": f"tcp://127.0.0.1:{free_port()}",
+        "wire.control": control,
+        "monitoring.prometheus": metrics,
+        "engine.weights": weights,
+        "engine.threads": 1,
+        "volume.shape_z": 24,
+        "camera.width": 48,
+        "camera.height": 48,
+        "specimen.neurons": 1,
+        "specimen.nuclei": 8,
+        "acquisition.sweep_interval_s": 0.5,
+    }
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    output = tmp_path / "runs"
+
+    def written() -> bool:
+        try:
+            return scrape(metrics)['mdd_volumes_total{status="written"}'] >= 1
+        except OSError:
+            return False
+
+    with Mdd("serve", "--demo", "--output", output, *settings, folder=tmp_path) as mdd:
+        mdd.wait_for(written)
+        assert ask(control, "mark", value="new  objective").text == "marked: new objective"
+        ask(control, "snapshot")
+        mdd.wait_for(lambda: list(output.glob("demo_*_t*.tif")))
+        found = scrape(metrics)
+        ask(control, "stop")
+        assert mdd.finish() == 0, mdd.err
+    assert found["mdd_frames_received_total"] >= 2
+    assert found["mdd_latency_seconds_count"] >= 1
+    lines = lines_of(output / "mdd.log.jsonl")
+    assert [lines[0]["event"], lines[-1]["event"]] == ["start", "stop"]
+    assert [line["text"] for line in lines if line["event"] == "mark"] == ["new objective"]
+    states = [line["state"] for line in lines if line["event"] == "status"]
+    assert states[:1] + states[-2:] == ["waiting", "closing", "closed"]
+    assert "running" in states
+    (run,) = output.glob("demo_*.h5")
+    with h5py.File(run) as file:
+        assert b"mark" in file["mdd/events/kind"][:]
