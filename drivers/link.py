@@ -92,6 +92,30 @@ class Teller:
             self._note(self._trouble)
 
 
+def load_driver(config: Config) -> Callable[..., SenderStats | None]:
+    """Return the `acquire` of the driver that the configuration names, imported: which takes a while.
+
+    Raises
+    ------
+    ConfigError
+        The configuration names none.
+    """
+    if config.acquisition.driver == "none":
+        raise ConfigError(
+            'There is nothing to acquire with acquisition.driver = "none": set it to "micromanager" or '
+            '"watch".'
+        )
+    if config.acquisition.driver == "watch":
+        from microdiffusion.drivers import watch
+
+        return watch.acquire
+    import pycromanager  # noqa: F401 here rather than when the camera is opened: it is slow
+
+    from microdiffusion.drivers import micromanager
+
+    return micromanager.acquire
+
+
 def acquire(
     config: Config,
     address: str,
@@ -112,21 +136,7 @@ def acquire(
     MddError
         Whatever the driver raises.
     """
-    if config.acquisition.driver == "none":
-        raise ConfigError(
-            'There is nothing to acquire with acquisition.driver = "none": set it to "micromanager" or '
-            '"watch".'
-        )
-    run: Callable[..., SenderStats | None]
-    if config.acquisition.driver == "watch":
-        from microdiffusion.drivers import watch
-
-        run = watch.acquire
-    else:
-        from microdiffusion.drivers import micromanager
-
-        run = micromanager.acquire
-    return run(
+    return load_driver(config)(
         config,
         address,
         stop=stop,

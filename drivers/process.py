@@ -91,6 +91,7 @@ class DriverProcess:
         self._progress: SenderStats | None = None
         self._over = False
         self._started = False
+        self._has_begun = False  # from then on it may hold the camera
 
     def start(self) -> None:
         """Start the process. Returns at once; whether the microscope could start comes later."""
@@ -163,7 +164,9 @@ class DriverProcess:
         self.ask_to_stop()
         self._join(timeout_s)
         if self._process.is_alive():
-            if self._failure is None and not self._over:
+            if not self._has_begun:
+                self._over = True  # it was still being loaded, on a machine that is busy: nothing was touched
+            elif self._failure is None and not self._over:
                 self._failure = AcquisitionError(
                     f"The driver did not stop within {timeout_s:g} s and was ended: the camera may need a "
                     "restart."
@@ -195,6 +198,8 @@ class DriverProcess:
                 kind, content = self._pipe.recv()
                 if kind == "note":
                     self._notes.append(content)
+                elif kind == "begin":
+                    self._has_begun = True
                 elif kind == "progress":
                     self._progress = content
                 elif kind == "over":
@@ -265,18 +270,22 @@ def _run(
 
     code = 0
     try:
-        from microdiffusion.drivers.link import FINISH_S, acquire
+        from microdiffusion.drivers.link import FINISH_S, acquire, load_driver
 
-        stats = acquire(
-            config,
-            address,
-            stop=stop,
-            note=note,
-            resume=resume,
-            security=security,
-            patience_s=lambda: ORPHAN_FINISH_S if orphaned.is_set() else FINISH_S,
-            on_stats=lambda stats: tell("progress", stats),
-        )
+        load_driver(config)
+        stats = None
+        if not stop.is_set():
+            tell("begin", None)
+            stats = acquire(
+                config,
+                address,
+                stop=stop,
+                note=note,
+                resume=resume,
+                security=security,
+                patience_s=lambda: ORPHAN_FINISH_S if orphaned.is_set() else FINISH_S,
+                on_stats=lambda stats: tell("progress", stats),
+            )
         tell("over", stats)
     except MddError as error:
         traceback.print_exc()
