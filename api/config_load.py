@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from microdiffusion.calibration_file import read_beam, read_camera
 from microdiffusion.config import Config
 from microdiffusion.config_keys import Key, Path_, keys, tables, unit_of
+from microdiffusion.config_sense import check_sense
 from microdiffusion.errors import ConfigError, GeometryError, MissingFileError, UserError
 from microdiffusion.optics import sweep_positions
 
@@ -413,6 +414,7 @@ def _check_geometry(config: Config, given: Mapping[Path_, Value]) -> None:
     step_um = sweep.resolved_step_um
     depth_um = volume.shape_z * volume.voxel_z_um
     try:
+        check_sense(config)
         if depth_um > PROJECTIONS_MOST * step_um:
             raise GeometryError(
                 f"A step of {step_um:g} µm over {depth_um:g} µm makes more than {PROJECTIONS_MOST} "

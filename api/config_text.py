@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.config_keys import Key, keys, tables
+from microdiffusion.config_keys import Key, Path_, keys, tables
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from microdiffusion.config import Config
 
 COMMENT_COLUMN = 38
@@ -52,6 +54,28 @@ def dump_toml(config: Config) -> str:
         for key in keys().values():
             if key.path[:-1] == table:
                 lines += _assignment(key, _value(config, key))
+    return "\n".join(lines) + "\n"
+
+
+def chosen_toml(config: Config, chosen: Mapping[Path_, str], introduction: str) -> str:
+    """Return the `chosen` keys of `config` as TOML; each says what it means and where its value is from.
+
+    Parameters
+    ----------
+    chosen : mapping
+        Path of a key to a remark on its value ("from the camera"); all other keys keep their defaults.
+    introduction : str
+        Lines at the top, written as comments.
+    """
+    lines = [f"# {line}".rstrip() for line in introduction.splitlines()]
+    for table, description in tables().items():
+        rows = [key for key in keys().values() if key.path[:-1] == table and key.path in chosen]
+        if rows and table:
+            lines += ["", f"[{'.'.join(table)}]  # {description}"]
+        for key in rows:
+            value = _value(config, key)
+            text = f"# {key.path[-1]} =" if value is None else f"{key.path[-1]} = {toml_value(value)}"
+            lines += [f"# {key.description}.", f"#   here: {chosen[key.path]}", text]
     return "\n".join(lines) + "\n"
 
 

@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "replay": "send a file, as if live",
     },
     "Setting up": {
+        "init": "write a configuration",
         "doctor": "what could go wrong",
         "config": "check, show, explain",
         "calibrate": "measure beam and camera",

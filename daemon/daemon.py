@@ -75,6 +75,7 @@ class Daemon:
         self._feed = feed
         self._resume = resume
         self._leftovers: Leftovers | None = None
+        self._remarks: list[str] = []  # of the driver, not in a run file yet
         self.board = StatusBoard()
         self.stopping = threading.Event()
         self._hurry = False
@@ -322,6 +323,12 @@ class Daemon:
             raise next(iter(self._runs.failures.values()))  # the source has nobody to send to
         for text in source.take_notes():
             self.board.note(text)
+            self._remarks.append(text)
+        # They belong to its run, which may not have been opened yet.
+        if self._remarks and len(self._runs) == 1 and self._runs.unclosed:
+            for text in self._remarks:
+                self._runs.unclosed[0].remark(text)
+            self._remarks.clear()
         source.raise_if_failed()
         if source.alive:
             return

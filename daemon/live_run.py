@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.accounts import Accounts
 from microdiffusion.daemon.assembler import Assembler, LostSweep, room_for
+from microdiffusion.daemon.light_watch import LightWatch
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.recorded import enough
 from microdiffusion.daemon.run_link import RunLink
@@ -102,6 +103,7 @@ class LiveRun:
         self._ledger_s = 0.0
         self._watch = RunWatch(recorder, board, int(config.recorder.queue_mb * 1e6))
         engine.begin(self.header, self, file=recorder.paths[0].name)
+        self._light = LightWatch(self.header, self.warn)
         self._settled_before: frozenset[Key] = frozenset()
         self._lost: set[Key] = set()  # for want of frames
         self._came_after_all: set[Key] = set()
@@ -126,6 +128,7 @@ class LiveRun:
         self._incoming.append((frame, taken))
         self._vitals.frame(frame)
         self._pump()
+        self._light.look(frame)
         info = frame.info
         with self._lock:
             over = self._assembler.add(frame)
@@ -218,6 +221,11 @@ class LiveRun:
         self.recorder.put_event(kind, text)
         self._board.note(text)
 
+    def warn(self, kind: str, text: str) -> None:
+        """Keep in the run file, and show, what the user should mend."""
+        self.recorder.put_event(kind, text)
+        self._board.note(text, "warning")
+
     # From the main thread -------------------------------------------------------------------------
 
     def tell(self, what: Literal["go", "pause", "stop"], text: str) -> None:
@@ -257,6 +265,10 @@ class LiveRun:
                 missing, nbytes = self._assembler.missing, self._assembler.waiting_bytes
             stats = self._ingest.run_stats(self.header.run_id)
             self._watch.show(self._ledger(), stats, missing=missing, assembler_bytes=nbytes)
+
+    def remark(self, text: str) -> None:
+        """Keep in the run file what its driver told."""
+        self.recorder.put_event("driver", text)
 
     def summary(self) -> RunSummary:
         """Return the run in a few figures."""

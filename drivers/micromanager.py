@@ -28,6 +28,7 @@ import numpy as np
 
 from microdiffusion.drivers.beads import CalibrationSpecimen, specimen_of_run
 from microdiffusion.drivers.link import FINISH_S, Teller, open_sender
+from microdiffusion.drivers.mm_checks import check_travel, exposure_remark
 from microdiffusion.drivers.mm_core import open_core, prepare
 from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, ResumeFrom, frame_key
 from microdiffusion.drivers.specimen import Specimen
@@ -200,13 +201,21 @@ def acquire(
     note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of {header.voxel_size_um[1]:g} µm")
     if resume is not None:
         note(f"going on with run {resume.run_id} at sweep {resume.sweep}")
+    focus_um = float(core.get_position(core.get_focus_device()))
+    try:
+        check_travel(core, plan, config.volume.voxel_z_um)
+    except AcquisitionError:
+        _put_back(core, focus_um, note)
+        raise
+    remark = exposure_remark(core, config)
+    if remark:
+        note(remark)
     sender = open_sender(config, address, header, security, first_seq=resume.seq if resume else 0)
     hook = FrameHook(
         sender, header, specimens, seed=config.specimen.seed, time_s=resume.time_s if resume else 0.0
     )
     sender.start()
     reason = "failed"
-    focus_um = float(core.get_position(core.get_focus_device()))
     try:
         feeder = _Feeder(config, hook, sender, stop, note=note, tell=Teller(sender, note, on_stats))
         reason = _run(config, plan, hook, feeder, resume)
@@ -285,6 +294,8 @@ class _Feeder:
     ) -> None:
         self._hook, self._sender, self._stop = hook, sender, stop
         self._note, self._tell = note, tell
+        self._interval_s = config.acquisition.sweep_interval_s
+        self._told_late = False
         self._patience_s = SILENCE_S + 10 * config.acquisition.exposure_ms / 1000.0
         self.over = threading.Event()
 
@@ -314,9 +325,20 @@ class _Feeder:
                 if not self._pause():
                     return False
                 began_s = time.monotonic() - sweep.start_s
+            self._tell_late(time.monotonic() - began_s - sweep.start_s)
             self._hook.expect(sweep)
             acquisition.acquire([shot.event for shot in sweep.shots])
         return True
+
+    def _tell_late(self, late_s: float) -> None:
+        """Say once that the sweeps do not keep their interval."""
+        if self._told_late or not self._interval_s or late_s <= 2 * self._interval_s:
+            return
+        self._told_late = True
+        self._note(
+            f"a sweep takes longer than acquisition.sweep_interval_s = {self._interval_s:g}, it begins "
+            f"{late_s:.2g} s late: raise that, lower the exposure, or widen sweep.step_um"
+        )
 
     def _pause(self) -> bool:
         """Wait until the daemon says go; False where it, or the user, says stop."""

@@ -165,14 +165,14 @@ def _check_devices(core: Any, acquisition: AcquisitionConfig) -> None:
     if acquisition.positions_um and not core.get_xy_stage_device():
         raise AcquisitionError(missing.format("XY stage, which positions need", "Core-XYStage"))
     if acquisition.channels:
-        groups = _strings(core.get_available_config_groups())
+        groups = names_of(core.get_available_config_groups())
         group = acquisition.channel_group
         if group not in groups:
             raise AcquisitionError(
                 f"Micro-Manager has no configuration group {group!r}, but "
                 f"{', '.join(groups) or 'none at all'}: correct acquisition.channel_group."
             )
-        presets = _strings(core.get_available_configs(group))
+        presets = names_of(core.get_available_configs(group))
         for channel in acquisition.channels:
             if channel not in presets:
                 raise AcquisitionError(
@@ -218,7 +218,7 @@ def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
     )
 
 
-def _strings(vector: Any) -> list[str]:
+def names_of(vector: Any) -> list[str]:
     """Return a core's list of names: a tuple in Python, a proxy of a C++ vector in Java."""
     if hasattr(vector, "size") and hasattr(vector, "get"):
         return [str(vector.get(i)) for i in range(vector.size())]

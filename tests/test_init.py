@@ -1,0 +1,169 @@
+"""`mdd init`: a configuration from what the core reports, that mdd itself accepts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microdiffusion.config_load import load_config
+from microdiffusion.daemon import cli
+from microdiffusion.daemon.new_config import Value, suggestions, written
+from microdiffusion.drivers import mm_survey
+from microdiffusion.drivers.mm_survey import Survey
+from microdiffusion.errors import ConfigError
+
+FOUND = Survey(
+    core="MMCore version 12.5.1",
+    camera="Prime",
+    camera_description="sCMOS",
+    stage="Piezo",
+    width=2048,
+    height=1024,
+    bit_depth=12,
+    bytes_per_pixel=2,
+    components=1,
+    pixel_um=0.65,
+    exposure_ms=33.0,
+    stage_um=-4.5,
+    stage_limits_um=(-100.0, 100.0),
+    groups={"Channel": ("FITC", "DAPI")},
+)
+JAVA = {"acquisition.backend": Value("java", "as you said"), "acquisition.port": Value(4827, "the default")}
+
+
+@pytest.fixture
+def surveyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Have the core report `FOUND`; the acquisitions that were asked for are the value."""
+    asked: list[Any] = []
+
+    def survey(acquisition: Any) -> Survey:
+        asked.append(acquisition)
+        return FOUND
+
+    monkeypatch.setattr(mm_survey, "survey", survey)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+@pytest.mark.acquisition
+def test_the_demo_devices_give_a_configuration_that_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "my.toml", "--yes", "--depth-um", "96"]) == 0
+    said = capsys.readouterr().out
+    assert "512 x 512 pixels, 16 bit" in said
+    assert "mdd doctor --config my.toml" in said
+    assert "mdd serve --config my.toml" in said
+    assert cli.main(["config", "check", "my.toml"]) == 0
+    config = load_config("my.toml")
+    assert (config.camera.width, config.camera.height) == (512, 512)
+    assert config.acquisition.exposure_ms == 10
+    assert config.volume.shape_z * config.volume.voxel_z_um == 96
+    assert config.volume.pixel_um is None  # Micro-Manager knows it
+    before = Path("my.toml").read_bytes()
+    assert cli.main(["init", "my.toml", "--yes"]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert Path("my.toml").read_bytes() == before
+
+
+def test_every_value_says_what_it_is_and_where_it_is_from() -> None:
+    text = written(suggestions(FOUND, {}), JAVA, FOUND)
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if "=" in line and not line.startswith(("#  ", "# python", "# Micro", "# 8")) and "here:" not in line:
+            assert lines[number - 1].startswith("#   here: "), line
+            assert lines[number - 2].startswith("# "), line
+    assert "Piezo is now; it goes from -100 to 100 µm" in text
+    assert "z0_um = -4.5" in text
+    assert "exposure_ms = 33.0" in text
+    assert "Micro-Manager says 0.65 µm now" in text
+    assert "all columns of Prime as it is set now (12 bit)" in text
+    assert "configuration groups there: Channel" in text
+
+
+def test_what_the_user_says_wins_over_what_is_found(surveyed: list[Any]) -> None:
+    arguments = "init a.toml --yes --backend java --port 4899 --length-um 30 --step-um 20 --depth-um 150"
+    more = ["--voxel-z-um", "5", "--z0-um", "7", "--exposure-ms", "50", "--channels", "DAPI, FITC"]
+    assert (
+        cli.main([*arguments.split(), *more, "--pixel-um", "0.5", "--output", "data", "--name", "mouse"]) == 0
+    )
+    config = load_config("a.toml")
+    assert surveyed[0].port == 4899
+    assert (config.acquisition.backend, config.acquisition.port) == ("java", 4899)
+    assert (config.sweep.length_um, config.sweep.step_um) == (30, 20)
+    assert (config.volume.shape_z, config.volume.voxel_z_um, config.volume.z0_um) == (30, 5, 7)
+    assert (config.acquisition.channel_group, config.acquisition.channels) == ("Channel", ("DAPI", "FITC"))
+    assert config.volume.pixel_um == 0.5
+    assert config.recorder.output == Path.cwd() / "data"
+    assert config.name == "mouse"
+
+
+def test_a_terminal_is_asked(surveyed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.prompt import Confirm, FloatPrompt
+
+    questions: list[str] = []
+
+    def answer(question: str, *, default: float) -> float:
+        questions.append(question)
+        return 24.0 if "Length" in question else default
+
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(Confirm, "ask", lambda *_, **__: True)
+    monkeypatch.setattr(FloatPrompt, "ask", answer)
+    assert cli.main(["init", "a.toml", "--exposure-ms", "5"]) == 0
+    assert surveyed[0].backend == "java"
+    assert len(questions) == 5  # not for the exposure, which was given
+    config = load_config("a.toml")
+    assert config.sweep.length_um == 24
+    assert config.sweep.step_um == 24  # the answer's consequence
+    assert config.volume.shape_z * config.volume.voxel_z_um == 96
+    assert config.acquisition.exposure_ms == 5
+
+
+REFUSALS = {
+    "no terminal": (["a.toml"], FOUND, "add --yes"),
+    "no folder": (["gone/a.toml", "--yes"], FOUND, "does not exist: make it first"),
+    "a preset that is not there": (["a.toml", "--yes", "--channels", "Cy5"], FOUND, "no preset 'Cy5'"),
+    "units": (["a.toml", "--yes", "--depth-um", "96000"], FOUND, "check the units"),
+    "a slab longer than the volume": (["a.toml", "--yes", "--depth-um", "5"], FOUND, "does not fit"),
+}
+
+
+@pytest.mark.parametrize(("words", "found", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_refusal_writes_nothing(
+    surveyed: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    words: list[str],
+    found: Survey,
+    message: str,
+) -> None:
+    assert cli.main(["init", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_camera_without_a_pixel_size_or_in_colour_is_refused() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ConfigError, match="give --pixel-um"):
+        suggestions(replace(FOUND, pixel_um=0.0), {})
+    assert suggestions(replace(FOUND, pixel_um=0.0), {"volume.pixel_um": 0.3})["volume.pixel_um"].value == 0.3
+    with pytest.raises(ConfigError, match="PixelType to 8 or 16 bit"):
+        suggestions(replace(FOUND, components=4, bytes_per_pixel=4), {})
+
+
+@pytest.mark.acquisition
+def test_a_configuration_that_does_not_load_is_told_from_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.cfg").write_text("Device,Camera,NoSuchLibrary,DCam\n")
+    assert cli.main(["init", "a.toml", "--yes", "--mm-config", "bad.cfg"]) == 3
+    assert "does not load" in capsys.readouterr().err
+    assert not Path("a.toml").exists()
