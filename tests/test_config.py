@@ -244,9 +244,9 @@ configs = st.builds(
         sweeps=st.one_of(st.none(), st.integers(1, 10**9)),
         specimen=st.booleans(),
     ),
-    sweep=st.builds(SweepConfig, length_um=st.floats(1.0, 24.0), overlap=st.floats(0.0, 0.99)),
+    sweep=st.builds(SweepConfig, length_um=st.floats(2.0, 24.0), overlap=st.floats(0.0, 0.99)),
     volume=st.builds(
-        VolumeConfig, z0_um=st.floats(-1e6, 1e6), pixel_um=st.one_of(st.none(), st.floats(1e-9, 1e9))
+        VolumeConfig, z0_um=st.floats(-1e6, 1e6), pixel_um=st.one_of(st.none(), st.floats(1e-9, 100.0))
     ),
     engine=st.builds(
         EngineConfig,

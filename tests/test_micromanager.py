@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mm_test_adapters
 import numpy as np
 import psutil
 import pytest
@@ -288,13 +289,30 @@ def test_a_daemon_that_turns_the_run_away_ends_it(
 
 
 @pytest.mark.acquisition
-def test_a_stage_that_fails_in_the_middle_ends_the_run_with_its_reason(
+def test_a_stage_that_cannot_go_there_is_refused_before_the_run(
     daemon: Daemon, start: Callable[[Config], DriverProcess]
 ) -> None:
     # The demo's stage goes to 300 µm; the volume does not stop there.
     driver = start(make(volume={"z0_um": 280.0}))
     assert wait_until(lambda: not driver.alive)
-    with pytest.raises(AcquisitionError, match=r"broke off .*Z"):
+    with pytest.raises(AcquisitionError, match=r"does not go to .*Position out of range.*volume\.z0_um"):
+        driver.raise_if_failed()
+    assert daemon.headers == []
+
+
+@pytest.mark.acquisition
+def test_a_device_that_fails_in_the_middle_ends_the_run_with_its_reason(
+    daemon: Daemon, start: Callable[[Config], DriverProcess], tmp_path: Path
+) -> None:
+    # The second channel asks for a binning that the camera does not have.
+    cfg = tmp_path / "lamp.cfg"
+    demo = Path(mm_test_adapters.device_adapter_path()) / mm_core.DEMO_CONFIG
+    lamp = "\nConfigGroup,Lamp,Good,Camera,Binning,1\nConfigGroup,Lamp,Bad,Camera,Binning,7\n"
+    cfg.write_text(demo.read_text(encoding="utf-8") + lamp, encoding="utf-8")
+    channels = {"channel_group": "Lamp", "channels": ["Good", "Bad"], "mm_config": cfg}
+    driver = start(make(acquisition=channels))
+    assert wait_until(lambda: not driver.alive)
+    with pytest.raises(AcquisitionError, match=r"broke off .*Binning"):
         driver.raise_if_failed()
     assert daemon.ends[0].reason == "failed"
     assert daemon.ends[0].announced == len(daemon.frames) > 0
