@@ -42,6 +42,11 @@ class ProgressBar:
         self._title = title
         self._task: TaskID | None = None
 
+    @property
+    def shown(self) -> bool:
+        """Whether anybody sees it."""
+        return self._bar is not None
+
     def __enter__(self) -> Self:
         return self
 

@@ -117,14 +117,17 @@ def run(args: Namespace) -> int:
     if args.time_points is not None:
         raise ConfigError("--time-points goes with --check: add it, or leave the time points out.")
     from microdiffusion.daemon.commands.build_bar import BuildBar
+    from microdiffusion.daemon.commands.progress import ProgressBar
     from microdiffusion.daemon.reconstruct import catch_up, reconstruct_file
     from microdiffusion.daemon.recorded import is_run_file
 
-    building = BuildBar("TensorRT engine")
+    building, bar = BuildBar("TensorRT engine"), ProgressBar("reconstructing")
 
     def progress(done: int, total: int, result: Reconstruction) -> None:
         building.close()
-        say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
+        bar(done, total)
+        if not bar.shown:
+            say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
 
     if args.output is None:
         if not is_run_file(args.file):
@@ -132,7 +135,7 @@ def run(args: Namespace) -> int:
                 f"{args.file} is no run file, whose volumes could be added in place: "
                 "name the run file to write with --output RUN.h5."
             )
-        with building:
+        with building, bar:
             added, failed = catch_up(args.file, config=config, progress=progress, building=building)
         left = f"; sweeps that could not be done: {failed} (mdd info says why)" if failed else ""
         say(f"{added} volumes added to {args.file}{left}")
@@ -140,7 +143,7 @@ def run(args: Namespace) -> int:
     if config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
     report = StageLines(say)
-    with building:
+    with building, bar:
         reconstruct_file(
             args.file, args.output, config=config, progress=progress, report=report, building=building
         )
