@@ -1,0 +1,52 @@
+"""A run in napari, in three dimensions: to turn by hand, or as a picture.
+
+    python napari_3d.py RUN.h5                        a window that follows the run while it goes on
+    python napari_3d.py RUN.h5 --output napari_3d.png a picture, and it ends
+
+Needs: python -m pip install "microdiffusion-daemon[napari]"
+"""
+
+# %% What to look at
+import argparse
+
+import napari
+import numpy as np
+
+import microdiffusion
+
+parser = argparse.ArgumentParser()
+parser.add_argument("run", help="run file of mdd")
+parser.add_argument("--output", default="", help="a picture instead of a window")
+parser.add_argument("--size", type=int, nargs=2, default=(1100, 800), metavar=("W", "H"))
+args = parser.parse_args()
+
+# %% The reader of mdd gives the layers their scale in µm
+viewer = napari.Viewer(ndisplay=3, show=not args.output)
+layers = viewer.open(args.run, plugin="microdiffusion-daemon")
+for layer in layers:
+    layer.rendering = "attenuated_mip"  # nearer is brighter, so that depth can be seen
+    layer.attenuation = 0.02
+    if len(layers) == 1:
+        layer.colormap = "inferno"
+
+# %% The time point at which most was going on
+with microdiffusion.open_run(args.run) as run:
+    coarse = len(run.pyramid) - 1
+    written = run.written()
+    light = [float(np.percentile(run.pyramid[coarse][t], 99.5)) for t in written]
+viewer.dims.set_current_step(0, int(written[int(np.argmax(light))]))
+
+# %% From the side and a little above
+viewer.scale_bar.visible = True
+viewer.axes.visible = True
+viewer.reset_view()
+viewer.camera.angles = (8.0, 32.0, 60.0)
+viewer.camera.zoom *= 1.15
+
+if args.output:
+    viewer.window.resize(*args.size)
+    viewer.screenshot(args.output, canvas_only=True, flash=False)
+    viewer.close()
+    print(args.output)
+else:
+    napari.run()
