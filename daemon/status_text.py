@@ -5,12 +5,13 @@ Pure functions; what a screen of them looks like is `view`'s.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.snapshot import HEADLINE
 
 if TYPE_CHECKING:
-    from microdiffusion.daemon.snapshot import Latency, RunSummary, StatusSnapshot
+    from microdiffusion.daemon.snapshot import Alarm, Latency, RunSummary, StatusSnapshot
 
 Level = Literal["info", "warning", "error"]
 
@@ -23,10 +24,17 @@ Tile = tuple[str, str, str, Level]
 
 def page(snapshot: StatusSnapshot) -> str:
     """Return everything but the preview as plain text, a topic a line."""
+    alarms = snapshot.alarms
     run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
     several = len(snapshot.runs) > 1
+    residual = snapshot.quality.residual
     rows = [
         ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
+        ("time", times(snapshot.time_utc)),
+        *(
+            (f"alarm {each.level}", f"for {_since(snapshot, each)} {each.text}: {each.cure}")
+            for each in alarms
+        ),
         ("run", f"{run.name} {run.id}".strip()),
         ("source", run.source),
         ("file", run.file),
@@ -38,12 +46,17 @@ def page(snapshot: StatusSnapshot) -> str:
             f"{sweep.number}, {sweep.received}/{sweep.count} frames",
         ),
         *((tile[0], ", ".join(text for text in tile[1:3] if text)) for tile in figures(snapshot)),
+        ("residual", "" if residual is None else f"{residual:.2f} × noise"),
         *((f"stage {name}", f"{seconds(p.p50)}, p95 {seconds(p.p95)}") for name, p in stages(snapshot)),
         *((f"run {number}", run_line(each)) for number, each in enumerate(snapshot.runs, 1) if several),
         *((f"queue {name}", depth_of(part.bytes, part.limit)) for name, part in snapshot.queues.items()),
         *((note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes),
     ]
     return "\n".join(f"{name:<18} {text}" for name, text in rows if text.strip(" ,"))
+
+
+def _since(snapshot: StatusSnapshot, alarm: Alarm) -> str:
+    return duration(max(0.0, snapshot.elapsed_s - alarm.since_s))
 
 
 def state_of(snapshot: StatusSnapshot) -> str:
@@ -128,6 +141,16 @@ def duration(value: float) -> str:
     """Return a long time as h:mm:ss."""
     minutes, rest = divmod(int(value), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def times(time_utc: str) -> str:
+    """Return a time of day here and in UTC: "23:14:05 CEST, 21:14:05 UTC"."""
+    if not time_utc:
+        return ""
+    utc = datetime.fromisoformat(time_utc)
+    local = utc.astimezone()
+    shown = f"{utc:%H:%M:%S} UTC"
+    return shown if local.utcoffset() == utc.utcoffset() else f"{local:%H:%M:%S} {local:%Z}, {shown}"
 
 
 def figures(snapshot: StatusSnapshot) -> list[Tile]:

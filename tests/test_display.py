@@ -33,7 +33,7 @@ from microdiffusion.daemon.display import graphics
 from microdiffusion.daemon.display.choices import Choices, Request
 from microdiffusion.daemon.display.contrast import windowed
 from microdiffusion.daemon.display.keyboard import names_of
-from microdiffusion.daemon.display.lines import alarm_lines, times
+from microdiffusion.daemon.display.lines import alarm_lines
 from microdiffusion.daemon.display.painter import Painter
 from microdiffusion.daemon.display.sparkline import BARS, sparkline
 from microdiffusion.daemon.display.terminal import Picture, Terminal
@@ -41,6 +41,7 @@ from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.shelf import AGAIN_S, PreviewShelf
 from microdiffusion.daemon.snapshot import Alarm, RunSummary, StatusSnapshot
 from microdiffusion.daemon.status import StatusBoard, StatusPublisher
+from microdiffusion.daemon.status_text import page, times
 from microdiffusion.daemon.view import screen
 from microdiffusion.daemon.volume_snapshot import save_newest
 from microdiffusion.errors import UserError
@@ -167,6 +168,7 @@ def test_alarms_stand_above_everything_with_their_cure_at_any_width() -> None:
     assert small.count("▀") > 300, "and the preview is still there"
     large = text(screen(snapshot, 200, 60, colour=True))
     assert all(f"trouble {number}: do this" in large for number in range(4))
+    assert "alarm error        for 0:01:00 trouble 0: do this" in page(snapshot)
     shown = text(alarm_lines(snapshot, 60, 4))
     assert "3 more alarms" in shown
     assert len(shown.splitlines()) <= 4

@@ -6,7 +6,6 @@ terminal's own sixteen, never black or white, so that they fit a dark and a ligh
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -14,7 +13,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from microdiffusion.daemon.display.choices import COMMANDING, KEYS
-from microdiffusion.daemon.status_text import duration
+from microdiffusion.daemon.status_text import duration, times
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.display.choices import Choices
@@ -95,16 +94,6 @@ def footer(snapshot: StatusSnapshot, choices: Choices, width: int) -> Line:
         line += pair
     gap = width - sum(segment.cell_length for segment in line) - cell_len(clock) - 1
     return [*line, Segment(" " * gap), Segment(clock, DIM)] if gap >= 0 else line
-
-
-def times(time_utc: str) -> str:
-    """Return a time of day here and in UTC: "23:14:05 CEST, 21:14:05 UTC"."""
-    if not time_utc:
-        return ""
-    utc = datetime.fromisoformat(time_utc)
-    local = utc.astimezone()
-    shown = f"{utc:%H:%M:%S} UTC"
-    return shown if local.utcoffset() == utc.utcoffset() else f"{local:%H:%M:%S} {local:%Z}, {shown}"
 
 
 def help_lines(choices: Choices, width: int, height: int) -> list[Line]:
