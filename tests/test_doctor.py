@@ -353,6 +353,9 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "speed, too slow for the frames": (lambda: disk.speed((30e6, 300e6), NEED), "failure", "local SSD"),
     "speed, too slow for a guess": (lambda: disk.speed((30e6, 300e6), GUESSED), "warning", "local SSD"),
     "speed, not measured": (lambda: disk.speed((), NEED), "warning", "recorder.output"),
+    "local file system": (lambda: disk.file_system(HERE, "ext4"), "ok", "ext4"),
+    "file system that nobody knows": (lambda: disk.file_system(HERE, ""), "ok", "not told"),
+    "network file system": (lambda: disk.file_system(HERE, "nfs4"), "warning", "local disk"),
     "journal": (lambda: disk.journal(Folder(HERE, free=10**12), 10**9), "ok", "up to 1.0 GB"),
     "journal, off": (lambda: disk.journal(Folder(HERE), 0), "warning", "wire.journal_gb"),
     "journal, not writable": (lambda: disk.journal(Folder(HERE, "no"), 1), "failure", "wire.journal"),
@@ -483,6 +486,16 @@ def test_a_folder_that_others_can_write_is_not_private(tmp_path: Path) -> None:
     assert disk.private_problem(tmp_path) == ""
     tmp_path.chmod(0o777)
     assert disk.private_problem(tmp_path) == "can be written by others"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="paths of posix")
+def test_the_file_system_is_that_of_the_closest_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    lines = ("/dev/a / ext4 rw", f"server:/x {tmp_path.as_posix()} nfs4 rw", "tmpfs /elsewhere tmpfs rw")
+    mounts.write_text("\n".join(lines))
+    assert disk.kind_of(tmp_path / "runs", mounts) == "nfs4"
+    assert disk.kind_of(tmp_path.parent, mounts) == "ext4"
+    assert disk.kind_of(tmp_path, tmp_path / "gone") == ""
 
 
 def test_memory_is_told() -> None:

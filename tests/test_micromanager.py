@@ -312,7 +312,7 @@ def test_a_device_that_fails_in_the_middle_ends_the_run_with_its_reason(
     channels = {"channel_group": "Lamp", "channels": ["Good", "Bad"], "mm_config": cfg}
     driver = start(make(acquisition=channels))
     assert wait_until(lambda: not driver.alive)
-    with pytest.raises(AcquisitionError, match=r"broke off .*Binning"):
+    with pytest.raises(AcquisitionError, match=r"broke off .*Changing channels"):
         driver.raise_if_failed()
     assert daemon.ends[0].reason == "failed"
     assert daemon.ends[0].announced == len(daemon.frames) > 0

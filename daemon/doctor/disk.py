@@ -25,6 +25,7 @@ PASS_BYTES = 32 << 20
 PASS_S = 1.5
 """A slow disk is known to be slow after this time."""
 _BLOCK = 4 << 20
+NETWORK = frozenset(("nfs", "nfs4", "cifs", "smb", "smb3", "smbfs", "afpfs", "9p", "fuse.sshfs", "lustre"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def checks(config: Config) -> list[Check]:
     return [
         Check(THEME, "recorder.output", lambda: room(look_at(output), need_of(config))),
         Check(THEME, "speed", lambda: speed(write_test(output), need_of(config))),
+        Check(THEME, "file system", lambda: file_system(output, kind_of(output))),
         Check(THEME, "journal", lambda: journal(look_at(spill), limit)),
         Check(THEME, "left-over frames", lambda: left_over_frames(*undelivered(spill))),
         Check(THEME, "engine cache", lambda: cache(_cache_folder(), private_problem)),
@@ -101,6 +103,17 @@ def speed(rates: tuple[float, ...], need: Need | None) -> Finding:
     if slowest < frames + volumes:
         return warning("write speed", text, cure)
     return ok("write speed", text)
+
+
+def file_system(path: Path, kind: str) -> Finding:
+    """Judge the kind of file system of the run files; empty where the system does not say."""
+    if kind in NETWORK:
+        return warning(
+            "file system",
+            f"{path} is on the network ({kind})",
+            "Record to a local disk and copy afterwards: locks, speed and live reading are uncertain there.",
+        )
+    return ok("file system", kind or "not told by this system")
 
 
 def journal(folder: Folder, limit: int) -> Finding:
@@ -186,6 +199,21 @@ def write_test(
     finally:
         _remove(made)
     return tuple(rates)
+
+
+def kind_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return the kind of file system that holds a folder, empty where the system does not say."""
+    path = path.absolute()
+    if str(path).startswith("\\\\"):
+        return "smb"
+    try:
+        rows = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return ""
+    path = path.resolve()
+    holding = [row for row in rows if len(row) > 2 and path.is_relative_to(row[1].replace("\\040", " "))]
+    # Of two at the same place the later one lies on top.
+    return max(enumerate(holding), key=lambda one: (len(one[1][1]), one[0]))[1][2] if holding else ""
 
 
 def undelivered(folder: Path) -> tuple[int, int, int]:
