@@ -151,6 +151,10 @@ def align(
     samples = _resampled(
         traces[used], amplitude[used], depth[used], z_um, curve.u_um, bead[:, None] * weight[used], seed
     )
+    whole = used & (share > 0.98)
+    if np.count_nonzero(whole) >= 3:
+        stretch = _stretch(traces[whole], amplitude[whole], depth[whole], z_um, curve)
+        curve = Curve(curve.u_um * stretch, curve.value)
     return Aligned(
         curve,
         depth[used],
@@ -160,6 +164,30 @@ def align(
         samples,
         int(np.count_nonzero(share[used] < 0.98)),
     )
+
+
+def _stretch(
+    traces: NDArray[np.float64],
+    amplitude: NDArray[np.float64],
+    depth: NDArray[np.float64],
+    z_um: NDArray[np.float64],
+    curve: Curve,
+) -> float:
+    """Return the factor by which a profile is too short, from the light of whole beads.
+
+    A steep edge that falls between two images may lie anywhere there, and beads that are all moved alike fit
+    as well. But beads lie at any phase of the steps, so the mean of their sums is the profile's integral,
+    wherever its edges were put.
+    """
+    lit = np.flatnonzero(curve.value > 0.02)
+    edge = typical_step(z_um)
+    low, high = curve.u_um[lit[0]] - edge, curve.u_um[lit[-1]] + edge
+    u = depth[:, None] - z_um[None, :]
+    inside = (u > low) & (u < high)
+    sums = (np.where(inside, traces, 0.0) * np.gradient(z_um)).sum(axis=1) / amplitude
+    area = float(curve.value[(curve.u_um >= low) & (curve.u_um <= high)].sum()) * curve.spacing_um
+    most = edge / max(lengths(curve).fwhm_um, edge)
+    return float(np.clip(np.median(sums) / area if len(sums) < 8 else sums.mean() / area, 1 - most, 1 + most))
 
 
 def typical_step(z_um: NDArray[np.float64]) -> float:
