@@ -291,6 +291,9 @@ class EngineConfig(Table):
             "always: everywhere, for a specimen that cannot move"
         ),
     ] = "still"
+    uncertainty: Annotated[
+        bool, Field(description="write beside each volume by how much each voxel may be off")
+    ] = False
     tile: Annotated[
         int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")
     ] = 256

@@ -224,6 +224,7 @@ class OpenRuns:
             provenance=provenance(None),
             on_written=partial(_written, self._board),
             live=self._config.engine.update == "projection",
+            uncertainty=self._config.engine.uncertainty,
         )
         recorder.start()
         with self._lock:

@@ -91,6 +91,7 @@ def reconstruct_file(
             configuration=config.model_dump_json(),
             provenance=provenance(info),
             on_written=lambda written: None,
+            uncertainty=config.engine.uncertainty,
         )
         recorder.start()
         try:

@@ -38,6 +38,7 @@ from microdiffusion.engines.recipe import recipe
 from microdiffusion.engines.run_sessions import RunSessions
 from microdiffusion.engines.sampler import SamplerSettings, bridge_noise
 from microdiffusion.engines.session import Geometries, Geometry, Session
+from microdiffusion.engines.uncertainty import deviation, pattern, scale
 from microdiffusion.engines.update import FIGURES, Update, UpdateSettings
 from microdiffusion.errors import GeometryError
 from microdiffusion.sweep import Reconstruction
@@ -210,6 +211,9 @@ class Reconstructor:
         numbers = found.tolist()
         figures = Figures.read(numbers, update.names, held=task.held is not None, octave=octave is not None)
         served, weight = self._serve(task, answers, figures)
+        unsure = (
+            self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
+        )
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         task.session.sweeps += 1
         self._sessions.keep(sweep, lane, task.session)
@@ -230,6 +234,7 @@ class Reconstructor:
             merged=task.merged,
             runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
             effort=effort,
+            uncertainty=unsure,
             slots=sweep.slots,
             from_state=task.from_state,
             state=task.session.name,
@@ -408,6 +413,14 @@ class Reconstructor:
             answers["blend"] = torch.lerp(answers[stand_in], answers["mdd"], weight)
             figures.blend("blend", "mdd", stand_in, weight)
         return verdict.served, verdict.weight
+
+    def _unsure(self, task: _Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
+        """Return the standard deviation of each voxel of what is served, in the units of the projections."""
+        volume, session = answers[served], task.session
+        doubt = pattern(volume, (each for name, each in answers.items() if name != "blend"), task.floor)
+        if task.held is not None and task.held_operator is not None and task.held_variance is not None:
+            session.error_scale = scale(doubt, volume, task.held_operator, task.held, task.held_variance)
+        return download(deviation(doubt, session.error_scale, task.variance).mul_(session.span))
 
     def _reference(self, task: _Task) -> tuple[Tensor, int, dict[str, float]]:
         """Return the reference's volume (normalised), trained for the sweep, its INR's updates, seconds."""

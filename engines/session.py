@@ -26,6 +26,7 @@ from microdiffusion.engines.linear import (
 )
 from microdiffusion.engines.merging import Seen
 from microdiffusion.engines.octave import OctaveTest
+from microdiffusion.engines.uncertainty import UNTOLD
 from microdiffusion.optics import projection_operator
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Session:
         Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
     last_two : list of Seen
         The sweeps before, in counts, the last one last; empty where sweeps are not merged.
+    error_scale : float
+        See `uncertainty.scale`.
     name : int
         Of the state as it is now, another one with each sweep; 0 for a session that has seen none.
     """
@@ -165,6 +168,7 @@ class Session:
     sweeps: int = 0
     white_share: float = 1.0
     last_two: list[Seen] = field(default_factory=list)
+    error_scale: float = UNTOLD
     name: int = 0
 
     def begin(self) -> int:
@@ -189,6 +193,7 @@ class Session:
             "white_share": self.white_share,
             "findings": asdict(self.findings),
             "seen": [each.sweep for each in self.last_two],
+            "error_scale": self.error_scale,
             "name": self.name,
         }
         prior, tensors = self.prior.state()
@@ -214,6 +219,7 @@ class Session:
             Findings(**numbers["findings"]),
             int(numbers["sweeps"]),
             float(numbers["white_share"]),
+            error_scale=float(numbers["error_scale"]),
             name=int(numbers["name"]),
         )
         for place, number in enumerate(numbers["seen"]):

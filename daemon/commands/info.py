@@ -130,6 +130,12 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         if values.size:
             p50, p95 = np.percentile(values, (50, 95))
             yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}  {sparkline(opened.values(dataset))}"
+    if opened.uncertainty is not None:
+        there = np.argwhere(opened.values("has_uncertainty") != 0)
+        if len(there):  # one of them: each is as large as a volume
+            place = tuple(int(each) for each in there[-1])
+            mean = float(opened.uncertainty[place].mean())
+            yield "uncertain by", f"mean {mean:.3g} counts at time point {place[0]}"
     if later := int(np.count_nonzero(opened.values("later")[written])):
         yield "later", f"{later} of them reconstructed later, from the recorded frames"
     for label, names in (("served", SERVED), ("runtime", RUNTIMES), ("effort", EFFORTS)):
