@@ -424,7 +424,35 @@ class RecorderConfig(Table):
     bigdataviewer: Annotated[
         bool, Field(description="make a link beside the run file that BigDataViewer opens, live")
     ] = False
+    layout: Annotated[
+        Literal["static", "swmr"],
+        Field(description="static: opens anywhere, also live; swmr: may be compressed, grows as needed"),
+    ] = "static"
+    compression: Annotated[
+        Literal["none", "gzip", "lz4"],
+        Field(description='of the swmr layout; every HDF5 reads gzip, lz4 needs the extra "compression"'),
+    ] = "none"
+    file_gb: Annotated[
+        Positive, Field(description="a run goes on in a further file before one is larger, GB")
+    ] = 64.0
     queue_mb: Annotated[Positive, Field(description="most that waits to be written, MB")] = 512.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_ended(cls, values: object) -> object:
+        """Let a file that reserves nothing grow, unless it was said how far."""
+        if isinstance(values, dict) and values.get("layout") == "swmr":
+            return {"time_points": 1_000_000, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _compression_needs_swmr(self) -> Self:
+        if self.compression != "none" and self.layout != "swmr":
+            raise ValueError(
+                f'recorder.compression = "{self.compression}" needs recorder.layout = "swmr": '
+                "the static layout is not compressed"
+            )
+        return self
 
 
 class WireConfig(Table):

@@ -38,12 +38,14 @@ def write_attributes(file: h5py.File, plan: RunPlan) -> None:
         file,
         {
             "mdd_layout": LAYOUT_VERSION,
-            "storage": "static",
+            "storage": plan.storage,
+            "compression": plan.compression,
             "mdd_version": _VERSION,
             "run_id": header.run_id,
             "name": header.name,
             "created_utc": plan.created_utc,
-            "time_points": plan.time_points,
+            # Such a file grows: the length of its datasets says how far.
+            **({"time_points": plan.time_points} if plan.storage == "static" else {}),
             "frames_per_sweep": plan.frames_per_sweep,
             "segment": plan.segment,
             "first_time_point": plan.first_time_point,
@@ -137,9 +139,11 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
     version = _check_version(path, attribute_of(path, file, "mdd_layout"))
     try:
         provenance = file["mdd/provenance"]
+        storage = str(attribute("storage"))
+        grows = storage == "swmr"
         return RunPlan(
             header=RunHeader.model_validate_json(bytes(file["mdd/run_header"][()])),
-            time_points=int(attribute("time_points")),
+            time_points=int(file["mdd/status"].shape[0] if grows else attribute("time_points")),
             frames_per_sweep=int(attribute("frames_per_sweep")),
             segment=int(attribute("segment")),
             first_time_point=int(attribute("first_time_point")),
@@ -151,6 +155,8 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
             pyramid=_pyramid(attribute("pyramid_factors")),
             uncertainty=bool(attribute("uncertainty")),
             version=version,
+            storage=storage,
+            compression=str(attribute("compression")) if grows else "none",
         )
     except InputFileError:
         raise

@@ -52,6 +52,7 @@ from microdiffusion.run_schema import (
     runtime_code,
     segment_path,
 )
+from microdiffusion.swmr_file import open_hdf5
 
 __all__ = [
     "CANDIDATES",
@@ -259,8 +260,7 @@ def peek(path: Path) -> tuple[str, str]:
     OSError
         It cannot be read.
     """
-    # Through a stream HDF5 takes no lock, so a file that is being written can be asked too.
-    with path.open("rb") as stream, h5py.File(stream, "r") as file:
+    with open_hdf5(path) as file:
         try:
             if attribute_of(path, file, "segment") != 0 or SNAPSHOT in file["mdd/provenance"].attrs:
                 return "", ""

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import MissingFileError
+from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.run_file import Closed, RunPlan, read_layout, segment_path
+from microdiffusion.swmr_file import SwmrPart, is_swmr_file
 
 
 class Part(Protocol):
@@ -76,7 +77,13 @@ def open_part(path: Path) -> Part:
     MissingFileError, InputFileError
         There is none; it cannot be read.
     """
-    return StaticPart(path)
+    try:
+        swmr = path.is_file() and is_swmr_file(path)
+    except OSError as error:
+        raise InputFileError(
+            f"{path} cannot be read ({error.strerror or error}): check its rights."
+        ) from error
+    return SwmrPart(path) if swmr else StaticPart(path)
 
 
 class RunParts:

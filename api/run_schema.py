@@ -98,6 +98,8 @@ class RunPlan:
         Whether there is room for the uncertainty of each voxel.
     version : str
         Version of the layout, "major.minor".
+    storage, compression : str
+        "static" or "swmr" (`swmr_file`); "none", "gzip" or "lz4", of the images.
     """
 
     header: RunHeader
@@ -113,6 +115,8 @@ class RunPlan:
     pyramid: tuple[Factors, ...] = ()
     uncertainty: bool = False
     version: str = LAYOUT_VERSION
+    storage: str = "static"
+    compression: str = "none"
 
     @property
     def planned(self) -> int:

@@ -11,14 +11,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from microdiffusion.errors import InputFileError, MissingFileError
-from microdiffusion.pyramid import Factors, coarser
+from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
+from microdiffusion.pyramid import coarser
 from microdiffusion.run_file import (
     EFFORTS,
     LEDGER_COLUMNS,
@@ -26,14 +26,13 @@ from microdiffusion.run_file import (
     SERVED,
     Closed,
     Ledger,
-    Region,
-    RunLayout,
+    RunPlan,
     Status,
     position_prefix,
-    read_layout,
     segment_path,
 )
 from microdiffusion.run_schema import CHECKED
+from microdiffusion.verify_file import CheckedFile, open_checked
 
 _MOST_FAULTS = 100
 _LEDGER_ATTEMPTS = 5
@@ -98,81 +97,38 @@ def verify_run(path: str | Path) -> Report:
     if not path.is_file():
         raise MissingFileError(f"There is no run file at {path}: check the path.")
     report = Report(str(path))
-    files: list[_File] = []
+    files: list[CheckedFile] = []
     try:
         files.extend(_parts(path, report))
         if files:
             _verify(files, report)
+    except DamagedError as error:
+        report.add(str(error))
     except OSError as error:
         report.add(f"{path.name} cannot be read to its end ({error.strerror or error})")
     finally:
         for part in files:
-            part.stream.close()
+            part.close()
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    stream: BinaryIO
-    layout: RunLayout
-
-    def read(self, name: str) -> NDArray[Any]:
-        """Return a dataset, read anew."""
-        region = self.layout.regions[name]
-        content = np.empty(region.size, np.uint8)
-        self.fill(content.data, region.offset)
-        return content.view(region.dtype).reshape(region.shape)
-
-    def fill(self, room: memoryview, offset: int) -> None:
-        self.stream.seek(offset)
-        while len(room):
-            count = self.stream.readinto(room)  # type: ignore[attr-defined]  # unbuffered
-            if not count:
-                raise OSError(f"it is shorter than its layout says, at byte {offset}")
-            room = room[count:]
-
-    def coarser(self, name: str, index: tuple[int, ...], factors: tuple[Factors, ...]) -> list[NDArray[Any]]:
-        """Return the coarser levels of a volume as they should be."""
-        if not factors:
-            return []
-        region = self.layout.regions[name]
-        offset, size = region.locate(index)
-        content = np.empty(size, np.uint8)
-        self.fill(content.data, offset)
-        volume = content.view(region.dtype).reshape(region.shape[len(index) :])
-        with np.errstate(all="ignore"):  # damaged voxels may be anything
-            return coarser(volume, factors)
-
-    def checksum(self, region: Region, index: tuple[int, ...], room: NDArray[np.uint8]) -> int:
-        offset, size = region.locate(index)
-        crc = 0
-        for at in range(0, size, room.size):
-            block = room[: min(room.size, size - at)]
-            self.fill(block.data, offset + at)
-            crc = crc32(block.data, crc)
-        return crc
-
-
-def _parts(path: Path, report: Report) -> Iterator[_File]:
+def _parts(path: Path, report: Report) -> Iterator[CheckedFile]:
     """Open the run's files, as long as they belong together."""
-    first: RunLayout | None = None
+    first: RunPlan | None = None
     following = 0
     for number in range(1_000_000):
         part = segment_path(path, number)
         if not part.is_file():
             break
-        stream = part.open("rb", buffering=0)
         try:
-            layout = read_layout(part, stream)
+            file = open_checked(part)
         except InputFileError as error:
-            stream.close()
             report.add(str(error))
             return
-        plan = layout.plan
-        first = first or layout
-        if plan.segment != number or plan.header != first.plan.header:
-            stream.close()
+        plan = file.plan
+        first = first or plan
+        if plan.segment != number or plan.header != first.header:
+            file.close()
             report.add(f"{part.name} is not part {number} of this run: give the run's first file")
             return
         if plan.first_time_point != following:
@@ -180,14 +136,14 @@ def _parts(path: Path, report: Report) -> Iterator[_File]:
         following = plan.first_time_point + plan.time_points
         report.files += 1
         report.run_id = plan.header.run_id
-        yield _File(part, stream, layout)
+        yield file
     names = {segment_path(path, n).name for n in range(report.files)}
     for other in sorted(path.parent.glob(f"{path.stem}_s[0-9][0-9][0-9]{path.suffix}")):
         if other.name not in names:
             report.add(f"{other.name} is there, and the file before it is not")
 
 
-def _verify(files: list[_File], report: Report) -> None:
+def _verify(files: list[CheckedFile], report: Report) -> None:
     report.closed = int(files[-1].read("mdd/closed")) == Closed.CLOSED
     for part in files:
         code = int(part.read("mdd/closed"))
@@ -196,7 +152,7 @@ def _verify(files: list[_File], report: Report) -> None:
     ledger = _ledger(files[0], report)
     room = np.empty(1 << 20, np.uint8)
     seqs: list[NDArray[np.int64]] = []
-    for position, name in enumerate(files[0].layout.plan.header.positions):
+    for position, name in enumerate(files[0].plan.header.positions):
         sessions = [
             _Session(part, position, name if position else "", report, room=room, closed=report.closed)
             for part in files
@@ -208,7 +164,7 @@ def _verify(files: list[_File], report: Report) -> None:
     _run_texts(files[0], report)
 
 
-def _ledger(first: _File, report: Report) -> Ledger:
+def _ledger(first: CheckedFile, report: Report) -> Ledger:
     """Check that the ledger adds up; of a run that goes on it may be read while it is written."""
     for _ in range(_LEDGER_ATTEMPTS):
         ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
@@ -235,7 +191,7 @@ def _numbers(seqs: NDArray[np.int64], ledger: Ledger, report: Report) -> None:
         )
 
 
-def _run_texts(first: _File, report: Report) -> None:
+def _run_texts(first: CheckedFile, report: Report) -> None:
     if int(first.read("mdd/events/count")) < 0:
         report.add("the number of events is negative")
     text = bytes(first.read("mdd/engine")[()])
@@ -262,7 +218,7 @@ class _Session:
 
     def __init__(
         self,
-        part: _File,
+        part: CheckedFile,
         position: int,
         name: str,
         report: Report,
@@ -270,7 +226,7 @@ class _Session:
         room: NDArray[np.uint8],
         closed: bool,
     ) -> None:
-        plan = part.layout.plan
+        plan = part.plan
         self._part, self._report, self._room, self._closed = part, report, room, closed
         self._prefix, self._name = position_prefix(position), name
         self._channels = plan.header.channels
@@ -282,7 +238,7 @@ class _Session:
 
     def where(self, t: int, channel: int) -> str:
         """Return a time point's name."""
-        text = f"sweep {self._part.layout.plan.first_time_point + t}"
+        text = f"sweep {self._part.plan.first_time_point + t}"
         text += f" of channel {self._channels[channel]}" if len(self._channels) > 1 else ""
         return text + (f" of position {self._name}" if self._name else "")
 
@@ -321,14 +277,14 @@ class _Session:
             rows[name] = self._part.read(f"{self._prefix}mdd/frames/{name}").reshape(shape)
         sums = rows["crc32"]
         checks = self._part.read(f"{self._prefix}mdd/frames/check").reshape(shape)
-        region = self._part.layout.regions[f"{self._prefix}projections"]
+        images = f"{self._prefix}projections"
         for t, channel, slot in np.argwhere(self._seq >= 0).tolist():
             what = f"frame {slot} (seq {self._seq[t, channel, slot]}) of {self.where(t, channel)}"
             if not np.isfinite(z_um[t, channel, slot]):
                 self._report.add(f"{what} has no place in z")
             if crc32(rows[t, channel, slot].tobytes()) != checks[t, channel, slot]:
                 self._report.add(f"{what} was changed: its number, place, time or checksum")
-            found = self._part.checksum(region, (*self._index(t, channel), slot), self._room)
+            found = self._part.checksum(images, (*self._index(t, channel), slot), self._room)
             if found != sums[t, channel, slot]:
                 self._report.add(f"{what} has the wrong checksum")
             self._report.frames += 1
@@ -336,10 +292,10 @@ class _Session:
     def _volumes(self) -> None:
         sums, acquired_s = self._values("crc32"), self._values("acquired_s")
         served, reasons = self._values("served"), self._values("reason")
-        region = self._part.layout.regions[f"{self._prefix}volume"]
+        volumes = f"{self._prefix}volume"
         for t, channel in np.argwhere(self.status == Status.WRITTEN).tolist():
             what = f"the volume of {self.where(t, channel)}"
-            if self._part.checksum(region, self._index(t, channel), self._room) != sums[t, channel]:
+            if self._part.checksum(volumes, self._index(t, channel), self._room) != sums[t, channel]:
                 self._report.add(f"{what} has the wrong checksum")
             self._beside(t, channel, what)
             if not np.isfinite(acquired_s[t, channel]):
@@ -354,19 +310,22 @@ class _Session:
 
     def _beside(self, t: int, channel: int, what: str) -> None:
         """Check the coarser levels of a volume, and its uncertainty."""
-        plan, index = self._part.layout.plan, self._index(t, channel)
-        expected = self._part.coarser(f"{self._prefix}volume", index, plan.pyramid)
-        for level, content in enumerate(expected, 1):
-            region = self._part.layout.regions[f"{self._prefix}pyramid/{level}"]
-            found = self._part.checksum(region, index, self._room)
+        plan, index = self._part.plan, self._index(t, channel)
+        levels: list[NDArray[Any]] = []
+        if plan.pyramid:
+            try:
+                with np.errstate(all="ignore"):  # damaged voxels may be anything
+                    levels = coarser(self._part.item(f"{self._prefix}volume", index), plan.pyramid)
+            except InputFileError:
+                return  # of the volume it is known already
+        for level, content in enumerate(levels, 1):
+            found = self._part.checksum(f"{self._prefix}pyramid/{level}", index, self._room)
             if found != self._values(f"pyramid_crc32/{level}")[t, channel]:
                 self._report.add(f"level {level} of {what} has the wrong checksum")
             elif found != crc32(content.reshape(-1).view(np.uint8).data):
                 self._report.add(f"level {level} of {what} is not made of its voxels")
         if plan.uncertainty and self._values("has_uncertainty")[t, channel]:
-            found = self._part.checksum(
-                self._part.layout.regions[f"{self._prefix}uncertainty"], index, self._room
-            )
+            found = self._part.checksum(f"{self._prefix}uncertainty", index, self._room)
             if found != self._values("uncertainty_crc32")[t, channel]:
                 self._report.add(f"the uncertainty of {what} has the wrong checksum")
 
@@ -382,16 +341,16 @@ class _Session:
                 )
 
     def _live(self) -> None:
-        plan = self._part.layout.plan
+        plan = self._part.plan
         if not plan.live or plan.segment:
             return
         counters = self._part.read(f"{self._prefix}live/counter").reshape(-1)
         sums = self._part.read(f"{self._prefix}live/crc32").reshape(2, -1)
-        region = self._part.layout.regions[f"{self._prefix}live/volume"]
+        volumes = f"{self._prefix}live/volume"
         for channel in np.flatnonzero(counters > 0).tolist():
             newest = int(counters[channel] % 2)
             index = (newest,) if len(self._channels) == 1 else (newest, channel)
-            if self._part.checksum(region, index, self._room) != sums[newest, channel]:
+            if self._part.checksum(volumes, index, self._room) != sums[newest, channel]:
                 of = self.where(0, channel).partition(" of ")[2]
                 self._report.add(f"the rolling volume{of and ' of ' + of} has the wrong checksum")
 

@@ -86,7 +86,9 @@ def reconstruct_file(
             partial,
             recorded.header,
             # One file holds all of it, whatever room a live run would reserve.
-            config.recorder.model_copy(update={"time_points": max(key.sweep for key in everything) + 1}),
+            config.recorder.model_copy(
+                update={"time_points": max(key.sweep for key in everything) + 1, "file_gb": 1e9}
+            ),
             frames_per_sweep=recorded.frames_per_sweep,
             configuration=config.model_dump_json(),
             provenance=provenance(info),

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import h5py
 import numpy as np
 
 from microdiffusion.daemon.assembler import LEAST_SHARE
@@ -20,6 +19,7 @@ from microdiffusion.projection_file import open_projections
 from microdiffusion.reader import open_run
 from microdiffusion.recorded_sweep import FrameRows
 from microdiffusion.sweep import Frame, Sweep
+from microdiffusion.swmr_file import open_hdf5
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class Recorded(Protocol):
 def is_run_file(path: Path) -> bool:
     """Whether this is a run file; what cannot be opened is none, and is refused by whoever opens it."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return "mdd_layout" in file.attrs
     except OSError:
         return False

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.growth import with_room
 from microdiffusion.daemon.job_queue import JobQueue
 from microdiffusion.daemon.monitoring.events import tell
 from microdiffusion.daemon.patience import Patience
@@ -87,17 +88,20 @@ class Recorder:
         room = min(config.time_points, header.sweeps or config.time_points)
         plan = RunPlan(
             header=header,
-            time_points=room,
+            time_points=1,
             frames_per_sweep=frames_per_sweep,
             configuration=configuration,
             provenance=dict(provenance),
             created_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            planned_time_points=room,
             live=live,
             pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
             uncertainty=uncertainty,
+            storage=config.layout,
+            compression=config.compression,
         )
-        self._set_up(RunFiles(path, plan), config, on_written)
+        most_bytes = int(config.file_gb * 1e9)
+        files = RunFiles(path, with_room(plan, room, most_bytes), most_bytes=most_bytes)
+        self._set_up(files, config, on_written)
 
     def _set_up(self, files: RunFiles, config: RecorderConfig, on_written: Callable[[Written], None]) -> None:
         self._files = files
@@ -133,7 +137,8 @@ class Recorder:
         lock = RunLock(path)
         lock.acquire()
         try:
-            recorder._set_up(RunFiles.reopened(path), config, on_written)  # noqa: SLF001
+            files = RunFiles.reopened(path, most_bytes=int(config.file_gb * 1e9))
+            recorder._set_up(files, config, on_written)  # noqa: SLF001
         except BaseException:
             lock.release()
             raise

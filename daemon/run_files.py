@@ -1,9 +1,9 @@
 """The files of a run: which time point lies in which, making room for more, taking over those that are there.
 
-Owns the run's files (`segment.Segment`) and the book of what is in them (`run_book.RunBook`), which the
-writer keeps. A run longer than one file goes on in the next one; a file that was cut when it was closed is
-made longer first. Few files are open at a time. Used by one thread at a time, the recorder's once it runs,
-but for `read_frames`.
+Owns the run's files (`run_segment.RunSegment`) and the book of what is in them (`run_book.RunBook`), which
+the writer keeps. A run longer than one file goes on in the next one; a file that was cut when it was
+closed is made longer first. Few files are open at a time. Used by one thread at a time, the recorder's once
+it runs, but for `read_frames`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from microdiffusion.daemon.growth import furthest, longer, with_room
 from microdiffusion.daemon.run_book import Key, RunBook
-from microdiffusion.daemon.segment import Segment, free_bytes, size_text
+from microdiffusion.daemon.run_segment import RunSegment, create_segment, open_segment
+from microdiffusion.daemon.segment import free_bytes, size_text
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.recorded_sweep import FrameRows
 from microdiffusion.run_file import Closed, RunPlan, Status, position_prefix, segment_path
@@ -25,14 +27,13 @@ from microdiffusion.sweep import Frame
 
 _TRIM_MOST_BYTES = 1 << 30
 _OPEN_FILES = 4  # those before are opened again for what comes late
-_MOST_SEGMENTS_AHEAD = 10  # a sweep number further on than this is a mistake, not an outage
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """A time point's file, group, index there, and how to find it in the book."""
 
-    segment: Segment
+    segment: RunSegment
     prefix: str
     index: tuple[int, ...]
     part: int
@@ -48,26 +49,29 @@ class RunFiles:
         The run's first file.
     plan : RunPlan
         Of that file.
+    most_bytes : int
+        Most that one file may hold.
 
     Attributes
     ----------
     plan : RunPlan
-    segments : list of Segment
+    segments : list of RunSegment
         The files so far.
     book : RunBook
     last_time_s : float
         Camera time of the newest frame.
     """
 
-    def __init__(self, path: Path, plan: RunPlan) -> None:
+    def __init__(self, path: Path, plan: RunPlan, *, most_bytes: int) -> None:
         self.path = path
+        self._most_bytes = most_bytes
         self.plan = plan
-        self.segments: list[Segment] = []
+        self.segments: list[RunSegment] = []
         self.book = RunBook(len(plan.header.channels), plan.frames_per_sweep)
         self.last_time_s = 0.0
 
     @classmethod
-    def reopened(cls, path: Path) -> RunFiles:
+    def reopened(cls, path: Path, *, most_bytes: int) -> RunFiles:
         """Return the files of a run that is there; nothing is written before `go_on`.
 
         Raises
@@ -79,8 +83,8 @@ class RunFiles:
         """
         if not path.is_file():
             raise MissingFileError(f"There is no run file at {path}: check the path.")
-        first = Segment.open(path)
-        files = cls(path, first.layout.plan)
+        first = open_segment(path)
+        files = cls(path, first.layout.plan, most_bytes=most_bytes)
         try:
             files._take_over(first)
         except BaseException:
@@ -97,7 +101,7 @@ class RunFiles:
         InputFileError, NoRoomError, DiskError
             It exists, there is no room for it, or it cannot be written.
         """
-        self._append(Segment.create(self.path, self.plan))
+        self._append(create_segment(self.path, self.plan))
 
     def go_on(self) -> None:
         """Say in all files that the run goes on.
@@ -129,7 +133,7 @@ class RunFiles:
             or (header.sweeps is not None and sweep >= header.sweeps)
             or not 0 <= channel < len(header.channels)
             or not 0 <= position < len(header.positions)
-            or sweep >= self.book.stop + _MOST_SEGMENTS_AHEAD * self.plan.planned
+            or sweep >= furthest(self.plan, self.book.stop)
         ):
             return None
         while sweep >= self.book.stop:
@@ -142,24 +146,25 @@ class RunFiles:
         """Make the last file as long as it was planned, or else begin a further one."""
         last = self.segments[-1]
         plan = last.layout.plan
-        if plan.time_points < plan.planned and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):
-            self.book.lengthen_last(plan.planned)
+        wanted = longer(
+            plan,
+            size=last.path.stat().st_size,
+            pending=self.book.pending(len(self.segments) - 1),
+            most_bytes=self._most_bytes,
+        )
+        if wanted > plan.time_points and last.lengthen(wanted, most_bytes=_TRIM_MOST_BYTES):
+            self.book.lengthen_last(wanted)
             return
         further = self._further()
-        self._append(Segment.create(segment_path(self.path, further.segment), further))
+        self._append(create_segment(segment_path(self.path, further.segment), further))
 
     def _further(self) -> RunPlan:
         """Return the plan of the next file."""
         first, room = self.book.stop, self.plan.planned
         if self.plan.header.sweeps is not None:
             room = min(room, self.plan.header.sweeps - first)
-        return replace(
-            self.plan,
-            segment=len(self.segments),
-            first_time_point=first,
-            time_points=room,
-            planned_time_points=room,
-        )
+        further = replace(self.plan, segment=len(self.segments), first_time_point=first)
+        return with_room(further, room, self._most_bytes)
 
     def short_of_room(self) -> str:
         """Return a sentence where the next file of the run would find no room now; empty: all is well.
@@ -182,7 +187,7 @@ class RunFiles:
             f"and the disk has {size_text(free)}; free some"
         )
 
-    def _append(self, segment: Segment) -> None:
+    def _append(self, segment: RunSegment) -> None:
         if self.segments:
             # Further files are alike: their layouts are kept once.
             latest = self.segments[-1].layout
@@ -252,9 +257,9 @@ class RunFiles:
         for segment in self.segments:
             segment.close()
 
-    def _take_over(self, first: Segment) -> None:
+    def _take_over(self, first: RunSegment) -> None:
         """Take in the files of a run that is there, and what they hold."""
-        segment: Segment | None = first
+        segment: RunSegment | None = first
         while segment is not None:
             plan, number = segment.layout.plan, len(self.segments)
             if (plan.header, plan.segment, plan.first_time_point, plan.frames_per_sweep) != (
@@ -271,9 +276,9 @@ class RunFiles:
             self._append(segment)
             self._load(segment, number)
             following = segment_path(self.path, number + 1)
-            segment = Segment.open(following) if following.is_file() else None
+            segment = open_segment(following) if following.is_file() else None
 
-    def _load(self, segment: Segment, number: int) -> None:
+    def _load(self, segment: RunSegment, number: int) -> None:
         for position in range(len(self.plan.header.positions)):
             prefix = position_prefix(position)
             seq = segment.read(f"{prefix}mdd/frames/seq")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.daemon.segment import Segment
+from microdiffusion.daemon.run_segment import RunSegment
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.run_schema import (
     ENGINE_BYTES,
@@ -36,7 +36,7 @@ class RunNotes:
 
     Parameters
     ----------
-    first : Segment
+    first : RunSegment
         The run's first file.
 
     Attributes
@@ -48,7 +48,7 @@ class RunNotes:
         Frames that have no place in the file.
     """
 
-    def __init__(self, first: Segment) -> None:
+    def __init__(self, first: RunSegment) -> None:
         self._first = first
         self.ledger = Ledger()
         self.senders = np.full((SENDER_ROOM, len(SENDER_COLUMNS)), -1, np.int64)
@@ -58,7 +58,7 @@ class RunNotes:
         self._began_s = time.monotonic()
 
     @classmethod
-    def read(cls, first: Segment, *, placed: int) -> tuple[RunNotes, NDArray[np.int64]]:
+    def read(cls, first: RunSegment, *, placed: int) -> tuple[RunNotes, NDArray[np.int64]]:
         """Return the notes of a run that is there, and the `seq` of its frames without place."""
         notes = cls(first)
         notes.senders = first.read("mdd/senders")

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.daemon import Daemon
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
+from microdiffusion.filesystem import refuse_unordered
 from microdiffusion.run_file import Status
+from microdiffusion.swmr_file import require_compression
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +41,8 @@ def serve(
     ------
     ConfigError
         The method cannot be live.
+    InputFileError, DependencyError
+        The run file's folder or compression cannot be used.
     MddError
         See `Daemon.serve`; the summary of what was written is printed first.
     """
@@ -52,6 +56,9 @@ def serve(
             f"There are no weights at {config.engine.weights}: check engine.weights, or leave it out for "
             "those that ship with mdd."
         )
+    if config.recorder.layout == "swmr":  # refused now, not when the first frame comes
+        refuse_unordered(config.recorder.output)
+        require_compression(config.recorder.compression)
     daemon = Daemon(
         _limited(config, volumes), volumes=volumes, duration_s=duration_s, feed=feed, resume=resume
     )

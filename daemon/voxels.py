@@ -17,7 +17,7 @@ from microdiffusion.pyramid import Pyramid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.daemon.segment import Segment
+    from microdiffusion.daemon.run_segment import RunSegment
 
 _BLOCK = 1 << 17  # voxels; 512 KiB of float32
 _MOST = 65535
@@ -40,7 +40,7 @@ class VoxelWriter:
 
     def write(
         self,
-        segment: Segment,
+        segment: RunSegment,
         name: str,
         index: tuple[int, ...],
         volume: NDArray[np.float32],

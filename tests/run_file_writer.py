@@ -133,7 +133,8 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[2] == "resumed" and path.exists():
         target = resumed(path, on_written=announce)
     else:
-        target = recorder(path, time_points=time_points, durable=durable, on_written=announce)
+        storage = {"layout": "swmr", "compression": arguments[3]} if arguments[2] == "swmr" else {}
+        target = recorder(path, time_points=time_points, durable=durable, on_written=announce, **storage)
     print("ready", flush=True)
     target.start()
     for sweep in range(target.next_sweep, 10_000):
