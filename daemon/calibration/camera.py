@@ -88,7 +88,7 @@ def measure_camera(
         top = float(flat.max())
         full = top if np.count_nonzero(flat == top) >= max(50, len(flat)) else np.inf
     points, saturated_share = _points(dark, flat, level, noise2, calm, float(full))
-    if float(np.median(flat)) < offset + max(3.0 * np.sqrt(read2), 2.0):
+    if float(np.median(flat)) < offset + max(float(np.sqrt(read2)), 1.0):
         raise InputFileError(
             f"{names[1]} is as dark as {names[0]} ({float(np.median(flat)) - offset:.3g} counts more): take "
             "it with light, and name the dark series first."
@@ -209,7 +209,13 @@ def _points(
         difference = np.where(good, first * scales[0] - second * scales[1], 0.0)
         # Each block's two means are set equal, which takes one degree of freedom.
         variance = 0.5 * _blocks(difference**2) / np.maximum(count - 1.0, 1.0)
-        excess = variance - read2 / np.maximum(_blocks(calm.astype(np.float64)), 1.0)
+        # What is scaled brings its read noise along, as the square, and its photons' noise in proportion.
+        ratio = [np.where(usable, mean / np.where(usable, x, 1.0), 1.0) for x in (one, two)]
+        # The dark level that was taken off has noise of its own, which unequal factors do not cancel.
+        own = (ratio[0] - ratio[1]) ** 2 / len(dark)
+        dark_part = 0.5 * (ratio[0] ** 2 + ratio[1] ** 2 + own) * read2
+        dark_part /= np.maximum(_blocks(calm.astype(np.float64)), 1.0)
+        excess = (variance - dark_part) / (0.5 * (ratio[0] + ratio[1]))
         found.append(np.stack([mean, excess, count], axis=1)[usable])
     points = np.concatenate(found) if found else np.zeros((0, 3))
     return points, saturated / max(pairs * level.size, 1)
