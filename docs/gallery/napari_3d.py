@@ -11,6 +11,7 @@ import argparse
 
 import napari
 import numpy as np
+from qtpy.QtWidgets import QApplication
 
 import microdiffusion
 
@@ -21,11 +22,12 @@ parser.add_argument("--size", type=int, nargs=2, default=(1100, 800), metavar=("
 args = parser.parse_args()
 
 # %% The reader of mdd gives the layers their scale in µm
-viewer = napari.Viewer(ndisplay=3, show=not args.output)
+viewer = napari.Viewer(ndisplay=3)
 layers = viewer.open(args.run, plugin="microdiffusion-daemon")
 for layer in layers:
-    layer.rendering = "attenuated_mip"  # nearer is brighter, so that depth can be seen
-    layer.attenuation = 0.02
+    layer.rendering = "mip"
+    if layer.multiscale and hasattr(layer, "locked_data_level"):
+        layer.locked_data_level = 0  # in 3D napari takes the coarsest level by itself
     if len(layers) == 1:
         layer.colormap = "inferno"
 
@@ -38,13 +40,12 @@ viewer.dims.set_current_step(0, int(written[int(np.argmax(light))]))
 
 # %% From the side and a little above
 viewer.scale_bar.visible = True
-viewer.axes.visible = True
 viewer.reset_view()
 viewer.camera.angles = (8.0, 32.0, 60.0)
-viewer.camera.zoom *= 1.15
 
 if args.output:
     viewer.window.resize(*args.size)
+    QApplication.processEvents()  # let it draw
     viewer.screenshot(args.output, canvas_only=True, flash=False)
     viewer.close()
     print(args.output)
