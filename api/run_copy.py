@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -83,9 +83,8 @@ def snapshot_run(
                 target = _Target(stream, layout)
                 total = used * len(sessions)
                 for number, session in enumerate(sessions):
-                    _copy_session(
-                        parts, session, copied, target, lambda t, n=number: progress(n * used + t, total)
-                    )
+                    told = partial(_told, progress, number * used, total)
+                    _copy_session(parts, session, copied, target, told)
                 _copy_notes(parts, sessions, target, closed=closed)
             report = verify_run(path)
             if not report.sound:
@@ -138,6 +137,10 @@ class _Target:
         self._stream.write(content.reshape(-1).view(np.uint8).data)
 
 
+def _told(progress: Callable[[int, int], None], before: int, total: int, t: int) -> None:
+    progress(before + t, total)
+
+
 def _copy_session(
     parts: RunParts, session: _Session, plan: RunPlan, target: _Target, told: Callable[[int], None]
 ) -> None:
@@ -158,7 +161,9 @@ def _copy_session(
     }
     for name, value in values.items():
         target.write(prefix + name, value)
-    images = [one.path for one in wanted if one.path[len(prefix) :].startswith(_IMAGES) and prod(one.shape)]
+    images = [
+        one.path for one in wanted if one.path[len(prefix) :].startswith(_IMAGES) and 0 not in one.shape
+    ]
     with_uncertainty = values.get("mdd/has_uncertainty")
     for t in range(used):
         for index in np.argwhere(np.atleast_1d(status[t]) == Status.WRITTEN).tolist():
