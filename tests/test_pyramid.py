@@ -62,11 +62,11 @@ def test_real_numbers_are_summed_in_the_promised_order() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-@pytest.mark.parametrize("shape", [(7, 150, 131), (3, 520, 300), (2, 700, 301)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 150, 131), (3, 520, 300), (2, 700, 301), (20, 520, 300)], ids=str)
 def test_what_is_written_is_the_pyramid_of_what_is_written(
     tmp_path: Path, shape: tuple[int, int, int], dtype: str
 ) -> None:
-    """Shapes with several planes in a block, and with several blocks in a plane."""
+    """Several planes in a block, several blocks in a plane, and enough for a second thread."""
     path = tmp_path / "run.h5"
     rng = np.random.default_rng(1)
     volumes = [rng.normal(1000, 500, shape).astype(np.float32) for _ in range(2)]
