@@ -232,7 +232,7 @@ class SwmrPart:
         try:
             self._stream = Unmarked(path)
             self._file, self._plan = self._begin()
-            self._schema = {dataset.path: dataset for dataset in datasets(self._plan)}
+            self.schema = {dataset.path: dataset for dataset in datasets(self._plan)}
             require_compression(self._plan.compression)
         except (InputFileError, DependencyError):
             self.close()
@@ -261,7 +261,7 @@ class SwmrPart:
         InputFileError
             It is absent, changed, or cannot be read.
         """
-        schema = self._schema[name]
+        schema = self.schema[name]
         time_points = self._time_points() if schema.timed else 0
         dataset = self._dataset(name)
         if is_image(schema):
@@ -274,7 +274,7 @@ class SwmrPart:
 
     def is_timed(self, name: str) -> bool:
         """Return whether a dataset's first axis is time."""
-        return self._schema[name].timed
+        return self.schema[name].timed
 
     def close(self) -> None:
         """Let go of the file."""
@@ -312,7 +312,7 @@ class SwmrPart:
             dataset = _patiently(lambda: file[name])
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise self._damaged(name, error) from error
-        schema = self._schema[name]
+        schema = self.schema[name]
         shape, expected = getattr(dataset, "shape", None), stored_shape(schema)
         same = (
             isinstance(dataset, h5py.Dataset)

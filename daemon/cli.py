@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "With run files": {
         "info": "what a run holds",
         "verify": "check every byte of a run",
+        "repair": "in order after a kill",
         "report": "one HTML page of a run",
         "export": "to napari, Fiji, Slicer",
         "snapshot": "a copy of a run, any time",

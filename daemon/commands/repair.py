@@ -1,0 +1,44 @@
+"""Bring a run file in order that a killed daemon, or a cut-off copy, left behind.
+
+Clears the mark that keeps other programs from opening a compressed run file after a kill, says of what was
+cut off that it is gone, closes the run, and checks all of it. Not needed before `mdd serve --resume`, and a
+run can be gone on with after it. A file that a daemon writes is refused. Exit code 0: sound now; 3: not.
+
+mdd repair runs/demo.h5
+mdd repair runs/demo.h5 --json
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.cli import say
+from microdiffusion.daemon.commands import options
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", type=options.file, metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="what was found and done, as JSON")
+
+
+def run(args: Namespace) -> int:
+    """Repair the run and say what was found and done."""
+    from microdiffusion.daemon.repair import repair_run
+
+    report = repair_run(args.file)
+    if args.json:
+        import json
+        from dataclasses import asdict
+
+        say(json.dumps(asdict(report) | {"sound": report.sound}, indent=2))
+    else:
+        say(f"{report.path}: {'sound' if report.sound else 'NOT sound'}")
+        for sentence in report.done or ["nothing needed repair"]:
+            say(f"  {sentence}")
+        for fault in report.faults:
+            say(f"  wrong        {fault}")
+    return 0 if report.sound else 3

@@ -1,0 +1,182 @@
+"""`mdd repair`: a run file that a killed daemon, or a cut-off copy, left behind, brought in order.
+
+Takes away the mark that a killed writer left (SWMR storage), says of images that lie behind the file's end
+that they are gone, and closes the run: every time point that was begun gets a status, as at an orderly end.
+Nothing is replayed, and what is there is not touched. Holds the run's lock meanwhile, so a file that a daemon
+writes is refused. The superblock is kept beside the file before it is changed, and put back where HDF5 does
+not open the file after it. One thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.run_files import RunFiles
+from microdiffusion.daemon.run_lock import RunLock
+from microdiffusion.daemon.run_writer import RunWriter
+from microdiffusion.daemon.swmr_segment import SwmrSegment
+from microdiffusion.errors import InputFileError, MddError, MissingFileError
+from microdiffusion.reader import open_run
+from microdiffusion.run_file import Status, segment_path
+from microdiffusion.superblock import SIGNATURE, clear_mark, read_superblock, write_superblock
+from microdiffusion.swmr_file import SwmrPart, is_image, open_hdf5
+from microdiffusion.verify import verify_run
+
+_REASON = "the file was cut off before its end"
+
+
+@dataclass(slots=True)
+class Repair:
+    """What was found and done.
+
+    Attributes
+    ----------
+    path : str
+    done : list of str
+        In sentences; empty: nothing was needed.
+    faults : list of str
+        What is still wrong, as `mdd verify` would say; the first hundred.
+    """
+
+    path: str
+    done: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong now."""
+        return not self.faults
+
+
+def repair_run(path: Path) -> Repair:
+    """Bring a run in order, all of its files.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        There is no such file; it is no HDF5 file; a daemon writes it.
+    DiskError
+        It cannot be written.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no run file at {path}: check the path.")
+    with path.open("rb") as stream:
+        if stream.read(len(SIGNATURE)) != SIGNATURE:
+            raise InputFileError(f"{path} is not an HDF5 file: give the file that `mdd serve` wrote.")
+    lock = RunLock(path)
+    lock.acquire()
+    report = Repair(str(path))
+    try:
+        number = 0
+        while (part := segment_path(path, number)).is_file():
+            _repair_file(part, report)
+            number += 1
+        _close(path, report)
+    except MddError as error:
+        report.faults.append(str(error))
+    finally:
+        lock.release()
+    found = verify_run(path)
+    report.faults += [fault for fault in found.faults if fault not in report.faults]
+    return report
+
+
+def _repair_file(path: Path, report: Repair) -> None:
+    superblock = read_superblock(path)
+    if superblock is None:  # static: no writer leaves a mark in it
+        return
+    with open_hdf5(path) as file:  # nothing is changed in a file that is no run file
+        if "mdd_layout" not in file.attrs:
+            raise InputFileError(f"{path} is not a run file of mdd: give the file that `mdd serve` wrote.")
+    size = path.stat().st_size
+    if superblock.marked or superblock.end > size:
+        kept = path.with_name(f".{path.name}.superblock")
+        kept.write_bytes(superblock.content)
+        clear_mark(path)
+        try:
+            with h5py.File(path, "r", locking=False):
+                pass
+        except OSError as error:
+            write_superblock(path, superblock.content)
+            kept.unlink()
+            raise InputFileError(
+                f"{path} cannot be opened by HDF5 without its mark either ({error}): "
+                "it was left as it was; use a copy."
+            ) from error
+        report.done.append(
+            f"{path.name}: the mark of a writer that is gone was cleared; "
+            f"the 48 bytes before are in {kept.name}"
+        )
+    gone = _behind_the_end(path, size)
+    if gone:
+        _say_gone(path, gone, report)
+
+
+def _behind_the_end(path: Path, size: int) -> dict[str, set[tuple[int, ...]]]:
+    """Return the images (index by dataset) of which a chunk lies behind the file's end."""
+    part = SwmrPart(path)
+    try:
+        names = [one.path for one in part.schema.values() if is_image(one)]
+    finally:
+        part.close()
+    found: dict[str, set[tuple[int, ...]]] = {}
+    with open_hdf5(path) as file:
+        for name in names:
+
+            def look(info: Any, name: str = name) -> None:
+                if info.byte_offset + info.size > size:
+                    found.setdefault(name, set()).add(tuple(info.chunk_offset))
+
+            file[name].id.chunk_iter(look)
+    return found
+
+
+def _say_gone(path: Path, gone: dict[str, set[tuple[int, ...]]], report: Repair) -> None:
+    """Write into the file that images are not there: their status, or that a frame has none."""
+    segment = SwmrSegment.open(path)
+    try:
+        volumes, frames = set(), set()
+        channels = len(segment.layout.plan.header.channels)
+        lead = 1 if channels == 1 else 2
+        for name, places in gone.items():
+            prefix = name[: name.index("/") + 1] if name.startswith("position_") else ""
+            for place in places:
+                if name.endswith("projections"):
+                    frames.add((prefix, place[: lead + 1]))
+                else:
+                    volumes.add((prefix, place[:lead]))
+        for prefix, index in sorted(volumes):
+            if segment.read(f"{prefix}mdd/status", index) == Status.WRITTEN:
+                segment.write(f"{prefix}mdd/status", index, Status.FAILED)
+                segment.write(f"{prefix}mdd/reason", index, _REASON.encode())
+        for prefix, index in sorted(frames):
+            segment.write(f"{prefix}mdd/frames/seq", index, -1)
+    finally:
+        segment.close()
+    report.done.append(
+        f"{path.name}: {len(volumes)} volumes and {len(frames)} frames lay behind the file's end "
+        "and are said to be gone"
+    )
+
+
+def _close(path: Path, report: Repair) -> None:
+    with open_run(path) as run:
+        closed = run.closed
+    if closed and not any("gone" in sentence for sentence in report.done):
+        return
+    files = RunFiles.reopened(path, most_bytes=1 << 62)
+    try:
+        writer = RunWriter(files, RecorderConfig())
+        before = dict(files.book.counts)
+        files.go_on()
+        writer.notes.write_event("repair", "closed by mdd repair")
+        writer.finish()
+        lost = files.book.counts[Status.LOST] - before[Status.LOST]
+    finally:
+        files.close()
+    report.done.append(f"the run was closed; {lost} time points without a volume are said to be lost")
