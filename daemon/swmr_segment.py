@@ -29,7 +29,7 @@ from microdiffusion.daemon.chunk_writer import ChunkWriter, Cut
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 from microdiffusion.filesystem import refuse_unordered
 from microdiffusion.run_file import Region, RunLayout, RunPlan
-from microdiffusion.run_schema import Dataset, datasets, file_bytes
+from microdiffusion.run_schema import LAYOUT_VERSION, Dataset, datasets, file_bytes
 from microdiffusion.superblock import clear_mark, read_superblock
 from microdiffusion.swmr_file import (
     LIBVER,
@@ -89,6 +89,12 @@ class SwmrSegment:
         refuse_unordered(path)
         part = SwmrPart(path)
         segment = cls(path, part.plan)
+        if (version := segment.layout.plan.version) != LAYOUT_VERSION:  # it may hold what is not known here
+            part.close()
+            raise InputFileError(
+                f"{path} has run file layout {version} and this mdd writes {LAYOUT_VERSION}: "
+                "go on with it with the mdd that began it."
+            )
         segment._reader = part
         return segment
 
@@ -276,12 +282,17 @@ class SwmrSegment:
         with self._lock, self._failing():
             file = self._writable()
             self._settle()
-            # Status last: its length is what readers take for the file's.
-            timed = [one for one in self._schema.values() if one.timed and one.path != "mdd/status"]
-            for one in [*timed, self._schema["mdd/status"]]:
-                dataset = self._images.get(one.path) or file[one.path].id
-                dataset.set_extent((time_points, *one.shape[1:]))
-            file.flush()
+            timed = [one for one in self._schema.values() if one.timed]
+            status = [self._schema["mdd/status"]]
+            rest = [one for one in timed if one.path != "mdd/status"]
+            # Status is never the longer: its length is what readers take for the file's. HDF5 writes what a
+            # flush finds in the order of its own tables, so each of the two has its own.
+            longer = time_points > self.layout.plan.time_points
+            for some in (rest, status) if longer else (status, rest):
+                for one in some:
+                    dataset = self._images.get(one.path) or file[one.path].id
+                    dataset.set_extent((time_points, *one.shape[1:]))
+                file.flush()
             self._places.clear()
             self._set_layout(replace(self.layout.plan, time_points=time_points))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -15,11 +16,13 @@ import pytest
 from run_file_writer import FRAMES, frame, header, put_sweep, put_volume, recorder, resumed, volume, wait
 
 from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.swmr_segment import SwmrSegment
 from microdiffusion.errors import DependencyError, InputFileError, MddError
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Status, peek
 from microdiffusion.superblock import clear_mark, lookup3, read_superblock
 from microdiffusion.swmr_file import require_compression
+from microdiffusion.unmarked import Unmarked
 from microdiffusion.verify import verify_run
 
 STORAGES = ["none", "gzip", "lz4"]
@@ -293,3 +296,60 @@ def test_network_folder_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputFileError, match="nfs4"):
         recorder(path, layout="swmr").start()
     assert not path.exists()
+
+
+def headers(before: bytes, after: bytes) -> list[tuple[int, bytes]]:
+    """Return place and content of each of HDF5's object headers that differs."""
+    one, other = (np.frombuffer(content, np.uint8) for content in (before, after))
+    size = min(one.size, other.size)
+    places = {after.rfind(b"OHDR", 0, at + 1) for at in np.flatnonzero(one[:size] != other[:size]).tolist()}
+    ends = {place: after.find(b"OHDR", place + 4) for place in places if place >= 0}
+    return [(place, after[place : min(end, place + 512) if end > 0 else None]) for place, end in ends.items()]
+
+
+def test_status_is_never_longer_than_the_rest_wherever_a_kill_comes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = recorder(path, layout="swmr", time_points=1000)
+    target.start()
+    put_sweep(target, 0)
+    target.stop()
+    states: list[bytes] = []
+    flush = h5py.File.flush
+
+    def watched(file: h5py.File) -> None:
+        states.append(path.read_bytes())
+        flush(file)
+        states.append(path.read_bytes())
+
+    monkeypatch.setattr(h5py.File, "flush", watched)
+    segment = SwmrSegment.open(path)
+    assert segment.lengthen(128, most_bytes=0)
+    assert segment.trim(5, most_bytes=0)
+    states.append(path.read_bytes())
+    monkeypatch.undo()
+
+    cut = path.with_name("cut.h5")
+    names = ("mdd/status", "mdd/reason", "mdd/frames/seq", "volume")
+    tried = 0
+    for before, after in pairwise(states):
+        for place, content in headers(before, after)[:8]:  # a kill leaves any one of them, at first
+            cut.write_bytes(before[:place] + content + before[place + len(content) :])
+            with Unmarked(cut) as stream, h5py.File(stream, "r") as file:
+                status, *others = (len(file[name]) for name in names)
+                assert status <= min(others)
+            tried += 1
+    assert tried > 8
+
+
+def test_a_run_of_a_later_version_is_not_gone_on_with(path: Path) -> None:
+    target = recorder(path, layout="swmr", time_points=1000)
+    target.start()
+    put_sweep(target, 0)
+    target.stop()
+    with h5py.File(path, "r+") as file:
+        file.attrs["mdd_layout"] = np.bytes_("1.7")
+    with pytest.raises(InputFileError, match=r"layout 1\.7"):
+        resumed(path)
+    with open_run(path) as run:
+        np.testing.assert_array_equal(run.volume[0], volume(0))
