@@ -279,6 +279,17 @@ def test_link_reads_the_run_while_it_goes_on_and_after(tmp_path: Path) -> None:
     assert (tmp_path / "run_bdv.h5").stat().st_size < path.stat().st_size / 3
 
 
+def test_link_onto_a_closed_run_of_the_swmr_storage(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    target = begin(path, layout="swmr", compression="gzip", time_points=1000)
+    with pytest.raises(InputFileError, match="swmr"):
+        link_run(path)
+    target.stop()
+    link_run(path)
+    for place, data in from_bdv(tmp_path / "run_bdv.xml"):
+        assert np.array_equal(data, truth(*place)), place
+
+
 def test_link_goes_over_all_files_of_a_run(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -167,7 +167,7 @@ def _parts(run: Run, folder: Path) -> Iterator[_Part]:
                     f"{path} is compressed in a way that BigDataViewer does not know "
                     f"({', '.join(sorted(filters))}): make a copy, without --link."
                 )
-            first, count = (int(file.attrs[name]) for name in ("first_time_point", "time_points"))
+            first, count = int(file.attrs["first_time_point"]), int(volume.shape[0])
         try:
             name = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
         except ValueError:  # another drive
