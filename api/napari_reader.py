@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from microdiffusion.arrays import Source, settled
 from microdiffusion.errors import MddError
 from microdiffusion.reader import Run, open_run
-from microdiffusion.run_file import peek
+from microdiffusion.run_attributes import attribute_of
+from microdiffusion.swmr_file import open_hdf5
 
 Layer = tuple[Any, dict[str, Any], str]
 
@@ -34,10 +35,11 @@ def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[Layer]] | None
     if not isinstance(path, str) or not Path(path).is_file():
         return None
     try:
-        run_id, _ = peek(Path(path))
+        with open_hdf5(Path(path)) as file:
+            first = attribute_of(Path(path), file, "segment") == 0 and "mdd_layout" in file.attrs
     except Exception:  # whatever a foreign or damaged file makes HDF5 say
         return None
-    return read if run_id else None
+    return read if first else None
 
 
 def read(path: Any) -> list[Layer]:

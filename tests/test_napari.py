@@ -15,6 +15,7 @@ import pytest
 from run_file_writer import SHAPE, header, put_volume, recorder, volume, wait
 
 from microdiffusion.napari_reader import LayerData, get_reader, read
+from microdiffusion.run_copy import snapshot_run
 from microdiffusion.run_file import Status
 
 HERE = Path(__file__).parent
@@ -43,6 +44,8 @@ def test_only_run_files_are_ours(tmp_path: Path) -> None:
     for name in ("other.h5", "text.h5", "cut.h5", "absent.h5"):
         assert get_reader(str(tmp_path / name)) is None, name
     assert get_reader([str(ours), str(ours)]) is None
+    snapshot_run(ours, tmp_path / "copy.h5")
+    assert get_reader(str(tmp_path / "copy.h5")) is read
     assert get_reader(str(tmp_path)) is None
 
 
