@@ -134,9 +134,12 @@ def settled(run: Run) -> int:
 
 def dask_array(run: Run, position: int, level: int, gaps: Gaps) -> Any:
     """See `Run.dask`."""
+    return _dask_of(run, position, level, gaps, _time_points(run, gaps))
+
+
+def _dask_of(run: Run, position: int, level: int, gaps: Gaps, times: NDArray[np.intp]) -> Any:
     array = _import("dask.array", "dask", "dask")
     source = _source(run, position, level)
-    times = _time_points(run, gaps)
     shape = source.series(run).shape
     dtype = np.dtype(np.float32) if gaps == "nan" else source.series(run).dtype
     if not times.size:
@@ -172,7 +175,8 @@ def xarray_array(run: Run, position: int, level: int, gaps: Gaps) -> Any:
     """See `Run.xarray`."""
     xarray = _import("xarray", "xarray", "xarray")
     times = _time_points(run, gaps)
-    data = dask_array(run, position, level, gaps)
+    # Of the same time points, also where a volume is written meanwhile.
+    data = _dask_of(run, position, level, gaps, times)
     header, factors = run.header, run.pyramid_factors[level]
     written = run.status[times] == Status.WRITTEN
     acquired = run.times[times]

@@ -121,6 +121,7 @@ class Run:
         self._check = check
         plan = self._parts.plan
         if not 0 <= position < len(plan.header.positions):
+            self._parts.close()
             raise InputFileError(
                 f"{path} has {len(plan.header.positions)} position(s), so there is no position {position}: "
                 "give a smaller number."
@@ -228,7 +229,9 @@ class Run:
     def gaps(self) -> list[Gap]:
         """Return what has no volume, and why: up to the last time point that anything became of."""
         status = self.status.reshape(-1, len(self.header.channels))
-        reasons = self.values("reason").reshape(status.shape)
+        reasons = self.values("reason").reshape(-1, len(self.header.channels))
+        # Between the two the run may have got room for more time points, or have been cut to what it used.
+        status = status[: len(reasons)]
         known = np.flatnonzero(np.any(status != Status.EMPTY, axis=1))
         stop = int(known[-1]) + 1 if known.size else 0
         return [

@@ -46,8 +46,9 @@ def grouped_gaps(opened: Run) -> list[tuple[tuple[str, str], int]]:
 
 def duration_s(opened: Run) -> float | None:
     """Return the time from the first to the last frame, s; None where there are fewer than two."""
-    times = opened.values("frames/camera_time_s")
-    times = times[(opened.values("frames/seq") >= 0) & np.isfinite(times)]
+    there = np.nonzero(opened.values("frames/seq") >= 0)  # places, as the run may grow meanwhile
+    times = opened.values("frames/camera_time_s")[there]
+    times = times[np.isfinite(times)]
     return float(times.max() - times.min()) if times.size > 1 else None
 
 

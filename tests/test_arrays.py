@@ -13,7 +13,9 @@ from run_file_writer import SHAPE, header, put_sweep, put_volume, recorder, wait
 from microdiffusion import open_run
 from microdiffusion.arrays import Source
 from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.run_facts import duration_s
 from microdiffusion.errors import DependencyError, GapError, InputFileError
+from microdiffusion.reader import Run
 from microdiffusion.run_file import Status
 
 pytest.importorskip("dask.array")
@@ -147,6 +149,31 @@ def test_a_growing_run_has_its_shape_as_of_the_call(tmp_path: Path) -> None:
         assert first.name != second.name
         target.stop()  # the file is replaced by one without unused room
         np.testing.assert_array_equal(second.compute(), run.volume[:2])
+
+
+def test_a_volume_that_is_written_meanwhile_is_in_all_of_an_array_or_in_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xarray")
+    target = recorder(tmp_path / "run.h5", time_points=1)
+    target.start()
+    put_sweep(target, 0)
+    wait(lambda: target.counts[Status.WRITTEN] == 1)
+    values = Run.values
+
+    def meanwhile(run: Run, name: str) -> object:
+        found = values(run, name)
+        sweep = target.counts[Status.WRITTEN]  # each begins a further file
+        put_sweep(target, sweep)
+        wait(lambda: target.counts[Status.WRITTEN] == sweep + 1)
+        return found
+
+    with open_run(tmp_path / "run.h5") as run:
+        for look in (lambda run: run.xarray().sizes["t"], Run.gaps, duration_s):
+            monkeypatch.setattr(Run, "values", meanwhile)
+            look(run)
+            monkeypatch.undo()
+    target.stop()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file keeps its name")

@@ -123,7 +123,7 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         last = events[-1]
         yield "events", f"{len(events)}, the last after {last.time_s:.0f} s: {last.kind}, {last.text}"
 
-    written = status == Status.WRITTEN
+    written = np.nonzero(status == Status.WRITTEN)  # places, as the run may grow meanwhile
     for label, dataset, unit in (("latency", "latency_s", " s"), ("held-out", "held_out_error", " x noise")):
         values = opened.values(dataset)[written]
         values = values[np.isfinite(values)]
@@ -141,7 +141,8 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     for label, names in (("served", SERVED), ("runtime", RUNTIMES), ("effort", EFFORTS)):
         codes, numbers = np.unique(opened.values(label)[written], return_counts=True)
         if codes.any():
-            yield label, ", ".join(f"{names[code]} {n}" for code, n in zip(codes, numbers, strict=True))
+            answers = [names[code] if code < len(names) else f"code {code}" for code in codes.tolist()]
+            yield label, ", ".join(f"{name} {n}" for name, n in zip(answers, numbers, strict=True))
     for name in ("device", "weights"):
         if name in opened.provenance:
             yield name, opened.provenance[name]
