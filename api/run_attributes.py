@@ -29,6 +29,7 @@ from microdiffusion.run_schema import (
 )
 
 _VERSION = version("microdiffusion-daemon")
+_MOST_TEXT_BYTES = 64 << 20  # of header and configuration: a run of a thousand positions has a hundredth
 
 
 def write_attributes(file: h5py.File, plan: RunPlan) -> None:
@@ -136,18 +137,24 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
             raise KeyError(name)
         return value
 
+    def text(name: str) -> bytes:
+        dataset = file[name]
+        if dataset.nbytes > _MOST_TEXT_BYTES:  # read before anything else is known of the file
+            raise ValueError(name)
+        return bytes(dataset[()])
+
     version = _check_version(path, attribute_of(path, file, "mdd_layout"))
     try:
         provenance = file["mdd/provenance"]
         storage = str(attribute("storage"))
         grows = storage == "swmr"
         return RunPlan(
-            header=RunHeader.model_validate_json(bytes(file["mdd/run_header"][()])),
+            header=RunHeader.model_validate_json(text("mdd/run_header")),
             time_points=int(file["mdd/status"].shape[0] if grows else attribute("time_points")),
             frames_per_sweep=int(attribute("frames_per_sweep")),
             segment=int(attribute("segment")),
             first_time_point=int(attribute("first_time_point")),
-            configuration=bytes(file["mdd/configuration"][()]).decode(),
+            configuration=text("mdd/configuration").decode(),
             provenance={key: str(attribute_of(path, provenance, key)) for key in provenance.attrs},
             created_utc=str(attribute("created_utc")),
             planned_time_points=int(attribute("planned_time_points")),

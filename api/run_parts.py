@@ -123,7 +123,8 @@ class RunParts:
             if not path.is_file():
                 return
             part = open_part(path)
-            if part.plan.header.run_id != self.plan.header.run_id:
+            # A copy of the run's first file that has such a name is none of its further files.
+            if (part.plan.header.run_id, part.plan.segment) != (self.plan.header.run_id, len(self._parts)):
                 part.close()
                 return
             self._parts.append(part)

@@ -307,7 +307,7 @@ class SwmrPart:
         try:
             if name in self._open:
                 _patiently(self._open[name].refresh)
-                return self._open[name]
+                return self._fitting(name, self._open[name])
             file = self._file
             dataset = _patiently(lambda: file[name])
         except (OSError, KeyError, RuntimeError, ValueError) as error:
@@ -323,7 +323,16 @@ class SwmrPart:
         )
         if not same:
             raise InputFileError(f"{self.path}: /{name} is absent or was changed: use an untouched copy.")
-        self._open[name] = dataset
+        self._open[name] = self._fitting(name, dataset)
+        return dataset
+
+    def _fitting(self, name: str, dataset: h5py.Dataset) -> h5py.Dataset:
+        """Refuse figures that claim more bytes than the file has: theirs are there, and not compressed."""
+        if not is_image(self.schema[name]) and dataset.nbytes > self.path.stat().st_size:
+            raise DamagedError(
+                f"{self.path}: /{name} claims to be larger than its file: it is damaged or was changed; "
+                "use an untouched copy."
+            )
         return dataset
 
     def _damaged(self, name: str, error: Exception) -> InputFileError:

@@ -293,11 +293,12 @@ class _Session:
         sums, acquired_s = self._values("crc32"), self._values("acquired_s")
         served, reasons = self._values("served"), self._values("reason")
         volumes = f"{self._prefix}volume"
+        beside = self._sums_beside()
         for t, channel in np.argwhere(self.status == Status.WRITTEN).tolist():
             what = f"the volume of {self.where(t, channel)}"
             if self._part.checksum(volumes, self._index(t, channel), self._room) != sums[t, channel]:
                 self._report.add(f"{what} has the wrong checksum")
-            self._beside(t, channel, what)
+            self._beside(t, channel, what, beside)
             if not np.isfinite(acquired_s[t, channel]):
                 self._report.add(f"{what} has no time")
             if served[t, channel] == 0:
@@ -308,7 +309,15 @@ class _Session:
         for t, channel in np.argwhere((self.status > Status.WRITTEN) & (reasons == b"")).tolist():
             self._report.add(f"{self.where(t, channel)} has no volume, and no reason for it")
 
-    def _beside(self, t: int, channel: int, what: str) -> None:
+    def _sums_beside(self) -> dict[str, NDArray[Any]]:
+        """Return what is said of the levels and the uncertainty, once for all volumes."""
+        plan = self._part.plan
+        names = [f"pyramid_crc32/{level}" for level in range(1, len(plan.pyramid) + 1)]
+        if plan.uncertainty:
+            names += ["has_uncertainty", "uncertainty_crc32"]
+        return {name: self._values(name) for name in names}
+
+    def _beside(self, t: int, channel: int, what: str, sums: dict[str, NDArray[Any]]) -> None:
         """Check the coarser levels of a volume, and its uncertainty."""
         plan, index = self._part.plan, self._index(t, channel)
         levels: list[NDArray[Any]] = []
@@ -320,13 +329,13 @@ class _Session:
                 return  # of the volume it is known already
         for level, content in enumerate(levels, 1):
             found = self._part.checksum(f"{self._prefix}pyramid/{level}", index, self._room)
-            if found != self._values(f"pyramid_crc32/{level}")[t, channel]:
+            if found != sums[f"pyramid_crc32/{level}"][t, channel]:
                 self._report.add(f"level {level} of {what} has the wrong checksum")
             elif found != crc32(content.reshape(-1).view(np.uint8).data):
                 self._report.add(f"level {level} of {what} is not made of its voxels")
-        if plan.uncertainty and self._values("has_uncertainty")[t, channel]:
+        if plan.uncertainty and sums["has_uncertainty"][t, channel]:
             found = self._part.checksum(f"{self._prefix}uncertainty", index, self._room)
-            if found != self._values("uncertainty_crc32")[t, channel]:
+            if found != sums["uncertainty_crc32"][t, channel]:
                 self._report.add(f"the uncertainty of {what} has the wrong checksum")
 
     def _counts(self) -> None:

@@ -270,7 +270,8 @@ def _volumes(run: Run, channel: int) -> dict[int, _Volume]:
         return [int(each) for each in (values if values.ndim == 1 else values[:, channel])]
 
     names = ("recipe", "effort", "inr_iterations", "from_state", "state")
-    rows = zip(column("status"), *(column(name) for name in names), strict=True)
+    # The status first: what is read after it is as long, or longer where the run goes on.
+    rows = zip(column("status"), *(column(name) for name in names), strict=False)
     return {
         time_point: _Volume(time_point, *values)
         for time_point, (status, *values) in enumerate(rows)

@@ -392,3 +392,14 @@ def test_unreadable_run_is_refused_in_one_sentence(path: Path, damage: object, w
         open_run(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_copy_with_the_name_of_a_further_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    target = recorder(path)
+    target.start()
+    put_sweep(target, 0)
+    target.stop()
+    segment_path(path, 1).write_bytes(path.read_bytes())
+    with open_run(path) as run:
+        assert run.written().tolist() == [0]

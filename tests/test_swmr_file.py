@@ -353,3 +353,18 @@ def test_a_run_of_a_later_version_is_not_gone_on_with(path: Path) -> None:
         resumed(path)
     with open_run(path) as run:
         np.testing.assert_array_equal(run.volume[0], volume(0))
+
+
+@pytest.mark.parametrize("name", ["mdd/status", "mdd/crc32", "mdd/run_header"])
+def test_figures_that_claim_more_than_the_file_has_are_refused(
+    sound: bytes, tmp_path: Path, name: str
+) -> None:
+    hostile = tmp_path / "run.h5"
+    hostile.write_bytes(sound)
+    with h5py.File(hostile, "r+") as file:
+        kind = file[name].dtype
+        del file[name]
+        file.create_dataset(name, (1 << 44,), kind, maxshape=(None,), chunks=(1024,))
+    with pytest.raises(InputFileError), open_run(hostile) as run:
+        run.volume[0]
+    assert verify_run(hostile).faults
