@@ -334,3 +334,12 @@ def test_a_stack_is_taken_with_the_demo_core(tmp_path, options):
     output = tmp_path / "beam.toml"
     subprocess.run([*command, *small, *options, "--output", str(output)], check=True, timeout=100)
     assert read_beam(output).length_um == pytest.approx(12.0, rel=0.05)
+
+
+def test_a_kept_stack_is_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "run.h5"
+    there.write_bytes(b"a run")
+    planes = ["--from-um", "0", "--to-um", "20", "--step-um", "1"]
+    assert cli.main(["calibrate", "beam", "--acquire", *planes, "--keep-stack", str(there)]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert there.read_bytes() == b"a run"

@@ -117,6 +117,8 @@ def _acquired(args: Namespace) -> ZStack:
             f"{count} images from {args.from_um:g} to {args.to_um:g} µm in steps of {abs(args.step_um):g} "
             f"µm: choose 5 to {STACK_MOST}."
         )
+    if args.keep_stack and args.keep_stack.exists():
+        raise ConfigError(f"--keep-stack {args.keep_stack} exists and is not overwritten: name another file.")
     config = options.config_from(args)
     if config.acquisition.specimen and config.specimen.kind == "tissue":
         kind = "layer" if args.layer else "beads"
