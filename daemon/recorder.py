@@ -435,9 +435,12 @@ class Recorder:
             failure = RunError(f"The recorder failed ({type(error).__name__}: {error}): please report this.")
             failure.__cause__ = error
         finally:
+            try:
+                self._files.close()
+            except MddError as error:  # a disk that was full, or failed, still is at the last
+                failure = failure or error
             if failure is not None:
                 self._fail(failure)
-            self._files.close()
             self._lock.release()
 
     def _fail(self, error: Exception) -> None:

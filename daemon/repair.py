@@ -152,8 +152,8 @@ def _say_gone(path: Path, gone: dict[str, set[tuple[int, ...]]], report: Repair)
                     volumes.add((prefix, place[:lead]))
         for prefix, index in sorted(volumes):
             if segment.read(f"{prefix}mdd/status", index) == Status.WRITTEN:
-                segment.write(f"{prefix}mdd/status", index, Status.FAILED)
                 segment.write(f"{prefix}mdd/reason", index, _REASON.encode())
+                segment.write(f"{prefix}mdd/status", index, Status.FAILED)
         for prefix, index in sorted(frames):
             segment.write(f"{prefix}mdd/frames/seq", index, -1)
     finally:

@@ -8,6 +8,7 @@ it runs, but for `read_frames`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -253,9 +254,16 @@ class RunFiles:
         last.trim(max(used, 1), most_bytes=_TRIM_MOST_BYTES)
 
     def close(self) -> None:
-        """Close the files as they are."""
-        for segment in self.segments:
-            segment.close()
+        """Close the files as they are.
+
+        Raises
+        ------
+        DiskError
+            The disk failed with one of them; the others are closed.
+        """
+        with contextlib.ExitStack() as closing:
+            for segment in self.segments:
+                closing.callback(segment.close)
 
     def _take_over(self, first: RunSegment) -> None:
         """Take in the files of a run that is there, and what they hold."""
@@ -302,3 +310,5 @@ class RunFiles:
                     if book.status[t, channel] != Status.EMPTY:
                         missing = max(int(book.expected[t, channel]) - received, 0)
                         segment.write(f"{prefix}mdd/frames_missing", index, missing)
+            if segment not in self.segments[-_OPEN_FILES:]:
+                segment.park()

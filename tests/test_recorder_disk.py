@@ -16,6 +16,7 @@ from run_file_writer import FRAMES, frame, put_sweep, put_volume, recorder, resu
 
 from microdiffusion.daemon import segment
 from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.run_files import RunFiles
 from microdiffusion.errors import DiskError, NoRoomError
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Ledger, Status, segment_path
@@ -300,3 +301,22 @@ def test_a_disk_too_small_for_the_next_file_is_told_in_the_middle_of_this_one(
         (event,) = [event for event in run.events if event.kind == "disk"]
         assert event.text.startswith("room for 3 more sweeps")
         assert run.written().tolist() == list(range(6))
+
+
+def test_a_disk_that_fails_at_the_very_end_is_told_and_the_lock_is_free(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(files: RunFiles) -> None:
+        raise DiskError("the disk failed")
+
+    target = recorder(path)
+    target.start()
+    put_sweep(target, 0)
+    monkeypatch.setattr(RunFiles, "close", fail)
+    with pytest.raises(DiskError, match="the disk failed"):
+        target.stop()
+    monkeypatch.undo()
+    again = resumed(path)
+    again.start()
+    again.stop()
+    assert verify_run(path).sound

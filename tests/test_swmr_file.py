@@ -368,3 +368,18 @@ def test_figures_that_claim_more_than_the_file_has_are_refused(
     with pytest.raises(InputFileError), open_run(hostile) as run:
         run.volume[0]
     assert verify_run(hostile).faults
+
+
+def test_few_files_are_open_when_a_run_of_many_is_gone_on_with(path: Path) -> None:
+    target = recorder(path, layout="swmr", time_points=1)
+    target.start()
+    for sweep in range(8):
+        put_sweep(target, sweep)
+    target.stop()
+    assert len(target.paths) == 8
+    again = resumed(path)
+    again.start()
+    being_open = [segment for segment in again._files.segments if segment._file or segment._reader]
+    assert len(being_open) <= 5  # the last four, and the first, which has the notes
+    again.stop()
+    assert verify_run(path).sound
