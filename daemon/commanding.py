@@ -39,7 +39,7 @@ class Commanded(Protocol):
 
 
 _DONE = {
-    "pause": "the acquisition takes no further sweep until `mdd control go`",
+    "pause": "the acquisition takes no further sweep until `mdd control go`, or space in `mdd top`",
     "go": "the acquisition goes on",
     "stop": "the acquisition ends in order",
 }

@@ -46,8 +46,7 @@ class Exported:
 def needs(package: str, error: ImportError) -> DependencyError:
     """Return the error that says how to install what a format needs."""
     return DependencyError(
-        f"This format needs {package}: install it with `pip install 'microdiffusion-daemon[export]'` "
-        f"({error})."
+        f'This format needs {package}: python -m pip install "microdiffusion-daemon[export]" ({error}).'
     )
 
 

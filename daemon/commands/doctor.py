@@ -1,6 +1,7 @@
 """Check what can go wrong before it does: Python, engine, microscope, ports, disk, computer.
 
   mdd doctor                              with the defaults: the demo devices, this folder's runs/
+  mdd doctor --demo                       for mdd serve --demo
   mdd doctor --config my.toml             what your run asks for, against what is here
   mdd doctor --json > report.json         for a bug report: all versions, no keys
 
@@ -38,8 +39,15 @@ def run(args: Namespace) -> int:
         lines = look(config)
         say(json.dumps(report(lines, str(args.config or "defaults")), indent=2, ensure_ascii=False))
     else:
+        say(f"Checked for: {_whose(args)}.\n")
         _print(lines := look(config))
     return 3 if any(line.finding.level == "failure" for line in lines) else 0
+
+
+def _whose(args: Namespace) -> str:
+    if args.config:
+        return f"mdd serve --config {args.config}"
+    return "the defaults, with a camera nobody has described (--demo, or --config FILE: that run)"
 
 
 def look(config: Config) -> list[Line]:

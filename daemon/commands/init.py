@@ -115,7 +115,10 @@ def _backend(args: Namespace, *, asks: bool) -> tuple[AcquisitionConfig, dict[st
     if backend is None and asks and config is None and args.mm_app_path is None:
         from rich.prompt import Confirm
 
-        if Confirm.ask("Does Micro-Manager run, with its pycro-manager server?", default=True):
+        if Confirm.ask(
+            "Does Micro-Manager run, with its pycro-manager server? (n: a core of mdd's own, demo devices)",
+            default=True,
+        ):
             backend = "java"
         else:
             backend = "python"

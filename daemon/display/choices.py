@@ -29,6 +29,11 @@ KEYS = (
     ("?", "this help"),
     ("q", "leave; in `mdd serve`, stop the run and close its file"),
 )
+CONTRASTS_MEAN: dict[Contrast, str] = {
+    "auto": "each volume its own window",
+    "held": "the window of this moment",
+    "percentile": "from the 60th percentile on, without haze",
+}
 COMMANDING = ("space", "s", "m")
 MOST_CHARACTERS = 120
 """Of a remark; an event of the run file has room for 160 bytes."""
@@ -91,11 +96,13 @@ class Choices:
             self.slices = not self.slices
         elif key == "c":
             self.contrast = CONTRASTS[(CONTRASTS.index(self.contrast) + 1) % len(CONTRASTS)]
+            self.message = f"contrast: {self.contrast} ({CONTRASTS_MEAN[self.contrast]})"
             if self.contrast == "held":
                 self.held = {name: (each.low, each.high) for name, each in previews.items()}
         elif key in ("+", "=", "-"):
             step = -1 if key == "-" else 1
             self.gamma_step = max(-MOST_STEPS, min(MOST_STEPS, self.gamma_step + step))
+            self.message = f"dim parts: {self.gamma_step:+d} (0: as they are, at most {MOST_STEPS:+d})"
         elif key in ("tab", "shift-tab", "left", "right"):
             self._next_session(previews, -1 if key in ("shift-tab", "left") else 1)
         return None

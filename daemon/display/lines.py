@@ -107,7 +107,11 @@ def help_lines(choices: Choices, width: int, height: int) -> list[Line]:
         )
     lines += [
         [],
-        [Segment(cropped("  Alarms say what helps; their table is in docs/dashboard.md.", width), DIM)],
+        [
+            Segment(
+                cropped("  What the figures mean, and the table of alarms: docs/dashboard.md.", width), DIM
+            )
+        ],
         [
             Segment(
                 cropped("  Ctrl-C leaves as q does; Ctrl-Z puts this aside, fg brings it back.", width), DIM

@@ -74,5 +74,5 @@ def need_of(config: Config) -> Need | None:
         raw / sweep_s,
         max(per_time_point - raw, 0.0) / sweep_s,
         reconstruction_bytes(header, config.engine),
-        "" if whole else f"for {width} x {height} pixels",
+        "" if whole else f"for {width} x {height} pixels, assumed",
     )

@@ -155,9 +155,11 @@ def _summary(run: Run, path: Path, positions: int) -> str:
         ("channels", ", ".join(header.channels)),
         (
             "positions",
-            f"{positions}: {', '.join(header.positions[:40])}" + (" ..." if positions > 40 else ""),
+            "one"
+            if positions == 1
+            else f"{positions}: {', '.join(header.positions[:40])}" + (" ..." if positions > 40 else ""),
         ),
-        ("planned sweeps", "without end" if header.sweeps is None else str(header.sweeps)),
+        ("planned", "until it was stopped" if header.sweeps is None else f"{header.sweeps} sweeps"),
         ("file", f"{path.name}, {size / 1e6:.1f} MB"),
     ]
     return f'<section><div class="cards">{shown_cards}</div>{_rows(facts)}</section>'
