@@ -1,8 +1,8 @@
-"""A consistent copy of a run, also while it goes on: `mdd snapshot`.
+"""A consistent copy of a run, also while it goes on: `mdd snapshot`, and in another storage: `mdd repack`.
 
 Owns the order of reading that makes the copy whole: statuses and the frames' `seq` first, as what they
 announce was written before; then figures, then images, and only those that are announced. What comes
-meanwhile is not part of it. All files of the run become one, of the static layout, whatever the run's own is.
+meanwhile is not part of it. All files of the run become one; how it is stored is `copy_target`'s matter.
 The copy is checked, every byte, before it gets its name. Functions hold no state; any thread.
 """
 
@@ -14,35 +14,63 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from microdiffusion.copy_target import Target, open_target
 from microdiffusion.errors import InputFileError
-from microdiffusion.export.staging import staged
+from microdiffusion.export.staging import refuse_existing, staged
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.run_file import (
     SNAPSHOT,
     Closed,
-    RunLayout,
     RunPlan,
     Status,
-    create_run_file,
     position_prefix,
+    segment_path,
 )
 from microdiffusion.run_parts import RunParts
 from microdiffusion.run_schema import Dataset, datasets, file_bytes
+from microdiffusion.swmr_file import Chunks
 from microdiffusion.verify import Report, verify_run
 
 _IMAGES = ("volume", "uncertainty", "pyramid/")
 _ATTEMPTS = 100
-_RUN_NOTES = ("mdd/senders", "mdd/engine", "mdd/unplaced_seq")
+_RUN_NOTES = ("mdd/senders", "mdd/engine", "mdd/recipes", "mdd/unplaced_seq")
 _EVENTS = ("mdd/events/count", "mdd/events/time_s", "mdd/events/kind", "mdd/events/text")
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a copy is stored.
+
+    Attributes
+    ----------
+    storage, compression : str
+        As of `RunPlan`.
+    chunks : (planes, rows, columns) or None
+        Of the images of a chunked copy; None: as a recorder writes them.
+    """
+
+    storage: str = "static"
+    compression: str = "none"
+    chunks: Chunks | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage == "static" and (self.compression != "none" or self.chunks):
+            raise InputFileError(
+                "The static storage has no chunks and no compression: choose the storage swmr for those."
+            )
+
+
 def snapshot_run(
-    run: Path, output: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+    run: Path,
+    output: Path,
+    *,
+    form: Form | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Copy what a run holds now into one file, and return what `verify_run` said of it.
 
@@ -52,6 +80,8 @@ def snapshot_run(
         The run's first file.
     output
         The copy, which must not exist.
+    form
+        How it is stored; None: static.
     progress
         Called with the time points that are done, and how many there are.
 
@@ -61,7 +91,11 @@ def snapshot_run(
         There is no such run, the copy exists, or the run is damaged.
     NoRoomError, DiskError
         The disk is full, or cannot be written.
+    DependencyError
+        The compression needs a package that is missing.
     """
+    form = form or Form()
+    _check_name(run, output)
     parts = RunParts(run)
     try:
         plan = parts.plan
@@ -73,19 +107,24 @@ def snapshot_run(
         copied = replace(
             plan,
             time_points=used,
-            planned_time_points=plan.planned,
-            live=False,
+            # An open-ended run's plan is more room than a static file could set aside.
+            planned_time_points=used if form.storage != plan.storage == "swmr" else plan.planned,
+            live=plan.live and closed,
             provenance=dict(plan.provenance) | {SNAPSHOT: datetime.now(UTC).isoformat(timespec="seconds")},
+            storage=form.storage,
+            compression=form.compression,
         )
-        with staged(output, needed_bytes=file_bytes(copied)) as (path,):
-            layout = create_run_file(path, copied)
-            with path.open("r+b") as stream:
-                target = _Target(stream, layout)
+        # How much compression will save is not known; such a copy looks for room as it grows.
+        needed = file_bytes(copied) if form.compression == "none" else 0
+        with staged(output, needed_bytes=needed) as (path,):
+            with open_target(path, copied, form.chunks) as target:
                 total = used * len(sessions)
                 for number, session in enumerate(sessions):
                     told = partial(_told, progress, number * used, total)
                     _copy_session(parts, session, copied, target, told)
                 _copy_notes(parts, sessions, target, closed=closed)
+                if copied.live:
+                    _copy_live(parts, copied, target)
             report = verify_run(path)
             if not report.sound:
                 raise InputFileError(
@@ -95,6 +134,17 @@ def snapshot_run(
         parts.close()
     report.path = str(output)
     return report
+
+
+def _check_name(run: Path, output: Path) -> None:
+    """Refuse a name by which one of the two would be taken for a further file of the other."""
+    refuse_existing(segment_path(output, 1))
+    number = output.stem.removeprefix(f"{run.stem}_s")
+    beside = output.absolute().parent == run.absolute().parent and output.suffix == run.suffix
+    if beside and number != output.stem and number.isdecimal():
+        raise InputFileError(
+            f"{output.name} is what a further file of {run.name} is called: choose another name."
+        )
 
 
 @dataclass(slots=True)
@@ -121,28 +171,12 @@ def _whole(parts: RunParts, name: str) -> NDArray[Any]:
     return np.concatenate([np.array(part.view(name)[()]) for part in parts.all()])
 
 
-class _Target:
-    """The copy's bytes."""
-
-    def __init__(self, stream: BinaryIO, layout: RunLayout) -> None:
-        self._stream, self._layout = stream, layout
-
-    def write(self, name: str, value: Any, index: tuple[int, ...] = ()) -> None:
-        region = self._layout.regions[name]
-        offset, size = region.locate(index)
-        content = np.ascontiguousarray(value, region.dtype)
-        if content.nbytes != size:
-            raise ValueError(f"/{name}{list(index)} takes {size} bytes, not {content.nbytes}")
-        self._stream.seek(offset)
-        self._stream.write(content.reshape(-1).view(np.uint8).data)
-
-
 def _told(progress: Callable[[int, int], None], before: int, total: int, t: int) -> None:
     progress(before + t, total)
 
 
 def _copy_session(
-    parts: RunParts, session: _Session, plan: RunPlan, target: _Target, told: Callable[[int], None]
+    parts: RunParts, session: _Session, plan: RunPlan, target: Target, told: Callable[[int], None]
 ) -> None:
     prefix, used = session.prefix, plan.time_points
     status, seq = _room(session.status, used, 0), _room(session.seq, used, -1)
@@ -175,6 +209,14 @@ def _copy_session(
         for slot in np.argwhere(seq[t] >= 0).tolist():
             target.write(f"{prefix}projections", _item(parts, f"{prefix}projections", (t, *slot)), (t, *slot))
         told(t + 1)
+
+
+def _copy_live(parts: RunParts, plan: RunPlan, target: Target) -> None:
+    """Copy the rolling volumes of a closed run: nobody writes them any more."""
+    first = parts.first()
+    for one in datasets(plan):
+        if "live" in one.path.split("/"):
+            target.write(one.path, first.view(one.path)[()])
 
 
 def _belongs(path: str, prefix: str) -> bool:
@@ -228,7 +270,7 @@ def _item(parts: RunParts, name: str, place: tuple[int, ...]) -> Any:
     raise IndexError(place)
 
 
-def _copy_notes(parts: RunParts, sessions: list[_Session], target: _Target, *, closed: bool) -> None:
+def _copy_notes(parts: RunParts, sessions: list[_Session], target: Target, *, closed: bool) -> None:
     """Copy what the run has once; the ledger counts the frames of the copy."""
     first = parts.first()
     # Of events the count first: those rows are whole.

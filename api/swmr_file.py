@@ -41,6 +41,8 @@ _LEVEL = 1
 _ATTEMPTS = 20
 _REST_S = 0.01
 _T = TypeVar("_T")
+Chunks = tuple[int, int, int]
+"""Planes, rows and columns of an image's chunk, where somebody chose them."""
 
 
 def is_image(dataset: Dataset) -> bool:
@@ -59,14 +61,20 @@ def stored_shape(dataset: Dataset) -> tuple[int, ...]:
     return dataset.shape or (1,)
 
 
-def chunk_shape(dataset: Dataset) -> tuple[int, ...]:
-    """Return the shape of a dataset's chunks; each is one stretch of the bytes of what it belongs to."""
+def chunk_shape(dataset: Dataset, chosen: Chunks | None = None) -> tuple[int, ...]:
+    """Return the shape of a dataset's chunks; each is one stretch of the bytes of what it belongs to.
+
+    `chosen` are those of images, which are then as they were asked for, and not larger than an image.
+    """
     shape = stored_shape(dataset)
     if not is_image(dataset):
         if not dataset.timed:
             return (1, *shape[1:]) if dataset.path.endswith("live/volume") else shape
         return (ceil(_FIGURE_ELEMENTS / prod(shape[1:])), *shape[1:])
     lead = item_axes(dataset)
+    if chosen:
+        image = shape[lead:]
+        return (*(1 for _ in range(lead)), *map(min, chosen[-len(image) :], image))
     room = _CHUNK_BYTES // np.dtype(dataset.dtype).itemsize
     *planes, height, width = shape[lead:]
     rows = min(height, max(room // width, 1))
@@ -95,8 +103,10 @@ def require_compression(compression: str) -> None:
         )
 
 
-def create_swmr_file(path: Path, plan: RunPlan) -> None:
+def create_swmr_file(path: Path, plan: RunPlan, chunks: Chunks | None = None) -> None:
     """Create an empty run file with room for `plan.time_points`; complete and closed when this returns.
+
+    `chunks` are chosen for its images in place of those that the recorder writes: it does not go on in them.
 
     Raises
     ------
@@ -111,15 +121,17 @@ def create_swmr_file(path: Path, plan: RunPlan) -> None:
     with h5py.File(path, "x", libver=LIBVER, rdcc_nbytes=0, track_order=False, locking=False) as file:
         write_attributes(file, plan)
         for dataset in datasets(plan):
-            _create(file, dataset, plan.compression, links)
+            _create(file, dataset, plan.compression, links, chunks)
         write_plots(file, plan)
 
 
-def _create(file: h5py.File, dataset: Dataset, compression: str, links: Any) -> None:
+def _create(
+    file: h5py.File, dataset: Dataset, compression: str, links: Any, chunks: Chunks | None = None
+) -> None:
     shape = stored_shape(dataset)
     numpy_type = np.dtype(dataset.dtype)
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_chunk(chunk_shape(dataset))
+    creation.set_chunk(chunk_shape(dataset, chunks))
     creation.set_obj_track_times(False)
     if is_image(dataset):
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_INCR)
@@ -271,6 +283,11 @@ class SwmrPart:
         except OSError as error:
             raise self._damaged(name, error) from error
         return content[:time_points] if schema.timed else content.reshape(schema.shape)
+
+    def as_recorded(self) -> bool:
+        """Return whether the chunks of images are those that a recorder writes."""
+        images = [one for one in self._schema.values() if is_image(one)]
+        return all(self._dataset(one.path).chunks == chunk_shape(one) for one in images)
 
     def is_timed(self, name: str) -> bool:
         """Return whether a dataset's first axis is time."""

@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "report": "one HTML page of a run",
         "export": "to napari, Fiji, Slicer",
         "snapshot": "a copy of a run, any time",
+        "repack": "compress, or undo it",
         "reconstruct": "volumes from recordings",
     },
     "Without a microscope": {

@@ -88,6 +88,12 @@ class SwmrSegment:
         """
         refuse_unordered(path)
         part = SwmrPart(path)
+        if not part.as_recorded():
+            part.close()
+            raise InputFileError(
+                f"{path} has chunks of another shape, and no run goes on in those: "
+                "make a copy with `mdd repack` and without --chunks, and go on in that."
+            )
         segment = cls(path, part.plan)
         if (version := segment.layout.plan.version) != LAYOUT_VERSION:  # it may hold what is not known here
             part.close()

@@ -29,6 +29,7 @@ from microdiffusion.export.staging import refuse_existing, staged
 from microdiffusion.pyramid import Factors, level_shape
 from microdiffusion.reader import Run, open_run
 from microdiffusion.run_file import Status, position_prefix, segment_path
+from microdiffusion.swmr_file import open_hdf5
 
 MARK = "mdd_link"
 """Attribute of the HDF5 file: the number of the run that it is a link onto."""
@@ -148,8 +149,7 @@ def _parts(run: Run, folder: Path) -> Iterator[_Part]:
         path = segment_path(run.path, number)
         if not path.is_file():
             return
-        # Through a stream HDF5 takes no lock.
-        with path.open("rb") as stream, h5py.File(stream, "r") as file:
+        with open_hdf5(path) as file:
             volume = file["volume"]
             if volume.dtype != np.uint16:
                 raise InputFileError(
