@@ -286,7 +286,7 @@ class SwmrPart:
 
     def as_recorded(self) -> bool:
         """Return whether the chunks of images are those that a recorder writes."""
-        images = [one for one in self._schema.values() if is_image(one)]
+        images = [one for one in self.schema.values() if is_image(one)]
         return all(self._dataset(one.path).chunks == chunk_shape(one) for one in images)
 
     def is_timed(self, name: str) -> bool:
