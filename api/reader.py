@@ -174,7 +174,7 @@ class Run:
             return dict(plan.provenance)
         try:
             engine = json.loads(bytes(first.view("mdd/engine")[()]) or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             engine = {}
         more = engine if isinstance(engine, dict) else {}
         return dict(plan.provenance) | {key: str(value) for key, value in more.items()}

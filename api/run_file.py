@@ -276,6 +276,6 @@ def parse_configuration(plan: RunPlan) -> dict[str, Any]:
     """Return the resolved configuration as plain dictionaries; empty where it is not JSON."""
     try:
         value = json.loads(plan.configuration)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter by brackets without end
         return {}
     return value if isinstance(value, dict) else {}

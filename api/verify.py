@@ -198,7 +198,7 @@ def _run_texts(first: CheckedFile, report: Report) -> None:
     try:
         if not isinstance(json.loads(text or b"{}"), dict):
             report.add("/mdd/engine is not a JSON object")
-    except ValueError:
+    except (ValueError, RecursionError):
         report.add("/mdd/engine is not JSON")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.voxels import as_kept
@@ -120,7 +121,13 @@ class _Kitchen:
         from microdiffusion.engines.recipe import differences, read_recipe, recipe
         from microdiffusion.engines.reconstructor import Reconstructor
 
-        parts = read_recipe(self._recipes[number - 1])
+        try:
+            parts = read_recipe(self._recipes[number - 1])
+        except ValueError as error:
+            raise InputFileError(
+                f"Recipe {number} of the run is damaged, so what was made by it cannot be made again: "
+                "`mdd verify` tells what else is; use an untouched copy."
+            ) from error
         threads = int(parts.get("threads", 0))
         if threads:  # sums are made in as many parts
             torch.set_num_threads(threads)
@@ -142,9 +149,10 @@ class _Kitchen:
             settings["weights"] = self._weights
         try:
             return EngineConfig.model_validate(settings | {"threads": threads or None})
-        except ValueError as error:
+        except ValidationError as error:
+            names = ", ".join(sorted({".".join(map(str, one["loc"])) for one in error.errors()}))
             raise InputFileError(
-                f"The run was made with settings that this version does not know ({error}): "
+                f"The run was made with settings that this version does not know ({names or 'engine'}): "
                 "install the version that mdd info names."
             ) from error
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 32
+_FARTHEST = 1e100  # of a damaged file the figures may be anything
 
 
 def sparkline(values: Any, width: int = _WIDTH) -> str:
@@ -22,7 +23,7 @@ def sparkline(values: Any, width: int = _WIDTH) -> str:
     More time points than bars are averaged.
     """
     series = np.asarray(values, np.float64).reshape(len(values), -1)
-    series = np.where(np.isfinite(series), series, np.nan)
+    series = np.where(np.abs(series) < _FARTHEST, series, np.nan)
     there = np.flatnonzero(~np.isnan(series).all(axis=1))
     if not there.size:
         return ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from microdiffusion.engines.engine import Engine
 
 _NOT_OF_VOXELS = {"policy", "backlog", "update", "session_memory_mb", "checkpoint_s", "cuda_graphs"}
+_MOST_THREADS = 4096
 _PACKAGES = ("torch", "numpy", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
 
 
@@ -52,8 +53,18 @@ def read_recipe(text: str) -> dict[str, Any]:
     ValueError
         It is none.
     """
-    parts = json.loads(text)
+    try:
+        parts = json.loads(text)
+    except RecursionError:  # brackets without end
+        parts = None
     if not isinstance(parts, dict) or not isinstance(parts.get("engine"), dict):
+        raise ValueError("not a recipe")
+    threads = parts.get("threads", 0)
+    if not (
+        isinstance(threads, int)
+        and 0 <= threads <= _MOST_THREADS
+        and isinstance(parts.get("versions", {}), dict)
+    ):
         raise ValueError("not a recipe")
     return parts
 

@@ -194,7 +194,8 @@ class Picture:
         """Return what is not there, in the order of time."""
         found = []
         for t, channel in np.argwhere(~self.written).tolist():
-            status = Status(int(self._status[t, channel]))
+            code = int(self._status[t, channel])
+            status = Status(code) if code in set(Status) else Status.FAILED  # a code that nobody wrote
             reason = bytes(self._reason[t, channel]).decode(errors="replace")
             if status is Status.EMPTY:
                 reason = "not reconstructed when this was exported"

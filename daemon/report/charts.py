@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 640, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
+FARTHEST = 1e100
+"""No axis goes so far."""
 POINTS_MOST = 600
 """Points of a line; of more, each stretch shows its lowest and highest."""
 
@@ -33,6 +35,8 @@ def chart(
     title: str, lines: list[Line], *, x_label: str, y_label: str, reference: float | None = None
 ) -> str:
     """Return a chart as SVG, or a sentence where there is nothing to draw; `reference` is a dashed line."""
+    # Of a damaged file the figures may be anything.
+    lines = [replace(line, y=np.where(np.abs(line.y) < FARTHEST, line.y, np.nan)) for line in lines]
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
         nothing = '<p class="none">No values.</p>'

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microdiffusion.daemon.report.charts import FARTHEST
 from microdiffusion.daemon.report.pictures import EDGE_MOST, projections
 from microdiffusion.errors import MddError
 from microdiffusion.reader import open_run
@@ -88,7 +89,8 @@ def _channel(run: Run, number: int, name: str) -> Channel:
     figures = {}
     for figure in ("latency_s", "residual", "held_out_error", "seconds/total", "network_weight"):
         values = np.asarray(column(figure)[chosen], np.float64)
-        figures[figure] = np.where(written, values, np.nan)
+        # Of a damaged file they may be anything, and sums of such are none.
+        figures[figure] = np.where(written & (np.abs(values) < FARTHEST), values, np.nan)
     counts = {}
     for dataset, names in (("served", SERVED), ("effort", EFFORTS), ("runtime", RUNTIMES)):
         codes, numbers = np.unique(column(dataset)[chosen][written], return_counts=True)
