@@ -35,6 +35,7 @@ Outcome = Literal["exact", "differs", "impossible"]
 
 NO_RECIPE = "the file does not say with what it was made"
 NO_STATE = "it began from a state that no volume in the file left behind"
+_MOST_TIME_POINTS = 1 << 24
 DAMAGED = "its frames cannot be read"
 
 
@@ -300,5 +301,7 @@ def read_time_points(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ConfigError(f"Expected time points such as 3,7-9, not {text}.")
+        if max(int(first), int(last or first)) >= _MOST_TIME_POINTS:
+            raise ConfigError(f"No run has a time point {last or first}: mdd info says how many there are.")
         found.extend(range(int(first), int(last or first) + 1))
     return found

@@ -22,11 +22,12 @@ from microdiffusion.daemon.run_segment import RunSegment, create_segment, open_s
 from microdiffusion.daemon.segment import free_bytes, size_text
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.recorded_sweep import FrameRows
-from microdiffusion.run_file import Closed, RunPlan, Status, position_prefix, segment_path
+from microdiffusion.run_file import REASON_BYTES, Closed, RunPlan, Status, position_prefix, segment_path
 from microdiffusion.run_schema import file_bytes
 from microdiffusion.sweep import Frame
 
 _TRIM_MOST_BYTES = 1 << 30
+_BROKEN_OFF = np.array(b"its volume was being written when mdd was killed", f"S{REASON_BYTES}")
 _OPEN_FILES = 4  # those before are opened again for what comes late
 
 
@@ -117,7 +118,7 @@ class RunFiles:
             segment.write("mdd/closed", (), Closed.OPEN)
             if segment not in self.segments[-_OPEN_FILES:]:
                 segment.park()
-        self._mend_counts()
+        self._mend()
 
     def place(self, key: Key) -> Place | None:
         """Return a time point's place; None where the run has none for it.
@@ -296,8 +297,8 @@ class RunFiles:
             times = segment.read(f"{prefix}mdd/frames/camera_time_s")[seq >= 0]
             self.last_time_s = max(self.last_time_s, float(np.max(times, initial=0.0)))
 
-    def _mend_counts(self) -> None:
-        """Write the counts of frames anew where a kill came between a frame and its count."""
+    def _mend(self) -> None:
+        """Write anew what a kill left behind: a count behind its frames, a gap without its reason."""
         for number, segment in enumerate(self.segments):
             for position in range(len(self.plan.header.positions)):
                 prefix = position_prefix(position)
@@ -310,5 +311,9 @@ class RunFiles:
                     if book.status[t, channel] != Status.EMPTY:
                         missing = max(int(book.expected[t, channel]) - received, 0)
                         segment.write(f"{prefix}mdd/frames_missing", index, missing)
+                reasons = segment.read(f"{prefix}mdd/reason").reshape(book.status.shape)
+                for t, channel in np.argwhere((book.status > Status.WRITTEN) & (reasons == b"")).tolist():
+                    index = (t,) if len(self.plan.header.channels) == 1 else (t, channel)
+                    segment.write(f"{prefix}mdd/reason", index, _BROKEN_OFF)
             if segment not in self.segments[-_OPEN_FILES:]:
                 segment.park()

@@ -10,6 +10,8 @@ import pytest
 from run_file_writer import put_sweep, recorder
 
 from microdiffusion.daemon.cli import main
+from microdiffusion.daemon.recompute import read_time_points
+from microdiffusion.errors import ConfigError
 
 
 def codes(file: h5py.File) -> None:
@@ -74,3 +76,8 @@ def test_each_command_says_a_sentence_or_does_its_work(
         told = capsys.readouterr().err
         assert "should not have happened" not in told, command
         assert told.count("\n") <= 1, command
+
+
+def test_time_points_that_no_run_has_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="No run has a time point 99999999999"):
+        read_time_points("0-99999999999")

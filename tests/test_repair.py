@@ -10,6 +10,7 @@ from run_file_writer import frame, put_sweep, recorder, volume, wait
 
 from microdiffusion.daemon.cli import main
 from microdiffusion.daemon.repair import repair_run
+from microdiffusion.daemon.run_segment import open_segment
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Status
 from microdiffusion.superblock import read_superblock
@@ -104,3 +105,23 @@ def test_foreign_hdf5_is_left_alone(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert main(["repair", str(path)]) == 3
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("layout", ["static", "swmr"])
+def test_a_gap_whose_reason_was_being_taken_back_has_one_again(tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "run.h5"
+    target = recorder(path, layout=layout)
+    target.start()
+    put_sweep(target, 0)
+    target.mark(1, 0, 0, Status.LOST, "half of its frames did not come")
+    target.stop()
+    # A kill in the middle of a volume that is made later: the reason goes first, then the status.
+    segment = open_segment(path)
+    segment.write("mdd/closed", (), 0)
+    segment.write("mdd/reason", (1,), b"")
+    segment.close()
+    assert not verify_run(path).sound
+    assert repair_run(path).sound
+    with open_run(path) as run:
+        (gap,) = run.gaps()
+        assert "killed" in gap.reason
