@@ -401,7 +401,10 @@ class SwmrSegment:
             infos = [
                 dataset.get_chunk_info_by_coord((t, *rest)) for t in range(0, stored_shape(schema)[0], rows)
             ]
-            if any(info.byte_offset is None for info in infos):
+            creation = dataset.get_create_plist()
+            size = prod(chunk_shape(schema)) * np.dtype(schema.dtype).itemsize
+            as_made = creation.get_chunk() == chunk_shape(schema) and not creation.get_nfilters()
+            if not as_made or any(info.byte_offset is None or info.size != size for info in infos):
                 raise InputFileError(
                     f"{self.path}: /{schema.path} has no place for its figures: it is damaged."
                 )

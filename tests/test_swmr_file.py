@@ -383,3 +383,21 @@ def test_few_files_are_open_when_a_run_of_many_is_gone_on_with(path: Path) -> No
     assert len(being_open) <= 5  # the last four, and the first, which has the notes
     again.stop()
     assert verify_run(path).sound
+
+
+@pytest.mark.parametrize("changed", [{"chunks": (16,)}, {"chunks": (1024,), "compression": "gzip"}])
+def test_figures_that_were_stored_anew_are_not_written_through(
+    sound: bytes, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    path = tmp_path / "run.h5"
+    path.write_bytes(sound)
+    with h5py.File(path, "r+") as file:
+        there = file["mdd/residual"][()]
+        del file["mdd/residual"]
+        file.create_dataset("mdd/residual", data=there, maxshape=(None,), **changed)
+    segment = SwmrSegment.open(path)
+    with pytest.raises(InputFileError, match="mdd/residual has no place"):
+        segment.write("mdd/residual", (1,), 1.0)
+    segment.close()
+    with h5py.File(path, "r") as file:
+        np.testing.assert_array_equal(file["mdd/residual"], there)
