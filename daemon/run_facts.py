@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from microdiffusion.reader import Run
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 32
+_WIDTH = 24  # with the figures before them within 80 columns
 _FARTHEST = 1e100  # of a damaged file the figures may be anything
 
 

@@ -42,8 +42,9 @@ def draw(projection: np.ndarray) -> None:
     picture, bright, late = figure.add_subplot(grid[:, 0]), axes[0, 1], axes[1, 1]
     height, width = projection.shape[0] * voxel[1], projection.shape[1] * voxel[2]
     picture.imshow(projection, cmap="inferno", extent=(0, width, height, 0))
-    picture.set(xlabel="x (µm)", ylabel="y (µm)", title=f"newest volume, at {times[-1]:.1f} s")
-    bright.plot(times, values, color="#0072B2", lw=1.5)
+    picture.set(xlabel="x (µm)", ylabel="y (µm)", title=f"last to come: the volume at {times[-1]:.1f} s")
+    order = np.argsort(times)  # a volume that was put off comes after later ones
+    bright.plot(np.array(times)[order], np.array(values)[order], color="#0072B2", lw=1.5)
     bright.set(ylabel="brightest 1 % (counts)", title=f"{len(times)} volumes so far")
     late.plot(times, latencies, ".", color="#D55E00")
     late.set(xlabel="time (s)", ylabel="last frame to volume (s)", yscale="log")

@@ -3,8 +3,10 @@
     python roi_traces.py RUN.h5 --output roi_traces.png --table roi_traces.csv
 
 Every other sweep of a run may look from slabs that lie half a step deeper (`sweep.alternate_offset`), so a
-small region looks a little different in every other volume. Here each time point is compared with a baseline
-from sweeps that looked from the same depths; without that, traces would zigzag.
+small region looks a little different in every other volume; and different again in a volume that was made of
+two sweeps, because nothing moved between them (`/mdd/merged`). Here each time point is compared with a
+baseline from volumes of the same depths and as many sweeps; without that, traces have pulses that are no
+activity.
 
 Needs: python -m pip install "microdiffusion-daemon[docs]"
 """
@@ -31,7 +33,7 @@ parser.add_argument("--radius-um", type=float, default=4.0, help="of a region")
 parser.add_argument("--channel", type=int, default=0)
 args = parser.parse_args()
 
-# %% Read the volumes that there are, and from which depths each sweep looked
+# %% Read the volumes that there are, and from which depths each looked
 with microdiffusion.open_run(args.run) as run:
     written = run.written(args.channel)
     place = (written,) if len(run.header.channels) == 1 else (written, args.channel)
@@ -39,9 +41,11 @@ with microdiffusion.open_run(args.run) as run:
     frames = run.values("frames/z_um").reshape(len(run), len(run.header.channels), -1)
     used = ~run.values("frames/held_out").astype(bool).reshape(frames.shape)
     first_um = np.nanmin(np.where(used, frames, np.nan)[written, args.channel], axis=-1)
+    merged = run.values("merged").reshape(len(run), -1)[written, args.channel]
     times = run.times.reshape(len(run), -1)[written, args.channel]
     voxel = np.array(run.voxel_size_um)
-_, kind = np.unique(first_um.round(3), return_inverse=True)  # which sweeps looked from the same depths
+looked = np.column_stack([first_um.round(3), merged])
+kind = np.unique(looked, axis=0, return_inverse=True)[1].ravel()  # which volumes looked in the same way
 step_s = float(np.median(np.diff(times)))
 
 # %% Where it flickers: how much brighter than usual a place gets, in space no finer than a region
@@ -55,7 +59,7 @@ fits = (flicker > 0) & (bright > 0.3 * bright.max())  # where it is dark a ratio
 peaks = np.argwhere((ndimage.maximum_filter(flicker, 2 * reach + 1) == flicker) & fits)
 centres = sorted(peaks, key=lambda at: -flicker[tuple(at)])[: args.regions]
 
-# %% ΔF/F of each: the mean of a ball; F0 is the 20th percentile of sweeps from the same depths
+# %% ΔF/F of each: the mean of a ball; F0 is the 20th percentile of volumes that looked in the same way
 grid = np.stack(np.meshgrid(*(np.arange(n) for n in volumes.shape[1:]), indexing="ij"), axis=-1)
 traces = []
 for centre in centres:
