@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
+        if isinstance(error, PermissionError) and error.filename:  # a folder that may not even be looked into
+            complain(f"mdd: {error.filename} cannot be used ({error.strerror}): check its folder's rights.")
+            return 2
         complain(
             f"mdd: this should not have happened ({type(error).__name__}: {error}): "
             f"please report it with the file {_write_traceback(arguments)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +82,17 @@ def test_each_command_says_a_sentence_or_does_its_work(
 def test_time_points_that_no_run_has_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="No run has a time point 99999999999"):
         read_time_points("0-99999999999")
+
+
+@pytest.mark.parametrize("command", ["verify", "repair", "export"])
+def test_a_folder_that_may_not_be_looked_into_is_said_to_be_that(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(path: Path, **_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for look in ("exists", "is_file"):
+        monkeypatch.setattr(Path, look, forbidden)
+    options = ["--to", "nrrd"] if command == "export" else []
+    assert main([command, str(tmp_path / "run.h5"), *options]) == 2
+    assert "cannot be used (Permission denied)" in capsys.readouterr().err
