@@ -87,8 +87,8 @@ class ControlServer:
         except zmq.ZMQError as error:
             self.close()
             raise AddressError(
-                f"The control address {address} cannot be used ({error.strerror}): close the other daemon "
-                "there, or give another wire.control (port * takes a free one)."
+                f"The control address {address} cannot be used ({zmq.strerror(error.errno or 0)}): close the "
+                'other daemon there, or add --set "wire.control=tcp://127.0.0.1:*" for a free port.'
             ) from error
         except BaseException:
             self.close()

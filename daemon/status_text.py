@@ -28,6 +28,7 @@ def page(snapshot: StatusSnapshot) -> str:
     run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
     several = len(snapshot.runs) > 1
     residual = snapshot.quality.residual
+    steps = f"{engine.steps} step" + ("" if engine.steps == 1 else "s")
     rows = [
         ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
         ("time", times(snapshot.time_utc)),
@@ -38,7 +39,7 @@ def page(snapshot: StatusSnapshot) -> str:
         ("run", f"{run.name} {run.id}".strip()),
         ("source", run.source),
         ("file", run.file),
-        ("engine", f"{engine.method}, {engine.steps} steps, guidance {engine.guidance:g}, {engine.weights}"),
+        ("engine", f"{engine.method}, {steps}, guidance {engine.guidance:g}, {engine.weights}"),
         ("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
         ("building", engine.building),
         (

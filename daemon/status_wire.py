@@ -60,7 +60,8 @@ class StatusPublisher:
             self.close()
             raise AddressError(
                 f"The status address {address} cannot be used ({_reason(error)}): "
-                "close the other daemon there, or give another wire.status (port * takes a free one)."
+                'close the other daemon there, or add --set "wire.status=tcp://127.0.0.1:*" for a free '
+                "port, and the same for wire.data and wire.control."
             ) from error
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
