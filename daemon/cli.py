@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from difflib import get_close_matches
@@ -64,6 +65,38 @@ GROUPS: dict[str, dict[str, str]] = {
         "bench": "what a volume costs here",
     },
 }
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps a description's lines where the terminal has room for them, and wraps them where it has not."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return fitted(super()._fill_text(text, width, indent), max(width, 20))
+
+
+def fitted(text: str, width: int) -> str:
+    """Return a command's description without a line longer than `width`.
+
+    A paragraph is filled anew; a line of code goes on with its remark in the next line.
+    """
+    lines: list[str] = []
+    for paragraph in text.split("\n\n"):
+        block = paragraph.splitlines()
+        if any(line.startswith((" ", "mdd ")) or "   " in line for line in block):
+            for line in block:
+                code, gap, remark = line.rpartition("   ")
+                fits = len(line) <= width or not gap or not code.strip()
+                lines += [line] if fits else [code.rstrip(), *_wrapped(remark, width, " " * 6)]
+        elif any(len(line) > width for line in block):
+            lines += _wrapped(" ".join(block), width, "")
+        else:
+            lines += block
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,9 +156,7 @@ def commands() -> list[str]:
 def command_parser(name: str) -> Parser:
     """Return the parser of a command."""
     module = _module(name)
-    parser = Parser(
-        prog=f"mdd {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=f"mdd {name}", description=module.__doc__, formatter_class=HelpFormatter)
     module.add_arguments(parser)
     return parser
 

@@ -80,6 +80,15 @@ def test_every_command_explains_itself(capsys, name):
     assert f"usage: mdd {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_s_help_fits_a_terminal_of_80_columns(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([name, "--help"]) == 0
+    wide = [line for line in capsys.readouterr().out.splitlines() if len(line) > 80]
+    commands = ("mdd ", "torchrun ")  # are left whole, to be copied
+    assert not [line for line in wide if not line.lstrip().startswith(commands)]
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, json; from microdiffusion.daemon import cli; cli.main(['--help']); "
@@ -349,10 +358,15 @@ def test_top_once_prints_a_page_of_the_daemon_at_the_address(capsys):
         thread.start()
         try:
             assert cli.main(["top", "--once", "--address", address]) == 0
+            once = capsys.readouterr().out
+            assert cli.main(["top", "--address", address]) == 0  # no terminal to draw in
         finally:
             stop.set()
             thread.join(10)
-    assert "state              running" in capsys.readouterr().out
+    assert "state              running" in once
+    again = capsys.readouterr().out
+    assert "state              running" in again
+    assert "\x1b" not in again
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently")

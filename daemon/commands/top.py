@@ -2,7 +2,7 @@
 
 mdd top                                 the daemon on this machine
 mdd top --address tcp://lab-pc:5751     one elsewhere (see docs/remote.md: it asks for keys)
-mdd top --once                          one plain page, for scripts
+mdd top --once                          one plain page, for scripts; also where the output is no terminal
 mdd top --once --json                   everything, as JSON
 
 Where the daemon's control channel answers, keys pause it, save a snapshot and put marks into the run file.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
@@ -51,7 +52,7 @@ def run(args: Namespace) -> int:
     if args.address and not args.control:
         config = control_beside(config, args.address)
     security = client_security(config.wire, config.wire.status)
-    if args.once or args.json:
+    if args.once or args.json or not sys.stdout.isatty():
         snapshot = next(subscribe(config.wire.status, args.timeout, security=security))
         if args.json:
             say(json.dumps(snapshot.model_dump(mode="json", exclude={"preview"}), indent=2))
