@@ -88,11 +88,12 @@ def _summary(run: ClosedRun) -> str:
     path = run.paths[0]
     more = f" (and {len(run.paths) - 1} more)" if len(run.paths) > 1 else ""
     frames = run.ledger.sentence()
+    volumes = f"{written} volume" + ("" if written == 1 else "s")
     if not written:
         return f"{path}{more}\nno volume{others}; of the raw projections {frames}\n"
     return (
         f"{path}{more}\n"
-        f"{written} volumes of {z} x {y} x {x} voxels{others}; of the raw projections {frames}\n"
+        f"{volumes} of {z} x {y} x {x} voxels{others}; of the raw projections {frames}\n"
         f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{path}').volume[0].shape)\"\n"
     )
 
