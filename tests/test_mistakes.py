@@ -125,7 +125,12 @@ REFUSED: dict[str, tuple[list[str], int, str, str]] = {
         "name another folder",
     ),
     "full disk": (
-        demo("recorder.time_points=1000000", "camera.width=512", "camera.height=512"),
+        demo(
+            "recorder.time_points=1000000",
+            "recorder.file_gb=1000000",
+            "camera.width=512",
+            "camera.height=512",
+        ),
         3,
         "needs",
         "time_points",
