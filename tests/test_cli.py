@@ -313,7 +313,7 @@ def test_info_groups_the_gaps_by_their_reasons(capsys, tmp_path):
         ([1, float("nan"), 2], "▁ █"),
         ([3, 3, float("nan")], "▁▁"),
         ([float("nan")], ""),
-        ([0] * 32 + [1] * 32, "▁" * 16 + "█" * 16),
+        ([0] * 48 + [1] * 48, "▁" * 12 + "█" * 12),
     ],
     ids=["rise", "gap", "flat", "nothing", "many"],
 )
