@@ -145,8 +145,9 @@ def run(command: str, desk: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [MDD, *words], cwd=desk, env=os.environ | ports | home, capture_output=True, text=True, timeout=300
     )
-    if ">" in command and done.returncode == 0:
-        (desk / command.split(">")[-1].strip()).write_text(done.stdout, encoding="utf-8")
+    written = desk / command.split(">")[-1].strip() if ">" in command else None
+    if written is not None and done.returncode == 0 and not written.exists():  # my.toml stays the demo's
+        written.write_text(done.stdout, encoding="utf-8")
     return done
 
 
