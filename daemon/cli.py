@@ -114,15 +114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except MddError as error:
-        complain(f"mdd: {error}")
-        return error.exit_code
     except KeyboardInterrupt:
-        complain("mdd: interrupted")
-        return 130
+        return _interrupted()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
+        if _came_of_an_interrupt(error):
+            return _interrupted()
+        if isinstance(error, MddError):
+            complain(f"mdd: {error}")
+            return error.exit_code
         if isinstance(error, PermissionError) and error.filename:  # a folder that may not even be looked into
             complain(f"mdd: {error.filename} cannot be used ({error.strerror}): check its folder's rights.")
             return 2
@@ -131,6 +132,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"please report it with the file {_write_traceback(arguments)}."
         )
         return 3
+
+
+def _interrupted() -> int:
+    complain("mdd: interrupted")
+    return 130
+
+
+def _came_of_an_interrupt(error: BaseException) -> bool:
+    """Return whether Ctrl-C came first: compiled code makes another error of it, and so may a clean-up."""
+    seen: set[int] = set()
+    before: BaseException | None = error
+    while before is not None and id(before) not in seen:
+        if isinstance(before, KeyboardInterrupt):
+            return True
+        seen.add(id(before))
+        before = before.__cause__ or before.__context__
+    return False
 
 
 def say(text: str = "") -> None:

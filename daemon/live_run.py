@@ -320,6 +320,7 @@ class LiveRun:
             self._link.finish()
         # Of a run that is over only its figures are asked for, until the daemon ends.
         self.recorder.forget()
+        self._vitals.look()  # which also lets go of the newest frame
         with self._lock:
             self._assembler = Assembler(self._config.wire.sweep_timeout_s)
 

@@ -110,6 +110,18 @@ def test_no_command_s_help_imports_torch(name):
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
 
 
+def test_an_error_that_ctrl_c_was_made_into_is_an_interruption(capsys, monkeypatch):
+    def run(args):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr("microdiffusion.daemon.commands.completion.run", run)
+    assert cli.main(["completion", "bash"]) == 130
+    assert capsys.readouterr().err == "mdd: interrupted\n"
+
+
 def test_the_version_is_told(capsys):
     assert cli.main(["--version"]) == 0
     assert re.fullmatch(r"mdd \d+\.\d+\.\d+\n", capsys.readouterr().out)

@@ -468,10 +468,19 @@ class InTerminal:
         os.write(self._end, keys.encode())
 
     def finish(self) -> int:
-        code = self.process.wait(30)
-        while select.select([self._end], [], [], 0.1)[0]:
-            self.out += os.read(self._end, 1 << 16).decode(errors="replace")
-        return code
+        deadline = time.monotonic() + 60
+        while self.process.poll() is None:  # read meanwhile: whoever writes to a full terminal waits
+            assert time.monotonic() < deadline, self.out[-3000:]
+            self._read(0.1)
+        while self._read(0.1):
+            pass
+        return self.process.returncode
+
+    def _read(self, timeout_s: float) -> bool:
+        if not select.select([self._end], [], [], timeout_s)[0]:
+            return False
+        self.out += os.read(self._end, 1 << 16).decode(errors="replace")
+        return True
 
     @property
     def is_as_it_was(self) -> bool:
