@@ -1,16 +1,12 @@
 """Volumes on their way to the disk: rounded, clipped, checked, summed and made coarser block by block.
 
 A block is small enough to stay in the processor's cache through all passes over it, so a volume is read
-from memory once and no second volume is ever held. Used by one thread at a time. A large volume has a second
-one while it is written: it sums and writes a block while the first prepares the next.
+from memory once and no second volume is ever held. Used by one thread at a time.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 17  # voxels; 512 KiB of float32
 _MOST = 65535
-_ALONE_BLOCKS = 16  # a smaller volume is written before a second thread has begun
 
 
 def as_kept(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -40,8 +35,7 @@ class VoxelWriter:
 
     def __init__(self) -> None:
         self._rounded = np.empty(_BLOCK, np.float32)
-        # One is filled while the other is written.
-        self._pixels = [np.empty(_BLOCK, "<u2"), np.empty(_BLOCK, "<u2")]
+        self._pixels = np.empty(_BLOCK, "<u2")
         self._pyramid: tuple[Any, Pyramid] | None = None
 
     def write(
@@ -82,29 +76,15 @@ class VoxelWriter:
             ends[level] += len(content)
 
         height = volume.shape[1]
-        # HDF5 itself writes the other storage, on the thread that has it open.
-        helped = segment.layout.plan.storage == "static" and volume.size > _ALONE_BLOCKS * _BLOCK
-        with ThreadPoolExecutor(1, "mdd-voxels") if helped else nullcontext() as hand:
-            blocks: deque[Future[None]] = deque()
-            planes: list[Future[None]] = []
-            for number, (y, block) in enumerate(_blocks(volume)):
-                if len(blocks) == len(self._pixels):  # the room that this one takes is in use
-                    blocks.popleft().result()
-                pixels = self._pixels_of(block, number, as_integers=dtype.kind == "u")
-                if pixels is None:
-                    return None
-                if hand is None:
-                    put(0, pixels)
-                else:
-                    blocks.append(hand.submit(put, 0, pixels))
-                for plane in pixels if levels else ():
+        for y, block in _blocks(volume):
+            pixels = self._pixels_of(block, as_integers=dtype.kind == "u")
+            if pixels is None:
+                return None
+            put(0, pixels)
+            if levels:
+                for plane in pixels:
                     for level, _, mean in pyramid.add(y, plane, ends_plane=y + len(plane) == height):
-                        if hand is None:
-                            put(level, mean)
-                        else:
-                            planes.append(hand.submit(put, level, mean))
-            for each in (*blocks, *planes):
-                each.result()
+                        put(level, mean)
         return sums
 
     def _levels(self, shape: Any, factors: Any, dtype: np.dtype[Any]) -> Pyramid:
@@ -115,20 +95,17 @@ class VoxelWriter:
         self._pyramid[1].begin()
         return self._pyramid[1]
 
-    def _pixels_of(
-        self, block: NDArray[np.float32], number: int, *, as_integers: bool
-    ) -> NDArray[Any] | None:
-        """Return a block in the file's type; None where it is not finite. It stays until the next but one."""
+    def _pixels_of(self, block: NDArray[np.float32], *, as_integers: bool) -> NDArray[Any] | None:
+        """Return a block in the file's type; None where it is not finite."""
         lowest, highest = block.min(), block.max()  # NaN goes through both
         if not (np.isfinite(lowest) and np.isfinite(highest)):
             return None
         if not as_integers:
             return block
         if block.size > self._rounded.size:  # rows longer than a block
-            self._rounded = np.empty(block.size, np.float32)
-            self._pixels = [np.empty(block.size, "<u2") for _ in self._pixels]
+            self._rounded, self._pixels = np.empty(block.size, np.float32), np.empty(block.size, "<u2")
         rounded = self._rounded[: block.size].reshape(block.shape)
-        pixels = self._pixels[number % len(self._pixels)][: block.size].reshape(block.shape)
+        pixels = self._pixels[: block.size].reshape(block.shape)
         np.rint(block, out=rounded)
         if lowest < 0 or highest > _MOST:
             np.clip(rounded, 0, _MOST, out=rounded)

@@ -66,7 +66,7 @@ def test_real_numbers_are_summed_in_the_promised_order() -> None:
 def test_what_is_written_is_the_pyramid_of_what_is_written(
     tmp_path: Path, shape: tuple[int, int, int], dtype: str
 ) -> None:
-    """Several planes in a block, several blocks in a plane, and enough for a second thread."""
+    """Several planes in a block, several blocks in a plane, and many of both."""
     path = tmp_path / "run.h5"
     rng = np.random.default_rng(1)
     volumes = [rng.normal(1000, 500, shape).astype(np.float32) for _ in range(2)]
