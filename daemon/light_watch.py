@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from microdiffusion.daemon.saturation import FULL_SCALES
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame
 
@@ -21,8 +22,6 @@ PIXELS = 4096
 """Pixels of a frame that are looked at, about."""
 SATURATED = 0.002
 """Share of pixels at the top of the camera's range beyond which it is told."""
-TOPS = frozenset((1 << bits) - 1 for bits in (8, 10, 11, 12, 13, 14, 15, 16))
-"""Highest values of the cameras there are."""
 _BELOW = 0.9  # share of pixels below the dark level: half of a dark frame's are
 _LIT = 8.0  # standard deviations of the noise: no pixel of a dark frame gets so far
 
@@ -56,7 +55,7 @@ class LightWatch:
             return
         sample = frame.pixels[:: self._step, :: self._step]
         top = sample.max()
-        if "saturated" not in self._told and top in TOPS:
+        if "saturated" not in self._told and float(top) in FULL_SCALES:
             share = float(np.mean(sample == top))
             if share > SATURATED and sample.min() < top:
                 self._tell(

@@ -90,5 +90,5 @@ def test_a_file_that_takes_its_process_down_is_found(
 def test_hostile_peers_do_not_disturb_a_good_sender(tmp_path: Path) -> None:
     report = fuzz_socket(1500, 0, tmp_path)
     assert report["strange"] == []
-    # How many are answered before they hang up is a matter of load; what is said is not.
+    assert sum(report["answers_by_reason"].values()) > 100
     assert {"unknown-run", "version", "checksum"} <= set(report["answers_by_reason"])
