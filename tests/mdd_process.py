@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -88,6 +89,21 @@ class Mdd:
             assert self.look(), f"mdd ended early ({self.process.poll()}): {self.err}"
             assert time.monotonic() < deadline_s, f"it did not come about: {self.err}"
             time.sleep(0.02)
+
+    def engine(self, timeout_s: float = 120.0) -> psutil.Process:
+        """Wait for the engine's process, the one that loads torch, some time after the start."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            self.look()
+            for process in self.family:
+                with contextlib.suppress(psutil.Error, OSError):  # one that has gone since
+                    if any("libtorch_cpu" in area.path for area in process.memory_maps()):
+                        found.append(process)
+            return bool(found)
+
+        self.wait_for(look, timeout_s)
+        return found[0]
 
     def send(self, number: int, *, group: bool = False) -> None:
         self.look()

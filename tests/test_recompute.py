@@ -10,7 +10,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import psutil
 import pytest
 from mdd_process import Mdd, free_port
 from sample_data import SHAPE, write_sample
@@ -124,15 +123,6 @@ def test_what_cannot_be_checked_is_refused(
     assert message in capsys.readouterr().err
 
 
-def engine_of(mdd: Mdd) -> psutil.Process | None:
-    """Return the engine's process: the one that has loaded torch."""
-    for process in mdd.family:
-        with contextlib.suppress(psutil.Error):
-            if any("libtorch_cpu" in area.path for area in process.memory_maps()):
-                return process
-    return None
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the engine by what it has loaded")
 @pytest.mark.parametrize("policy", ["live", "archive"])
 def test_a_run_of_the_daemon_with_an_engine_that_died_is_made_again(
@@ -162,9 +152,7 @@ def test_a_run_of_the_daemon_with_an_engine_that_died_is_made_again(
 
     with Mdd(*arguments, folder=tmp_path) as mdd:
         mdd.wait_for(lambda: volumes() >= 3)
-        engine = engine_of(mdd)
-        assert engine is not None
-        engine.kill()
+        mdd.engine().kill()
         assert mdd.finish() == 0, mdd.err
     (path,) = output.glob("*.h5")
     with open_run(path) as opened:
