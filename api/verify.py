@@ -8,7 +8,7 @@ is checked as far as it goes: what is only true at the end is left out. Any thre
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,17 @@ class Report:
             self.faults.append(fault)
 
 
-def verify_run(path: str | Path) -> Report:
+def verify_run(
+    path: str | Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Report:
     """Check a run: its ledger, checksums and statuses, over all of its files.
 
     Parameters
     ----------
     path
         The run's first file.
+    progress
+        Called with the planes that were read, and how many there are: one a frame, Z a volume.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def verify_run(path: str | Path) -> Report:
     try:
         files.extend(_parts(path, report))
         if files:
-            _verify(files, report)
+            _verify(files, report, progress)
     except DamagedError as error:
         report.add(str(error))
     except OSError as error:
@@ -143,7 +147,7 @@ def _parts(path: Path, report: Report) -> Iterator[CheckedFile]:
             report.add(f"{other.name} is there, and the file before it is not")
 
 
-def _verify(files: list[CheckedFile], report: Report) -> None:
+def _verify(files: list[CheckedFile], report: Report, progress: Callable[[int, int], None]) -> None:
     report.closed = int(files[-1].read("mdd/closed")) == Closed.CLOSED
     for part in files:
         code = int(part.read("mdd/closed"))
@@ -151,13 +155,18 @@ def _verify(files: list[CheckedFile], report: Report) -> None:
             report.add(f"{part.path.name} is not closed (/mdd/closed is {code}), and the run's last file is")
     ledger = _ledger(files[0], report)
     room = np.empty(1 << 20, np.uint8)
-    seqs: list[NDArray[np.int64]] = []
-    for position, name in enumerate(files[0].plan.header.positions):
-        sessions = [
+    positions = [
+        [
             _Session(part, position, name if position else "", report, room=room, closed=report.closed)
             for part in files
         ]
-        seqs.extend(session.verify() for session in sessions)
+        for position, name in enumerate(files[0].plan.header.positions)
+    ]
+    total = sum(session.planes for sessions in positions for session in sessions)
+    told = _Told(progress, total)
+    seqs: list[NDArray[np.int64]] = []
+    for sessions in positions:
+        seqs.extend(session.verify(told) for session in sessions)
         if report.closed:
             _every_time_point_is_settled(sessions, report)
     _numbers(np.concatenate(seqs), ledger, report)
@@ -213,6 +222,17 @@ def _every_time_point_is_settled(sessions: list[_Session], report: Report) -> No
             report.add(f"{sessions[0].where(t, channel)} has no status, and the run is closed")
 
 
+class _Told:
+    """How far the reading is, in planes, of all files and positions together."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, planes: int) -> None:
+        self._done += planes
+        self._progress(self._done, self._total)
+
+
 class _Session:
     """One position in one file; arrays are (T, C) or (T, C, M)."""
 
@@ -229,7 +249,7 @@ class _Session:
         plan = part.plan
         self._part, self._report, self._room, self._closed = part, report, room, closed
         self._prefix, self._name = position_prefix(position), name
-        self._channels = plan.header.channels
+        self._channels, self._depth = plan.header.channels, plan.header.shape[0]
         self._lead = (plan.time_points, len(self._channels))
         # Statuses and seqs first: what they announce was written before.
         self.status = self._values("status")
@@ -242,12 +262,18 @@ class _Session:
         text += f" of channel {self._channels[channel]}" if len(self._channels) > 1 else ""
         return text + (f" of position {self._name}" if self._name else "")
 
-    def verify(self) -> NDArray[np.int64]:
+    @property
+    def planes(self) -> int:
+        """How much there is to read: a plane for each frame, Z for each volume."""
+        written = int(np.count_nonzero(self.status == Status.WRITTEN))
+        return int(self.received.sum()) + written * self._depth
+
+    def verify(self, told: _Told) -> NDArray[np.int64]:
         """Check everything of this position and return the seqs of its frames."""
         self._report.time_points += int(np.count_nonzero(self.status))
         self._codes()
-        self._frames()
-        self._volumes()
+        self._frames(told)
+        self._volumes(told)
         if self._closed:
             self._counts()
             self._live()
@@ -268,7 +294,7 @@ class _Session:
                 code = int(values[t, channel])
                 self._report.add(f"{self.where(t, channel)} has the unknown code {code} in /mdd/{name}")
 
-    def _frames(self) -> None:
+    def _frames(self, told: _Told) -> None:
         shape = self._seq.shape
         z_um = self._part.read(f"{self._prefix}mdd/frames/z_um").reshape(shape)
         rows = np.empty(shape, CHECKED)
@@ -288,8 +314,9 @@ class _Session:
             if found != sums[t, channel, slot]:
                 self._report.add(f"{what} has the wrong checksum")
             self._report.frames += 1
+            told.add(1)
 
-    def _volumes(self) -> None:
+    def _volumes(self, told: _Told) -> None:
         sums, acquired_s = self._values("crc32"), self._values("acquired_s")
         served, reasons = self._values("served"), self._values("reason")
         volumes = f"{self._prefix}volume"
@@ -306,6 +333,7 @@ class _Session:
             if reasons[t, channel]:
                 self._report.add(f"{what} is written, and has a reason why it should not be")
             self._report.volumes += 1
+            told.add(self._depth)
         for t, channel in np.argwhere((self.status > Status.WRITTEN) & (reasons == b"")).tolist():
             self._report.add(f"{self.where(t, channel)} has no volume, and no reason for it")
 

@@ -9,6 +9,7 @@ not open the file after it. One thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ class Repair:
         return not self.faults
 
 
-def repair_run(path: Path) -> Repair:
-    """Bring a run in order, all of its files.
+def repair_run(path: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Repair:
+    """Bring a run in order, all of its files, and check it; `progress` is that of `verify_run`.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def repair_run(path: Path) -> Repair:
         report.faults.append(str(error))
     finally:
         lock.release()
-    found = verify_run(path)
+    found = verify_run(path, progress=progress)
     report.faults += [fault for fault in found.faults if fault not in report.faults]
     return report
 

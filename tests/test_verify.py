@@ -45,6 +45,18 @@ def change_ledger(name: str, value: int) -> Callable[[Path], None]:
     return change("mdd/ledger", LEDGER_COLUMNS.index(name), value)
 
 
+def test_it_is_told_how_far_the_reading_is(path: Path) -> None:
+    write_run(path, sweeps=4)  # in two files
+    told: list[tuple[int, int]] = []
+    report = verify_run(path, progress=lambda *numbers: told.append(numbers))
+    assert report.sound
+    assert report.files == 2
+    depth = header().shape[0]
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (report.frames + depth * report.volumes,) * 2
+    assert {total for _, total in told} == {told[-1][1]}
+
+
 def test_sound_run_is_said_to_be_sound(path: Path) -> None:
     target = recorder(path, time_points=2, run=header(channels=("a", "b"), positions=("p", "q")))
     target.start()

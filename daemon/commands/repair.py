@@ -23,13 +23,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", type=options.file, metavar="RUN")
     parser.add_argument("--json", action="store_true", help="what was found and done, as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: Namespace) -> int:
     """Repair the run and say what was found and done."""
+    from microdiffusion.daemon.commands.progress import ProgressBar
     from microdiffusion.daemon.repair import repair_run
 
-    report = repair_run(args.file)
+    with ProgressBar(f"reading {args.file.name}", "planes", quiet=args.quiet) as progress:
+        report = repair_run(args.file, progress=progress)
     if args.json:
         import json
         from dataclasses import asdict

@@ -23,13 +23,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", type=options.file, metavar="RUN")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: Namespace) -> int:
     """Check the run and say what was found."""
+    from microdiffusion.daemon.commands.progress import ProgressBar
     from microdiffusion.verify import verify_run
 
-    report = verify_run(args.file)
+    with ProgressBar(f"reading {args.file.name}", "planes", quiet=args.quiet) as progress:
+        report = verify_run(args.file, progress=progress)
     if args.json:
         _say_json(report)
     else:
