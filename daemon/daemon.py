@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from microdiffusion.daemon.service import ServiceManager
 from microdiffusion.daemon.sources import STOP_S, open_source
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher
 from microdiffusion.daemon.status_text import log_line
+from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import AcquisitionError, DiskError
 from microdiffusion.keys import server_security
 from microdiffusion.messages import Command
@@ -58,6 +58,8 @@ class Daemon:
         Sends the frames instead of the configured driver.
     resume : Path, optional
         A run file to go on with.
+    stopping : StopWish, optional
+        Whether somebody wants it to stop; None: only `request_stop` says so.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Daemon:
         duration_s: float | None,
         feed: Feed | None = None,
         resume: Path | None = None,
+        stopping: StopWish | None = None,
     ) -> None:
         self._config = config
         self._volumes = volumes
@@ -77,9 +80,8 @@ class Daemon:
         self._leftovers: Leftovers | None = None
         self._remarks: list[str] = []  # of the driver, not in a run file yet
         self.board = StatusBoard()
-        self.stopping = threading.Event()
-        self._hurry = False
-        self._stopped_s = float("inf")  # when somebody said stop, or what came before the runs had stopped
+        self.stopping = StopWish() if stopping is None else stopping
+        self._before_runs_s = -float("inf")  # when what comes before the runs had stopped
         self._show: Callable[[], None] = lambda: None
         self._shown_s = 0.0
         self._began_s: float | None = None
@@ -164,7 +166,8 @@ class Daemon:
             def show() -> None:
                 snapshot = self._watchman.complete(self.board.snapshot())
                 publisher.publish(snapshot)
-                display.show(snapshot)
+                with contextlib.suppress(OSError):  # a terminal that is gone costs nobody his run
+                    display.show(snapshot)
                 if self._stuck():
                     return
                 self._service.alive(log_line(snapshot))
@@ -192,9 +195,7 @@ class Daemon:
 
     def request_stop(self) -> None:
         """Stop soon; asked twice, do not reconstruct what still waits."""
-        self._hurry = self.stopping.is_set()
-        self._stopped_s = time.monotonic()
-        self.stopping.set()
+        self.stopping.ask()
 
     def _by_key(self, command: str, value: str) -> str:
         """Carry out what a key of the dashboard asks for."""
@@ -231,6 +232,8 @@ class Daemon:
             self._leftovers.start(self._ingest.address)
             stack.callback(self._leftovers.stop)
             return  # the driver waits for it: its numbers go on after theirs
+        if self.stopping.is_set():  # while everything else was started
+            return
         self._source = open_source(self._config, self._ingest.address, feed=self._feed)
         if self._source is not None:
             stack.callback(self._source.stop)
@@ -352,8 +355,7 @@ class Daemon:
             attempt(source.raise_if_failed)
         self._watched = False
         attempt(self._ingest.stop)
-        if self.stopping.is_set():
-            self._stopped_s = time.monotonic()
+        self._before_runs_s = time.monotonic()
         drain_s = 0.0 if failure is not None else self._drain_s()
         self._runs.close_all(drain_s=drain_s, hurry=self._hurried, show=self._show)
         attempt(self._engine.stop)
@@ -371,7 +373,8 @@ class Daemon:
 
         A run that was over before somebody said stop was to be reconstructed to its end, and waits no longer.
         """
-        return self._hurry or time.monotonic() - self._stopped_s > CLOSE_S
+        wish = self.stopping
+        return wish.hurry or time.monotonic() - max(wish.asked_s, self._before_runs_s) > CLOSE_S
 
 
 def _make_folder(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,10 +31,12 @@ if TYPE_CHECKING:
 
     from microdiffusion.daemon.display.choices import Request
     from microdiffusion.daemon.preview import Preview
+    from microdiffusion.daemon.stop_wish import StopWish
 
 __all__ = ["Display", "LiveDashboard", "LogDisplay", "open_display", "page"]
 
 LOG_INTERVAL_S = 10.0
+_LOOK_S = 0.25  # how soon a wish to stop is seen while keys are waited for
 MESSAGE_S = 6.0
 """How long the last line says what came of a key."""
 
@@ -48,7 +49,7 @@ class Display(Protocol):
     def show(self, snapshot: StatusSnapshot) -> None:
         """Show this one now, or leave it out."""
 
-    def wait(self, timeout_s: float, stopping: threading.Event | None = None) -> None:
+    def wait(self, timeout_s: float, stopping: StopWish | None = None) -> None:
         """Wait until the next one is due, or until `stopping` is set."""
 
     def __enter__(self) -> Self: ...
@@ -115,15 +116,15 @@ class LiveDashboard:
         self._snapshot = snapshot
         self._draw()
 
-    def wait(self, timeout_s: float, stopping: threading.Event | None = None) -> None:
+    def wait(self, timeout_s: float, stopping: StopWish | None = None) -> None:
         """Wait, and do what the keys that are pressed meanwhile ask for."""
         deadline = time.monotonic() + timeout_s
         while stopping is None or not stopping.is_set():
             left = max(0.0, deadline - time.monotonic())
             if not self._keyboard.works:
-                (stopping or threading.Event()).wait(left)
+                _wait(left, stopping)
                 return
-            for key in self._keyboard.read(left):
+            for key in self._keyboard.read(min(left, _LOOK_S)):
                 self.press(key)
             if time.monotonic() >= deadline:
                 return
@@ -214,9 +215,9 @@ class LogDisplay:
             self._state = snapshot.state
             logger.info(log_line(snapshot))
 
-    def wait(self, timeout_s: float, stopping: threading.Event | None = None) -> None:
+    def wait(self, timeout_s: float, stopping: StopWish | None = None) -> None:
         """Wait."""
-        (stopping or threading.Event()).wait(timeout_s)
+        _wait(timeout_s, stopping)
 
     def __enter__(self) -> Self:
         return self
@@ -225,6 +226,13 @@ class LogDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+def _wait(timeout_s: float, stopping: StopWish | None) -> None:
+    if stopping is None:
+        time.sleep(timeout_s)
+    else:
+        stopping.wait(timeout_s)
 
 
 def _has_colours(console: Console) -> bool:

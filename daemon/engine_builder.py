@@ -12,7 +12,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from microdiffusion.config import EngineConfig
-from microdiffusion.drivers.process import keyboard_ignored
+from microdiffusion.drivers.process import keyboard_ignored, leave_stops_to_parent
 from microdiffusion.errors import MddError
 
 if TYPE_CHECKING:
@@ -110,8 +109,7 @@ class EngineBuilder:
 
 def _run(pipe: Connection, config: EngineConfig, build: Build) -> None:
     """Run the child: build, tell how far, and how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_stops_to_parent()
     logging.getLogger("microdiffusion").addHandler(logging.NullHandler())  # the terminal is the dashboard's
     threading.Thread(target=_end_with_parent, name="mdd-orphan", daemon=True).start()
     if hasattr(os, "nice"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +31,7 @@ from microdiffusion.daemon.engine_messages import (
     Told,
     Work,
 )
+from microdiffusion.drivers.process import leave_stops_to_parent
 from microdiffusion.errors import EngineError, MddError
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def open_engine(config: EngineConfig) -> Engine:
 
 def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: Path | None = None) -> None:
     """Run the child: report, then answer sweeps until the pipe closes."""
-    # Ctrl-C, and systemd's SIGTERM, go to the whole process group; the daemon decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_stops_to_parent()
     # What matters travels through the pipe; the terminal is the dashboard's.
     logging.getLogger("microdiffusion").addHandler(logging.NullHandler())
     # A pipe that breaks means that the daemon is gone: there is nobody to tell.

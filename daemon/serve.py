@@ -6,19 +6,18 @@ On the main thread of the command.
 from __future__ import annotations
 
 import contextlib
-import signal
+import os
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.daemon import Daemon
+from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
 from microdiffusion.filesystem import refuse_unordered
 from microdiffusion.run_file import Status
 from microdiffusion.swmr_file import require_compression
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from microdiffusion.config import Config
@@ -34,8 +33,14 @@ def serve(
     dashboard: bool = False,
     feed: Feed | None = None,
     resume: Path | None = None,
+    wish: StopWish | None = None,
 ) -> int:
     """Run the daemon and say at the end where the files are; return the exit code.
+
+    Parameters
+    ----------
+    wish
+        Of a caller that hears the signals already; None: they are heard from here on.
 
     Raises
     ------
@@ -59,21 +64,38 @@ def serve(
     if config.recorder.layout == "swmr":  # refused now, not when the first frame comes
         refuse_unordered(config.recorder.output)
         require_compression(config.recorder.compression)
-    daemon = Daemon(
-        _limited(config, volumes), volumes=volumes, duration_s=duration_s, feed=feed, resume=resume
-    )
-    with _signals(daemon.request_stop):
+    wish = StopWish() if wish is None else wish
+    with wish.heard():
+        if wish.is_set():  # before anything was begun
+            return 0
+        daemon = Daemon(
+            _limited(config, volumes),
+            volumes=volumes,
+            duration_s=duration_s,
+            feed=feed,
+            resume=resume,
+            stopping=wish,
+        )
         try:
             daemon.serve(dashboard=dashboard)
         finally:
-            for run in daemon.runs:
-                sys.stdout.write(_summary(run))
-    stopped = daemon.stopping.is_set()  # by the user, perhaps before there was anything to write
+            _print("".join(map(_summary, daemon.runs)))
+    stopped = wish.is_set()  # by the user, perhaps before there was anything to write
     if daemon.runs and not stopped and not daemon.open_runs.written:
         raise RunError(
             "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
         )
     return 0
+
+
+def _print(text: str) -> None:
+    """Print, where somebody reads: a terminal that was closed must not end in an error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # the interpreter flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _summary(run: ClosedRun) -> str:
@@ -108,18 +130,3 @@ def _limited(config: Config, volumes: int | None) -> Config:
     if acquisition.sweeps is not None:
         sweeps = min(sweeps, acquisition.sweeps)
     return config.model_copy(update={"acquisition": acquisition.model_copy(update={"sweeps": sweeps})})
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Turn Ctrl-C and a polite kill into a stop; only the main thread may do this."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), lambda *_: stop()) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)

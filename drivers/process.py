@@ -218,17 +218,25 @@ def _rebuilt(name: str, text: str) -> MddError:
     return error
 
 
+def leave_stops_to_parent() -> None:
+    """Ignore what asks a whole group of processes to stop: who started this one decides when."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 @contextmanager
 def keyboard_ignored() -> Iterator[None]:
     """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so).
 
-    Blocked, not ignored: what comes meanwhile reaches this process afterwards. On any thread.
+    Nor is what else a terminal or a service manager sends to the whole group. Blocked, not ignored: what
+    comes meanwhile reaches this process afterwards. On any thread.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # started within, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
@@ -247,8 +255,7 @@ def _run(
     security: ClientKeys | None,
 ) -> None:
     """Run the acquisition and tell the parent how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to the whole group
+    leave_stops_to_parent()
     _redirect_output(log)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     stop, orphaned = threading.Event(), threading.Event()

@@ -11,19 +11,16 @@ code 3 where frames were lost, or wait in the journal for `mdd deliver`.
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import AcquisitionError, ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from microdiffusion.config import Config
@@ -41,18 +38,6 @@ HURRIED_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Wish:
-    """What the user wants."""
-
-    stop: threading.Event = field(default_factory=threading.Event)
-    hurry: bool = False
-
-    def ask(self) -> None:
-        self.hurry = self.stop.is_set()
-        self.stop.set()
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     options.add_config_options(parser)
@@ -64,6 +49,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Deliver what is left over, then acquire."""
+    wish = StopWish()
+    with wish.heard():  # loading takes a second, and a stop is one from now on
+        return _acquire(args, wish)
+
+
+def _acquire(args: Namespace, wish: StopWish) -> int:
     config = options.config_from(args, {"wire.data": args.address})
     address = config.wire.data
     if config.acquisition.driver == "none":
@@ -78,23 +69,21 @@ def run(args: Namespace) -> int:
     require_port(address)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     security = client_security(config.wire, address)
-    wish = _Wish()
-    with _signals(wish):
-        _deliver_leftovers(config, address, security, wish)
-        if wish.stop.is_set():
-            return 0
-        driver = DriverProcess(config, address, log=args.log or _log_file(), security=security)
-        driver.start()
-        try:
-            _watch(driver, wish.stop.is_set)
-            if driver.alive:
-                logger.info("stopping; once more for at once")
-                driver.ask_to_stop()
-                deadline_s = time.monotonic() + STOP_S
-                _watch(driver, lambda: wish.hurry or time.monotonic() > deadline_s)
-        finally:
-            driver.stop(HURRIED_S)
-            _tell(driver)
+    _deliver_leftovers(config, address, security, wish)
+    if wish.is_set():
+        return 0
+    driver = DriverProcess(config, address, log=args.log or _log_file(), security=security)
+    driver.start()
+    try:
+        _watch(driver, wish.is_set)
+        if driver.alive:
+            logger.info("stopping; once more for at once")
+            driver.ask_to_stop()
+            deadline_s = time.monotonic() + STOP_S
+            _watch(driver, lambda: wish.hurry or time.monotonic() > deadline_s)
+    finally:
+        driver.stop(HURRIED_S)
+        _tell(driver)
     driver.raise_if_failed()
     return _verdict(driver.stats)
 
@@ -111,7 +100,7 @@ def _log_file() -> Path | None:
     return folder / "driver.log"
 
 
-def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None, wish: _Wish) -> None:
+def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None, wish: StopWish) -> None:
     """Deliver what interrupted acquisitions have left here, or say why that has to wait."""
     from microdiffusion.delivery import deliveries
     from microdiffusion.errors import AddressError
@@ -119,7 +108,7 @@ def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None
 
     folder = config.wire.journal or journal_folder()
     try:
-        for delivered in deliveries(folder, address, security=security, stop=wish.stop.is_set):
+        for delivered in deliveries(folder, address, security=security, stop=wish.is_set):
             logger.info("left over from earlier: %s", delivered)
     except AddressError as error:  # the daemon may come later: the camera does not wait for it
         logger.warning("what is left over from earlier waits in %s: %s", folder, error)
@@ -174,15 +163,3 @@ def _verdict(stats: SenderStats | None) -> int:
             "the lines above, and give wire.send_buffer_mb or wire.journal_gb more room."
         )
     return 0
-
-
-@contextmanager
-def _signals(wish: _Wish) -> Iterator[None]:
-    """Turn Ctrl-C and a polite kill into a wish."""
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), lambda *_: wish.ask()) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Open the file and send it."""
+    if not args.serve:
+        return _run(args, None)
+    wish = StopWish()
+    with wish.heard():  # loading takes a second, and a stop is one from now on
+        return _run(args, wish)
+
+
+def _run(args: Namespace, wish: StopWish | None) -> int:
     if args.serve and args.address is not None:
         raise UserError("Give --serve (a daemon of its own) or --address (one that runs), not both.")
     given: dict[str, object] = {"recorder.output": args.output, "wire.data": args.address}
@@ -78,18 +87,20 @@ def run(args: Namespace) -> int:
 
     with open_source(args.file, sweep=config.sweep) as source:
         if args.serve:
-            return _serve(source, config, faults, args)
+            return _serve(source, config, faults, args, wish)
         _report(_send(source, config, faults, args.rate, config.wire.data))
     return 0
 
 
-def _serve(source: ReplaySource, config: Config, faults: Faults, args: Namespace) -> int:
+def _serve(
+    source: ReplaySource, config: Config, faults: Faults, args: Namespace, wish: StopWish | None
+) -> int:
     from microdiffusion.daemon.serve import serve
 
     def feed(address: str, stop: Callable[[], bool]) -> None:
         _send(source, config, faults, args.rate, address, stop, own=True)
 
-    return serve(config, dashboard=options.wants_dashboard(args), feed=feed)
+    return serve(config, dashboard=options.wants_dashboard(args), feed=feed, wish=wish)
 
 
 def _send(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Load the configuration and serve."""
+    wish = StopWish()
+    with wish.heard():  # loading takes a second, and a stop is one from now on
+        return _serve(args, wish)
+
+
+def _serve(args: Namespace, wish: StopWish) -> int:
     given: dict[str, object] = {"recorder.output": args.output, "acquisition.specimen": args.specimen}
     recorded: dict[str, object] = {}
     if args.resume is not None:
@@ -56,6 +63,7 @@ def run(args: Namespace) -> int:
         duration_s=args.duration,
         dashboard=options.wants_dashboard(args),
         resume=args.resume,
+        wish=wish,
     )
 
 

@@ -11,6 +11,7 @@ import atexit
 import codecs
 import os
 import re
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -132,7 +133,7 @@ class Keyboard:
                         code = _WINDOWS.get(msvcrt.getwch(), "")
                         text += next((keys for keys, name in _SEQUENCES.items() if name == code), "")
                     elif character == "\x03":
-                        raise KeyboardInterrupt
+                        signal.raise_signal(signal.SIGINT)  # whoever hears Ctrl-C hears of this one, too
                     else:
                         text += character
                 if text or time.monotonic() >= deadline:
@@ -171,7 +172,10 @@ class Keyboard:
             ready, _, _ = select.select([self._fd], [], [], max(0.0, timeout_s))
             if not ready:
                 return ""
-            data = os.read(self._fd, 4096)
+            try:
+                data = os.read(self._fd, 4096)
+            except OSError:
+                data = b""
             if not data:  # the terminal was closed
                 self.close()
                 return ""
