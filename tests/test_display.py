@@ -280,6 +280,26 @@ def console() -> tuple[Console, Callable[[], str]]:
     return made, written
 
 
+def test_a_terminal_that_refuses_is_no_failure_and_is_drawn_anew_when_it_takes_again() -> None:
+    class Refusing(io.StringIO):
+        gone = True
+
+        def write(self, text: str) -> int:
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    file = Refusing()
+    terminal = Terminal(Console(file=file, force_terminal=True, width=20, height=3))
+    terminal.open()
+    terminal.draw([[Segment("one")], [Segment("two")]])
+    file.gone = False
+    terminal.draw([[Segment("one")], [Segment("two")]])
+    assert "one" in file.getvalue()
+    assert "two" in file.getvalue()
+    terminal.close()
+
+
 def test_only_lines_that_changed_are_written() -> None:
     made, written = console()
     terminal = Terminal(made)
@@ -427,7 +447,7 @@ def daemon() -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
 
 
 class InTerminal:
-    """`mdd top` in a pseudo-terminal."""
+    """`mdd` in a pseudo-terminal."""
 
     def __init__(self, *arguments: str, folder: Path) -> None:
         import fcntl
@@ -447,7 +467,7 @@ class InTerminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         self.process = subprocess.Popen(
-            [command(), "top", *arguments],
+            [command(), *arguments],
             stdin=self._other,
             stdout=self._other,
             stderr=self._other,
@@ -502,7 +522,7 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminal
 @posix_only
 def test_keys_reach_the_daemon_from_another_terminal_which_is_left_as_it_was(daemon, tmp_path: Path) -> None:
     status, control, asked = daemon
-    top = InTerminal("--address", status, "--control", control, folder=tmp_path)
+    top = InTerminal("top", "--address", status, "--control", control, folder=tmp_path)
     try:
         top.wait_for("space")  # the line of keys, once the control channel has answered
         top.send("m")
@@ -520,7 +540,9 @@ def test_keys_reach_the_daemon_from_another_terminal_which_is_left_as_it_was(dae
 @posix_only
 def test_without_the_control_channel_one_can_watch(daemon, tmp_path: Path) -> None:
     status, _, asked = daemon
-    top = InTerminal("--address", status, "--control", f"tcp://127.0.0.1:{free_port()}", folder=tmp_path)
+    top = InTerminal(
+        "top", "--address", status, "--control", f"tcp://127.0.0.1:{free_port()}", folder=tmp_path
+    )
     try:
         top.wait_for("running")
         top.send("s")
@@ -536,13 +558,26 @@ def test_without_the_control_channel_one_can_watch(daemon, tmp_path: Path) -> No
 @posix_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP] if sys.platform != "win32" else [])
 def test_a_kill_leaves_the_terminal_as_it_was(daemon, tmp_path: Path, number: int) -> None:
-    top = InTerminal("--address", daemon[0], "--read-only", folder=tmp_path)
+    top = InTerminal("top", "--address", daemon[0], "--read-only", folder=tmp_path)
     try:
         top.wait_for("running")
         top.process.send_signal(number)
         assert top.finish() == 128 + number
         assert top.is_as_it_was
         assert "Traceback" not in top.out
+    finally:
+        top.close()
+
+
+@posix_only
+def test_who_looks_for_a_daemon_says_where_before_it_waits(tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    top = InTerminal("top", "--address", address, "--timeout", "600", folder=tmp_path)
+    try:
+        top.wait_for(f"looking for a daemon at {address}")
+        assert "\x1b[?1049h" not in top.out  # no empty screen
+        top.send("\x03")
+        assert top.finish() == 130
     finally:
         top.close()
 

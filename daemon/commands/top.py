@@ -11,12 +11,13 @@ Where the daemon's control channel answers, keys pause it, save a snapshot and p
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import sys
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
+from microdiffusion.daemon.cli import complain, say
 from microdiffusion.daemon.commands import options
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def run(args: Namespace) -> int:
     if args.address and not args.control:
         config = control_beside(config, args.address)
     security = client_security(config.wire, config.wire.status)
+    if sys.stderr.isatty():  # a person waits
+        complain(f"looking for a daemon at {config.wire.status}, for {args.timeout:g} s at most ...")
     if args.once or args.json or not sys.stdout.isatty():
         snapshot = next(subscribe(config.wire.status, args.timeout, security=security))
         if args.json:
@@ -67,9 +70,11 @@ def run(args: Namespace) -> int:
             remote.tell(dashboard)
         dashboard.wait(0.0)
 
+    snapshots = subscribe(config.wire.status, args.timeout, security=security, idle=idle)
+    first = next(snapshots)  # the screen is taken when there is something to show
     with _polite_kill(), dashboard:
         try:
-            for snapshot in subscribe(config.wire.status, args.timeout, security=security, idle=idle):
+            for snapshot in itertools.chain([first], snapshots):
                 if remote is not None:
                     remote.look(snapshot, dashboard)
                 dashboard.show(snapshot)

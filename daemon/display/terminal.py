@@ -8,7 +8,6 @@ main thread. Works over whatever `rich.console.Console` writes to, which knows c
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import signal
 import sys
@@ -93,8 +92,7 @@ class Terminal:
         if self._open:
             self._open = False
             atexit.unregister(self.close)
-            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
-                self._write(self.forget_pictures + _LEAVE)
+            self._write(self.forget_pictures + _LEAVE)
 
     def watch_suspend(self, before: Callable[[], None], after: Callable[[], object]) -> None:
         """Give everything back while Ctrl-Z holds the process; until `unwatch_suspend`."""
@@ -155,8 +153,13 @@ class Terminal:
     def _write(self, text: str) -> None:
         file = self._console.file
         encoding = getattr(file, "encoding", None) or "utf-8"
-        file.write(text.encode(encoding, errors="replace").decode(encoding))
-        file.flush()
+        try:
+            file.write(text.encode(encoding, errors="replace").decode(encoding))
+            file.flush()
+        except (OSError, ValueError):
+            # The terminal is gone or refuses, which is no reason to end a run. Should it come back, it is
+            # drawn anew.
+            self._size, self._drawn, self._pictures = (0, 0), [], []
 
     def _on_suspend(self, *_: object) -> None:
         self._suspend = True  # a handler must not write: it may have come in the middle of a write
