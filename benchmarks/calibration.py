@@ -81,6 +81,7 @@ def judge_beam(number: int) -> dict[str, object]:
         "length_error": found.length_um / length - 1,
         "correlation": max(float(np.corrcoef(mine, profile(u + shift))[0, 1]) for shift in shifts),
         "inside_interval": bool(low <= length <= high),
+        "half_interval": 0.5 * (high - low) / length,
         "used": found.beads,
         "found": found.found,
         "warnings": list(found.warnings),
@@ -113,6 +114,7 @@ def judge_camera(number: int) -> dict[str, object]:
     low, high = found.gain_interval
     return row | {
         "gain_error": found.gain / gain - 1,
+        "half_interval": 0.5 * (high - low) / gain,
         "offset_error": found.offset - 100.0,
         "read_noise_error": found.read_noise / np.hypot(read_noise, 12**-0.5) - 1,
         "inside_interval": bool(low <= gain <= high),
@@ -158,6 +160,7 @@ def main() -> None:
                 abs(row["length_error"]) < 0.05 and row["correlation"] > 0.98 for row in judged
             ),
             "inside_interval": float(np.mean([row["inside_interval"] for row in judged])),
+            "half_interval": summary(judged, "half_interval"),
             "seconds_median": float(np.median([row["seconds"] for row in judged])),
         },
         "camera": {
@@ -168,6 +171,9 @@ def main() -> None:
             "read_noise_error": summary(taken, "read_noise_error"),
             "within_bar": sum(abs(row["gain_error"]) < 0.1 for row in taken),
             "inside_interval": float(np.mean([row["inside_interval"] for row in taken])),
+            "half_interval": summary(taken, "half_interval"),
+            "of_ten_frames_or_more": sum(row["frames"] >= 10 for row in taken),
+            "of_those_within_bar": sum(row["frames"] >= 10 and abs(row["gain_error"]) < 0.1 for row in taken),
         },
     }
     print(json.dumps(result, indent=1))

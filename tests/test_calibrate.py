@@ -104,6 +104,18 @@ def test_the_profile_is_the_operators_and_not_its_mirror_image():
     assert correlation(result, true, mirrored=True) < 0.95
 
 
+def test_the_interval_counts_what_is_wrong_with_an_image_for_all_of_it():
+    inside = 0
+    for seed in range(6):
+        scene = replace(SMALL, profile="bessel", jitter=0.2, seed=seed)
+        pixels, z_um, profile = layer_stack(scene, 6.0)
+        result = measure_beam(ZStack(pixels.astype(np.float32), z_um, None, "layer.tif"), "layer")
+        low, high = result.length_interval
+        inside += low < length_of(profile, 24.0) < high
+        assert high - low < 0.5 * result.length_um
+    assert inside >= 5  # all tiles of an image are moved alike: their scatter alone held it in none
+
+
 def test_the_interval_is_about_as_wide_as_results_scatter():
     results = [measured(replace(SMALL, seed=100 + seed))[0] for seed in range(6)]
     scatter = np.std([result.length_um for result in results])

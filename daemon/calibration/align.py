@@ -1,4 +1,4 @@
-"""From many beads' traces to one profile: alignment below a step, a robust mean, lengths, resampling.
+"""From many beads' traces to one profile: alignment below a step, and a robust mean.
 
 A bead at depth z0 has the brightness ``A w(z0 - z)`` when the stage is at z: its trace runs through the
 profile backwards. Depths, amplitudes and the common profile are found in turn; the profile is a chain of
@@ -8,55 +8,17 @@ bead samples it at places of its own. Pure functions in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from microdiffusion.daemon.calibration.curve import Curve, crossing, lengths, maximum, smooth
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROUNDS = 8
-RESAMPLES = 200
-_FINE = 12
-"""Points per knot on which profiles are compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A profile (K,) on an even grid of knots `u_um`, µm from its centre; its peak is about 1."""
-
-    u_um: NDArray[np.float64]
-    value: NDArray[np.float64]
-
-    def at(self, u_um: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the values at any places; zero outside of the knots."""
-        return np.asarray(np.interp(u_um, self.u_um, self.value, left=0.0, right=0.0))
-
-    @property
-    def spacing_um(self) -> float:
-        """Distance of the knots, µm."""
-        return float(self.u_um[1] - self.u_um[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long a profile is, µm.
-
-    Attributes
-    ----------
-    fwhm_um : float
-        Full width at half of the maximum.
-    equivalent_um : float
-        Length of the box with the same sum and the same sum of squares, (∫w)² / ∫w².
-    left_um, right_um : float
-        Where it crosses half of its maximum.
-    """
-
-    fwhm_um: float
-    equivalent_um: float
-    left_um: float
-    right_um: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +35,6 @@ class Aligned:
         Which of the traces.
     residual : float
         Root mean square of what is left of a trace, relative to its amplitude, over the beads (median).
-    samples : (R, K) float64
-        The profile again, from beads drawn with replacement.
     partial : int
         Used beads whose profile the stack does not show in full.
     """
@@ -84,12 +44,11 @@ class Aligned:
     amplitude: NDArray[np.float64]
     used: NDArray[np.bool_]
     residual: float
-    samples: NDArray[np.float64] = field(repr=False)
     partial: int
 
 
 def align(
-    traces: NDArray[np.float64], noise: NDArray[np.float64], z_um: NDArray[np.float64], *, seed: int = 0
+    traces: NDArray[np.float64], noise: NDArray[np.float64], z_um: NDArray[np.float64]
 ) -> Aligned | None:
     """Return the profile that all traces share, or None where no trace shows one.
 
@@ -121,12 +80,8 @@ def align(
     weight = np.ones_like(traces)
     for turn in range(ROUNDS):
         reach = length if turn == 0 else (0.25 * length if turn < 3 else 1.0 * step)
-        numbers = np.flatnonzero(used)
-        for number in numbers:
-            depth[number], amplitude[number] = _place(
-                traces[number], z_um, curve, depth[number], reach, weight[number]
-            )
-        spacing = step * min(max(6.0 / len(numbers), 0.25), 1.0)
+        depth[used], amplitude[used] = _place(traces[used], z_um, curve, depth[used], reach, weight[used])
+        spacing = step * min(max(6.0 / np.count_nonzero(used), 0.25), 1.0)
         half = 0.5 * (z_um[-1] - z_um[0])
         span = (
             min(2.5 * length + 4.0 * step, max(half, 1.2 * length))
@@ -147,10 +102,6 @@ def align(
             used = _without_outliers(traces, noise, z_um, curve, depth, amplitude, used)
     left = _misfit(traces, z_um, curve, depth, amplitude)
     share = _seen_share(curve, depth, z_um)
-    bead = _weights(amplitude[used], noise[used], left[used])
-    samples = _resampled(
-        traces[used], amplitude[used], depth[used], z_um, curve.u_um, bead[:, None] * weight[used], seed
-    )
     whole = used & (share > 0.98)
     if np.count_nonzero(whole) >= 3:
         stretch = _stretch(traces[whole], amplitude[whole], depth[whole], z_um, curve)
@@ -161,7 +112,6 @@ def align(
         amplitude[used],
         used,
         float(np.median(left[used])),
-        samples,
         int(np.count_nonzero(share[used] < 0.98)),
     )
 
@@ -196,57 +146,6 @@ def typical_step(z_um: NDArray[np.float64]) -> float:
     return float(np.median(steps[steps > 1e-6 * max(float(np.ptp(z_um)), 1e-12)]))
 
 
-def lengths(curve: Curve) -> Lengths:
-    """Return how long a profile is."""
-    value, u = curve.value, curve.u_um
-    top, at = _maximum(curve)
-    half = 0.5 * top
-    left = right = at
-    while left > 0 and value[left - 1] >= half:
-        left -= 1
-    while right < len(value) - 1 and value[right + 1] >= half:
-        right += 1
-    low = u[left] if left == 0 else _crossing(u[left - 1 : left + 1], value[left - 1 : left + 1], half)
-    high = (
-        u[right]
-        if right == len(value) - 1
-        else _crossing(u[right : right + 2], value[right : right + 2], half)
-    )
-    square = float(np.sum(value**2)) * curve.spacing_um
-    whole = float(np.sum(value)) * curve.spacing_um
-    return Lengths(high - low, whole**2 / max(square, 1e-300), low, high)
-
-
-def _crossing(u: NDArray[np.float64], value: NDArray[np.float64], level: float) -> float:
-    if value[1] == value[0]:
-        return float(u.mean())
-    share = (level - value[0]) / (value[1] - value[0])
-    return float(u[0] + share * (u[1] - u[0]))
-
-
-def _maximum(curve: Curve) -> tuple[float, int]:
-    """Return the peak's height, which noise must not raise, and where it is.
-
-    A parabola through a seventh of the length on either side follows a rounded top and averages a flat one.
-    """
-    value = curve.value
-    at = int(np.argmax(_smooth(value, 3)))
-    above = int(np.count_nonzero(value > 0.5 * value[at]))
-    near = max(above // 7, 1)
-    if near < 2:
-        return float(_smooth(value, 3)[at] if above > 6 else value[at]), at
-    low, high = max(at - near, 0), min(at + near + 1, len(value))
-    x = np.arange(low, high) - at
-    c = np.polynomial.polynomial.polyfit(x, value[low:high], 2)
-    fitted = np.polynomial.polynomial.polyval(x, c)
-    return float(fitted.max()), at
-
-
-def _smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    padded = np.pad(values, width // 2, mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
-
-
 def _first_look(
     traces: NDArray[np.float64], z_um: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
@@ -256,7 +155,7 @@ def _first_look(
     complete = np.zeros(count, bool)
     for number, trace in enumerate(traces):
         calm = _median3(trace)
-        at = int(np.argmax(_smooth(calm, 3)))
+        at = int(np.argmax(smooth(calm, 3)))
         near = calm[max(at - 1, 0) : at + 2]
         peak[number] = top = float(near.mean())
         if top <= 0:
@@ -270,12 +169,12 @@ def _first_look(
         low = (
             z_um[left]
             if left == 0
-            else _crossing(z_um[left - 1 : left + 1], calm[left - 1 : left + 1], 0.5 * top)
+            else crossing(z_um[left - 1 : left + 1], calm[left - 1 : left + 1], 0.5 * top)
         )
         high = (
             z_um[right]
             if right == len(calm) - 1
-            else _crossing(z_um[right : right + 2], calm[right : right + 2], 0.5 * top)
+            else crossing(z_um[right : right + 2], calm[right : right + 2], 0.5 * top)
         )
         centre[number], width[number] = 0.5 * (low + high), high - low
     return centre, width, complete, peak
@@ -307,32 +206,34 @@ def _trapezoid(length_um: float, step_um: float) -> Curve:
 
 
 def _place(
-    trace: NDArray[np.float64],
+    traces: NDArray[np.float64],
     z_um: NDArray[np.float64],
     curve: Curve,
-    depth_um: float,
+    depth_um: NDArray[np.float64],
     reach_um: float,
     weight: NDArray[np.float64],
-) -> tuple[float, float]:
-    """Return the depth and amplitude with which the profile fits a trace best."""
-    best, amplitude = depth_um, 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the depths and amplitudes (N,) with which the profile fits each trace best."""
+    best, bead = depth_um, np.arange(len(traces))
     for scope in (reach_um, reach_um / 12.0):
-        depths = best + np.linspace(-scope, scope, 33)
-        model = curve.at(depths[:, None] - z_um[None, :])
-        square = np.maximum((weight * model**2).sum(axis=1), 1e-12)
-        along = (weight * model * trace).sum(axis=1)
+        shifts = np.linspace(-scope, scope, 33)
+        depths = best[:, None] + shifts
+        model = curve.at(depths[:, :, None] - z_um)
+        square = np.maximum(np.einsum("nz,ndz,ndz->nd", weight, model, model), 1e-12)
+        along = np.einsum("nz,ndz,nz->nd", weight, model, traces)
         # What is left of the trace, but for a part that is the same at all depths.
         gain = np.where(along > 0, along**2 / square, 0.0)
-        at = int(np.argmax(gain))
-        best = float(depths[at])
-        if 0 < at < len(depths) - 1:
-            a, b, c = gain[at - 1 : at + 2]
-            bend = a - 2 * b + c
-            if bend < 0:
-                best += 0.5 * (a - c) / bend * (depths[1] - depths[0])
-    model = curve.at(best - z_um)
-    amplitude = float((weight * model * trace).sum() / max((weight * model**2).sum(), 1e-12))
-    return best, max(amplitude, 1e-12)
+        at = np.argmax(gain, axis=1)
+        best = depths[bead, at]
+        between = np.clip(at, 1, len(shifts) - 2)
+        a, b, c = (gain[bead, between + side] for side in (-1, 0, 1))
+        bend = a - 2 * b + c
+        peaked = (at == between) & (bend < 0)
+        moved = np.where(peaked, 0.5 * (a - c) / np.where(peaked, bend, 1.0), 0.0)
+        best = best + moved * (shifts[1] - shifts[0])
+    model = curve.at(best[:, None] - z_um)
+    along, square = (weight * model * traces).sum(axis=1), (weight * model**2).sum(axis=1)
+    return best, np.maximum(along / np.maximum(square, 1e-12), 1e-12)
 
 
 def _basis(
@@ -417,7 +318,7 @@ def _fit(
 def _centred(curve: Curve) -> tuple[Curve, float, float]:
     """Return the profile, middle at 0 and peak 1; what to add to depths; what to multiply amplitudes by."""
     found = lengths(curve)
-    top, _ = _maximum(curve)
+    top, _ = maximum(curve)
     middle = 0.5 * (found.left_um + found.right_um)
     moved = Curve(curve.u_um, curve.at(curve.u_um + middle) / top)
     return moved, -middle, top
@@ -462,26 +363,3 @@ def _without_outliers(
     kept = used & (left < typical + 4.0 * spread + 0.01) & (share > 0.6)
     enough = max(3, int(np.count_nonzero(used)) // 3)
     return kept if int(np.count_nonzero(kept)) >= enough else used
-
-
-def _resampled(
-    traces: NDArray[np.float64],
-    amplitude: NDArray[np.float64],
-    depth: NDArray[np.float64],
-    z_um: NDArray[np.float64],
-    knots: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    seed: int,
-) -> NDArray[np.float64]:
-    """Return profiles (R, K), each from as many beads, drawn with replacement."""
-    count = len(traces)
-    parts = [_normal(depth[n] - z_um, traces[n] / amplitude[n], weight[n], knots) for n in range(count)]
-    matrices = np.stack([part[0] for part in parts]).reshape(count, -1)
-    vectors = np.stack([part[1] for part in parts])
-    rng = np.random.default_rng(seed)
-    if count > 1:
-        times = rng.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES).astype(np.float64)
-    else:  # one bead alone: what its own values allow
-        times = np.ones((1, 1))
-    size = len(knots)
-    return np.stack([_solve((row @ matrices).reshape(size, size), row @ vectors) for row in times])

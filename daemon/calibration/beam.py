@@ -8,12 +8,15 @@ does not lengthen the beam. Pure; any thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from microdiffusion.daemon.calibration.align import Aligned, Curve, align, lengths, typical_step
+from microdiffusion.daemon.calibration.align import Aligned, align, typical_step
 from microdiffusion.daemon.calibration.beads import find_traces, without_hot_pixels
+from microdiffusion.daemon.calibration.curve import Curve, lengths
+from microdiffusion.daemon.calibration.spread import Spread, spread_of
 from microdiffusion.errors import InputFileError
 
 if TYPE_CHECKING:
@@ -80,7 +83,7 @@ class BeamResult:
     warnings: tuple[str, ...]
 
 
-def measure_beam(stack: ZStack, specimen: Specimen = "beads", *, seed: int = 0) -> BeamResult:
+def measure_beam(stack: ZStack, specimen: Specimen = "beads") -> BeamResult:
     """Return the beam that a stack of sub-slab beads, or of a thin layer, shows.
 
     Raises
@@ -114,14 +117,16 @@ def measure_beam(stack: ZStack, specimen: Specimen = "beads", *, seed: int = 0) 
         traces, noise = traces[bright], noise[bright]
         found = len(traces) + overlapping + saturated
         drift_px = float(np.ptp(beads.drift, axis=0).max())
-    aligned = align(traces, noise, z_um, seed=seed) if len(traces) else None
+    aligned = align(traces, noise, z_um) if len(traces) else None
     if aligned is None:
         raise InputFileError(_nothing_found(stack.source, specimen, found, overlapping, saturated))
     if saturated:
         what = "the layer is" if specimen == "layer" else f"{saturated} of {found} beads are"
         left = "" if specimen == "layer" else ", and were left out"
         warnings.append(f"{what} saturated{left}: lower the laser power or the exposure")
-    return _result(aligned, z_um, specimen, found, (overlapping, saturated, hot), drift_px, tuple(warnings))
+    spread = spread_of(aligned, traces, noise, z_um)
+    counts = (overlapping, saturated, hot)
+    return _result(aligned, spread, z_um, specimen, found, counts, drift_px, tuple(warnings))
 
 
 def _nothing_found(source: str, specimen: str, found: int, overlapping: int, saturated: int) -> str:
@@ -172,6 +177,7 @@ def _tiles(
 
 def _result(
     aligned: Aligned,
+    spread: Spread,
     z_um: NDArray[np.float64],
     specimen: str,
     found: int,
@@ -179,10 +185,12 @@ def _result(
     drift_px: float,
     warnings: tuple[str, ...],
 ) -> BeamResult:
-    curve, trimmed = aligned.curve, _trimmed(aligned)
-    found_lengths = lengths(trimmed)
-    many = [_values(Curve(curve.u_um, sample), trimmed.value > 0) for sample in aligned.samples]
-    intervals = [_interval([row[k] for row in many]) for k in range(3)]
+    curve = aligned.curve
+    band = spread.half_width(lambda profile: profile)
+    trimmed = _trimmed(curve, band)
+    figures = partial(_figures, curve.u_um, trimmed.value > 0)
+    length, equivalent, centroid = (float(each) for each in figures(curve.value))
+    off = [float(each) for each in spread.half_width(figures)]
     # On what grid it is written: as far as there is light, and as far to the other side.
     half = int(np.flatnonzero(trimmed.value > 0).max(initial=2)) - len(curve.u_um) // 2
     other = len(curve.u_um) // 2 - int(np.flatnonzero(trimmed.value > 0).min(initial=len(curve.u_um)))
@@ -192,23 +200,21 @@ def _result(
     part = slice(middle - reach, middle + reach + 1)
     weights = trimmed.value[part]
     scale = weights.sum()
-    low, high = np.percentile(aligned.samples, (2.5, 97.5), axis=0)
-    total = float(np.sum(weights))
+    low, high = weights - band[part], weights + band[part]
     step = typical_step(z_um)
-    centroid = float(np.sum(trimmed.u_um * trimmed.value) / np.sum(trimmed.value))
-    more = _warnings(aligned, trimmed, found_lengths.fwhm_um, z_um, step, specimen)
+    more = _warnings(aligned, trimmed, (length, off[0]), z_um, step, specimen)
     overlapping, saturated, hot = counts
     return BeamResult(
         z_um=curve.u_um[part],
         weights=weights / scale,
-        low=np.maximum(low[part], 0.0) / total,
-        high=np.maximum(high[part], 0.0) / total,
-        length_um=found_lengths.fwhm_um,
-        length_interval=intervals[0],
-        equivalent_um=found_lengths.equivalent_um,
-        equivalent_interval=intervals[1],
+        low=np.maximum(low, 0.0) / scale,
+        high=high / scale,
+        length_um=length,
+        length_interval=(max(length - off[0], 0.0), length + off[0]),
+        equivalent_um=equivalent,
+        equivalent_interval=(max(equivalent - off[1], 0.0), equivalent + off[1]),
         centroid_um=centroid,
-        centroid_interval=intervals[2],
+        centroid_interval=(centroid - off[2], centroid + off[2]),
         specimen=specimen,
         beads=int(np.count_nonzero(aligned.used)),
         found=found,
@@ -224,25 +230,21 @@ def _result(
     )
 
 
-def _values(curve: Curve, lit: NDArray[np.bool_]) -> tuple[float, float, float]:
-    part = Curve(curve.u_um, np.where(lit, np.maximum(curve.value, 0.0), 0.0))
+def _figures(
+    u_um: NDArray[np.float64], lit: NDArray[np.bool_], profile: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return full width, equivalent length and centroid (from its middle) of a profile's lit part."""
+    part = Curve(u_um, np.where(lit, np.maximum(profile, 0.0), 0.0))
     found = lengths(part)
+    centroid = float(np.sum(u_um * part.value) / max(np.sum(part.value), 1e-12))
     middle = 0.5 * (found.left_um + found.right_um)
-    centroid = float(np.sum(part.u_um * part.value) / max(np.sum(part.value), 1e-12)) - middle
-    return found.fwhm_um, found.equivalent_um, centroid
+    return np.array([found.fwhm_um, found.equivalent_um, centroid - middle])
 
 
-def _interval(values: list[float]) -> Interval:
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _trimmed(aligned: Aligned) -> Curve:
+def _trimmed(curve: Curve, band: NDArray[np.float64]) -> Curve:
     """Return the profile without what cannot be told from darkness, beyond its lit part."""
-    curve = aligned.curve
     value = curve.value
-    error = aligned.samples.std(axis=0) if len(aligned.samples) > 1 else np.full(len(value), 0.02)
-    limit = np.maximum(2.0 * error, 0.004)
+    limit = np.maximum(band, 0.004)
     padded = np.pad(value, 1, mode="edge")
     calm = (padded[:-2] + padded[1:-1] + padded[2:]) / 3.0
     lit = np.flatnonzero(calm > limit)
@@ -267,15 +269,20 @@ def _without_blips(lit: NDArray[np.bool_], middle: int, step: int, end: int) -> 
 def _warnings(
     aligned: Aligned,
     trimmed: Curve,
-    length_um: float,
+    length: tuple[float, float],
     z_um: NDArray[np.float64],
     step_um: float,
     specimen: str,
 ) -> tuple[str, ...]:
     warnings = []
+    length_um, off_um = length
     used = int(np.count_nonzero(aligned.used))
     if specimen == "beads" and used < FEW:
         warnings.append(f"only {used} beads were used: take a denser specimen, or several stacks")
+    if off_um > 0.1 * length_um:
+        warnings.append(
+            f"the length is known to ±{off_um / length_um:.0%} only: take more, brighter beads or finer steps"
+        )
     if step_um > length_um / 4.0:
         warnings.append(
             f"a step of {step_um:g} µm is coarse for a beam of {length_um:.3g} µm: a sixth of the length or "

@@ -111,6 +111,9 @@ def measure_camera(
     warnings = _warnings(
         dark, flat, gain, signal, excess, weight, float(np.sqrt(read2)), hot, saturated_share
     )
+    known_to = 0.5 * float(high - low) / gain
+    if known_to > 0.1:
+        warnings += (f"the gain is known to ±{known_to:.0%} only: take more frames, or a brighter scene",)
     return CameraResult(
         offset=offset,
         offset_interval=offset_interval,
