@@ -193,7 +193,7 @@ def _read(source: str | Path | None) -> tuple[str, str, Path]:
                 f"expected a TOML file or one of {', '.join(presets())}."
             )
         return files("microdiffusion.configs").joinpath(f"{source}.toml").read_text("utf-8"), source, Path()
-    file = Path(source).expanduser()
+    file = _expanded(source)
     try:
         return file.read_text("utf-8-sig"), str(file), file.absolute().parent
     except FileNotFoundError:
@@ -217,9 +217,9 @@ def _from_toml(text: str, label: str, folder: Path) -> dict[Path_, Value]:
     for path, value in _leaves(parsed, ()):
         key = keys().get(path)
         if key is not None and key.is_path and isinstance(value, str):
-            value = str(folder / Path(value).expanduser())
+            value = str(folder / _expanded(value))
         elif key is not None and key.is_path_list and isinstance(value, list):
-            value = [str(folder / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
+            value = [str(folder / _expanded(v)) if isinstance(v, str) else v for v in value]
         given[path] = Value(path, value, label, text)
     return given
 
@@ -250,6 +250,11 @@ def _all_paths(table: Mapping[str, Any], above: Path_) -> Iterator[Path_]:
         yield (*above, name)
         if isinstance(value, dict):
             yield from _all_paths(value, (*above, name))
+
+
+def _expanded(path: str | Path) -> Path:
+    """Return a path with ~ expanded; as it is where there is no such user, or no home."""
+    return Path(os.path.expanduser(path))
 
 
 def _leaves(table: Mapping[str, Any], above: Path_) -> Iterator[tuple[Path_, Any]]:
@@ -286,9 +291,9 @@ def _from_mapping(mapping: Mapping[str, object], source: str) -> dict[Path_, Val
         if isinstance(value, str) and path in keys():
             value = _parsed(value, keys()[path])
         elif isinstance(value, Path):
-            value = str(value.expanduser())
+            value = str(_expanded(value))
         elif isinstance(value, list | tuple):
-            value = [str(v.expanduser()) if isinstance(v, Path) else v for v in value]
+            value = [str(_expanded(v)) if isinstance(v, Path) else v for v in value]
         given[path] = Value(path, value, source)
     return given
 
@@ -298,7 +303,7 @@ def _parsed(text: str, key: Key) -> Any:
     if key.optional and text.strip().lower() == "none":
         return None
     if key.is_path:
-        return str(Path(text).expanduser())
+        return str(_expanded(text))
     if key.is_text:
         return text
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,27 +103,85 @@ def test_what_the_user_says_wins_over_what_is_found(surveyed: list[Any]) -> None
     assert config.name == "mouse"
 
 
-def test_a_terminal_is_asked(surveyed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.prompt import Confirm, FloatPrompt
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]]], list[str]]:
+    """Have a terminal whose user answers: by words of a question what he says, in turn, else nothing."""
 
-    questions: list[str] = []
+    def answer_with(answers: dict[str, list[str]]) -> list[str]:
+        questions: list[str] = []
 
-    def answer(question: str, *, default: float) -> float:
-        questions.append(question)
-        return 24.0 if "Length" in question else default
+        def answer(question: str) -> str:
+            questions.append(question)
+            said = next((said for word, said in answers.items() if word in question and said), None)
+            if said is None:
+                return ""
+            if said[0] == "Ctrl-D":
+                raise EOFError
+            return said.pop(0)
 
-    for stream in (sys.stdin, sys.stdout):
-        monkeypatch.setattr(stream, "isatty", lambda: True)
-    monkeypatch.setattr(Confirm, "ask", lambda *_, **__: True)
-    monkeypatch.setattr(FloatPrompt, "ask", answer)
+        monkeypatch.setattr("builtins.input", answer)
+        for stream in (sys.stdin, sys.stdout):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+        return questions
+
+    return answer_with
+
+
+def test_a_terminal_is_asked(
+    surveyed: list[Any], answered: Callable[[dict[str, list[str]]], list[str]]
+) -> None:
+    questions = answered({"Length": ["24"]})
     assert cli.main(["init", "a.toml", "--exposure-ms", "5"]) == 0
     assert surveyed[0].backend == "java"
-    assert len(questions) == 5  # not for the exposure, which was given
+    assert len(questions) == 6  # not for the exposure, which was given
     config = load_config("a.toml")
     assert config.sweep.length_um == 24
     assert config.sweep.step_um == 24  # the answer's consequence
     assert config.volume.shape_z * config.volume.voxel_z_um == 96
     assert config.acquisition.exposure_ms == 5
+
+
+def test_a_wrong_answer_is_asked_for_again(
+    surveyed: list[Any],
+    answered: Callable[[dict[str, list[str]]], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answered(
+        {
+            "Does Micro": ["perhaps", "N"],
+            "Length": ["twelve", "12 µm", "-3", "0", "nan", "inf", "1e400", "18"],
+            "Stage": ["-7.5"],
+        }
+    )
+    assert cli.main(["init", "a.toml"]) == 0
+    said = capsys.readouterr().out
+    assert surveyed[0].backend == "python"
+    for refusal in (
+        "expected y or n, not perhaps",
+        "a number, not twelve",
+        "greater than 0, not -3",
+        "finite",
+    ):
+        assert refusal in said
+    config = load_config("a.toml")
+    assert (config.sweep.length_um, config.volume.z0_um) == (18, -7.5)
+
+
+def test_ctrl_d_at_a_question_leaves_without_a_file(
+    surveyed: list[Any],
+    answered: Callable[[dict[str, list[str]]], list[str]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    answered({"Distance": ["Ctrl-D"]})
+    assert cli.main(["init", "a.toml"]) == 130
+    assert capsys.readouterr().err == "mdd: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_is_that_of_a_running_micro_manager(surveyed: list[Any]) -> None:
+    assert cli.main(["init", "a.toml", "--yes", "--port", "4899"]) == 0
+    assert (surveyed[0].backend, surveyed[0].port) == ("java", 4899)
 
 
 REFUSALS = {
@@ -131,6 +190,28 @@ REFUSALS = {
     "a preset that is not there": (["a.toml", "--yes", "--channels", "Cy5"], FOUND, "no preset 'Cy5'"),
     "units": (["a.toml", "--yes", "--depth-um", "96000"], FOUND, "check the units"),
     "a slab longer than the volume": (["a.toml", "--yes", "--depth-um", "5"], FOUND, "does not fit"),
+    "a step beyond the slabs": (
+        ["a.toml", "--yes", "--step-um", "400"],
+        FOUND,
+        "mdd: A step of 400 µm is more than two slabs of 12 µm: half of the specimen would never be lit; "
+        "lower --step-um to --length-um or less.",
+    ),
+    "a pixel of the camera": (["a.toml", "--yes", "--pixel-um", "6500"], FOUND, ": --pixel-um is in µm"),
+    "a slash in the name": (["a.toml", "--yes", "--name", "a/b"], FOUND, "mdd: name should be "),
+    "no such port": (["a.toml", "--yes", "--port", "99999"], FOUND, "mdd: --port should be"),
+    "a port of nothing": (
+        ["a.toml", "--yes", "--backend", "python", "--port", "4827"],
+        FOUND,
+        "--port is a running Micro-Manager's, not of --backend python",
+    ),
+    "a configuration that java has": (
+        ["a.toml", "--yes", "--backend", "java", "--mm-config", "my.cfg"],
+        FOUND,
+        "--mm-config is for a core of mdd's own",
+    ),
+    "a group alone": (["a.toml", "--yes", "--channel-group", "Channel"], FOUND, "needs --channels"),
+    "no such mm-config": (["a.toml", "--yes", "--mm-config", "gone.cfg"], FOUND, "--mm-config names"),
+    "no such user": (["~nobody-here/a.toml", "--yes"], FOUND, "nobody-here does not exist: make it first"),
 }
 
 

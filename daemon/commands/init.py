@@ -10,21 +10,25 @@ Nothing that exists is overwritten. Lengths are in µm, times in ms.
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.cli import commands, say
 from microdiffusion.daemon.commands import options
-from microdiffusion.errors import MddError, UserError
+from microdiffusion.errors import ConfigError, MddError, UserError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
 
     from microdiffusion.config import AcquisitionConfig
     from microdiffusion.daemon.new_config import Value
     from microdiffusion.drivers.mm_survey import Survey
 
+RUNS = "Does Micro-Manager run, with its pycro-manager server? y, or n: a core of mdd's own, demo devices"
 QUESTIONS = (
     ("length_um", "sweep.length_um", "Length of the slab that the beam lights, µm"),
     ("step_um", "sweep.step_um", "Distance of neighbouring slabs, µm"),
@@ -33,6 +37,18 @@ QUESTIONS = (
     ("z0_um", "volume.z0_um", "Stage position where it begins, µm"),
     ("exposure_ms", "acquisition.exposure_ms", "Exposure, ms"),
 )
+OPTIONS = {
+    "acquisition.port": "--port",
+    "acquisition.mm_config": "--mm-config",
+    "acquisition.mm_app_path": "--mm-app-path",
+    "acquisition.channel_group": "--channel-group",
+    "acquisition.channels": "--channels",
+    "volume.pixel_um": "--pixel-um",
+    "volume.shape_z": "--depth-um",
+    "recorder.output": "--output",
+    **{key: "--" + option.replace("_", "-") for option, key, _ in QUESTIONS},
+}
+"""What the user types, by the key that a refusal names."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,27 +92,21 @@ def run(args: Namespace) -> int:
             "options of "
             "mdd init --help for what you know better."
         )
-    acquisition, backend = _backend(args, asks=asks)
-    found = survey(acquisition)
-    say(
-        f"{found.core}: {found.camera}, {found.width} x {found.height} pixels, {found.bit_depth} bit; "
-        "focus stage "
-        f"{found.stage} at {found.stage_um:g} µm"
-    )
-    answers = _answers(args)
-    if asks:
-        _ask(found, answers)
-    text = written(suggestions(found, answers), backend, found)
     try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write(text)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}): choose another folder.") from None
-    try:
-        load_config(file)
-    except MddError:
-        file.unlink()
-        raise
+        acquisition, backend = _backend(args, asks=asks)
+        found = survey(acquisition)
+        say(
+            f"{found.core}: {found.camera}, {found.width} x {found.height} pixels, {found.bit_depth} bit; "
+            f"focus stage {found.stage} at {found.stage_um:g} µm"
+        )
+        answers = _answers(args)
+        if asks:
+            _ask(found, answers)
+        values = suggestions(found, answers)
+        load_config(overrides={name: value.value for name, value in {**values, **backend}.items()})
+    except MddError as error:
+        raise type(error)(_as_typed(str(error))) from error
+    _write(file, written(values, backend, found))
     say(f"{file} is written and valid. Now:")
     steps = {"doctor": "what could go wrong", "calibrate": "beam and camera, measured", "serve": "acquire"}
     for command, meaning in steps.items():
@@ -106,25 +116,46 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def _as_typed(refusal: str) -> str:
+    """Return a refusal of the configuration with the options that the user typed in place of its keys."""
+    for key, option in OPTIONS.items():
+        refusal = re.sub(rf"\b{re.escape(key)}\b", option, refusal)
+    return refusal.replace("command line: ", "")
+
+
+def _write(file: Path, text: str) -> None:
+    made = False
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            made = True
+            out.write(text)
+    except OSError as error:
+        if made:
+            file.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written ({error.strerror}): choose another folder.") from None
+
+
 def _backend(args: Namespace, *, asks: bool) -> tuple[AcquisitionConfig, dict[str, Value]]:
     """Return which core to ask, and the keys that say so."""
-    from microdiffusion.config import AcquisitionConfig
+    from microdiffusion.config_load import load_config
     from microdiffusion.daemon.new_config import Value
 
     backend, config = args.backend, args.mm_config
-    if backend is None and asks and config is None and args.mm_app_path is None:
-        from rich.prompt import Confirm
-
-        if Confirm.ask(
-            "Does Micro-Manager run, with its pycro-manager server? (n: a core of mdd's own, demo devices)",
-            default=True,
-        ):
-            backend = "java"
-        else:
-            backend = "python"
+    core = {"--mm-config": config, "--mm-app-path": args.mm_app_path}
+    own = [option for option, value in core.items() if value is not None]
+    if args.port is not None and (own or backend == "python"):
+        raise ConfigError(f"--port is a running Micro-Manager's, not of {(*own, '--backend python')[0]}.")
+    if own and backend == "java":
+        raise ConfigError(f"{own[0]} is for a core of mdd's own: leave it out, or --backend java.")
+    if args.channel_group is not None and args.channels is None:
+        raise ConfigError("--channel-group needs --channels: the presets of that group, A,B.")
+    if backend is None and args.port is not None:
+        backend = "java"
+    elif backend is None and asks and not own:
+        backend = "java" if _asked(RUNS, _yes_or_no, "y") else "python"
     backend = backend or "python"
     said = "as you said"
-    why = said if asks or args.backend else "the default; java: the running Micro-Manager"
+    why = said if asks or args.backend or args.port else "the default; java: the running Micro-Manager"
     given: dict[str, Value] = {"acquisition.backend": Value(backend, why)}
     if backend == "java":
         port = args.port or 4827
@@ -138,8 +169,8 @@ def _backend(args: Namespace, *, asks: bool) -> tuple[AcquisitionConfig, dict[st
             else:
                 # A relative path in a file is relative to that file, here it was to this folder.
                 given[f"acquisition.{key}"] = Value(Path(value).absolute(), said)
-    fields = {name.partition(".")[2]: value.value for name, value in given.items()}
-    return AcquisitionConfig.model_validate(fields), given
+    config = load_config(overrides={name: value.value for name, value in given.items()})
+    return config.acquisition, given
 
 
 def _answers(args: Namespace) -> dict[str, Any]:
@@ -156,14 +187,11 @@ def _answers(args: Namespace) -> dict[str, Any]:
 
 def _ask(found: Survey, answers: dict[str, Any]) -> None:
     """Ask for what was not given; the default of each question follows from the answers before it."""
-    from rich.prompt import FloatPrompt
-
     from microdiffusion.daemon.new_config import suggestions
 
     if answers["volume.pixel_um"] is None and found.pixel_um <= 0:
-        answers["volume.pixel_um"] = FloatPrompt.ask(
-            "Camera pixel in the specimen, µm (Micro-Manager knows none)"
-        )
+        question = "Camera pixel in the specimen, µm (Micro-Manager knows none)"
+        answers["volume.pixel_um"] = _asked(question, options.positive)
     for _, key, question in QUESTIONS:
         if answers[key] is None:
             values = suggestions(found, answers)
@@ -171,4 +199,24 @@ def _ask(found: Survey, answers: dict[str, Any]) -> None:
                 default = values["volume.shape_z"].value * values["volume.voxel_z_um"].value
             else:
                 default = values[key].value
-            answers[key] = FloatPrompt.ask(question, default=float(default))
+            parse = options.finite if key == "volume.z0_um" else options.positive
+            answers[key] = _asked(question, parse, f"{float(default):.10g}")
+
+
+def _asked(question: str, parse: Callable[[str], Any], default: str = "") -> Any:
+    """Ask on the terminal until `parse` takes the answer; nothing said: the default."""
+    while True:
+        try:
+            said = input(f"{question} ({default}): " if default else f"{question}: ").strip()
+        except EOFError:  # Ctrl-D, on Windows Ctrl-Z
+            raise KeyboardInterrupt from None
+        try:
+            return parse(said or default)
+        except argparse.ArgumentTypeError as error:
+            say(f"  {error}")
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("y", "yes", "n", "no"):
+        raise argparse.ArgumentTypeError(f"expected y or n, not {text}")
+    return text.lower().startswith("y")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +111,7 @@ def seed(text: str) -> int:
 
 def folder(text: str) -> Path:
     """Return a path, with ~ expanded, that is not a file."""
-    path = Path(text).expanduser()
+    path = file(text)
     if path.is_file():
         raise argparse.ArgumentTypeError(f"expected a folder, but {text} is a file")
     return path
@@ -118,7 +119,7 @@ def folder(text: str) -> Path:
 
 def file(text: str) -> Path:
     """Return a path, with ~ expanded; whether it exists is for whoever opens it to say."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # pathlib's raises where there is no such user, or no home
 
 
 def _whole(text: str, *, least: int) -> int:
