@@ -183,14 +183,21 @@ class RunWriter:
         }
         for name, value in figures.items():
             segment.write(f"{prefix}mdd/{name}", index, value)
+        latency_s = self._write_latency(place, received_s)
         if self._durable:
             segment.force()
+            latency_s = self._write_latency(place, received_s)  # a power cut leaves one of the two
         self.settle(key, Status.WRITTEN, "")
         if self._durable:
             segment.force()
-        latency_s = time.monotonic() - received_s
-        segment.write(f"{prefix}mdd/latency_s", index, latency_s)
         return Written(*key, latency_s, later)
+
+    @staticmethod
+    def _write_latency(place: Place, received_s: float) -> float:
+        """Write how long a volume took until now, s; its status follows at once."""
+        latency_s = time.monotonic() - received_s
+        place.segment.write(f"{place.prefix}mdd/latency_s", place.index, latency_s)
+        return latency_s
 
     def _write_uncertainty(self, place: Place, result: Reconstruction) -> dict[str, int]:
         """Write the uncertainty where there is one and room for it, and return its figures."""

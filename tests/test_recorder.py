@@ -47,6 +47,27 @@ def test_volume_is_readable_when_it_is_announced(path: Path) -> None:
         assert run.values("latency_s").tolist() == [w.latency_s for w in announced]
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_all_figures_of_a_volume_are_there_before_its_status(
+    path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    write = segment.Segment.write
+
+    def watched(target: segment.Segment, name: str, index: tuple[int, ...], value: object) -> None:
+        write(target, name, index, value)
+        if name == "mdd/status":
+            with open_run(path) as run:
+                seen.extend(bool(np.isfinite(run.values(one)[index])) for one in ("latency_s", "acquired_s"))
+
+    monkeypatch.setattr(segment.Segment, "write", watched)
+    target = recorder(path, durable=durable)
+    target.start()
+    put_sweep(target, 0)
+    target.stop()
+    assert seen == [True, True]
+
+
 def test_every_time_point_ends_with_a_status_and_a_reason(path: Path) -> None:
     target = recorder(path)
     target.start()
