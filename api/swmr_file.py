@@ -280,7 +280,7 @@ class SwmrPart:
             return _Image(self.path, dataset, time_points)
         try:
             content = _patiently(lambda: dataset[()], dataset.refresh)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise self._damaged(name, error) from error
         return content[:time_points] if schema.timed else content.reshape(schema.shape)
 
@@ -288,6 +288,24 @@ class SwmrPart:
         """Return whether the chunks of images are those that a recorder writes."""
         images = [one for one in self.schema.values() if is_image(one)]
         return all(self._dataset(one.path).chunks == chunk_shape(one) for one in images)
+
+    def require_whole(self) -> None:
+        """Make sure that HDF5 can read all of the tables, before it is asked to write.
+
+        Where it writes in SWMR mode it waits for a damaged table, for ever.
+
+        Raises
+        ------
+        InputFileError
+            It cannot.
+        """
+        for name, schema in self.schema.items():
+            self.view(name)
+            if is_image(schema):
+                try:
+                    _patiently(self._dataset(name).id.get_num_chunks)
+                except (OSError, RuntimeError) as error:
+                    raise self._damaged(name, error) from error
 
     def is_timed(self, name: str) -> bool:
         """Return whether a dataset's first axis is time."""

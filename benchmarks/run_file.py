@@ -5,9 +5,9 @@
 Parts, each left out with 0: `--blocks` runs of 12 volumes, each beside a raw write of the same bytes on
 the same disk (rate; 512 x 512 x 64); `--volumes` volumes of a smaller size in the same way (median and 99th
 percentile); `--readers` processes that check every voxel of a run that goes on at the demo's rate; `--kills`
-writers killed at random moments; `--files` damaged files, in which nothing that is wrong may be read. The
-room on the disk is used again and again: at most 3 GB. `--set compression=gzip` and the like set values of
-`[recorder]`; `--layout` sets the storage.
+writers killed at random moments; `--cuts` power cuts (SWMR storage); `--files` damaged files, in which
+nothing that is wrong may be read. The room on the disk is used again and again: at most 3 GB.
+`--set compression=gzip` and the like set values of `[recorder]`; `--layout` sets the storage.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
-from file_mutations import malformed_files, open_all
+from file_mutations import Findings, malformed_files, open_all
 from measuring import machine
+from power_cuts import power_cut_trials
 from run_file_trials import (
     base_of,
     bytes_of_volume,
@@ -43,6 +45,10 @@ TAIL_BLOCK = 250
 DEMO_SHAPE = (32, 128, 128)
 DEMO_PERIOD_S = 0.25
 KILL_SHAPE = (12, 160, 160)
+BATCH = 250
+WORKERS = 6
+CUT_SHAPE = (6, 72, 80)
+CUT_SWEEPS = (0, 1, 2, 130, 3, 131)
 BAR = {"rate": 0.6, "p99": 2.0, "slower": 0.1}
 
 
@@ -96,27 +102,38 @@ def _percentiles(prefix: str, seconds: list[float]) -> dict[str, float]:
 
 
 def damaged(folder: Path, count: int, values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-    """Damage a run file in many ways; it is refused, or what is read of it is right."""
-    sound = folder / "sound.h5"
+    """Damage a run file in many ways; it is refused, or what is read of it is right, repaired or not.
+
+    Half of them are made of a closed file, half of one that its writer had open.
+    """
+    closed, left_open = folder / "closed.h5", folder / "open.h5"
     base = base_of((6, 72, 80))
-    with writing(sound, (6, 72, 80), 4, values) as target:
+    with writing(closed, (6, 72, 80), 4, values) as target:
         for sweep in range(4):
             volume = truth(sweep, base)
             target.put_frame(sweep, volume[0])
             target.write(sweep, volume.astype(np.float32))
+        shutil.copyfile(closed, left_open)  # what a kill would leave
     outcomes: Counter[str] = Counter()
     strange: list[str] = []
-    left, slowest_s = count, 0.0
-    while left:
-        batch = min(left, 500)
-        paths = list(malformed_files(folder, sound, batch, seed + left))
-        found = open_all(paths, folder, sound)
-        outcomes.update(found.outcomes)
-        strange += [text for _, text in found.strange]
-        slowest_s = max(slowest_s, found.slowest_s)
-        for path in paths:
-            path.unlink()
-        left -= batch
+    slowest_s = 0.0
+
+    def batch(number: int) -> Findings:
+        own = folder / f"batch-{number}"
+        own.mkdir()
+        sound = (closed, left_open)[number % 2]
+        size = min(count - number * BATCH, BATCH)
+        try:
+            return open_all(list(malformed_files(own, sound, size, seed + number)), own, sound)
+        finally:
+            shutil.rmtree(own)
+
+    # Several at a time: who reads a file that may be in the making waits a little before refusing it.
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for found in pool.map(batch, range(-(-count // BATCH))):
+            outcomes.update(found.outcomes)
+            strange += [text for _, text in found.strange]
+            slowest_s = max(slowest_s, found.slowest_s)
     return {
         "files": count,
         "outcomes": dict(outcomes),
@@ -135,6 +152,7 @@ def main() -> int:
     parser.add_argument("--readers", type=int, default=10)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--cuts", type=int, default=0, help="of the power, between any two forcings")
     parser.add_argument("--layout", default="static")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
@@ -164,6 +182,9 @@ def main() -> int:
         if options.kills:
             trial = kill_trials(folder, KILL_SHAPE, options.kills, values)
             report["kills"] = trial | {"shape": KILL_SHAPE, "well": not trial["wrong"]}
+        if options.cuts:
+            trial = power_cut_trials(folder, CUT_SHAPE, values, sweeps=CUT_SWEEPS, each=options.cuts)
+            report["power_cuts"] = trial | {"shape": CUT_SHAPE, "well": not trial["wrong"]}
         if options.files:
             report["damaged"] = damaged(folder, options.files, values)
     finally:

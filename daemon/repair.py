@@ -1,10 +1,10 @@
 """`mdd repair`: a run file that a killed daemon, or a cut-off copy, left behind, brought in order.
 
-Takes away the mark that a killed writer left (SWMR storage), says of images that lie behind the file's end
-that they are gone, and closes the run: every time point that was begun gets a status, as at an orderly end.
-Nothing is replayed, and what is there is not touched. Holds the run's lock meanwhile, so a file that a daemon
-writes is refused. The superblock is kept beside the file before it is changed, and put back where HDF5 does
-not open the file after it. One thread.
+Mends tables that a power cut tore (`mending`) and takes away the mark that a killed writer left (SWMR
+storage), says of images that lie behind the file's end that they are gone, and closes the run: every time
+point that was begun gets a status, as at an orderly end. Nothing is replayed, and no image is touched.
+Holds the run's lock meanwhile, so a file that a daemon writes is refused. The superblock is kept beside the
+file before it is changed, and put back where HDF5 does not open the file after it. One thread.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 
 from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.mending import Mended, mend
 from microdiffusion.daemon.run_files import RunFiles
 from microdiffusion.daemon.run_lock import RunLock
 from microdiffusion.daemon.run_writer import RunWriter
@@ -25,7 +25,7 @@ from microdiffusion.errors import InputFileError, MddError, MissingFileError
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Status, segment_path
 from microdiffusion.superblock import SIGNATURE, clear_mark, read_superblock, write_superblock
-from microdiffusion.swmr_file import SwmrPart, is_image, open_hdf5
+from microdiffusion.swmr_file import SwmrPart
 from microdiffusion.verify import verify_run
 
 _REASON = "the file was cut off before its end"
@@ -91,11 +91,20 @@ def _repair_file(path: Path, report: Repair) -> None:
     superblock = read_superblock(path)
     if superblock is None:  # static: no writer leaves a mark in it
         return
-    with open_hdf5(path) as file:  # nothing is changed in a file that is no run file
-        if "mdd_layout" not in file.attrs:
-            raise InputFileError(f"{path} is not a run file of mdd: give the file that `mdd serve` wrote.")
-    size = path.stat().st_size
-    if superblock.marked or superblock.end > size:
+    mended = Mended()
+    left_open = superblock.marked or superblock.end > path.stat().st_size
+    if left_open:
+        mended = mend(path)
+        if mended.tables:
+            report.done.append(
+                f"{path.name}: {mended.tables} tables of what was being written were put right"
+            )
+    part = SwmrPart(path)
+    try:
+        part.require_whole()  # nothing more is changed in a file that HDF5 cannot read
+    finally:
+        part.close()
+    if left_open:
         kept = path.with_name(f".{path.name}.superblock")
         kept.write_bytes(superblock.content)
         clear_mark(path)
@@ -113,28 +122,8 @@ def _repair_file(path: Path, report: Repair) -> None:
             f"{path.name}: the mark of a writer that is gone was cleared; "
             f"the 48 bytes before are in {kept.name}"
         )
-    gone = _behind_the_end(path, size)
-    if gone:
-        _say_gone(path, gone, report)
-
-
-def _behind_the_end(path: Path, size: int) -> dict[str, set[tuple[int, ...]]]:
-    """Return the images (index by dataset) of which a chunk lies behind the file's end."""
-    part = SwmrPart(path)
-    try:
-        names = [one.path for one in part.schema.values() if is_image(one)]
-    finally:
-        part.close()
-    found: dict[str, set[tuple[int, ...]]] = {}
-    with open_hdf5(path) as file:
-        for name in names:
-
-            def look(info: Any, name: str = name) -> None:
-                if info.byte_offset + info.size > size:
-                    found.setdefault(name, set()).add(tuple(info.chunk_offset))
-
-            file[name].id.chunk_iter(look)
-    return found
+    if mended.gone:
+        _say_gone(path, mended.gone, report)
 
 
 def _say_gone(path: Path, gone: dict[str, set[tuple[int, ...]]], report: Repair) -> None:
@@ -142,15 +131,13 @@ def _say_gone(path: Path, gone: dict[str, set[tuple[int, ...]]], report: Repair)
     segment = SwmrSegment.open(path)
     try:
         volumes, frames = set(), set()
-        channels = len(segment.layout.plan.header.channels)
-        lead = 1 if channels == 1 else 2
         for name, places in gone.items():
             prefix = name[: name.index("/") + 1] if name.startswith("position_") else ""
             for place in places:
                 if name.endswith("projections"):
-                    frames.add((prefix, place[: lead + 1]))
+                    frames.add((prefix, place))
                 else:
-                    volumes.add((prefix, place[:lead]))
+                    volumes.add((prefix, place))
         for prefix, index in sorted(volumes):
             if segment.read(f"{prefix}mdd/status", index) == Status.WRITTEN:
                 segment.write(f"{prefix}mdd/reason", index, _REASON.encode())

@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from microdiffusion.daemon.chunk_writer import ChunkWriter, Cut
+from microdiffusion.daemon.mending import mend
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 from microdiffusion.filesystem import refuse_unordered
 from microdiffusion.run_file import Region, RunLayout, RunPlan
@@ -79,15 +80,25 @@ class SwmrSegment:
 
     @classmethod
     def open(cls, path: Path) -> SwmrSegment:
-        """Open a run file that is there, to go on with it; nothing is written yet.
+        """Open a run file that is there, to go on with it; what a writer before left undone is mended.
 
         Raises
         ------
         InputFileError
             It is damaged or no run file.
+        DiskError
+            It cannot be mended.
         """
         refuse_unordered(path)
+        found = read_superblock(path)
+        if found is not None and found.marked:
+            mend(path)
         part = SwmrPart(path)
+        try:
+            part.require_whole()
+        except InputFileError:
+            part.close()
+            raise
         if not part.as_recorded():
             part.close()
             raise InputFileError(
@@ -213,7 +224,7 @@ class SwmrSegment:
                 self._settle()
             descriptor = self._descriptor
         with self._failing():
-            getattr(os, "fdatasync", os.fsync)(descriptor)
+            force(descriptor)
 
     def park(self) -> None:
         """Let go of the file until it is needed again: a long run has more files than may be open."""
@@ -292,13 +303,15 @@ class SwmrSegment:
             status = [self._schema["mdd/status"]]
             rest = [one for one in timed if one.path != "mdd/status"]
             # Status is never the longer: its length is what readers take for the file's. HDF5 writes what a
-            # flush finds in the order of its own tables, so each of the two has its own.
+            # flush finds in the order of its own tables, and the disk what it has in its own order, so each
+            # of the two is flushed and forced by itself.
             longer = time_points > self.layout.plan.time_points
             for some in (rest, status) if longer else (status, rest):
                 for one in some:
                     dataset = self._images.get(one.path) or file[one.path].id
                     dataset.set_extent((time_points, *one.shape[1:]))
                 file.flush()
+                force(self._descriptor)
             self._places.clear()
             self._set_layout(replace(self.layout.plan, time_points=time_points))
 
@@ -429,6 +442,11 @@ class SwmrSegment:
 def _size(schema: Dataset, index: tuple[int, ...]) -> int:
     """Return the bytes of what an index selects."""
     return prod(schema.shape[len(index) :]) * np.dtype(schema.dtype).itemsize
+
+
+def force(descriptor: int) -> None:
+    """Force what was written to the disk itself."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def _write_at(descriptor: int, content: memoryview, offset: int) -> None:

@@ -2,6 +2,8 @@
 
     python file_mutations.py LIST        opens each file that LIST names, one line of JSON for each
 
+Each is read, verified, repaired as `mdd repair` does, and read again.
+
 HDF5 is C: a strange file may take its process down. So the files are opened in a process of their own, and
 `open_all` starts another one behind the file that was the last of the one before.
 """
@@ -36,8 +38,11 @@ def malformed_files(folder: Path, sound: Path, count: int, seed: int) -> Iterato
     whole = sound.read_bytes()
     for number in range(count):
         path = folder / f"{number:05d}.h5"
-        if dice.random() < 0.75:
+        way = dice.random()
+        if way < 0.75:
             path.write_bytes(_bytes_spoilt(dice, whole))
+        elif way < 0.78:
+            _foreign(dice, path)
         else:
             path.write_bytes(whole)
             with suppress(Exception):  # what HDF5 refuses to write is not there to be read
@@ -73,6 +78,18 @@ def _bytes_spoilt(dice: random.Random, whole: bytes) -> bytes:
             start = dice.randrange(reach)
             spoilt[at : at + size] = spoilt[start : start + size]
     return bytes(spoilt)
+
+
+def _foreign(dice: random.Random, path: Path) -> None:
+    """Another program's HDF5 file, of any version, some of them with names that a run file has."""
+    version = dice.choice((None, ("earliest", "v108"), ("v110", "v110"), "latest"))
+    with h5py.File(path, "w", libver=version, userblock_size=dice.choice((0, 0, 512))) as file:
+        for name in dice.sample(("volume", "mdd/status", "mdd/crc32", "projections", "images/1", "t0"), 3):
+            shape = dice.choice(((), (4,), (4, 6, 72, 80)))
+            file.create_dataset(name, shape, dice.choice(("u1", "<u2", "f8")))
+        if dice.random() < 0.5:
+            file.attrs["mdd_layout"] = dice.choice(("1.0", "1.9", "2.0", "0.9", "one"))
+            file.attrs["storage"] = dice.choice(("static", "swmr", "none"))
 
 
 def _objects_spoilt(dice: random.Random, path: Path) -> None:
@@ -226,8 +243,9 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
 
 
 def _try(path: Path, truth: Truth) -> dict[str, Any]:
-    """Open, read everything, and verify."""
+    """Open, read everything, and verify; repair, and read everything again."""
     from microdiffusion import open_run
+    from microdiffusion.daemon.repair import repair_run
     from microdiffusion.errors import MddError
     from microdiffusion.verify import verify_run
 
@@ -243,8 +261,15 @@ def _try(path: Path, truth: Truth) -> dict[str, Any]:
     def check() -> str:
         return "sound" if verify_run(path).sound else "not sound"
 
+    def repair() -> str:
+        report = repair_run(path)
+        return f"{'repaired' if report.done else 'nothing to repair'}{'' if report.sound else ', not sound'}"
+
+    def again() -> str:
+        return f"after it {read()}"
+
     begin_s = time.monotonic()
-    for work in (read, check):
+    for work in (read, check, repair, again):
         try:
             outcomes.append(work())
         except MddError:
