@@ -99,6 +99,7 @@ class LiveDashboard:
         self._gallery: dict[str, Preview] = {}
         self._newest = ""
         self._snapshot = StatusSnapshot()
+        self._extent = (0, 0, 0, 0)
         self._said_s = 0.0
 
     def allow(self, perform: Callable[[str, str], str] | None) -> None:
@@ -166,6 +167,7 @@ class LiveDashboard:
             if kind in ("kitty", "sixel"):
                 self._painter = Painter(kind, cell)
                 self._terminal.forget_pictures = graphics.FORGET_KITTY if kind == "kitty" else ""
+        self._extent = self._terminal.extent
 
     def _ask(self, request: Request) -> None:
         if self._perform is None and request.command != "quit":
@@ -181,6 +183,8 @@ class LiveDashboard:
         choices = self.choices
         if choices.message and time.monotonic() - self._said_s > MESSAGE_S:
             choices.message = ""
+        if self._painter.graphics in ("kitty", "sixel") and self._terminal.extent != self._extent:
+            self._choose_graphics()  # the window has another size, perhaps its characters too
         name = choices.session if choices.session in self._gallery else self._newest
         shown = self._snapshot.model_copy(update={"preview": self._gallery.get(name), "session": name})
         width, height = self._terminal.size
@@ -189,6 +193,7 @@ class LiveDashboard:
             width,
             height,
             colour=_has_colours(self._console),
+            bars=_has_blocks(self._console),
             preview=self._config.preview,
             choices=choices,
             painter=self._painter,
@@ -241,5 +246,9 @@ def _has_colours(console: Console) -> bool:
         not console.no_color
         and "NO_COLOR" not in os.environ
         and console.color_system in ("256", "truecolor")
-        and console.encoding.lower().startswith("utf")
+        and _has_blocks(console)
     )
+
+
+def _has_blocks(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")

@@ -61,6 +61,7 @@ def screen(
     height: int,
     *,
     colour: bool,
+    bars: bool = True,
     preview: bool = True,
     choices: Choices | None = None,
     painter: Painter | None = None,
@@ -70,7 +71,9 @@ def screen(
     Parameters
     ----------
     colour
-        Whether the preview may use coloured half blocks, and trends their bars.
+        Whether the preview may use coloured half blocks.
+    bars
+        Whether trends may use characters beyond ASCII.
     preview
         Whether to draw it at all.
     choices
@@ -85,7 +88,7 @@ def screen(
         lines = help_lines(choices, width, height)
         return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines]
     drawing = _Drawing(snapshot.preview, choices, painter)
-    top = [_header(snapshot, width), _rule(width), *_tiles(figures(snapshot), snapshot, width, colour)]
+    top = [_header(snapshot, width), _rule(width), *_tiles(figures(snapshot), snapshot, width, bars)]
     most = 6 if height >= 34 else 2
     top += alarm_lines(snapshot, width, max(0, min(most, height - len(top) - 2)))
     keys = [footer(snapshot, choices, width)] if height >= 12 else []
@@ -123,7 +126,7 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
         left += [Segment(f" (1 of {len(snapshot.runs)} runs)", DIM)]
     left += [Segment("  "), *_progress(snapshot)]
     engine = snapshot.engine
-    steps = f" {engine.steps} steps" if engine.method == "mdd" else ""
+    steps = f" {engine.steps} step{'' if engine.steps == 1 else 's'}" if engine.method == "mdd" else ""
     device = engine.building or engine.device
     since = [Segment(f"{duration(snapshot.elapsed_s)} ")]
     what = [Segment(f"{engine.method}{steps}  {device}  ", DIM)] if engine.method else []
@@ -169,7 +172,8 @@ class _Drawing:
     def drawn(self, number: int, scale: float) -> tuple[list[Line], int]:
         """Return the lines of an image (0 XY, 1 XZ, 2 YZ) and their width."""
         image = self.images[number]
-        rows, columns = max(1, round(image.shape[0] * scale / 2)), max(1, round(image.shape[1] * scale))
+        rows = max(1, round(image.shape[0] * scale / self.painter.aspect))
+        columns = max(1, round(image.shape[1] * scale))
         return self.painter.lines(image, rows=rows, columns=columns), columns
 
 
@@ -177,22 +181,23 @@ TRENDS = ("latency_s", "residual", "held_out_error", "frame_rate_hz")
 """What is drawn under the first tiles: how the figure went, over the last volumes or four minutes."""
 
 
-def _trends(tiles: int, snapshot: StatusSnapshot, cell: int, colour: bool) -> Line:
+def _trends(tiles: int, snapshot: StatusSnapshot, cell: int, bars: bool) -> Line:
     line: Line = []
     for name in TRENDS[:tiles]:
         label = "residual " if name == "residual" else ""
-        bars = sparkline(snapshot.history.get(name, ()), cell - 3 - len(label), ascii_only=not colour)
-        line.append(Segment(f" {label if bars else ''}", DIM))
-        line.append(Segment(set_cell_size(bars, cell - 1 - len(label if bars else "")), ACCENT))
+        trend = sparkline(snapshot.history.get(name, ()), cell - 3 - len(label), ascii_only=not bars)
+        label = label if trend else ""
+        line.append(Segment(f" {label}", DIM))
+        line.append(Segment(set_cell_size(trend, cell - 1 - len(label)), ACCENT))
     return line
 
 
-def _tiles(tiles: list[Tile], snapshot: StatusSnapshot, width: int, colour: bool) -> list[Line]:
+def _tiles(tiles: list[Tile], snapshot: StatusSnapshot, width: int, bars: bool) -> list[Line]:
     shown = tiles[: max(1, min(len(tiles), width // TILE_WIDTH))]
     cell = width // len(shown)
     rows: list[Line] = [[], [], []]
     if snapshot.history:
-        rows.append(_trends(len(shown), snapshot, cell, colour))
+        rows.append(_trends(len(shown), snapshot, cell, bars))
     for label, headline, below, level in shown:
         for row, text, look in zip(
             rows[:3], (label.upper(), headline, below), (DIM, BOLD, LEVEL_STYLES[level]), strict=True
@@ -208,7 +213,7 @@ def _strip(drawing: _Drawing, session: str, width: int, rows: int) -> list[Line]
         return [_rule(width), *_centred("no volume yet", width, rows)]
     z, y, x = preview.size
     gap = 2
-    scale = min(1.0, 2 * rows / max(y, z), (width - 2 - 2 * gap) / (2 * x + z))
+    scale = min(1.0, drawing.painter.aspect * rows / max(y, z), (width - 2 - 2 * gap) / (2 * x + z))
     names, lines = [Segment("─", DIM)], [[Segment(" ")] for _ in range(rows)]
     for number, name in enumerate(("XY", "XZ", "YZ")):
         image = preview.images[number]
@@ -262,7 +267,7 @@ def _unfolded(drawing: _Drawing, session: str, width: int, height: int) -> list[
         return _centred("no volume yet", width, height)
     z, y, x = preview.size
     gap = 2
-    scale = min(2.0, 2 * (height - 2) / (y + z), (width - gap) / (x + z))
+    scale = min(2.0, drawing.painter.aspect * (height - 2) / (y + z), (width - gap) / (x + z))
     (xy, columns), (xz, below), (yz, _) = (drawing.drawn(number, scale) for number in range(3))
     pixel = preview.pixel_um
     rest = _title(preview, drawing.name, session)

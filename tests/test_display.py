@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import re
 import select
@@ -30,6 +31,7 @@ from microdiffusion.daemon.commanding import Commander
 from microdiffusion.daemon.control import COMMANDS, ControlServer
 from microdiffusion.daemon.dashboard import LiveDashboard
 from microdiffusion.daemon.display import graphics
+from microdiffusion.daemon.display import terminal as display_terminal
 from microdiffusion.daemon.display.choices import Choices, Request
 from microdiffusion.daemon.display.contrast import windowed
 from microdiffusion.daemon.display.keyboard import names_of
@@ -39,13 +41,15 @@ from microdiffusion.daemon.display.sparkline import BARS, sparkline
 from microdiffusion.daemon.display.terminal import Picture, Terminal
 from microdiffusion.daemon.preview import make_preview
 from microdiffusion.daemon.shelf import AGAIN_S, PreviewShelf
-from microdiffusion.daemon.snapshot import Alarm, RunSummary, StatusSnapshot
+from microdiffusion.daemon.snapshot import Alarm, QueueDepth, RunSummary, StatusSnapshot
 from microdiffusion.daemon.status import StatusBoard, StatusPublisher
 from microdiffusion.daemon.status_text import page, times
 from microdiffusion.daemon.view import screen
 from microdiffusion.daemon.volume_snapshot import save_newest
 from microdiffusion.errors import UserError
 from microdiffusion.messages import Command
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 
 RNG = np.random.default_rng(0)
 PREVIEW = make_preview(RNG.random((24, 64, 64), np.float32), (2, 1, 1), sweep=7, served="mdd")
@@ -193,14 +197,34 @@ def test_times_are_local_and_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("\x1b_Gi=31;OK\x1b\\\x1b[6;20;9t\x1b[?62c", ("kitty", (20, 9))),
         ("\x1b[6;16;8t\x1b[?62;4;22c", ("sixel", (16, 8))),
-        ("\x1b[?4;22c", ("blocks", graphics.CELL)),
-        ("\x1b_Gi=31;ENOTSUPPORTED:no\x1b\\\x1b[?62;22c", ("blocks", graphics.CELL)),
-        ("", ("blocks", graphics.CELL)),
+        ("\x1b[?63;1;2;4;6;9;15;16;22;28c", ("blocks", None)),
+        ("\x1b[?4;22c", ("blocks", None)),
+        ("\x1b_Gi=31;ENOTSUPPORTED:no\x1b\\\x1b[?62;22c", ("blocks", None)),
+        ("", ("blocks", None)),
     ],
-    ids=["kitty", "sixel", "4 is the class, not Sixel", "refused", "silent"],
+    ids=["kitty", "sixel", "sixel of unknown cells", "4 is the class, not Sixel", "refused", "silent"],
 )
 def test_what_a_terminal_can_draw_is_what_it_answers(answer: str, expected: object) -> None:
     assert graphics.understood(answer) == expected
+
+
+def test_where_the_terminal_does_not_tell_its_cells_the_system_does() -> None:
+    assert graphics.understood("\x1b[?63;1;4c", (13, 6)) == ("sixel", (13, 6))
+    assert graphics.understood("\x1b[6;16;8t\x1b[?63;1;4c", (13, 6)) == ("sixel", (16, 8))
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [
+        ({"TERM": "xterm-kitty"}, True),
+        ({"TERM": "tmux-256color", "TMUX": "default,1,0"}, False),
+        ({"TERM": "screen-256color"}, False),  # over SSH, from within tmux
+    ],
+)
+def test_tmux_is_not_asked_for_what_it_would_take_for_a_title(environ: dict[str, str], asked: bool) -> None:
+    question = graphics.question(environ)
+    assert ("\x1b_" in question) is asked
+    assert question.endswith("\x1b[c")
 
 
 def test_a_kitty_picture_holds_every_pixel() -> None:
@@ -243,17 +267,21 @@ def test_a_sixel_picture_holds_every_pixel_and_stays_within_its_cells() -> None:
     data = graphics.sixel(image, rows=7, columns=9, cell=(10, 5))
     found = decode_sixel(data)
     assert found.shape == (66, 45), "whole bands of six, not more than 70 rows"
+    assert not data.endswith("-\x1b\\"), "a band more would begin below, and scroll a full screen"
     rows, columns = np.arange(66) * 30 // 66, np.arange(45) * 40 // 45
     assert (found == image[rows][:, columns].astype(int) * graphics.SIXEL_LEVELS // 256).all()
 
 
 def test_pictures_are_put_where_the_screen_left_room_for_them() -> None:
     snapshot = StatusSnapshot(preview=PREVIEW)
-    for width, height in ((80, 24), (160, 48)):
-        painter = Painter("kitty")
+    cells = ((20, 10), (17, 7), (13, 6), (16, 12))
+    for (width, height), cell in itertools.product(((80, 24), (100, 30), (120, 40), (160, 48)), cells):
+        painter = Painter("kitty", cell)
         lines = screen(snapshot, width, height, colour=True, painter=painter)
         pictures = painter.placed(lines)
         assert len(pictures) == 3
+        shape = pictures[0].rows * cell[0] / (pictures[0].columns * cell[1])
+        assert shape == pytest.approx(1.0, abs=0.1), "a square of the specimen is one on the screen"
         for picture in pictures:
             assert picture.row + picture.rows <= height
             assert picture.column + picture.columns <= width
@@ -330,6 +358,65 @@ def test_pictures_are_sent_once_and_anew_when_they_move() -> None:
     shown = written()
     assert shown.index("FORGET") < shown.index("\x1b[1;3HPIXELS")
     terminal.close()
+
+
+def test_a_text_beside_a_picture_changes_without_touching_it() -> None:
+    made = Console(file=io.StringIO(), width=160, height=48, force_terminal=True, color_system="256")
+    terminal, painter = Terminal(made), Painter("sixel", (16, 8))
+    terminal.open()
+
+    def drawn(snapshot: StatusSnapshot) -> tuple[list[Picture], str]:
+        made.file.seek(0)
+        made.file.truncate()
+        lines = screen(snapshot, 160, 48, colour=True, painter=painter)
+        pictures = painter.placed(lines)
+        terminal.draw(lines, pictures)
+        return pictures, made.file.getvalue()
+
+    queues = {name: QueueDepth(bytes=1) for name in ("engine", "recorder")}
+    pictures, first = drawn(StatusSnapshot(preview=PREVIEW, queues=queues))
+    assert first.count("\x1bP0;1;0q") == 3
+    queues = {name: QueueDepth(bytes=2) for name in queues}
+    _, second = drawn(StatusSnapshot(preview=PREVIEW, queues=queues))
+    changed = dict(re.findall(r"\x1b\[(\d+);1H(.*?)(?=\x1b\[\d+;1H|\x1b\[\?2026l)", second))
+    xy = pictures[0]
+    beside = [changed[str(row + 1)] for row in range(xy.row, xy.row + xy.rows) if str(row + 1) in changed]
+    assert len(beside) == 2
+    for text in beside:
+        assert "\x1b[2K" not in text
+        assert f"\x1b[{xy.columns}C" in text, "the cursor goes over the picture's cells"
+    assert "\x1bP" not in second
+    terminal.draw([[Segment("help")]])
+    assert "\x1b[2J" in made.file.getvalue()
+    terminal.close()
+
+
+def test_a_picture_follows_the_size_of_the_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = (484, 316)  # a border of 2 is not the characters'
+    monkeypatch.setattr(display_terminal, "_pixels", lambda _: pixels)
+    # What xterm answers: Sixel, and nothing about its characters.
+    monkeypatch.setattr(
+        graphics, "ask", lambda terminal, _: graphics.understood("\x1b[?63;4c", terminal.cell)
+    )
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    made = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="256")
+    dashboard = LiveDashboard(console=made)
+    assert dashboard._terminal.cell == (13, 6)
+
+    def sizes() -> set[str]:
+        made.file.seek(0)
+        made.file.truncate()
+        dashboard.show(StatusSnapshot(preview=PREVIEW))
+        return set(re.findall(r'q"1;1;(\d+;\d+)', made.file.getvalue()))
+
+    dashboard._choose_graphics()
+    small = sizes()
+    assert len(small) > 0
+    assert sizes() == set(), "the same picture is not sent again"
+    pixels = (964, 604)
+    large = sizes()
+    assert len(large) > 0
+    assert not large & small
 
 
 def test_no_colour_keeps_bold_and_drops_colours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,9 +601,6 @@ class InTerminal:
         self.process.wait()
         os.close(self._end)
         os.close(self._other)
-
-
-posix_only = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 
 
 @posix_only

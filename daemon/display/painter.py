@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from microdiffusion.daemon.display.graphics import CELL, kitty, sixel
-from microdiffusion.daemon.display.terminal import Picture
+from microdiffusion.daemon.display.terminal import HOLE, Picture
 from microdiffusion.daemon.halfblock import Line, image_lines
 
 if TYPE_CHECKING:
@@ -34,13 +34,21 @@ class Painter:
     Parameters
     ----------
     graphics : "kitty", "sixel", "blocks" or "none"
-    cell : (height, width)
+    cell : (height, width), optional
         Of a character, pixels.
+
+    Attributes
+    ----------
+    aspect : float
+        How much higher than wide a cell is, so that squares become squares; for characters, half a cell is
+        one.
     """
 
-    def __init__(self, graphics: Graphics = "blocks", cell: tuple[int, int] = CELL) -> None:
+    def __init__(self, graphics: Graphics = "blocks", cell: tuple[int, int] | None = None) -> None:
         self.graphics = graphics
-        self._cell = cell
+        self._cell = cell or CELL
+        real = graphics in ("kitty", "sixel")
+        self.aspect = self._cell[0] / self._cell[1] if real else 2.0
         self._kept: dict[Key, list[Line]] = {}
         self._pictures: dict[Key, str] = {}
         self._wanted: list[tuple[int, int, str]] = []
@@ -67,8 +75,9 @@ class Painter:
                 data = sixel(image, rows=rows, columns=columns, cell=self._cell)
             self._pictures[key] = data
         self._wanted.append((rows, columns, self._pictures[key]))
-        mark = Style.from_meta({_MARK: number})
-        return [[Segment(" " * columns, mark if row == 0 else None)] for row in range(rows)]
+        mark = Style.from_meta({_MARK: number, HOLE: True})
+        below = Style.from_meta({HOLE: True})
+        return [[Segment(" " * columns, mark if row == 0 else below)] for row in range(rows)]
 
     def placed(self, lines: list[Line]) -> list[Picture]:
         """Return the pictures of these lines with their places; one that was cropped is left out."""

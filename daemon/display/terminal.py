@@ -37,6 +37,10 @@ _SYSTEMS = {
 }
 
 
+HOLE = "hole"
+"""In a style's meta: these cells are a picture's, and are passed over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A picture over the text: its cells, from row and column (from 0), and what draws it there."""
@@ -66,7 +70,7 @@ class Terminal:
         self._open = False
         self._drawn: list[str] = []
         self._pictures: list[Picture] = []
-        self._size = (0, 0)
+        self._extent = (0, 0, 0, 0)
         self._suspend = False
         self._before_suspend: Callable[[], None] = lambda: None
         self._after_suspend: Callable[[], object] = lambda: None
@@ -77,6 +81,18 @@ class Terminal:
         """Columns and lines, at this moment."""
         width, height = self._console.size
         return width, height
+
+    @property
+    def extent(self) -> tuple[int, int, int, int]:
+        """Columns and lines, width and height in pixels; 0 pixels where the system does not know."""
+        return (*self.size, *_pixels(self._console))
+
+    @property
+    def cell(self) -> tuple[int, int] | None:
+        """Height and width of a character in pixels, as far as the system knows; a border is left over."""
+        columns, rows, width, height = self.extent
+        cell = height // max(1, rows), width // max(1, columns)
+        return cell if all(cell) else None
 
     def open(self) -> None:
         """Take the screen."""
@@ -115,15 +131,16 @@ class Terminal:
         out: list[str] = []
         places = [(each.row, each.column, each.rows, each.columns) for each in pictures]
         old = [(each.row, each.column, each.rows, each.columns) for each in self._pictures]
-        if self.size != self._size or (places != old and old):
-            self._size = self.size
+        extent = self.extent
+        if extent != self._extent or places != old:
+            self._extent = extent
             self._drawn, self._pictures = [], []
             out.append(self.forget_pictures + "\x1b[2J")
-        ansi = [self._line(line) for line in lines[: self.size[1]]]
+        columns, rows = extent[:2]
+        ansi = [self._line(line, columns) for line in lines[:rows]]
         for row, text in enumerate(ansi):
             if row >= len(self._drawn) or self._drawn[row] != text:
-                # Cleared before, not after: the last cell of a full line would go with the rest.
-                out.append(f"\x1b[{row + 1};1H\x1b[2K{text}")
+                out.append(f"\x1b[{row + 1};1H{text}")
         out += [f"\x1b[{row + 1};1H\x1b[2K" for row in range(len(ansi), len(self._drawn))]
         out += [
             f"\x1b[{each.row + 1};{each.column + 1}H{each.data}"
@@ -138,16 +155,24 @@ class Terminal:
         """Send a question whose answer comes as input."""
         self._write(text)
 
-    def _line(self, line: list[Segment]) -> str:
-        parts = []
+    def _line(self, line: list[Segment], columns: int) -> str:
+        """Return what writes a line over what was there."""
+        beside = any(segment.style is not None and HOLE in segment.style.meta for segment in line)
+        # Cleared before, not after: the last cell of a full line would go with the rest. Beside a picture
+        # only what is right of it all: clearing takes a Sixel picture away.
+        parts = [] if beside else ["\x1b[2K"]
         for segment in line:
             style = segment.style
-            if style is None or not style or self._system is None:
+            if beside and style is not None and HOLE in style.meta:
+                parts.append(f"\x1b[{segment.cell_length}C" if segment.text else "")
+            elif style is None or not style or self._system is None:
                 parts.append(segment.text)
             elif self._plain:
                 parts.append(_colourless(style).render(segment.text, color_system=self._system))
             else:
                 parts.append(style.render(segment.text, color_system=self._system))
+        if beside and sum(segment.cell_length for segment in line) < columns:
+            parts.append("\x1b[K")
         return "".join(parts)
 
     def _write(self, text: str) -> None:
@@ -159,7 +184,7 @@ class Terminal:
         except (OSError, ValueError):
             # The terminal is gone or refuses, which is no reason to end a run. Should it come back, it is
             # drawn anew.
-            self._size, self._drawn, self._pictures = (0, 0), [], []
+            self._extent, self._drawn, self._pictures = (0, 0, 0, 0), [], []
 
     def _on_suspend(self, *_: object) -> None:
         self._suspend = True  # a handler must not write: it may have come in the middle of a write
@@ -177,6 +202,22 @@ class Terminal:
 def _colourless(style: Style) -> Style:
     """Return bold, dim and reverse alone: they are no colours, and NO_COLOR lets them be."""
     return Style(bold=style.bold, dim=style.dim, reverse=style.reverse)
+
+
+def _pixels(console: Console) -> tuple[int, int]:
+    """Return width and height of the terminal's text in pixels; 0 where the system does not know."""
+    if sys.platform == "win32":
+        return 0, 0
+    import fcntl
+    import struct
+    import termios
+
+    try:
+        answer = fcntl.ioctl(console.file.fileno(), termios.TIOCGWINSZ, bytes(8))
+    except (OSError, ValueError, AttributeError):  # no terminal
+        return 0, 0
+    _, _, width, height = struct.unpack("HHHH", answer)
+    return width, height
 
 
 def _enable_windows_sequences() -> None:
