@@ -211,7 +211,9 @@ class Journal:
         Raises
         ------
         DiskError
-            It cannot be read, or is not what was written.
+            It is not what was written, or not there any more.
+        OSError
+            It cannot be read; perhaps it can later.
         """
         try:
             if self._reading is None or self._reading[0] != place.part:
@@ -220,8 +222,11 @@ class Journal:
             file = self._reading[1]
             file.seek(place.offset)
             record = _read(file, place.header_bytes + place.body_bytes)
-        except OSError as error:
-            raise DiskError(f"A frame cannot be read back from the journal {self.path}: {error}.") from error
+        except (FileNotFoundError, EOFError) as error:
+            raise DiskError(f"A frame is gone from the journal {self.path}: {error}.") from error
+        except OSError:
+            self._close_reading()
+            raise
         view = memoryview(record)
         header = bytes(view[: place.header_bytes])
         parts: list[bytes | memoryview] = [header, view[place.header_bytes :], wire.check_of(header)]
@@ -395,6 +400,6 @@ def _read(file: BinaryIO, nbytes: int) -> bytearray:
     while view:
         count = file.readinto(view)  # type: ignore[attr-defined]  # a raw file
         if not count:
-            raise OSError("the file ends too soon")
+            raise EOFError("the file ends too soon")
         view = view[count:]
     return record

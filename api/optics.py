@@ -50,7 +50,12 @@ class AxialProfile:
             A weight is negative or not finite, all are zero, or the spacing is not positive.
         """
         array = np.array(weights, dtype=np.float64).ravel()
-        if array.size == 0 or not np.all(np.isfinite(array)) or array.min() < 0 or array.sum() <= 0:
+        if (
+            array.size == 0
+            or not np.all(np.isfinite(array))
+            or array.min() < 0
+            or not 0 < array.sum() < np.inf
+        ):
             raise GeometryError(
                 "An axial profile needs finite weights that are not negative and not all zero."
             )

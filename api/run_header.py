@@ -6,15 +6,26 @@ once, and the hot path trusts it.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from microdiffusion.optics import AxialProfile
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
+MOST_SESSIONS = 10_000
+"""Channels times positions of one run."""
+
+
+def _printable(text: str) -> str:
+    """Return a text without what would steer a terminal, or end a name: it comes from other machines."""
+    return "".join(character if character.isprintable() else "_" for character in text)
+
+
+Name = Annotated[str, AfterValidator(_printable)]
 
 
 class CameraNoise(BaseModel):
@@ -65,27 +76,29 @@ class RunHeader(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    name: Annotated[str, Field(max_length=200)] = "run"
+    name: Annotated[Name, Field(max_length=200)] = "run"
     shape: tuple[Count, Count, Count]
     voxel_size_um: tuple[Positive, Positive, Positive]
     z0_um: FiniteFloat
     profile_weights: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=65536)]
     profile_spacing_um: Positive
     dtype: Literal["uint16", "float32"] = "uint16"
-    channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("default",)
-    positions: Annotated[tuple[str, ...], Field(min_length=1, max_length=10000)] = ("0",)
+    channels: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)] = ("default",)
+    positions: Annotated[tuple[Name, ...], Field(min_length=1, max_length=10000)] = ("0",)
     sweeps: Count | None = None
     frames_per_sweep: Count = 64
     camera: CameraNoise = CameraNoise()
-    source: Annotated[str, Field(max_length=2000)] = ""
+    source: Annotated[Name, Field(max_length=2000)] = ""
 
     @model_validator(mode="after")
     def _volume_of_sane_size(self) -> Self:
         z, y, x = self.shape
         if z * y * x >= 1 << 31:
             raise ValueError(f"a volume of {z} x {y} x {x} voxels is too large (2^31 voxels at most)")
-        if sum(self.profile_weights) <= 0:
-            raise ValueError("the axial profile needs a positive weight")
+        if not 0 < sum(self.profile_weights) < math.inf:
+            raise ValueError("the axial profile needs a positive weight, and a sum that is finite")
+        if len(self.channels) * len(self.positions) > MOST_SESSIONS:
+            raise ValueError(f"a run has {MOST_SESSIONS} channels times positions at most")
         return self
 
     @property

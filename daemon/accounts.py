@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_SENDERS = 64
 """Kept apart in a run file; the reports of more are added to the last one's."""
+MOST_KNOWN = 4096
+"""Kept apart in memory: a peer that begins ever anew adds nothing to a run's books beyond that."""
 COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
 
 
@@ -62,13 +64,17 @@ class Accounts:
 
     def started(self, first_seq: int) -> None:
         """Note that a sender is there (again)."""
-        known = self._accounts.get(first_seq, Account(first_seq))
+        known = self._account(first_seq)
+        if known is None:
+            return
         self._accounts[first_seq] = replace(known, ended=0)
         self._there.add(first_seq)
 
     def progress(self, message: RunProgress) -> None:
         """Note how far a sender is; a report that is older than what is known changes nothing."""
-        known = self._accounts.get(message.first_seq, Account(message.first_seq))
+        known = self._account(message.first_seq)
+        if known is None:
+            return
         self._accounts[message.first_seq] = replace(
             known,
             announced=max(known.announced, message.announced),
@@ -80,7 +86,9 @@ class Accounts:
 
     def end(self, message: RunEnd) -> None:
         """Note a sender's last word: a journal that is delivered later has a better one."""
-        known = self._accounts.get(message.first_seq, Account(message.first_seq))
+        known = self._account(message.first_seq)
+        if known is None:
+            return
         self._accounts[message.first_seq] = Account(
             message.first_seq,
             max(known.announced, message.announced),
@@ -90,6 +98,13 @@ class Accounts:
             1,
         )
         self._there.discard(message.first_seq)
+
+    def _account(self, first_seq: int) -> Account | None:
+        """Return what is known of a sender; None for one too many."""
+        known = self._accounts.get(first_seq)
+        if known is None and len(self._accounts) < MOST_KNOWN:
+            known = Account(first_seq)
+        return known
 
     def rows(self) -> NDArray[np.int64]:
         """Return the figures (MOST_SENDERS, 6) int64, unused rows -1."""

@@ -38,6 +38,9 @@ MAX_OPEN = 2048
 MAX_GAP = 1000
 """Sweeps in a row that are reported although no frame of them came; the run file knows of the others."""
 
+MOST_FRAMES = 1 << 20
+"""Frames of one sweep: what a message can number."""
+
 FRAME_COST = 1024
 """Bytes that a frame takes besides its pixels: counts where frames are tiny."""
 
@@ -106,7 +109,9 @@ class Assembler:
     timeout_s : float
         How long a sweep waits for its next frame.
     limit_bytes : int
-        Most that the frames of open sweeps may take, unless one sweep alone takes more.
+        Most that the frames of open sweeps may take, unless one sweep of `most_frames` takes more.
+    most_frames : int
+        Most frames that a sweep should have.
 
     Attributes
     ----------
@@ -114,8 +119,11 @@ class Assembler:
         Frames that never came, and that came after their sweep was over.
     """
 
-    def __init__(self, timeout_s: float, *, limit_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, timeout_s: float, *, limit_bytes: int = 1 << 30, most_frames: int = MOST_FRAMES
+    ) -> None:
         self._timeout_s = timeout_s
+        self._most_frames = most_frames
         self._limit = limit_bytes
         self._open: dict[tuple[int, int], dict[int, _Open]] = {}  # the session that was silent longest first
         self._next: dict[tuple[int, int], int] = {}
@@ -232,7 +240,9 @@ class Assembler:
             stalest = next(iter(self._open))
             sweeps = self._open[stalest]
             if stalest == session and len(sweeps) == 1:
-                return
+                (only,) = sweeps.values()
+                if len(only.frames) <= self._most_frames:
+                    return
             why = (
                 f"and more than {self._limit / 1e6:.0f} MB of sweeps were incomplete at the same time: "
                 "raise wire.receive_buffer_mb"

@@ -38,6 +38,7 @@ class Commanded(Protocol):
         ...
 
 
+_MOST_RUNS = 100  # of which a status tells: an answer has 256 values at most
 _DONE = {
     "pause": "the acquisition takes no further sweep until `mdd control go`, or space in `mdd top`",
     "go": "the acquisition goes on",
@@ -109,7 +110,7 @@ class Commander:
             "lost": snapshot.volumes.lost,
             "failed": snapshot.volumes.failed,
         }
-        for number, run in enumerate(snapshot.runs):
+        for number, run in enumerate(snapshot.runs[:_MOST_RUNS]):
             values[f"run_{number}"] = f"{run.name} {run.state}, {run.frames} frames, {run.waiting} wait"
             values[f"run_{number}_file"] = run.file
         return state_of(snapshot), values

@@ -8,6 +8,7 @@ them names a file, a module or a program.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.errors import AddressError, UserError, WireError
+from microdiffusion.errors import AddressError, MddError, UserError, WireError
 from microdiffusion.keys import secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ControlServer:
     address : str
         Where to listen; ``*`` as the port takes a free one.
     obey : callable
-        Carries out a command and returns the answer's text and values. A `UserError` is a refusal.
+        Carries out a command and returns the answer's text and values. An `MddError` is a refusal.
     security : ServerKeys or None
         Needed on every address but loopback.
 
@@ -110,10 +111,8 @@ class ControlServer:
                 self.refused[wire.Reason.KIND.value] += 1
                 continue
             answer = self._carry_out(message)
-            try:
-                self._socket.send_multipart([peer, *wire.encode(answer)], flags=zmq.NOBLOCK)
-            except (zmq.ZMQError, WireError):
-                continue  # whoever asked is gone, or asked for more than an answer can hold
+            with contextlib.suppress(zmq.ZMQError):  # whoever asked is gone
+                self._socket.send_multipart([peer, *_encoded(answer)], flags=zmq.NOBLOCK)
 
     def close(self) -> None:
         """Unbind."""
@@ -130,9 +129,16 @@ class ControlServer:
             )
         try:
             text, values = self._obey(command)
-        except UserError as error:
+        except (MddError, OSError) as error:  # what was asked for failed, and the daemon goes on
             return wire.Answer(number=command.number, ok=False, text=str(error)[:2000])
         return wire.Answer(number=command.number, ok=True, text=text[:2000], values=values)
+
+
+def _encoded(answer: wire.Answer) -> list[bytes]:
+    try:
+        return wire.encode(answer)
+    except WireError:  # the names of very many files; the sentence is worth more than silence
+        return wire.encode(answer.model_copy(update={"values": {}}))
 
 
 def ask(

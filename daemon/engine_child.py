@@ -90,6 +90,7 @@ class _Child:
         self._engine = engine
         self._store: SessionStore = SessionStore(state, most_bytes=int(config.session_memory_mb * 1e6))
         self._runs: dict[str, Reconstructor] = {}
+        self._unfit: dict[str, str] = {}  # runs that could not be begun, and why
         self._checked_s = time.monotonic()
 
     def serve(self) -> None:
@@ -115,11 +116,17 @@ class _Child:
 
         if isinstance(request, Begin):
             run_id = request.header.run_id
-            self._runs[run_id] = Reconstructor(
-                request.header, self._config, self._engine, sessions=self._store
-            )
+            try:
+                self._runs[run_id] = Reconstructor(
+                    request.header, self._config, self._engine, sessions=self._store
+                )
+            except Exception as error:  # a volume that is too large, say: of no concern to the other runs
+                if _is_lost(self._engine):
+                    os._exit(_LOST)
+                self._unfit[run_id] = f"the engine cannot work for this run ({type(error).__name__}: {error})"
         elif isinstance(request, End):
             self._runs.pop(request.run_id, None)
+            self._unfit.pop(request.run_id, None)
             self._store.forget(request.run_id)
         elif isinstance(request, Configure):
             self._configure(request.config)
@@ -144,7 +151,7 @@ class _Child:
         while True:
             run = self._runs.get(work.run_id)
             if run is None:
-                raise EngineError("a sweep came before its run's header")
+                raise EngineError(self._unfit.get(work.run_id, "a sweep came before its run's header"))
             try:
                 return run.reconstruct(work.sweep, lane=work.lane, effort=work.effort)
             except RuntimeError as error:  # an EngineError is one too

@@ -280,7 +280,9 @@ class EngineProcess(EngineDesk):
     def _told(self, message: Told) -> None:
         if message.tile is not None:
             with self._lock:
-                self._config = self._configured = self._config.model_copy(update={"tile": message.tile})
+                told = self._configured is self._config  # else it still has to hear of what was set meanwhile
+                self._config = self._config.model_copy(update={"tile": message.tile})
+                self._configured = self._config if told else self._configured
         self._on_note(message.text, "warning")
         self._sinks.event_for_all("engine", message.text)
 

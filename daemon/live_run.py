@@ -93,7 +93,9 @@ class LiveRun:
         self._board = board
         self._lock = threading.Lock()
         self._room = room_for(self.header, int(config.wire.receive_buffer_mb * 1e6))
-        self._assembler = Assembler(config.wire.sweep_timeout_s, limit_bytes=self._room)
+        self._assembler = Assembler(
+            config.wire.sweep_timeout_s, limit_bytes=self._room, most_frames=self.header.frames_per_sweep
+        )
         self._accounts = Accounts.of(recorder.senders)
         self._before = recorder.ledger
         self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()

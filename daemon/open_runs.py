@@ -7,6 +7,7 @@ the others. The main thread asks `tick` a few times a second. What fails ends it
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from microdiffusion.run_header import RunHeader
 
 
+_MOST_NAME_BYTES = 100  # of 255: time, number and what stands for a file in the making come on top
 REMEMBERED = 1000
 """Runs that are over and still named at the end: a service runs for months."""
 
@@ -123,7 +125,7 @@ class OpenRuns:
         NotYet
             Its file is just being closed, or so many are that one has to make room: the sender shall ask
             again.
-        UserError, DiskError
+        UserError, DiskError, RunError
             The run cannot be recorded.
         """
         run_id = header.run_id
@@ -140,7 +142,12 @@ class OpenRuns:
                 # Runs that are caught up take memory as open ones do; the oldest makes room.
                 self._asked_for.add(next(iter(self._closing)))
                 raise NotYet
-        run = self._make(header)
+        try:
+            run = self._make(header)
+        except MddError:
+            raise
+        except Exception as error:  # a folder that is gone, too little memory: no other run's trouble
+            raise RunError(f"The run cannot be recorded ({type(error).__name__}: {error}).") from error
         if not self._add(run):  # it was opened while the others were closed
             run.close(drain_s=0.0, hurry=lambda: True)
             raise UserError("The daemon is closing: start it again for a further run.")
@@ -229,12 +236,22 @@ class OpenRuns:
         recorder.start()
         with self._lock:
             self._names.clear()  # its file is there, and whoever makes one is alone at it
-        return LiveRun(recorder, self._config, self._engine, self._needed_ingest(), self._board)
+        return self._live(recorder, None)
+
+    def _live(self, recorder: Recorder, found: Found | None) -> LiveRun:
+        """Return the run of a recorder that has started; where that fails, nothing of it is left running."""
+        ingest = self._needed_ingest()
+        try:
+            return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
+        except BaseException:
+            self._engine.end(recorder.header.run_id)
+            recorder.stop()
+            raise
 
     def _new_path(self, name: str) -> Path:
         """Return a path that no file has: name, UTC time, and a number where two start in one second."""
         folder = self._config.recorder.output
-        stem = f"{name}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        stem = f"{_fit_for_a_file(name)}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         with self._lock:  # two runs may begin at the same moment
             path, number = folder / f"{stem}.h5", 1
             while path in self._names or path.exists():
@@ -259,13 +276,7 @@ class OpenRuns:
         except BaseException:
             recorder.stop()
             raise
-        ingest = self._needed_ingest()
-        try:
-            return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
-        except BaseException:
-            self._engine.end(header.run_id)
-            recorder.stop()
-            raise
+        return self._live(recorder, found)
 
     def _add(self, run: LiveRun) -> bool:
         """Take in a run that is open, in place of itself before it was gone on with; False: too late."""
@@ -320,6 +331,15 @@ class OpenRuns:
             error = future.exception()
             if error is not None:
                 self._fail(run, error)
+
+
+def _fit_for_a_file(name: str) -> str:
+    """Return a run's name as the beginning of a file's name, in its folder and on every system.
+
+    A sender may say what it likes, "../../etc" and a hundred smileys included.
+    """
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).encode(errors="replace")
+    return stem[:_MOST_NAME_BYTES].decode(errors="ignore").strip(" .") or "run"
 
 
 def _written(board: StatusBoard, written: Written) -> None:

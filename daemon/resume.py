@@ -116,7 +116,7 @@ def remove_remains(folder: Path) -> None:
 def unclosed(folder: Path) -> list[Path]:
     """Return the newest run files of a folder that no daemon closed: it was killed, or lost its power."""
     found = []
-    newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = sorted(folder.glob("*.h5"), key=_changed_s, reverse=True)
     for path in newest[:_LOOKED_AT]:
         try:
             if peek(path)[0]:
@@ -126,6 +126,13 @@ def unclosed(folder: Path) -> list[Path]:
         except (OSError, InputFileError):
             continue  # another kind of file, or damaged: `mdd verify` says how
     return found
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link to nowhere, or gone meanwhile
+        return 0.0
 
 
 def resume_from(run: LiveRun) -> ResumeFrom:

@@ -14,6 +14,7 @@ that is gone on with gets what it lacks, and the daemon discards what it has. Ru
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from microdiffusion.drivers.link import FINISH_S, Teller, open_sender
@@ -124,7 +125,11 @@ class _Search:
 
 
 def _changed_s(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    latest = 0.0
+    for path in folder.iterdir():
+        with suppress(OSError):  # a temporary file that has gone since
+            latest = max(latest, path.stat().st_mtime)
+    return latest
 
 
 class _Follower:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microdiffusion.daemon.accounts import MOST_SENDERS, Accounts
+from microdiffusion.daemon.accounts import MOST_KNOWN, MOST_SENDERS, Accounts
 from microdiffusion.daemon.seq_set import SeqSet
 from microdiffusion.messages import RunEnd, RunProgress
 
@@ -33,6 +33,18 @@ def test_one_sender_that_said_all_is_taken_at_its_word() -> None:
         "damaged": 1,
         "on_the_line": 1,
     }
+
+
+def test_a_peer_that_begins_ever_anew_grows_nothing() -> None:
+    accounts = Accounts()
+    for first in range(3 * MOST_KNOWN):
+        accounts.started(first)
+        accounts.progress(RunProgress(run=RUN, first_seq=first, announced=1, dropped=0))
+    assert len(accounts._accounts) == MOST_KNOWN
+    for first in range(3 * MOST_KNOWN):
+        accounts.end(RunEnd(run=RUN, first_seq=first, announced=1, dropped=0))
+    assert not accounts.anybody
+    assert settled(accounts, SeqSet(range(3 * MOST_KNOWN)))["received"] == 3 * MOST_KNOWN
 
 
 def test_frames_of_a_sender_that_never_spoke_count_as_announced() -> None:

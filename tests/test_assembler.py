@@ -280,6 +280,20 @@ def test_the_session_that_was_silent_longest_is_given_up_first() -> None:
     assert assembler.progress(1, 0, 0) == (COUNT - 1, COUNT)
 
 
+def test_a_sweep_without_end_is_given_up_as_well() -> None:
+    """A sender may number a million frames of one sweep; the run's header says how many there should be."""
+    limit = 20 * (12 + FRAME_COST)
+    assembler = Assembler(TIMEOUT_S, limit_bytes=limit, most_frames=10)
+    over = []
+    for index in range(1000):
+        over += assembler.add(frame(0, index, value=0, count=1 << 20, seq=index))
+        assert assembler.waiting_bytes <= 12 * 20
+    (item,) = over
+    assert isinstance(item, LostSweep)
+    assert "raise wire.receive_buffer_mb" in item.reason
+    assert assembler.late == 1000 - 21
+
+
 def test_there_is_always_room_for_two_sweeps_of_each_channel() -> None:
     header = make_header(channels=("a", "b", "c"), frames_per_sweep=10)
     assert room_for(header, 1) == 2 * 3 * 10 * (16 * 24 * 2 + FRAME_COST)

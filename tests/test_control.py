@@ -11,7 +11,7 @@ import zmq
 from microdiffusion import wire
 from microdiffusion.daemon.control import ControlServer, ask
 from microdiffusion.daemon.status import subscribe
-from microdiffusion.errors import AddressError, ConfigError, UserError
+from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, UserError
 from microdiffusion.keys import ServerKeys
 from microdiffusion.messages import Value
 
@@ -40,6 +40,12 @@ class Served:
         self.heard.append((command.command, command.key, command.value))
         if command.command == "pause":
             raise UserError("No run is open.")
+        if command.command == "start":
+            raise AcquisitionError("The microscope did not start.")
+        if command.command == "snapshot":
+            raise OSError("no thread can be had")
+        if command.command == "mark":
+            return "too much", {f"run_{number}": "x" * 2000 for number in range(200)}
         return "done", {"frames": 3}
 
     def close(self) -> None:
@@ -70,6 +76,20 @@ def test_anything_else_is_refused_and_reaches_nobody(served: Served, command: st
 def test_what_cannot_be_done_now_is_said(served: Served) -> None:
     with pytest.raises(UserError, match="No run is open"):
         ask(served.server.address, "pause")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("start", "The microscope did not start"), ("snapshot", "no thread can be had")]
+)
+def test_what_fails_is_said_and_ends_nothing(served: Served, command: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ask(served.server.address, command)
+    assert ask(served.server.address, "go").ok
+
+
+def test_more_than_an_answer_holds_is_answered_without_it(served: Served) -> None:
+    answer = ask(served.server.address, "mark")
+    assert (answer.text, answer.values) == ("too much", {})
 
 
 def test_what_is_no_command_is_counted_and_not_answered(served: Served) -> None:

@@ -23,10 +23,12 @@ from sample_data import SHAPE, header, specimen, sweep_of
 
 from microdiffusion.config import EngineConfig, InrConfig
 from microdiffusion.daemon import engine_keeper, engine_process, schedule
+from microdiffusion.daemon.engine_messages import Told
 from microdiffusion.daemon.engine_process import EngineProcess
 from microdiffusion.daemon.schedule import Job
 from microdiffusion.drivers.process import keyboard_ignored
 from microdiffusion.errors import ConfigError, DiskError, EngineError, InputFileError, MissingFileError
+from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Reconstruction, Sweep
 
 FAST = {"method": "linear", "threads": 1, "device": "cpu"}
@@ -490,6 +492,54 @@ def test_what_cannot_be_opened_is_raised_as_it_is(
         owner.engine.raise_if_failed()
 
 
+def test_what_was_set_while_the_engine_took_smaller_tiles_reaches_it() -> None:
+    engine = EngineProcess(EngineConfig(**FAST, steps=4), waiting_bytes=1 << 30)
+    known = engine._configured
+    engine.set("engine.steps", 2)
+    engine._told(Told("the GPU's memory is too small", 64))
+    assert (engine.config.steps, engine.config.tile) == (2, 64)
+    assert engine._configured is known, "the child has yet to hear of it"
+    engine._configured = engine.config
+    engine._told(Told("the GPU's memory is too small", 64))
+    assert engine._configured is engine.config
+    engine.stop()
+
+
+def _open_but_not_for_one(config: EngineConfig) -> Any:
+    from microdiffusion.engines.engine import open_engine
+    from microdiffusion.engines.reconstructor import Reconstructor
+
+    begin = Reconstructor.__init__
+
+    def begin_unless(self: Reconstructor, header: RunHeader, *arguments: Any, **named: Any) -> None:
+        if header.run_id == "e" * 32:
+            raise RuntimeError("no memory for a volume of this size")
+        begin(self, header, *arguments, **named)
+
+    Reconstructor.__init__ = begin_unless  # type: ignore[method-assign]
+    return open_engine(config, build=False)
+
+
+def test_a_run_that_the_engine_cannot_begin_ends_no_other() -> None:
+    config = EngineConfig(**FAST)
+    engine = EngineProcess(config, waiting_bytes=1 << 30, opener=_open_but_not_for_one)
+    good, bad = Owner(engine=engine), Owner(engine=engine)
+    engine.start()
+    try:
+        good.begin()
+        engine.begin(header(run_id="e" * 32), bad)
+        engine.submit("e" * 32, sweep_of(specimen(), 0))
+        engine.submit("e" * 32, sweep_of(specimen(), 1))
+        good.submit(sweep_of(specimen(), 0))
+        good.wait(lambda: good.settled == [0] and bad.settled == [0, 1])
+        assert good.done == [0]
+        assert {outcome for _, outcome, _ in bad.lost_jobs} == {"failed"}
+        assert all("no memory for a volume of this size" in reason for _, _, reason in bad.lost_jobs)
+        assert engine.restarts == 0
+    finally:
+        engine.stop()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="posix signals")
 @pytest.mark.parametrize("on_thread", [False, True], ids=["main thread", "another thread"])
 def test_ctrl_c_while_a_process_starts_is_for_the_daemon_and_not_for_the_process(on_thread: bool) -> None:
@@ -623,7 +673,8 @@ def test_stopping_ends_the_process_at_once_and_twice_does_no_harm(
 PARENT = """
     import sys, time
     from microdiffusion.config import EngineConfig
-    from microdiffusion.daemon.engine_process import EngineProcess
+    from microdiffusion.daemon.engine_messages import Told
+from microdiffusion.daemon.engine_process import EngineProcess
 
     if __name__ == "__main__":
         engine = EngineProcess(

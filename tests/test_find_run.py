@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
+import pytest
 from run_file_writer import frame, header, recorder, wait
 
 from microdiffusion.daemon.find_run import RunFinder
@@ -74,3 +76,10 @@ def test_what_a_killed_daemon_was_making_is_removed_later_and_nothing_else(tmp_p
         ".new.h5.tmp",
         "run.h5",
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_nowhere_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "gone.h5").symlink_to(tmp_path / "nowhere.h5")
+    assert unclosed(tmp_path) == []
+    assert RunFinder(tmp_path).find(A) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -301,6 +302,34 @@ def test_damaged_frames_in_a_journal_are_counted_and_the_others_delivered(tmp_pa
         assert receiver.ends[0].damaged == 1
 
 
+@pytest.mark.parametrize("for_good", [False, True], ids=["for a moment", "for good"])
+def test_a_disk_that_does_not_give_a_frame_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    journal = create(tmp_path)
+    for seq in range(5):
+        append(journal, seq)
+    journal.close()
+    failures = 0
+    read = journal_module._read
+
+    def fail(file: Any, nbytes: int) -> bytearray:
+        nonlocal failures
+        if file.tell() > 2000 and (failures < 3 or for_good):
+            failures += 1
+            raise OSError(errno.EMFILE, "too many open files")
+        return read(file, nbytes)
+
+    monkeypatch.setattr(journal_module, "_read", fail)
+    monkeypatch.setattr(spill_module, "RETRY_S", 0.01)
+    with receiving() as receiver:
+        [told] = deliver(tmp_path, receiver.address)
+    assert told.done
+    assert told.acknowledged == len(receiver.seqs) == (5 - told.damaged)
+    assert (told.damaged > 0) == for_good
+    assert failures >= 3
+
+
 def test_a_full_journal_makes_the_sender_drop_count_and_say_so(tmp_path: Path) -> None:
     with receiving() as receiver:
         address = receiver.address
@@ -381,6 +410,35 @@ def test_a_daemon_that_dies_while_frames_come_back_from_the_journal_costs_none(t
         assert sorted(seqs + receiver.seqs) == list(range(300))
 
 
+def test_a_camera_that_outpaces_the_disk_does_not_keep_the_first_frames_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that go out next stay in memory; a copy of them must be safe, whoever is killed."""
+    write = journal_module._write
+
+    def slowly(file: Any, data: Any) -> None:
+        time.sleep(0.01)
+        write(file, data)
+
+    monkeypatch.setattr(journal_module, "_write", slowly)
+
+    def on_disk() -> set[int]:
+        parts = tmp_path.glob("*/*.part")
+        return {
+            record[0] for part in parts for record in journal_module._records(part, 1, part.stat().st_size)
+        }
+
+    with sending("tcp://127.0.0.1:9", **journaling(tmp_path)) as sender:
+        seq, deadline = 0, time.monotonic() + 30
+        while not set(range(4)) <= on_disk():
+            assert time.monotonic() < deadline, sorted(on_disk())[:9]
+            for _ in range(20):
+                sender.put(make_frame(seq).info, make_frame(seq).pixels)
+                seq += 1
+            time.sleep(0.01)
+        sender.finish(timeout_s=0.0)
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -411,9 +469,10 @@ def test_what_a_killed_sender_had_in_its_journal_is_delivered(tmp_path: Path) ->
     )
     try:
         assert process.stdout is not None
+        # Long enough for the sender to save what it keeps in memory, too: from its first frame on.
+        process.stdout.readline()
         begin = time.monotonic()
-        # Long enough for the sender to save what it keeps in memory, too.
-        while int(process.stdout.readline()) < 300 or time.monotonic() - begin < 2.0:
+        while int(process.stdout.readline()) < 300 or time.monotonic() - begin < 4.0:
             pass
     finally:
         os.kill(process.pid, signal.SIGKILL)

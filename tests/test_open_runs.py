@@ -12,14 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from wire_support import make_header
 
-from microdiffusion.config import Config, RecorderConfig
+from microdiffusion import open_run
+from microdiffusion.config import Config, EngineConfig, RecorderConfig
 from microdiffusion.daemon import open_runs
-from microdiffusion.daemon.ingest import NotYet
+from microdiffusion.daemon.engine_process import EngineProcess
+from microdiffusion.daemon.ingest import Ingest, NotYet
 from microdiffusion.daemon.open_runs import OpenRuns
 from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import StatusBoard
-from microdiffusion.errors import DiskError, UserError
+from microdiffusion.errors import DiskError, RunError, UserError
 from microdiffusion.ledger import Ledger
 from microdiffusion.run_file import Status
 
@@ -177,3 +180,56 @@ def test_a_daemon_that_closes_takes_no_further_run(stage: Stage) -> None:
     assert [each.paths for each in stage.runs.closed] == [(Path("a.h5"),)]
     with pytest.raises(UserError, match="closing"):
         stage.start("b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x",
+        "/etc/x",
+        "a\0b",
+        "\u2603" * 200,
+        'a<b>c:d"e/f\\g|h?i*',
+        "",
+        "..",
+        "\x1b]0;evil\x07",
+        "C:x",
+        "\ud800",
+    ],
+)
+@pytest.mark.parametrize("layout", ["static", "swmr"])
+def test_whatever_a_run_is_called_its_file_lies_in_the_folder(tmp_path: Path, name: str, layout: str) -> None:
+    output = tmp_path / "a" / "runs"
+    output.mkdir(parents=True)
+    config = Config(
+        recorder=RecorderConfig(output=output, layout=layout, time_points=2),
+        engine=EngineConfig(method="linear", device="cpu"),
+    )
+    engine = EngineProcess(config.engine, waiting_bytes=1 << 20)
+    runs = OpenRuns(config, engine, StatusBoard())
+    ingest = Ingest("tcp://127.0.0.1:*", on_start=runs.on_start)
+    runs.listen(ingest)
+    run = runs.on_start(make_header(name=name))
+    run.close(drain_s=0.0, hurry=lambda: True)
+    ingest.stop()
+    engine.stop()
+    (path,) = output.glob("*.h5")
+    assert [each.name for each in tmp_path.rglob("*.h5")] == [path.name]
+    assert path.name.isprintable()
+    assert not set(path.name) & set('<>:"/\\|?*')
+    with open_run(path) as opened:
+        assert opened.header.name == run.header.name
+
+
+@pytest.mark.parametrize("error", [OSError("the share is gone"), MemoryError(), ValueError("odd")])
+def test_a_run_that_cannot_be_made_is_declined_and_nothing_else(stage: Stage, error: Exception) -> None:
+    other = stage.start("b")
+
+    def make(header: Any) -> FakeRun:
+        raise error
+
+    stage.runs._make = make  # type: ignore[method-assign, assignment]
+    with pytest.raises(RunError, match=f"cannot be recorded .{type(error).__name__}"):
+        stage.start("a")
+    stage.tick()
+    assert other.ticks == 1

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
 from wire_support import RUN, make_frame, make_header
 
 from microdiffusion import wire
@@ -343,3 +344,19 @@ def _decode_or_refuse(parts: list[bytes]) -> None:
     except WireError as error:
         reason = error.reason
     assert reason is None or reason in list(Reason)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"profile_weights": (1e308, 1e308)}, {"channels": ("c",) * 64, "positions": ("0",) * 200}],
+    ids=["infinite profile", "too many sessions"],
+)
+def test_a_header_that_no_run_can_have_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        make_header(**changes)
+
+
+def test_names_from_elsewhere_steer_no_terminal() -> None:
+    header = make_header(name="a\x1b[2Jb\n", channels=("\x07",), source="\x9b")
+    assert (header.name, header.channels, header.source) == ("a_[2Jb_", ("_",), "_")
+    assert wire.decode(wire.encode(wire.RunStart(header=header))).header == header
