@@ -293,13 +293,14 @@ class SendBuffer:
             self._fill_head()
             return self._tail.entries[0] if self._tail and self._memory > self._low_water else None
 
-    def unrecorded(self) -> list[Entry]:
-        """Return the frames that are in memory alone, oldest first."""
+    def unrecorded(self, *, ahead: bool = False) -> list[Entry]:
+        """Return the frames that are in memory alone, oldest first; `ahead`: those before the tail."""
         with self._changed:
             aside = [self._aside] if self._aside is not None else []
             found: list[Entry] = []
             # From the newest on: older ones have been written already, mostly, and need not be looked at.
-            for entries in (self._tail.entries, self._head.entries, aside, self._sent.values()):
+            before_tail = (self._head.entries, aside, self._sent.values())
+            for entries in before_tail if ahead else (self._tail.entries, *before_tail):
                 for entry in reversed(entries):
                     if len(found) == self._unrecorded:
                         break

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from microdiffusion import wire
 from microdiffusion.errors import DiskError, WireError
 from microdiffusion.journal import Journal, JournalFull
 from microdiffusion.run_header import RunHeader
@@ -22,6 +23,9 @@ from microdiffusion.send_entry import Entry
 
 RETRY_S = 0.5
 """How soon a disk that did not take a frame is asked again."""
+READ_TRIES = 20
+"""How often a frame is read that the disk does not give; then it is damaged, and the next one goes."""
+AHEAD_S = 0.25
 TICK_S = 0.25
 
 
@@ -75,7 +79,9 @@ class Spill:
         self._read_only = journal is not None
         self._on_fetched = on_fetched
         self._on_failure = on_failure
-        self._retry_s = 0.0
+        self._retry_s = self._read_again_s = 0.0
+        self._ahead_s = 0.0
+        self._read_failures = 0
         self._unfit: set[int] = set()
         self._ending = threading.Event()
         self._saved = threading.Event()
@@ -123,6 +129,8 @@ class Spill:
             entry = self._buffer.to_spill()
             if entry is not None:
                 worked = self._write(entry) or worked
+                if self.line_down and time.monotonic() >= self._ahead_s:
+                    self._write_ahead()
             elif self.line_down or self._ending.is_set():
                 saved = all(self._write(entry) for entry in self._buffer.unrecorded())
                 if saved and self._ending.is_set():
@@ -130,6 +138,14 @@ class Spill:
             else:
                 self.trouble = ""
         return worked
+
+    def _write_ahead(self) -> None:
+        """Copy what goes out next, in between: a camera that outpaces the disk must not put that off."""
+        for entry in self._buffer.unrecorded(ahead=True):
+            behind = self._buffer.to_spill()
+            if not self._write(entry) or (behind is not None and not self._write(behind)):
+                break
+        self._ahead_s = time.monotonic() + AHEAD_S
 
     def _release(self) -> None:
         for place in self._buffer.take_released():
@@ -140,11 +156,20 @@ class Spill:
         entry = self._buffer.to_fetch()
         if entry is None or entry.place is None or self._journal is None:
             return False
+        if time.monotonic() < self._read_again_s:
+            return False
+        parts: wire.Parts | None = None
         try:
             parts = self._journal.read(entry.place)
         except DiskError as error:
             self.trouble = str(error)
-            parts = None
+        except OSError as error:  # too many open files, a share that is away: what lies there stays there
+            self.trouble = f"The journal in {self._folder} cannot be read ({error}): it is tried again."
+            self._read_failures += 1
+            if self._read_failures < READ_TRIES:
+                self._read_again_s = time.monotonic() + RETRY_S
+                return False
+        self._read_failures = 0
         self._buffer.fetched(entry, parts)
         self._on_fetched()
         return True

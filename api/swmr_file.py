@@ -17,6 +17,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import DamagedError, DependencyError, InputFileError, MissingFileError
+from microdiffusion.errors import DamagedError, DependencyError, InputFileError, MddError, MissingFileError
 from microdiffusion.run_attributes import read_plan, set_attributes, write_attributes, write_plots
 from microdiffusion.run_schema import Dataset, RunPlan, datasets
 from microdiffusion.superblock import read_superblock
@@ -195,8 +196,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 class _Image:
     """A dataset of images that is read when it is indexed."""
 
-    def __init__(self, path: Path, dataset: h5py.Dataset, time_points: int) -> None:
-        self._path, self._dataset = path, dataset
+    def __init__(
+        self, path: Path, name: str, dataset: h5py.Dataset, time_points: int, read: Callable[[Any], Any]
+    ) -> None:
+        self._path, self._name, self._read = path, name, read
         self.shape: tuple[int, ...] = (time_points, *dataset.shape[1:])
         self.dtype: np.dtype[Any] = dataset.dtype
         self.ndim = len(self.shape)
@@ -212,14 +215,14 @@ class _Image:
         )
         try:
             if plain:
-                return _patiently(lambda: self._dataset[parts], self._dataset.refresh)
+                return self._read(parts)
             # What HDF5 cannot select is selected from the whole image.
             whole = sum(1 for _ in self._lead(parts))
-            return np.asarray(self._dataset[parts[:whole]])[parts[whole:]]
-        except OSError as error:
+            return np.asarray(self._read(parts[:whole]))[parts[whole:]]
+        except (OSError, KeyError, RuntimeError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise DamagedError(
-                f"{self._path}: /{self._dataset.name.strip('/')} cannot be read at {parts[:2]} ({reason}): "
+                f"{self._path}: /{self._name} cannot be read at {parts[:2]} ({reason}): "
                 "the file is damaged or incomplete; `mdd verify` tells what else is."
             ) from error
 
@@ -239,6 +242,7 @@ class SwmrPart:
             raise MissingFileError(f"There is no run file at {path}: check the path.")
         self.path = path
         self._open: dict[str, h5py.Dataset] = {}
+        self._patient = True  # a writer may be at work on what cannot be read
         self._file: h5py.File | None = None
         self._stream: Unmarked | None = None
         try:
@@ -277,10 +281,12 @@ class SwmrPart:
         time_points = self._time_points() if schema.timed else 0
         dataset = self._dataset(name)
         if is_image(schema):
-            return _Image(self.path, dataset, time_points)
+            return _Image(
+                self.path, name, dataset, time_points, lambda parts: self._read(name, dataset, parts)
+            )
         try:
-            content = _patiently(lambda: dataset[()], dataset.refresh)
-        except (OSError, RuntimeError) as error:
+            content = self._read(name, dataset, ())
+        except (OSError, KeyError, RuntimeError) as error:
             raise self._damaged(name, error) from error
         return content[:time_points] if schema.timed else content.reshape(schema.shape)
 
@@ -303,9 +309,12 @@ class SwmrPart:
             self.view(name)
             if is_image(schema):
                 try:
-                    _patiently(self._dataset(name).id.get_num_chunks)
-                except (OSError, RuntimeError) as error:
+                    self._patiently(partial(self._count_chunks, name))
+                except (OSError, KeyError, RuntimeError) as error:
                     raise self._damaged(name, error) from error
+
+    def _count_chunks(self, name: str) -> int:
+        return int(self._opened(name).id.get_num_chunks())
 
     def is_timed(self, name: str) -> bool:
         """Return whether a dataset's first axis is time."""
@@ -330,7 +339,7 @@ class SwmrPart:
                 file.close()
                 raise
 
-        return _patiently(begin)
+        return self._patiently(begin)
 
     def _time_points(self) -> int:
         return int(self._dataset("mdd/status").shape[0])
@@ -340,13 +349,29 @@ class SwmrPart:
         if self._file is None:
             raise ValueError("The run was closed: open it again with open_run.")
         try:
-            if name in self._open:
-                _patiently(self._open[name].refresh)
-                return self._fitting(name, self._open[name])
-            file = self._file
-            dataset = _patiently(lambda: file[name])
+            return self._patiently(lambda: self._opened(name))
+        except MddError:
+            raise
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise self._damaged(name, error) from error
+
+    def _read(self, name: str, dataset: h5py.Dataset, parts: Any) -> Any:
+        """Read from a dataset; once more from what it is then, where it cannot be read."""
+        first = [dataset]
+        return self._patiently(lambda: (first.pop() if first else self._opened(name))[parts])
+
+    def _opened(self, name: str) -> h5py.Dataset:
+        """Return a dataset as it is in the file at this moment."""
+        known = self._open.pop(name, None)
+        if known is not None:
+            try:
+                known.refresh()
+            except (OSError, RuntimeError, ValueError):
+                pass  # HDF5 has let go of it: it is opened anew
+            else:
+                self._open[name] = known
+                return self._fitting(name, known)
+        dataset = self._file[name] if self._file is not None else None
         schema = self.schema[name]
         shape, expected = getattr(dataset, "shape", None), stored_shape(schema)
         same = (
@@ -360,6 +385,25 @@ class SwmrPart:
             raise InputFileError(f"{self.path}: /{name} is absent or was changed: use an untouched copy.")
         self._open[name] = self._fitting(name, dataset)
         return dataset
+
+    def _patiently(self, read: Callable[[], _T]) -> _T:
+        """Read what a writer may be changing: a table that is half new is whole a moment later.
+
+        Once something did not become whole, the file is taken for damaged: to wait each time would take long.
+        """
+        attempts = _ATTEMPTS if self._patient else 2
+        for number in range(1, attempts + 1):
+            try:
+                found = read()
+            except (OSError, KeyError, RuntimeError):
+                if number == attempts:
+                    self._patient = False
+                    raise
+                time.sleep(_REST_S)
+            else:
+                self._patient = self._patient or number > 1
+                break
+        return found
 
     def _fitting(self, name: str, dataset: h5py.Dataset) -> h5py.Dataset:
         """Refuse figures that claim more bytes than the file has: theirs are there, and not compressed."""
@@ -376,18 +420,6 @@ class SwmrPart:
             f"{self.path}: /{name} cannot be read ({reason}): it is damaged or incomplete; "
             "`mdd repair` tells what can be done."
         )
-
-
-def _patiently(read: Callable[[], _T], refresh: Callable[[], object] = lambda: None) -> _T:
-    """Read what a writer may be changing: a table that is half new is whole a moment later."""
-    for _ in range(_ATTEMPTS):
-        try:
-            return read()
-        except (OSError, RuntimeError):
-            time.sleep(_REST_S)
-            with contextlib.suppress(OSError, RuntimeError):
-                refresh()
-    return read()
 
 
 def read_all(part: SwmrPart, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:

@@ -29,6 +29,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from microdiffusion.superblock import clear_mark, read_superblock
+
 HANG_S = 10.0
 
 
@@ -93,6 +95,9 @@ def _foreign(dice: random.Random, path: Path) -> None:
 
 
 def _objects_spoilt(dice: random.Random, path: Path) -> None:
+    found = read_superblock(path)
+    if found is not None and found.marked:  # else HDF5 changes nothing in it
+        clear_mark(path)
     with h5py.File(path, "r+", locking=False) as file:
         names: list[str] = []
         file.visit(names.append)

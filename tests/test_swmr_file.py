@@ -17,7 +17,7 @@ from run_file_writer import FRAMES, frame, header, put_sweep, put_volume, record
 
 from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.swmr_segment import SwmrSegment
-from microdiffusion.errors import DependencyError, InputFileError, MddError
+from microdiffusion.errors import DamagedError, DependencyError, InputFileError, MddError
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import Status, peek
 from microdiffusion.superblock import clear_mark, lookup3, read_superblock
@@ -273,6 +273,28 @@ def test_damaged_file_gives_an_error_or_its_own_content(sound: bytes, tmp_path: 
     with contextlib.suppress(MddError), open_run(damaged) as run:
         for t in np.flatnonzero(run.status == Status.WRITTEN)[:3].tolist():
             np.testing.assert_array_equal(run.volume[t], volume(t))
+
+
+@pytest.mark.parametrize("name", ["mdd/status", "mdd/residual", "volume"])
+def test_a_header_that_was_just_being_written_is_read_a_moment_later(
+    sound: bytes, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "run.h5"
+    path.write_bytes(sound)
+    with h5py.File(path) as file:
+        at = file.id.links.get_info(name.encode()).u + 6
+    with open_run(path) as run:
+        np.testing.assert_array_equal(run.volume[0], volume(0))
+        before = run.values("residual")
+        for content in (bytes([sound[at] ^ 255]), sound[at : at + 1]):
+            with path.open("r+b") as stream:
+                stream.seek(at)
+                stream.write(content)
+            if content != sound[at : at + 1]:  # HDF5 lets go of what it cannot read anew
+                with pytest.raises(DamagedError):
+                    _ = run.status, run.values("residual"), run.volume[1]
+        np.testing.assert_array_equal(run.values("residual"), before)
+        np.testing.assert_array_equal(run.volume[1], volume(1))
 
 
 def test_compression_is_refused_in_the_static_layout() -> None:
