@@ -115,7 +115,8 @@ def plot_beam(beam: BeamResult, path: Path, title: str) -> None:
         fontsize=9,
         loc="left",
     )
-    axes.legend(frameon=False, fontsize=8, loc="lower center")
+    wide = beam.length_um > 0.4 * float(beam.z_um[-1] - beam.z_um[0])  # room below the curve, or beside it
+    axes.legend(frameon=False, fontsize=8, loc="lower center" if wide else "upper right")
     _save(figure, path)
 
 

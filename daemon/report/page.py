@@ -277,9 +277,8 @@ def _counts(channel: Channel) -> str:
         )
     held = channel.figures["held_out_error"][np.isfinite(channel.figures["held_out_error"])]
     if held.size:
-        pairs.append(
-            ("held-out error", f"median {np.median(held):.3g} times the noise, from {held.size} projections")
-        )
+        count = f"{held.size} projection{'' if held.size == 1 else 's'}"
+        pairs.append(("held-out error", f"median {np.median(held):.3g} times the noise, from {count}"))
     return _rows(pairs) if pairs else ""
 
 
@@ -295,8 +294,9 @@ def _gaps(channel: Channel) -> str:
         if channel.gap_count > len(channel.gaps)
         else ""
     )
+    count = f"{channel.gap_count} time point{'' if channel.gap_count == 1 else 's'}"
     return (
-        f"<h3>Gaps: {channel.gap_count} time points without a volume</h3><table><tr><th>time point</th>"
+        f"<h3>Gaps: {count} without a volume</h3><table><tr><th>time point</th>"
         f"<th>status</th><th>reason</th></tr>{rows}</table>{more}"
     )
 
@@ -309,9 +309,10 @@ def _events(run: Run) -> str:
         f"<tr><td>{event.time_s:.1f}</td><td>{_safe(event.kind)}</td><td>{_safe(event.text)}</td></tr>"
         for event in events[-EVENTS_MOST:]
     )
+    count = f"{len(events)} event{'' if len(events) == 1 else 's'}"
     more = f", the last {EVENTS_MOST}" if len(events) > EVENTS_MOST else ""
     return (
-        f"<section><h2>Events</h2><details {'open' if len(events) <= 20 else ''}><summary>{len(events)}{more}"
+        f"<section><h2>Events</h2><details {'open' if len(events) <= 20 else ''}><summary>{count}{more}"
         f"</summary><table><tr><th>s since start</th><th>kind</th><th>what</th></tr>{rows}</table></details>"
         "</section>"
     )
