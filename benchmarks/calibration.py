@@ -132,6 +132,11 @@ def summary(rows: list[dict[str, object]], name: str) -> dict[str, float]:
     }
 
 
+def within(row: dict[str, object]) -> bool:
+    """Return whether a beam is known as well as it has to be."""
+    return abs(row["length_error"]) < 0.05 and row["correlation"] > 0.98  # type: ignore[arg-type,operator]
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -156,9 +161,9 @@ def main() -> None:
             "length_error": summary(judged, "length_error"),
             "correlation_median": float(np.median([row["correlation"] for row in judged])),
             "correlation_worst": float(min(row["correlation"] for row in judged)),
-            "within_bars": sum(
-                abs(row["length_error"]) < 0.05 and row["correlation"] > 0.98 for row in judged
-            ),
+            "within_bars": sum(within(row) for row in judged),
+            "without_warning": sum(not row["warnings"] for row in judged),
+            "without_warning_within_bars": sum(not row["warnings"] and within(row) for row in judged),
             "inside_interval": float(np.mean([row["inside_interval"] for row in judged])),
             "half_interval": summary(judged, "half_interval"),
             "seconds_median": float(np.median([row["seconds"] for row in judged])),
@@ -174,6 +179,10 @@ def main() -> None:
             "half_interval": summary(taken, "half_interval"),
             "of_ten_frames_or_more": sum(row["frames"] >= 10 for row in taken),
             "of_those_within_bar": sum(row["frames"] >= 10 and abs(row["gain_error"]) < 0.1 for row in taken),
+            "without_warning": sum(not row["warnings"] for row in taken),
+            "without_warning_within_bar": sum(
+                not row["warnings"] and abs(row["gain_error"]) < 0.1 for row in taken
+            ),
         },
     }
     print(json.dumps(result, indent=1))
