@@ -152,12 +152,21 @@ def test_saturated_beads_are_left_out_and_said():
     [
         (np.zeros((3, 32, 32), np.float32), "at least 5 images"),
         (np.random.default_rng(0).normal(100, 3, (30, 64, 64)).astype(np.float32), "no bead was found"),
+        (np.full((20, 32, 32), 100, np.float32), "no bead was found"),
+        (np.zeros((20, 32, 32), np.float32), "no bead was found"),
     ],
-    ids=["three images", "noise"],
+    ids=["three images", "noise", "one value", "no light"],
 )
 def test_a_stack_that_shows_nothing_is_refused(frames, sentence):
     with pytest.raises(InputFileError, match=sentence):
         measure_beam(ZStack(frames, np.arange(len(frames)) * 1.0, None, "stack.h5"))
+
+
+def test_a_stack_whose_first_axis_is_not_the_stages_is_told():
+    pixels, _, _ = bead_stack(replace(SMALL, step_um=1.0, range_um=60.0, length_um=12.0, seed=23))
+    turned = np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.float32)
+    result = measure_beam(ZStack(turned, np.arange(len(turned)) * 1.0, None, "turned.tif"))
+    assert any("Save it as Z, Y, X" in warning for warning in result.warnings), result.warnings
 
 
 CAMERAS = {
@@ -323,6 +332,48 @@ def test_stacks_of_every_kind_are_read_with_their_positions(tmp_path, ending):
     assert np.allclose(np.abs(np.diff(stack.z_um)), 1.5)
     assert (np.diff(stack.z_um)[0] < 0) == (ending != ".h5")
     assert stack.full == 65535
+
+
+def _unit(stack: Path) -> list[str]:
+    return [str(stack), "--step-um", "0.001"]
+
+
+def _no_numbers(stack: Path) -> list[str]:
+    with h5py.File(stack.with_name("text.h5"), "w") as file:
+        file["volume"] = np.ones((6, 8, 8), np.uint16)
+        file["z_um"] = "0 to 6"
+    return [str(stack.with_name("text.h5"))]
+
+
+def _too_few(stack: Path) -> list[str]:
+    with h5py.File(stack.with_name("few.h5"), "w") as file:
+        file["volume"] = np.ones((6, 8, 8), np.uint16)
+        file["z_um"] = np.arange(5.0)
+    return [str(stack.with_name("few.h5"))]
+
+
+MISTAKEN = {
+    "mm for um": (_unit, "less than any beam is long: give the step or the positions in µm"),
+    "positions that are no numbers": (_no_numbers, "z_um should be numbers"),
+    "fewer positions than images": (_too_few, "6 images, but there are 5 stage positions"),
+    "a picture of no kind": (lambda stack: [str(stack), "--plot", "beam.xyz"], "ends in .png or .svg"),
+    "a picture nowhere": (lambda stack: [str(stack), "--plot", "gone/a.png"], "in a folder that exists"),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKEN.values(), ids=MISTAKEN)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, words, sentence
+):
+    if "--plot" in words(tmp_path / "beads.npy"):
+        pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    np.save("beads.npy", np.ones((6, 8, 8), np.uint16))
+    assert cli.main(["calibrate", "beam", *words(tmp_path / "beads.npy")]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.out == ""
+    assert not Path("beam.toml").exists()
 
 
 def test_pictures_of_both_kinds(tmp_path):

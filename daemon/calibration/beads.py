@@ -159,6 +159,8 @@ def _scale(frames: NDArray[np.float32]) -> float:
     image = _excess(frames)
     answers = np.stack([-(s**2) * ndimage.gaussian_laplace(image, s, mode="nearest") for s in SCALES])
     top = answers.max(axis=0)
+    if top.max() <= 0:  # nothing in the stack differs from anything
+        return SCALES[0]
     peaks = top == ndimage.maximum_filter(top, size=5)
     order = np.argsort(top[peaks])[::-1][:30]
     best = answers.argmax(axis=0)[peaks][order]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Specimen = Literal["beads", "layer"]
 Interval = tuple[float, float]
+OBLONG = 2.5
+"""Spots that are so many times as long as wide: the stage may not be the file's first axis."""
 FEW = 5
 """Fewer beads than this, and their scatter says little of the truth."""
 
@@ -117,6 +119,12 @@ def measure_beam(stack: ZStack, specimen: Specimen = "beads") -> BeamResult:
         traces, noise = traces[bright], noise[bright]
         found = len(traces) + overlapping + saturated
         drift_px = float(np.ptp(beads.drift, axis=0).max())
+        if max(beads.spot) > OBLONG * min(beads.spot):
+            sides = " x ".join(f"{2.355 * sigma:.2g}" for sigma in beads.spot)
+            warnings.append(
+                f"the beads are {sides} pixels (y, x) wide: is the first axis of the file the stage's? "
+                "Save it as Z, Y, X"
+            )
     aligned = align(traces, noise, z_um) if len(traces) else None
     if aligned is None:
         raise InputFileError(_nothing_found(stack.source, specimen, found, overlapping, saturated))

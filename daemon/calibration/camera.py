@@ -90,8 +90,8 @@ def measure_camera(
     points, saturated_share = _points(dark, flat, level, noise2, calm, float(full))
     if float(np.median(flat)) < offset + max(float(np.sqrt(read2)), 1.0):
         raise InputFileError(
-            f"{names[1]} is as dark as {names[0]} ({float(np.median(flat)) - offset:.3g} counts more): take "
-            "it with light, and name the dark series first."
+            f"{names[1]} is no brighter than {names[0]} ({float(np.median(flat)):.4g} against {offset:.4g} "
+            "counts): take it with light, and name the dark series first."
         )
     if len(points) < 4:
         raise InputFileError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.errors import DependencyError, DiskError
+from microdiffusion.errors import ConfigError, DependencyError, DiskError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def beam_text(beam: BeamResult, *, columns: int = 72, rows: int = 12) -> str:
     span = at[1] - at[0] - 1
     bar = f"├{name:─^{span}}┤" if span > len(name) else f"├{'─' * max(span, 0)}┤{name}"
     lines.append(" " * (6 + at[0]) + bar)
-    left, right = f"{-edge:.0f}", f"{edge:.0f} µm"
+    left, right = f"{-edge:.3g}", f"{edge:.3g} µm"
     lines.append(f"      {left}{'0':^{max(width - len(left) - len(right), 1)}}{right}")
     return "\n".join(lines)
 
@@ -84,6 +84,22 @@ def camera_text(camera: CameraResult, *, columns: int = 72, rows: int = 10) -> s
     lines.append(f"       0 └{'─' * width}")
     lines.append(f"          {'0':<{width - 16}}{f'{right:.3g} counts':>16}")
     return "variance, counts²\n" + "\n".join(lines)
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before anything is measured.
+
+    Raises
+    ------
+    DependencyError
+        matplotlib is absent.
+    ConfigError
+        No kind of picture has this ending, or there is no such folder.
+    """
+    figure, _ = _figure()
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds or not path.absolute().parent.is_dir():
+        raise ConfigError(f"--plot {path}: give a name that ends in .png or .svg, in a folder that exists.")
 
 
 def plot_beam(beam: BeamResult, path: Path, title: str) -> None:

@@ -22,6 +22,8 @@ from microdiffusion.volume_file import open_volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LEAST_RANGE_UM = 0.5
+"""A stack over less than this says its positions in another unit."""
 _HDF5 = {".h5", ".hdf5"}
 
 
@@ -76,6 +78,11 @@ def read_stack(
         raise InputFileError(
             f"{path} holds {count} images, but there are {len(z_um)} stage positions for them."
         )
+    if np.ptp(z_um) < LEAST_RANGE_UM:
+        raise InputFileError(
+            f"{path}: the stage went {np.ptp(z_um):g} µm in all, less than any beam "
+            "is long: give the step or the positions in µm, with --step-um or --z-um."
+        )
     if full is None and pixels.dtype.kind == "u":
         full = float(np.iinfo(pixels.dtype).max)
         top = float(pixels.images.max())
@@ -125,8 +132,6 @@ def _read(path: Path) -> _Pixels:
         z_um = _z_of_hdf5(path)
     elif path.suffix.lower() in (".tif", ".tiff"):
         z_um = _z_of_ome(path, len(images))
-    if z_um is not None and len(z_um) not in (planes, len(images)):
-        z_um = None
     return _Pixels(images, planes, z_um, step_um, dtype)
 
 
@@ -155,7 +160,13 @@ def _z_of_hdf5(path: Path) -> NDArray[np.float64] | None:
 def _z_within(file: h5py.File, images: h5py.Dataset) -> NDArray[np.float64] | None:
     for place in (file.get("z_um"), images.attrs.get("z_um"), file.attrs.get("z_um")):
         if place is not None and not isinstance(place, h5py.Group):
-            return np.asarray(place, np.float64).ravel()
+            try:
+                return np.asarray(place, np.float64).ravel()
+            except (TypeError, ValueError):
+                raise InputFileError(
+                    f"{file.filename}: z_um should be numbers, the stage position of each image in µm: "
+                    "correct it, or give --step-um or --z-um."
+                ) from None
     return None
 
 

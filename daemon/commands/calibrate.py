@@ -69,6 +69,10 @@ def _add_output(parser: ArgumentParser, name: str) -> None:
 
 def run(args: Namespace) -> int:
     """Measure, say what came out, and write it."""
+    if args.plot:
+        from microdiffusion.daemon.calibration.plot import check_plot
+
+        check_plot(args.plot)
     return _beam(args) if args.kind == "beam" else _camera(args)
 
 
