@@ -41,6 +41,7 @@ from microdiffusion.run_parts import Part, RunParts
 from microdiffusion.run_schema import LEVEL_ZERO
 from microdiffusion.sweep import Sweep
 from microdiffusion.time_series import Item, Piece, TimeSeries
+from microdiffusion.words import counted
 
 _LIVE_ATTEMPTS = 100
 
@@ -123,8 +124,8 @@ class Run:
         if not 0 <= position < len(plan.header.positions):
             self._parts.close()
             raise InputFileError(
-                f"{path} has {len(plan.header.positions)} position(s), so there is no position {position}: "
-                "give a smaller number."
+                f"{path} has {counted(len(plan.header.positions), 'position')}, so there is no position "
+                f"{position}: give a smaller number."
             )
         self._position = position
         self._prefix = position_prefix(position)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.snapshot import Alarm
 from microdiffusion.daemon.status_text import LITTLE_DISK, duration, size
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +148,7 @@ class Alarms:
             yield _Finding(
                 "dropped",
                 "error",
-                f"{lost} frames dropped by the sender",
+                f"{counted(lost, 'frame')} dropped by the sender",
                 "free the sender's disk, raise wire.journal_gb, or image slower",
             )
 
@@ -211,7 +212,7 @@ class Alarms:
             yield _Finding(
                 "refused",
                 "warning",
-                f"{refused} messages refused",
+                f"{counted(refused, 'message')} refused",
                 "check the network, and that both sides have one version of mdd",
             )
 
@@ -225,7 +226,7 @@ class Alarms:
             count = self._recent(outcome, getattr(volumes, outcome), snapshot.elapsed_s)
             if count:
                 level: Literal["warning", "error"] = "warning" if outcome == "skipped" else "error"
-                yield _Finding(outcome, level, f"{count} sweeps {outcome}", why)
+                yield _Finding(outcome, level, f"{counted(count, 'sweep')} {outcome}", why)
 
     def _saturated(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
         worst = max((run.saturated for run in snapshot.runs), default=0.0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 from microdiffusion.daemon.status_text import state_of
 from microdiffusion.daemon.volume_snapshot import Snapshots
 from microdiffusion.errors import UserError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.engine_process import EngineProcess
@@ -111,6 +112,7 @@ class Commander:
             "failed": snapshot.volumes.failed,
         }
         for number, run in enumerate(snapshot.runs[:_MOST_RUNS]):
-            values[f"run_{number}"] = f"{run.name} {run.state}, {run.frames} frames, {run.waiting} wait"
+            frames = counted(run.frames, "frame")
+            values[f"run_{number}"] = f"{run.name} {run.state}, {frames}, {run.waiting} wait"
             values[f"run_{number}_file"] = run.file
         return state_of(snapshot), values

@@ -32,6 +32,7 @@ from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import LIVE
 from microdiffusion.errors import RunError
 from microdiffusion.run_file import Status
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -386,7 +387,9 @@ class LiveRun:
                 self._board.note(f"sweep {item.sweep} lost: {item.reason}", "warning")
             else:
                 if item.missing:
-                    self._board.note(f"sweep {item.sweep}: {item.missing} frames missing", "warning")
+                    self._board.note(
+                        f"sweep {item.sweep}: {counted(item.missing, 'frame')} missing", "warning"
+                    )
                 self._engine.submit(self.header.run_id, item)
 
     def _put_off_what_came_late(self) -> None:
@@ -405,7 +408,8 @@ class LiveRun:
         for sweep, channel, position in complete:
             self._engine.put_off(self.header.run_id, sweep, channel, position)
         self._settle(over)
-        text = f"{len(self.received)} frames and {len(found.settled)} sweeps were there"
+        frames, sweeps = counted(len(self.received), "frame"), counted(len(found.settled), "sweep")
+        text = f"{frames} and {sweeps} were there"
         self.recorder.put_event("resumed", text)
         self._board.note(f"run {self.header.name} is gone on with: {text}")
 

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from microdiffusion.words import counted
+
 
 def processor_name() -> str:
     """Return the processor's name, without its number of cores."""
@@ -38,7 +40,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 def processor() -> str:
     """Return the processor's name and number of cores, for records of what something was measured on."""
-    return f"{processor_name()}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {counted(os.cpu_count() or 1, 'core')}"
 
 
 def disk_free_bytes(path: Path) -> int | None:

@@ -23,6 +23,7 @@ from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
 from microdiffusion.run_file import Status
 from microdiffusion.sweep import Reconstruction
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
@@ -160,7 +161,7 @@ def catch_up(
                 continue
             added += 1
             progress(added, len(keys), result)
-        recorder.put_event("later", f"mdd reconstruct added {added} volumes: {info.device}")
+        recorder.put_event("later", f"mdd reconstruct added {counted(added, 'volume')}: {info.device}")
         return added, failed
     finally:
         recorder.stop()

@@ -39,6 +39,7 @@ from microdiffusion.recorded_sweep import FrameRows, assemble
 from microdiffusion.run_file import Ledger, RunPlan, Status
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame, Reconstruction, Sweep
+from microdiffusion.words import counted
 
 __all__ = ["Recorder", "Written"]
 
@@ -428,7 +429,8 @@ class Recorder:
                 self._queue.done(job)
             self._patience.until_done(self._writer.finish)
             if self._left:
-                failure = NoRoomError(f"{self._left} frames were not taken at the end of the run: {failure}")
+                left = counted(self._left, "frame was", "frames were")
+                failure = NoRoomError(f"{left} not taken at the end of the run: {failure}")
         except MddError as error:
             failure = failure or error
         except Exception as error:  # the thread's owner gets it from raise_if_failed

@@ -27,6 +27,7 @@ from microdiffusion.run_file import Status, segment_path
 from microdiffusion.superblock import SIGNATURE, clear_mark, read_superblock, write_superblock
 from microdiffusion.swmr_file import SwmrPart
 from microdiffusion.verify import verify_run
+from microdiffusion.words import counted
 
 _REASON = "the file was cut off before its end"
 
@@ -146,10 +147,8 @@ def _say_gone(path: Path, gone: dict[str, set[tuple[int, ...]]], report: Repair)
             segment.write(f"{prefix}mdd/frames/seq", index, -1)
     finally:
         segment.close()
-    report.done.append(
-        f"{path.name}: {len(volumes)} volumes and {len(frames)} frames lay behind the file's end "
-        "and are said to be gone"
-    )
+    lay = f"{counted(len(volumes), 'volume')} and {counted(len(frames), 'frame')} lay"
+    report.done.append(f"{path.name}: {lay} behind the file's end and are said to be gone")
 
 
 def _close(path: Path, report: Repair) -> None:
@@ -167,4 +166,5 @@ def _close(path: Path, report: Repair) -> None:
         lost = files.book.counts[Status.LOST] - before[Status.LOST]
     finally:
         files.close()
-    report.done.append(f"the run was closed; {lost} time points without a volume are said to be lost")
+    lacking = counted(lost, "time point without a volume is", "time points without a volume are")
+    report.done.append(f"the run was closed; {lacking} said to be lost")

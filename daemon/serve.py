@@ -16,6 +16,7 @@ from microdiffusion.errors import ConfigError, MissingFileError, RunError
 from microdiffusion.filesystem import refuse_unordered
 from microdiffusion.run_file import Status
 from microdiffusion.swmr_file import require_compression
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +111,7 @@ def _summary(run: ClosedRun) -> str:
     path = run.paths[0]
     more = f" (and {len(run.paths) - 1} more)" if len(run.paths) > 1 else ""
     frames = run.ledger.sentence()
-    volumes = f"{written} volume" + ("" if written == 1 else "s")
+    volumes = counted(written, "volume")
     if not written:
         return f"{path}{more}\nno volume{others}; of the raw projections {frames}\n"
     return (

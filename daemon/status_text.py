@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.snapshot import HEADLINE
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.snapshot import Alarm, Latency, RunSummary, StatusSnapshot
@@ -28,7 +29,7 @@ def page(snapshot: StatusSnapshot) -> str:
     run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
     several = len(snapshot.runs) > 1
     residual = snapshot.quality.residual
-    steps = f"{engine.steps} step" + ("" if engine.steps == 1 else "s")
+    steps = counted(engine.steps, "step")
     rows = [
         ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
         ("time", times(snapshot.time_utc)),
@@ -68,9 +69,9 @@ def state_of(snapshot: StatusSnapshot) -> str:
 
 def run_line(run: RunSummary) -> str:
     """Return one of several runs in a line."""
-    text = f"{run.name}, {run.state}, {run.frames} frames, {run.written} volumes"
+    text = f"{run.name}, {run.state}, {counted(run.frames, 'frame')}, {counted(run.written, 'volume')}"
     if run.waiting:
-        text += f", {run.waiting} sweeps wait"
+        text += f", {counted(run.waiting, 'sweep waits', 'sweeps wait')}"
     return f"{text}; {run.waits_for}" if run.waits_for else text
 
 

@@ -29,6 +29,7 @@ from microdiffusion.drivers.link import FINISH_S, open_sender, require_port
 from microdiffusion.drivers.passive import PassiveRun
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.keys import client_security
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,9 +202,9 @@ class Attached:
             sender.raise_if_failed()
         except MddError as error:
             self._give_up(error)
-        text = f"{self.stats.put} frames passed on, {self.stats.acknowledged} confirmed"
+        text = f"{counted(self.stats.put, 'frame')} passed on, {self.stats.acknowledged} confirmed"
         if self._run.unplaced:
-            text += f", {self._run.unplaced} images without a place"
+            text += f", {counted(self._run.unplaced, 'image')} without a place"
         # What still waits has a journal to wait in, or is gone with the sender's memory.
         lost = self.stats.dropped + self.stats.waiting - self.stats.unsent
         if lost:

@@ -34,6 +34,7 @@ from microdiffusion.drivers.plan import Key, Plan, PlannedSweep, ResumeFrom, fra
 from microdiffusion.drivers.specimen import Specimen
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.sender import Sender, SenderStats
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -223,7 +224,10 @@ def acquire(
         _put_back(core, focus_um, note)
         stats = sender.finish(reason=reason, timeout_s=patience_s())
         if stats.unsent:
-            note(f"{stats.unsent} frames were not delivered and lie in the journal: see `mdd deliver`")
+            left = counted(
+                stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie"
+            )
+            note(f"{left} in the journal: see `mdd deliver`")
     hook.raise_if_failed()
     sender.raise_if_failed()
     return stats

@@ -296,7 +296,7 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     assert "held-out     median 2.5 x noise" in shown
     assert "served       mdd 2, linear 1" in shown
     assert "begun        20" in shown
-    assert "GB in 1 file(s)" in shown
+    assert "GB in 1 file" in shown
     assert "length       2.2 s by the camera's clock" in shown
     assert cli.main(["info", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -398,3 +398,11 @@ def test_help_is_quick():
         subprocess.run(command, capture_output=True, check=True, timeout=60)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5
+
+
+def test_one_is_one_in_sentences() -> None:
+    from microdiffusion.words import counted
+
+    assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+    assert counted(1, "sweep waits", "sweeps wait") == "1 sweep waits"
+    assert counted(3, "sweep waits", "sweeps wait") == "3 sweeps wait"

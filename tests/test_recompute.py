@@ -58,7 +58,7 @@ def test_one_time_point_takes_those_before_it_and_says_nothing_of_them(
     assert [each.outcome for each in found] == ["exact"]
     assert made[-1] == (4, 4)
     assert main(["reconstruct", str(run), "--check", "--time-points", "1,3-4"]) == 0
-    assert "3 of 3 volumes are bit-exact" in capsys.readouterr().out
+    assert "3 of 3 volumes bit-exact" in capsys.readouterr().out
 
 
 def test_a_volume_that_was_changed_differs_and_by_how_much(

@@ -227,7 +227,7 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"wrote {packed}: 12 volumes and 0 frames of a run that is closed, checked"
     assert second == (
-        f"  {before / 1e6:.1f} MB in 1 file(s) became {after / 1e6:.1f} MB "
+        f"  {before / 1e6:.1f} MB in 1 file became {after / 1e6:.1f} MB "
         f"(swmr, compression gzip): {before / after:.2f} to 1"
     )
     back = path.with_name("back.h5")

@@ -102,7 +102,7 @@ def test_the_page_of_a_closed_run_says_what_was_done(closed_run):
         "held-out error",
         "tikhonov 4",
         "sha256:abc",
-        "Gaps: 1 time point",
+        "Gaps: 1 time point without",
     ):
         assert words in page.text, words
     assert page.count("svg") == 2

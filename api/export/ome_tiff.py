@@ -25,6 +25,7 @@ from microdiffusion.export.common import (
     volumes_and_gaps,
 )
 from microdiffusion.export.staging import staged
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,8 +100,8 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
     )
     if alone:
         exported.notes.append(
-            f"{alone} volumes are left out, as their time points lack another channel: "
-            "--channel exports a channel with all that it has"
+            f"{counted(alone, 'volume is', 'volumes are')} left out, as their time points lack another "
+            "channel: --channel exports a channel with all that it has"
         )
     if len(pictures[0].levels) > 1:
         exported.notes.append("OME-TIFF holds the finest level only")

@@ -23,6 +23,7 @@ from microdiffusion.pyramid import Factors, coarser, level_factors, level_shape
 from microdiffusion.reader import Run, open_run
 from microdiffusion.run_file import Status
 from microdiffusion.time_series import TimeSeries
+from microdiffusion.words import counted
 
 Kind = Literal["volume", "uncertainty"]
 
@@ -113,7 +114,7 @@ class Picture:
         self._finest = scope.level
         if not 0 <= scope.level < len(self._factors):
             raise InputFileError(
-                f"{run.path} has {len(self._factors)} level(s), so there is no level {scope.level}: "
+                f"{run.path} has {counted(len(self._factors), 'level')}, so there is no level {scope.level}: "
                 f"give 0 to {len(self._factors) - 1}."
             )
         self.levels = tuple(

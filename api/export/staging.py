@@ -68,9 +68,7 @@ def refuse_existing(*paths: Path) -> None:
     """Raise InputFileError where one of them exists."""
     for path in paths:
         if path.exists() or path.is_symlink():
-            raise InputFileError(
-                f"{path} exists and is not overwritten: remove it, or choose another --output."
-            )
+            raise InputFileError(f"{path} exists and is not overwritten: remove it, or name another.")
 
 
 def _name(folder: Path, finals: tuple[Path, ...]) -> None:

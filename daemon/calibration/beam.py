@@ -18,6 +18,7 @@ from microdiffusion.daemon.calibration.beads import find_traces, without_hot_pix
 from microdiffusion.daemon.calibration.curve import Curve, lengths
 from microdiffusion.daemon.calibration.spread import Spread, spread_of
 from microdiffusion.errors import InputFileError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,8 +152,8 @@ def _nothing_found(source: str, specimen: str, found: int, overlapping: int, sat
     if saturated >= max(found - overlapping, 1):
         return f"{source}: all {saturated} beads are saturated: lower the laser power or the exposure."
     return (
-        f"{source}: none of {found} beads shows the beam's rise and fall ({overlapping} overlap, {saturated} "
-        "are saturated): take a longer stack, or a specimen with fewer beads."
+        f"{source}: none of {counted(found, 'bead')} shows the beam's rise and fall ({overlapping} overlap, "
+        f"{saturated} are saturated): take a longer stack, or a specimen with fewer beads."
     )
 
 
@@ -286,7 +287,9 @@ def _warnings(
     length_um, off_um = length
     used = int(np.count_nonzero(aligned.used))
     if specimen == "beads" and used < FEW:
-        warnings.append(f"only {used} beads were used: take a denser specimen, or several stacks")
+        warnings.append(
+            f"only {counted(used, 'bead was', 'beads were')} used: take a denser specimen, or several stacks"
+        )
     if off_um > 0.1 * length_um:
         warnings.append(
             f"the length is known to ±{off_um / length_um:.0%} only: take more, brighter beads or finer steps"

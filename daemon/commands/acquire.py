@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.commands import options
 from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import AcquisitionError, ConfigError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -152,14 +153,12 @@ def _verdict(stats: SenderStats | None) -> int:
         return 0
     logger.info(_line(stats))
     if stats.unsent:
-        raise AcquisitionError(
-            f"{stats.unsent} frames were not delivered and lie in the journal: run `mdd deliver` when the "
-            "daemon is there again."
-        )
+        left = counted(stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie")
+        raise AcquisitionError(f"{left} in the journal: run `mdd deliver` when the daemon is there again.")
     lost = stats.dropped + stats.refused + stats.waiting + stats.on_the_way
     if lost:
         raise AcquisitionError(
-            f"{lost} frames did not reach the daemon ({stats.dropped} dropped, {stats.refused} refused): see "
-            "the lines above, and give wire.send_buffer_mb or wire.journal_gb more room."
+            f"{counted(lost, 'frame')} did not reach the daemon ({stats.dropped} dropped, {stats.refused} "
+            "refused): see the lines above, and give wire.send_buffer_mb or wire.journal_gb more room."
         )
     return 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 from microdiffusion.errors import ConfigError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -54,7 +55,7 @@ def run(args: Namespace) -> int:
         return _list(cache)
     if args.clear:
         files, size = cache.clear()
-        say(f"deleted {files} files, {_size(size)}, from {cache.folder}")
+        say(f"deleted {counted(files, 'file')}, {_size(size)}, from {cache.folder}")
         return 0
     config = options.config_from(
         args,
@@ -144,7 +145,7 @@ def _list(cache: EngineCache) -> int:
             what = "ONNX graph" if "weights" in about else "damaged"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
         say(f"{entry.path.name}  {_size(entry.size):>8}  last used {used}  {what}")
-    say(f"{len(entries)} files, {_size(sum(entry.size for entry in entries))}, in {cache.folder}")
+    say(f"{counted(len(entries), 'file')}, {_size(sum(entry.size for entry in entries))}, in {cache.folder}")
     return 0
 
 

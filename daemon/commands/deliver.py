@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -65,7 +66,8 @@ def _list(folder: Path, run_id: str | None) -> int:
             say(f"{path}: in use")
             continue
         say(
-            f"{path}: run {journal.header.name!r}, {len(journal.records)} frames, {journal.size / 1e6:.1f} MB"
+            f"{path}: run {journal.header.name!r}, {counted(len(journal.records), 'frame')}, "
+            f"{journal.size / 1e6:.1f} MB"
         )
         journal.close()
     if not paths:

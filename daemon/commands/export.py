@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 from microdiffusion.errors import ConfigError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -104,7 +105,7 @@ def _range(text: str) -> tuple[int | None, int | None]:
 
 
 def _say(exported: Exported) -> None:
-    say(f"wrote {exported.outputs[-1]}: {exported.volumes} volumes")
+    say(f"wrote {exported.outputs[-1]}: {counted(exported.volumes, 'volume')}")
     reasons: dict[tuple[str, str], int] = {}
     for gap in exported.gaps:
         reasons[gap.status, gap.reason] = reasons.get((gap.status, gap.reason), 0) + 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 from microdiffusion.daemon.run_facts import duration_s, grouped_gaps, position_facts, sparkline
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -92,7 +93,7 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
     if (length_s := duration_s(opened)) is not None:
         yield "length", f"{length_s:.4g} s by the camera's clock"
     size = sum(part.stat().st_size for part in opened.paths)
-    yield "on disk", f"{size / 1e9:.3g} GB in {len(opened.paths)} file(s)"
+    yield "on disk", f"{size / 1e9:.3g} GB in {counted(len(opened.paths), 'file')}"
 
 
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 from microdiffusion.errors import ConfigError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -138,7 +139,7 @@ def run(args: Namespace) -> int:
         with building, bar:
             added, failed = catch_up(args.file, config=config, progress=progress, building=building)
         left = f"; sweeps that could not be done: {failed} (mdd info says why)" if failed else ""
-        say(f"{added} volumes added to {args.file}{left}")
+        say(f"{counted(added, 'volume')} added to {args.file}{left}")
         return 0
     if config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
@@ -181,5 +182,5 @@ def _check(args: Namespace, weights: Path | None) -> int:
         }
         say(f"{where}: {what[each.outcome]}")
     total = sum(counts.values())
-    say(f"{counts['exact']} of {total} volumes are bit-exact")
+    say(f"{counts['exact']} of {counted(total, 'volume')} bit-exact")
     return 0 if counts["exact"] == total else 3

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -64,9 +65,10 @@ def run(args: Namespace) -> int:
         say(json.dumps(asdict(report) | {"sound": report.sound} | about | sizes, indent=2))
     else:
         state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
-        say(f"wrote {args.output}: {report.volumes} volumes and {report.frames} frames of {state}, checked")
+        held = f"{counted(report.volumes, 'volume')} and {counted(report.frames, 'frame')}"
+        say(f"wrote {args.output}: {held} of {state}, checked")
         say(
-            f"  {before / 1e6:.1f} MB in {len(files)} file(s) became {after / 1e6:.1f} MB "
+            f"  {before / 1e6:.1f} MB in {counted(len(files), 'file')} became {after / 1e6:.1f} MB "
             f"({form.storage}, compression {form.compression}): {before / after:.2f} to 1"
         )
     return 0

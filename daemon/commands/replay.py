@@ -17,6 +17,7 @@ from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 from microdiffusion.daemon.stop_wish import StopWish
 from microdiffusion.errors import UserError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -132,7 +133,7 @@ def _send(
 
 
 def _report(stats: SenderStats) -> None:
-    text = f"{stats.put} frames, {stats.acknowledged} acknowledged"
+    text = f"{counted(stats.put, 'frame')}, {stats.acknowledged} acknowledged"
     for words, number in (
         ("dropped", stats.dropped),
         ("refused", stats.refused),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -36,5 +37,6 @@ def run(args: Namespace) -> int:
         say(json.dumps(asdict(report) | {"sound": report.sound}, indent=2))
     else:
         state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
-        say(f"wrote {args.output}: {report.volumes} volumes and {report.frames} frames of {state}, checked")
+        held = f"{counted(report.volumes, 'volume')} and {counted(report.frames, 'frame')}"
+        say(f"wrote {args.output}: {held} of {state}, checked")
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -50,9 +51,10 @@ def _say(report: Report) -> None:
     # What cannot be read says nothing about how it ended.
     say(f"{report.path}: {verdict}, {state}" if report.run_id else f"{report.path}: {verdict}")
     if report.run_id:
+        held = f"{counted(report.frames, 'frame')} and {counted(report.volumes, 'volume')}"
         say(
-            f"  checked      {report.frames} frames and {report.volumes} volumes by their checksums, "
-            f"{report.time_points} time points in {report.files} file(s)"
+            f"  checked      {held} by their checksums, "
+            f"{counted(report.time_points, 'time point')} in {counted(report.files, 'file')}"
         )
     if report.ledger is not None:
         known = {name: getattr(report.ledger, name) for name in LEDGER_COLUMNS if name != "announced_known"}

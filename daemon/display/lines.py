@@ -14,6 +14,7 @@ from rich.style import Style
 
 from microdiffusion.daemon.display.choices import COMMANDING, KEYS
 from microdiffusion.daemon.status_text import duration, times
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.display.choices import Choices
@@ -45,7 +46,7 @@ def alarm_lines(snapshot: StatusSnapshot, width: int, room: int) -> list[Line]:
         left = len(snapshot.alarms) - number
         if len(lines) + len(drawn) > room - (left > 1 and room > 2):
             if len(lines) < room:
-                lines.append([Segment(f" {left} more {'alarm' if left == 1 else 'alarms'}", DIM)])
+                lines.append([Segment(f" {counted(left, 'more alarm')}", DIM)])
             break
         lines += drawn
     return lines[:room]

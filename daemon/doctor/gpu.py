@@ -23,6 +23,7 @@ from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.packages import installed
 from microdiffusion.daemon.machine import processor_name
+from microdiffusion.words import counted
 
 THEME = "Engine"
 SMI_S = 5.0
@@ -156,7 +157,7 @@ def torch_build(facts: dict[str, Any], found: Driver, engine: EngineConfig) -> F
             f"{text}, sees no CUDA device, but engine.device is {engine.device}",
             'Set engine.device to "auto" or "cpu".',
         )
-    return ok("torch", f"{text}, {facts['threads']} threads")
+    return ok("torch", f"{text}, {counted(facts['threads'], 'thread')}")
 
 
 def tensorrt(
@@ -255,7 +256,7 @@ def processor(name: str, cores: int, flags: frozenset[str], instructions: str) -
         known_by_name = (("avx512f", "AVX-512"), ("avx2", "AVX2"))
         fast = [label for flag, label in known_by_name if flag in flags][:1]
     known = f", {' and '.join(fast)}" if fast else f", {instructions}" if instructions else ""
-    return ok("processor", f"{name}, {cores} cores{known}")
+    return ok("processor", f"{name}, {counted(cores, 'core')}{known}")
 
 
 def find_driver() -> Driver:

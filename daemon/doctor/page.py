@@ -15,6 +15,7 @@ from microdiffusion import __version__
 from microdiffusion.daemon.doctor.examine import Line
 from microdiffusion.daemon.doctor.finding import Level
 from microdiffusion.daemon.doctor.packages import installed
+from microdiffusion.words import counted
 
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
 WIDTH = 80
@@ -100,4 +101,4 @@ def _append(text: Text, line: Line, width: int) -> None:
 
 
 def _many(count: int, noun: str) -> str:
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+    return counted(count, noun) if count else f"no {noun}s"

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from microdiffusion.daemon.monitoring.events import EVENTS
 from microdiffusion.daemon.run_lock import RunLock
 from microdiffusion.errors import DiskError, InputFileError
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,7 +190,7 @@ class JsonLog:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "level": "warning",
             "event": "log_gap",
-            "text": f"{self._gap} lines could not be written",
+            "text": f"{counted(self._gap, 'line')} could not be written",
             "pid": os.getpid(),
             "lines": self._gap,
         }

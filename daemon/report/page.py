@@ -26,6 +26,7 @@ from microdiffusion.daemon.report.gather import Channel, channels_of, positions_
 from microdiffusion.daemon.report.pictures import data_uri, shown, window
 from microdiffusion.optics import AxialProfile
 from microdiffusion.reader import Run, open_run
+from microdiffusion.words import counted
 
 SESSIONS_MOST = 24
 """Positions and channels that are shown in full; of further ones the counts."""
@@ -48,7 +49,8 @@ def write_page(path: Path, *, title: str | None = None) -> str:
     shown_sessions = 0
     for number, position in enumerate(positions):
         if shown_sessions >= SESSIONS_MOST:
-            sections.append(f"<p>{len(positions) - number} further positions are not shown.</p>")
+            left = counted(len(positions) - number, "further position is", "further positions are")
+            sections.append(f"<p>{left} not shown.</p>")
             break
         channels = channels_of(path, number)
         for channel in channels:
@@ -159,7 +161,7 @@ def _summary(run: Run, path: Path, positions: int) -> str:
             if positions == 1
             else f"{positions}: {', '.join(header.positions[:40])}" + (" ..." if positions > 40 else ""),
         ),
-        ("planned", "until it was stopped" if header.sweeps is None else f"{header.sweeps} sweeps"),
+        ("planned", "until it was stopped" if header.sweeps is None else counted(header.sweeps, "sweep")),
         ("file", f"{path.name}, {size / 1e6:.1f} MB"),
     ]
     return f'<section><div class="cards">{shown_cards}</div>{_rows(facts)}</section>'
@@ -277,7 +279,7 @@ def _counts(channel: Channel) -> str:
         )
     held = channel.figures["held_out_error"][np.isfinite(channel.figures["held_out_error"])]
     if held.size:
-        count = f"{held.size} projection{'' if held.size == 1 else 's'}"
+        count = counted(held.size, "projection")
         pairs.append(("held-out error", f"median {np.median(held):.3g} times the noise, from {count}"))
     return _rows(pairs) if pairs else ""
 
@@ -294,7 +296,7 @@ def _gaps(channel: Channel) -> str:
         if channel.gap_count > len(channel.gaps)
         else ""
     )
-    count = f"{channel.gap_count} time point{'' if channel.gap_count == 1 else 's'}"
+    count = counted(channel.gap_count, "time point")
     return (
         f"<h3>Gaps: {count} without a volume</h3><table><tr><th>time point</th>"
         f"<th>status</th><th>reason</th></tr>{rows}</table>{more}"
