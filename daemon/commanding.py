@@ -41,7 +41,7 @@ class Commanded(Protocol):
 
 _MOST_RUNS = 100  # of which a status tells: an answer has 256 values at most
 _DONE = {
-    "pause": "the acquisition takes no further sweep until `mdd control go`, or space in `mdd top`",
+    "pause": "the acquisition takes no further sweep until `mdd control go`, or space in the dashboard",
     "go": "the acquisition goes on",
     "stop": "the acquisition ends in order",
 }
@@ -59,8 +59,13 @@ class Commander:
         self._daemon = daemon
         self._snapshots = Snapshots(daemon.board)
 
-    def obey(self, command: Command) -> tuple[str, dict[str, Value]]:
+    def obey(self, command: Command, by: str = "over the control channel") -> tuple[str, dict[str, Value]]:
         """Carry out a command of `control.COMMANDS`; return what to say and the values asked for.
+
+        Parameters
+        ----------
+        by
+            How it was asked for.
 
         Raises
         ------
@@ -80,9 +85,9 @@ class Commander:
         if command.command == "set":
             return self._set(command.key, command.value), {}
         what = cast('Literal["go", "pause", "stop"]', command.command)
-        if not self._daemon.open_runs.tell(what, "asked for over the control channel"):
+        if not self._daemon.open_runs.tell(what, f"asked for {by}"):
             raise UserError("No run is open, so there is nothing to tell.")
-        self._daemon.board.note(f"{_DONE[what]} (control channel)")
+        self._daemon.board.note(f"{_DONE[what]} (asked for {by})")
         return _DONE[what], {}
 
     def _set(self, key: str, value: str) -> str:

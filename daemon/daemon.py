@@ -202,7 +202,7 @@ class Daemon:
         if command == "quit":
             self.request_stop()
             return "closing"
-        return self._commander.obey(Command(command=command, value=value))[0]
+        return self._commander.obey(Command(command=command, value=value), by="with a key")[0]
 
     def start_source(self) -> bool:
         """Begin the acquisition that waits for a command; False where there is none, or it has begun."""
@@ -290,7 +290,11 @@ class Daemon:
         stuck = self._watched and age_s > STUCK_S
         told, self._told_stuck = self._told_stuck, stuck
         if stuck and not told:
-            self.board.note(f"the ingest thread has stood still for {age_s:.0f} s", "error")
+            self.board.note(
+                f"nothing has been received for {age_s:.0f} s, the thread for it stands still: end mdd and "
+                "start it again; frames wait with their sender",
+                "error",
+            )
         return stuck
 
     def _over(self) -> bool:

@@ -135,7 +135,8 @@ class EngineSinks:
             self.event(
                 job.run_id,
                 "backlog",
-                f"more than engine.backlog wait: from sweep {job.sweep_number} on some are done later",
+                f"sweeps come faster than the engine takes them: from sweep {job.sweep_number} on some are "
+                "done later",
             )
 
     def caught_up(self, run_id: str) -> None:
