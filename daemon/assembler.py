@@ -35,7 +35,7 @@ GRACE_S = 0.3
 MAX_OPEN = 2048
 """Sweeps of one session that may be open at the same time."""
 
-MAX_GAP = 1000
+MAX_GAP = 100
 """Sweeps in a row that are reported although no frame of them came; the run file knows of the others."""
 
 MOST_FRAMES = 1 << 20

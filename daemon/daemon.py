@@ -172,7 +172,11 @@ class Daemon:
                     return
                 self._service.alive(log_line(snapshot))
 
-            self._show = show
+            def show_if_possible() -> None:
+                with contextlib.suppress(Exception):  # it must not keep a file from being closed
+                    show()
+
+            self._show = show_if_possible
             try:
                 self._open_source(stack)
                 self.board.set_state("waiting")
@@ -186,10 +190,10 @@ class Daemon:
                 self.board.note(str(error), "error")
             self.board.set_state("closing")
             self._service.stopping()
-            show()
+            show_if_possible()
             failure = self._close(failure)
             self.board.set_state("failed" if failure else "closed")
-            show()
+            show_if_possible()
         if failure is not None:
             raise failure
 

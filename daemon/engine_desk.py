@@ -275,6 +275,8 @@ class EngineDesk:
             job.sweep = self._sinks.load(job)
         except MddError as error:
             reason = str(error)
+        except Exception as error:  # an OSError would look as if the engine's process had died
+            reason = f"its frames could not be read ({type(error).__name__}: {error})"
         if job.sweep is not None:
             job.time_s = job.sweep.time_s
             return True

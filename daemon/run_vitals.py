@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from microdiffusion.daemon.accounts import MOST_SENDERS
 from microdiffusion.daemon.saturation import saturated_share
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Vitals:
 
     def progress(self, message: RunProgress) -> None:
         """Note what a sender says of its journal."""
-        self._journals[message.first_seq] = message.journal_bytes
+        if message.first_seq in self._journals or len(self._journals) < MOST_SENDERS:
+            self._journals[message.first_seq] = message.journal_bytes
 
     def end(self, message: RunEnd) -> None:
         """Note that a sender is gone."""

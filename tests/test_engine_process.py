@@ -260,6 +260,24 @@ def test_a_sweep_that_was_put_off_and_is_not_in_the_file_fails(
     assert owner.loaded == [7] * 10
 
 
+@pytest.mark.parametrize("error", [OSError("the disk"), ValueError("the file")])
+def test_frames_that_cannot_be_read_fail_their_sweep_and_nothing_else(
+    lend: Callable[[], Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(job: Job) -> Sweep:
+        raise error
+
+    owner = lend()  # which sees to it that its engine is not started again for this
+    monkeypatch.setattr(owner, "load", load)
+    owner.begin()
+    owner.engine.put_off(RUN, 7, 0, 0)
+    owner.submit(sweeps[0])
+    assert owner.engine.drain(RUN, 60)
+    reason = f"its frames could not be read ({type(error).__name__}: {error})"
+    assert owner.lost_jobs == [(7, "failed", reason)]
+    assert owner.done == [0]
+
+
 def test_a_run_without_room_holds_up_no_other(lend: Callable[[], Owner], sweeps: list[Sweep]) -> None:
     owner, other = lend(), Owner()
     owner.begin()
