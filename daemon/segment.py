@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import struct
 import sys
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.errors import DiskError, InputFileError, NoRoomError
+from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 from microdiffusion.run_file import Closed, RunLayout, RunPlan, create_run_file, read_layout
 from microdiffusion.run_schema import LAYOUT_VERSION, file_bytes
 
@@ -98,15 +99,15 @@ class Segment:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)
             segment = cls._reserve(temporary, plan)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            if isinstance(error, DiskError):
+            if isinstance(error, MddError):
                 raise
-            if error.errno in _NO_ROOM:
+            if is_full(error):
                 raise _no_room(path, file_bytes(plan), free_bytes(path)) from error
             raise DiskError(
-                f"{path} cannot be created ({error.strerror or error}): "
+                f"{path} cannot be created ({getattr(error, 'strerror', None) or error}): "
                 "check the folder's rights and free space."
             ) from error
         # Windows renames no open file: let go, rename, open again.
@@ -267,7 +268,7 @@ class Segment:
                     self.layout = copy.layout
                 finally:
                     self._descriptor = _open(self.path)
-        except OSError:
+        except (OSError, RuntimeError):
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             if longer and self._descriptor >= 0:
@@ -296,6 +297,14 @@ class Segment:
                 if time.monotonic() > until_s:
                     raise OSError(errno.ETIMEDOUT, "copying takes too long")
         copy.force()
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether an error says that the disk is full; HDF5 may say so in its text alone."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\berrno = (\d+)", str(error))):
+        number = int(found[1])
+    return number in _NO_ROOM
 
 
 def free_bytes(path: Path) -> int:

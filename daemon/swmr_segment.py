@@ -27,6 +27,7 @@ import numpy as np
 
 from microdiffusion.daemon.chunk_writer import ChunkWriter, Cut
 from microdiffusion.daemon.mending import mend
+from microdiffusion.daemon.segment import is_full
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 from microdiffusion.filesystem import refuse_unordered
 from microdiffusion.run_file import Region, RunLayout, RunPlan
@@ -140,13 +141,18 @@ class SwmrSegment:
             segment.need(file_bytes(replace(plan, time_points=1)))
             create_swmr_file(temporary, plan)
             os.replace(temporary, path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             if isinstance(error, MddError):
                 raise
+            if is_full(error):
+                raise NoRoomError(
+                    f"{path} cannot be created, the disk is full: free some space; it goes on when there is "
+                    "room."
+                ) from error
             raise DiskError(
-                f"{path} cannot be created ({error.strerror or error}): "
+                f"{path} cannot be created ({getattr(error, 'strerror', None) or error}): "
                 "check the folder's rights and free space."
             ) from error
         segment._writable()
@@ -433,6 +439,8 @@ class SwmrSegment:
             if isinstance(error, MddError):
                 raise
             self.need(0)  # the usual reason, whatever HDF5 says
+            if is_full(error):  # it was, and has room again by now
+                raise NoRoomError(f"{self.path} cannot be {what}: the disk was full.") from error
             reason = (str(error).splitlines() or ["unknown"])[0]
             raise DiskError(
                 f"{self.path} cannot be {what} ({reason}): check the disk; what was written before is safe."

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from run_file_writer import FRAMES, frame, put_sweep, put_volume, recorder, resumed, volume, wait
 
-from microdiffusion.daemon import segment
+from microdiffusion.daemon import segment, swmr_segment
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.run_files import RunFiles
 from microdiffusion.errors import DiskError, NoRoomError
@@ -112,6 +113,61 @@ def test_full_disk_at_a_further_file_is_waited_out(path: Path, disk: Disk) -> No
         assert run.status.tolist() == [1, 2, 1]
         assert [event.kind for event in run.events] == ["disk", "disk"]
         assert "waiting" in run.events[0].text
+
+
+@pytest.mark.parametrize("layout", ["static", "swmr"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError(
+            "Disable slist on flush dest failure failed (file write failed: time = now\n, errno = 28, x"
+        ),
+    ],
+    ids=["as the system says it", "as HDF5 says it"],
+)
+def test_a_disk_that_fills_while_a_file_is_made_is_waited_out(
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, layout: str, error: Exception
+) -> None:
+    name = "segment.create_run_file" if layout == "static" else "swmr_segment.create_swmr_file"
+    create = getattr(segment if layout == "static" else swmr_segment, name.partition(".")[2])
+
+    def make(*arguments: Any) -> Any:
+        if disk.full:
+            raise error
+        return create(*arguments)
+
+    monkeypatch.setattr(f"microdiffusion.daemon.{name}", make)
+    target = recorder(path, time_points=2, layout=layout)
+    target.start()
+    put_sweep(target, 0)
+    disk.full = True
+    taken: list[int] = []
+    monkeypatch.setattr("microdiffusion.daemon.run_files.furthest", lambda plan, stop: stop + 10)
+    monkeypatch.setattr("microdiffusion.daemon.run_files.longer", lambda plan, **_: plan.time_points)
+    assert target.put_frame(frame(2, 0), partial(taken.append, 0))
+    wait(lambda: target.waiting_for != "")
+    disk.full = False
+    wait(lambda: taken == [0])
+    target.stop()
+    assert target.paths == [path, segment_path(path, 1)]
+
+
+def test_a_close_does_not_fail_for_want_of_room_for_a_shorter_copy(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = recorder(path, time_points=4)
+    target.start()
+    put_sweep(target, 0)
+
+    def make(*arguments: Any) -> Any:
+        raise RuntimeError("file write failed: errno = 28")
+
+    monkeypatch.setattr(segment, "create_run_file", make)
+    target.stop()
+    with open_run(path) as run:
+        assert run.closed
+    assert [each.name for each in path.parent.iterdir() if each.suffix == ".tmp"] == []
 
 
 def test_disk_that_is_full_inside_of_the_file_is_waited_out(path: Path, disk: Disk) -> None:
