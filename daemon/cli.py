@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         complain(
             f"mdd: this should not have happened ({type(error).__name__}: {error}): "
-            f"please report it with the file {_write_traceback(arguments)}."
+            f"please report it with {_write_traceback(arguments)}."
         )
         return 3
 
@@ -223,12 +223,17 @@ def _help() -> str:
     )
 
 
-def _write_traceback(arguments: list[str]) -> Path:
-    """Write the current exception's traceback to a file of the temporary folder and return its path."""
-    file = Path(tempfile.gettempdir()) / f"mdd-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+def _write_traceback(arguments: list[str]) -> str:
+    """Write the current exception's traceback to a file of the temporary folder and return where it is."""
+    name = f"mdd-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     header = f"mdd {__version__}, Python {sys.version}, {sys.platform}\nmdd {' '.join(arguments)}\n\n"
-    file.write_text(header + traceback.format_exc(), encoding="utf-8")
-    return file
+    text = header + traceback.format_exc()
+    try:
+        file = Path(tempfile.gettempdir()) / name
+        file.write_text(text, encoding="utf-8", errors="replace")
+    except OSError:  # the disk is full, or there is no such folder
+        return f"this: {text}"
+    return f"the file {file}"
 
 
 def _never_fail_to_print() -> None:

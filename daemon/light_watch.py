@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.daemon.saturation import FULL_SCALES
+from microdiffusion.daemon.saturation import saturated_share
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame
 
@@ -54,15 +54,14 @@ class LightWatch:
         if len(self._told) == 3:
             return
         sample = frame.pixels[:: self._step, :: self._step]
-        top = sample.max()
-        if "saturated" not in self._told and float(top) in FULL_SCALES:
-            share = float(np.mean(sample == top))
-            if share > SATURATED and sample.min() < top:
+        if "saturated" not in self._told:
+            share = saturated_share(sample)
+            if SATURATED < share < 1.0:  # where all pixels are alike the camera sends nothing
                 self._tell(
                     "saturated",
                     f"the camera is saturated: {100 * share:.2g} % of the pixels of frame "
-                    f"{frame.info.seq} are at its "
-                    f"top, {top:g} counts; lower the exposure or the light",
+                    f"{frame.info.seq} are at its top, {sample.max():g} counts; lower the exposure or the "
+                    "light",
                 )
         if "offset" not in self._told and self._offset > 0 and self._is_below(sample):
             self._tell(

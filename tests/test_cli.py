@@ -406,3 +406,20 @@ def test_one_is_one_in_sentences() -> None:
     assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
     assert counted(1, "sweep waits", "sweeps wait") == "1 sweep waits"
     assert counted(3, "sweep waits", "sweeps wait") == "3 sweeps wait"
+
+
+def test_an_unexpected_error_is_told_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    def broken(arguments: list[str]) -> int:
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr(cli.tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr(cli, "_dispatch", broken)
+    assert cli.main(["info", "a.h5"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("mdd: this should not have happened (ZeroDivisionError: by design)")
+    assert "in broken" in said

@@ -347,7 +347,7 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "warning",
         "2048 x 2048",
     ),
-    "speed": (lambda: disk.speed((400e6, 300e6), NEED), "ok", "400 and 300 MB/s in 2 passes"),
+    "speed": (lambda: disk.speed((400e6, 300e6), NEED), "ok", "400 MB/s and 300 MB/s in 2 passes"),
     "speed, nothing to hold it against": (lambda: disk.speed((4e8,), None), "ok", "400 MB/s"),
     "speed, too slow for the volumes": (lambda: disk.speed((80e6, 300e6), NEED), "warning", "100 MB/s"),
     "speed, too slow for the frames": (lambda: disk.speed((30e6, 300e6), NEED), "failure", "local SSD"),

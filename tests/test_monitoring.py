@@ -413,3 +413,36 @@ def test_a_daemon_is_watched_marked_and_pictured_while_it_runs(weights: Path, tm
     (run,) = output.glob("demo_*.h5")
     with h5py.File(run) as file:
         assert b"mark" in file["mdd/events/kind"][:]
+
+
+def test_a_log_that_somebody_holds_open_grows_on_and_costs_no_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = {f"mdd.log.{number}.jsonl": f'{{"older": {number}}}\n' for number in (1, 2, 3)}
+    for name, text in older.items():
+        (tmp_path / name).write_text(text)
+    replace, held = Path.replace, [True]
+
+    def refuse(path: Path, target: Path) -> Path:  # as Windows does while a reader has the file open
+        if path.name == "mdd.log.jsonl" and held[0]:
+            raise PermissionError(13, "used by another process", str(path))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    log = JsonLog(tmp_path, max_mb=0.001, keep=4)
+    log.start()
+    for number in range(60):
+        log.put("note", "x" * 100, fields={"number": number})
+    log.stop()
+    assert log.dropped == 0
+    assert [line["number"] for line in lines_of(log.path)] == list(range(60))
+    kept = [(tmp_path / f"mdd.log.{number}.jsonl").exists() for number in (1, 2, 3, 4)]
+    assert kept == [False, True, True, True]
+    assert (tmp_path / "mdd.log.4.jsonl").read_text() == older["mdd.log.3.jsonl"]
+    held[0] = False
+    log = JsonLog(tmp_path, max_mb=0.001, keep=4)
+    log.start()
+    log.put("note", "the reader has gone", fields={"number": 60})
+    log.stop()
+    assert lines_of(tmp_path / "mdd.log.1.jsonl")[-1]["number"] == 59
+    assert [line["number"] for line in lines_of(log.path)] == [60]

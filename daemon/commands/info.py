@@ -88,7 +88,7 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
     try:
         began = datetime.fromisoformat(opened.created_utc)
         yield "begun", f"{began.astimezone():%Y-%m-%d %H:%M:%S %Z}, {began:%Y-%m-%dT%H:%M:%SZ}"
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # no date, or one that this system cannot reckon with
         pass
     if (length_s := duration_s(opened)) is not None:
         yield "length", f"{length_s:.4g} s by the camera's clock"

@@ -18,6 +18,7 @@ from microdiffusion.daemon.doctor.need import Need, need_of
 from microdiffusion.daemon.machine import disk_free_bytes
 from microdiffusion.daemon.status_text import size
 from microdiffusion.folders import journal_folder
+from microdiffusion.words import counted
 
 THEME = "Disk"
 PASSES = 2
@@ -90,12 +91,12 @@ def speed(rates: tuple[float, ...], need: Need | None) -> Finding:
     """Judge how quickly the disk takes data (bytes a second, one for each pass)."""
     if not rates:
         return warning("write speed", "not measured: nothing can be written", "See recorder.output.")
-    text = f"{' and '.join(f'{rate / 1e6:.0f}' for rate in rates)} MB/s in {len(rates)} passes"
+    text = f"{' and '.join(f'{size(rate)}/s' for rate in rates)} in {counted(len(rates), 'pass', 'passes')}"
     if need is None:
         return ok("write speed", text)
     slowest, frames, volumes = min(rates), need.frames_per_s, need.volumes_per_s
-    text += f", the run brings {frames / 1e6:.3g} MB/s of frames, with every volume"
-    text += f" {(frames + volumes) / 1e6:.3g} MB/s {need.assumed}".rstrip()
+    text += f", the run brings {size(frames)}/s of frames, with every volume"
+    text += f" {size(frames + volumes)}/s {need.assumed}".rstrip()
     cure = "Use a local SSD, a smaller camera region, a longer exposure, or a longer sweep_interval_s."
     if slowest < frames:
         report = warning if need.assumed else failure

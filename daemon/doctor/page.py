@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -61,7 +61,7 @@ def summary(lines: Sequence[Line]) -> str:
 
 def report(lines: Sequence[Line], configuration: str) -> dict[str, Any]:
     """Return everything for a bug report: versions and findings; no key, and the home folder as ~."""
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # pathlib's raises where there is none
 
     def tidy(text: str) -> str:
         return text.replace(home, "~") if len(home) > 1 else text

@@ -5,6 +5,7 @@ Owns the server and its threads, which only read. Ends with the daemon.
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from prometheus_client import start_http_server
@@ -59,6 +60,9 @@ class Exporter:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(StatusCollector(board, latest, log_lines_dropped))
         try:
+            if port:  # the server would share a port that is taken with its owner, where the system lets it
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                socket.create_server((host, port), family=family).close()
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             raise AddressError(

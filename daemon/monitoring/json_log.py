@@ -2,7 +2,8 @@
 
 Owns one thread, which alone touches the files. `put` never waits: what it is given goes into a queue that is
 bounded, and what does not fit is counted and said later (`log_gap`). A disk that is full or gone costs lines
-of the log and nothing else. Two daemons in one folder have a log each: who comes second takes `mdd_2`.
+of the log and nothing else; a file that somebody holds open where that forbids its renaming (Windows) grows
+on until it is let go. Two daemons in one folder have a log each: who comes second takes `mdd_2`.
 
 Each line has `time` (UTC, ISO 8601), `level` (info, warning, error), `event`, `text` and `pid`; further
 fields by event, see docs/monitoring.md.
@@ -68,6 +69,7 @@ class JsonLog:
         self._lock: RunLock | None = None
         self._file = -1
         self._size = 0
+        self._again_bytes = 0  # the size at which a file that could not be put aside is tried again
         self._torn = False
         self._retry_s = 0.0
         self._tap = _EventTap(self)
@@ -161,21 +163,32 @@ class JsonLog:
             raise OSError("the disk took half a line")
 
     def _make_room(self, more: int) -> None:
-        if self._file >= 0 and self._size and self._size + more > self._max_bytes:
+        if self._file >= 0 and self._is_full(more):
             self._close()
-            for number in range(self._keep, 0, -1):
-                older = self._path(number - 1)
-                with contextlib.suppress(FileNotFoundError):
-                    older.replace(self._path(number))
-            if not self._keep:
-                self.path.unlink(missing_ok=True)
+            try:
+                self._put_aside()
+                self._again_bytes = 0
+            except OSError:
+                self._again_bytes = self._size + more + self._max_bytes // 10
         if self._file < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._file = os.open(self.path, flags | getattr(os, "O_NOINHERIT", 0), 0o644)
             self._size = os.fstat(self._file).st_size
             self._torn = self._torn or self._ends_torn()
-            if self._size and self._size + more > self._max_bytes:
+            if self._is_full(more):
                 self._make_room(more)
+
+    def _is_full(self, more: int) -> bool:
+        return bool(self._size) and self._size + more > max(self._max_bytes, self._again_bytes)
+
+    def _put_aside(self) -> None:
+        """Move every file on by one, up to the first number that is free: trying again costs no old file."""
+        if not self._keep:
+            self.path.unlink(missing_ok=True)
+            return
+        free = next((n for n in range(1, self._keep) if not self._path(n).exists()), self._keep)
+        for number in range(free, 0, -1):
+            self._path(number - 1).replace(self._path(number))
 
     def _ends_torn(self) -> bool:
         """Whether an earlier daemon was killed, or its disk full, in the middle of a line."""

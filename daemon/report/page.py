@@ -93,9 +93,9 @@ def _created(run: Run) -> str:
     text = run.created_utc
     try:
         moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
+        return _both_times((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError, OSError):  # no date, or one that this system cannot reckon with
         return str(text) or "not stated"
-    return _both_times((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _duration(seconds: float) -> str:
