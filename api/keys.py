@@ -251,6 +251,12 @@ def server_security(wire: WireConfig, address: str) -> ServerKeys | None:
     return server_keys(wire.keys or keys_folder())
 
 
+def own_security(wire: WireConfig, address: str) -> ClientKeys | None:
+    """Return what a daemon's own driver needs to send to it at `address`; errors as of `server_security`."""
+    keys = server_security(wire, address)
+    return None if keys is None else keys.as_client()
+
+
 def new_keys(folder: Path) -> str:
     """Make this machine's pair of keys in `folder` and return the public one.
 

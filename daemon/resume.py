@@ -17,7 +17,7 @@ from microdiffusion.drivers.plan import ResumeFrom
 from microdiffusion.errors import InputFileError, MddError, RunError
 from microdiffusion.folders import journal_folder
 from microdiffusion.journal import in_use
-from microdiffusion.keys import client_security
+from microdiffusion.keys import own_security
 from microdiffusion.reader import open_run
 from microdiffusion.run_file import peek
 
@@ -90,7 +90,7 @@ class Leftovers:
                     folder,
                     self._address,
                     run_id=self.run_id,
-                    security=client_security(self._config.wire, self._address),
+                    security=own_security(self._config.wire, self._address),
                     stop=self._stopping.is_set,
                 ):
                     self.notes.append(str(delivered))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.keys import own_security
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
@@ -112,4 +113,10 @@ def open_source(
     # Only here: a daemon without a driver of its own pays for no import of it.
     from microdiffusion.drivers.process import DriverProcess
 
-    return DriverProcess(config, address, log=config.recorder.output / "driver.log", resume=resume)
+    return DriverProcess(
+        config,
+        address,
+        log=config.recorder.output / "driver.log",
+        resume=resume,
+        security=own_security(config.wire, address),
+    )

@@ -204,7 +204,7 @@ class PassiveRun:
             z_um=layout.z_um[index] if z_um is None else z_um,
             channel=layout.channels.index(channel),
             position=layout.positions.index(position),
-            exposure_ms=image.number(EXPOSURE_KEYS) or self._config.acquisition.exposure_ms,
+            exposure_ms=max(image.number(EXPOSURE_KEYS) or self._config.acquisition.exposure_ms, 0.0),
             camera_time_s=self._time_s(image),
         )
 

@@ -170,6 +170,10 @@ def test_the_configuration_says_where_keys_are_needed(server: Path, client: Path
     assert keys.server_security(strict, "tcp://127.0.0.1:5750") == keys.server_keys(client)
     with pytest.raises(ConfigError, match=r"wire\.server_key"):
         keys.client_security(plain, ELSEWHERE)
+    # A daemon's own driver is let in with the daemon's own keys, whatever address it is bound to.
+    assert keys.own_security(plain, "tcp://127.0.0.1:5750") is None
+    for kind, address in ((strict, "tcp://127.0.0.1:5750"), (plain, ELSEWHERE), (plain, "tcp://0.0.0.0:1")):
+        assert keys.own_security(kind, address) == keys.server_keys(client).as_client()
 
 
 def test_missing_keys_are_said_with_the_command_that_makes_them(tmp_path: Path) -> None:

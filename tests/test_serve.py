@@ -19,6 +19,7 @@ from sample_data import SHAPE, write_sample
 
 from microdiffusion import open_run
 from microdiffusion.daemon.status import subscribe
+from microdiffusion.keys import new_keys
 from microdiffusion.projection_file import open_projections
 from microdiffusion.reader import Run
 from microdiffusion.run_file import SERVED, Status
@@ -153,6 +154,19 @@ def test_the_demo_ends_after_its_duration(weights: Path, tmp_path: Path) -> None
         assert_closed(run)
         # Sweeps are half a second apart; the one that runs at the end, and the next, are still taken.
         assert 1.0 < run.times.max() < 8
+
+
+@pytest.mark.acquisition
+@pytest.mark.parametrize("host", ["127.0.0.1", "*"], ids=["loopback with keys", "every interface"])
+def test_a_daemon_that_asks_for_keys_lets_its_own_driver_in(weights: Path, tmp_path: Path, host: str) -> None:
+    new_keys(tmp_path / "keys")
+    secret = settings(f"wire.keys={tmp_path / 'keys'}", f"wire.data=tcp://{host}:*")
+    secret += settings("wire.encrypt_loopback=true", "engine.method=linear")
+    with Mdd(*demo(weights, tmp_path / "runs"), *secret, "--volumes", 1, folder=tmp_path) as mdd:
+        assert mdd.finish() == 0, mdd.err
+    (path,) = run_files(tmp_path / "runs")
+    with open_run(path) as run:
+        assert_closed_and_whole(run, 1)
 
 
 # Stops and kills ----------------------------------------------------------------------------------
