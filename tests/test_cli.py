@@ -296,7 +296,7 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     assert "held-out     median 2.5 x noise" in shown
     assert "served       mdd 2, linear 1" in shown
     assert "begun        20" in shown
-    assert "GB in 1 file" in shown
+    assert "kB in 1 file" in shown
     assert "length       2.2 s by the camera's clock" in shown
     assert cli.main(["info", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

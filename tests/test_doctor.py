@@ -370,11 +370,15 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "warning",
         "Delete the",
     ),
-    "memory": (lambda: computer.memory(10**10, NEED), "ok", "the engine takes up to 1.0 GB"),
-    "memory that nobody knows": (lambda: computer.memory(None, NEED), "ok", "does not say"),
-    "memory for whatever comes": (lambda: computer.memory(10**10, None), "ok", "10.0 GB free"),
-    "too little memory": (lambda: computer.memory(10**8, NEED), "failure", "smaller camera region"),
-    "too little memory for a guess": (lambda: computer.memory(10**8, GUESSED), "warning", "2048 x 2048"),
+    "memory": (lambda: computer.memory(10**10, "free", NEED), "ok", "the engine takes up to 1.0 GB"),
+    "memory that nobody knows": (lambda: computer.memory(None, "", NEED), "ok", "does not say"),
+    "memory for whatever comes": (lambda: computer.memory(10**10, "free", None), "ok", "10.0 GB free"),
+    "too little memory": (lambda: computer.memory(10**8, "in all", NEED), "failure", "smaller camera region"),
+    "too little memory for a guess": (
+        lambda: computer.memory(10**8, "free", GUESSED),
+        "warning",
+        "2048 x 2048",
+    ),
     "clock": (lambda: computer.clock(datetime(2026, 5, 4, 3, 2, tzinfo=UTC), 0), "ok", "03:02 UTC"),
     "clock of another age": (
         lambda: computer.clock(datetime(1980, 1, 1, tzinfo=UTC), 0),
@@ -499,9 +503,10 @@ def test_the_file_system_is_that_of_the_closest_mount(tmp_path: Path) -> None:
 
 
 def test_memory_is_told() -> None:
-    found = computer.memory_bytes()
+    found, of_which = computer.memory_bytes()
     assert found is not None
     assert found > 1 << 20
+    assert of_which in ("free", "in all")
 
 
 def test_the_need_of_a_run_grows_with_what_is_asked() -> None:
@@ -693,3 +698,24 @@ def test_a_configuration_that_cannot_be_is_the_users_input(capsys: pytest.Captur
     assert cli.main(["doctor", "--set", "sweep.stpe_um=3"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert issubclass(ConfigError, ValueError)
+
+
+def test_an_old_windows_console_gets_no_sequences_and_a_terminal_its_colours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import rich.console
+
+    from microdiffusion.daemon.commands import doctor
+    from microdiffusion.daemon.doctor.examine import Line
+    from microdiffusion.daemon.doctor.finding import ok
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    said = []
+    for legacy in (False, True):
+        monkeypatch.setattr(rich.console, "detect_legacy_windows", lambda legacy=legacy: legacy)
+        doctor._print([Line("Disk", ok("journal", "D:/journal"))])
+        said.append(capsys.readouterr().out)
+    assert ["\x1b" in each for each in said] == [True, False]
+    assert "D:/journal" in said[1]

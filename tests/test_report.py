@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import subprocess
+import time
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -244,3 +245,26 @@ def test_a_browser_shows_it_and_runs_its_one_script_alone(tmp_path):
     assert re.search(r'<div class="stage"><img alt="time point 0" src="data:image/png', shown)
     assert "<title>owned" not in shown
     assert shown.count("<script") == 1
+
+
+@pytest.mark.parametrize("date", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59", "yesterday"])
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="needs another time zone than the machine's")
+@pytest.mark.parametrize("zone", ["XST+8", "XST-8"])
+def test_a_date_that_cannot_be_is_shown_as_it_is(tmp_path, capsys, monkeypatch, date, zone):
+    import h5py
+
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+
+    path = tmp_path / "run.h5"
+    target = recorder(path)
+    target.stop()
+    with h5py.File(path, "r+") as file:
+        for name in [name for name in file.attrs if "created" in name]:
+            file.attrs[name] = np.bytes_(date)
+        assert any("created" in name for name in file.attrs)
+    assert checked(path).count("svg") == 0
+    assert cli.main(["info", str(path)]) == 0
+    capsys.readouterr()
+    monkeypatch.undo()
+    time.tzset()

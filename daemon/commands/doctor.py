@@ -75,9 +75,13 @@ def look(config: Config) -> list[Line]:
 def _print(lines: list[Line]) -> None:
     from rich.console import Console
 
+    from microdiffusion.daemon.display.terminal import enable_windows_sequences
     from microdiffusion.daemon.doctor.page import WIDTH, page
 
+    enable_windows_sequences()
     console = Console(highlight=False)
+    if console.legacy_windows:  # a console that would show the sequences as they are
+        console = Console(highlight=False, color_system=None)
     width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
     with console.capture() as capture:
         console.print(page(lines, min(width, 100)), end="", soft_wrap=True)

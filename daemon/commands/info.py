@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.cli import say
 from microdiffusion.daemon.commands import options
 from microdiffusion.daemon.run_facts import duration_s, grouped_gaps, position_facts, sparkline
+from microdiffusion.daemon.status_text import size
 from microdiffusion.words import counted
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
         pass
     if (length_s := duration_s(opened)) is not None:
         yield "length", f"{length_s:.4g} s by the camera's clock"
-    size = sum(part.stat().st_size for part in opened.paths)
-    yield "on disk", f"{size / 1e9:.3g} GB in {counted(len(opened.paths), 'file')}"
+    taken = sum(part.stat().st_size for part in opened.paths)
+    yield "on disk", f"{size(taken)} in {counted(len(opened.paths), 'file')}"
 
 
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Write the page."""
     from microdiffusion.daemon.report.page import write_page
+    from microdiffusion.daemon.status_text import size
     from microdiffusion.errors import ConfigError
 
     output = args.output or args.file.with_suffix(".html")
@@ -42,7 +43,7 @@ def run(args: Namespace) -> int:
         raise ConfigError(f"--output {output} is the run itself: name another file.")
     page = write_page(args.file, title=args.title)
     _replace(output, page)
-    say(f"wrote {output} ({len(page.encode()) / 1e6:.1f} MB)")
+    say(f"wrote {output} ({size(len(page.encode()))})")
     return 0
 
 

@@ -96,7 +96,7 @@ class Terminal:
 
     def open(self) -> None:
         """Take the screen."""
-        _enable_windows_sequences()
+        enable_windows_sequences()
         self._open = True
         self._drawn = []
         self._pictures = []
@@ -220,7 +220,7 @@ def _pixels(console: Console) -> tuple[int, int]:
     return width, height
 
 
-def _enable_windows_sequences() -> None:
+def enable_windows_sequences() -> None:
     """Have a Windows console obey escape sequences; the Windows Terminal does so anyway."""
     if sys.platform == "win32":
         import ctypes

@@ -39,17 +39,17 @@ class Terminal:
 def checks(config: Config) -> list[Check]:
     """Return the checks of this theme."""
     return [
-        Check(THEME, "memory", lambda: memory(memory_bytes(), need_of(config))),
-        Check(THEME, "clock", lambda: clock(datetime.now().astimezone(), _backward_ticks())),
+        Check(THEME, "memory", lambda: memory(*memory_bytes(), need_of(config))),
+        Check(THEME, "clock", lambda: clock(datetime.now(UTC).astimezone(), _backward_ticks())),
         Check(THEME, "terminal", lambda: terminal(_terminal())),
     ]
 
 
-def memory(available: int | None, need: Need | None) -> Finding:
-    """Judge the free memory by what the engine states that it takes."""
+def memory(available: int | None, of_which: str, need: Need | None) -> Finding:
+    """Judge the memory, "free" or "in all", by what the engine states that it takes."""
     if available is None:
-        return ok("memory", "this system does not say how much is free")
-    text = f"{size(available)} free"
+        return ok("memory", "this system does not say how much there is")
+    text = f"{size(available)} {of_which}"
     if need is None:
         return ok("memory", f"{text}; the frames that come decide how much the engine takes")
     text += f", the engine takes up to {size(need.engine_bytes)}"
@@ -99,20 +99,20 @@ def terminal(found: Terminal) -> Finding:
     return ok("terminal", text)
 
 
-def memory_bytes() -> int | None:
-    """Return the memory that is free for programs, None where the system does not say."""
+def memory_bytes() -> tuple[int | None, str]:
+    """Return the memory that is free for programs, or all where only that is told; and which."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024, "free"
     except OSError:
         pass
     if sys.platform == "win32":
-        return _windows_memory_bytes()
+        return _windows_memory_bytes(), "free"
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in all"
     except (ValueError, OSError, AttributeError):
-        return None
+        return None, ""
 
 
 if sys.platform == "win32":

@@ -208,7 +208,7 @@ def kind_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     if str(path).startswith("\\\\"):
         return "smb"
     try:
-        rows = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+        rows = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
         return ""
     path = path.resolve()

@@ -24,6 +24,7 @@ from microdiffusion.config_text import toml_value
 from microdiffusion.daemon.report.charts import Line, chart
 from microdiffusion.daemon.report.gather import Channel, channels_of, positions_of
 from microdiffusion.daemon.report.pictures import data_uri, shown, window
+from microdiffusion.daemon.status_text import size
 from microdiffusion.optics import AxialProfile
 from microdiffusion.reader import Run, open_run
 from microdiffusion.words import counted
@@ -129,7 +130,7 @@ def _summary(run: Run, path: Path, positions: int) -> str:
     header = run.header
     times = run.times
     finite = times[np.isfinite(times)]
-    size = sum(file.stat().st_size for file in run.paths)
+    taken = sum(file.stat().st_size for file in run.paths)
     voxel = " × ".join(f"{edge:g}" for edge in run.voxel_size_um)
     z, y, x = header.shape
     sides = " × ".join(f"{n * edge:.4g}" for n, edge in zip((z, y, x), run.voxel_size_um, strict=True))
@@ -162,7 +163,7 @@ def _summary(run: Run, path: Path, positions: int) -> str:
             else f"{positions}: {', '.join(header.positions[:40])}" + (" ..." if positions > 40 else ""),
         ),
         ("planned", "until it was stopped" if header.sweeps is None else counted(header.sweeps, "sweep")),
-        ("file", f"{path.name}, {size / 1e6:.1f} MB"),
+        ("file", f"{path.name}, {size(taken)}"),
     ]
     return f'<section><div class="cards">{shown_cards}</div>{_rows(facts)}</section>'
 
