@@ -312,7 +312,7 @@ def _events(run: Run) -> str:
         f"<tr><td>{event.time_s:.1f}</td><td>{_safe(event.kind)}</td><td>{_safe(event.text)}</td></tr>"
         for event in events[-EVENTS_MOST:]
     )
-    count = f"{len(events)} event{'' if len(events) == 1 else 's'}"
+    count = counted(len(events), "event")
     more = f", the last {EVENTS_MOST}" if len(events) > EVENTS_MOST else ""
     return (
         f"<section><h2>Events</h2><details {'open' if len(events) <= 20 else ''}><summary>{count}{more}"
