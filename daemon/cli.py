@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from microdiffusion import __version__
 from microdiffusion.errors import MddError
+from microdiffusion.words import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,10 +152,13 @@ def _came_of_an_interrupt(error: BaseException) -> bool:
     return False
 
 
-def say(text: str = "") -> None:
-    """Print to stdout; whoever stops reading (`mdd ... | head`) ends the command quietly."""
+def say(text: str = "", *, styled: bool = False) -> None:
+    """Print to stdout; whoever stops reading (`mdd ... | head`) ends the command quietly.
+
+    What comes from a file or a daemon cannot play the terminal; `styled` is a text with colours of our own.
+    """
     try:
-        print(text, flush=True)
+        print(text if styled else harmless(text), flush=True)
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and must not stumble over the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -163,7 +167,7 @@ def say(text: str = "") -> None:
 
 def complain(text: str) -> None:
     """Print to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(harmless(text), file=sys.stderr, flush=True)
 
 
 def commands() -> list[str]:

@@ -292,7 +292,7 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     shown = capsys.readouterr().out
     assert f"{path}: closed\n" in shown
     assert "3 written, 0 lost, 0 skipped, 0 failed" in shown
-    assert "6 x 16 x 20 uint16, voxel 2 x 0.5 x 0.25 µm" in shown
+    assert "6 x 16 x 20 (t, z, y, x) uint16, voxel 2 x 0.5 x 0.25 µm" in shown
     assert "held-out     median 2.5 x noise" in shown
     assert "served       mdd 2, linear 1" in shown
     assert "begun        20" in shown
@@ -423,3 +423,22 @@ def test_an_unexpected_error_is_told_where_nothing_can_be_written(
     said = capsys.readouterr().err
     assert said.startswith("mdd: this should not have happened (ZeroDivisionError: by design)")
     assert "in broken" in said
+
+
+def test_a_text_of_a_file_cannot_play_the_terminal(tmp_path, capsys):
+    hostile = "\x1b]0;owned\x07\x1b[2J\x9b2J"
+    channels = ("GFP", "mCherry")
+    target = run_file_writer.recorder(
+        tmp_path / "run.h5", run=run_file_writer.header(channels=channels, source=f"scope {hostile}")
+    )
+    target.start()
+    target.put_event("mark", f"a mark {hostile}")
+    target.stop()
+    assert cli.main(["info", str(tmp_path / "run.h5")]) == 0
+    said = capsys.readouterr().out
+    assert "a mark" in said
+    assert "(t, channel, z, y, x)" in said
+    assert "GFP, mCherry" in said
+    assert not set("\x1b\x07\x9b") & set(said)
+    assert cli.main(["info", f"{hostile}.h5"]) == 2
+    assert not set("\x1b\x07\x9b") & set(capsys.readouterr().err)

@@ -91,7 +91,7 @@ def run(args: Namespace) -> int:
         }
         if args.growth:
             document["growth"] = all_growth(bench, quick=args.quick)
-    say(report.text(document))
+    say(report.text(document), styled=True)
     if args.json is not None:
         report.write_json(args.json, document)
         say(f"wrote {args.json}")

@@ -85,4 +85,4 @@ def _print(lines: list[Line]) -> None:
     width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
     with console.capture() as capture:
         console.print(page(lines, min(width, 100)), end="", soft_wrap=True)
-    say(capture.get().rstrip("\n"))
+    say(capture.get().rstrip("\n"), styled=True)

@@ -104,9 +104,13 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
 
     header, ledger = opened.header, opened.ledger
     yield "run", f"{header.name} {header.run_id}" + (f", {header.source}" if header.source else "")
-    axes = " x ".join(str(length) for length in opened.volume.shape)
+    letters = ("t", "z", "y", "x") if opened.volume.ndim == 4 else ("t", "channel", "z", "y", "x")
+    axes = f"{' x '.join(str(length) for length in opened.volume.shape)} ({', '.join(letters)})"
     voxel = " x ".join(f"{edge:g}" for edge in opened.voxel_size_um)
     yield "volume", f"{axes} {opened.volume.dtype}, voxel {voxel} µm"
+    for name, several in (("channels", header.channels), ("positions", header.positions)):
+        if len(several) > 1:
+            yield name, ", ".join(several)
     status = opened.status
     counts = ", ".join(f"{np.count_nonzero(status == code)} {code.name.lower()}" for code in Status if code)
     yield "time points", f"{counts}, room for {np.count_nonzero(status == Status.EMPTY)} more"
