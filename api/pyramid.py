@@ -6,9 +6,8 @@ and rounded half up; float32 is summed in float32, neighbours in x first, then i
 level. So whoever has a volume can compute its pyramid again, bit for bit. What does not fill a block at the
 far edge of an axis is left out.
 
-A `Pyramid` takes a volume plane by plane, in the pieces in which it goes to the disk. It holds less than one
-plane of sums, and room for what is computed on the way: to ask for memory anew takes longer than to add. Used
-by one thread at a time.
+A `Pyramid` takes a volume plane by plane, in the pieces in which it goes to the disk, and holds less than one
+plane of sums. Used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -61,19 +60,21 @@ class _Level:
     sums: NDArray[Any]
     planes: int
     voxels: int  # of the volume, in one of the level
-    means: NDArray[Any]
     held: int = 0
     z: int = 0
 
-    def mean(self, room: NDArray[Any]) -> NDArray[Any]:
-        """Return the mean of a complete plane; it holds until the next one."""
-        if self.means.dtype.kind == "f":
-            return np.multiply(self.sums, np.float32(1 / self.voxels), out=self.means)
+    def take(self, y: int, sums: NDArray[Any]) -> None:
+        target = self.sums[y : y + len(sums)]
+        if self.held:
+            np.add(target, sums, out=target)
+        else:
+            target[...] = sums
+
+    def mean(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        if dtype.kind == "f":
+            return np.asarray(self.sums * np.float32(1 / self.voxels), dtype)
         bits = self.voxels.bit_length() - 1  # a power of two
-        np.add(self.sums, np.uint32(self.voxels // 2), out=room)
-        np.right_shift(room, np.uint32(bits), out=room)
-        np.copyto(self.means, room, casting="unsafe")
-        return self.means
+        return ((self.sums + np.uint32(self.voxels // 2)) >> np.uint32(bits)).astype(dtype)
 
 
 class Pyramid:
@@ -91,16 +92,15 @@ class Pyramid:
     def __init__(
         self, shape: tuple[int, int, int], factors: tuple[Factors, ...], dtype: np.dtype[Any]
     ) -> None:
+        self._dtype = dtype
         kind = np.float32 if dtype.kind == "f" else np.uint32
         self._levels: list[_Level] = []
         before = 1
         for level in factors:
             _, rows, columns = level_shape(shape, level)
             z, y, x = level
-            sums, means = np.zeros((rows, columns), kind), np.empty((rows, columns), dtype)
-            self._levels.append(_Level(sums, z // before, z * y * x, means))
+            self._levels.append(_Level(np.zeros((rows, columns), kind), z // before, z * y * x))
             before = z
-        self._rooms = [np.empty(0, kind)] * 2
 
     def begin(self) -> None:
         """Forget what came, for the next volume."""
@@ -109,8 +109,6 @@ class Pyramid:
 
     def add(self, y: int, rows: NDArray[Any], *, ends_plane: bool) -> Iterator[tuple[int, int, NDArray[Any]]]:
         """Take the next rows of the volume and yield (level, z, plane) for each plane that is complete.
-
-        The plane is used again for the next one of its level.
 
         Parameters
         ----------
@@ -123,43 +121,32 @@ class Pyramid:
         """
         if not self._levels:
             return
-        self._take(self._levels[0], y // 2, rows)
+        self._levels[0].take(y // 2, pair_sums(rows))
         if not ends_plane:
             return
         for number, level in enumerate(self._levels):
             level.held += 1
             if level.held < level.planes:
                 return
-            yield number + 1, level.z, level.mean(self._room(0, *level.sums.shape))
+            yield number + 1, level.z, level.mean(self._dtype)
             level.held = 0
             level.z += 1
             if number + 1 < len(self._levels):
-                self._take(self._levels[number + 1], 0, level.sums)
+                self._levels[number + 1].take(0, pair_sums(level.sums))
 
-    def _take(self, level: _Level, y: int, rows: NDArray[Any]) -> None:
-        """Add the sums of blocks of 2 x 2, x first, to a level's plane from row y on."""
-        height, width = len(rows) // 2 * 2, rows.shape[1] // 2 * 2
-        rows = rows[:height, :width]
-        across, more = (self._room(number, height, width // 2) for number in range(2))
-        if rows.dtype == np.dtype("<u2"):
-            # Two neighbours lie in one uint32: adding its halves is faster than adding every other element.
-            pairs = np.ascontiguousarray(rows).view("<u4")
-            np.bitwise_and(pairs, np.uint32(0xFFFF), out=across)
-            np.right_shift(pairs, np.uint32(16), out=more)
-            np.add(across, more, out=across)
-        else:
-            np.add(rows[:, 0::2], rows[:, 1::2], out=across)
-        target = level.sums[y : y + height // 2]
-        if level.held:
-            np.add(across[0::2], across[1::2], out=more[: height // 2])
-            np.add(target, more[: height // 2], out=target)
-        else:
-            np.add(across[0::2], across[1::2], out=target)
 
-    def _room(self, number: int, height: int, width: int) -> NDArray[Any]:
-        if self._rooms[number].size < height * width:
-            self._rooms[number] = np.empty(height * width, self._rooms[number].dtype)
-        return self._rooms[number][: height * width].reshape(height, width)
+def pair_sums(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return the sums of blocks of 2 x 2, x first: (n, X) to (n // 2, X // 2), uint32 or float32."""
+    height, width = rows.shape[0] // 2 * 2, rows.shape[1] // 2 * 2
+    rows = rows[:height, :width]
+    if rows.dtype == np.dtype("<u2"):
+        # Two neighbours lie in one uint32: adding its halves is twice as fast as adding every other element.
+        pairs = np.ascontiguousarray(rows).view("<u4")
+        across = pairs & np.uint32(0xFFFF)
+        across += pairs >> np.uint32(16)
+    else:
+        across = rows[:, 0::2] + rows[:, 1::2]
+    return across[0::2] + across[1::2]
 
 
 def coarser(volume: NDArray[Any], factors: tuple[Factors, ...]) -> list[NDArray[Any]]:

@@ -242,10 +242,14 @@ class SwmrPart:
             raise MissingFileError(f"There is no run file at {path}: check the path.")
         self.path = path
         self._open: dict[str, h5py.Dataset] = {}
-        self._patient = True  # a writer may be at work on what cannot be read
+        self._patient = False
         self._file: h5py.File | None = None
         self._stream: Unmarked | None = None
         try:
+            found = read_superblock(path)
+            self._patient = (
+                found is not None and found.marked
+            )  # a writer may be at work on what cannot be read
             self._stream = Unmarked(path)
             self._file, self._plan = self._begin()
             self.schema = {dataset.path: dataset for dataset in datasets(self._plan)}

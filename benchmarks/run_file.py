@@ -4,10 +4,12 @@
 
 Parts, each left out with 0: `--blocks` runs of 12 volumes, each beside a raw write of the same bytes on
 the same disk (rate; 512 x 512 x 64); `--volumes` volumes of a smaller size in the same way (median and 99th
-percentile); `--readers` processes that check every voxel of a run that goes on at the demo's rate; `--kills`
-writers killed at random moments; `--cuts` power cuts (SWMR storage); `--files` damaged files, in which
-nothing that is wrong may be read. The room on the disk is used again and again: at most 3 GB.
-`--set compression=gzip` and the like set values of `[recorder]`; `--layout` sets the storage.
+percentile); `--readers` processes that check every voxel of a run that goes on at the demo's rate; `--demo`
+volumes of the demo itself, and how long its engine waits for the recorder; `--kills` writers killed at
+random moments; `--cuts` power cuts between any two forcings (SWMR storage); `--files` damaged files, in which
+nothing that is wrong may be read, as many as come in `--minutes`. The room on the disk is used again and
+again: at most 3 GB. `--set compression=gzip` and the like set values of `[recorder]`; `--layout` sets the
+storage.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +34,9 @@ from power_cuts import power_cut_trials
 from run_file_trials import (
     base_of,
     bytes_of_volume,
+    demo_waits,
     kill_trials,
+    processor_times,
     reader_trial,
     timed_writes,
     truth,
@@ -45,8 +50,8 @@ TAIL_BLOCK = 250
 DEMO_SHAPE = (32, 128, 128)
 DEMO_PERIOD_S = 0.25
 KILL_SHAPE = (12, 160, 160)
-BATCH = 250
-WORKERS = 6
+BATCH = 100
+WORKERS = 12
 CUT_SHAPE = (6, 72, 80)
 CUT_SWEEPS = (0, 1, 2, 130, 3, 131)
 BAR = {"rate": 0.6, "p99": 2.0, "slower": 0.1}
@@ -70,6 +75,7 @@ def write_rate(folder: Path, blocks: int, values: dict[str, Any]) -> dict[str, A
         "share_of_raw_quartiles": [round(float(one), 3) for one in np.percentile(shares, (25, 50, 75))],
         "share_of_raw_in_all": round(sum(raw) / sum(ours), 3),
         "well": bool(np.median(shares) >= BAR["rate"]),
+        "processor": processor_times(folder, RATE_SHAPE, RATE_BLOCK, values),
     }
 
 
@@ -101,7 +107,9 @@ def _percentiles(prefix: str, seconds: list[float]) -> dict[str, float]:
     }
 
 
-def damaged(folder: Path, count: int, values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+def damaged(
+    folder: Path, count: int, values: dict[str, Any], *, minutes: float, seed: int = 0
+) -> dict[str, Any]:
     """Damage a run file in many ways; it is refused, or what is read of it is right, repaired or not.
 
     Half of them are made of a closed file, half of one that its writer had open.
@@ -116,26 +124,30 @@ def damaged(folder: Path, count: int, values: dict[str, Any], seed: int = 0) -> 
         shutil.copyfile(closed, left_open)  # what a kill would leave
     outcomes: Counter[str] = Counter()
     strange: list[str] = []
-    slowest_s = 0.0
+    slowest_s, tried = 0.0, 0
+    until_s = time.monotonic() + 60 * minutes
 
-    def batch(number: int) -> Findings:
+    def batch(number: int) -> tuple[int, Findings]:
+        if time.monotonic() > until_s:
+            return 0, Findings()
         own = folder / f"batch-{number}"
         own.mkdir()
         sound = (closed, left_open)[number % 2]
         size = min(count - number * BATCH, BATCH)
         try:
-            return open_all(list(malformed_files(own, sound, size, seed + number)), own, sound)
+            return size, open_all(list(malformed_files(own, sound, size, seed + number)), own, sound)
         finally:
             shutil.rmtree(own)
 
     # Several at a time: who reads a file that may be in the making waits a little before refusing it.
     with ThreadPoolExecutor(WORKERS) as pool:
-        for found in pool.map(batch, range(-(-count // BATCH))):
+        for size, found in pool.map(batch, range(-(-count // BATCH))):
+            tried += size
             outcomes.update(found.outcomes)
             strange += [text for _, text in found.strange]
             slowest_s = max(slowest_s, found.slowest_s)
     return {
-        "files": count,
+        "files": tried,
         "outcomes": dict(outcomes),
         "slowest_s": round(slowest_s, 2),
         "strange": strange[:20],
@@ -150,8 +162,10 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--volumes", type=int, default=5000)
     parser.add_argument("--readers", type=int, default=10)
+    parser.add_argument("--demo", type=int, default=60)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--cuts", type=int, default=0, help="of the power, between any two forcings")
     parser.add_argument("--layout", default="static")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -179,6 +193,8 @@ def main() -> int:
             )
             well = not trial["problems"] and trial["slower"] < BAR["slower"]
             report["readers"] = trial | {"shape": DEMO_SHAPE, "well": well}
+        if options.demo:
+            report["demo"] = demo_waits(folder, options.demo, values)
         if options.kills:
             trial = kill_trials(folder, KILL_SHAPE, options.kills, values)
             report["kills"] = trial | {"shape": KILL_SHAPE, "well": not trial["wrong"]}
@@ -186,7 +202,7 @@ def main() -> int:
             trial = power_cut_trials(folder, CUT_SHAPE, values, sweeps=CUT_SWEEPS, each=options.cuts)
             report["power_cuts"] = trial | {"shape": CUT_SHAPE, "well": not trial["wrong"]}
         if options.files:
-            report["damaged"] = damaged(folder, options.files, values)
+            report["damaged"] = damaged(folder, options.files, values, minutes=options.minutes)
     finally:
         shutil.rmtree(folder)
     text = json.dumps(report, indent=1)

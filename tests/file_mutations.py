@@ -31,7 +31,7 @@ import numpy as np
 
 from microdiffusion.superblock import clear_mark, read_superblock
 
-HANG_S = 10.0
+HANG_S = 60.0  # on a machine with much else to do; HDF5 waits for ever where it waits
 
 
 def malformed_files(folder: Path, sound: Path, count: int, seed: int) -> Iterator[Path]:
@@ -235,7 +235,7 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
         said.put("")
 
     threading.Thread(target=read, daemon=True).start()
-    patience_s = 60.0  # imports
+    patience_s = 2 * HANG_S  # imports
     while True:
         try:
             line = said.get(timeout=patience_s)

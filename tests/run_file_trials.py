@@ -16,13 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from microdiffusion import open_run
 from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.cli import main as command_line
 from microdiffusion.daemon.recorder import Recorder, Written
+from microdiffusion.daemon.run_writer import RunWriter
 from microdiffusion.pyramid import coarser
 from microdiffusion.run_header import RunHeader
 from microdiffusion.sweep import Frame, FrameInfo, Reconstruction
@@ -95,10 +99,13 @@ def writing(path: Path, shape: Shape, time_points: int, values: Values) -> Itera
 
 
 class RawFile:
-    """A plain file with its room reserved, written from its start on; removed at the end."""
+    """A plain file with its room reserved, written from its start on; removed at the end.
 
-    def __init__(self, path: Path, shape: Shape, count: int, bytes_each: int) -> None:
-        self._path = path
+    `durable`: each write is forced to the disk, as a run file's volumes are then.
+    """
+
+    def __init__(self, path: Path, shape: Shape, count: int, bytes_each: int, *, durable: bool) -> None:
+        self._path, self._durable = path, durable
         self._content = np.resize(base_of(shape).reshape(-1), bytes_each // 2)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
         if hasattr(os, "posix_fallocate"):
@@ -110,6 +117,8 @@ class RawFile:
         left = memoryview(self._content).cast("B")
         while len(left):
             left = left[os.write(self._descriptor, left) :]
+        if self._durable:
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
         return time.perf_counter() - begin_s
 
     def __enter__(self) -> RawFile:
@@ -129,10 +138,11 @@ def timed_writes(folder: Path, shape: Shape, count: int, values: Values) -> tupl
     base = base_of(shape)
     source = [truth(sweep, base).astype(np.float32) for sweep in range(2)]
     size = bytes_of_volume(folder, shape, values)
+    durable = RecorderConfig(**values).durable
     raw: list[float] = []
     ours: list[float] = []
     with (
-        RawFile(folder / "raw.bin", shape, count, size) as plain,
+        RawFile(folder / "raw.bin", shape, count, size, durable=durable) as plain,
         writing(path, shape, count, values) as volumes,
     ):
         for sweep in range(count):
@@ -143,6 +153,51 @@ def timed_writes(folder: Path, shape: Shape, count: int, values: Values) -> tupl
                 raw.append(plain.write())
     path.unlink()
     return raw, ours
+
+
+def processor_times(folder: Path, shape: Shape, count: int, values: Values) -> dict[str, float]:
+    """Return what a volume takes of one processor, and what of it nothing can spare: ms, medians.
+
+    Reading the engine's float32 once, a CRC-32 of the bytes, and handing them to the operating system.
+    """
+    base = base_of(shape)
+    source = truth(1, base).astype(np.float32)
+    size = bytes_of_volume(folder, shape, values)
+    content = np.resize(base.reshape(-1), size // 2)
+    room = np.empty_like(source[0])
+
+    def read() -> None:
+        for plane in source:
+            np.copyto(room, plane)
+
+    times: dict[str, list[float]] = {"volume": [], "read": [], "crc32": [], "raw_write": []}
+    with (
+        RawFile(folder / "raw.bin", shape, count, size, durable=False) as plain,
+        writing(folder / "run.h5", shape, count, values) as volumes,
+    ):
+        writer = volumes.recorder._writer
+        write_volume = writer.write_volume
+
+        def write(*args: Any, **more: Any) -> Written | None:
+            begin_s = time.thread_time()
+            found = write_volume(*args, **more)
+            times["volume"].append(time.thread_time() - begin_s)
+            return found
+
+        writer.write_volume = write  # type: ignore[method-assign]
+        parts: dict[str, Callable[[], object]] = {
+            "read": read,
+            "crc32": lambda: crc32(content.view(np.uint8).data),
+            "raw_write": plain.write,
+        }
+        for sweep in range(count):
+            volumes.write(sweep, source)
+            for name, work in parts.items():
+                begin_s = time.thread_time()
+                work()
+                times[name].append(time.thread_time() - begin_s)
+    (folder / "run.h5").unlink()
+    return {f"{name}_ms": round(float(np.median(some)) * 1e3, 2) for name, some in times.items()}
 
 
 def bytes_of_volume(folder: Path, shape: Shape, values: Values) -> int:
@@ -289,6 +344,50 @@ def reader_trial(
         "alone_ms": float(np.median(alone) * 1e3),
         "watched_ms": float(np.median(watched) * 1e3),
         "slower": float(np.median(watched) / np.median(alone) - 1),
+    }
+
+
+def demo_waits(folder: Path, volumes: int, values: Values) -> dict[str, Any]:
+    """Run the demo and return how long its engine waited for the recorder, and its volumes to be written."""
+    handed: dict[tuple[int, ...], tuple[float, float]] = {}
+    written: dict[tuple[int, ...], tuple[float, float]] = {}
+    refused = 0
+    put_volume, write_volume = Recorder.put_volume, RunWriter.write_volume
+
+    def put(self: Recorder, *args: Any, **more: Any) -> bool:
+        nonlocal refused
+        begin_s = time.perf_counter()
+        taken = put_volume(self, *args, **more)
+        if taken:
+            handed[args[:3]] = begin_s, time.perf_counter()
+        refused += not taken
+        return taken
+
+    def write(self: RunWriter, key: tuple[int, ...], *args: Any, **more: Any) -> Written | None:
+        begin_s = time.perf_counter()
+        found = write_volume(self, key, *args, **more)
+        written[key] = begin_s, time.perf_counter()
+        return found
+
+    settings = [f"recorder.{key}={value}" for key, value in values.items()]
+    arguments = ["serve", "--demo", "--volumes", str(volumes), "--output", str(folder)]
+    for setting in settings:
+        arguments += ["--set", setting]
+    with patch.object(Recorder, "put_volume", put), patch.object(RunWriter, "write_volume", write):
+        code = command_line(arguments)
+    keys = sorted(handed.keys() & written.keys())
+
+    def spread(seconds: list[float]) -> dict[str, float]:
+        shares = {"median_ms": 50, "p99_ms": 99, "largest_ms": 100}
+        return {name: round(float(np.percentile(seconds, one)) * 1e3, 3) for name, one in shares.items()}
+
+    return {
+        "volumes": len(keys),
+        "exit_code": code,
+        "refused": refused,
+        "handing_over": spread([handed[key][1] - handed[key][0] for key in keys]),
+        "in_the_queue": spread([written[key][0] - handed[key][1] for key in keys]),
+        "written_in": spread([written[key][1] - written[key][0] for key in keys]),
     }
 
 
