@@ -132,6 +132,7 @@ class OpenRuns:
         with self._lock:
             run = self._open.get(run_id)
             if run is not None and not run.ended.is_set():
+                _require_same(run.header, header, run.recorder.paths[0])
                 return run
             if run is not None or run_id in self._closing:
                 self._asked_for.add(run_id)
@@ -265,12 +266,8 @@ class OpenRuns:
         recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
         try:
             header = recorder.header
-            if wanted is not None and wanted != header.model_copy(
-                update={"sweeps": wanted.sweeps, "source": wanted.source}
-            ):
-                raise ConfigError(
-                    f"The run in {path} has another geometry or beam than its sender says: begin a new run."
-                )
+            if wanted is not None:
+                _require_same(header, wanted, path)
             found = Found.in_file_of(recorder, self._config.engine.policy)
             recorder.start()
         except BaseException:
@@ -331,6 +328,20 @@ class OpenRuns:
             error = future.exception()
             if error is not None:
                 self._fail(run, error)
+
+
+def _require_same(header: RunHeader, wanted: RunHeader, path: Path) -> None:
+    """Raise where a sender says other things of a run than its file: its frames would be taken for others.
+
+    Raises
+    ------
+    ConfigError
+        It does.
+    """
+    if wanted != header.model_copy(update={"sweeps": wanted.sweeps, "source": wanted.source}):
+        raise ConfigError(
+            f"The run in {path} has another geometry or beam than its sender says: begin a new run."
+        )
 
 
 def _fit_for_a_file(name: str) -> str:

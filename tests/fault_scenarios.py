@@ -222,6 +222,11 @@ def kill_demo_driver(stage: Stage, source: Source) -> Expected:
     stage.facts["exit"] = code
     if code not in (0, 3):
         raise FaultError(f"serve ended with {code}: {daemon.err[-400:]}")
+    if stage.journal.is_dir() and any(stage.journal.iterdir()):  # the daemon had been slow for a second
+        stage.facts["delivered"] = True
+        daemon = stage.serve()
+        _deliver(stage)
+        stage.close(daemon)
     return Expected(None, missing=_KILLED, volumes="any")
 
 

@@ -22,16 +22,21 @@ from microdiffusion.daemon.ingest import Ingest, NotYet
 from microdiffusion.daemon.open_runs import OpenRuns
 from microdiffusion.daemon.snapshot import RunSummary
 from microdiffusion.daemon.status import StatusBoard
-from microdiffusion.errors import DiskError, RunError, UserError
+from microdiffusion.errors import ConfigError, DiskError, RunError, UserError
 from microdiffusion.ledger import Ledger
 from microdiffusion.run_file import Status
+from microdiffusion.run_header import RunHeader
+
+
+def header_of(name: str) -> RunHeader:
+    return make_header().model_copy(update={"run_id": name * 32, "name": name})
 
 
 class FakeRun:
     """A run that can be made to fail, or to take its time over its end."""
 
     def __init__(self, name: str) -> None:
-        self.header = SimpleNamespace(run_id=name[:1] * 32, name=name, shape=(2, 3, 4))
+        self.header = header_of(name[:1])
         counts = dict.fromkeys(Status, 0) | {Status.WRITTEN: 2}
         self.recorder = SimpleNamespace(paths=[Path(f"{name}.h5")], counts=counts, ledger=Ledger())
         self.ended = threading.Event()
@@ -76,7 +81,7 @@ class Stage:
         return self.made.setdefault(header.run_id, FakeRun(header.run_id[0]))
 
     def start(self, name: str) -> FakeRun:
-        run: Any = self.runs.on_start(SimpleNamespace(run_id=name * 32, name=name))  # type: ignore[arg-type]
+        run: Any = self.runs.on_start(header_of(name))
         return run
 
     def tick(self) -> None:
@@ -233,3 +238,17 @@ def test_a_run_that_cannot_be_made_is_declined_and_nothing_else(stage: Stage, er
         stage.start("a")
     stage.tick()
     assert other.ticks == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"voxel_size_um": (3.0, 1.0, 1.0)}, {"shape": (5, 16, 25)}, {"profile_weights": (0.5, 0.5)}],
+    ids=["pixel", "region", "beam"],
+)
+def test_a_run_that_is_open_takes_no_sender_that_says_other_things_of_it(stage: Stage, changes: Any) -> None:
+    """A driver that goes on with `serve --resume` says what its camera is now, not what it was."""
+    run: Any = stage.start("a")
+    header = run.header
+    assert stage.runs.on_start(header.model_copy(update={"source": "another", "sweeps": 7})) is run
+    with pytest.raises(ConfigError, match="another geometry or beam"):
+        stage.runs.on_start(header.model_copy(update=changes))
