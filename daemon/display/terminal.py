@@ -137,7 +137,7 @@ class Terminal:
             self._drawn, self._pictures = [], []
             out.append(self.forget_pictures + "\x1b[2J")
         columns, rows = extent[:2]
-        ansi = [self._line(line, columns) for line in lines[:rows]]
+        ansi = [self._line(line, columns, beside=bool(pictures)) for line in lines[:rows]]
         for row, text in enumerate(ansi):
             if row >= len(self._drawn) or self._drawn[row] != text:
                 out.append(f"\x1b[{row + 1};1H{text}")
@@ -155,9 +155,9 @@ class Terminal:
         """Send a question whose answer comes as input."""
         self._write(text)
 
-    def _line(self, line: list[Segment], columns: int) -> str:
-        """Return what writes a line over what was there."""
-        beside = any(segment.style is not None and HOLE in segment.style.meta for segment in line)
+    def _line(self, line: list[Segment], columns: int, *, beside: bool) -> str:
+        """Return what writes a line over what was there, perhaps beside a picture."""
+        beside = beside and any(segment.style is not None and HOLE in segment.style.meta for segment in line)
         # Cleared before, not after: the last cell of a full line would go with the rest. Beside a picture
         # only what is right of it all: clearing takes a Sixel picture away.
         parts = [] if beside else ["\x1b[2K"]
