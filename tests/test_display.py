@@ -328,6 +328,20 @@ def test_a_terminal_that_refuses_is_no_failure_and_is_drawn_anew_when_it_takes_a
     terminal.close()
 
 
+def test_a_text_from_elsewhere_cannot_play_the_screen() -> None:
+    made, written = console()
+    terminal = Terminal(made)
+    terminal.open()
+    written()
+    terminal.draw([[Segment("run\x1b]0;owned\x07\x9b2J"), Segment("mark\x1bc", Style(color="red"))]])
+    drawn = written()
+    assert "run" in drawn
+    assert "mark" in drawn
+    for sequence in ("\x1b]0", "\x07", "\x9b", "\x1bc"):
+        assert sequence not in drawn
+    terminal.close()
+
+
 def test_only_lines_that_changed_are_written() -> None:
     made, written = console()
     terminal = Terminal(made)

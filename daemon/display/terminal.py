@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from rich.color import ColorSystem
 from rich.style import Style
 
+from microdiffusion.words import harmless
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -162,15 +164,15 @@ class Terminal:
         # only what is right of it all: clearing takes a Sixel picture away.
         parts = [] if beside else ["\x1b[2K"]
         for segment in line:
-            style = segment.style
+            style, text = segment.style, harmless(segment.text)
             if beside and style is not None and HOLE in style.meta:
                 parts.append(f"\x1b[{segment.cell_length}C" if segment.text else "")
             elif style is None or not style or self._system is None:
-                parts.append(segment.text)
+                parts.append(text)
             elif self._plain:
-                parts.append(_colourless(style).render(segment.text, color_system=self._system))
+                parts.append(_colourless(style).render(text, color_system=self._system))
             else:
-                parts.append(style.render(segment.text, color_system=self._system))
+                parts.append(style.render(text, color_system=self._system))
         if beside and sum(segment.cell_length for segment in line) < columns:
             parts.append("\x1b[K")
         return "".join(parts)
