@@ -20,6 +20,7 @@ _SLICES_IN_SLAB = 6
 _SLABS = 4
 _DEFAULT_LENGTH_UM = 12.0
 _MOST_SLICES = 4096
+_NO_BEAM_UM = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ def suggestions(found: Survey, answers: Mapping[str, Any]) -> dict[str, Value]:
     length = float(
         put("sweep.length_um", _DEFAULT_LENGTH_UM, "A GUESS: measure it, or see the beam's design")
     )
+    if length >= _NO_BEAM_UM:
+        raise ConfigError(
+            f"No beam lights a slab of {length:g} µm: sweep.length_um is in µm ({length:g} nm are "
+            f"{length / 1000:g} µm)."
+        )
     put("sweep.step_um", length, "slabs touch; the alternating offset makes them overlap over two sweeps")
     voxel = float(put("volume.voxel_z_um", length / _SLICES_IN_SLAB, f"{_SLICES_IN_SLAB} slices in a slab"))
     depth = float(given.get("volume.depth_um", _SLABS * length))

@@ -196,6 +196,11 @@ REFUSALS = {
         "mdd: A step of 400 µm is more than two slabs of 12 µm: half of the specimen would never be lit; "
         "lower --step-um to --length-um or less.",
     ),
+    "a slab in nanometres": (
+        ["a.toml", "--yes", "--length-um", "12000"],
+        FOUND,
+        "--length-um is in µm (12000 nm are 12 µm)",
+    ),
     "a pixel of the camera": (["a.toml", "--yes", "--pixel-um", "6500"], FOUND, ": --pixel-um is in µm"),
     "a slash in the name": (["a.toml", "--yes", "--name", "a/b"], FOUND, "mdd: name should be "),
     "no such port": (["a.toml", "--yes", "--port", "99999"], FOUND, "mdd: --port should be"),
