@@ -210,6 +210,7 @@ def test_serve_hands_on_what_the_command_line_says(served, tmp_path):
     assert config.recorder.output == tmp_path
     assert config.acquisition.specimen is False
     assert config.sweep.step_um == 10
+    assert not options.pop("wish").is_set()
     assert options == {"volumes": 3, "duration_s": 9.5, "dashboard": False, "resume": None}
 
 
