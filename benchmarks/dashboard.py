@@ -2,7 +2,8 @@
 
     python benchmarks/dashboard.py --output benchmarks/results/dashboard.json
 
-POSIX only: each is given a pseudo-terminal of 200 x 60 and 80 x 24, whose other end is read and counted.
+POSIX only: each is given a pseudo-terminal of 200 x 60 and 80 x 24, whose other end is read and counted;
+once more with real pictures, in cells of 8 x 16 pixels.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import psutil
 from measuring import machine
 
 SIZES = ((200, 60), (80, 24))
+TRIALS = (*((size, "blocks") for size in SIZES), (SIZES[0], "sixel"), (SIZES[0], "kitty"))
 TARGET = 0.05
 """Of one core."""
 
@@ -48,7 +50,7 @@ class Drawn:
     def __init__(self, command: list[str], size: tuple[int, int], folder: Path) -> None:
         columns, rows = size
         self._end, other = pty.openpty()
-        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 8 * columns, 16 * rows))
         environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
         environment.pop("NO_COLOR", None)
         self.process = subprocess.Popen(
@@ -104,18 +106,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()
     figures: dict[str, object] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         names = ("data", "status", "control")
         ports = [f"--set=wire.{each}=tcp://127.0.0.1:{free_port()}" for each in names]
         serve = Drawn([mdd(), "serve", "--demo", "--output", "runs", *ports], SIZES[0], folder)
         try:
             time.sleep(30.0)  # the engine is open, the first volumes are there
-            for columns, rows in SIZES:
-                top = Drawn([mdd(), "top", *ports[1:]], (columns, rows), folder)
+            for (columns, rows), graphics in TRIALS:
+                picture = f"--set=dashboard.graphics={graphics}"
+                top = Drawn([mdd(), "top", picture, *ports[1:]], (columns, rows), folder)
+                name = f"mdd top, {columns} x {rows}" + ("" if graphics == "blocks" else f", {graphics}")
                 try:
                     time.sleep(5.0)  # its imports are no part of it
-                    figures[f"mdd top, {columns} x {rows}"] = share_of_a_core(top, args.seconds)
+                    figures[name] = share_of_a_core(top, args.seconds)
                 finally:
                     if top.stop() != 128 + 15:
                         sys.exit("mdd top did not end in order")
