@@ -13,6 +13,7 @@ Nothing is written before `save`. Used by one thread, which holds the run's lock
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, BinaryIO
@@ -31,6 +32,7 @@ _SUM = 4  # bytes of a checksum, the last of each table
 _DATASPACE, _LAYOUT, _CONTINUATION = 0x01, 0x08, 0x10
 _EXTENSIBLE_ARRAY = 4
 _HEADER_ROOM = 64  # what comes before the messages of an object header is shorter
+_PARAMETERS = (32, 4, 16, 4, 10)  # of the array, as HDF5 makes it for chunks
 _MOST_PIECES = 16  # of an object header
 _MOST_BYTES = 1 << 24  # of a table; the largest that HDF5 makes of our datasets have a few KiB
 
@@ -85,6 +87,7 @@ class ChunkTables:
 
     def __init__(self, stream: BinaryIO, address: int) -> None:
         self._stream = stream
+        self._end = stream.seek(0, os.SEEK_END)
         self.tables: list[Table] = []
         self._entries: list[_Entries] = []
         self._array: Table | None = None
@@ -164,7 +167,7 @@ class ChunkTables:
         return changed
 
     def _read(self, at: int, size: int) -> bytes:
-        if not 0 < at < _NOWHERE >> 1 or not 0 < size <= _MOST_BYTES:
+        if not 0 < at < self._end or not 0 < size <= _MOST_BYTES:
             return bytes(max(min(size, _MOST_BYTES), 0))
         self._stream.seek(at)
         return self._stream.read(size).ljust(size, b"\0")
@@ -222,8 +225,8 @@ class ChunkTables:
 
     def _read_array(self, array: Table) -> None:
         size, bits, direct, least, pointers, page_bits = array.content[6:12]
-        if not (size >= 8 and bits <= 64 and least and pointers and not least & (least - 1)):
-            raise ValueError("its array is damaged")
+        if (bits, direct, least, pointers, page_bits) != _PARAMETERS or not 8 <= size <= 20:
+            raise ValueError("the head of its array is damaged")
         sorts = bits - least.bit_length() + 2
         inner = 2 * (pointers.bit_length() - 1)  # these have their data blocks in the index block
         blocks = 2 * (pointers - 1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from microdiffusion.daemon.chunk_tables import ChunkTables, chunks_of
-from microdiffusion.errors import DiskError, InputFileError
+from microdiffusion.errors import DiskError, InputFileError, MddError
 from microdiffusion.run_file import Status
 from microdiffusion.swmr_file import SwmrPart, is_image, item_axes, open_hdf5
 
@@ -66,14 +66,14 @@ def mend(path: Path) -> Mended:
             if mended.tables:
                 os.fsync(stream.fileno())
             return mended
-    except (KeyError, RuntimeError, ValueError) as error:
+    except MddError:
+        raise
+    except (LookupError, ArithmeticError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise InputFileError(
             f"{path} is damaged in a way that cannot be mended ({reason}): use a copy, if there is one."
         ) from error
     except OSError as error:
-        if isinstance(error, InputFileError):
-            raise
         raise DiskError(f"{path} cannot be mended ({error.strerror or error}): check the disk.") from error
 
 

@@ -197,7 +197,12 @@ def processor_times(folder: Path, shape: Shape, count: int, values: Values) -> d
                 work()
                 times[name].append(time.thread_time() - begin_s)
     (folder / "run.h5").unlink()
-    return {f"{name}_ms": round(float(np.median(some)) * 1e3, 2) for name, some in times.items()}
+    medians = {name: float(np.median(some)) * 1e3 for name, some in times.items()}
+    least = medians["read"] + medians["crc32"] + medians["raw_write"]
+    return {
+        **{f"{name}_ms": round(value, 2) for name, value in medians.items()},
+        "best_share_of_raw": round(medians["raw_write"] / least, 3),
+    }
 
 
 def bytes_of_volume(folder: Path, shape: Shape, values: Values) -> int:

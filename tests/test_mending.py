@@ -84,6 +84,22 @@ def test_a_table_whose_checksum_is_torn_is_mended_and_the_run_goes_on(
     assert verify_run(torn).sound
 
 
+def test_tables_that_no_power_cut_leaves_so_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    target = recorder(path, layout="swmr", time_points=1000)
+    target.start()
+    put_sweep(target, 0)
+    wait(lambda: target.counts[Status.WRITTEN] == 1)
+    content = path.read_bytes()
+    target.stop()
+    at = content.index(b"EAHD")
+    for place in range(at + 6, at + 12):
+        for value in (0, 255):
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            with pytest.raises(InputFileError):
+                mend(path)
+
+
 def test_what_a_kill_left_needs_no_mending(tmp_path: Path) -> None:
     path, left = tmp_path / "run.h5", tmp_path / "left.h5"
     target = recorder(path, layout="swmr", compression="gzip", time_points=1000)
