@@ -719,3 +719,20 @@ def test_an_old_windows_console_gets_no_sequences_and_a_terminal_its_colours(
         said.append(capsys.readouterr().out)
     assert ["\x1b" in each for each in said] == [True, False]
     assert "D:/journal" in said[1]
+
+
+def test_two_looks_at_a_folder_that_is_not_there_do_not_take_it_from_each_other(tmp_path: Path) -> None:
+    place, over, found = tmp_path / "a" / "runs", threading.Event(), []
+
+    def look() -> None:
+        while not over.is_set():
+            found.append(disk.look_at(place).refusal)
+
+    other = threading.Thread(target=look)
+    other.start()
+    rates = [disk.write_test(place, passes=20, pass_bytes=1, limit_s=5.0) for _ in range(3)]
+    over.set()
+    other.join(20.0)
+    assert [len(each) for each in rates] == [20, 20, 20]
+    assert set(found) == {""}
+    assert not list(tmp_path.iterdir())

@@ -6,8 +6,10 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ PASS_BYTES = 32 << 20
 PASS_S = 1.5
 """A slow disk is known to be slow after this time."""
 _BLOCK = 4 << 20
+_MAKING = threading.Lock()
 NETWORK = frozenset(("nfs", "nfs4", "cifs", "smb", "smb3", "smbfs", "afpfs", "9p", "fuse.sshfs", "lustre"))
 
 
@@ -167,15 +170,11 @@ def cache(folder: Path, problem: Callable[[Path], str]) -> Finding:
 
 def look_at(path: Path) -> Folder:
     """Try to write a file into a folder, which is made for it and removed again where it was not there."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
+        with _there(path), tempfile.TemporaryFile(dir=path) as file:
             file.write(b"mdd doctor")
     except OSError as error:
         return Folder(path, error.strerror or str(error))
-    finally:
-        _remove(made)
     return Folder(path, free=disk_free_bytes(path))
 
 
@@ -184,21 +183,18 @@ def write_test(
 ) -> tuple[float, ...]:
     """Return bytes a second of writing to the disk itself, for each pass; empty where it refuses."""
     block = os.urandom(_BLOCK)  # a disk that compresses shall not look quick
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     rates = []
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        for _ in range(passes):
-            with tempfile.TemporaryFile(dir=path, buffering=0) as file:
-                began_s, written = time.perf_counter(), 0
-                while written < pass_bytes and time.perf_counter() - began_s < limit_s:
-                    written += file.write(block)
-                    os.fsync(file.fileno())
-                rates.append(written / max(time.perf_counter() - began_s, 1e-6))
+        with _there(path):
+            for _ in range(passes):
+                with tempfile.TemporaryFile(dir=path, buffering=0) as file:
+                    began_s, written = time.perf_counter(), 0
+                    while written < pass_bytes and time.perf_counter() - began_s < limit_s:
+                        written += file.write(block)
+                        os.fsync(file.fileno())
+                    rates.append(written / max(time.perf_counter() - began_s, 1e-6))
     except OSError:
         return ()
-    finally:
-        _remove(made)
     return tuple(rates)
 
 
@@ -247,10 +243,18 @@ def _cache_folder() -> Path:
     return user_cache_folder()
 
 
-def _remove(folders: list[Path]) -> None:
-    """Remove the folders that were made for a look, the deepest first."""
-    for folder in folders:
+@contextmanager
+def _there(path: Path) -> Iterator[None]:
+    """Have a folder for as long as it is looked at; what was made for that is removed again.
+
+    One check at a time: another's must not go while it is written to.
+    """
+    with _MAKING:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
-            folder.rmdir()
-        except OSError:
-            return
+            path.mkdir(parents=True, exist_ok=True)
+            yield
+        finally:
+            for folder in made:  # the deepest first
+                with suppress(OSError):
+                    folder.rmdir()
