@@ -7,10 +7,13 @@ is called. Exit codes: 0 well, 2 the user's input, 3 failure while running, 130 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import traceback
 from difflib import get_close_matches
@@ -24,8 +27,8 @@ from microdiffusion.errors import MddError
 from microdiffusion.words import harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import ModuleType
+    from collections.abc import Iterator, Sequence
+    from types import FrameType, ModuleType
 
 # Each text has 25 characters at most: `mdd --help` shows two columns of them.
 GROUPS: dict[str, dict[str, str]] = {
@@ -113,6 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `mdd` with `argv` (None: the process's own arguments) and return its exit code."""
     _never_fail_to_print()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with _interrupts_noted() as interrupts:
+        return _judged(arguments, interrupts)
+
+
+def _judged(arguments: list[str], interrupts: list[int]) -> int:
+    """Run a command and return the exit code; an error is one sentence."""
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
@@ -120,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        if _came_of_an_interrupt(error):
+        if interrupts:
             return _interrupted()
         if isinstance(error, MddError):
             complain(f"mdd: {error}")
@@ -140,16 +149,24 @@ def _interrupted() -> int:
     return 130
 
 
-def _came_of_an_interrupt(error: BaseException) -> bool:
-    """Return whether Ctrl-C came first: compiled code makes another error of it, and so may a clean-up."""
-    seen: set[int] = set()
-    before: BaseException | None = error
-    while before is not None and id(before) not in seen:
-        if isinstance(before, KeyboardInterrupt):
-            return True
-        seen.add(id(before))
-        before = before.__cause__ or before.__context__
-    return False
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Give a list that grows with each Ctrl-C: compiled code may make any other error of it on its way up."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def say(text: str = "", *, styled: bool = False) -> None:

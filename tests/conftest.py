@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("mdd", deadline=None)
+settings.load_profile("mdd")
 
 
 @pytest.fixture(autouse=True)

@@ -263,7 +263,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(config=configs)
 def test_a_configuration_written_as_toml_is_read_back_the_same(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("roundtrip") / "my.toml"

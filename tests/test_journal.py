@@ -63,7 +63,7 @@ def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
     again.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_journal_that_was_cut_or_damaged_anywhere_gives_all_the_rest(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

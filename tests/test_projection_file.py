@@ -195,7 +195,7 @@ def test_missing_file_is_refused(path: Path) -> None:
         open_projections(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
     path = tmp_path_factory.mktemp("truncated") / "p.h5"

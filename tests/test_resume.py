@@ -363,7 +363,7 @@ _acts = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=_acts)
 def test_any_order_of_frames_volumes_kills_and_closes_leaves_a_sound_file(
     tmp_path: Path, acts: list[Act]

@@ -168,7 +168,7 @@ class BufferMachine(RuleBasedStateMachine):
 
 
 TestBufferMachine = BufferMachine.TestCase
-TestBufferMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBufferMachine.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_frames_go_out_in_order_and_repeats_come_first() -> None:

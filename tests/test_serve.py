@@ -389,7 +389,7 @@ def test_ctrl_c_leaves_no_half_reconstructed_file(weights: Path, tmp_path: Path)
     with Mdd("reconstruct", source, "--output", output, *engine(weights), folder=tmp_path) as mdd:
         mdd.wait_for(lambda: "volume 2 of 200" in mdd.out)
         mdd.send(signal.SIGINT)
-        assert mdd.finish() == 130
+        assert mdd.finish() == 130, mdd.err
         assert mdd.err == "mdd: interrupted\n"
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"projections.h5", "stdout.txt", "stderr.txt"}

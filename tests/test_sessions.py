@@ -123,7 +123,7 @@ def test_only_this_user_can_read_what_is_put_aside(
 
 
 @given(where=st.floats(0, 1), kind=st.sampled_from(["cut", "flip", "empty", "other"]), bit=st.integers(0, 7))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_checkpoint_is_as_good_as_none_or_as_it_was(
     where: float, kind: str, bit: int, saved: tuple[Path, EngineConfig, Sweep]
 ) -> None:
@@ -348,6 +348,8 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_what_is_said_of_the_memory_is_true(tmp_path: Path) -> None:
     script = tmp_path / "child.py"

@@ -154,7 +154,7 @@ def test_a_snapshot_survives_json_and_unknown_fields(board):
     assert StatusSnapshot.model_validate_json(text[:-1] + ', "of_a_newer_daemon": 1}') == snapshot
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     shape=st.tuples(st.integers(1, 60), st.integers(1, 200), st.integers(1, 200)),
     voxel=st.tuples(*[st.sampled_from([0.1, 0.5, 1.0, 2.0, 7.0])] * 3),
