@@ -51,7 +51,7 @@ def test_writing_keeps_up_with_plain_writes(tmp_path: Path) -> None:
     size = bytes_of_volume(tmp_path, shape, {})
     assert 1.1 < size / (2 * np.prod(shape)) < 1.5
     raw, ours = timed_writes(tmp_path, shape, 24, {})
-    assert np.median(np.divide(raw, ours)) > 0.0005  # others may use the machine, a thread waits for its turn
+    assert min(raw) / min(ours) > 0.05  # the quickest of each: others may use the machine
 
 
 @pytest.mark.timeout(300)
