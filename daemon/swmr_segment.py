@@ -72,6 +72,7 @@ class SwmrSegment:
         self._places: dict[str, list[int]] = {}
         self._cuts: dict[str, Cut] = {}
         self._unsettled = False  # HDF5 holds back where an image lies
+        self._forced = False  # nothing yet has to outlast a power cut
         self._set_layout(plan)
 
     def _set_layout(self, plan: RunPlan) -> None:
@@ -114,6 +115,7 @@ class SwmrSegment:
                 "go on with it with the mdd that began it."
             )
         segment._reader = part
+        segment._forced = True  # for all that is known
         return segment
 
     @classmethod
@@ -229,6 +231,7 @@ class SwmrSegment:
                 self._writable()
                 self._settle()
             descriptor = self._descriptor
+            self._forced = True
         with self._failing():
             force(descriptor)
 
@@ -310,14 +313,16 @@ class SwmrSegment:
             rest = [one for one in timed if one.path != "mdd/status"]
             # Status is never the longer: its length is what readers take for the file's. HDF5 writes what a
             # flush finds in the order of its own tables, and the disk what it has in its own order, so each
-            # of the two is flushed and forced by itself.
+            # of the two is flushed by itself, and forced where anything before was: else a slow disk would
+            # hold up the run for a promise that nobody asked for.
             longer = time_points > self.layout.plan.time_points
             for some in (rest, status) if longer else (status, rest):
                 for one in some:
                     dataset = self._images.get(one.path) or file[one.path].id
                     dataset.set_extent((time_points, *one.shape[1:]))
                 file.flush()
-                force(self._descriptor)
+                if self._forced:
+                    force(self._descriptor)
             self._places.clear()
             self._set_layout(replace(self.layout.plan, time_points=time_points))
 
