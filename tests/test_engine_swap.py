@@ -372,7 +372,7 @@ def converse(
         told.opened.append(config)
         return Engine(torch.device("cuda"), f"{serves if config.runtime != 'torch' else 'torch'} cuda", "")
 
-    monkeypatch.setattr(engine_child.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(engine_child, "leave_stops_to_parent", lambda: None)
     monkeypatch.setattr(engine_child.os, "_exit", end)
     made = SimpleNamespace(reconstruct=reconstruct, use=lambda _: None, configure=told.opened.append)
     monkeypatch.setattr(reconstructor, "Reconstructor", lambda *_, **__: made)
