@@ -595,7 +595,7 @@ def test_the_hook_never_raises_and_keeps_the_reason(
 ) -> None:
     assert hook[0].take(image, metadata) is None
     assert hook[0].progress.is_set()
-    with pytest.raises(AcquisitionError, match=f"1 of 1 frame .*{reason}"):
+    with pytest.raises(AcquisitionError, match=f"1 of 1 frames .*{reason}"):
         hook[0].raise_if_failed()
 
 
