@@ -24,6 +24,9 @@ from wire_mutations import Message, Mutator, valid_messages
 from microdiffusion import wire
 from microdiffusion.errors import WireError
 
+_PATIENCE_MS = 250
+"""How long whoever reads its answers waits for the next: the daemon has other things to do, too."""
+
 
 def send_hostile(address: str, count: int, seed: int, *, rate_hz: float | None = None) -> Counter[str]:
     """Send spoilt messages over ever new connections, and return the refusals that came back, by reason.
@@ -55,7 +58,7 @@ def send_hostile(address: str, count: int, seed: int, *, rate_hz: float | None =
                     time.sleep(max(0.0, begin_s + sent / rate_hz - time.monotonic()))
                 while reads and dealer.poll(0):
                     refused[_answer(dealer)] += 1
-            while reads and dealer.poll(20):
+            while reads and dealer.poll(_PATIENCE_MS):
                 refused[_answer(dealer)] += 1
             dealer.close()
             _speak_no_zeromq(address, dice)
