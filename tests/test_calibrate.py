@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -121,6 +122,15 @@ def test_the_interval_is_about_as_wide_as_results_scatter():
     scatter = np.std([result.length_um for result in results])
     widths = [result.length_interval[1] - result.length_interval[0] for result in results]
     assert 0.2 * scatter < np.median(widths) < 30 * scatter
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stack_of_five_images_is_measured_badly_or_refused_and_no_more(seed):
+    scene = BeadScene(beads=3, size=(64, 64), length_um=14, step_um=10, range_um=40, beyond=-0.2, seed=seed)
+    pixels, z_um, _ = bead_stack(scene)
+    with contextlib.suppress(InputFileError):
+        result = measure_beam(ZStack(pixels.astype(np.float32), z_um, None, "short.tif"))
+        assert any("known to ±" in warning for warning in result.warnings), result.warnings
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,6 @@ class Aligned:
     ----------
     curve : Curve
         Against depth minus stage position.
-    depth_um, amplitude : (N,) float64
-        Of the beads that were used.
     used : (N_all,) bool
         Which of the traces.
     residual : float
@@ -40,8 +38,6 @@ class Aligned:
     """
 
     curve: Curve
-    depth_um: NDArray[np.float64]
-    amplitude: NDArray[np.float64]
     used: NDArray[np.bool_]
     residual: float
     partial: int
@@ -108,8 +104,6 @@ def align(
         curve = Curve(curve.u_um * stretch, curve.value)
     return Aligned(
         curve,
-        depth[used],
-        amplitude[used],
         used,
         float(np.median(left[used])),
         int(np.count_nonzero(share[used] < 0.98)),

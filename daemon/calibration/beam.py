@@ -134,6 +134,10 @@ def measure_beam(stack: ZStack, specimen: Specimen = "beads") -> BeamResult:
         left = "" if specimen == "layer" else ", and were left out"
         warnings.append(f"{what} saturated{left}: lower the laser power or the exposure")
     spread = spread_of(aligned, traces, noise, z_um)
+    if spread is None or not _stands_out(aligned.curve, spread):
+        raise InputFileError(
+            f"{stack.source}: too few images to say how far the profile can be trusted: take more."
+        )
     counts = (overlapping, saturated, hot)
     return _result(aligned, spread, z_um, specimen, found, counts, drift_px, tuple(warnings))
 
@@ -250,6 +254,13 @@ def _figures(
     return np.array([found.fwhm_um, found.equivalent_um, centroid - middle])
 
 
+def _stands_out(curve: Curve, spread: Spread) -> bool:
+    """Return whether a profile can be told from darkness round its middle."""
+    middle = len(curve.value) // 2
+    lit = _trimmed(curve, spread.half_width(lambda profile: profile)).value > 0
+    return bool(lit[middle - 1 : middle + 2].all())
+
+
 def _trimmed(curve: Curve, band: NDArray[np.float64]) -> Curve:
     """Return the profile without what cannot be told from darkness, beyond its lit part."""
     value = curve.value
@@ -268,9 +279,9 @@ def _trimmed(curve: Curve, band: NDArray[np.float64]) -> Curve:
 
 
 def _without_blips(lit: NDArray[np.bool_], middle: int, step: int, end: int) -> int:
-    """Return the farthest lit knot on one side that has two lit neighbours inwards."""
+    """Return the farthest lit knot on one side that has two lit neighbours inwards; at most to the middle."""
     place = end
-    while place != middle and not (lit[place] and lit[place - step] and lit[place - 2 * step]):
+    while step * (place - middle) > 0 and not (lit[place] and lit[place - step] and lit[place - 2 * step]):
         place -= step
     return place
 

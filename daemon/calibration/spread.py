@@ -30,7 +30,7 @@ class Spread:
     Attributes
     ----------
     without_beads, without_images : (G, K) float64
-        Fewer than two say nothing.
+        Fewer than two say nothing, and one of them has two at least.
     """
 
     without_beads: NDArray[np.float64]
@@ -54,14 +54,15 @@ class Spread:
 
 def spread_of(
     aligned: Aligned, traces: NDArray[np.float64], noise: NDArray[np.float64], z_um: NDArray[np.float64]
-) -> Spread:
-    """Return how the profile of these traces (N, Z) changes where parts of them are left out."""
+) -> Spread | None:
+    """Return how the profile of these traces (N, Z) changes without parts; None: it needs them all."""
     traces, noise = traces[aligned.used], noise[aligned.used]
     beads, images = np.arange(len(traces)), np.arange(len(z_um))
-    return Spread(
+    without = (
         _without(aligned, beads, lambda kept: align(traces[kept], noise[kept], z_um)),
         _without(aligned, images, lambda kept: align(traces[:, kept], noise, z_um[kept])),
     )
+    return Spread(*without) if max(map(len, without)) > 1 else None
 
 
 def _without(
