@@ -172,9 +172,16 @@ class Daemon:
                     return
                 self._service.alive(log_line(snapshot))
 
+            troubles: set[str] = set()
+
             def show_if_possible() -> None:
-                with contextlib.suppress(Exception):  # it must not keep a file from being closed
+                try:
                     show()
+                except Exception as error:  # it must not keep a file from being closed
+                    trouble = f"the status cannot be told: {type(error).__name__}: {error}"
+                    if trouble not in troubles:  # each once: this is tried again and again
+                        troubles.add(trouble)
+                        self.board.note(trouble, "error")
 
             self._show = show_if_possible
             try:

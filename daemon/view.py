@@ -34,6 +34,7 @@ from microdiffusion.daemon.status_text import (
     stages,
     state_of,
 )
+from microdiffusion.words import counted
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.preview import Preview
@@ -126,7 +127,7 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
         left += [Segment(f" (1 of {len(snapshot.runs)} runs)", DIM)]
     left += [Segment("  "), *_progress(snapshot)]
     engine = snapshot.engine
-    steps = f" {engine.steps} step{'' if engine.steps == 1 else 's'}" if engine.method == "mdd" else ""
+    steps = f" {counted(engine.steps, 'step')}" if engine.method == "mdd" else ""
     device = engine.building or engine.device
     since = [Segment(f"{duration(snapshot.elapsed_s)} ")]
     what = [Segment(f"{engine.method}{steps}  {device}  ", DIM)] if engine.method else []

@@ -281,16 +281,9 @@ class Stage:
     def child(self, mdd: Mdd, library: str, timeout_s: float = 60.0) -> psutil.Process:
         """Return the process below `mdd` that has a library in its memory."""
         found: list[psutil.Process] = []
-
-        def look() -> bool:
-            mdd.look()
-            for process in mdd.family:
-                with contextlib.suppress(psutil.Error, OSError):
-                    if any(library in area.path for area in process.memory_maps()):
-                        found.append(process)
-            return bool(found)
-
-        self.until(look, f"a process with {library}", timeout_s)
+        self.until(
+            lambda: found.extend(mdd.below(library)) or bool(found), f"a process with {library}", timeout_s
+        )
         return found[0]
 
     # Waiting --------------------------------------------------------------------------------------

@@ -90,19 +90,20 @@ class Mdd:
             assert time.monotonic() < deadline_s, f"it did not come about: {self.err}"
             time.sleep(0.02)
 
-    def engine(self, timeout_s: float = 120.0) -> psutil.Process:
+    def below(self, library: str) -> list[psutil.Process]:
+        """Return the processes below that have a library in their memory."""
+        self.look()
+        found = []
+        for process in self.family:
+            with contextlib.suppress(psutil.Error, OSError):  # one that has gone since
+                if any(library in area.path for area in process.memory_maps()):
+                    found.append(process)
+        return found
+
+    def engine(self) -> psutil.Process:
         """Wait for the engine's process, the one that loads torch, some time after the start."""
         found: list[psutil.Process] = []
-
-        def look() -> bool:
-            self.look()
-            for process in self.family:
-                with contextlib.suppress(psutil.Error, OSError):  # one that has gone since
-                    if any("libtorch_cpu" in area.path for area in process.memory_maps()):
-                        found.append(process)
-            return bool(found)
-
-        self.wait_for(look, timeout_s)
+        self.wait_for(lambda: found.extend(self.below("libtorch")) or bool(found))
         return found[0]
 
     def send(self, number: int, *, group: bool = False) -> None:

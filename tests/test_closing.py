@@ -46,6 +46,8 @@ def test_a_status_that_cannot_be_told_costs_the_order_of_no_close(
     with pytest.raises(RuntimeError, match="no status today"):
         daemon.serve(dashboard=False)
     assert len(broken) == 1 or again
+    told = [note.text for note in daemon.board.snapshot().notes if "status cannot be told" in note.text]
+    assert len(told) == again, "hidden from nobody, and said once"
     (path,) = (tmp_path / "runs").glob("*.h5")
     with open_run(path) as run:
         assert run.closed
