@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from microdiffusion.reader import Run, open_run
+    from microdiffusion.runfile import Run, open_run
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "open_run"]
@@ -19,9 +19,9 @@ _LAZY = frozenset({"Run", "open_run"})
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        from microdiffusion import reader
+        from microdiffusion import runfile
 
-        return getattr(reader, name)
+        return getattr(runfile, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 
 @dataclass(frozen=True, slots=True)

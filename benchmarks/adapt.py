@@ -22,16 +22,16 @@ import h5py
 import numpy as np
 from measuring import ROOT, machine, operator_of, scores_of
 
-from microdiffusion.config import EngineConfig
-from microdiffusion.engines.denoiser import load_denoiser, save_denoiser
-from microdiffusion.engines.engine import open_engine, shipped_weights
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.diffusion.denoiser import load_denoiser, save_denoiser
+from microdiffusion.engines.pipeline.engine import open_engine, shipped_weights
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.training.adapt import AdaptPlan, adapt
-from microdiffusion.engines.training.session import Session, read_session
+from microdiffusion.engines.training.adapt_data import Session, read_session
 from microdiffusion.engines.training.validation import protocol_crop
+from microdiffusion.files.projections import write_projections
 from microdiffusion.metrics import seen_slices
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
-from microdiffusion.projection_file import write_projections
 
 VOLUMES = ("axons_trailmap_b", "axon_olfactory_pn", "pollen_confocal", "vessels_octa")
 LENGTH = STEP = 6.0

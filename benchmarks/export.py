@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from measuring import ROOT, machine
 
-from microdiffusion.config import RecorderConfig
-from microdiffusion.daemon.recorder import Recorder
-from microdiffusion.run_file import Status
-from microdiffusion.run_header import RunHeader
-from microdiffusion.sweep import Reconstruction
+from microdiffusion.config.models import RecorderConfig
+from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.frames import Reconstruction
+from microdiffusion.header import RunHeader
+from microdiffusion.runfile.layout import Status
 
 RESULT = ROOT / "benchmarks" / "results" / "export.json"
 KINDS = ("ome-zarr", "ome-tiff", "bdv", "nrrd", "snapshot")

@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from fault_scenarios import KINDS, SWEEPS, Outcome, play
-from fault_stage import make_source
-from fault_times import measure_times
 from measuring import machine
+from support.fault_scenarios import KINDS, SWEEPS, Outcome, play
+from support.fault_stage import make_source
+from support.fault_times import measure_times
 
 AGAIN = "python benchmarks/faults.py"
 

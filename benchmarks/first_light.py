@@ -27,15 +27,15 @@ import torch
 from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
 
 import microdiffusion
-from microdiffusion.config import Config, EngineConfig
-from microdiffusion.drivers.specimen import Specimen
-from microdiffusion.engines.inr import SessionInr, default_bandwidth
-from microdiffusion.engines.noise import noise_variance
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.config.models import Config, EngineConfig
+from microdiffusion.drivers.specimen.specimen import Specimen
+from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
+from microdiffusion.engines.projections.noise import noise_variance
 from microdiffusion.engines.training.validation import protocol_crop
+from microdiffusion.files.projections import open_projections
+from microdiffusion.frames import Sweep
 from microdiffusion.metrics import seen_slices
-from microdiffusion.projection_file import open_projections
-from microdiffusion.sweep import Sweep
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -23,12 +23,12 @@ import torch
 from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
 from variants import LENGTH, sweep_of
 
-from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.denoiser import DenoiserShape, load_denoiser
-from microdiffusion.engines.inr import SessionInr, default_bandwidth
-from microdiffusion.engines.linear import DataConsistency
+from microdiffusion.engines.diffusion.conditioning import SliceConditions
+from microdiffusion.engines.diffusion.denoiser import DenoiserShape, load_denoiser
+from microdiffusion.engines.diffusion.sampler import Denoise, SamplerSettings, Shown, bridge_noise, sample
+from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
+from microdiffusion.engines.projections.closed_form import DataConsistency
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown, bridge_noise, sample
 from microdiffusion.engines.training.degrade import FLOW_NOISE, Formulation
 from microdiffusion.engines.training.loop import TrainingPlan, train
 from microdiffusion.engines.training.validation import protocol_crop

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
 import psutil
-from fault_stage import make_source
-from file_mutations import malformed_files, open_all
-from hostile_peers import fuzz_socket
-from mdd_process import Mdd
 from measuring import machine
-from wire_mutations import Mutator, valid_messages
+from support.fault_stage import make_source
+from support.file_mutations import malformed_files, open_all
+from support.hostile_peers import fuzz_socket
+from support.mdd_process import Mdd
+from support.wire_mutations import Mutator, valid_messages
 
 from microdiffusion import wire
 from microdiffusion.errors import WireError

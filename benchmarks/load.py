@@ -11,7 +11,7 @@ the receiver is `Ingest` and `Assembler` as in the daemon, with nothing behind t
 
 Memory is the receiver's resident set, sampled each second; its slope is fitted from the first minute on (of
 a shorter run, from a third on). The latency of a frame is from `put` until ingest hands it on; a frame's age
-when it was acknowledged is not measured. The maximum rate, as a share of bare ZeroMQ, is `wire.py`'s, in
+when it was acknowledged is not measured. The maximum rate, as a share of bare ZeroMQ, is `codec.py`'s, in
 the same run. Results go to benchmarks/results/load.json, each variant's replacing its own.
 """
 
@@ -36,14 +36,14 @@ import numpy as np
 import psutil
 import wire as wire_benchmark
 
-from microdiffusion.config import RecorderConfig
-from microdiffusion.daemon.assembler import Assembler, LostSweep
-from microdiffusion.daemon.ingest import Ingest, PlainSink
-from microdiffusion.daemon.recorder import Recorder
-from microdiffusion.keys import ServerKeys
-from microdiffusion.run_header import RunHeader
-from microdiffusion.sender import Sender
-from microdiffusion.sweep import Frame, FrameInfo, Sweep
+from microdiffusion.config.models import RecorderConfig
+from microdiffusion.daemon.ingest.receiver import Ingest, PlainSink
+from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.runs.assembler import Assembler, LostSweep
+from microdiffusion.frames import Frame, FrameInfo, Sweep
+from microdiffusion.header import RunHeader
+from microdiffusion.sender.sender import Sender
+from microdiffusion.wire.security import ServerKeys
 
 RESULTS = Path(__file__).resolve().parent / "results" / "load.json"
 FRAMES_PER_SWEEP = 40

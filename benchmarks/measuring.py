@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from microdiffusion.daemon.about import about as machine
+from microdiffusion.daemon.system import about as machine
 from microdiffusion.metrics import axial_sharpness, foreground_psnr, psnr_per_slice, ssim_per_slice
 from microdiffusion.optics import projection_operator
 

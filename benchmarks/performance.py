@@ -25,7 +25,7 @@ import torch
 from measuring import ROOT, machine
 from performance_figure import draw
 
-from microdiffusion.config_load import load_config
+from microdiffusion.config.load import load_config
 from microdiffusion.daemon.bench.growth import all_growth
 from microdiffusion.daemon.bench.measure import Bench
 from microdiffusion.daemon.bench.network import Asked, EagerRuntime
@@ -33,11 +33,11 @@ from microdiffusion.daemon.bench.scene import Scene, make_scene
 from microdiffusion.daemon.bench.settings import CPU_SIZES, CUDA_SIZES, BenchSettings, size_name
 from microdiffusion.daemon.bench.timing import take_turns
 from microdiffusion.daemon.bench.turn import Turn
-from microdiffusion.engines.denoiser import SlabDenoiser, load_denoiser
-from microdiffusion.engines.engine import weights_path
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.diffusion.denoiser import SlabDenoiser, load_denoiser
+from microdiffusion.engines.diffusion.runtime import Runtime
+from microdiffusion.engines.pipeline.engine import weights_path
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.runtimes.openvino_runtime import OpenVINORuntime, find_openvino
-from microdiffusion.engines.runtimes.runtime import Runtime
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import DependencyError
 

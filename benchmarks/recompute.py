@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
 import psutil
-from mdd_process import Mdd, free_port
 from measuring import ROOT, machine
+from support.mdd_process import Mdd, free_port
 
 from microdiffusion import open_run
-from microdiffusion.daemon.recompute import recompute
+from microdiffusion.daemon.offline.recompute import recompute
 
 RUNS: dict[str, tuple[dict[str, Any], bool]] = {
     "demo": ({"acquisition.sweep_interval_s": 1.0}, False),

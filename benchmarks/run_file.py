@@ -28,10 +28,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
-from file_mutations import Findings, malformed_files, open_all
 from measuring import machine
-from power_cuts import power_cut_trials
-from run_file_trials import (
+from support.file_mutations import Findings, malformed_files, open_all
+from support.power_cuts import power_cut_trials
+from support.run_file_trials import (
     base_of,
     bytes_of_volume,
     demo_waits,

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
 import psutil
-from fault_stage import first_files
-from mdd_process import Mdd, free_port
 from measuring import machine
+from support.fault_stage import first_files
+from support.mdd_process import Mdd, free_port
 
 from microdiffusion import open_run
 

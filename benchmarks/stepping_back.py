@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from measuring import ROOT, machine, operator_of
 
-from microdiffusion.config import EngineConfig
-from microdiffusion.engines.engine import Engine, open_engine
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.pipeline.engine import Engine, open_engine
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.training.validation import protocol_crop
+from microdiffusion.frames import Sweep
+from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
 from microdiffusion.optics import sweep_positions
-from microdiffusion.run_header import CameraNoise, RunHeader
-from microdiffusion.sweep import Sweep
 
 sys.path.insert(0, str(ROOT / "tests"))
-from strange_specimens import STRANGE
+from support.strange_specimens import STRANGE
 
 LENGTH = 6.0
 TWINS = ("cells_bigstream_low", "zebrafish_brain_1_pre", "zebrafish_brain_3_pre")  # of other volumes

@@ -23,11 +23,11 @@ import torch
 from measuring import HELD_OUT, ROOT, machine
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdiffusion.config import EngineConfig
-from microdiffusion.engines.denoiser import CONDITIONS, SLICES, WINDOW, load_denoiser
-from microdiffusion.engines.engine import open_engine
+from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.diffusion.denoiser import CONDITIONS, SLICES, WINDOW, load_denoiser
 from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.pipeline.engine import open_engine
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 
 EVALUATIONS = (1, 2, 4, 8)
 WINDOWS, EDGE = 64 // SLICES, 128

@@ -26,13 +26,13 @@ import torch
 from measuring import ROOT, machine
 from scipy.stats import spearmanr
 
-from microdiffusion.config import EngineConfig
-from microdiffusion.config_load import load_config
+from microdiffusion.config.load import load_config
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.daemon.bench.scene import make_scene
-from microdiffusion.engines import uncertainty as measured
-from microdiffusion.engines.engine import Engine, open_engine
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, read_truth
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.pipeline.engine import Engine, open_engine
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
+from microdiffusion.engines.trust import uncertainty as measured
 
 CROP = (54, 64, 64)
 STEPS = (6.0, 8.0)

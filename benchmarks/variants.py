@@ -19,14 +19,14 @@ import h5py
 import numpy as np
 from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
 
-from microdiffusion.config import EngineConfig
-from microdiffusion.engines.engine import open_engine
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.pipeline.engine import open_engine
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.training.validation import protocol_crop
+from microdiffusion.frames import Sweep
+from microdiffusion.header import RunHeader
 from microdiffusion.metrics import seen_slices
 from microdiffusion.optics import sweep_positions
-from microdiffusion.run_header import RunHeader
-from microdiffusion.sweep import Sweep
 
 LENGTH = STEP = 6.0
 PLAIN = {"fall_back": False, "interpolation": 0.0}

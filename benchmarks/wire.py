@@ -27,11 +27,11 @@ import numpy as np
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest import Ingest, PlainSink
-from microdiffusion.keys import ClientKeys, ServerKeys
-from microdiffusion.run_header import RunHeader
-from microdiffusion.sender import Sender
-from microdiffusion.sweep import Frame, FrameInfo
+from microdiffusion.daemon.ingest.receiver import Ingest, PlainSink
+from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.header import RunHeader
+from microdiffusion.sender.sender import Sender
+from microdiffusion.wire.security import ClientKeys, ServerKeys
 
 SHAPE = (512, 512)
 FRAME_MB = SHAPE[0] * SHAPE[1] * 2 / 1e6

@@ -18,11 +18,10 @@ import zmq
 
 from microdiffusion import wire
 from microdiffusion.errors import AddressError, MddError, UserError, WireError
-from microdiffusion.keys import secure_client, secure_server, when_elsewhere
+from microdiffusion.wire import secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
-    from microdiffusion.keys import ClientKeys, Gate, ServerKeys
-    from microdiffusion.messages import Value
+    from microdiffusion.wire import ClientKeys, Gate, ServerKeys, Value
 
 COMMANDS = {
     "status": "say what the daemon is doing",

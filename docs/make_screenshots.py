@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI, TerminalTheme
 
-from microdiffusion.daemon.display.choices import Choices
-from microdiffusion.daemon.snapshot import Alarm, StatusSnapshot
-from microdiffusion.daemon.status import subscribe
-from microdiffusion.daemon.view import screen
+from microdiffusion.daemon.dashboard.panels import screen
+from microdiffusion.daemon.dashboard.state import Choices
+from microdiffusion.daemon.status.board import subscribe
+from microdiffusion.daemon.status.models import Alarm, StatusSnapshot
 
 IMAGES = Path(__file__).parent / "images"
 VOLUMES = 14

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.calibration_file import read_beam
+from microdiffusion.config import read_beam
 from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.frames import FrameInfo
 from microdiffusion.optics import AxialProfile, sweep_positions
-from microdiffusion.sweep import FrameInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

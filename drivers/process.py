@@ -15,28 +15,26 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion import errors
 from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.processes import keyboard_ignored, leave_stops_to_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from pathlib import Path
 
     from microdiffusion.config import Config
     from microdiffusion.drivers.plan import ResumeFrom
-    from microdiffusion.keys import ClientKeys
     from microdiffusion.sender import SenderStats
+    from microdiffusion.wire import ClientKeys
 
 ORPHAN_S = 18.0
 """How long a child without a parent may take to end in an orderly way: the end of an acquisition that is
@@ -218,31 +216,6 @@ def _rebuilt(name: str, text: str) -> MddError:
     return error
 
 
-def leave_stops_to_parent() -> None:
-    """Ignore what asks a whole group of processes to stop: who started this one decides when."""
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-@contextmanager
-def keyboard_ignored() -> Iterator[None]:
-    """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so).
-
-    Nor is what else a terminal or a service manager sends to the whole group. Blocked, not ignored: what
-    comes meanwhile reaches this process afterwards. On any thread.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # started within, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 # In the child -------------------------------------------------------------------------------------
 
 
@@ -277,7 +250,8 @@ def _run(
 
     code = 0
     try:
-        from microdiffusion.drivers.link import FINISH_S, acquire, load_driver
+        from microdiffusion.drivers.acquire import acquire, load_driver
+        from microdiffusion.drivers.sending import FINISH_S
 
         load_driver(config)
         stats = None

@@ -23,13 +23,11 @@ from microdiffusion.config import SweepConfig
 from microdiffusion.drivers.plan import load_profile
 from microdiffusion.drivers.simulate import plan_positions, project_volume
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError
-from microdiffusion.faults import Faults
-from microdiffusion.keys import ClientKeys
-from microdiffusion.projection_file import ProjectionFile, open_projections
-from microdiffusion.run_header import RunHeader
-from microdiffusion.sender import Sender, SenderStats
-from microdiffusion.sweep import FrameInfo
-from microdiffusion.volume_file import VolumeFile, open_volume
+from microdiffusion.files import ProjectionFile, VolumeFile, open_projections, open_volume
+from microdiffusion.frames import FrameInfo
+from microdiffusion.header import RunHeader
+from microdiffusion.sender import Faults, Sender, SenderStats
+from microdiffusion.wire import ClientKeys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microdiffusion.errors import ConfigError, InputFileError
+from microdiffusion.files import VolumeFile, open_volume, write_projections
+from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
-from microdiffusion.projection_file import write_projections
-from microdiffusion.run_header import CameraNoise
-from microdiffusion.volume_file import VolumeFile, open_volume
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from microdiffusion.config import EngineConfig
-    from microdiffusion.run_header import RunHeader
+    from microdiffusion.header import RunHeader
 
 # Float32 volumes: state, priors to choose from, prediction, candidates, answer, and what the heap keeps of
 # earlier ones, since freed memory stays with the process (`heap.py`).

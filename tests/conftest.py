@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return weights of a small network that changes what it is given a little, at random."""
     import torch
 
-    from microdiffusion.engines.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
+    from microdiffusion.engines.diffusion.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
 
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     with torch.random.fork_rng(devices=[]):

@@ -12,11 +12,22 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from microdiffusion.export.common import Exported, Progress
-from microdiffusion.export.picture import Gap, Scope, open_pictures
-from microdiffusion.export.staging import refuse_existing
+from microdiffusion.export.bdv_link import link_run, renew_link
+from microdiffusion.export.options import Exported, Progress
+from microdiffusion.export.source import Gap, Scope, open_pictures
+from microdiffusion.files import refuse_existing
 
-__all__ = ["FORMATS", "Exported", "Gap", "Progress", "Scope", "default_output", "export_run"]
+__all__ = [
+    "FORMATS",
+    "Exported",
+    "Gap",
+    "Progress",
+    "Scope",
+    "default_output",
+    "export_run",
+    "link_run",
+    "renew_link",
+]
 
 FORMATS = {"ome-zarr": "ome_zarr", "ome-tiff": "ome_tiff", "bdv": "bdv", "nrrd": "nrrd"}
 """The formats, and the module of each."""

@@ -19,13 +19,13 @@ import h5py
 import numpy as np
 
 from microdiffusion.export.bdv_xml import Setup, spim_data
-from microdiffusion.export.common import Exported, Progress, about, as_text, channel_name, volumes_and_gaps
-from microdiffusion.export.staging import refuse_existing, staged
+from microdiffusion.export.options import Exported, Progress, about, as_text, channel_name, volumes_and_gaps
+from microdiffusion.files import refuse_existing, staged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.export.picture import Picture
+    from microdiffusion.export.source import Picture
 
 NAME = "bdv"
 _CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer asks for at a time

@@ -24,12 +24,18 @@ import numpy as np
 from microdiffusion.errors import DiskError, InputFileError
 from microdiffusion.export.bdv import NAME, chunk_of, default_output, paths_of
 from microdiffusion.export.bdv_xml import Setup, spim_data
-from microdiffusion.export.common import Exported
-from microdiffusion.export.staging import refuse_existing, staged
-from microdiffusion.pyramid import Factors, level_shape
-from microdiffusion.reader import Run, open_run
-from microdiffusion.run_file import Status, position_prefix, segment_path
-from microdiffusion.swmr_file import open_hdf5
+from microdiffusion.export.options import Exported
+from microdiffusion.files import refuse_existing, staged
+from microdiffusion.runfile import (
+    Factors,
+    Run,
+    Status,
+    level_shape,
+    open_hdf5,
+    open_run,
+    position_prefix,
+    segment_path,
+)
 
 MARK = "mdd_link"
 """Attribute of the HDF5 file: the number of the run that it is a link onto."""

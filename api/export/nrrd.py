@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.export.common import Exported, Progress, about, needs, volumes_and_gaps
-from microdiffusion.export.staging import staged
+from microdiffusion.export.options import Exported, Progress, about, needs, volumes_and_gaps
+from microdiffusion.files import staged
 
 if TYPE_CHECKING:
-    from microdiffusion.export.picture import Picture
+    from microdiffusion.export.source import Picture
 
 NAME = "nrrd"
 

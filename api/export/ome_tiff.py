@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microdiffusion.errors import InputFileError
-from microdiffusion.export.common import (
+from microdiffusion.export.options import (
     Exported,
     Progress,
     about,
@@ -24,13 +24,13 @@ from microdiffusion.export.common import (
     needs,
     volumes_and_gaps,
 )
-from microdiffusion.export.staging import staged
-from microdiffusion.words import counted
+from microdiffusion.files import staged
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.export.picture import Picture
+    from microdiffusion.export.source import Picture
 
 NAME = "ome-tiff"
 NAMESPACE = "microdiffusion-daemon/export"

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.export.common import Exported, Progress, about, channel_name, needs, volumes_and_gaps
-from microdiffusion.export.staging import staged
+from microdiffusion.export.options import Exported, Progress, about, channel_name, needs, volumes_and_gaps
+from microdiffusion.files import staged
 
 if TYPE_CHECKING:
-    from microdiffusion.export.picture import Picture
+    from microdiffusion.export.source import Picture
 
 NAME = "ome-zarr"
 VERSION = "0.4"

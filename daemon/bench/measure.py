@@ -23,16 +23,15 @@ from microdiffusion.daemon.bench.settings import size_name
 from microdiffusion.daemon.bench.timing import PeakMemory, take_turns
 from microdiffusion.daemon.bench.turn import QUIET, Turn
 from microdiffusion.daemon.bench.volumes import summary, whole_way
-from microdiffusion.engines.denoiser import load_denoiser
-from microdiffusion.engines.engine import Engine, open_engine, weights_path
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.diffusion import load_denoiser
+from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, weights_path
 from microdiffusion.errors import EngineError
 from microdiffusion.optics import projection_operator
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
     from microdiffusion.daemon.bench.settings import BenchSettings, Size
-    from microdiffusion.engines.runtimes.runtime import Runtime
+    from microdiffusion.engines.diffusion import Runtime
 
 _CUDA_REFERENCE = 2e14  # operations: what takes seconds there
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdiffusion.engines.denoiser import SlabDenoiser
+from microdiffusion.engines.diffusion import SlabDenoiser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from microdiffusion.engines.runtimes.runtime import Runtime
+    from microdiffusion.engines.diffusion import Runtime
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 

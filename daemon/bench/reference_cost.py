@@ -20,11 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from microdiffusion.config import ReferenceConfig
 from microdiffusion.daemon.bench.timing import seconds_of, synchronise
-from microdiffusion.engines.reference import ddpm
-from microdiffusion.engines.reference.condition import POSITION, PROJECTION
-from microdiffusion.engines.reference.method import SMALLEST, ReferenceMethod
-from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
-from microdiffusion.engines.reference.unet import MULTIPLE, UNet
+from microdiffusion.engines.reference import (
+    MULTIPLE,
+    POSITION,
+    PROJECTION,
+    SMALLEST,
+    FieldPlan,
+    FourierMlp,
+    ReferenceMethod,
+    UNet,
+    ddpm,
+    fit_field,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microdiffusion.daemon.assembler import Assembler
+from microdiffusion.daemon.runs import Assembler
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.specimen import Specimen
 from microdiffusion.errors import RunError
-from microdiffusion.run_header import RunHeader
-from microdiffusion.sweep import Frame, Sweep
+from microdiffusion.frames import Frame, Sweep
+from microdiffusion.header import RunHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.daemon.machine import resident_mb
+from microdiffusion.daemon.system import resident_mb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from microdiffusion.config import RecorderConfig
-    from microdiffusion.run_header import RunHeader
-    from microdiffusion.sweep import Frame, Reconstruction
+    from microdiffusion.frames import Frame, Reconstruction
+    from microdiffusion.header import RunHeader
 
 _PATIENCE_S = 60.0
 _BUFFER_BYTES = 1 << 28

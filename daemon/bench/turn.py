@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.bench.settings import WARM_UP
-from microdiffusion.engines.reconstructor import Reconstructor
+from microdiffusion.engines.pipeline import Reconstructor
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.bench.scene import Scene
-    from microdiffusion.engines.engine import Engine
+    from microdiffusion.engines.pipeline import Engine
 
 QUIET = (1, 2)
 """Of the sweeps that are made: both offsets, and nothing held out."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.daemon.assembler import Assembler
 from microdiffusion.daemon.bench.scene import assemble
 from microdiffusion.daemon.bench.settings import WARM_UP
 from microdiffusion.daemon.bench.transport import Disk, Wire
+from microdiffusion.daemon.runs import Assembler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from microdiffusion.config import RecorderConfig
     from microdiffusion.daemon.bench.scene import Scene
     from microdiffusion.daemon.bench.settings import BenchSettings
-    from microdiffusion.engines.reconstructor import Reconstructor
+    from microdiffusion.engines.pipeline import Reconstructor
 
 _MOST = 1000
 _FILE_VOLUMES = 16  # of a run file; the next one begins where there are more

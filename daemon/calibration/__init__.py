@@ -1,1 +1,22 @@
-"""Measuring the instrument: the beam's axial profile from a z-stack, the camera's noise from two series."""
+"""Measures the axial profile of the beam and the response of the camera."""
+
+from microdiffusion.daemon.calibration.beam import BeamResult, ZStack, measure_beam
+from microdiffusion.daemon.calibration.camera import CameraResult, measure_camera
+from microdiffusion.daemon.calibration.plot import beam_text, camera_text, check_plot, plot_beam, plot_camera
+from microdiffusion.daemon.calibration.stack import read_series, read_stack, write_stack
+
+__all__ = [
+    "BeamResult",
+    "CameraResult",
+    "ZStack",
+    "beam_text",
+    "camera_text",
+    "check_plot",
+    "measure_beam",
+    "measure_camera",
+    "plot_beam",
+    "plot_camera",
+    "read_series",
+    "read_stack",
+    "write_stack",
+]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microdiffusion.daemon.calibration.curve import Curve, crossing, lengths, maximum, smooth
+from microdiffusion.daemon.calibration.profile import Curve, crossing, lengths, maximum, smooth
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

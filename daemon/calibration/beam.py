@@ -15,10 +15,10 @@ import numpy as np
 
 from microdiffusion.daemon.calibration.align import Aligned, align, typical_step
 from microdiffusion.daemon.calibration.beads import find_traces, without_hot_pixels
-from microdiffusion.daemon.calibration.curve import Curve, lengths
+from microdiffusion.daemon.calibration.profile import Curve, lengths
 from microdiffusion.daemon.calibration.spread import Spread, spread_of
 from microdiffusion.errors import InputFileError
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

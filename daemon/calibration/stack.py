@@ -17,7 +17,7 @@ import numpy as np
 
 from microdiffusion.daemon.calibration.beam import ZStack
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.volume_file import open_volume
+from microdiffusion.files import open_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,1 +1,1 @@
-"""The subcommands of `mdd`, one module each: its docstring is the help; `add_arguments`, `run(args)`."""
+"""The subcommands of `mdd`, one module each: `add_arguments(parser)` and `run(arguments) -> exit code`."""

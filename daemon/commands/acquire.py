@@ -14,10 +14,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.commands import options
-from microdiffusion.daemon.stop_wish import StopWish
+from microdiffusion.daemon.cli import options
+from microdiffusion.daemon.signals import StopWish
 from microdiffusion.errors import AcquisitionError, ConfigError
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from microdiffusion.config import Config
     from microdiffusion.drivers.process import DriverProcess
-    from microdiffusion.keys import ClientKeys
     from microdiffusion.sender import SenderStats
+    from microdiffusion.wire import ClientKeys
 
 STATS_S = 10.0
 TICK_S = 0.1
@@ -63,9 +63,9 @@ def _acquire(args: Namespace, wish: StopWish) -> int:
             'There is nothing to acquire with acquisition.driver = "none": set it to "micromanager" or '
             '"watch", or give the microscope\'s configuration with --config.'
         )
-    from microdiffusion.drivers.link import require_port
     from microdiffusion.drivers.process import DriverProcess
-    from microdiffusion.keys import client_security
+    from microdiffusion.drivers.sending import require_port
+    from microdiffusion.wire import client_security
 
     require_port(address)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -91,7 +91,7 @@ def _acquire(args: Namespace, wish: StopWish) -> int:
 
 def _log_file() -> Path | None:
     """Return where the driver's process writes; None where that is not possible."""
-    from microdiffusion.folders import journal_folder
+    from microdiffusion.paths import journal_folder
 
     folder = journal_folder().parent
     try:
@@ -103,9 +103,9 @@ def _log_file() -> Path | None:
 
 def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None, wish: StopWish) -> None:
     """Deliver what interrupted acquisitions have left here, or say why that has to wait."""
-    from microdiffusion.delivery import deliveries
     from microdiffusion.errors import AddressError
-    from microdiffusion.folders import journal_folder
+    from microdiffusion.paths import journal_folder
+    from microdiffusion.sender import deliveries
 
     folder = config.wire.journal or journal_folder()
     try:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import MissingFileError
 
 if TYPE_CHECKING:
@@ -47,11 +46,9 @@ def run(args: Namespace) -> int:
     config = options.config_from(args).engine
     if not args.output.parent.is_dir():
         raise MissingFileError(f"There is no folder {args.output.parent} for the output: create it first.")
-    from microdiffusion.engines.denoiser import load_denoiser
-    from microdiffusion.engines.engine import shipped_weights
-    from microdiffusion.engines.training.adapt import AdaptPlan, adapt
-    from microdiffusion.engines.training.checkpoint import write_weights
-    from microdiffusion.engines.training.session import read_session
+    from microdiffusion.engines.diffusion import load_denoiser
+    from microdiffusion.engines.pipeline import shipped_weights
+    from microdiffusion.engines.training import AdaptPlan, adapt, read_session, write_weights
 
     session = read_session(args.file, most=args.sweeps)
     weights = config.weights or shipped_weights()

@@ -19,17 +19,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.bench.settings import CPU_SIZES, CUDA_SIZES, BenchSettings, size_name
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.bench import CPU_SIZES, CUDA_SIZES, BenchSettings, size_name
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import MissingFileError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Iterator
 
-    from microdiffusion.daemon.bench.measure import Bench
-    from microdiffusion.daemon.bench.settings import Size
+    from microdiffusion.daemon.bench import Bench, Size
 
 _LEAST = (12, 16, 16)  # two slabs of the demo, and the camera's smallest image
 _MOST_EVALUATIONS = 8
@@ -74,10 +72,8 @@ def run(args: Namespace) -> int:
         args,
         {"engine.device": None if args.device == "auto" else args.device, "engine.network": args.network},
     )
-    from microdiffusion.daemon.about import about
-    from microdiffusion.daemon.bench import report
-    from microdiffusion.daemon.bench.growth import all_growth
-    from microdiffusion.daemon.bench.measure import Bench
+    from microdiffusion.daemon.bench import Bench, all_growth, report
+    from microdiffusion.daemon.system import about
 
     settings = _settings(args)
     with _progress() as progress:

@@ -18,15 +18,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import complain, say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import complain, options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from microdiffusion.calibration_file import BeamFile, CameraFile
-    from microdiffusion.daemon.calibration.beam import BeamResult, ZStack
-    from microdiffusion.daemon.calibration.camera import CameraResult
+    from microdiffusion.config import BeamFile, CameraFile
+    from microdiffusion.daemon.calibration import BeamResult, CameraResult, ZStack
 
 STACK_MOST = 5000
 
@@ -70,22 +68,22 @@ def _add_output(parser: ArgumentParser, name: str) -> None:
 def run(args: Namespace) -> int:
     """Measure, say what came out, and write it."""
     if args.plot:
-        from microdiffusion.daemon.calibration.plot import check_plot
+        from microdiffusion.daemon.calibration import check_plot
 
         check_plot(args.plot)
     return _beam(args) if args.kind == "beam" else _camera(args)
 
 
 def _beam(args: Namespace) -> int:
-    from microdiffusion.calibration_file import write_calibration
-    from microdiffusion.daemon.calibration.beam import measure_beam
+    from microdiffusion.config import write_calibration
+    from microdiffusion.daemon.calibration import measure_beam
 
     stack = _acquired(args) if args.acquire else _read_stack(args)
     result = measure_beam(stack, "layer" if args.layer else "beads")
     _say_beam(result)
     write_calibration(args.output, _beam_file(result, stack.source))
     if args.plot:
-        from microdiffusion.daemon.calibration.plot import plot_beam
+        from microdiffusion.daemon.calibration import plot_beam
 
         plot_beam(result, args.plot, f"Axial profile, {Path(stack.source).name}")
     _say_written(args, "sweep")
@@ -93,7 +91,7 @@ def _beam(args: Namespace) -> int:
 
 
 def _read_stack(args: Namespace) -> ZStack:
-    from microdiffusion.daemon.calibration.stack import read_stack
+    from microdiffusion.daemon.calibration import read_stack
     from microdiffusion.errors import ConfigError
 
     if args.stack is None:
@@ -106,9 +104,8 @@ def _read_stack(args: Namespace) -> ZStack:
 def _acquired(args: Namespace) -> ZStack:
     import numpy as np
 
-    from microdiffusion.daemon.calibration.beam import ZStack
-    from microdiffusion.daemon.calibration.stack import write_stack
-    from microdiffusion.drivers.stack import take_stack
+    from microdiffusion.daemon.calibration import ZStack, write_stack
+    from microdiffusion.drivers.micromanager import take_stack
     from microdiffusion.errors import ConfigError
 
     if args.stack is not None:
@@ -137,16 +134,15 @@ def _acquired(args: Namespace) -> ZStack:
 
 
 def _camera(args: Namespace) -> int:
-    from microdiffusion.calibration_file import write_calibration
-    from microdiffusion.daemon.calibration.camera import measure_camera
-    from microdiffusion.daemon.calibration.stack import read_series
+    from microdiffusion.config import write_calibration
+    from microdiffusion.daemon.calibration import measure_camera, read_series
 
     names = (str(args.dark), str(args.flat))
     result = measure_camera(read_series(args.dark), read_series(args.flat), full=args.saturation, names=names)
     _say_camera(result)
     write_calibration(args.output, _camera_file(result, ", ".join(names)))
     if args.plot:
-        from microdiffusion.daemon.calibration.plot import plot_camera
+        from microdiffusion.daemon.calibration import plot_camera
 
         plot_camera(result, args.plot, f"Photon transfer, {args.flat.name}")
     _say_written(args, "camera")
@@ -154,7 +150,7 @@ def _camera(args: Namespace) -> int:
 
 
 def _say_beam(beam: BeamResult) -> None:
-    from microdiffusion.daemon.calibration.plot import beam_text
+    from microdiffusion.daemon.calibration import beam_text
 
     say(beam_text(beam, columns=_columns()))
     what = "tiles of the image" if beam.specimen == "layer" else f"of {beam.found} beads found"
@@ -173,7 +169,7 @@ def _say_beam(beam: BeamResult) -> None:
 
 
 def _say_camera(camera: CameraResult) -> None:
-    from microdiffusion.daemon.calibration.plot import camera_text
+    from microdiffusion.daemon.calibration import camera_text
 
     say(camera_text(camera, columns=_columns()))
     say(f"  offset      {camera.offset:.5g} counts {_between(camera.offset_interval)}")
@@ -203,7 +199,7 @@ def _columns() -> int:
 
 
 def _origin(source: str, warnings: tuple[str, ...]) -> dict[str, Any]:
-    from microdiffusion.daemon.provenance import provenance
+    from microdiffusion.daemon.engine import provenance
 
     now = time.time()
     known = provenance(None)
@@ -217,7 +213,7 @@ def _origin(source: str, warnings: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _beam_file(beam: BeamResult, source: str) -> BeamFile:
-    from microdiffusion.calibration_file import BeamFile
+    from microdiffusion.config import BeamFile
 
     return BeamFile(
         kind="beam",
@@ -248,7 +244,7 @@ def _beam_file(beam: BeamResult, source: str) -> BeamFile:
 
 
 def _camera_file(camera: CameraResult, source: str) -> CameraFile:
-    from microdiffusion.calibration_file import CameraFile
+    from microdiffusion.config import CameraFile
 
     return CameraFile(
         kind="camera",

@@ -14,10 +14,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from microdiffusion.config import EngineConfig
-    from microdiffusion.engines.runtimes.engine_cache import EngineCache
+    from microdiffusion.engines.runtimes import EngineCache
 
 _SAID = {"found": "was there", "built": "built", "healed": "healed"}
 
@@ -48,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Compile, check, list or clear."""
-    from microdiffusion.engines.runtimes.engine_cache import EngineCache
+    from microdiffusion.engines.runtimes import EngineCache
 
     cache = EngineCache()
     if args.list:
@@ -65,7 +64,7 @@ def run(args: Namespace) -> int:
             "engine.device": args.device,
         },
     ).engine
-    from microdiffusion.engines.engine import pick_device, shipped_weights, weights_path
+    from microdiffusion.engines.pipeline import pick_device, shipped_weights, weights_path
 
     device, _ = pick_device(config.device)
     every = args.network == "all"
@@ -81,7 +80,7 @@ def run(args: Namespace) -> int:
 
 def _ready(paths: list[Path], config: EngineConfig) -> int:
     """Say what serves on a CPU, where nothing is built ahead; opening it checks it."""
-    from microdiffusion.engines.engine import open_engine
+    from microdiffusion.engines.pipeline import open_engine
 
     for path in paths:
         started = time.perf_counter()
@@ -94,8 +93,8 @@ def _ready(paths: list[Path], config: EngineConfig) -> int:
 
 
 def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
-    from microdiffusion.daemon.commands.build_bar import BuildBar
-    from microdiffusion.engines.runtimes.compile import compile_network, require_tensorrt
+    from microdiffusion.daemon.cli import BuildBar
+    from microdiffusion.engines.runtimes import compile_network, require_tensorrt
 
     require_tensorrt(device)
     if device.type != "cuda":
@@ -114,8 +113,8 @@ def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> i
 
 
 def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
-    from microdiffusion.daemon.commands.build_bar import BuildBar
-    from microdiffusion.engines.runtimes.compile import check_network, require_tensorrt
+    from microdiffusion.daemon.cli import BuildBar
+    from microdiffusion.engines.runtimes import check_network, require_tensorrt
 
     trt = require_tensorrt(device)
     if trt.__name__ == "tensorrt" and device.type != "cuda":
@@ -150,6 +149,6 @@ def _list(cache: EngineCache) -> int:
 
 
 def _size(number: int) -> str:
-    from microdiffusion.daemon.status_text import size
+    from microdiffusion.daemon.status import size
 
     return size(number)

@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def run(args: Namespace) -> int:
     config = options.config_from(args, {"wire.control": args.address})
 
     from microdiffusion.daemon.control import ask
-    from microdiffusion.keys import client_security
+    from microdiffusion.wire import client_security
 
     answer = ask(
         config.wire.control,

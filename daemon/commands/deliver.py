@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
-from microdiffusion.words import counted
+from microdiffusion.daemon.cli import options, say
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -34,10 +33,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Deliver; 3 where something is left."""
-    from microdiffusion.delivery import deliveries
     from microdiffusion.errors import MissingFileError
-    from microdiffusion.folders import journal_folder
-    from microdiffusion.keys import client_security
+    from microdiffusion.paths import journal_folder
+    from microdiffusion.sender import deliveries
+    from microdiffusion.wire import client_security
 
     config = options.config_from(args, {"wire.data": args.address})
     folder: Path = args.folder or config.wire.journal or journal_folder()
@@ -57,7 +56,7 @@ def run(args: Namespace) -> int:
 
 
 def _list(folder: Path, run_id: str | None) -> int:
-    from microdiffusion.journal import Journal, left_over
+    from microdiffusion.sender import Journal, left_over
 
     paths = left_over(folder, run_id)
     for path in paths:

@@ -14,14 +14,13 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.doctor.examine import Line
+    from microdiffusion.daemon.doctor import Line
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -34,7 +33,7 @@ def run(args: Namespace) -> int:
     """Look at everything and say what was found; 3 where something failed."""
     config = options.config_from(args)
     if args.json:
-        from microdiffusion.daemon.doctor.page import report
+        from microdiffusion.daemon.doctor import report
 
         lines = look(config)
         say(json.dumps(report(lines, str(args.config or "defaults")), indent=2, ensure_ascii=False))
@@ -52,9 +51,16 @@ def _whose(args: Namespace) -> str:
 
 def look(config: Config) -> list[Line]:
     """Return what all checks find for this configuration."""
-    from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, packages
-    from microdiffusion.daemon.doctor.child import Child
-    from microdiffusion.daemon.doctor.examine import examine
+    from microdiffusion.daemon.doctor import (
+        Child,
+        computer,
+        disk,
+        examine,
+        gpu,
+        microscope,
+        network,
+        packages,
+    )
 
     child = Child(config.engine)
     try:
@@ -75,8 +81,8 @@ def look(config: Config) -> list[Line]:
 def _print(lines: list[Line]) -> None:
     from rich.console import Console
 
-    from microdiffusion.daemon.display.terminal import enable_windows_sequences
-    from microdiffusion.daemon.doctor.page import WIDTH, page
+    from microdiffusion.daemon.dashboard import enable_windows_sequences
+    from microdiffusion.daemon.doctor import WIDTH, page
 
     enable_windows_sequences()
     console = Console(highlight=False)

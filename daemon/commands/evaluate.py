@@ -18,16 +18,15 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import complain, say
-from microdiffusion.daemon.commands import options
-from microdiffusion.daemon.machine import resident_mb
+from microdiffusion.daemon.cli import complain, options, say
+from microdiffusion.daemon.system import resident_mb
 from microdiffusion.errors import MissingFileError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Iterator
 
-    from microdiffusion.engines.evaluation.runner import Plan, Results
+    from microdiffusion.engines.evaluation import Plan, Results
 
 DEFAULT = "nearest,linear,tikhonov,tv,rl,inr,mdd"
 
@@ -82,10 +81,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Evaluate; 3 where not one score came out."""
-    from microdiffusion.daemon.about import about
-    from microdiffusion.engines.evaluation import pictures, report
-    from microdiffusion.engines.evaluation.perceptual import Perceptual
-    from microdiffusion.engines.evaluation.runner import Hooks, evaluate
+    from microdiffusion.daemon.system import about
+    from microdiffusion.engines.evaluation import Hooks, Perceptual, evaluate, pictures, report
 
     plan = _plan(args)
     outputs = [path for path in (args.json, args.csv, args.markdown) if path is not None]
@@ -126,10 +123,8 @@ def run(args: Namespace) -> int:
 
 
 def _plan(args: Namespace) -> Plan:
-    from microdiffusion.engines.evaluation.methods import parse_methods
-    from microdiffusion.engines.evaluation.protocol import Protocol
-    from microdiffusion.engines.evaluation.runner import Plan
-    from microdiffusion.volume_file import volume_paths
+    from microdiffusion.engines.evaluation import Plan, Protocol, parse_methods
+    from microdiffusion.files import volume_paths
 
     engine: dict[str, Any] = {"device": args.device}
     if args.weights is not None:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -62,7 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Export and say what was written."""
-    from microdiffusion.daemon.commands.progress import ProgressBar
+    from microdiffusion.daemon.cli import ProgressBar
     from microdiffusion.export import Scope, export_run
 
     if args.link:
@@ -82,7 +81,7 @@ def run(args: Namespace) -> int:
 
 
 def _link(args: Namespace) -> Exported:
-    from microdiffusion.export.bdv_link import link_run
+    from microdiffusion.export import link_run
 
     if args.to != "bdv":
         raise ConfigError(f"--link is for --to bdv: --to {args.to} is always a copy.")

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
-from microdiffusion.daemon.run_facts import duration_s, grouped_gaps, position_facts, sparkline
-from microdiffusion.daemon.status_text import size
-from microdiffusion.words import counted
+from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.offline import duration_s, grouped_gaps, position_facts, sparkline
+from microdiffusion.daemon.status import size
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
     from pathlib import Path
 
-    from microdiffusion.reader import Run
+    from microdiffusion.runfile import Run
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Open the run and describe it."""
-    from microdiffusion.reader import open_run
+    from microdiffusion.runfile import open_run
 
     if args.json:
         return _say_json(args.file)
@@ -53,7 +52,7 @@ def _say_json(path: Path) -> int:
     import json
     from dataclasses import asdict
 
-    from microdiffusion.reader import open_run
+    from microdiffusion.runfile import open_run
 
     with open_run(path) as opened:
         header = opened.header
@@ -100,7 +99,7 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     import numpy as np
 
-    from microdiffusion.run_file import EFFORTS, RUNTIMES, SERVED, Status
+    from microdiffusion.runfile import EFFORTS, RUNTIMES, SERVED, Status
 
     header, ledger = opened.header, opened.ledger
     yield "run", f"{header.name} {header.run_id}" + (f", {header.source}" if header.source else "")

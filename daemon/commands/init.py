@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import commands, say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import commands, options, say
 from microdiffusion.errors import ConfigError, MddError, UserError
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from microdiffusion.config import AcquisitionConfig
-    from microdiffusion.daemon.new_config import Value
-    from microdiffusion.drivers.mm_survey import Survey
+    from microdiffusion.daemon.cli import Value
+    from microdiffusion.drivers.micromanager import Survey
 
 RUNS = "Does Micro-Manager run, with its pycro-manager server? y, or n: a core of mdd's own, demo devices"
 QUESTIONS = (
@@ -76,9 +75,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Ask, survey, write, check."""
-    from microdiffusion.config_load import load_config
-    from microdiffusion.daemon.new_config import suggestions, written
-    from microdiffusion.drivers.mm_survey import survey
+    from microdiffusion.config import load_config
+    from microdiffusion.daemon.cli import suggestions, written
+    from microdiffusion.drivers.micromanager import survey
 
     file: Path = args.file
     if file.exists():
@@ -137,8 +136,8 @@ def _write(file: Path, text: str) -> None:
 
 def _backend(args: Namespace, *, asks: bool) -> tuple[AcquisitionConfig, dict[str, Value]]:
     """Return which core to ask, and the keys that say so."""
-    from microdiffusion.config_load import load_config
-    from microdiffusion.daemon.new_config import Value
+    from microdiffusion.config import load_config
+    from microdiffusion.daemon.cli import Value
 
     backend, config = args.backend, args.mm_config
     core = {"--mm-config": config, "--mm-app-path": args.mm_app_path}
@@ -187,7 +186,7 @@ def _answers(args: Namespace) -> dict[str, Any]:
 
 def _ask(found: Survey, answers: dict[str, Any]) -> None:
     """Ask for what was not given; the default of each question follows from the answers before it."""
-    from microdiffusion.daemon.new_config import suggestions
+    from microdiffusion.daemon.cli import suggestions
 
     if answers["volume.pixel_um"] is None and found.pixel_um <= 0:
         question = "Camera pixel in the specimen, µm (Micro-Manager knows none)"

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -39,8 +38,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Do it."""
-    from microdiffusion import keys
-    from microdiffusion.folders import keys_folder
+    from microdiffusion.paths import keys_folder
+    from microdiffusion.wire import security as keys
 
     folder = options.config_from(args).wire.keys or keys_folder()
     if args.what == "new":

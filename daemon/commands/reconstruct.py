@@ -13,10 +13,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from microdiffusion.config import ReferenceConfig
-    from microdiffusion.sweep import Reconstruction
+    from microdiffusion.frames import Reconstruction
 
 
 _EVERY_S = 10.0
@@ -117,10 +116,8 @@ def run(args: Namespace) -> int:
         return _check(args, config.engine.weights)
     if args.time_points is not None:
         raise ConfigError("--time-points goes with --check: add it, or leave the time points out.")
-    from microdiffusion.daemon.commands.build_bar import BuildBar
-    from microdiffusion.daemon.commands.progress import ProgressBar
-    from microdiffusion.daemon.reconstruct import catch_up, reconstruct_file
-    from microdiffusion.daemon.recorded import is_run_file
+    from microdiffusion.daemon.cli import BuildBar, ProgressBar
+    from microdiffusion.daemon.offline import catch_up, is_run_file, reconstruct_file
 
     building, bar = BuildBar("TensorRT engine"), ProgressBar("reconstructing")
 
@@ -154,8 +151,7 @@ def run(args: Namespace) -> int:
 
 def _check(args: Namespace, weights: Path | None) -> int:
     """Make volumes again and compare them; 0: all bit-exact, 3: not all."""
-    from microdiffusion.daemon.recompute import read_time_points, recompute
-    from microdiffusion.daemon.recorded import is_run_file
+    from microdiffusion.daemon.offline import is_run_file, read_time_points, recompute
 
     if args.output is not None:
         raise ConfigError("--check writes nothing: leave --output out, or --check.")

@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
-from microdiffusion.words import counted
+from microdiffusion.daemon.cli import options, say
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -47,8 +46,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Copy, and say what it saved."""
-    from microdiffusion.daemon.commands.progress import ProgressBar
-    from microdiffusion.run_copy import Form, snapshot_run
+    from microdiffusion.daemon.cli import ProgressBar
+    from microdiffusion.runfile import Form, snapshot_run
 
     compression = args.compression or ("gzip" if args.storage == "swmr" else "none")
     form = Form(args.storage, compression, args.chunks)
@@ -75,7 +74,7 @@ def run(args: Namespace) -> int:
 
 
 def _files(run: Path) -> list[Path]:
-    from microdiffusion.reader import open_run
+    from microdiffusion.runfile import open_run
 
     with open_run(run) as opened:
         return list(opened.paths)

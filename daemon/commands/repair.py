@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -28,8 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Repair the run and say what was found and done."""
-    from microdiffusion.daemon.commands.progress import ProgressBar
-    from microdiffusion.daemon.repair import repair_run
+    from microdiffusion.daemon.cli import ProgressBar
+    from microdiffusion.daemon.offline import repair_run
 
     with ProgressBar(f"reading {args.file.name}", "planes", quiet=args.quiet) as progress:
         report = repair_run(args.file, progress=progress)

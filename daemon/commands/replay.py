@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
-from microdiffusion.daemon.stop_wish import StopWish
+from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.signals import StopWish
 from microdiffusion.errors import UserError
-from microdiffusion.words import counted
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
     from microdiffusion.config import Config
     from microdiffusion.drivers.replay import ReplaySource
-    from microdiffusion.faults import Faults
-    from microdiffusion.sender import SenderStats
+    from microdiffusion.sender import Faults, SenderStats
 
 OWN_DAEMON = {
     "wire.data": "tcp://127.0.0.1:*",
@@ -96,7 +94,7 @@ def _run(args: Namespace, wish: StopWish | None) -> int:
 def _serve(
     source: ReplaySource, config: Config, faults: Faults, args: Namespace, wish: StopWish | None
 ) -> int:
-    from microdiffusion.daemon.serve import serve
+    from microdiffusion.daemon.server import serve
 
     def feed(address: str, stop: Callable[[], bool]) -> None:
         _send(source, config, faults, args.rate, address, stop, own=True)
@@ -115,8 +113,8 @@ def _send(
     own: bool = False,
 ) -> SenderStats:
     from microdiffusion.drivers.replay import replay
-    from microdiffusion.folders import journal_folder
-    from microdiffusion.keys import client_security
+    from microdiffusion.paths import journal_folder
+    from microdiffusion.wire import client_security
 
     return replay(
         source,
@@ -148,7 +146,7 @@ def _report(stats: SenderStats) -> None:
 def _faults(args: Namespace) -> Faults:
     from pydantic import ValidationError
 
-    from microdiffusion.faults import Faults
+    from microdiffusion.sender import Faults
 
     try:
         return Faults(

@@ -12,8 +12,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -34,8 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the page."""
-    from microdiffusion.daemon.report.page import write_page
-    from microdiffusion.daemon.status_text import size
+    from microdiffusion.daemon.report import write_page
+    from microdiffusion.daemon.status import size
     from microdiffusion.errors import ConfigError
 
     output = args.output or args.file.with_suffix(".html")

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.commands import options
-from microdiffusion.daemon.stop_wish import StopWish
+from microdiffusion.daemon.cli import options
+from microdiffusion.daemon.signals import StopWish
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _serve(args: Namespace, wish: StopWish) -> int:
         recorded = _recorded(args.resume, args.config)
         given["recorder.output"] = args.resume.parent
     config = options.config_from(args, given, beneath=recorded)
-    from microdiffusion.daemon.serve import serve
+    from microdiffusion.daemon.server import serve
 
     return serve(
         config,

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
-from microdiffusion.words import counted
+from microdiffusion.daemon.cli import options, say
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -25,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Copy and say what the copy holds."""
-    from microdiffusion.daemon.commands.progress import ProgressBar
-    from microdiffusion.run_copy import snapshot_run
+    from microdiffusion.daemon.cli import ProgressBar
+    from microdiffusion.runfile import snapshot_run
 
     with ProgressBar(f"copying {args.file.name}", "time points", quiet=args.quiet) as progress:
         report = snapshot_run(args.file, args.output, progress=progress)

@@ -17,8 +17,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import complain, say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import complain, options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -44,10 +43,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Subscribe and draw."""
-    from microdiffusion.daemon.dashboard import LiveDashboard, page
-    from microdiffusion.daemon.display.remote import Remote, control_beside
+    from microdiffusion.daemon.dashboard import LiveDashboard, Remote, control_beside, page
     from microdiffusion.daemon.status import subscribe
-    from microdiffusion.keys import client_security
+    from microdiffusion.wire import client_security
 
     config = options.config_from(args, {"wire.status": args.address, "wire.control": args.control})
     if args.address and not args.control:

@@ -15,14 +15,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from microdiffusion.engines.training.loop import Progress
+    from microdiffusion.engines.training import Progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -66,9 +65,8 @@ def run(args: Namespace) -> int:
         raise ConfigError(
             "There is nothing to train on: name volumes, or training.volumes in a configuration file."
         )
-    from microdiffusion.daemon.machine import processor
-    from microdiffusion.engines.training.loop import train
-    from microdiffusion.engines.training.plan import TrainingPlan
+    from microdiffusion.daemon.system import processor
+    from microdiffusion.engines.training import TrainingPlan, train
 
     command = shlex.join(["mdd", "train", *_own_arguments(sys.argv)])
     plan = TrainingPlan.of(config, resume=args.resume, command=command, machine=processor())

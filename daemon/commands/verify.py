@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import say
-from microdiffusion.daemon.commands import options
-from microdiffusion.words import counted
+from microdiffusion.daemon.cli import options, say
+from microdiffusion.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from microdiffusion.verify import Report
+    from microdiffusion.runfile import Report
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,8 +28,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Check the run and say what was found."""
-    from microdiffusion.daemon.commands.progress import ProgressBar
-    from microdiffusion.verify import verify_run
+    from microdiffusion.daemon.cli import ProgressBar
+    from microdiffusion.runfile import verify_run
 
     with ProgressBar(f"reading {args.file.name}", "planes", quiet=args.quiet) as progress:
         report = verify_run(args.file, progress=progress)

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
-from microdiffusion.daemon.doctor.need import Need, need_of
-from microdiffusion.daemon.status_text import size
+from microdiffusion.daemon.doctor.requirements import Need, need_of
+from microdiffusion.daemon.doctor.run import Check
+from microdiffusion.daemon.status import size
 
 THEME = "Computer"
 SHOWN = "µm ▀ ≈ ×"

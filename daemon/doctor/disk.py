@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
-from microdiffusion.daemon.doctor.need import Need, need_of
-from microdiffusion.daemon.machine import disk_free_bytes
-from microdiffusion.daemon.status_text import size
-from microdiffusion.folders import journal_folder
-from microdiffusion.words import counted
+from microdiffusion.daemon.doctor.requirements import Need, need_of
+from microdiffusion.daemon.doctor.run import Check
+from microdiffusion.daemon.status import size
+from microdiffusion.daemon.system import disk_free_bytes
+from microdiffusion.paths import journal_folder
+from microdiffusion.text import counted
 
 THEME = "Disk"
 PASSES = 2
@@ -215,7 +215,7 @@ def kind_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
 
 def undelivered(folder: Path) -> tuple[int, int, int]:
     """Return number and bytes of the journals nobody has open, and the number of those in use."""
-    from microdiffusion.journal import in_use, left_over
+    from microdiffusion.sender import in_use, left_over
 
     paths = left_over(folder)
     used = sum(in_use(folder, path.name.partition("-")[0]) for path in paths)
@@ -238,7 +238,7 @@ def private_problem(folder: Path) -> str:
 
 def _cache_folder() -> Path:
     # The module of the cache imports no torch.
-    from microdiffusion.engines.runtimes.engine_cache import user_cache_folder
+    from microdiffusion.engines.runtimes import user_cache_folder
 
     return user_cache_folder()
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from microdiffusion.config import Config, EngineConfig
-from microdiffusion.daemon.doctor.child import Child
-from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.packages import installed
-from microdiffusion.daemon.machine import processor_name
-from microdiffusion.words import counted
+from microdiffusion.daemon.doctor.run import Check
+from microdiffusion.daemon.doctor.subprocess_probe import Child
+from microdiffusion.daemon.system import processor_name
+from microdiffusion.text import counted
 
 THEME = "Engine"
 SMI_S = 5.0

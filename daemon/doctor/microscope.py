@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from microdiffusion.config import AcquisitionConfig, Config
-from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.packages import installed
-from microdiffusion.drivers.mm_server import ask_server, check_version, expected_version
+from microdiffusion.daemon.doctor.run import Check
+from microdiffusion.drivers.micromanager import ask_server, check_version, expected_version
 from microdiffusion.errors import AcquisitionError
 
 THEME = "Microscope"

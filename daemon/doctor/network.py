@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 
 from microdiffusion.config import Config, WireConfig
-from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
+from microdiffusion.daemon.doctor.run import Check
 from microdiffusion.errors import MddError
-from microdiffusion.keys import is_loopback, server_security
+from microdiffusion.wire import is_loopback, server_security
 
 THEME = "Ports and keys"
 _NAMES = ("data", "status", "control")
@@ -84,8 +84,8 @@ def need_keys(wire: WireConfig) -> tuple[str, ...]:
     ConfigError, MissingFileError
         They are missing, or others can read them.
     """
-    from microdiffusion.folders import keys_folder
-    from microdiffusion.keys import client_security, trusted_keys
+    from microdiffusion.paths import keys_folder
+    from microdiffusion.wire import client_security, trusted_keys
 
     for name in _NAMES:
         server_security(wire, getattr(wire, name))

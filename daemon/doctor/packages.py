@@ -11,8 +11,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.doctor.examine import Check
 from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
+from microdiffusion.daemon.doctor.run import Check
 
 THEME = "Python and packages"
 DISTRIBUTION = "microdiffusion-daemon"

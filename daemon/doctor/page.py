@@ -12,10 +12,10 @@ from typing import Any
 from rich.text import Text
 
 from microdiffusion import __version__
-from microdiffusion.daemon.doctor.examine import Line
 from microdiffusion.daemon.doctor.finding import Level
 from microdiffusion.daemon.doctor.packages import installed
-from microdiffusion.words import counted
+from microdiffusion.daemon.doctor.run import Line
+from microdiffusion.text import counted
 
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
 WIDTH = 80

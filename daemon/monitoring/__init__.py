@@ -1,1 +1,5 @@
-"""Watching over the daemon by machine: the log of its life, and figures for Prometheus."""
+"""Alarms, the log file and Prometheus metrics."""
+
+from microdiffusion.daemon.monitoring.monitor import Watchman
+
+__all__ = ["Watchman"]

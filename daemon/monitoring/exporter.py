@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 from prometheus_client import start_http_server
 from prometheus_client.registry import CollectorRegistry
 
-from microdiffusion.daemon.monitoring.metrics import StatusCollector
+from microdiffusion.addresses import loopback
+from microdiffusion.daemon.monitoring.prometheus import StatusCollector
 from microdiffusion.errors import AddressError
-from microdiffusion.loopback import loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from microdiffusion.daemon.snapshot import StatusSnapshot
-    from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.daemon.status import StatusBoard, StatusSnapshot
 
 
 class Exporter:

@@ -1,1 +1,5 @@
-"""The report of a run: one HTML page that needs nothing else."""
+"""A run as one self-contained HTML page."""
+
+from microdiffusion.daemon.report.page import write_page
+
+__all__ = ["write_page"]

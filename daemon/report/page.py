@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from microdiffusion import __version__
-from microdiffusion.config_text import toml_value
+from microdiffusion.config import toml_value
 from microdiffusion.daemon.report.charts import Line, chart
-from microdiffusion.daemon.report.gather import Channel, channels_of, positions_of
+from microdiffusion.daemon.report.data import Channel, channels_of, positions_of
 from microdiffusion.daemon.report.pictures import data_uri, shown, window
-from microdiffusion.daemon.status_text import size
+from microdiffusion.daemon.status import size
 from microdiffusion.optics import AxialProfile
-from microdiffusion.reader import Run, open_run
-from microdiffusion.words import counted
+from microdiffusion.runfile import Run, open_run
+from microdiffusion.text import counted
 
 SESSIONS_MOST = 24
 """Positions and channels that are shown in full; of further ones the counts."""

@@ -8,7 +8,7 @@ knows: by the held-out projection where the sweep has one, with the one-standard
 1984, section 3.4.3; of answers that predict it as well as the best does, to within that figure's own
 uncertainty, the smoothest), else by Morozov's discrepancy principle (the smoothest answer that still
 explains the projections to within their noise). Noise is known or estimated as the engine does it
-(`engines/noise.py`).
+(`engines/projections/noise.py`).
 
 Functions of a header and a sweep, volumes (Z, Y, X) float32 in the units of the projections. They hold no
 state; any thread.
@@ -25,17 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdiffusion.engines.evaluation.tv import TvAnswer, total_variation
-from microdiffusion.engines.linear import along_z, interpolation_matrix, nearest_slab, tikhonov_matrix
-from microdiffusion.engines.noise import noise_variance
-from microdiffusion.engines.reference.mlp_inr import QUICK, reference_inr
+from microdiffusion.engines.evaluation.total_variation import TvAnswer, total_variation
+from microdiffusion.engines.projections import (
+    along_z,
+    interpolation_matrix,
+    nearest_slab,
+    noise_variance,
+    tikhonov_matrix,
+)
+from microdiffusion.engines.reference import QUICK, reference_inr
 from microdiffusion.optics import projection_operator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.run_header import RunHeader
-    from microdiffusion.sweep import Sweep
+    from microdiffusion.frames import Sweep
+    from microdiffusion.header import RunHeader
 
 # Multiples of the noise's standard deviation: below, TV only fills gaps. Above 0.2 dense real volumes lose
 # about 1 dB, and one held-out projection is often too few pixels to notice.
@@ -45,7 +50,7 @@ _TV_SEARCH = 50  # iterations of each candidate, warm from its neighbour
 _TV_FIELD = 64  # pixels along each edge of the part of the field that candidates are tried on
 _RL_CHECKS = (1, 2, 4, 8, 16, 32)
 _GRID_RATE = 2e-2
-_GRID_SMOOTHNESS = 3e-3  # the INR's, see engines/inr.py
+_GRID_SMOOTHNESS = 3e-3  # the INR's, see engines/inr/field.py
 _BLOCK = 8  # pixels whose errors are taken as one: neighbours miss the same structure
 
 

@@ -19,11 +19,10 @@ import torch
 from pydantic import ValidationError
 
 from microdiffusion.config import EngineConfig
-from microdiffusion.engines.engine import Engine, open_engine, pick_device
 from microdiffusion.engines.evaluation import baselines
 from microdiffusion.engines.evaluation.measure import Measured, measured
-from microdiffusion.engines.reconstructor import Reconstructor
-from microdiffusion.engines.reference.ddpm import steps_needed
+from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, pick_device
+from microdiffusion.engines.reference import steps_needed
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:

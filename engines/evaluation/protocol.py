@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microdiffusion.errors import GeometryError, InputFileError, MddError
+from microdiffusion.files import open_volume
+from microdiffusion.frames import Sweep
+from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import Scores, held_out_error, score, seen_slices
 from microdiffusion.optics import projection_operator, sweep_positions
-from microdiffusion.run_header import CameraNoise, RunHeader
-from microdiffusion.sweep import Sweep
-from microdiffusion.volume_file import open_volume
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from microdiffusion.engines.engine import Engine
     from microdiffusion.engines.evaluation.methods import Answer, Method
     from microdiffusion.engines.evaluation.perceptual import Perceptual
     from microdiffusion.engines.evaluation.protocol import Case
+    from microdiffusion.engines.pipeline import Engine
 
 logger = logging.getLogger("microdiffusion.evaluation")
 

@@ -4,3 +4,24 @@ Trained anew for every volume, from that volume's own projections: an MLP that r
 (`mlp_inr`), and a diffusion model (`unet`, `condition`, `ddpm`) that is pulled to it at every step. `method`
 puts them together. Nothing here is live; it is the yardstick.
 """
+
+from microdiffusion.engines.reference.condition import POSITION, PROJECTION
+from microdiffusion.engines.reference.ddpm import steps_needed
+from microdiffusion.engines.reference.method import SMALLEST, ReferenceMethod
+from microdiffusion.engines.reference.mlp_inr import QUICK, FieldPlan, FourierMlp, fit_field, reference_inr
+from microdiffusion.engines.reference.unet import MULTIPLE, UNet
+
+__all__ = [
+    "MULTIPLE",
+    "POSITION",
+    "PROJECTION",
+    "QUICK",
+    "SMALLEST",
+    "FieldPlan",
+    "FourierMlp",
+    "ReferenceMethod",
+    "UNet",
+    "fit_field",
+    "reference_inr",
+    "steps_needed",
+]

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdiffusion.engines.linear import along_z, nearest_slab
+from microdiffusion.engines.projections import along_z, nearest_slab
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import (
     POSITION,

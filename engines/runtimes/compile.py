@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from microdiffusion.engines.denoiser import load_denoiser
-from microdiffusion.engines.runtimes.choose import install_tensorrt
+from microdiffusion.engines.diffusion import load_denoiser
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.onnx_export import export_onnx
+from microdiffusion.engines.runtimes.select import install_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine, find_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
 from microdiffusion.errors import DependencyError, EngineError

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from microdiffusion.engines.denoiser import CONDITIONS, WINDOW
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW
 from microdiffusion.errors import DependencyError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from microdiffusion.engines.denoiser import SlabDenoiser
+    from microdiffusion.engines.diffusion import SlabDenoiser
 
 INPUTS = ("state", "prior", "image", "conditions")
 OUTPUT = "correction"

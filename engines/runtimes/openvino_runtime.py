@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from microdiffusion.engines.denoiser import CONDITIONS, WINDOW, SlabDenoiser
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, SlabDenoiser
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from microdiffusion.engines.denoiser import _Block
+    from microdiffusion.engines.diffusion import _Block
 
 logger = logging.getLogger("microdiffusion.engines")
 

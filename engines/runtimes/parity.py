@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.denoiser import CONDITIONS, WINDOW, SlabDenoiser
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, SlabDenoiser
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
-    from microdiffusion.engines.runtimes.runtime import Runtime
+    from microdiffusion.engines.diffusion import Runtime
 
 logger = logging.getLogger("microdiffusion.engines")
 

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from microdiffusion.engines.denoiser import CONDITIONS, WINDOW
+from microdiffusion.engines.diffusion import BATCH_PIXELS, CONDITIONS, HALO, WINDOW
 from microdiffusion.engines.runtimes.onnx_export import INPUTS
-from microdiffusion.engines.sampler import BATCH_PIXELS, HALO
 from microdiffusion.errors import EngineError
 
 logger = logging.getLogger("microdiffusion.engines")

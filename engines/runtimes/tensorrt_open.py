@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from microdiffusion.engines import denoiser
+from microdiffusion.engines.diffusion import denoiser
 from microdiffusion.engines.runtimes import onnx_export
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.onnx_export import export_onnx
@@ -34,7 +34,7 @@ from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
-    from microdiffusion.engines.denoiser import SlabDenoiser
+    from microdiffusion.engines.diffusion import SlabDenoiser
     from microdiffusion.engines.runtimes.engine_cache import State
     from microdiffusion.engines.runtimes.tensorrt_build import Progress
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.denoiser import CONDITIONS, SLICES, WINDOW, SlabDenoiser
+from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, SlabDenoiser
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT
 from microdiffusion.engines.runtimes.tensorrt_build import trt_logger
 from microdiffusion.errors import EngineError

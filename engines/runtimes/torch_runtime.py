@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.denoiser import SlabDenoiser
+from microdiffusion.engines.diffusion import SlabDenoiser
 
 if TYPE_CHECKING:
     from collections.abc import Callable

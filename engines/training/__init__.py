@@ -1,1 +1,9 @@
-"""Training of the denoiser: data, phantoms, loop."""
+"""Trains and adapts the network."""
+
+from microdiffusion.engines.training.adapt import AdaptPlan, adapt
+from microdiffusion.engines.training.adapt_data import read_session
+from microdiffusion.engines.training.checkpoint import write_weights
+from microdiffusion.engines.training.loop import Progress, train
+from microdiffusion.engines.training.plan import TrainingPlan
+
+__all__ = ["AdaptPlan", "Progress", "TrainingPlan", "adapt", "read_session", "train", "write_weights"]

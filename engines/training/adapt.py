@@ -31,24 +31,14 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.denoiser import SlabDenoiser
-from microdiffusion.engines.engine import Engine, pick_device
-from microdiffusion.engines.linear import along_z
-from microdiffusion.engines.noise import estimate_sigma, noise_variance
-from microdiffusion.engines.reconstructor import Reconstructor
-from microdiffusion.engines.runtimes.choose import open_runtime
-from microdiffusion.engines.runtimes.torch_runtime import best_dtype
+from microdiffusion.engines.diffusion import SlabDenoiser, SliceConditions
+from microdiffusion.engines.pipeline import Engine, Reconstructor, pick_device
+from microdiffusion.engines.projections import along_z, estimate_sigma, noise_variance
+from microdiffusion.engines.runtimes import best_dtype, open_runtime
+from microdiffusion.engines.training.adapt_data import Session, Verdict, judge_errors, operator_at, verdict
+from microdiffusion.engines.training.data import SIZE
 from microdiffusion.engines.training.degrade import CUBES, Batch, Group, Optics, batch_of, make_group
 from microdiffusion.engines.training.loss import loss_of
-from microdiffusion.engines.training.scenes import SIZE
-from microdiffusion.engines.training.session import (
-    Session,
-    Verdict,
-    judge_errors,
-    operator_at,
-    verdict,
-)
 from microdiffusion.errors import GeometryError
 from microdiffusion.optics import AxialProfile, projection_operator
 

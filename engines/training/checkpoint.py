@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from microdiffusion.engines.denoiser import SlabDenoiser, load_denoiser, save_denoiser
+from microdiffusion.engines.diffusion import SlabDenoiser, load_denoiser, save_denoiser
 from microdiffusion.errors import ConfigError, DiskError, InputFileError, MissingFileError
 
 if TYPE_CHECKING:

@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import SliceConditions, window_indices
-from microdiffusion.engines.denoiser import SLICES
+from microdiffusion.engines.diffusion import SLICES, SliceConditions, window_indices
 from microdiffusion.engines.inr import SessionInr, default_bandwidth
-from microdiffusion.engines.linear import tikhonov_matrix
-from microdiffusion.engines.noise import estimate_sigma, quieten
-from microdiffusion.engines.training.scenes import SIZE
+from microdiffusion.engines.projections import estimate_sigma, quieten, tikhonov_matrix
+from microdiffusion.engines.training.data import SIZE
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
 if TYPE_CHECKING:

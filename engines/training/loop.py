@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from microdiffusion.engines.denoiser import SlabDenoiser
-from microdiffusion.engines.training import scenes
-from microdiffusion.engines.training.card import Outcome, write_card
+from microdiffusion.engines.diffusion import SlabDenoiser
+from microdiffusion.engines.training import data as scenes
+from microdiffusion.engines.training.batches import Stream
 from microdiffusion.engines.training.checkpoint import (
     load_checkpoint,
     replacing,
@@ -39,8 +39,8 @@ from microdiffusion.engines.training.degrade import Batch
 from microdiffusion.engines.training.loss import loss_of
 from microdiffusion.engines.training.parallel import Team, team, training_dtype
 from microdiffusion.engines.training.plan import TrainingPlan
+from microdiffusion.engines.training.report import Outcome, write_card
 from microdiffusion.engines.training.sources import Sources, gather
-from microdiffusion.engines.training.stream import Stream
 from microdiffusion.engines.training.validation import Table, validate
 from microdiffusion.errors import ConfigError, EngineError, MissingFileError
 

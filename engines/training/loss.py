@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdiffusion.engines.linear import DataConsistency
+from microdiffusion.engines.projections import DataConsistency
 
 if TYPE_CHECKING:
     from microdiffusion.engines.training.degrade import Batch, Column

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from microdiffusion.engines.engine import pick_device
-from microdiffusion.engines.runtimes.torch_runtime import best_dtype
+from microdiffusion.engines.pipeline import pick_device
+from microdiffusion.engines.runtimes import best_dtype
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:

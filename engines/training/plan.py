@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from microdiffusion.engines.denoiser import DenoiserShape
-from microdiffusion.engines.training.scenes import SHARES
+from microdiffusion.engines.diffusion import DenoiserShape
+from microdiffusion.engines.training.data import SHARES
 
 if TYPE_CHECKING:
     from microdiffusion.config import TrainingConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What is trained on what, and for how long; see `config.TrainingConfig` for the meanings.
+    """What is trained on what, and for how long; see `models.TrainingConfig` for the meanings.
 
     `volumes` may be one path or several; `start` are weights to start from. `command` and `machine` are
     texts for the model card.

@@ -17,7 +17,7 @@ import numpy as np
 
 from microdiffusion.engines.training import phantoms
 from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
-from microdiffusion.volume_file import open_volume, volume_paths
+from microdiffusion.files import open_volume, volume_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,15 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.conditioning import SliceConditions
-from microdiffusion.engines.linear import (
-    DataConsistency,
-    along_z,
-    interpolation_matrix,
-    tikhonov_matrix,
-)
-from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.sampler import Denoise, SamplerSettings, Shown
+from microdiffusion.engines.diffusion import Denoise, SamplerSettings, Shown, SliceConditions
+from microdiffusion.engines.projections import DataConsistency, along_z, interpolation_matrix, tikhonov_matrix
+from microdiffusion.engines.runtimes import TorchRuntime
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
@@ -30,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from microdiffusion.engines.denoiser import SlabDenoiser
+    from microdiffusion.engines.diffusion import SlabDenoiser
 
 _LENGTH, _STEP, _NOISE = 6.0, 6.0, 0.01
 

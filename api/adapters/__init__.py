@@ -1,0 +1,1 @@
+"""Runs in the libraries of analysts: dask, xarray and napari."""

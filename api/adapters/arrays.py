@@ -1,0 +1,276 @@
+"""A run as a dask or xarray array: lazy, one chunk a volume of one channel.
+
+Owns `to_dask` and `to_xarray`, and how a block is read where the array's own `Run` is
+out of reach: in a thread or process of a scheduler. A block is named by its run file, not by an open file, so
+that it can be pickled; each thread opens the runs that it is asked for itself and keeps the last few.
+
+Invariants: the arrays have the time points that anything had become of at the time of the call, index t of
+them is time point t of the run (but where gaps were dropped, on request), and a gap never comes as zeros.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.errors import DependencyError, GapError, InputFileError
+from microdiffusion.runfile import Status
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from microdiffusion.runfile import Run, TimeSeries
+
+Gaps = Literal["raise", "nan", "drop"]
+"""What becomes of time points without a volume: a `GapError` when they are computed; NaN, which makes the
+array float32; or they are left out."""
+
+_KEPT_OPEN = 8  # runs of each thread
+_threads = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the blocks of an array come from. Picklable.
+
+    Attributes
+    ----------
+    path : str
+        The run's first file, absolute.
+    run_id : str
+        Whose file it has to be: names are used again.
+    position, level : int
+        Position of the stage; level of the pyramid, 0 the volume itself.
+    uncertainty : bool
+        The volume's uncertainty in its place.
+    """
+
+    path: str
+    run_id: str
+    position: int = 0
+    level: int = 0
+    uncertainty: bool = False
+
+    @classmethod
+    def of(cls, run: Run, position: int, level: int = 0, *, uncertainty: bool = False) -> Source:
+        """Return the source of a run's volumes."""
+        path = str(run.path.absolute())
+        return cls(path, run.header.run_id, position, level, uncertainty)
+
+    def open(self) -> Run:
+        """Return the run as this thread has it open.
+
+        Raises
+        ------
+        MissingFileError, InputFileError
+            It is gone, or its file is another run's by now.
+        """
+        from microdiffusion.runfile import open_run
+
+        runs: OrderedDict[Any, Run] = _threads.__dict__.setdefault("runs", OrderedDict())
+        key = (self.path, self.run_id, self.position)
+        if key in runs:
+            runs.move_to_end(key)
+            return runs[key]
+        run = open_run(Path(self.path), position=self.position)
+        if run.header.run_id != self.run_id:
+            run.close()
+            raise InputFileError(f"{self.path} is another run's file by now: open that one anew.")
+        runs[key] = run
+        if len(runs) > _KEPT_OPEN:
+            runs.popitem(last=False)[1].close()
+        return run
+
+    def series(self, run: Run) -> TimeSeries:
+        """Return the volumes that this names."""
+        if not self.uncertainty:
+            return run.pyramid[self.level]
+        if run.uncertainty is None:
+            raise InputFileError(f"{self.path} has no uncertainty: engine.uncertainty was off.")
+        return run.uncertainty
+
+    def read(
+        self, time_point: int, channel: int, index: Any = (), *, fill: float | None = None
+    ) -> NDArray[Any]:
+        """Return what `index` selects of a volume (Z, Y, X).
+
+        Parameters
+        ----------
+        fill
+            What a gap is full of; None: a gap is an error.
+
+        Raises
+        ------
+        GapError
+            There is no such volume, and no `fill`.
+        """
+        run = self.open()
+        series = self.series(run)
+        place = (time_point,) if len(run.header.channels) == 1 else (time_point, channel)
+        index = index if isinstance(index, tuple) else (index,)
+        try:
+            if time_point >= len(series):  # it was never used, and the closed file has no room for it
+                raise GapError(f"{self.path} has no time point {time_point}: run.written() lists all.")
+            return series[(*place, *index)]
+        except GapError:
+            if fill is None:
+                raise
+            return np.array(np.broadcast_to(np.float32(fill), series.shape[-3:])[index])
+
+
+def settled(run: Run) -> int:
+    """Return how many time points there are up to the last that anything became of."""
+    status = run.status
+    known = np.flatnonzero(np.any(status.reshape(len(status), -1) != Status.EMPTY, axis=1))
+    return int(known[-1]) + 1 if known.size else 0
+
+
+def to_dask(run: Run, level: int = 0, *, gaps: Gaps = "raise") -> Any:
+    """Return the volumes of a run as a lazy dask array (T, [C,] Z, Y, X), one chunk a volume of one channel.
+
+    It ends with the last time point that anything had become of at the time of the call, and works with any
+    of dask's schedulers, also when `run` was closed.
+
+    Parameters
+    ----------
+    run
+        The run, at one position of the stage.
+    level
+        Of the pyramid, 0 the volume itself.
+    gaps
+        What becomes of time points without a volume: "raise" a `GapError` when they are computed; "nan" (the
+        array is float32); "drop" leaves them out, so that index t is no longer time point t.
+
+    Raises
+    ------
+    DependencyError
+        dask is not installed; the message has the install line.
+    """
+    return _dask_of(run, level, gaps, _time_points(run, gaps))
+
+
+def _dask_of(run: Run, level: int, gaps: Gaps, times: NDArray[np.intp]) -> Any:
+    array = _import("dask.array", "dask", "dask")
+    source = _source(run, level)
+    shape = source.series(run).shape
+    dtype = np.dtype(np.float32) if gaps == "nan" else source.series(run).dtype
+    if not times.size:
+        return array.zeros((0, *shape[1:]), dtype=dtype)
+    chunks = ((1,) * times.size, *((1,) * axis for axis in shape[1:-3]), *((axis,) for axis in shape[-3:]))
+    return array.map_blocks(
+        _block,
+        source,
+        times.tolist(),
+        np.nan if gaps == "nan" else None,
+        dtype=dtype,
+        chunks=chunks,
+        meta=np.empty((0,) * len(shape), dtype),
+        # Unlike anything computed from the same run earlier, when there was less of it.
+        name=f"mdd-{source.run_id[:8]}-{array.core.tokenize(source, times, gaps, run.status)}",
+    )
+
+
+def _block(
+    source: Source, times: list[int], fill: float | None, block_id: tuple[int, ...] | None = None
+) -> NDArray[Any]:
+    """Return one block (1, [1,] Z, Y, X)."""
+    if block_id is None:  # dask looks what comes out
+        return np.empty((0,), np.float32)
+    t, channel = times[block_id[0]], block_id[1] if len(block_id) == 5 else 0
+    volume = source.read(t, channel, fill=fill)
+    if fill is not None:
+        volume = volume.astype(np.float32, copy=False)
+    return volume.reshape((1,) * (len(block_id) - 3) + volume.shape)
+
+
+def to_xarray(run: Run, level: int = 0, *, gaps: Gaps = "drop") -> Any:
+    """Return the volumes of a run as a lazy xarray.DataArray (t, [c,] z, y, x) in µm and s.
+
+    Coordinates: `t` camera time of the last frame (NaN where none is known), `time_point` index in the run,
+    `written`, `c` names of the channels, `z`, `y`, `x` centres of the voxels. Its `attrs` have units, voxel
+    size and, in words, all gaps. For `level` and `gaps` see `to_dask`.
+
+    Raises
+    ------
+    DependencyError
+        xarray or dask is not installed; the message has the install line.
+    """
+    xarray = _import("xarray", "xarray", "xarray")
+    times = _time_points(run, gaps)
+    # Of the same time points, also where a volume is written meanwhile.
+    data = _dask_of(run, level, gaps, times)
+    header, factors = run.header, run.pyramid_factors[level]
+    written = run.status[times] == Status.WRITTEN
+    acquired = run.times[times]
+    channels = ("c",) if data.ndim == 5 else ()
+    lead = ("t", *channels)
+    when = {"units": "s", "long_name": "camera time of the last frame, since the start"}
+    coordinates: dict[str, Any] = {
+        "t": ("t", np.fmax.reduce(acquired, axis=1) if channels else acquired, when),
+        "time_point": ("t", times, {"long_name": "index of the time point in the run"}),
+        "written": (lead, written, {"long_name": "whether there is a volume"}),
+    }
+    if channels:
+        coordinates["c"] = ("c", list(header.channels), {"long_name": "channel"})
+        coordinates["acquired_s"] = (lead, acquired, when)
+    for axis, size, edge, factor in zip("zyx", data.shape[-3:], header.voxel_size_um, factors, strict=True):
+        start = (header.z0_um if axis == "z" else 0.0) + (factor - 1) / 2 * edge
+        coordinates[axis] = (axis, start + np.arange(size) * edge * factor, {"units": "µm"})
+    return xarray.DataArray(
+        data,
+        coords=coordinates,
+        dims=(*lead, "z", "y", "x"),
+        name="volume",
+        attrs={
+            "units": "counts",
+            "voxel_size_um": [
+                edge * factor for edge, factor in zip(header.voxel_size_um, factors, strict=True)
+            ],
+            "gaps": [
+                f"t={gap.time_point} {header.channels[gap.channel]}: {gap.status.name.lower()}"
+                + (f", {gap.reason}" if gap.reason else "")
+                for gap in run.gaps()
+            ],
+            "run": header.name,
+            "run_id": header.run_id,
+            "position": header.positions[run.position],
+            "level": level,
+            "path": str(run.path),
+        },
+    )
+
+
+def _source(run: Run, level: int) -> Source:
+    levels = len(run.pyramid)
+    if not 0 <= level < levels:
+        raise InputFileError(f"{run.path} has the levels 0 to {levels - 1}, so there is no level {level}.")
+    return Source.of(run, run.position, level)
+
+
+def _time_points(run: Run, gaps: Gaps) -> NDArray[np.intp]:
+    if gaps == "drop":
+        return run.written()
+    if gaps not in ("raise", "nan"):
+        raise ValueError(f'gaps is {gaps!r}, and must be "raise", "nan" or "drop"')
+    return np.arange(settled(run))
+
+
+def _import(module: str, package: str, extra: str) -> ModuleType:
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        _not_installed(package, extra, error)
+
+
+def _not_installed(package: str, extra: str, error: ImportError) -> NoReturn:
+    raise DependencyError(
+        f'This needs {package}: python -m pip install "microdiffusion-daemon[{extra}]".'
+    ) from error

@@ -1,0 +1,169 @@
+"""Layers that grow while their run goes on.
+
+Owns a timer in napari's own loop (Qt's, main thread). At each tick, unless the one before is under way, a
+worker thread looks how long the run is and reads the newest volume, so that the disk keeps nobody from
+turning the specimen; back in the main thread the layers get their new length. Whoever looks at the last time
+point is taken along, whoever looks at an earlier one is left in peace. It ends when the run was closed, when
+the layers or the window are gone, and when the file can no longer be read, which the status line says.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from microdiffusion.adapters.arrays import settled
+from microdiffusion.errors import GapError
+
+if TYPE_CHECKING:
+    from microdiffusion.adapters.napari_layers import Shown
+
+POLL_MS = 250
+_PATIENCE = 40  # ticks until layers have to be in a viewer
+_MOST_WATCHED = 16  # positions; looking at each of thousands would take longer than a sweep
+
+
+_following: set[Follower] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a run is: T, what each watched position has of volumes, and whether it was closed."""
+
+    length: int
+    written: tuple[int, ...]
+    closed: bool
+
+
+def look(shown: Shown) -> State:
+    """Return how far the run of a layer is. In any thread.
+
+    Raises
+    ------
+    MddError
+        Its file cannot be read.
+    """
+    sources = shown.levels[0].sources[:_MOST_WATCHED]
+    runs = [source.open() for source in sources]
+    closed = runs[0].closed  # before looking, so that nothing written before the close is missed
+    length = max(settled(run) for run in runs)
+    return State(max(length, 1), tuple(len(run.written()) for run in runs), closed)
+
+
+def follow_soon(shown: list[Shown]) -> Follower | None:
+    """Follow layers that are about to be in napari's window; None where there is none, or nothing to come."""
+    if not shown or "qtpy" not in sys.modules or look(shown[0]).closed:
+        return None
+    from qtpy.QtWidgets import QApplication
+
+    if QApplication.instance() is None:
+        return None
+    return Follower(shown)
+
+
+class Follower:
+    """Lets the layers that show `shown` grow; made, and used, in the main thread."""
+
+    def __init__(self, shown: list[Shown]) -> None:
+        from qtpy.QtCore import QTimer
+        from qtpy.QtWidgets import QApplication
+
+        self._shown = shown
+        self._last: State | None = None
+        self._viewer: Any = None
+        self._looking = False
+        self._ticks = 0
+        self._timer = QTimer(QApplication.instance())
+        self._timer.setInterval(POLL_MS)
+        self._timer.timeout.connect(self._tick)
+        self._timer.start()
+        _following.add(self)  # the timer itself keeps nobody alive
+
+    def stop(self) -> None:
+        """End it."""
+        self._timer.stop()
+        self._viewer = None
+        _following.discard(self)
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._looking:
+            return
+        if self._viewer is None:
+            self._viewer = self._find()
+        if self._viewer is None or not self._layers():
+            # Not there yet, or no longer.
+            if self._viewer is not None or self._ticks > _PATIENCE:
+                self.stop()
+            return
+        from napari.qt.threading import create_worker
+
+        self._looking = True
+        create_worker(
+            _look_and_warm,
+            self._shown[0],
+            self._last,
+            _connect={"returned": self._take, "errored": self._give_up, "finished": self._looked},
+        )
+
+    def _find(self) -> Any:
+        import napari
+
+        viewer = napari.current_viewer()
+        return viewer if viewer is not None and self._layers(viewer) else None
+
+    def _layers(self, viewer: Any = None) -> list[Any]:
+        viewer = viewer or self._viewer
+        # By identity: what one looks at is kept in the metadata, which follows the layer wherever it goes.
+        return [
+            layer
+            for layer in viewer.layers
+            if any(layer.metadata.get("mdd") is shown for shown in self._shown)
+        ]
+
+    def _looked(self) -> None:
+        self._looking = False
+
+    def _give_up(self, error: Exception) -> None:
+        if self._viewer is not None:
+            self._viewer.status = f"The run is no longer followed: {error}"
+        self.stop()
+
+    def _take(self, state: State) -> None:
+        """Let the layers have their new length."""
+        if self._viewer is None:
+            return
+        if self._last is None or (state.length, state.written) != (self._last.length, self._last.written):
+            dims = self._viewer.dims
+            first = self._last is None or not any(self._last.written)
+            follows = first or dims.current_step[0] >= dims.nsteps[0] - 1
+            for layer in self._layers():
+                self._grow(layer, state, first=first)
+            if follows:
+                dims.set_current_step(0, state.length - 1)
+        self._last = state
+        if state.closed:
+            self.stop()
+
+    def _grow(self, layer: Any, state: State, *, first: bool) -> None:
+        old = layer.metadata["mdd"]
+        new = old.grown(state.length)
+        self._shown = [new if one is old else one for one in self._shown]
+        layer.metadata["mdd"] = new
+        layer.data = new.data
+        if first and any(state.written):
+            from microdiffusion.adapters.napari_layers import brightness
+
+            layer.contrast_limits = brightness(new)
+
+
+def _look_and_warm(shown: Shown, last: State | None) -> State:
+    """Look, and read what will be shown next; in a thread of napari's pool."""
+    state = look(shown)
+    if last is None or state.length != last.length:
+        for level in shown.levels:
+            with suppress(GapError):
+                level.sources[0].read(state.length - 1, level.channel)
+    return state

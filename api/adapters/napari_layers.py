@@ -1,0 +1,183 @@
+"""A run as napari's layers: one for each channel, with the axes t, [position,] z, y, x.
+
+Imports neither napari nor Qt: what it returns are tuples (data, arguments, "image"). Their data are
+`LayerData`: snapshots of the length that the run had, read on demand, float32, and NaN where there is no
+volume, so that napari shows a gap as nothing and never as a dark specimen. Any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.adapters.arrays import Source, settled
+from microdiffusion.errors import MddError
+from microdiffusion.runfile import Run, open_run
+
+Layer = tuple[Any, dict[str, Any], str]
+
+# Readable beside each other and for the colour-blind; a single channel is grey.
+_COLOURS = ("green", "magenta", "cyan", "yellow")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerData:
+    """What napari shows of one channel, up to a time point; indexed like an array (T, [P,] Z, Y, X) float32.
+
+    Attributes
+    ----------
+    sources : tuple of Source
+        One for each position.
+    channel, length : int
+        `length` is T.
+    size : (Z, Y, X)
+    """
+
+    sources: tuple[Source, ...]
+    channel: int
+    length: int
+    size: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, time first; the axis of positions is there with more than one."""
+        positions = () if len(self.sources) == 1 else (len(self.sources),)
+        return (self.length, *positions, *self.size)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """Type of the elements."""
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        parts = list(index) if isinstance(index, tuple) else [index]
+        if Ellipsis in parts:
+            at = parts.index(Ellipsis)
+            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
+        parts += [slice(None)] * (self.ndim - len(parts))
+        leading, inner = parts[:-3], tuple(parts[-3:])
+        return self._over(leading, (), inner)
+
+    def _over(
+        self, leading: list[Any], place: tuple[int, ...], inner: tuple[Any, ...]
+    ) -> NDArray[np.float32]:
+        """Go over the axes of time and position, and read at each place."""
+        if not leading:
+            source = self.sources[place[1] if len(place) > 1 else 0]
+            volume = source.read(place[0], self.channel, inner, fill=np.nan)
+            return volume.astype(np.float32, copy=False)
+        one, *rest = leading
+        size = self.shape[len(place)]
+        if not isinstance(one, slice):
+            number = int(one)
+            if not -size <= number < size:
+                raise IndexError(f"index {number} is outside of 0 to {size - 1}")
+            return self._over(rest, (*place, number % size), inner)
+        chosen = [self._over(rest, (*place, number), inner) for number in range(*one.indices(size))]
+        if chosen:
+            return np.stack(chosen)
+        return self._over(rest, (*place, 0), inner)[None][:0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def grown(self, length: int) -> LayerData:
+        """Return the same with another T."""
+        return replace(self, length=length)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a layer shows, kept in its metadata under "mdd": the levels, finest first."""
+
+    levels: tuple[LayerData, ...]
+
+    @property
+    def data(self) -> LayerData | list[LayerData]:
+        """As napari takes it: a list where there are several levels."""
+        return self.levels[0] if len(self.levels) == 1 else list(self.levels)
+
+    def grown(self, length: int) -> Shown:
+        """Return the same with another T."""
+        return Shown(tuple(level.grown(length) for level in self.levels))
+
+
+def run_layers(path: Path) -> list[Layer]:
+    """Return a layer for each channel, then the hidden ones of their uncertainty.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        It cannot be read.
+    """
+    with open_run(path) as run:
+        layers = [_layer(run, channel) for channel in range(len(run.header.channels))]
+        if run.uncertainty is not None:
+            layers += [_layer(run, channel, uncertainty=True) for channel in range(len(run.header.channels))]
+    return layers
+
+
+def _layer(run: Run, channel: int, *, uncertainty: bool = False) -> Layer:
+    header = run.header
+    positions = range(len(header.positions))
+    length = max(settled(run), 1)  # napari wants something to show, and the first volume will come
+    levels = range(1) if uncertainty else range(len(run.pyramid))
+    shown = Shown(
+        tuple(
+            LayerData(
+                tuple(Source.of(run, position, level, uncertainty=uncertainty) for position in positions),
+                channel,
+                length,
+                _size(run.pyramid[level].shape),
+            )
+            for level in levels
+        )
+    )
+    leading = ["t"] if len(positions) == 1 else ["t", "position"]
+    name = header.name if len(header.channels) == 1 else f"{header.name} {header.channels[channel]}"
+    several = len(header.channels) > 1
+    arguments: dict[str, Any] = {
+        "name": f"{name} uncertainty" if uncertainty else name,
+        "scale": [*[1.0] * len(leading), *header.voxel_size_um],
+        "translate": [*[0.0] * len(leading), header.z0_um, 0.0, 0.0],
+        "units": [*["pixel"] * len(leading), "um", "um", "um"],
+        "axis_labels": [*leading, "z", "y", "x"],
+        "contrast_limits": brightness(shown, from_zero=uncertainty),
+        "colormap": "inferno" if uncertainty else _COLOURS[channel % len(_COLOURS)] if several else "gray",
+        "blending": "additive" if several else "translucent_no_depth",
+        "multiscale": len(shown.levels) > 1,
+        "visible": not uncertainty,
+        "metadata": {"mdd": shown, "run_id": header.run_id, "gaps": run.gaps()},
+    }
+    return shown.data, arguments, "image"
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    z, y, x = shape[-3:]
+    return z, y, x
+
+
+def brightness(shown: Shown, *, from_zero: bool = False) -> tuple[float, float]:
+    """Return what is black and what is white: from the last volume that there is."""
+    data = shown.levels[-1]
+    for t in range(data.length - 1, max(data.length - 20, 0) - 1, -1):
+        try:
+            values = data.sources[0].read(t, data.channel)
+        except MddError:  # a gap
+            continue
+        low, high = np.percentile(values, (1.0, 99.9))
+        return 0.0 if from_zero else float(low), float(max(high, low + 1e-3))
+    return 0.0, 1.0

@@ -1,0 +1,205 @@
+"""What `mdd calibrate` measured, as small TOML files that a configuration names.
+
+Owns the two kinds of file, `beam` and `camera`: written with their uncertainty, date and source, read back
+with every refusal as one sentence. What they mean for a configuration is `config_load`'s matter. Pure
+functions; writing is all or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from microdiffusion.errors import DiskError, InputFileError, MissingFileError
+from microdiffusion.header import NonNegative, Positive
+from microdiffusion.optics import AxialProfile
+
+Interval = tuple[FiniteFloat, FiniteFloat]
+Column = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=65536)]
+
+
+class _Part(BaseModel):
+    """A table of a calibration file: frozen; what a later version adds is not looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Origin(_Part):
+    """Where a calibration comes from: times are ISO 8601."""
+
+    date_utc: str
+    date_local: str = ""
+    source: str = ""
+    versions: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+
+
+class BeamFile(_Part):
+    """A measured beam, µm; intervals of 95 %.
+
+    Attributes
+    ----------
+    length_um : float
+        Full width at half maximum: what `sweep.length_um` becomes.
+    equivalent_um : float
+        Length of the box with the same sum and sum of squares.
+    weights, low, high : (K,)
+        Against depth minus the slab's centre, `spacing_um` apart, the middle one at 0; unit sum; its band.
+    figures : mapping
+        Numbers that say how good it is, such as beads and residual.
+    """
+
+    kind: Literal["beam"]
+    length_um: Positive
+    length_interval_um: Interval
+    equivalent_um: Positive
+    equivalent_interval_um: Interval
+    centroid_um: FiniteFloat = 0.0
+    spacing_um: Positive
+    weights: Column
+    low: tuple[NonNegative, ...] = ()
+    high: tuple[NonNegative, ...] = ()
+    figures: dict[str, float | int | str] = {}
+    origin: Origin
+
+    @model_validator(mode="after")
+    def _some_light(self) -> Self:
+        if sum(self.weights) <= 0:
+            raise ValueError("weights need a positive number")
+        return self
+
+    @property
+    def profile(self) -> AxialProfile:
+        """The axial profile."""
+        return AxialProfile.sampled(self.weights, self.spacing_um)
+
+
+class CameraFile(_Part):
+    """A measured camera, counts; intervals of 95 %."""
+
+    kind: Literal["camera"]
+    offset: FiniteFloat
+    offset_interval: Interval
+    read_noise: NonNegative
+    read_noise_interval: Interval
+    gain: Positive
+    gain_interval: Interval
+    figures: dict[str, float | int | str] = {}
+    origin: Origin
+
+
+_File = TypeVar("_File", BeamFile, CameraFile)
+
+
+def read_beam(path: Path) -> BeamFile:
+    """Return a measured beam.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        There is no such file, or it is not what `mdd calibrate beam` writes.
+    """
+    return _read(path, BeamFile, "beam")
+
+
+def read_camera(path: Path) -> CameraFile:
+    """Return a measured camera; raises as `read_beam` does."""
+    return _read(path, CameraFile, "camera")
+
+
+def _read(path: Path, model: type[_File], kind: str) -> _File:
+    command = f"`mdd calibrate {kind}`"
+    try:
+        parsed = tomllib.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"There is no calibration file {path}: check its name, or make it with {command}."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputFileError(
+            f"The calibration {path} is not valid TOML ({error}): make it with {command}."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(
+            f"The calibration {path} cannot be read ({error}): make it with {command}."
+        ) from None
+    if parsed.get("kind") != kind:
+        what = f"of kind {parsed['kind']!r}" if "kind" in parsed else "no calibration"
+        raise InputFileError(
+            f"{path} is {what}, not a {kind} calibration: name the file that {command} wrote."
+        )
+    try:
+        return model.model_validate(parsed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputFileError(
+            f"The calibration {path} is damaged ({place + ': ' if place else ''}{first['msg']}): make it "
+            f"anew with {command}."
+        ) from None
+
+
+def write_calibration(path: Path, content: BeamFile | CameraFile) -> None:
+    """Write a calibration, replacing what was there.
+
+    Raises
+    ------
+    DiskError
+        The file cannot be written.
+    """
+    key = "sweep" if content.kind == "beam" else "camera"
+    what = (
+        "The beam's axial profile, by depth minus slab centre; length_um: full width at half maximum."
+        if content.kind == "beam"
+        else "The camera: counts of a dark frame and their noise, counts per photon."
+    )
+    lines = [
+        f"# {what}",
+        f"# Measured by `mdd calibrate {content.kind}`; to use it, in the configuration:",
+        "#",
+        f"#     [{key}]",
+        f'#     calibration = "{path.name}"',
+        "",
+    ]
+    lines += _table(content.model_dump(mode="json"))
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise DiskError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+
+
+def _table(values: Mapping[str, Any], above: str = "") -> list[str]:
+    from microdiffusion.config.reference import toml_value
+
+    lines, tables = [], []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            full = f"{above}{name}"
+            tables += ["", f"[{full}]", *_table(value, f"{full}.")]
+        elif isinstance(value, list) and len(value) > 4 and all(isinstance(v, int | float) for v in value):
+            rows = [value[n : n + 8] for n in range(0, len(value), 8)]
+            lines += [f"{name} = [", *(f"    {', '.join(_number(v) for v in row)}," for row in rows), "]"]
+        elif isinstance(value, float):
+            lines.append(f"{name} = {_number(value)}")
+        elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
+            lines.append(f"{name} = [{', '.join(_number(v) for v in value)}]")
+        else:
+            key = name if name.replace("-", "").replace("_", "").isalnum() else toml_value(name)
+            lines.append(f"{key} = {toml_value(value)}")
+    return lines + tables
+
+
+def _number(value: float) -> str:
+    """Return a number with six significant digits, as TOML has it."""
+    return repr(float(np.format_float_positional(value, precision=6, fractional=False)))

@@ -1,0 +1,88 @@
+"""What the formats share: how an export is asked for, what it says of itself, and the run in a few words.
+
+Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microdiffusion.errors import DependencyError
+from microdiffusion.export.source import Gap, Picture
+
+Progress = Callable[[int, int], None]
+"""Takes the volumes that are done, and how many there are."""
+
+
+@dataclass(slots=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes
+    ----------
+    format : str
+    outputs : list of Path
+        Files or folders; the last one is what a viewer opens.
+    volumes : int
+    gaps : list of Gap
+    notes : list of str
+        Sentences that whoever opens the output should know.
+    """
+
+    format: str
+    outputs: list[Path]
+    volumes: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def needs(package: str, error: ImportError) -> DependencyError:
+    """Return the error that says how to install what a format needs."""
+    return DependencyError(
+        f'This format needs {package}: python -m pip install "microdiffusion-daemon[export]" ({error}).'
+    )
+
+
+def volumes_and_gaps(pictures: Sequence[Picture]) -> tuple[int, list[Gap]]:
+    """Return the number of volumes (and uncertainties) that are there, and the gaps of the volumes."""
+    gaps = [gap for picture in pictures if picture.kind == "volume" for gap in picture.gaps()]
+    return sum(int(np.count_nonzero(picture.written)) for picture in pictures), gaps
+
+
+def about(picture: Picture) -> dict[str, Any]:
+    """Return what every export says of where it comes from; plain values, ready for JSON."""
+    header = picture.run.header
+    return {
+        "mdd_version": version("microdiffusion-daemon"),
+        "run_id": header.run_id,
+        "run": header.name,
+        "file": picture.run.path.name,
+        "content": picture.kind,
+        "position": picture.name,
+        "channels": list(picture.channels),
+        "first_time_point": picture.time_points.start,
+        "run_was_closed": picture.run.closed,
+        "times_s": [
+            [None if not np.isfinite(value) else round(float(value), 6) for value in row]
+            for row in picture.times_s
+        ],
+        "gaps": [asdict(gap) for gap in picture.gaps()],
+    }
+
+
+def as_text(value: Any) -> str:
+    """Return JSON of one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def channel_name(picture: Picture, channel: int) -> str:
+    """Return a channel's name, as viewers show it."""
+    name = picture.channels[channel]
+    return name if picture.kind == "volume" else f"uncertainty of {name}"

@@ -1,0 +1,16 @@
+"""Projection files, volumes and stacks, and output that appears whole or not at all."""
+
+from microdiffusion.files.atomic import refuse_existing, staged
+from microdiffusion.files.projections import ProjectionFile, open_projections, write_projections
+from microdiffusion.files.volumes import VolumeFile, open_volume, volume_paths
+
+__all__ = [
+    "ProjectionFile",
+    "VolumeFile",
+    "open_projections",
+    "open_volume",
+    "refuse_existing",
+    "staged",
+    "volume_paths",
+    "write_projections",
+]

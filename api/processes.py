@@ -1,0 +1,36 @@
+"""Signals and consoles of child processes: who starts one decides when it stops."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def leave_stops_to_parent() -> None:
+    """Ignore what asks a whole group of processes to stop: who started this one decides when."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextmanager
+def keyboard_ignored() -> Iterator[None]:
+    """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so).
+
+    Nor is what else a terminal or a service manager sends to the whole group. Blocked, not ignored: what
+    comes meanwhile reaches this process afterwards. On any thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started within, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,277 @@
+"""A consistent copy of a run, also while it goes on: `mdd snapshot`, and in another storage: `mdd repack`.
+
+Owns the order of reading that makes the copy whole: statuses and the frames' `seq` first, as what they
+announce was written before; then figures, then images, and only those that are announced. What comes
+meanwhile is not part of it. All files of the run become one; how it is stored is `copy_target`'s matter.
+The copy is checked, every byte, before it gets its name. Functions hold no state; any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.errors import InputFileError
+from microdiffusion.files import refuse_existing, staged
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.runfile.copy_target import Target, open_target
+from microdiffusion.runfile.files import RunParts
+from microdiffusion.runfile.layout import SNAPSHOT, Closed, RunPlan, Status, position_prefix, segment_path
+from microdiffusion.runfile.schema import Dataset, datasets, file_bytes
+from microdiffusion.runfile.swmr_file import Chunks
+from microdiffusion.runfile.verify import Report, verify_run
+
+_IMAGES = ("volume", "uncertainty", "pyramid/")
+_ATTEMPTS = 100
+_RUN_NOTES = ("mdd/senders", "mdd/engine", "mdd/recipes", "mdd/unplaced_seq")
+_EVENTS = ("mdd/events/count", "mdd/events/time_s", "mdd/events/kind", "mdd/events/text")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a copy is stored.
+
+    Attributes
+    ----------
+    storage, compression : str
+        As of `RunPlan`.
+    chunks : (planes, rows, columns) or None
+        Of the images of a chunked copy; None: as a recorder writes them.
+    """
+
+    storage: str = "static"
+    compression: str = "none"
+    chunks: Chunks | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage == "static" and (self.compression != "none" or self.chunks):
+            raise InputFileError(
+                "The static storage has no chunks and no compression: choose the storage swmr for those."
+            )
+
+
+def snapshot_run(
+    run: Path,
+    output: Path,
+    *,
+    form: Form | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Copy what a run holds now into one file, and return what `verify_run` said of it.
+
+    Parameters
+    ----------
+    run
+        The run's first file.
+    output
+        The copy, which must not exist.
+    form
+        How it is stored; None: static.
+    progress
+        Called with the time points that are done, and how many there are.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        There is no such run, the copy exists, or the run is damaged.
+    NoRoomError, DiskError
+        The disk is full, or cannot be written.
+    DependencyError
+        The compression needs a package that is missing.
+    """
+    form = form or Form()
+    _check_name(run, output)
+    parts = RunParts(run)
+    try:
+        plan = parts.plan
+        if plan.segment:
+            raise InputFileError(f"{run} is a further file of a run: give the run's first file.")
+        closed = int(parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
+        sessions = [_Session.read(parts, number) for number in range(len(plan.header.positions))]
+        used = max(1, *(session.used for session in sessions))
+        copied = replace(
+            plan,
+            time_points=used,
+            # An open-ended run's plan is more room than a static file could set aside.
+            planned_time_points=used if form.storage != plan.storage == "swmr" else plan.planned,
+            live=plan.live and closed,
+            provenance=dict(plan.provenance) | {SNAPSHOT: datetime.now(UTC).isoformat(timespec="seconds")},
+            storage=form.storage,
+            compression=form.compression,
+        )
+        # How much compression will save is not known; such a copy looks for room as it grows.
+        needed = file_bytes(copied) if form.compression == "none" else 0
+        with staged(output, needed_bytes=needed) as (path,):
+            with open_target(path, copied, form.chunks) as target:
+                total = used * len(sessions)
+                for number, session in enumerate(sessions):
+                    told = partial(_told, progress, number * used, total)
+                    _copy_session(parts, session, copied, target, told)
+                _copy_notes(parts, sessions, target, closed=closed)
+                if copied.live:
+                    _copy_live(parts, copied, target)
+            report = verify_run(path)
+            if not report.sound:
+                raise InputFileError(
+                    f"{run} cannot be copied, {report.faults[0]}: see `mdd verify`, nothing was left behind."
+                )
+    finally:
+        parts.close()
+    report.path = str(output)
+    return report
+
+
+def _check_name(run: Path, output: Path) -> None:
+    """Refuse a name by which one of the two would be taken for a further file of the other."""
+    refuse_existing(segment_path(output, 1))
+    number = output.stem.removeprefix(f"{run.stem}_s")
+    beside = output.absolute().parent == run.absolute().parent and output.suffix == run.suffix
+    if beside and number != output.stem and number.isdecimal():
+        raise InputFileError(
+            f"{output.name} is what a further file of {run.name} is called: choose another name."
+        )
+
+
+@dataclass(slots=True)
+class _Session:
+    """What was announced of a position when the copy began: status (T[, C]), seq (T, [C,] M)."""
+
+    prefix: str
+    status: NDArray[np.uint8]
+    seq: NDArray[np.int64]
+    used: int
+
+    @classmethod
+    def read(cls, parts: RunParts, position: int) -> _Session:
+        prefix = position_prefix(position)
+        status = _whole(parts, f"{prefix}mdd/status")
+        seq = _whole(parts, f"{prefix}mdd/frames/seq")[: len(status)]
+        lead = status.reshape(len(status), -1).any(axis=1) | (seq >= 0).reshape(len(status), -1).any(axis=1)
+        used = int(np.flatnonzero(lead)[-1]) + 1 if lead.any() else 0
+        return cls(prefix, status, seq, used)
+
+
+def _whole(parts: RunParts, name: str) -> NDArray[Any]:
+    """Return a dataset with time as axis 0, over all of the run's files; a copy."""
+    return np.concatenate([np.array(part.view(name)[()]) for part in parts.all()])
+
+
+def _told(progress: Callable[[int, int], None], before: int, total: int, t: int) -> None:
+    progress(before + t, total)
+
+
+def _copy_session(
+    parts: RunParts, session: _Session, plan: RunPlan, target: Target, told: Callable[[int], None]
+) -> None:
+    prefix, used = session.prefix, plan.time_points
+    status, seq = _room(session.status, used, 0), _room(session.seq, used, -1)
+    wanted = [one for one in datasets(plan) if one.timed and _belongs(one.path, prefix)]
+    figures = [one for one in wanted if one.path[len(prefix) :].startswith("mdd/")]
+    values = {one.path[len(prefix) :]: _figure(parts, one, used, status, seq) for one in figures}
+    values["mdd/reason"] = _reasons(parts, prefix, used, status, values["mdd/reason"])
+    received = np.count_nonzero(seq >= 0, axis=-1)
+    expected = _room(_whole(parts, f"{prefix}mdd/frames_expected"), used, 0)
+    values |= {
+        "mdd/status": status,
+        "mdd/frames/seq": seq,
+        "mdd/frames_received": received,
+        "mdd/frames_expected": expected,
+        "mdd/frames_missing": np.where(status != 0, np.maximum(expected.astype(np.int64) - received, 0), 0),
+    }
+    for name, value in values.items():
+        target.write(prefix + name, value)
+    images = [
+        one.path for one in wanted if one.path[len(prefix) :].startswith(_IMAGES) and 0 not in one.shape
+    ]
+    with_uncertainty = values.get("mdd/has_uncertainty")
+    for t in range(used):
+        for index in np.argwhere(np.atleast_1d(status[t]) == Status.WRITTEN).tolist():
+            place = (t, *index) if status.ndim > 1 else (t,)
+            for name in images:
+                if name.endswith("uncertainty") and (with_uncertainty is None or not with_uncertainty[place]):
+                    continue
+                target.write(name, _item(parts, name, place), place)
+        for slot in np.argwhere(seq[t] >= 0).tolist():
+            target.write(f"{prefix}projections", _item(parts, f"{prefix}projections", (t, *slot)), (t, *slot))
+        told(t + 1)
+
+
+def _copy_live(parts: RunParts, plan: RunPlan, target: Target) -> None:
+    """Copy the rolling volumes of a closed run: nobody writes them any more."""
+    first = parts.first()
+    for one in datasets(plan):
+        if "live" in one.path.split("/"):
+            target.write(one.path, first.view(one.path)[()])
+
+
+def _belongs(path: str, prefix: str) -> bool:
+    return path.startswith(prefix) if prefix else not path.startswith("position_")
+
+
+def _room(values: NDArray[Any], used: int, empty: Any) -> NDArray[Any]:
+    """Return the first `used` rows; rows that the file has no room for yet are empty."""
+    room = np.full((used, *values.shape[1:]), empty, values.dtype)
+    some = min(used, len(values))
+    room[:some] = values[:some]
+    return room
+
+
+def _figure(
+    parts: RunParts, dataset: Dataset, used: int, status: NDArray[Any], seq: NDArray[Any]
+) -> NDArray[Any]:
+    """Return what is kept of each time point or frame; of those that are not announced the first content."""
+    empty = 0 if dataset.content is None else dataset.content
+    if np.dtype(dataset.dtype).kind == "S":
+        empty = b""
+    values = _room(_whole(parts, dataset.path), used, empty)
+    announced = seq >= 0 if "/frames/" in f"/{dataset.path}" else status != Status.EMPTY
+    values[~announced] = empty
+    return values
+
+
+def _reasons(
+    parts: RunParts, prefix: str, used: int, status: NDArray[Any], reasons: NDArray[Any]
+) -> NDArray[Any]:
+    """Return the reasons; one that is just being taken back, as a late volume comes, is said to be that."""
+    for _ in range(_ATTEMPTS):
+        torn = (status > Status.WRITTEN) & (reasons == b"")
+        if not torn.any():
+            break
+        time.sleep(0.01)
+        now = _room(_whole(parts, f"{prefix}mdd/reason"), used, b"")
+        reasons = np.where(torn, now, reasons)
+    reasons[(status > Status.WRITTEN) & (reasons == b"")] = b"its volume was just being written"
+    reasons[status <= Status.WRITTEN] = b""
+    return reasons
+
+
+def _item(parts: RunParts, name: str, place: tuple[int, ...]) -> Any:
+    """Return one volume or frame, from the file that has it."""
+    t, *rest = place
+    for part in parts.all():
+        if t < part.plan.time_points:
+            return part.view(name)[(t, *rest)]
+        t -= part.plan.time_points
+    raise IndexError(place)
+
+
+def _copy_notes(parts: RunParts, sessions: list[_Session], target: Target, *, closed: bool) -> None:
+    """Copy what the run has once; the ledger counts the frames of the copy."""
+    first = parts.first()
+    # Of events the count first: those rows are whole.
+    for name in (*_RUN_NOTES, *_EVENTS):
+        target.write(name, first.view(name)[()])
+    columns = np.array(first.view("mdd/ledger")[()]).tolist()
+    ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))
+    unplaced = max(ledger.unplaced, int(np.count_nonzero(np.array(first.view("mdd/unplaced_seq")[()]) >= 0)))
+    placed = sum(int(np.count_nonzero(session.seq >= 0)) for session in sessions)
+    target.write("mdd/ledger", ledger.settled(received=placed + unplaced, unplaced=unplaced).array())
+    target.write("mdd/closed", Closed.CLOSED if closed else Closed.OPEN)

@@ -1,0 +1,347 @@
+"""The run file's schema: which datasets there are, what their codes mean, and what fixes them.
+
+Owns names, shapes, types and first contents (docs/run-file.md); where the bytes lie is `run_file`'s matter.
+
+Invariants: axis 0 of a per-time-point dataset is time, so that a time point is one contiguous stretch of
+bytes and a file can be cut or lengthened by copying first bytes; a session's datasets lie in its position's
+group (position 0: the root); numbers are little-endian; what belongs to the run as a whole (ledger, events,
+engine, live volumes) lies in its first file. Functions hold no state; any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.header import RunHeader
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.runfile.pyramid import Factors, level_shape
+
+LAYOUT_MAJOR, LAYOUT_MINOR = 1, 0
+LAYOUT_VERSION = f"{LAYOUT_MAJOR}.{LAYOUT_MINOR}"
+LEVEL_ZERO: Factors = (1, 1, 1)
+SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
+CANDIDATES = SERVED[1:]
+RUNTIMES = ("none", "torch", "openvino", "tensorrt")
+STAGES = ("inr", "sampler", "consistency", "other", "total")
+EFFORTS = ("full", "one evaluation", "INR alone")
+REASON_BYTES = 160
+EVENT_ROOM = 4096
+EVENT_KIND_BYTES = 16
+ENGINE_BYTES = 16384
+UNPLACED_ROOM = 4096
+RECIPE_ROOM = 16
+RECIPE_BYTES = 4096
+_OVERHEAD_BYTES = 4096  # of a dataset: its header, and the way to the next page
+SENDER_COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
+SENDER_ROOM = 64
+
+
+def runtime_code(name: str) -> int:
+    """Return the code in /mdd/runtime of a runtime's name, such as "torch cuda float16"."""
+    first = name.partition(" ")[0].partition("_")[0]  # tensorrt_rtx is a flavour; the provenance names it
+    return RUNTIMES.index(first) if first in RUNTIMES else 0
+
+
+class Status(IntEnum):
+    """What became of a time point; the codes of /mdd/status."""
+
+    EMPTY = 0
+    WRITTEN = 1
+    LOST = 2
+    SKIPPED = 3
+    FAILED = 4
+
+
+class Closed(IntEnum):
+    """The codes of /mdd/closed. REPLACED: a longer file has taken the name, open it anew."""
+
+    OPEN = 0
+    CLOSED = 1
+    REPLACED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Everything that is fixed when a run file is created.
+
+    Attributes
+    ----------
+    header : RunHeader
+    time_points : int
+        T, the number of time points that the file has room for.
+    frames_per_sweep : int
+        M, held-out frames included.
+    segment, first_time_point : int
+        Number of this file in the run, and the sweep that its time point 0 holds.
+    configuration : str
+        The resolved configuration, JSON.
+    provenance : mapping of str to str
+        Versions, device ... as far as known at the start.
+    created_utc : str
+        ISO 8601.
+    planned_time_points : int
+        T as it was before the file was cut to what was used; what each further file has room for.
+        0: the same as `time_points`.
+    live : bool
+        Whether there is room for rolling volumes.
+    pyramid : tuple of (z, y, x)
+        How many voxels make one of each coarser level (`pyramid.level_factors`); empty: no pyramid.
+    uncertainty : bool
+        Whether there is room for the uncertainty of each voxel.
+    version : str
+        Version of the layout, "major.minor".
+    storage, compression : str
+        "static" or "swmr" (`swmr_file`); "none", "gzip" or "lz4", of the images.
+    """
+
+    header: RunHeader
+    time_points: int
+    frames_per_sweep: int
+    segment: int = 0
+    first_time_point: int = 0
+    configuration: str = "{}"
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    created_utc: str = ""
+    planned_time_points: int = 0
+    live: bool = False
+    pyramid: tuple[Factors, ...] = ()
+    uncertainty: bool = False
+    version: str = LAYOUT_VERSION
+    storage: str = "static"
+    compression: str = "none"
+
+    @property
+    def planned(self) -> int:
+        """T of a file of this run that was not cut."""
+        return self.planned_time_points or self.time_points
+
+
+CHECKED = np.dtype(
+    [("seq", "<i8"), ("z_um", "<f8"), ("camera_time_s", "<f8"), ("held_out", "u1"), ("crc32", "<u4")]
+)
+"""What /mdd/frames/check is the CRC-32 of: these columns of a frame, packed, as they are in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset to be: path without the leading slash, shape, type, first content (None: zeros).
+
+    `timed`: axis 0 is time, so that a longer run needs more of it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    content: Any = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    timed: bool = False
+
+
+def position_prefix(position: int) -> str:
+    """Return the group of a position, with its slash: "" for position 0."""
+    return "" if position == 0 else f"position_{position:03d}/"
+
+
+def segment_path(path: Path, segment: int) -> Path:
+    """Return the path of a run's next files: run.h5, run_s001.h5, run_s002.h5 ..."""
+    return path if segment == 0 else path.with_name(f"{path.stem}_s{segment:03d}{path.suffix}")
+
+
+def datasets(plan: RunPlan) -> Iterator[Dataset]:
+    """Yield every dataset of a run file."""
+    header = plan.header.model_dump_json().encode()
+    configuration = plan.configuration.encode()
+    yield Dataset("mdd/run_header", (), f"S{len(header)}", header, {"content": "JSON"})
+    yield Dataset(
+        "mdd/configuration", (), f"S{max(len(configuration), 1)}", configuration, {"content": "JSON"}
+    )
+    closed = "0 the run goes on or was cut off, 1 closed, 2 goes on in a longer file of the same name"
+    yield Dataset("mdd/closed", (), "u1", None, {"codes": closed})
+    if plan.segment == 0:
+        yield from _run_datasets()
+    yield from _plot_axes(plan)
+    for position in range(len(plan.header.positions)):
+        prefix = position_prefix(position)
+        for dataset in _session_datasets(plan):
+            # Units and codes are said once, at position 0: they take as long to write as all the rest.
+            about = {} if position else dataset.attributes
+            yield replace(dataset, path=prefix + dataset.path, attributes=about)
+
+
+def file_bytes(plan: RunPlan) -> int:
+    """Return the size of a run file, a little more rather than less."""
+    header = plan.header
+    once = [Dataset("", (), f"S{len(plan.configuration) + len(header.model_dump_json())}"), *_plot_axes(plan)]
+    if plan.segment == 0:
+        once += _run_datasets()
+    session = list(_session_datasets(plan))
+    positions = len(header.positions)
+
+    def size(some: list[Dataset]) -> int:
+        return sum(prod(one.shape) * np.dtype(one.dtype).itemsize + _OVERHEAD_BYTES for one in some)
+
+    return size(once) + positions * size(session)
+
+
+def _run_datasets() -> Iterator[Dataset]:
+    """Yield what a run has once, whatever the number of its files and positions."""
+    yield Dataset(
+        "mdd/ledger", (len(LEDGER_COLUMNS),), "<i8", Ledger().array(), {"columns": list(LEDGER_COLUMNS)}
+    )
+    yield Dataset(
+        "mdd/senders",
+        (SENDER_ROOM, len(SENDER_COLUMNS)),
+        "<i8",
+        -1,
+        {"columns": list(SENDER_COLUMNS), "content": "what each sender said last; -1: unused"},
+    )
+    yield Dataset("mdd/engine", (), f"S{ENGINE_BYTES}", None, {"content": "JSON; empty: not known yet"})
+    yield Dataset(
+        "mdd/unplaced_seq", (UNPLACED_ROOM,), "<i8", -1, {"content": "the first frames without place"}
+    )
+    recipes = {"content": "JSON: settings, weights, versions, processor; empty: unused"}
+    yield Dataset("mdd/recipes", (RECIPE_ROOM,), f"S{RECIPE_BYTES}", None, recipes)
+    yield Dataset("mdd/events/count", (), "<i8", None, {"content": f"event n is in row n % {EVENT_ROOM}"})
+    yield Dataset("mdd/events/time_s", (EVENT_ROOM,), "<f8", None, {"units": "s", "content": "since start"})
+    yield Dataset("mdd/events/kind", (EVENT_ROOM,), f"S{EVENT_KIND_BYTES}")
+    yield Dataset("mdd/events/text", (EVENT_ROOM,), f"S{REASON_BYTES}")
+
+
+def _session_datasets(plan: RunPlan) -> Iterator[Dataset]:
+    """Yield the datasets of one position; small ones first, so that they lie together."""
+    for name, number, coordinates in _axes(plan.header, LEVEL_ZERO):
+        yield Dataset(name, (number,), "<f8", coordinates, {"units": "um"})
+    for dataset in _figures(plan):
+        yield replace(dataset, timed=True)
+    channels = () if len(plan.header.channels) == 1 else (len(plan.header.channels),)
+    if plan.live and plan.segment == 0:
+        yield from _live_datasets(channels, plan.header.shape, _pixel(plan))
+    for dataset in _images(plan, channels):
+        yield replace(dataset, timed=True)
+
+
+def _pixel(plan: RunPlan) -> str:
+    return "<u2" if plan.header.dtype == "uint16" else "<f4"
+
+
+def _axes(header: RunHeader, factors: Factors) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
+    """Yield name, length and coordinates (µm, of the voxels' centres) of a level's z, y and x."""
+    sizes = level_shape(header.shape, factors)
+    for name, number, edge, factor in zip("zyx", sizes, header.voxel_size_um, factors, strict=True):
+        start = (header.z0_um if name == "z" else 0.0) + (factor - 1) / 2 * edge
+        yield name, number, np.asarray(start + np.arange(number) * edge * factor, np.float64)
+
+
+def _plot_axes(plan: RunPlan) -> Iterator[Dataset]:
+    """Yield the axes of the coarser levels, for plots; those of the volume lie beside it."""
+    for number, factors in enumerate(plan.pyramid, 1):
+        for name, size, coordinates in _axes(plan.header, factors):
+            yield Dataset(f"entry/pyramid_{number}/{name}", (size,), "<f8", coordinates, {"units": "um"})
+
+
+def _images(plan: RunPlan, channels: tuple[int, ...]) -> Iterator[Dataset]:
+    """Yield what takes the room: projections, volumes, what goes with those."""
+    header, pixel = plan.header, _pixel(plan)
+    lead = (plan.time_points, *channels)
+    yield Dataset(
+        "projections", (*lead, plan.frames_per_sweep, *header.shape[1:]), pixel, None, {"units": "counts"}
+    )
+    edges = np.array(header.voxel_size_um)
+    yield Dataset("volume", (*lead, *header.shape), pixel, None, {"units": "counts", "voxel_size_um": edges})
+    if plan.uncertainty:
+        about = {"units": "counts", "voxel_size_um": edges, "content": "standard deviation of each voxel"}
+        yield Dataset("uncertainty", (*lead, *header.shape), pixel, None, about)
+    for number, factors in enumerate(plan.pyramid, 1):
+        about = {"units": "counts", "voxel_size_um": edges * factors, "factors": np.array(factors)}
+        yield Dataset(f"pyramid/{number}", (*lead, *level_shape(header.shape, factors)), pixel, None, about)
+
+
+def _figures(plan: RunPlan) -> Iterator[Dataset]:
+    """Yield what is kept of each time point and each frame besides its images."""
+    header = plan.header
+    channels = () if len(header.channels) == 1 else (len(header.channels),)
+    lead = (plan.time_points, *channels)
+    frames = (*lead, plan.frames_per_sweep)
+    nan = np.nan
+
+    status = ", ".join(f"{code.value} {code.name.lower()}" for code in Status)
+    served = ", ".join(f"{code} {name}" for code, name in enumerate(SERVED))
+    efforts = ", ".join(f"{code} {name}" for code, name in enumerate(EFFORTS))
+    yield Dataset("mdd/status", lead, "u1", None, {"codes": status})
+    yield Dataset(
+        "mdd/reason", lead, f"S{REASON_BYTES}", None, {"content": "why it was lost, skipped or failed"}
+    )
+    yield Dataset("mdd/crc32", lead, "<u4", None, {"content": "CRC-32 (as in zlib) of the volume's bytes"})
+    for number in range(1, len(plan.pyramid) + 1):
+        yield Dataset(f"mdd/pyramid_crc32/{number}", lead, "<u4", None, {"content": "CRC-32 of that level"})
+    if plan.uncertainty:
+        codes = "1 the uncertainty of this time point is there"
+        yield Dataset("mdd/has_uncertainty", lead, "u1", None, {"codes": codes})
+        yield Dataset("mdd/uncertainty_crc32", lead, "<u4", None, {"content": "CRC-32 of its bytes"})
+    yield Dataset("mdd/effort", lead, "u1", None, {"codes": efforts})
+    yield Dataset("mdd/later", lead, "u1", None, {"codes": "1 reconstructed later, from the recorded frames"})
+    yield Dataset("mdd/served", lead, "u1", None, {"codes": served})
+    yield Dataset(
+        "mdd/acquired_s", lead, "<f8", nan, {"units": "s", "content": "camera time of the last frame"}
+    )
+    yield Dataset(
+        "mdd/latency_s", lead, "<f8", nan, {"units": "s", "content": "last frame to readable volume"}
+    )
+    for stage in STAGES:
+        yield Dataset(f"mdd/seconds/{stage}", lead, "<f8", nan, {"units": "s"})
+    noise = {"content": "root mean square of reprojection minus projection, in units of the noise"}
+    yield Dataset("mdd/residual", lead, "<f8", nan, noise)
+    yield Dataset("mdd/held_out_error", lead, "<f8", nan, noise)
+    for candidate in CANDIDATES:
+        yield Dataset(f"mdd/held_out_errors/{candidate}", lead, "<f8", nan, noise)
+    weight = {"content": "share of the network's answer in what was served"}
+    yield Dataset("mdd/network_weight", lead, "<f8", nan, weight)
+    yield Dataset(
+        "mdd/merged", lead, "u1", None, {"codes": "1 the sweep before was used as well, as nothing had moved"}
+    )
+    runtimes = ", ".join(f"{code} {name}" for code, name in enumerate(RUNTIMES))
+    yield Dataset("mdd/runtime", lead, "u1", None, {"codes": runtimes, "content": "what ran the network"})
+    yield Dataset("mdd/inr_iterations", lead, "<i4")
+    recipe = {"content": "row of /mdd/recipes, from 1; 0: not known"}
+    yield Dataset("mdd/recipe", lead, "u1", None, recipe)
+    state = {"content": "name of the session's state that it left behind; 0: not known"}
+    yield Dataset("mdd/state", lead, "<i8", None, state)
+    before = {"content": "name of the state that it began with; 0: none"}
+    yield Dataset("mdd/from_state", lead, "<i8", None, before)
+    yield Dataset("mdd/frames_received", lead, "<u4")
+    yield Dataset("mdd/frames_missing", lead, "<u4")
+    yield Dataset("mdd/frames_expected", lead, "<u4", None, {"content": "as its frames say, 0: none came"})
+    yield Dataset(
+        "mdd/frames/z_um", frames, "<f8", nan, {"units": "um", "content": "slab's centre, NaN: absent"}
+    )
+    yield Dataset("mdd/frames/held_out", frames, "u1")
+    yield Dataset(
+        "mdd/frames/used", frames, "u1", None, {"codes": "1 the volume is made of it, or judged by it"}
+    )
+    yield Dataset("mdd/frames/camera_time_s", frames, "<f8", nan, {"units": "s"})
+    yield Dataset("mdd/frames/crc32", frames, "<u4", None, {"content": "CRC-32 of the frame's bytes"})
+    yield Dataset(
+        "mdd/frames/check", frames, "<u4", None, {"content": f"CRC-32 of {', '.join(CHECKED.names or ())}"}
+    )
+    yield Dataset("mdd/frames/seq", frames, "<i8", -1, {"content": "-1: absent"})
+
+
+def _live_datasets(channels: tuple[int, ...], shape: tuple[int, ...], pixel: str) -> Iterator[Dataset]:
+    """Yield the rolling volume's: two buffers, so that one is whole while the other is written."""
+    pair = (2, *channels)
+    yield Dataset(
+        "live/counter", channels, "<i8", None, {"content": "updates so far; the newest: buffer counter % 2"}
+    )
+    yield Dataset("live/sweep", pair, "<i8", -1)
+    yield Dataset("live/newest_seq", pair, "<i8", -1, {"content": "seq of the newest frame in it"})
+    yield Dataset("live/time_s", pair, "<f8", np.nan, {"units": "s", "content": "camera time of that frame"})
+    yield Dataset("live/crc32", pair, "<u4")
+    yield Dataset("live/volume", (*pair, *shape), pixel, None, {"units": "counts"})

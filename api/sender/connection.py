@@ -1,0 +1,193 @@
+"""A sender's connection to the daemon: made, watched, and made anew where it seems dead.
+
+ZeroMQ reconnects by itself where TCP says that the line is broken. What TCP does not notice for minutes
+(a machine gone without a word, a process that stands still) is for the owner to notice, who then calls
+`renew`: a fresh socket, with nothing of the old one in it. What ZeroMQ keeps silent about, a handshake that
+fails for want of the right keys, becomes a sentence here.
+
+No thread: a line belongs to one thread at a time, `trouble` and `refusal` may be read from any.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from microdiffusion import wire
+from microdiffusion.errors import AddressError
+from microdiffusion.wire import ClientKeys, secure_client
+
+LINGER_MS = 1000
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
+_MECHANISM_MISMATCH = 0x11000002
+"""ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: one side asks for keys, the other has none."""
+
+
+class Line:
+    """A DEALER socket with its keys and its monitor.
+
+    Parameters
+    ----------
+    address : str
+        Where the daemon listens.
+    security : ClientKeys or None
+        None only on loopback.
+
+    Attributes
+    ----------
+    refusal : str
+        Why no connection will come about unless somebody changes keys; empty where none is refused.
+    trouble : str
+        What seems to be wrong with the keys, without being certain.
+    """
+
+    def __init__(self, address: str, security: ClientKeys | None) -> None:
+        self.address = address
+        self.refusal = ""
+        self.trouble = ""
+        self._security = security
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._cut_until_s = 0.0
+
+    def open(self) -> None:
+        """Connect; the daemon need not be there yet.
+
+        Raises
+        ------
+        AddressError, ConfigError
+            The address is malformed, or on another machine and there are no keys.
+        """
+        connection = self._context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a daemon that is not there
+        connection.setsockopt(zmq.RECONNECT_IVL, 50)
+        connection.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        connection.setsockopt(zmq.LINGER, LINGER_MS)
+        connection.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)  # a daemon sends no bodies
+        try:
+            secure_client(connection, self.address, self._security)
+            self._monitor = connection.get_monitor_socket(_WATCHED)
+            # What listens on all interfaces is reached on this one; Windows does not do that by itself.
+            connection.connect(self.address.replace("//0.0.0.0:", "//127.0.0.1:"))
+        except zmq.ZMQError as error:
+            self._socket = connection
+            self.drop()
+            raise AddressError(
+                f"Cannot connect to {self.address!r} ({error.strerror}): expected an address such as "
+                "tcp://127.0.0.1:5750."
+            ) from error
+        except BaseException:
+            connection.close(linger=0)
+            raise
+        self._socket = connection
+
+    def drop(self) -> None:
+        """Let go of the connection, and of what is in it."""
+        self._close(linger_ms=0)
+
+    def renew(self) -> None:
+        """Begin with a fresh connection."""
+        self.drop()
+        self.open()
+
+    def cut(self, seconds: float) -> None:
+        """Let go of the connection, and take it up again after a while: a deliberate fault."""
+        self._cut_until_s = time.monotonic() + seconds
+        self.drop()
+
+    def is_cut(self) -> bool:
+        """Whether a deliberate cut lasts; connects where it is over."""
+        if time.monotonic() < self._cut_until_s:
+            return True
+        if self._socket is None:
+            self.open()
+        return False
+
+    def close(self) -> None:
+        """Close for good; what was sent may still go out for a second."""
+        self._close(linger_ms=LINGER_MS)
+        self._context.term()
+
+    def send(self, parts: wire.Parts) -> bool:
+        """Send a message whole, or not at all (False) where the line takes nothing now."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes] | None:
+        """Return a message that has come, None where there is none."""
+        if self._socket is None:
+            return None
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def wait(self, wake: socket.socket, timeout_s: float, *, to_send: bool) -> None:
+        """Wait until something comes, `wake` is written to, or (`to_send`) something can be sent."""
+        poller = zmq.Poller()
+        poller.register(wake, zmq.POLLIN)
+        if self._socket is not None:
+            poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if to_send else 0))
+        if self._monitor is not None:
+            poller.register(self._monitor, zmq.POLLIN)
+        poller.poll(int(timeout_s * 1000))
+
+    def broke(self) -> bool:
+        """Look at what happened to the connection; True where it was lost since the last time."""
+        lost = False
+        while self._monitor is not None and self._monitor.poll(0):
+            message = recv_monitor_message(self._monitor)
+            event, value = message["event"], message["value"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.refusal = self.trouble = ""
+            elif event == zmq.EVENT_DISCONNECTED:
+                lost = True
+            elif event & _FAILED:
+                self._on_failed_handshake(event, value)
+        return lost
+
+    def _on_failed_handshake(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self.refusal = (
+                f"The daemon at {self.address} does not trust this machine's key: run "
+                "`mdd keys trust NAME KEY` there, with the key that `mdd keys show` says here."
+            )
+        elif value == _MECHANISM_MISMATCH and self._security is None:
+            self.refusal = (
+                f"The daemon at {self.address} asks for keys: set wire.server_key to what `mdd keys show` "
+                "says on its machine."
+            )
+        elif value == _MECHANISM_MISMATCH:
+            self.refusal = (
+                f"The daemon at {self.address} has no keys: run `mdd keys new` there and set "
+                "wire.encrypt_loopback, or leave wire.server_key out here."
+            )
+        elif self._security is not None:
+            self.trouble = (
+                f"The daemon at {self.address} breaks the connection off: perhaps its key is not the one in "
+                "wire.server_key (`mdd keys show` says it there)."
+            )
+
+    def _close(self, *, linger_ms: int) -> None:
+        connection, self._socket = self._socket, None
+        monitor, self._monitor = self._monitor, None
+        if connection is not None:
+            if monitor is not None:
+                connection.disable_monitor()
+            connection.close(linger=linger_ms)
+        if monitor is not None:
+            monitor.close(linger=0)

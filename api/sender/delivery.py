@@ -1,0 +1,176 @@
+"""What interrupted senders have left in their journals, sent to the daemon after all.
+
+A journal that a living sender has open is passed over. One whose frames the daemon has all confirmed is
+deleted; the daemon tells frames that it has from those that it lacks, so delivering twice does no harm. Runs
+in the caller's thread, with a `Sender` for one journal after the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from microdiffusion.errors import AddressError, MddError
+from microdiffusion.sender.journal import Journal, left_over
+from microdiffusion.sender.sender import Sender
+from microdiffusion.wire import ClientKeys
+
+BUFFER_BYTES = 128_000_000
+CONNECT_S = 10.0
+"""How long a daemon may take to answer before it counts as absent."""
+STANDSTILL_S = 60.0
+"""How long it may go without taking a frame."""
+END_S = 10.0
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of one journal.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder; gone where `done`.
+    run_id, name : str
+        The run; empty where the journal could not be read.
+    frames : int
+        Frames that it held.
+    acknowledged, damaged : int
+        Of these, those that the daemon has now, and those that could not be sent.
+    done : bool
+        Nothing is left of it.
+    reason : str
+        Why something is left, one sentence.
+    """
+
+    path: Path
+    run_id: str
+    name: str
+    frames: int
+    acknowledged: int
+    damaged: int
+    done: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        text = f"run {self.name!r}: {self.acknowledged} of {self.frames} frames delivered from the journal"
+        if self.damaged:
+            text += f", {self.damaged} damaged"
+        return text if self.done else f"{text}; {self.path} stays: {self.reason}"
+
+
+def deliver(
+    folder: Path,
+    address: str,
+    *,
+    run_id: str | None = None,
+    security: ClientKeys | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Delivered]:
+    """Send what left-over journals in `folder` hold to the daemon at `address`, oldest first.
+
+    Parameters
+    ----------
+    run_id
+        Only those of this run.
+    security
+        None only where the address is on loopback.
+    stop
+        Asked now and then; True ends it early, and what is not delivered stays.
+
+    Raises
+    ------
+    AddressError, ConfigError
+        Nobody answers there, the address is malformed, or it asks for other keys.
+    """
+    return list(deliveries(folder, address, run_id=run_id, security=security, stop=stop))
+
+
+def deliveries(
+    folder: Path,
+    address: str,
+    *,
+    run_id: str | None = None,
+    security: ClientKeys | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Delivered]:
+    """Do as `deliver`, and yield what became of each journal as soon as it is known."""
+    for path in left_over(folder, run_id):
+        if stop():
+            return
+        try:
+            journal = Journal.reopen(path)
+        except (MddError, OSError) as error:
+            yield Delivered(path, "", path.name, 0, 0, 0, done=False, reason=str(error))
+            continue
+        if journal is None:
+            continue
+        if not journal.records:
+            journal.delete()
+        else:
+            yield _deliver_one(journal, address, security, stop)
+
+
+def _deliver_one(
+    journal: Journal, address: str, security: ClientKeys | None, stop: Callable[[], bool]
+) -> Delivered:
+    header, frames = journal.header, len(journal.records)
+    try:
+        largest = max(place.body_bytes for place in journal.records.values())
+        sender = Sender.of_journal(
+            address, journal, buffer_bytes=max(BUFFER_BYTES, 4 * largest), security=security
+        )
+        sender.start()
+    except BaseException:
+        journal.close()
+        raise
+    reason, patience_s = "", 0.0
+    try:
+        reason = _wait(sender, address, stop)
+        patience_s = 0.0 if reason else END_S
+    finally:
+        stats = sender.finish(reason=reason or "delivered from the journal", timeout_s=patience_s)
+    damaged = stats.refused + stats.damaged
+    return Delivered(
+        journal.path,
+        header.run_id,
+        header.name,
+        frames,
+        stats.acknowledged,
+        damaged,
+        done=stats.acknowledged + damaged == frames,
+        reason=reason or sender.trouble or "the daemon stopped answering; try again later.",
+    )
+
+
+def _wait(sender: Sender, address: str, stop: Callable[[], bool]) -> str:
+    """Wait until the daemon has everything; return why it has not, empty where it has."""
+    began_s = moved_s = time.monotonic()
+    left = -1
+    met = False
+    while (stats := sender.stats).buffered_bytes:
+        met = met or stats.connected
+        now = time.monotonic()
+        try:
+            sender.raise_if_failed()
+        except AddressError:
+            raise
+        except MddError as error:
+            return str(error)
+        if stop():
+            return "it was stopped; deliver it again."
+        if not met and now - began_s > CONNECT_S:
+            raise AddressError(
+                f"Nobody answered at {address} within {CONNECT_S:g} s: start `mdd serve` there first. "
+                f"{sender.trouble}".rstrip()
+            )
+        if stats.buffered_bytes != left:
+            left, moved_s = stats.buffered_bytes, now
+        elif now - moved_s > STANDSTILL_S:
+            return f"the daemon took no frame for {STANDSTILL_S:g} s; try again later."
+        time.sleep(_POLL_S)
+    return ""

@@ -1,0 +1,405 @@
+"""Frames on the local disk that the daemon does not have yet: what one sender has spilled.
+
+A journal is a folder `<run_id>-<first_seq>-<8 digits>`: `start` (JSON: the run's header and where the
+sender's numbers begin), `lock`, and `NNNNNN.part` files of 64 MB to which records are appended:
+
+    preface (48 bytes, little-endian): "mddj", header bytes u32, body bytes u64, seq u64, announced u64,
+        dropped u64, CRC-32 of the preface so far and the header u32, 0 u32
+    header and body of the frame's message on the wire; the header holds the CRC-32 of the body
+
+A record without a header only says how many frames were announced and dropped so far. Invariants: a record
+that is whole can be read whatever happened after it was written (no fsync: the operating system keeps it
+when the process is killed); what is damaged or torn is passed over. A part is deleted once nothing in it is
+needed any more. The lock is held while the journal is open; when the process dies, the system lets go.
+
+No thread of its own and no lock inside: a journal belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from zlib_ng.zlib_ng import crc32
+
+from microdiffusion import wire
+from microdiffusion.errors import DiskError, InputFileError, WireError
+from microdiffusion.header import RunHeader
+
+PART_BYTES = 64_000_000
+MAX_RECORDS = 250_000
+"""Most frames in one journal: what is kept in memory of each of them is bounded, too."""
+_PREFACE = struct.Struct("<4sIQQQQII")
+_CHECKED = _PREFACE.size - 8
+_MAGIC = b"mddj"
+_START = "start"
+_LOCK = "lock"
+_PARTS = "[0-9]" * 6 + ".part"
+
+
+class _Start(BaseModel):
+    """What the file `start` holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    journal: Literal[1] = 1
+    header: RunHeader
+    first_seq: int = Field(ge=0, lt=1 << 53)
+
+
+class JournalFull(Exception):  # no error: the frame waits, or is dropped and counted
+    """There is no room for a record within the journal's bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record lies: number of the part, offset of its header, sizes."""
+
+    part: int
+    offset: int
+    header_bytes: int
+    body_bytes: int
+
+
+@dataclass(slots=True)
+class _Part:
+    path: Path
+    size: int = 0
+    live: int = 0  # records that are still needed
+
+
+class Journal:
+    """One sender's journal, open; made by `create` or `reopen`.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    header, first_seq
+        The run, and where the sender's numbers begin.
+    records : dict of int to Place
+        What a journal that was reopened holds, by `seq`, ascending; empty in one that was created.
+    announced, dropped : int
+        The last that was noted in it.
+    size : int
+        Bytes of its parts.
+    """
+
+    def __init__(
+        self, path: Path, header: RunHeader, first_seq: int, lock: FileLock, limit_bytes: int
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.first_seq = first_seq
+        self.records: dict[int, Place] = {}
+        self.announced = self.dropped = 0
+        self.size = 0
+        self._limit_bytes = limit_bytes
+        self._lock = lock
+        self._parts: dict[int, _Part] = {}
+        self._next = 1
+        self._writing: tuple[int, BinaryIO] | None = None
+        self._reading: tuple[int, BinaryIO] | None = None
+
+    @classmethod
+    def create(cls, folder: Path, header: RunHeader, first_seq: int, *, limit_bytes: int) -> Journal:
+        """Begin a journal in `folder`; what other journals take there counts against `limit_bytes`, too.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be written to.
+        """
+        path = folder / f"{header.run_id}-{first_seq}-{uuid.uuid4().hex[:8]}"
+        taken = _size_of_parts(folder)
+        path.mkdir(parents=True)
+        lock = _lock_of(path)
+        lock.acquire(timeout=0)
+        journal = cls(path, header, first_seq, lock, max(0, limit_bytes - taken))
+        try:
+            fresh = path / f"{_START}.new"
+            fresh.write_text(_Start(header=header, first_seq=first_seq).model_dump_json(), encoding="utf-8")
+            fresh.replace(path / _START)
+        except OSError:
+            journal.delete()
+            raise
+        return journal
+
+    @classmethod
+    def reopen(cls, path: Path) -> Journal | None:
+        """Open a journal that was left over; None while another process or sender has it open.
+
+        Raises
+        ------
+        InputFileError, OSError
+            It is damaged beyond use, or cannot be read.
+        """
+        lock = _lock_of(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        try:
+            start = _Start.model_validate_json((path / _START).read_bytes())
+            journal = cls(path, start.header, start.first_seq, lock, 0)
+            journal._scan()
+        except ValidationError:
+            lock.release()
+            raise InputFileError(
+                f"{path} is no journal of this version of mdd: its start is damaged."
+            ) from None
+        except BaseException:
+            lock.release()
+            raise
+        return journal
+
+    def append(
+        self, seq: int, header: bytes, body: bytes | memoryview, *, announced: int, dropped: int
+    ) -> Place:
+        """Write a record and return its place; where that fails, nothing of it is left.
+
+        Raises
+        ------
+        JournalFull
+            It would pass the limit.
+        OSError
+            The disk does not take it.
+        """
+        body_bytes = memoryview(body).nbytes
+        nbytes = _PREFACE.size + len(header) + body_bytes
+        live = sum(part.live for part in self._parts.values())
+        if self.size + nbytes > self._limit_bytes or live >= MAX_RECORDS:
+            raise JournalFull
+        number, file = self._part_for(nbytes)
+        part = self._parts[number]
+        begin = part.size
+        try:
+            _write(file, _preface(seq, header, body_bytes, announced, dropped) + header)
+            _write(file, body)
+        except OSError:
+            self._take_back(begin)
+            raise
+        part.size += nbytes
+        part.live += 1
+        self.size += nbytes
+        self.announced, self.dropped = announced, dropped
+        return Place(number, begin + _PREFACE.size, len(header), body_bytes)
+
+    def note(self, announced: int, dropped: int) -> None:
+        """Write how many frames were announced and dropped; raises OSError as `append` does."""
+        number, file = self._part_for(_PREFACE.size)
+        part = self._parts[number]
+        try:
+            _write(file, _preface(0, b"", 0, announced, dropped))
+        except OSError:
+            self._take_back(part.size)
+            raise
+        part.size += _PREFACE.size
+        self.size += _PREFACE.size
+        self.announced, self.dropped = announced, dropped
+
+    def read(self, place: Place) -> list[bytes | memoryview]:
+        """Return the message on the wire that a record holds: header, body, check.
+
+        Raises
+        ------
+        DiskError
+            It is not what was written, or not there any more.
+        OSError
+            It cannot be read; perhaps it can later.
+        """
+        try:
+            if self._reading is None or self._reading[0] != place.part:
+                self._close_reading()
+                self._reading = (place.part, self._parts[place.part].path.open("rb", buffering=0))
+            file = self._reading[1]
+            file.seek(place.offset)
+            record = _read(file, place.header_bytes + place.body_bytes)
+        except (FileNotFoundError, EOFError) as error:
+            raise DiskError(f"A frame is gone from the journal {self.path}: {error}.") from error
+        except OSError:
+            self._close_reading()
+            raise
+        view = memoryview(record)
+        header = bytes(view[: place.header_bytes])
+        parts: list[bytes | memoryview] = [header, view[place.header_bytes :], wire.check_of(header)]
+        try:
+            wire.decode(parts)
+        except WireError as error:
+            raise DiskError(f"A frame in the journal {self.path} is damaged: {error}") from error
+        return parts
+
+    def release(self, place: Place) -> None:
+        """Note that a record is not needed any more; the last one of a part takes the file with it."""
+        part = self._parts[place.part]
+        part.live -= 1
+        if part.live == 0:
+            self._drop_part(place.part)
+
+    def close(self) -> None:
+        """Close the files and let go of the lock; what it holds stays for `reopen`."""
+        self._close_reading()
+        self._close_writing()
+        self._lock.release()
+
+    def delete(self) -> None:
+        """Close the journal and delete all of it."""
+        self._close_reading()
+        self._close_writing()
+        # What cannot be deleted now does no harm: its frames are delivered once more, and discarded.
+        for path in [*self.path.glob(_START + "*"), *self.path.glob(_PARTS)]:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def _part_for(self, nbytes: int) -> tuple[int, BinaryIO]:
+        if self._writing is not None:
+            part = self._parts[self._writing[0]]
+            if part.size == 0 or part.size + nbytes <= PART_BYTES:
+                return self._writing
+            self._close_writing()
+        number = self._next
+        path = self.path / f"{number:06d}.part"
+        file = path.open("xb", buffering=0)
+        self._next += 1
+        self._parts[number] = _Part(path)
+        self._writing = (number, file)
+        return self._writing
+
+    def _take_back(self, size: int) -> None:
+        """Cut a record that was written in part; where even that fails, the part ends with it."""
+        if self._writing is not None:
+            try:
+                self._writing[1].truncate(size)
+                self._writing[1].seek(size)
+            except OSError:
+                self._close_writing()
+
+    def _drop_part(self, number: int) -> None:
+        if self._reading is not None and self._reading[0] == number:
+            self._close_reading()
+        if self._writing is not None and self._writing[0] == number:
+            self._close_writing()
+        part = self._parts.pop(number)
+        self.size -= part.size
+        with contextlib.suppress(OSError):  # then it is delivered once more, and discarded as a duplicate
+            part.path.unlink(missing_ok=True)
+
+    def _close_writing(self) -> None:
+        if self._writing is not None:
+            with contextlib.suppress(OSError):
+                self._writing[1].close()
+            self._writing = None
+
+    def _close_reading(self) -> None:
+        if self._reading is not None:
+            self._reading[1].close()
+            self._reading = None
+
+    def _scan(self) -> None:
+        found: dict[int, Place] = {}
+        for path in sorted(self.path.glob(_PARTS)):
+            number = int(path.stem)
+            part = self._parts[number] = _Part(path, size=path.stat().st_size)
+            self.size += part.size
+            self._next = number + 1
+            for seq, place, announced, dropped in _records(path, number, part.size):
+                self.announced = max(self.announced, announced)
+                self.dropped = max(self.dropped, dropped)
+                if place.header_bytes and seq not in found:
+                    found[seq] = place
+                    part.live += 1
+        self.records = dict(sorted(found.items()))
+
+
+def left_over(folder: Path, run_id: str | None = None) -> list[Path]:
+    """Return the journals in `folder` (of one run), in use or not, oldest first."""
+    starts = []
+    for start in folder.glob(f"{run_id or '*'}-*-*/{_START}"):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            starts.append((start.stat().st_mtime, start.parent))
+    return [path for _, path in sorted(starts)]
+
+
+def in_use(folder: Path, run_id: str | None = None) -> bool:
+    """Return whether a living sender has a journal in `folder` (of one run) open."""
+    for path in left_over(folder, run_id):
+        lock = _lock_of(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except OSError:
+            continue  # deleted meanwhile
+        lock.release()
+    return False
+
+
+def _lock_of(path: Path) -> FileLock:
+    return FileLock(path / _LOCK, thread_local=False)
+
+
+def _size_of_parts(folder: Path) -> int:
+    size = 0
+    for path in folder.glob(f"*-*-*/{_PARTS}"):
+        with contextlib.suppress(OSError):
+            size += path.stat().st_size
+    return size
+
+
+def _preface(seq: int, header: bytes, body_bytes: int, announced: int, dropped: int) -> bytes:
+    text = _PREFACE.pack(_MAGIC, len(header), body_bytes, seq, announced, dropped, 0, 0)[:_CHECKED]
+    return text + struct.pack("<II", crc32(text + header), 0)
+
+
+def _records(path: Path, number: int, size: int) -> Iterator[tuple[int, Place, int, int]]:
+    """Yield seq, place, announced and dropped of the records of a part; what is damaged is passed over."""
+    with path.open("rb") as file:
+        offset = 0
+        while offset + _PREFACE.size <= size:
+            file.seek(offset)
+            preface = file.read(_PREFACE.size)
+            magic, header_bytes, body_bytes, seq, announced, dropped, check, _ = _PREFACE.unpack(preface)
+            end = offset + _PREFACE.size + header_bytes + body_bytes
+            if (
+                magic != _MAGIC
+                or header_bytes > wire.MAX_HEADER_BYTES
+                or end > size
+                or crc32(preface[:_CHECKED] + file.read(header_bytes)) != check
+            ):
+                file.seek(offset + 1)
+                found = file.read().find(_MAGIC)
+                offset = offset + 1 + found if found >= 0 else size
+                continue
+            yield seq, Place(number, offset + _PREFACE.size, header_bytes, body_bytes), announced, dropped
+            offset = end
+
+
+def _write(file: BinaryIO, data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = file.write(view)
+        if not written:
+            raise OSError("nothing was written")
+        view = view[written:]
+
+
+def _read(file: BinaryIO, nbytes: int) -> bytearray:
+    record = bytearray(nbytes)
+    view = memoryview(record)
+    while view:
+        count = file.readinto(view)  # type: ignore[attr-defined]  # a raw file
+        if not count:
+            raise EOFError("the file ends too soon")
+        view = view[count:]
+    return record

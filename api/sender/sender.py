@@ -1,0 +1,311 @@
+"""The driver's end of the wire: takes frames without ever blocking, and gets them to the daemon.
+
+`Sender` owns two daemon threads: its own, which owns the `Line` to the daemon and leads the `Conversation`
+with it, and that of the `Spill`, where there is a journal. `put` may be called from a camera callback: it
+copies the pixels into a `SendBuffer` and returns; it never touches the disk. A daemon that is absent at
+the start, that restarts or stands still, or a line that breaks costs no frame while there is room in memory
+and journal; the receiver discards what it gets twice. Where both are full, `put` drops and counts, and `end`
+announces it. What is left at the end stays in the journal for `delivery.deliver`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from microdiffusion import wire
+from microdiffusion.errors import AcquisitionError, ConfigError, MddError, WireError
+from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.header import RunHeader
+from microdiffusion.sender.buffer import BufferStats, SendBuffer
+from microdiffusion.sender.connection import Line
+from microdiffusion.sender.faults import Faults, FaultSource
+from microdiffusion.sender.journal import Journal
+from microdiffusion.sender.protocol import Conversation
+from microdiffusion.sender.spill import Spill
+from microdiffusion.wire import ClientKeys
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SAVE_S = 10.0
+"""Most that the end of a sender takes to write what is left to the journal."""
+TICK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class SenderStats(BufferStats):
+    """What became of the frames that were offered, at one moment; see `BufferStats` for the other fields.
+
+    Attributes
+    ----------
+    sent, resent : int
+        Frames that went out at least once; transmissions beyond each frame's first.
+    unsent : int
+        Of the waiting, once the sender has ended: those that the journal keeps for later.
+    connected, ended : bool
+        The daemon answers; it has confirmed the end of the run.
+    """
+
+    sent: int
+    resent: int
+    unsent: int
+    connected: bool
+    ended: bool
+
+
+class Sender:
+    """Sends one run to the daemon.
+
+    Parameters
+    ----------
+    address : str
+        Where the daemon listens, such as ``tcp://127.0.0.1:5750``.
+    header : RunHeader
+        Describes the run; each frame must fit it.
+    buffer_bytes : int
+        Most that the pixels of unanswered frames may take in memory.
+    faults : Faults or None
+        What goes wrong on purpose.
+    journal : Path or None
+        Folder where frames go that do not fit into memory; None: they are dropped.
+    journal_bytes : int
+        Most that journals may take there; 0 is as no folder.
+    security : ClientKeys or None
+        None only where the address is on loopback.
+    first_seq : int
+        The lowest number of its frames; tells the senders of one run apart.
+
+    Raises
+    ------
+    ConfigError
+        The buffer does not even hold one frame.
+    WireError
+        The header is too large to be sent.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        header: RunHeader,
+        *,
+        buffer_bytes: int,
+        faults: Faults | None = None,
+        journal: Path | None = None,
+        journal_bytes: int = 0,
+        security: ClientKeys | None = None,
+        first_seq: int = 0,
+    ) -> None:
+        self._header = header
+        self._shape = header.shape[1:]
+        self._dtype = np.dtype(header.dtype)
+        frame_bytes = self._shape[0] * self._shape[1] * self._dtype.itemsize
+        if buffer_bytes < frame_bytes:
+            raise ConfigError(
+                f"The send buffer of {buffer_bytes} bytes does not hold one frame of {frame_bytes}: "
+                f"set wire.send_buffer_mb to {max(1, 8 * frame_bytes // 1_000_000)} or more."
+            )
+        wire.encode(wire.RunStart(header=header))  # too large: say so now, in the caller's thread
+        self._first_seq = first_seq
+        spills = journal is not None and journal_bytes > 0
+        self._buffer = SendBuffer(buffer_bytes, journal=spills, first_seq=first_seq)
+        self._line = Line(address, security)
+        self._talk = Conversation(
+            self._line,
+            self._buffer,
+            header,
+            first_seq,
+            FaultSource(faults) if faults is not None else None,
+        )
+        self._spill: Spill | None = None
+        if journal is not None and journal_bytes > 0:
+            self._spill = self._make_spill(journal, journal_bytes)
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="mdd-sender", daemon=True)
+        self._failure: MddError | None = None
+        self._deadline_s = float("inf")
+        self._unsent = 0
+
+    @classmethod
+    def of_journal(
+        cls, address: str, journal: Journal, *, buffer_bytes: int, security: ClientKeys | None = None
+    ) -> Sender:
+        """Return a sender, not started, of what a left-over journal holds; from then on it is its own."""
+        header = journal.header
+        sender = cls(
+            address, header, buffer_bytes=buffer_bytes, security=security, first_seq=journal.first_seq
+        )
+        sender._buffer.adopt(journal.records, announced=journal.announced, dropped=journal.dropped)
+        sender._spill = sender._make_spill(journal.path.parent, 0, journal)
+        return sender
+
+    def _make_spill(self, folder: Path, limit_bytes: int, journal: Journal | None = None) -> Spill:
+        return Spill(
+            self._buffer,
+            folder=folder,
+            header=self._header,
+            first_seq=self._first_seq,
+            limit_bytes=limit_bytes,
+            on_fetched=self._wake,
+            on_failure=self._fail,
+            journal=journal,
+        )
+
+    def start(self) -> None:
+        """Connect and start the thread. The daemon need not be there yet.
+
+        Raises
+        ------
+        AddressError, ConfigError
+            The address is malformed, or on another machine and there are no keys.
+        """
+        try:
+            self._line.open()
+        except MddError:
+            self._release()
+            raise
+        if self._spill is not None:
+            self._spill.start()
+        self._thread.start()
+
+    def put(self, info: FrameInfo, pixels: NDArray[Any]) -> bool:
+        """Copy a frame (Y, X) into the buffer; never blocks, never raises.
+
+        Returns False where it was not taken: counted as dropped. A frame that does not fit the run's
+        header is a mistake of the driver and ends the run; `raise_if_failed` tells.
+        """
+        try:
+            if pixels.shape != self._shape or pixels.dtype.newbyteorder("=") != self._dtype:
+                raise WireError(
+                    f"The run's frames are {self._shape} {self._dtype}, frame {info.seq} is "
+                    f"{pixels.shape} {pixels.dtype}: mend the driver or the run's header."
+                )
+            taken = self._buffer.put(Frame(info, pixels))
+        except Exception as error:  # a camera callback that raises would hang the acquisition
+            self._buffer.count_dropped()
+            self._fail(error)
+            return False
+        if taken:
+            self._wake()
+        return taken
+
+    def wait_for_room(self, timeout_s: float) -> bool:
+        """Wait until `put` would take a frame; False after `timeout_s`, or where it never will again.
+
+        For sources that can wait (a file); a camera cannot.
+        """
+        height, width = self._shape
+        return self._buffer.wait_for_room(height * width * self._dtype.itemsize, timeout_s)
+
+    def finish(self, *, reason: str = "finished", timeout_s: float = 10.0) -> SenderStats:
+        """Take no more frames, deliver those that are left, say `end`, and close.
+
+        Returns after `timeout_s` (and at most one second more, or what it takes to write the rest to the
+        journal, `SAVE_S` at most) even if the daemon does not answer; `SenderStats.ended` says whether it
+        did. Does not raise; harmless when called again.
+        """
+        self._deadline_s = time.monotonic() + timeout_s
+        if self._talk.finishing is None:
+            self._talk.finishing = reason
+        self._buffer.close()
+        self._wake()
+        if self._thread.ident is None:
+            self._release()
+        else:
+            self._thread.join()
+        return self.stats
+
+    @property
+    def stats(self) -> SenderStats:
+        """The counters of this moment."""
+        return SenderStats(
+            **asdict(self._buffer.stats()),
+            sent=self._talk.sent,
+            resent=self._talk.resent,
+            unsent=self._unsent,
+            connected=self._talk.open,
+            ended=self._talk.ended and self._failure is None,
+        )
+
+    @property
+    def wanted(self) -> Literal["go", "pause", "stop"]:
+        """What the daemon last told the driver."""
+        return self._talk.wanted
+
+    @property
+    def wanted_text(self) -> str:
+        """Why it did, one sentence, or empty."""
+        return self._talk.wanted_text
+
+    @property
+    def server(self) -> str:
+        """The daemon's version of mdd; empty until it has answered."""
+        return self._talk.server
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended the run early: the daemon's refusal, or a mistake of the driver."""
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def trouble(self) -> str:
+        """What stands in the way of the frames at the moment, one sentence; empty: nothing that is known."""
+        return self._line.refusal or self._line.trouble or (self._spill.trouble if self._spill else "")
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            if not isinstance(error, MddError):
+                wrapped = AcquisitionError(f"The sender broke off: {type(error).__name__}: {error}")
+                wrapped.__cause__ = error
+                error = wrapped
+            self._failure = error
+        self._buffer.close()
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: the thread is awake already; closed: it is gone
+            self._wake_in.send(b"\0")
+
+    def _release(self) -> None:
+        self._buffer.close()
+        self._line.close()
+        if self._spill is not None:
+            self._spill.stop()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _run(self) -> None:
+        talk = self._talk
+        try:
+            self._serve()
+        except Exception as error:
+            self._fail(error)
+        try:
+            if self._spill is not None and not self._buffer.is_empty():
+                self._spill.save_all(SAVE_S)
+                self._unsent = self._buffer.stats().journaled
+            if not talk.ended:
+                talk.say_end(str(self._failure) if self._failure else talk.finishing or "broken off")
+        finally:
+            talk.open = False
+            self._release()
+
+    def _serve(self) -> None:
+        talk = self._talk
+        while not talk.ended and self._failure is None and time.monotonic() <= self._deadline_s:
+            blocked = talk.step()
+            if self._spill is not None:
+                self._spill.line_down = talk.is_down()
+            self._line.wait(self._wake_out, TICK_S, to_send=blocked)
+            with contextlib.suppress(BlockingIOError):
+                self._wake_out.recv(4096)
+            talk.hear()

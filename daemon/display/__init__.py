@@ -1,1 +1,0 @@
-"""The terminal: what is drawn on it, what it can show, and the keys that are pressed."""

@@ -1,0 +1,130 @@
+"""The engine's child process: its start, its end, and how often it may die.
+
+Belongs to `EngineProcess`; `spawn` and `bury` are called on its thread, `kill` by its owner at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from microdiffusion.config import EngineConfig
+from microdiffusion.daemon.engine.worker import serve_engine
+from microdiffusion.errors import EngineError
+from microdiffusion.processes import keyboard_ignored
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnContext, SpawnProcess
+
+    from microdiffusion.engines.pipeline import Engine
+
+MAX_RESTARTS = 5
+RESTARTS_WITHIN_S = 600.0
+
+
+class EngineKeeper:
+    """Keeps one child alive.
+
+    Parameters
+    ----------
+    context : SpawnContext
+    opener : callable
+        What the child opens.
+    state : Path or None
+        Folder of its sessions.
+
+    Attributes
+    ----------
+    pipe : Connection or None
+        To the present child.
+    restarts : int
+        So far.
+    """
+
+    def __init__(
+        self, context: SpawnContext, opener: Callable[[EngineConfig], Engine], state: Path | None
+    ) -> None:
+        self._context = context
+        self._opener = opener
+        self._state = state
+        self._process: SpawnProcess | None = None
+        self._died_s: deque[float] = deque()
+        self.pipe: Connection | None = None
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process number of the child."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def died_lately(self) -> int:
+        """How many died within the last minutes."""
+        return len(self._died_s)
+
+    def spawn(self, config: EngineConfig) -> None:
+        """Start a child."""
+        ours, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=serve_engine,
+            args=(theirs, config, self._opener, self._state),
+            name="mdd-engine",
+            daemon=True,
+        )
+        with keyboard_ignored():
+            self._process.start()
+        theirs.close()
+        self.pipe = ours
+
+    def bury(self) -> object:
+        """Take note of a child that died; return its exit code."""
+        code: object = None
+        if self._process is not None:
+            self._process.join(5)
+            if self._process.is_alive():  # its pipe broke, and it hangs in its end
+                self._process.kill()
+                self._process.join(5)
+            code = self._process.exitcode
+        if self.pipe is not None:
+            self.pipe.close()
+        now_s = time.monotonic()
+        self.restarts += 1
+        self._died_s.append(now_s)
+        while self._died_s[0] < now_s - RESTARTS_WITHIN_S:
+            self._died_s.popleft()
+        return code
+
+    def check(self, code: object) -> None:
+        """Raise where it is no use to start another one.
+
+        Raises
+        ------
+        EngineError
+            Too many died within some minutes.
+        """
+        if len(self._died_s) > MAX_RESTARTS:
+            raise EngineError(
+                f"The engine process died {len(self._died_s)} times within {RESTARTS_WITHIN_S / 60:.0f} "
+                f"minutes (exit code {code}): too little memory? "
+                'Try a smaller engine.tile or engine.device = "cpu".'
+            )
+
+    def put_down(self) -> None:
+        """Kill the child, and leave it to be buried by whoever finds its pipe broken. Any thread."""
+        if self._process is not None:
+            self._process.kill()
+
+    def kill(self, timeout_s: float) -> None:
+        """Close the pipe, at which the child ends; kill it if it does not in time. Any thread."""
+        if self._process is None:
+            return
+        if self.pipe is not None:
+            self.pipe.close()
+        self._process.join(timeout_s)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(5)

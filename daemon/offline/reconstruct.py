@@ -1,0 +1,217 @@
+"""`mdd reconstruct`: recorded projections through the daemon's own engine and recorder, without a daemon.
+
+Two ways. `reconstruct_file` makes a run file of a projection file, or a run file anew from another one's
+frames; it grows under a temporary name and gets its own only when it is complete, so a failure leaves nothing
+half-written behind. `catch_up` gives a run file the volumes that it has frames for and that the engine had no
+time for, in place; what was done stays done, wherever it breaks off. One thread, sweep after sweep, session
+after session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial as partial_call
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.engine import EngineInfo, provenance
+from microdiffusion.daemon.offline.sweeps import Recorded, SweepKey, open_recorded
+from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.runs import enough
+from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
+from microdiffusion.frames import Reconstruction
+from microdiffusion.runfile import Status
+from microdiffusion.text import counted
+
+if TYPE_CHECKING:
+    from microdiffusion.config import Config
+    from microdiffusion.engines.pipeline import Reconstructor
+    from microdiffusion.frames import Sweep
+    from microdiffusion.header import RunHeader
+
+Progress = Callable[[int, int, Reconstruction], None]
+Report = Callable[[str, int, int], None]
+
+_UNFINISHED = (Status.EMPTY, Status.LOST, Status.SKIPPED, Status.FAILED)
+
+
+def _silent(done: int, total: int, result: Reconstruction) -> None:
+    """Say nothing."""
+
+
+def _unreported(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def reconstruct_file(
+    path: Path,
+    output: Path,
+    *,
+    config: Config,
+    progress: Progress = _silent,
+    report: Report = _unreported,
+    building: Callable[[float], None] | None = None,
+) -> None:
+    """Reconstruct every sweep of the projection file or run file `path` into the run file `output`.
+
+    Parameters
+    ----------
+    progress : callable
+        Called after each sweep with the number done, the number of all, and the result.
+    report : callable
+        Called within a sweep by the method that takes hours: its stage, how much is done, how much there is.
+    building : callable, optional
+        Called with the share that is done where an engine has to be built first: a file can wait for it.
+
+    Raises
+    ------
+    InputFileError, MissingFileError
+        The file cannot be used, the output exists, or its folder does not.
+    EngineError, DiskError
+        Reconstruction or writing failed.
+    """
+    if output.exists():
+        raise InputFileError(f"{output} exists: name another output, or remove it first.")
+    if not output.parent.is_dir():
+        raise MissingFileError(f"The folder {output.parent} of the output does not exist: create it first.")
+    with open_recorded(path) as recorded, _partial(output) as partial:
+        keys, everything = recorded.keys(), recorded.all_keys()
+        if not keys:
+            raise InputFileError(
+                f"{path} holds no sweep with enough frames: there is nothing to reconstruct."
+            )
+        reconstructor, info = _open(recorded.header, config, report, building)
+        recorder = Recorder(
+            partial,
+            recorded.header,
+            # One file holds all of it, whatever room a live run would reserve.
+            config.recorder.model_copy(
+                update={"time_points": max(key.sweep for key in everything) + 1, "file_gb": 1e9}
+            ),
+            frames_per_sweep=recorded.frames_per_sweep,
+            configuration=config.model_dump_json(),
+            provenance=provenance(info),
+            on_written=lambda written: None,
+            uncertainty=config.engine.uncertainty,
+        )
+        recorder.start()
+        try:
+            done, wanted = 0, set(keys)
+            for key in everything:
+                _record_frames(recorder, recorded, key)
+                if key in wanted:
+                    result = _reconstruct(recorder, reconstructor, key, recorded.sweep(key))
+                    done += 1
+                    progress(done, len(keys), result)
+            recorder.put_ledger(recorded.ledger())
+        finally:
+            recorder.stop()
+
+
+def catch_up(
+    path: Path,
+    *,
+    config: Config,
+    progress: Progress = _silent,
+    building: Callable[[float], None] | None = None,
+) -> tuple[int, int]:
+    """Give the run file `path` the volumes that it has frames for and that are not there; in place.
+
+    Parameters
+    ----------
+    path : Path
+        The run's first file.
+    progress, building : callable
+        As for `reconstruct_file`.
+
+    Returns
+    -------
+    tuple of int
+        Volumes that were added, and sweeps that could not be done (each has its reason in the file).
+
+    Raises
+    ------
+    InputFileError, MissingFileError
+        It is no run file, damaged, or a daemon has it open.
+    EngineError, DiskError
+        Reconstruction or writing failed; what was added is safe.
+    """
+    recorder = Recorder.resume(path, config.recorder, on_written=lambda written: None)
+    try:
+        # Session by session: each is easier in one go, and only one is in memory.
+        keys = [SweepKey(*key) for key in recorder.unfinished(_UNFINISHED)]
+        keys.sort(key=lambda key: (key.position, key.channel, key.sweep))
+        if not keys:
+            return 0, 0
+        reconstructor, info = _open(recorder.header, config, _unreported, building)
+        recorder.start()
+        added, failed = 0, 0
+        for key in keys:
+            sweep = recorder.load_sweep(*key)
+            if sweep is None or not enough(sweep):
+                failed += 1  # its status says so already
+                continue
+            try:
+                result = _reconstruct(recorder, reconstructor, key, sweep, later=True)
+            except GeometryError as error:  # one bad sweep must not end the others
+                recorder.mark(*key, Status.FAILED, str(error))
+                failed += 1
+                continue
+            added += 1
+            progress(added, len(keys), result)
+        recorder.put_event("later", f"mdd reconstruct added {counted(added, 'volume')}: {info.device}")
+        return added, failed
+    finally:
+        recorder.stop()
+
+
+def _open(
+    header: RunHeader, config: Config, report: Report, building: Callable[[float], None] | None
+) -> tuple[Reconstructor, EngineInfo]:
+    # torch only now: a refused file should be refused at once.
+    from microdiffusion.engines.pipeline import Reconstructor, SessionStore, open_engine
+
+    engine = open_engine(config.engine, progress=building)
+    # A session that is over never comes back, so what is beyond the limit may go for good.
+    store = SessionStore(most_bytes=int(config.engine.session_memory_mb * 1e6))
+    reconstructor = Reconstructor(header, config.engine, engine, sessions=store, report=report)
+    return reconstructor, EngineInfo.of(engine)
+
+
+def _reconstruct(
+    recorder: Recorder, reconstructor: Reconstructor, key: SweepKey, sweep: Sweep, *, later: bool = False
+) -> Reconstruction:
+    started = time.monotonic()
+    sweep.received_s = 0.0  # nobody waits for it
+    result = reconstructor.reconstruct(sweep)
+    put = partial_call(
+        recorder.put_volume, *key, result, acquired_s=sweep.time_s, received_s=started, later=later
+    )
+    _until_taken(recorder, put)
+    return result
+
+
+def _record_frames(recorder: Recorder, recorded: Recorded, key: SweepKey) -> None:
+    for frame in recorded.frames(key):
+        _until_taken(recorder, partial_call(recorder.put_frame, frame))
+
+
+def _until_taken(recorder: Recorder, put: Callable[[], bool]) -> None:
+    """Wait for room in the recorder's queue: a file can."""
+    while not put():
+        recorder.raise_if_failed()
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def _partial(output: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `output`; rename it when all went well, else remove it."""
+    partial = output.with_name(f".{output.name}.part")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,450 @@
+"""The recorder: takes frames, volumes and notes from the daemon's threads and puts them into the run file.
+
+Owns one thread, which alone writes the run's files (`writer.RunWriter`), and the order of its work
+(`queue.JobQueue`). Callers never wait for the disk: what they hand over goes into a queue that is bounded
+in bytes, and a full queue is answered with False. They must not change an array that they handed over.
+
+Invariants
+- Jobs are done in the order in which they were handed over; `taken` of a frame is called on the recorder's
+  thread when its bytes are in the operating system's hands and the file says that it is there.
+- A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
+  waits is not taken. A disk that fails otherwise ends the thread.
+- When a run is closed in order, no time point that was begun, or passed over, is left without a status.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.events import tell
+from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.lock import RunLock
+from microdiffusion.daemon.recorder.files import RunFiles
+from microdiffusion.daemon.recorder.growth import with_room
+from microdiffusion.daemon.recorder.index import Key
+from microdiffusion.daemon.recorder.queue import JobQueue
+from microdiffusion.daemon.recorder.retry import Patience
+from microdiffusion.daemon.recorder.writer import RunWriter, Written
+from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
+from microdiffusion.frames import Frame, Reconstruction, Sweep
+from microdiffusion.header import RunHeader
+from microdiffusion.runfile import FrameRows, Ledger, RunPlan, Status, assemble, level_factors
+from microdiffusion.text import counted
+
+__all__ = ["Recorder", "Written"]
+
+
+class Recorder:
+    """Writes a run; `start`, then the `put` methods, `call` and `mark` from any thread, then `stop`.
+
+    Parameters
+    ----------
+    path : Path
+        The run's first file, which must not exist.
+    header : RunHeader
+    config : RecorderConfig
+    frames_per_sweep : int
+        Most frames of a sweep, held-out ones included.
+    configuration : str
+        The resolved configuration, JSON.
+    provenance : mapping of str to str
+        Versions, device ... as far as known; see `put_engine`.
+    on_written : callable
+        Called in the recorder's thread for each volume that can be read from the disk.
+    live : bool
+        Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
+    uncertainty : bool
+        Whether volumes will come with their uncertainty.
+
+    Attributes
+    ----------
+    header : RunHeader
+    received : SeqSet
+        `seq` of every frame that was in the file when the recorder was made; then the owner's, not used here.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: RunHeader,
+        config: RecorderConfig,
+        *,
+        frames_per_sweep: int,
+        configuration: str,
+        provenance: Mapping[str, str],
+        on_written: Callable[[Written], None],
+        live: bool = False,
+        uncertainty: bool = False,
+    ) -> None:
+        room = min(config.time_points, header.sweeps or config.time_points)
+        plan = RunPlan(
+            header=header,
+            time_points=1,
+            frames_per_sweep=frames_per_sweep,
+            configuration=configuration,
+            provenance=dict(provenance),
+            created_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            live=live,
+            pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
+            uncertainty=uncertainty,
+            storage=config.layout,
+            compression=config.compression,
+        )
+        most_bytes = int(config.file_gb * 1e9)
+        files = RunFiles(path, with_room(plan, room, most_bytes), most_bytes=most_bytes)
+        self._set_up(files, config, on_written)
+
+    def _set_up(self, files: RunFiles, config: RecorderConfig, on_written: Callable[[Written], None]) -> None:
+        self._files = files
+        self._writer = RunWriter(files, config)
+        self.header = files.plan.header
+        self.received: SeqSet = self._writer.received()
+        self._on_written = on_written
+        self._lock = RunLock(files.path)
+        self._queue = JobQueue(int(config.queue_mb * 1e6))
+        self._left = 0  # frames that a disk still full at the end kept from being taken
+        self._waiting_frames: dict[Key, list[Frame]] = {}
+        self._patience = Patience(self._queue, self._disk_event)
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    @classmethod
+    def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
+        """Return a recorder that goes on with a run file, closed in order or cut off; then `start` it.
+
+        Parameters
+        ----------
+        path
+            The run's first file.
+
+        Raises
+        ------
+        InputFileError
+            A file of the run is damaged, or another process writes it.
+        DiskError
+            It cannot be opened for writing.
+        """
+        recorder = cls.__new__(cls)
+        lock = RunLock(path)
+        lock.acquire()
+        try:
+            files = RunFiles.reopened(path, most_bytes=int(config.file_gb * 1e9))
+            recorder._set_up(files, config, on_written)  # noqa: SLF001
+        except BaseException:
+            lock.release()
+            raise
+        recorder._lock = lock  # noqa: SLF001
+        return recorder
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes that wait to be written."""
+        return self._queue.bytes
+
+    @property
+    def paths(self) -> list[Path]:
+        """The run's files so far."""
+        return [segment.path for segment in self._files.segments]
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """Number of time points (of each channel and position) that are written, lost, skipped, failed."""
+        return dict(self._files.book.counts)
+
+    @property
+    def unplaced(self) -> int:
+        """Frames that have no place in the file: beyond the planned sweeps or frames per sweep."""
+        return self._writer.notes.unplaced
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the frames went, as the file says now."""
+        return self._writer.notes.ledger
+
+    @property
+    def senders(self) -> NDArray[np.int64]:
+        """What each sender said last, as the file says now: (64, 6) int64, unused rows negative."""
+        return self._writer.notes.senders
+
+    @property
+    def next_sweep(self) -> int:
+        """The sweep after the highest one with a frame."""
+        return self._files.book.next_sweep
+
+    @property
+    def last_time_s(self) -> float:
+        """Camera time of the newest frame, s since the start of the run; 0 where there is none."""
+        return self._files.last_time_s
+
+    @property
+    def waiting_for(self) -> str:
+        """Why the disk cannot take more now, in a sentence; empty where it can."""
+        return self._patience.waiting_for
+
+    @property
+    def short_of_room(self) -> str:
+        """What the disk will soon have too little room for, in a sentence; empty: all is well."""
+        return self._writer.short_of_room
+
+    def unfinished(self, wanted: Collection[Status] = (Status.EMPTY,)) -> list[Key]:
+        """Return (sweep, channel, position) that have frames and one of these statuses, oldest first.
+
+        Of a run that goes on, ask on the recorder's thread (`call`), or before the start.
+        """
+        return self._files.book.unfinished(wanted)
+
+    def is_whole(self, key: Key) -> bool:
+        """Return whether all frames of (sweep, channel, position) are in the file; ask as `unfinished`."""
+        return self._files.book.is_whole(key)
+
+    def last_sweep(self, channel: int, position: int) -> int:
+        """Return the highest sweep of a channel and position that anything is known of; -1: none."""
+        return self._files.book.last_sweep_of(channel, position)
+
+    def start(self) -> None:
+        """Create the run file, or open it again, and start the thread.
+
+        Raises
+        ------
+        InputFileError
+            The file exists, or another process writes it.
+        NoRoomError, DiskError
+            There is not enough room for all of its time points; it cannot be created.
+        """
+        self._lock.acquire()
+        try:
+            self._writer.start()
+        except BaseException:
+            self._files.close()
+            self._lock.release()
+            raise
+        self._thread.start()
+
+    def put_frame(self, frame: Frame, taken: Callable[[], None] | None = None) -> bool:
+        """Hand over a frame; False where the queue is full, or the recorder has failed.
+
+        Parameters
+        ----------
+        taken
+            Called on the recorder's thread when the frame is in the file, or was counted as without place.
+        """
+        info = frame.info
+        key = (info.sweep, info.channel, info.position)
+
+        def work() -> None:
+            if self._left:  # taken in order, or not at all
+                self._left += 1
+                return
+            try:
+                self._patience.until_done(lambda: self._writer.write_frame(frame))
+            except NoRoomError:
+                self._left = 1
+                raise
+            with self._queue.changed:
+                frames = self._waiting_frames[key]
+                frames.pop(0)
+                if not frames:
+                    del self._waiting_frames[key]
+            if taken is not None:
+                taken()
+
+        with self._queue.changed:
+            if not self._queue.put(work, frame.pixels.nbytes):
+                return False
+            self._waiting_frames.setdefault(key, []).append(frame)
+        return True
+
+    def put_volume(
+        self,
+        sweep: int,
+        channel: int,
+        position: int,
+        result: Reconstruction,
+        *,
+        acquired_s: float,
+        received_s: float,
+        effort: int = 0,
+        later: bool = False,
+    ) -> bool:
+        """Hand over a volume; False where the queue is full, or the recorder has failed.
+
+        A time point that has its volume keeps it.
+
+        Parameters
+        ----------
+        acquired_s
+            Camera time of the sweep's last frame, s since the start of the run.
+        received_s
+            `time.monotonic()` when that frame came; the latency counts from there.
+        effort
+            0 full, 1 one evaluation, 2 the INR without the network.
+        later
+            Whether it was reconstructed from the recorded frames; where the time point had another status
+            before, the file says so by itself.
+        """
+        key = (sweep, channel, position)
+
+        def work() -> None:
+            def write() -> Written | None:
+                return self._writer.write_volume(
+                    key, result, acquired_s=acquired_s, received_s=received_s, effort=effort, later=later
+                )
+
+            written = self._patience.until_done(write)
+            if written is not None:
+                self._on_written(written)
+
+        size = result.volume.nbytes + (0 if result.uncertainty is None else result.uncertainty.nbytes)
+        return self._queue.put(work, size)
+
+    def put_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> bool:
+        """Hand over a rolling volume; it takes the place of one of its session that still waits.
+
+        False where the queue is full, the recorder has failed, or the file has no room for such.
+
+        Parameters
+        ----------
+        newest_seq
+            `seq` of the newest frame in it.
+        """
+        if not self._writer.live:
+            return False
+
+        def work() -> None:
+            self._patience.until_done(lambda: self._writer.write_live(sweep, result, newest_seq))
+
+        return self._queue.put_newest((sweep.channel, sweep.position), work, result.volume.nbytes)
+
+    def mark(self, sweep: int, channel: int, position: int, status: Status, reason: str) -> None:
+        """Say that a time point has no volume, and why (one sentence; cut at 160 bytes)."""
+        self.call(lambda: self._writer.settle((sweep, channel, position), status, reason))
+
+    def put_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None = None) -> None:
+        """Hand over what senders and line said (`schema.SENDER_COLUMNS`); the sums are made here."""
+        self.call(lambda: self._writer.write_ledger(ledger, senders))
+
+    def put_engine(self, provenance: Mapping[str, str]) -> None:
+        """Hand over what the engine said of itself: device, weights ..."""
+        self.call(lambda: self._writer.notes.write_engine(provenance))
+
+    def put_event(self, kind: str, text: str) -> None:
+        """Hand over something worth knowing: its kind (16 bytes) and a sentence (160 bytes)."""
+        tell(kind, text, self.header.name)
+        self.call(lambda: self._writer.notes.write_event(kind, text))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have something done on the recorder's thread, after all that was handed over before.
+
+        Not done where the recorder has stopped or failed. Done again where the disk was full.
+        """
+        self._queue.put(lambda: self._patience.until_done(work))
+
+    def load_sweep(self, sweep: int, channel: int, position: int) -> Sweep | None:
+        """Return a sweep's frames, from the file and those that still wait for it; any thread.
+
+        None where there is no frame of it.
+
+        Raises
+        ------
+        DiskError
+            The file cannot be read.
+        """
+        rows = self._rows((sweep, channel, position))
+        if rows is None or not rows.present.any():
+            return None
+        loaded = assemble(rows, sweep, channel, position)
+        loaded.received_s = time.monotonic()
+        return loaded
+
+    def load_frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
+        """Return the frames of a sweep as they came, but for their exposure; as `load_sweep`.
+
+        Raises
+        ------
+        DiskError
+            The file cannot be read.
+        """
+        rows = self._rows((sweep, channel, position))
+        return [] if rows is None else rows.frames(sweep, channel, position)
+
+    def forget(self) -> None:
+        """Let go of what is known of each frame and time point, after the stop; counts stay."""
+        self._files.book.forget()
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended the recorder's thread, if something did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self, timeout_s: float = 60.0) -> None:
+        """Write what waits, close the run's files and end the thread.
+
+        Raises
+        ------
+        NoRoomError
+            The disk is full, so what waits was not taken; the file is closed in order without it.
+        DiskError
+            It was not done within `timeout_s`, or the disk failed.
+        """
+        self._queue.stop()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        else:
+            self._files.close()
+            self._lock.release()
+        if self._thread.is_alive():
+            raise DiskError(
+                f"The recorder still has {self._queue.bytes / 1e6:.0f} MB to write after {timeout_s:g} s: "
+                "the disk is too slow or hangs; what was announced as written is safe."
+            )
+        self.raise_if_failed()
+
+    def _disk_event(self, text: str) -> None:
+        tell("disk", text, self.header.name)
+        self._writer.notes.write_event("disk", text)
+
+    def _rows(self, key: Key) -> FrameRows | None:
+        with self._queue.changed:
+            waiting = list(self._waiting_frames.get(key, ()))
+        return self._files.read_frames(key, waiting)
+
+    def _run(self) -> None:
+        failure: Exception | None = None
+        try:
+            while (job := self._queue.next()) is not None:
+                try:
+                    job.work()
+                except NoRoomError as error:  # only when it stops; what needs no room is still done
+                    failure = failure or error
+                self._queue.done(job)
+            self._patience.until_done(self._writer.finish)
+            if self._left:
+                left = counted(self._left, "frame was", "frames were")
+                failure = NoRoomError(f"{left} not taken at the end of the run: {failure}")
+        except MddError as error:
+            failure = failure or error
+        except Exception as error:  # the thread's owner gets it from raise_if_failed
+            failure = RunError(f"The recorder failed ({type(error).__name__}: {error}): please report this.")
+            failure.__cause__ = error
+        finally:
+            try:
+                self._files.close()
+            except MddError as error:  # a disk that was full, or failed, still is at the last
+                failure = failure or error
+            if failure is not None:
+                self._fail(failure)
+            self._lock.release()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._queue.clear()
+        with self._queue.changed:
+            self._waiting_frames.clear()

@@ -1,0 +1,135 @@
+"""What a run has once, in its first file: ledger, senders' figures, frames without place, events, engine.
+
+Owns the values as they are in the file and their order of writing. Everything may be done twice: what is
+remembered here changes after the file. Used by one thread at a time, the recorder's once it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microdiffusion.daemon.recorder.run_segment import RunSegment
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.runfile import (
+    ENGINE_BYTES,
+    EVENT_KIND_BYTES,
+    EVENT_ROOM,
+    REASON_BYTES,
+    RECIPE_BYTES,
+    RECIPE_ROOM,
+    SENDER_COLUMNS,
+    SENDER_ROOM,
+    UNPLACED_ROOM,
+)
+
+_VALUE_CHARACTERS = 500
+
+
+class RunNotes:
+    """The notes of a run.
+
+    Parameters
+    ----------
+    first : RunSegment
+        The run's first file.
+
+    Attributes
+    ----------
+    ledger : Ledger
+    senders : (64, 6) int64
+        See `schema.SENDER_COLUMNS`.
+    unplaced : int
+        Frames that have no place in the file.
+    """
+
+    def __init__(self, first: RunSegment) -> None:
+        self._first = first
+        self.ledger = Ledger()
+        self.senders = np.full((SENDER_ROOM, len(SENDER_COLUMNS)), -1, np.int64)
+        self.unplaced = 0
+        self._events = 0
+        self._recipes: list[bytes] = []
+        self._began_s = time.monotonic()
+
+    @classmethod
+    def read(cls, first: RunSegment, *, placed: int) -> tuple[RunNotes, NDArray[np.int64]]:
+        """Return the notes of a run that is there, and the `seq` of its frames without place."""
+        notes = cls(first)
+        notes.senders = first.read("mdd/senders")
+        columns = first.read("mdd/ledger").tolist()
+        ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))
+        kept = first.read("mdd/unplaced_seq")
+        kept = kept[kept >= 0]
+        notes.unplaced = max(ledger.unplaced, len(kept))
+        notes.ledger = ledger.settled(received=placed + notes.unplaced, unplaced=notes.unplaced)
+        notes._recipes = [text for text in first.read("mdd/recipes").tolist() if text]
+        notes._events = max(int(first.read("mdd/events/count")), 0)
+        elapsed_s = _seconds_since(first.layout.plan.created_utc)
+        if notes._events:  # a clock that was set back must not put an event before the one it follows
+            last_s = float(first.read("mdd/events/time_s")[(notes._events - 1) % EVENT_ROOM])
+            elapsed_s = max(elapsed_s, last_s)
+        notes._began_s = time.monotonic() - elapsed_s
+        return notes, kept
+
+    def write_ledger(self, ledger: Ledger, *, placed: int, senders: NDArray[np.int64] | None = None) -> None:
+        """Write where the frames went, and what each sender said; `placed` frames are in the file."""
+        if senders is not None:
+            self._first.write("mdd/senders", (), senders)
+            self.senders = senders
+        settled = ledger.settled(received=placed + self.unplaced, unplaced=self.unplaced)
+        self._first.write("mdd/ledger", (), settled.array())
+        self.ledger = settled
+
+    def unplace(self, seq: int, *, placed: int) -> None:
+        """Count a frame without a place; its number is kept, so that it is known when it comes again."""
+        if self.unplaced < UNPLACED_ROOM:
+            self._first.write("mdd/unplaced_seq", (self.unplaced,), seq)
+        unplaced = self.unplaced + 1
+        ledger = self.ledger.settled(received=placed + unplaced, unplaced=unplaced)
+        self._first.write("mdd/ledger", (), ledger.array())
+        self.ledger, self.unplaced = ledger, unplaced
+
+    def write_engine(self, provenance: Mapping[str, str]) -> None:
+        """Write what the engine said of itself; of very long texts only the beginning."""
+        values = {key: str(value)[:_VALUE_CHARACTERS] for key, value in provenance.items()}
+        while len(text := json.dumps(values).encode()) > ENGINE_BYTES:
+            values.popitem()
+        self._first.write("mdd/engine", (), np.array(text, f"S{ENGINE_BYTES}"))
+
+    def recipe(self, text: str) -> int:
+        """Return the number of a recipe, from 1, written where it is new; 0 where there is no room for it."""
+        recipe = text.encode()
+        if recipe in self._recipes:
+            return self._recipes.index(recipe) + 1
+        if not recipe or len(recipe) > RECIPE_BYTES or len(self._recipes) >= RECIPE_ROOM:
+            return 0
+        self._first.write("mdd/recipes", (len(self._recipes),), np.array(recipe, f"S{RECIPE_BYTES}"))
+        self._recipes.append(recipe)
+        return len(self._recipes)
+
+    def write_event(self, kind: str, text: str) -> None:
+        """Write something worth knowing, over the oldest one where all room is used."""
+        row = (self._events % EVENT_ROOM,)
+        self._first.write("mdd/events/time_s", row, time.monotonic() - self._began_s)
+        self._first.write("mdd/events/kind", row, cut(kind, EVENT_KIND_BYTES))
+        self._first.write("mdd/events/text", row, cut(text, REASON_BYTES))
+        self._first.write("mdd/events/count", (), self._events + 1)
+        self._events += 1
+
+
+def cut(text: str, room: int) -> NDArray[np.bytes_]:
+    """Return the text cut to whole characters within `room` bytes."""
+    return np.array(text.encode(errors="replace")[:room].decode(errors="ignore").encode(), f"S{room}")
+
+
+def _seconds_since(created_utc: str) -> float:
+    try:
+        return max((datetime.now(UTC) - datetime.fromisoformat(created_utc)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return 0.0

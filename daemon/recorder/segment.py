@@ -1,0 +1,390 @@
+"""One run file under the recorder's pen: reserved on the disk, then filled byte range by byte range.
+
+Owns the file descriptor and the order of things on disk; which values belong where is the recorder's
+matter. HDF5 made the file and has let go of it; from here on only bytes inside of datasets are written,
+with plain positioned writes. So a crash can tear nothing, readers in other processes see each write at
+once, and no lock of the HDF5 library is taken. Nothing is written through a memory map: on a full disk
+that copies on write, a store would be a signal instead of an error. On POSIX a shared lock is held, as HDF5
+readers hold it: they may read, and whoever opens the file for writing is refused by HDF5 itself; it ends
+with the process. Used by one thread at a time, but for `read`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import struct
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
+from microdiffusion.runfile import (
+    LAYOUT_VERSION,
+    Closed,
+    RunLayout,
+    RunPlan,
+    create_run_file,
+    file_bytes,
+    read_layout,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+_COPY_BYTES = 16 << 20
+_COPY_MOST_S = 2.0  # a slow disk's run is left as it is: closing must not take long
+_NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+class Segment:
+    """A run file that is being written. Made by `create` or `open`.
+
+    Attributes
+    ----------
+    path : Path
+    layout : RunLayout
+    """
+
+    def __init__(self, path: Path, layout: RunLayout, descriptor: int) -> None:
+        self.path = path
+        self.layout = layout
+        self._descriptor = descriptor
+        self._parked = False
+        self._swap = threading.Lock()  # held while the file is exchanged, and by whoever reads it
+
+    @classmethod
+    def open(cls, path: Path) -> Segment:
+        """Open a run file that is there, to go on with it.
+
+        Raises
+        ------
+        InputFileError
+            It is damaged or no run file.
+        DiskError
+            It cannot be written.
+        """
+        try:
+            with path.open("rb") as stream:
+                layout = read_layout(path, stream)
+            if layout.plan.version != LAYOUT_VERSION:  # it may hold what is not known here
+                raise InputFileError(
+                    f"{path} has run file layout {layout.plan.version} and this mdd writes {LAYOUT_VERSION}: "
+                    "go on with it with the mdd that began it."
+                )
+            return cls(path, layout, _open(path))
+        except OSError as error:
+            raise DiskError(
+                f"{path} cannot be opened for writing ({error.strerror or error}): check its rights."
+            ) from error
+
+    @classmethod
+    def create(cls, path: Path, plan: RunPlan) -> Segment:
+        """Create a run file with all of its room reserved. It gets its name when it is complete.
+
+        Raises
+        ------
+        InputFileError
+            There is a file of that name.
+        NoRoomError
+            The folder has not enough room.
+        DiskError
+            It cannot be written.
+        """
+        if path.exists():
+            raise InputFileError(f"{path} exists and is not overwritten: choose another name or folder.")
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            segment = cls._reserve(temporary, plan)
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            if isinstance(error, MddError):
+                raise
+            if is_full(error):
+                raise _no_room(path, file_bytes(plan), free_bytes(path)) from error
+            raise DiskError(
+                f"{path} cannot be created ({getattr(error, 'strerror', None) or error}): "
+                "check the folder's rights and free space."
+            ) from error
+        # Windows renames no open file: let go, rename, open again.
+        segment.close()
+        os.replace(temporary, path)
+        return cls(path, segment.layout, _open(path))
+
+    @classmethod
+    def _reserve(cls, path: Path, plan: RunPlan) -> Segment:
+        needed = file_bytes(plan)
+        free = free_bytes(path)
+        if needed > free:
+            raise _no_room(path, needed, free)
+        _probe_size(path, needed)
+        layout = create_run_file(path, plan)
+        segment = cls(path, layout, _open(path))
+        try:
+            _reserve_blocks(segment._descriptor, os.fstat(segment._descriptor).st_size)
+        except OSError:
+            segment.close()
+            raise
+        return segment
+
+    def write(self, name: str, index: tuple[int, ...], value: ArrayLike) -> None:
+        """Write what `index` selects of the dataset `name`; `value` has its shape.
+
+        Raises
+        ------
+        NoRoomError, DiskError
+            The disk is full, or failed.
+        """
+        region = self.layout.regions[name]
+        offset, size = region.locate(index)
+        array = np.ascontiguousarray(value, dtype=region.dtype)
+        if array.nbytes != size:
+            raise ValueError(f"/{name}{list(index)} takes {size} bytes, not {array.nbytes}")
+        self._write(array.reshape(-1).view(np.uint8).data, offset)
+
+    def write_bytes(self, name: str, index: tuple[int, ...], content: memoryview, start: int) -> None:
+        """Write `content` from byte `start` of what `index` selects of the dataset `name`.
+
+        Raises
+        ------
+        DiskError
+            The disk failed.
+        """
+        offset, size = self.layout.regions[name].locate(index)
+        if not 0 <= start <= size - len(content):
+            raise ValueError(f"/{name}{list(index)} has {size} bytes, not {start} + {len(content)}")
+        self._write(content, offset + start)
+
+    def read(self, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:
+        """Return what `index` selects of the dataset `name`, as it is in the file. Any thread.
+
+        Raises
+        ------
+        DiskError
+            The disk failed.
+        """
+        with self._swap:
+            region = self.layout.regions[name]
+            offset, size = region.locate(index)
+            content = np.empty(size, np.uint8)
+            try:
+                with self.path.open("rb", buffering=0) as stream:
+                    stream.seek(offset)
+                    left = content.data
+                    while len(left) and (count := stream.readinto(left)):
+                        left = left[count:]
+            except OSError as error:
+                raise DiskError(
+                    f"{self.path} cannot be read ({error.strerror or error}): check the disk."
+                ) from error
+        if len(left):
+            raise DiskError(f"{self.path} is shorter than it says: it was changed from outside.")
+        return content.view(region.dtype).reshape(region.shape[len(index) :])
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        try:
+            if self._parked:
+                self._descriptor, self._parked = _open(self.path), False
+            while len(view):
+                written = _write_at(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            kind, advice = DiskError, "check the disk; what was written before is safe."
+            if error.errno in _NO_ROOM:
+                kind, advice = NoRoomError, "free some space; it goes on when there is room."
+            raise kind(f"{self.path} cannot be written ({error.strerror or error}): {advice}") from error
+
+    def force(self) -> None:
+        """Force what was written to the disk itself, so that it survives a power cut."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+        except OSError as error:
+            raise DiskError(
+                f"{self.path} cannot be flushed ({error.strerror or error}): check the disk."
+            ) from error
+
+    def park(self) -> None:
+        """Let go of the file until it is written again: a long run has more files than may be open."""
+        if self._descriptor >= 0:
+            self.close()
+            self._parked = True
+
+    def close(self) -> None:
+        """Close the file as it is."""
+        self._parked = False
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def trim(self, time_points: int, *, most_bytes: int) -> bool:
+        """Replace the file by a copy without the time points that were not used, and close it.
+
+        A file that readers have open is never changed: they keep the old one, whoever opens the name
+        gets the new one. Left as it is, and False returned, where the copy would hold more than
+        `most_bytes`, there is no room for it, or the system forbids the replacement (Windows, while
+        somebody reads).
+        """
+        plan = self.layout.plan
+        trimmed = time_points < plan.time_points and self._replace(
+            replace(plan, time_points=time_points, planned_time_points=plan.planned), most_bytes
+        )
+        self.close()
+        return trimmed
+
+    def lengthen(self, time_points: int, *, most_bytes: int) -> bool:
+        """Replace the file by a longer copy and go on in that. Readers are told to open the name anew.
+
+        Left as it is, and False returned, where there is more than `most_bytes` to copy, no room for it,
+        or the system forbids the replacement.
+        """
+        plan = self.layout.plan
+        return time_points > plan.time_points and self._replace(
+            replace(plan, time_points=time_points, planned_time_points=plan.planned), most_bytes
+        )
+
+    def _replace(self, plan: RunPlan, most_bytes: int) -> bool:
+        """Put a file of another length, with as much of the content as it takes, in this one's place."""
+        longer = plan.time_points > self.layout.plan.time_points
+        if file_bytes(self.layout.plan if longer else plan) > most_bytes:
+            return False
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            copy = Segment._reserve(temporary, plan)
+            try:
+                self._copy_into(copy, time.monotonic() + _COPY_MOST_S)
+            finally:
+                copy.close()
+            with self._swap:
+                if longer:  # before it loses its name: whoever has it open looks at this byte
+                    self.write("mdd/closed", (), Closed.REPLACED)
+                # Windows renames no open file: let go, rename, open again.
+                self.close()
+                try:
+                    os.replace(temporary, self.path)
+                    self.layout = copy.layout
+                finally:
+                    self._descriptor = _open(self.path)
+        except (OSError, RuntimeError):
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if longer and self._descriptor >= 0:
+                self.write("mdd/closed", (), Closed.OPEN)
+            return False
+        return True
+
+    def _copy_into(self, copy: Segment, until_s: float) -> None:
+        """Copy each dataset's first bytes: time is axis 0, so those are the first time points.
+
+        Forced to the disk as it goes, since its name is soon another file's; given up where that lasts.
+        """
+        unforced = 0
+        for name, target in copy.layout.regions.items():
+            source = self.layout.regions[name]
+            left, at = min(source.size, target.size), 0
+            while left:
+                block = _read_at(self._descriptor, min(left, _COPY_BYTES), source.offset + at)
+                if not block:
+                    raise OSError(errno.EIO, "the file is shorter than its layout says")
+                written = _write_at(copy._descriptor, memoryview(block), target.offset + at)
+                at, left, unforced = at + written, left - written, unforced + written
+                if unforced >= _COPY_BYTES:
+                    copy.force()
+                    unforced = 0
+                if time.monotonic() > until_s:
+                    raise OSError(errno.ETIMEDOUT, "copying takes too long")
+        copy.force()
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether an error says that the disk is full; HDF5 may say so in its text alone."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\berrno = (\d+)", str(error))):
+        number = int(found[1])
+    return number in _NO_ROOM
+
+
+def free_bytes(path: Path) -> int:
+    """Return what the disk of a file has free."""
+    return shutil.disk_usage(path.parent).free
+
+
+def _no_room(path: Path, needed: int, free: int) -> NoRoomError:
+    return NoRoomError(
+        f"The run file needs {size_text(needed)} and {path.parent} has {size_text(free)} for it: "
+        "free some, choose another folder (recorder.output), or lower recorder.time_points."
+    )
+
+
+def size_text(number: int) -> str:
+    """Return a size in words."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _open(path: Path) -> int:
+    """Open for writing; on POSIX take the shared lock that HDF5's own readers take."""
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    if sys.platform != "win32":
+        import fcntl
+
+        # Some network file systems have no locks; the run goes on without.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _probe_size(path: Path, size: int) -> None:
+    """Raise OSError where no file of that size may be (limits, FAT): HDF5 would crash on finding out."""
+    try:
+        with path.open("wb") as probe:
+            probe.truncate(size)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _reserve_blocks(descriptor: int, size: int) -> None:
+    """Make the disk set aside all blocks now, so that it cannot be full during the run.
+
+    Linux fills the holes. macOS gets its own call. On Windows NTFS set them aside when HDF5 extended
+    the file. Where a file system cannot, the look at the free space has to do.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise
+    elif sys.platform == "darwin":
+        import fcntl
+
+        # struct fstore: F_ALLOCATEALL, F_PEOFPOSMODE, offset, length, bytes allocated.
+        request = struct.pack("Iiqqq", 4, 3, 0, size, 0)
+        try:
+            fcntl.fcntl(descriptor, 42, request)  # F_PREALLOCATE
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.write(descriptor, data[:_COPY_BYTES])
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> Any:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)

@@ -1,0 +1,115 @@
+"""Watches over one run and says how it stands: to the user's board, and to the run file.
+
+Says once what has changed: the engine that serves, a disk that is full or hangs, and when it goes on. No
+thread of its own: everything runs on the main thread, but for `_reached`, on the recorder's.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.engine import provenance
+from microdiffusion.daemon.status import FrameCounts, RunStatus
+
+if TYPE_CHECKING:
+    from microdiffusion.daemon.engine import EngineInfo
+    from microdiffusion.daemon.ingest import RunStats
+    from microdiffusion.daemon.recorder import Recorder
+    from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.ledger import Ledger
+
+HANGS_S = 20.0
+"""A disk that has taken nothing for so long, and does not say that it is full, hangs: the user is told."""
+
+
+class RunWatch:
+    """Keeps what was told of a run.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    board : StatusBoard
+    queue_limit : int
+        Bytes that the recorder's queue may hold.
+    """
+
+    def __init__(self, recorder: Recorder, board: StatusBoard, queue_limit: int) -> None:
+        self._recorder = recorder
+        self._board = board
+        self._queue_limit = queue_limit
+        self._told: EngineInfo | None = None
+        self._waiting_for = self._short = ""
+        self._reached_s = self._looked_s = time.monotonic()
+        self._hangs = False
+
+    def engine(self, info: EngineInfo | None) -> None:
+        """Put down in the file what reconstructs, as soon as it is known and whenever it changes."""
+        if info is None or info == self._told:
+            return
+        if self._told is not None:
+            self._recorder.put_event("engine", info.device)
+        self._told = info
+        self._recorder.put_engine(provenance(info))
+
+    def ask(self) -> None:
+        """Have the recorder say when it has done all that it was asked to until now."""
+        self._recorder.call(self._reached)
+
+    def disk(self, now_s: float) -> None:
+        """Say when the disk takes nothing, and when it does again; the recorder tells the file."""
+        waiting_for = self._recorder.waiting_for
+        if waiting_for != self._waiting_for:
+            self._waiting_for = waiting_for
+            if waiting_for:
+                self._board.note(waiting_for, "error")
+            else:
+                self._board.note("the disk takes data again")
+        short = self._recorder.short_of_room
+        if short and not self._short:
+            self._board.note(f"{self._recorder.paths[0].parent}: {short}", "warning")
+        self._short = short
+        if now_s - self._looked_s > HANGS_S / 2:
+            self._reached_s = now_s  # this process stood still (a laptop that slept): no word on the disk
+        self._looked_s = now_s
+        hangs = now_s - self._reached_s > HANGS_S and not waiting_for
+        if hangs == self._hangs:
+            return
+        self._hangs = hangs
+        folder = self._recorder.paths[0].parent
+        if hangs:
+            text = f"the disk of {folder} has taken nothing for {HANGS_S:.0f} s: check it; frames wait with "
+            self._board.note(f"{text}their sender", "error")
+        else:
+            self._board.note(f"the disk of {folder} goes on")
+
+    def show(self, ledger: Ledger, stats: RunStats, *, missing: int, assembler_bytes: int) -> None:
+        """Make this the run that the board shows."""
+        header, board = self._recorder.header, self._board
+        board.set_frames(
+            FrameCounts(
+                received=ledger.received,
+                announced=ledger.announced if ledger.announced_known else None,
+                missing=missing,
+                duplicate=ledger.duplicates,
+                refused=ledger.refused,
+                dropped_by_sender=ledger.dropped_by_sender,
+            )
+        )
+        board.set_queue("recorder", self._recorder.queue_bytes, self._queue_limit)
+        board.set_queue("unconfirmed", stats.pending_bytes, stats.window_bytes)
+        board.set_queue("assembler", assembler_bytes)
+        board.set_run(
+            RunStatus(
+                name=header.name,
+                id=header.run_id,
+                file=str(self._recorder.paths[0]),
+                source=header.source,
+                sweeps=header.sweeps,
+                shape=header.shape,
+                voxel_size_um=header.voxel_size_um,
+            )
+        )
+
+    def _reached(self) -> None:
+        self._reached_s = time.monotonic()

@@ -1,0 +1,358 @@
+"""The runs of a daemon: opens, watches and closes them, several at the same time.
+
+Ingest asks `on_start` on a thread of its own, so making a run file, or finding it again, holds up nobody. A
+run whose sender said its last word is closed on a thread too, so that catching up with one does not hold up
+the others. The main thread asks `tick` a few times a second. What fails ends its own run and no other.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.engine import provenance
+from microdiffusion.daemon.ingest import NotYet
+from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.runs.find_run import RunFinder
+from microdiffusion.daemon.runs.live_run import LiveRun
+from microdiffusion.daemon.runs.recovered import Found
+from microdiffusion.daemon.status import HEADLINE
+from microdiffusion.errors import ConfigError, MddError, RunError, UserError
+from microdiffusion.runfile import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from typing import Literal
+
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.engine import EngineProcess
+    from microdiffusion.daemon.ingest import Ingest
+    from microdiffusion.daemon.recorder import Written
+    from microdiffusion.daemon.status import RunSummary, StatusBoard
+    from microdiffusion.header import RunHeader
+    from microdiffusion.ledger import Ledger
+
+
+_MOST_NAME_BYTES = 100  # of 255: time, number and what stands for a file in the making come on top
+REMEMBERED = 1000
+"""Runs that are over and still named at the end: a service runs for months."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRun:
+    """What is remembered of a run that is over: its files, what became of its time points and frames."""
+
+    run_id: str
+    shape: tuple[int, int, int]
+    paths: tuple[Path, ...]
+    counts: Mapping[Status, int]
+    ledger: Ledger
+
+    @classmethod
+    def of(cls, run: LiveRun) -> ClosedRun:
+        """Return it of a run that was closed."""
+        header, recorder = run.header, run.recorder
+        return cls(header.run_id, header.shape, tuple(recorder.paths), recorder.counts, recorder.ledger)
+
+
+class OpenRuns:
+    """The runs that are open, being opened, and being closed.
+
+    Parameters
+    ----------
+    config : Config
+    engine : EngineProcess
+    board : StatusBoard
+
+    Attributes
+    ----------
+    closed : list of ClosedRun
+        Those that are over, in the order in which they ended; the latest `REMEMBERED` of them.
+    failures : dict of str to MddError
+        What went wrong with which run (its run_id): it could not be written, or not be closed in order.
+    """
+
+    def __init__(self, config: Config, engine: EngineProcess, board: StatusBoard) -> None:
+        self._config = config
+        self._engine = engine
+        self._board = board
+        self._ingest: Ingest | None = None
+        self._finder = RunFinder(config.recorder.output)
+        self._lock = threading.Lock()
+        self._closing_all = False
+        self._open: dict[str, LiveRun] = {}
+        self._closing: dict[str, tuple[LiveRun, Future[None]]] = {}
+        self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
+        self._asked_for: set[str] = set()  # runs that are being closed, and have a sender again
+        self._names: set[Path] = set()
+        self.closed: list[ClosedRun] = []
+        self._forgotten_written = 0
+        self.failures: dict[str, MddError] = {}
+
+    def listen(self, ingest: Ingest) -> None:
+        """Say where the frames come in; before the first run."""
+        self._ingest = ingest
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._closing)
+
+    @property
+    def unclosed(self) -> list[LiveRun]:
+        """All runs that are not closed yet, those that are being closed first."""
+        with self._lock:
+            return [*(run for run, _ in self._closing.values()), *self._open.values()]
+
+    @property
+    def written(self) -> int:
+        """Volumes that were written, of all runs that there ever were."""
+        with self._lock:
+            counts = [run.counts for run in self.closed]
+        counts += [run.recorder.counts for run in self.unclosed]
+        return self._forgotten_written + sum(each[Status.WRITTEN] for each in counts)
+
+    def on_start(self, header: RunHeader) -> LiveRun:
+        """Return the run of a sender that says `start`: a new one, or one whose file is there.
+
+        Raises
+        ------
+        NotYet
+            Its file is just being closed, or so many are that one has to make room: the sender shall ask
+            again.
+        UserError, DiskError, RunError
+            The run cannot be recorded.
+        """
+        run_id = header.run_id
+        with self._lock:
+            run = self._open.get(run_id)
+            if run is not None and not run.ended.is_set():
+                _require_same(run.header, header, run.recorder.paths[0])
+                return run
+            if run is not None or run_id in self._closing:
+                self._asked_for.add(run_id)
+                raise NotYet
+            if self._closing_all:
+                raise UserError("The daemon is closing: start it again for a further run.")
+            if len(self._closing) >= self._config.wire.runs:
+                # Runs that are caught up take memory as open ones do; the oldest makes room.
+                self._asked_for.add(next(iter(self._closing)))
+                raise NotYet
+        try:
+            run = self._make(header)
+        except MddError:
+            raise
+        except Exception as error:  # a folder that is gone, too little memory: no other run's trouble
+            raise RunError(f"The run cannot be recorded ({type(error).__name__}: {error}).") from error
+        if not self._add(run):  # it was opened while the others were closed
+            run.close(drain_s=0.0, hurry=lambda: True)
+            raise UserError("The daemon is closing: start it again for a further run.")
+        return run
+
+    def resume(self, path: Path) -> LiveRun:
+        """Open a run file to go on with; on the main thread, before any sender is there.
+
+        Raises
+        ------
+        MissingFileError, InputFileError, DiskError
+            There is no such run file, it is damaged, or another daemon writes it.
+        """
+        run = self._taken_up(path)
+        self._add(run)
+        return run
+
+    def tick(self, now_s: float, *, drain_s: float, hurry: Callable[[], bool]) -> None:
+        """Look after every run; close those that are over, waiting at most `drain_s` for their volumes.
+
+        A run that cannot be written is closed as it is, and its sender told; the others go on.
+        """
+        with self._lock:
+            runs = list(self._open.values())
+        for run in runs:
+            try:
+                run.tick(now_s, shown=run is runs[-1])
+            except MddError as error:
+                self._give_up(run, error, hurry)
+                continue
+            if run.ended.is_set():
+                self._close(run, drain_s, hurry)
+        self._collect()
+        self._board.set_runs(self.summaries())
+
+    def summaries(self) -> tuple[RunSummary, ...]:
+        """Return the runs that are not closed yet, in a few figures each."""
+        return tuple(run.summary() for run in self.unclosed)
+
+    def tell(self, what: Literal["go", "pause", "stop"], text: str) -> int:
+        """Ask the drivers of all open runs; return how many there are."""
+        with self._lock:
+            runs = list(self._open.values())
+        for run in runs:
+            run.tell(what, text)
+        return len(runs)
+
+    def mark(self, text: str) -> int:
+        """Put a remark into the files of all open runs; return how many there are."""
+        with self._lock:
+            runs = list(self._open.values())
+        for run in runs:
+            run.recorder.put_event("mark", text)
+        return len(runs)
+
+    def close_all(self, *, drain_s: float, hurry: Callable[[], bool], show: Callable[[], None]) -> None:
+        """Close every run, and take no more."""
+        with self._lock:
+            self._closing_all = True
+        for run in list(self._open.values()):
+            self._close(run, drain_s, hurry)
+        self._board.set_runs(self.summaries())
+        while self._closing:
+            wait([future for _, future in self._closing.values()], timeout=0.1)
+            show()
+            self._collect()
+        self._board.set_runs(())
+        self._threads.shutdown()
+
+    def _make(self, header: RunHeader) -> LiveRun:
+        """Begin a run, or go on with it where its file is there; on a thread of its own."""
+        path = self._finder.find(header.run_id)
+        if path is not None:
+            return self._taken_up(path, header)
+        recorder = Recorder(
+            self._new_path(header.name),
+            header,
+            self._config.recorder,
+            frames_per_sweep=header.frames_per_sweep,
+            configuration=self._config.model_dump_json(),
+            provenance=provenance(None),
+            on_written=partial(_written, self._board),
+            live=self._config.engine.update == "projection",
+            uncertainty=self._config.engine.uncertainty,
+        )
+        recorder.start()
+        with self._lock:
+            self._names.clear()  # its file is there, and whoever makes one is alone at it
+        return self._live(recorder, None)
+
+    def _live(self, recorder: Recorder, found: Found | None) -> LiveRun:
+        """Return the run of a recorder that has started; where that fails, nothing of it is left running."""
+        ingest = self._needed_ingest()
+        try:
+            return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
+        except BaseException:
+            self._engine.end(recorder.header.run_id)
+            recorder.stop()
+            raise
+
+    def _new_path(self, name: str) -> Path:
+        """Return a path that no file has: name, UTC time, and a number where two start in one second."""
+        folder = self._config.recorder.output
+        stem = f"{_fit_for_a_file(name)}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        with self._lock:  # two runs may begin at the same moment
+            path, number = folder / f"{stem}.h5", 1
+            while path in self._names or path.exists():
+                number += 1
+                path = folder / f"{stem}_{number}.h5"
+            self._names.add(path)
+        return path
+
+    def _taken_up(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
+        """Go on with a run file; one that is not the `wanted` run is left as it is."""
+        recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
+        try:
+            header = recorder.header
+            if wanted is not None:
+                _require_same(header, wanted, path)
+            found = Found.in_file_of(recorder, self._config.engine.policy)
+            recorder.start()
+        except BaseException:
+            recorder.stop()
+            raise
+        return self._live(recorder, found)
+
+    def _add(self, run: LiveRun) -> bool:
+        """Take in a run that is open, in place of itself before it was gone on with; False: too late."""
+        with self._lock:
+            if self._closing_all:
+                return False
+            self.closed = [each for each in self.closed if each.run_id != run.header.run_id]
+            self._open[run.header.run_id] = run
+            self._asked_for.discard(run.header.run_id)
+            return True
+
+    def _needed_ingest(self) -> Ingest:
+        if self._ingest is None:
+            raise RuntimeError("listen() comes first")
+        return self._ingest
+
+    def _close(self, run: LiveRun, drain_s: float, hurry: Callable[[], bool]) -> None:
+        with self._lock:
+            if self._open.pop(run.header.run_id, None) is None:
+                return
+
+            def asked() -> bool:
+                # Frames must not wait until all is caught up that can be caught up afterwards as well.
+                return hurry() or run.header.run_id in self._asked_for
+
+            future = self._threads.submit(run.close, drain_s=drain_s, hurry=asked)
+            self._closing[run.header.run_id] = (run, future)
+
+    def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:
+        self._fail(run, error)
+        self._needed_ingest().close_run(run.header.run_id, f"it cannot be recorded any more: {error}")
+        self._close(run, 0.0, hurry)
+
+    def _fail(self, run: LiveRun, error: BaseException) -> None:
+        """Keep what went wrong with a run, and tell it once."""
+        failure = error if isinstance(error, MddError) else RunError(f"{type(error).__name__}: {error}")
+        if run.header.run_id not in self.failures and len(self.failures) < REMEMBERED:
+            self.failures[run.header.run_id] = failure
+            self._board.note(f"run {run.header.name}: {failure}", "error")
+
+    def _collect(self) -> None:
+        """Take in what has been closed."""
+        with self._lock:
+            done = [(key, *pair) for key, pair in self._closing.items() if pair[1].done()]
+            for run_id, run, _ in done:
+                del self._closing[run_id]
+                self._asked_for.discard(run_id)
+                self.closed.append(ClosedRun.of(run))
+            while len(self.closed) > REMEMBERED:
+                self._forgotten_written += self.closed.pop(0).counts[Status.WRITTEN]
+        for _, run, future in done:
+            error = future.exception()
+            if error is not None:
+                self._fail(run, error)
+
+
+def _require_same(header: RunHeader, wanted: RunHeader, path: Path) -> None:
+    """Raise where a sender says other things of a run than its file: its frames would be taken for others.
+
+    Raises
+    ------
+    ConfigError
+        It does.
+    """
+    if wanted != header.model_copy(update={"sweeps": wanted.sweeps, "source": wanted.source}):
+        raise ConfigError(
+            f"The run in {path} has another geometry or beam than its sender says: begin a new run."
+        )
+
+
+def _fit_for_a_file(name: str) -> str:
+    """Return a run's name as the beginning of a file's name, in its folder and on every system.
+
+    A sender may say what it likes, "../../etc" and a hundred smileys included.
+    """
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).encode(errors="replace")
+    return stem[:_MOST_NAME_BYTES].decode(errors="ignore").strip(" .") or "run"
+
+
+def _written(board: StatusBoard, written: Written) -> None:
+    board.add_volume("written")
+    if not written.later:
+        board.add_latency(HEADLINE, written.latency_s)

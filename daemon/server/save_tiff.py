@@ -1,0 +1,106 @@
+"""A run's newest volume as a TIFF beside its file: for a look in Fiji while the run goes on.
+
+`Snapshots` has one thread at a time, which reads the run file as any reader would and ends by itself; what
+came of it is a note on the board. It never touches the recorder.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from microdiffusion.daemon.status import session_name
+from microdiffusion.errors import UserError
+from microdiffusion.runfile import Status, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from microdiffusion.daemon.runs import LiveRun
+    from microdiffusion.daemon.status import StatusBoard
+
+
+class Snapshots:
+    """Saves volumes on a thread of its own, one after the other.
+
+    Parameters
+    ----------
+    board : StatusBoard
+        Told of each that is saved, or why not.
+    """
+
+    def __init__(self, board: StatusBoard) -> None:
+        self._board = board
+        self._thread: threading.Thread | None = None
+
+    def begin(self, runs: Sequence[LiveRun], session: str) -> str:
+        """Begin to save the newest volume of a session of these runs; empty: of the run that began last.
+
+        Raises
+        ------
+        UserError
+            No run is open, there is no such session, or one is being saved.
+        """
+        if not runs:
+            raise UserError("No run is open, so there is no volume to save.")
+        if self._thread is not None and self._thread.is_alive():
+            raise UserError("A snapshot is being saved: try again in a moment.")
+        for run in reversed(runs):
+            header = run.header
+            for position in range(len(header.positions)):
+                for channel in range(len(header.channels)):
+                    if session in ("", session_name(header, channel, position)):
+                        paths = list(run.recorder.paths)
+                        self._thread = threading.Thread(
+                            target=self._save, args=(paths[0], channel, position), name="mdd-snapshot"
+                        )
+                        self._thread.start()
+                        return "the newest volume is being saved; a note says where"
+        raise UserError(f"There is no session {session!r} now.")
+
+    def _save(self, path: Path, channel: int, position: int) -> None:
+        try:
+            self._board.note(f"snapshot: {save_newest(path, channel, position)}")
+        except Exception as error:  # the run goes on whatever became of a picture of it
+            self._board.note(f"no snapshot was saved ({error})", "warning")
+
+
+def save_newest(path: Path, channel: int, position: int) -> Path:
+    """Write the newest volume of a channel and position as ImageJ's TIFF; return its path.
+
+    Raises
+    ------
+    UserError
+        No volume is written yet.
+    OSError
+        It cannot be read or written.
+    """
+    import tifffile
+
+    with open_run(path, position=position) as run:
+        status = np.asarray(run.status)
+        written = np.flatnonzero((status if status.ndim == 1 else status[:, channel]) == Status.WRITTEN)
+        if not written.size:
+            raise UserError("no volume is written yet")
+        t = int(written[-1])
+        volume = np.asarray(run.volume[t] if status.ndim == 1 else run.volume[t][channel])
+        z_um, y_um, x_um = run.voxel_size_um
+    several = f"_c{channel}" if status.ndim > 1 else ""
+    place = f"_p{position:03d}" if position else ""
+    target = path.with_name(f"{path.stem}{place}{several}_t{t:05d}.tif")
+    partial = target.with_name(f".{target.name}.tmp")
+    try:
+        tifffile.imwrite(
+            partial,
+            volume,
+            imagej=True,
+            resolution=(1.0 / x_um, 1.0 / y_um),
+            metadata={"axes": "ZYX", "spacing": z_um, "unit": "um"},
+        )
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

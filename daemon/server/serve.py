@@ -1,0 +1,132 @@
+"""`mdd serve` around the daemon: what may be asked of it, its signals, and what it says at the end.
+
+On the main thread of the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.recorder import refuse_unordered
+from microdiffusion.daemon.server.daemon import Daemon
+from microdiffusion.daemon.signals import StopWish
+from microdiffusion.errors import ConfigError, MissingFileError, RunError
+from microdiffusion.runfile import Status, require_compression
+from microdiffusion.text import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.runs import ClosedRun
+    from microdiffusion.daemon.server.sources import Feed
+
+
+def serve(
+    config: Config,
+    *,
+    volumes: int | None = None,
+    duration_s: float | None = None,
+    dashboard: bool = False,
+    feed: Feed | None = None,
+    resume: Path | None = None,
+    wish: StopWish | None = None,
+) -> int:
+    """Run the daemon and say at the end where the files are; return the exit code.
+
+    Parameters
+    ----------
+    wish
+        Of a caller that hears the signals already; None: they are heard from here on.
+
+    Raises
+    ------
+    ConfigError
+        The method cannot be live.
+    InputFileError, DependencyError
+        The run file's folder or compression cannot be used.
+    MddError
+        See `Daemon.serve`; the summary of what was written is printed first.
+    """
+    if config.engine.method == "microdiffusion":
+        raise ConfigError(
+            "engine.method microdiffusion trains for hours on every volume and cannot be live: choose "
+            "another method here; `mdd reconstruct FILE --method microdiffusion` runs it on a file."
+        )
+    if config.engine.weights is not None and not config.engine.weights.is_file():
+        raise MissingFileError(
+            f"There are no weights at {config.engine.weights}: check engine.weights, or leave it out for "
+            "those that ship with mdd."
+        )
+    if config.recorder.layout == "swmr":  # refused now, not when the first frame comes
+        refuse_unordered(config.recorder.output)
+        require_compression(config.recorder.compression)
+    wish = StopWish() if wish is None else wish
+    with wish.heard():
+        if wish.is_set():  # before anything was begun
+            return 0
+        daemon = Daemon(
+            _limited(config, volumes),
+            volumes=volumes,
+            duration_s=duration_s,
+            feed=feed,
+            resume=resume,
+            stopping=wish,
+        )
+        try:
+            daemon.serve(dashboard=dashboard)
+        finally:
+            _print("".join(map(_summary, daemon.runs)))
+    stopped = wish.is_set()  # by the user, perhaps before there was anything to write
+    if daemon.runs and not stopped and not daemon.open_runs.written:
+        raise RunError(
+            "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
+        )
+    return 0
+
+
+def _print(text: str) -> None:
+    """Print, where somebody reads: a terminal that was closed must not end in an error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # the interpreter flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _summary(run: ClosedRun) -> str:
+    counts = run.counts
+    written = counts[Status.WRITTEN]
+    others = "".join(
+        f", {counts[status]} {status.name.lower()}"
+        for status in (Status.LOST, Status.SKIPPED, Status.FAILED)
+        if counts[status]
+    )
+    z, y, x = run.shape
+    path = run.paths[0]
+    more = f" (and {len(run.paths) - 1} more)" if len(run.paths) > 1 else ""
+    frames = run.ledger.sentence()
+    volumes = counted(written, "volume")
+    if not written:
+        return f"{path}{more}\nno volume{others}; of the raw projections {frames}\n"
+    return (
+        f"{path}{more}\n"
+        f"{volumes} of {z} x {y} x {x} voxels{others}; of the raw projections {frames}\n"
+        f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{path}').volume[0].shape)\"\n"
+    )
+
+
+def _limited(config: Config, volumes: int | None) -> Config:
+    """Let the driver acquire no more than what is asked for."""
+    acquisition = config.acquisition
+    if volumes is None or acquisition.driver == "none":
+        return config
+    sessions = max(1, len(acquisition.channels)) * max(1, len(acquisition.positions_um))
+    sweeps = -(-volumes // sessions)
+    if acquisition.sweeps is not None:
+        sweeps = min(sweeps, acquisition.sweeps)
+    return config.model_copy(update={"acquisition": acquisition.model_copy(update={"sweeps": sweeps})})

@@ -1,0 +1,161 @@
+"""The status on its way over ZeroMQ: the daemon's PUB socket, and whoever listens.
+
+PUB, two parts, the topic ``status`` and a snapshot as JSON. Readers ignore fields that they do not know. A
+subscriber may join at any time and may miss as many snapshots as it likes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import zmq
+from pydantic import ValidationError
+
+from microdiffusion.daemon.status.models import StatusSnapshot
+from microdiffusion.errors import AddressError, ConfigError, UserError
+from microdiffusion.wire import secure_client, secure_server, when_elsewhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from microdiffusion.wire import ClientKeys, Gate, ServerKeys
+
+TOPIC = b"status"
+IDLE_S = 0.05
+
+
+class StatusPublisher:
+    """A PUB socket for snapshots; belongs to the thread that made it.
+
+    Attributes
+    ----------
+    address : str
+        Where it is bound; a port ``*`` is resolved.
+
+    Raises
+    ------
+    AddressError
+        The address is malformed or its port is taken.
+    ConfigError
+        Other machines can reach the address, and there are no keys.
+    """
+
+    def __init__(self, address: str, *, security: ServerKeys | None = None) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
+        self._gate: Gate | None = None
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        # Snapshots are whole: a slow subscriber may miss some rather than pile them up here.
+        self._socket.setsockopt(zmq.SNDHWM, 4)
+        try:
+            self._gate = secure_server(self._socket, address, security)
+            self._socket.bind(address)
+        except ConfigError:
+            self.close()
+            raise
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(
+                f"The status address {address} cannot be used ({_reason(error)}): "
+                'close the other daemon there, or add --set "wire.status=tcp://127.0.0.1:*" for a free '
+                "port, and the same for wire.data and wire.control."
+            ) from error
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def publish(self, snapshot: StatusSnapshot) -> None:
+        """Send to whoever listens; never blocks."""
+        self._socket.send_multipart([TOPIC, snapshot.model_dump_json().encode()])
+
+    def close(self) -> None:
+        """Unbind."""
+        self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def subscribe(
+    address: str,
+    timeout_s: float = 5.0,
+    *,
+    security: ClientKeys | None = None,
+    idle: Callable[[], None] | None = None,
+) -> Iterator[StatusSnapshot]:
+    """Yield the snapshots of the daemon at `address`, always the newest one, until it has closed.
+
+    Parameters
+    ----------
+    idle
+        Called every `IDLE_S` while there is none: for keys.
+
+    Raises
+    ------
+    UserError
+        Nobody answers within `timeout_s`, or the daemon falls silent for as long.
+    AddressError
+        The address is malformed.
+    ConfigError
+        The daemon is on another machine, and there are no keys.
+    """
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+    with socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SUBSCRIBE, TOPIC)
+        secure_client(socket, address, security)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise AddressError(
+                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({_reason(error)})."
+            ) from error
+        heard = False
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            snapshot = _newest(socket, left if idle is None else min(left, IDLE_S))
+            if idle is not None:
+                idle()
+            if snapshot is None:
+                continue
+            yield snapshot
+            if snapshot.state in ("closed", "failed"):
+                return
+            heard = True
+            deadline = time.monotonic() + timeout_s
+    if heard:
+        raise UserError(
+            f"The daemon at {address} said nothing for {timeout_s:g} s: it was killed or the network broke. "
+            "Its run file can be opened as it is."
+        )
+    raise UserError(
+        f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, "
+        f"or give the address that it shows (--address){when_elsewhere(address)}."
+    )
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    return zmq.strerror(error.errno) if error.errno else str(error)
+
+
+def _newest(socket: zmq.Socket[bytes], timeout_s: float) -> StatusSnapshot | None:
+    """Return the newest valid snapshot that is waiting, or the first one to come; None if there is none."""
+    newest = None
+    wait_ms = max(1, int(1000 * timeout_s))
+    while socket.poll(wait_ms):
+        parts = socket.recv_multipart()
+        wait_ms = 0
+        try:
+            newest = StatusSnapshot.model_validate_json(parts[-1]) if len(parts) == 2 else newest
+        except ValidationError:
+            continue  # somebody else's message: not ours to judge, and silence is reported by the caller
+    return newest

@@ -1,0 +1,197 @@
+"""The models of the daemon's status: everything that the dashboard shows, at one moment.
+
+A snapshot is whole, nothing has to be remembered from an earlier one. Frozen; travels as JSON, so numbers
+that do not exist are None, never NaN. The names are the interface of whoever listens to the status.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from microdiffusion.daemon.status.previews import Preview
+
+HEADLINE = "sweep_to_disk"
+"""The latency that counts: from a sweep's last frame to its volume being readable on disk."""
+
+LIVE = "projection_to_view"
+"""From a projection to the rolling volume that it is in, where engine.update is "projection"."""
+
+State = Literal["starting", "waiting", "running", "closing", "closed", "failed"]
+Outcome = Literal["written", "lost", "skipped", "failed"]
+
+
+class Part(BaseModel):
+    """Base of the snapshot and its parts: frozen; unknown fields, of a newer daemon, are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RunStatus(Part):
+    """Which run this is; `sweeps` is the number planned, None where the end is open."""
+
+    name: str = ""
+    id: str = ""
+    file: str = ""
+    source: str = ""
+    sweeps: int | None = None
+    shape: tuple[int, int, int] | None = None
+    voxel_size_um: tuple[float, float, float] | None = None
+
+
+class RunSummary(Part):
+    """A run that is not closed yet: what its driver was told, what came, what waits for the engine.
+
+    `state` is "go", "pause", "stop" or "closing"; `waits_for` says why nothing can be written now. `frames`,
+    `missing`, `dropped`, `refused` and `duplicate` count frames; `silent_s` is the time since the last one,
+    None before the first; `saturated` the share of the newest one's pixels that the camera could not count
+    any further; `journal_bytes` what waits in its sender's journal. `resumed`: its file was there before.
+    """
+
+    name: str = ""
+    id: str = ""
+    file: str = ""
+    state: str = ""
+    frames: int = 0
+    written: int = 0
+    waiting: int = 0
+    waits_for: str = ""
+    missing: int = 0
+    dropped: int = 0
+    refused: int = 0
+    duplicate: int = 0
+    silent_s: float | None = None
+    saturated: float = 0.0
+    journal_bytes: int = 0
+    resumed: bool = False
+
+
+class EngineStatus(Part):
+    """What reconstructs, where, and why there; `building` says how far a faster runtime's build is."""
+
+    device: str = ""
+    device_reason: str = ""
+    building: str = ""
+    weights: str = ""
+    method: str = ""
+    steps: int = 0
+    guidance: float = 0.0
+
+
+class FrameCounts(Part):
+    """The ledger of frames. `announced` is the sender's own count, known when the run ends."""
+
+    received: int = 0
+    announced: int | None = None
+    missing: int = 0
+    duplicate: int = 0
+    refused: int = 0
+    dropped_by_sender: int = 0
+
+
+class FrameTotals(Part):
+    """Frames of all runs since the daemon's start, those that are over included."""
+
+    received: int = 0
+    dropped: int = 0
+    refused: int = 0
+    duplicate: int = 0
+
+
+class SweepProgress(Part):
+    """The sweep that is being received: its number, and how many of its `count` frames are there."""
+
+    number: int = 0
+    received: int = 0
+    count: int = 0
+
+
+class QueueDepth(Part):
+    """What waits, in bytes; `limit` 0 where there is none."""
+
+    bytes: int = 0
+    limit: int = 0
+
+
+class Latency(Part):
+    """Median and 95th percentile of the last measurements, seconds."""
+
+    p50: float
+    p95: float
+
+
+class VolumeCounts(Part):
+    """What became of the sweeps."""
+
+    written: int = 0
+    lost: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+class Quality(Part):
+    """The last volume: which answer was served and how well it explains the frames, in units of the noise."""
+
+    served: str = ""
+    residual: float | None = None
+    held_out_error: float | None = None
+    held_out_sweep: int | None = None
+    candidates: dict[str, float] = {}
+
+
+class Note(Part):
+    """Something that the user should know: its number, counted from 0, and its time since the start, s."""
+
+    number: int
+    elapsed_s: float
+    level: Literal["info", "warning", "error"] = "info"
+    text: str
+
+
+class Alarm(Part):
+    """Something that wants to be seen to: what, what helps, and since when (s since the daemon's start)."""
+
+    kind: str
+    level: Literal["warning", "error"]
+    text: str
+    cure: str
+    since_s: float
+
+
+class StatusSnapshot(Part):
+    """Everything that the dashboard shows, at one moment.
+
+    `daemon` is another number for each start of a daemon, so that its answers can be told from another one's.
+    `history` has the latest values of frame_rate_hz, latency_s, residual and
+    held_out_error; `clock_step_s`
+    is by how much the clock of the daemon's machine was set since the start. `preview` is of the session that
+    `session` names, one of `sessions`; it is None where it is no news: the one before still holds.
+    """
+
+    mdd: int = 1
+    daemon: str = ""
+    state: State = "starting"
+    started_utc: str = ""
+    time_utc: str = ""
+    elapsed_s: float = 0.0
+    clock_step_s: float = 0.0
+    run: RunStatus = RunStatus()
+    runs: tuple[RunSummary, ...] = ()
+    engine: EngineStatus = EngineStatus()
+    frames: FrameCounts = FrameCounts()
+    frames_total: FrameTotals = FrameTotals()
+    frame_rate_hz: float = 0.0
+    sweep: SweepProgress = SweepProgress()
+    queues: dict[str, QueueDepth] = {}
+    latencies: dict[str, Latency] = {}
+    volumes: VolumeCounts = VolumeCounts()
+    quality: Quality = Quality()
+    memory_mb: dict[str, float] = {}
+    disk_free_bytes: int | None = None
+    history: dict[str, tuple[float, ...]] = {}
+    alarms: tuple[Alarm, ...] = ()
+    notes: tuple[Note, ...] = ()
+    sessions: tuple[str, ...] = ()
+    session: str = ""
+    preview: Preview | None = None

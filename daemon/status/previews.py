@@ -1,0 +1,158 @@
+"""A volume's small portrait: its maximum projections along z, y and x, and its middle slices, in 8 bits.
+
+Made once per volume by whoever hands the volume on, carried in the status as base64 (about 50 kB) and
+drawn by the dashboard. All images share one scale in µm per pixel, so that they fit together like
+the faces of an unfolded box, and one grey scale. Pure functions, safe on any thread.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+Images = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+
+EDGE = 96
+"""Pixels of the longest edge, at most."""
+
+GAMMA = 0.75
+"""Below 1: lifts dim structures, as the eye expects of a screen."""
+
+Extent = Annotated[int, Field(ge=1, le=EDGE)]
+
+
+class Preview(BaseModel):
+    """Maximum projections of one volume, and its middle slices where they are there.
+
+    Attributes
+    ----------
+    size : (z, y, x)
+        Edges of the box, pixels.
+    pixel_um : float
+        Edge of a pixel, µm, the same in every direction.
+    low, high : float
+        Counts that are drawn black and white.
+    xy, xz, yz : bytes
+        Maximum projections: uint8 images (y, x), (z, x) and (y, z), rows first; base64 in JSON.
+    xy_slice, xz_slice, yz_slice : bytes
+        The middle slices, of the same shapes; empty from a daemon that sends none.
+    sweep, served
+        Which time point it is of (-1: unknown), and whose answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    size: tuple[Extent, Extent, Extent]
+    pixel_um: float
+    low: float
+    high: float
+    xy: Base64Bytes
+    xz: Base64Bytes
+    yz: Base64Bytes
+    xy_slice: Base64Bytes = b""
+    xz_slice: Base64Bytes = b""
+    yz_slice: Base64Bytes = b""
+    sweep: int = -1
+    served: str = ""
+
+    @model_validator(mode="after")
+    def _images_match_the_size(self) -> Self:
+        z, y, x = self.size
+        for name, pixels in (("xy", y * x), ("xz", z * x), ("yz", y * z)):
+            image, part = getattr(self, name), getattr(self, f"{name}_slice")
+            if len(image) != pixels:
+                raise ValueError(f"the {name} image should hold {pixels} bytes, not {len(image)}")
+            if len(part) not in (0, pixels):
+                raise ValueError(f"the {name} slice should hold {pixels} bytes, not {len(part)}")
+        return self
+
+    @property
+    def images(self) -> Images:
+        """Maximum projections XY (y, x), XZ (z, x) and YZ (y, z), uint8, read-only."""
+        return self._shaped(self.xy, self.xz, self.yz)
+
+    @property
+    def slices(self) -> Images | None:
+        """The middle slices, of the same shapes; None where there are none."""
+        return self._shaped(self.xy_slice, self.xz_slice, self.yz_slice) if self.xy_slice else None
+
+    def _shaped(self, xy: bytes, xz: bytes, yz: bytes) -> Images:
+        z, y, x = self.size
+        return (
+            np.frombuffer(xy, np.uint8).reshape(y, x),
+            np.frombuffer(xz, np.uint8).reshape(z, x),
+            np.frombuffer(yz, np.uint8).reshape(y, z),
+        )
+
+
+def make_preview(
+    volume: NDArray[Any],
+    voxel_size_um: tuple[float, float, float],
+    *,
+    sweep: int = -1,
+    served: str = "",
+) -> Preview:
+    """Return the portrait of `volume`.
+
+    Parameters
+    ----------
+    volume : (Z, Y, X) float32 or uint16
+        Values that are not finite count as dark.
+    voxel_size_um : (z, y, x)
+        µm.
+    sweep, served
+        What to say of it.
+    """
+    extent_um = [count * edge for count, edge in zip(volume.shape, voxel_size_um, strict=True)]
+    # Never finer than the voxels: enlarging is the terminal's business.
+    pixel_um = max(max(extent_um) / EDGE, min(voxel_size_um))
+    z, y, x = (min(EDGE, max(1, round(extent / pixel_um))) for extent in extent_um)
+    middle = [volume.take(length // 2, axis=axis) for axis, length in enumerate(volume.shape)]
+    whole = [volume.max(axis=axis) for axis in range(3)]
+    small = [
+        np.nan_to_num(resize_max(np.asarray(image, np.float32), shape), posinf=0.0, neginf=0.0)
+        for xy, xz, zy in (whole, middle)
+        for image, shape in ((xy, (y, x)), (xz, (z, x)), (zy.T, (y, z)))
+    ]
+    values = np.concatenate([image.ravel() for image in small[:3]])
+    # The background's level to black; the brightest spots may saturate, they would hide the rest.
+    low, high = (float(value) for value in np.percentile(values, (20.0, 99.7)))
+    span = max(high - low, 1e-6)
+    encoded = [
+        base64.b64encode(
+            (255.0 * np.clip((image - low) / span, 0.0, 1.0) ** GAMMA).astype(np.uint8).tobytes()
+        )
+        for image in small
+    ]
+    names = ("xy", "xz", "yz", "xy_slice", "xz_slice", "yz_slice")
+    return Preview(
+        size=(z, y, x),
+        pixel_um=pixel_um,
+        low=low,
+        high=high,
+        sweep=sweep,
+        served=served,
+        **dict(zip(names, encoded, strict=True)),
+    )
+
+
+def resize_max(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return `image` (H, W) at `shape`: the maximum of what falls into a pixel, or the nearest one.
+
+    The maximum, because a dendrite one pixel wide must survive being shrunk.
+    """
+    for axis, size in enumerate(shape):
+        length = image.shape[axis]
+        starts = np.arange(size) * length // size
+        if size <= length:
+            image = np.maximum.reduceat(image, starts, axis=axis)
+        else:
+            image = np.take(image, starts, axis=axis)
+    return image

@@ -1,0 +1,220 @@
+"""A status snapshot in words: figures with their units, the plain page, and the line of the log.
+
+Pure functions; what a screen of them looks like is `view`'s.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+from microdiffusion.daemon.status.models import HEADLINE
+from microdiffusion.text import counted
+
+if TYPE_CHECKING:
+    from microdiffusion.daemon.status.models import Alarm, Latency, RunSummary, StatusSnapshot
+
+Level = Literal["info", "warning", "error"]
+
+LITTLE_DISK = 2_000_000_000
+"""Free bytes below which the disk is shown as an error."""
+
+Tile = tuple[str, str, str, Level]
+"""Label, headline, what stands below it, and how grave that is."""
+
+
+def page(snapshot: StatusSnapshot) -> str:
+    """Return everything but the preview as plain text, a topic a line."""
+    alarms = snapshot.alarms
+    run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
+    several = len(snapshot.runs) > 1
+    residual = snapshot.quality.residual
+    steps = counted(engine.steps, "step")
+    rows = [
+        ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
+        ("time", times(snapshot.time_utc)),
+        *(
+            (f"alarm {each.level}", f"for {_since(snapshot, each)} {each.text}: {each.cure}")
+            for each in alarms
+        ),
+        ("run", f"{run.name} {run.id}".strip()),
+        ("source", run.source),
+        ("file", run.file),
+        ("engine", f"{engine.method}, {steps}, guidance {engine.guidance:g}, {engine.weights}"),
+        ("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
+        ("building", engine.building),
+        (
+            "sweep",
+            f"{sweep.number}, {sweep.received}/{sweep.count} frames",
+        ),
+        *((tile[0], ", ".join(text for text in tile[1:3] if text)) for tile in figures(snapshot)),
+        ("residual", "" if residual is None else f"{residual:.2f} × noise"),
+        *((f"stage {name}", f"{seconds(p.p50)}, p95 {seconds(p.p95)}") for name, p in stages(snapshot)),
+        *((f"run {number}", run_line(each)) for number, each in enumerate(snapshot.runs, 1) if several),
+        *((f"queue {name}", depth_of(part.bytes, part.limit)) for name, part in snapshot.queues.items()),
+        *((note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes),
+    ]
+    return "\n".join(f"{name:<18} {text}" for name, text in rows if text.strip(" ,"))
+
+
+def _since(snapshot: StatusSnapshot, alarm: Alarm) -> str:
+    return duration(max(0.0, snapshot.elapsed_s - alarm.since_s))
+
+
+def state_of(snapshot: StatusSnapshot) -> str:
+    """Return the daemon's state, "paused" where it runs and every run that is open was told to pause."""
+    told = {run.state for run in snapshot.runs}
+    return "paused" if snapshot.state == "running" and told == {"pause"} else snapshot.state
+
+
+def run_line(run: RunSummary) -> str:
+    """Return one of several runs in a line."""
+    text = f"{run.name}, {run.state}, {counted(run.frames, 'frame')}, {counted(run.written, 'volume')}"
+    if run.waiting:
+        text += f", {counted(run.waiting, 'sweep waits', 'sweeps wait')}"
+    return f"{text}; {run.waits_for}" if run.waits_for else text
+
+
+def log_line(snapshot: StatusSnapshot) -> str:
+    """Return the figures as one line of key=value; no value has a blank in it."""
+
+    def shown(key: str, value: str | int | float) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:.3f}" if key.endswith(("_s", "error", "residual")) else f"{value:.1f}"
+
+    return " ".join(f"{key}={shown(key, value)}" for key, value in log_fields(snapshot))
+
+
+def log_fields(snapshot: StatusSnapshot) -> list[tuple[str, str | int | float]]:
+    """Return the figures of the line, rounded, in its order; docs/monitoring.md says what each means."""
+    frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
+    pairs: list[tuple[str, str | int | float]] = [
+        ("state", snapshot.state),
+        ("elapsed_s", round(snapshot.elapsed_s)),
+        ("sweep", snapshot.sweep.number),
+        ("frames", frames.received),
+        ("frame_rate_hz", round(snapshot.frame_rate_hz, 1)),
+        ("missing", frames.missing),
+        ("dropped_by_sender", frames.dropped_by_sender),
+        ("refused", frames.refused),
+        ("written", volumes.written),
+        ("lost", volumes.lost),
+        ("skipped", volumes.skipped),
+        ("failed", volumes.failed),
+        ("runs", len(snapshot.runs)),
+        ("sweeps_waiting", sum(run.waiting for run in snapshot.runs)),
+    ]
+    if latency := snapshot.latencies.get(HEADLINE):
+        pairs += [(f"{HEADLINE}_p50_s", round(latency.p50, 3)), (f"{HEADLINE}_p95_s", round(latency.p95, 3))]
+    if quality.held_out_error is not None:
+        pairs.append(("held_out_error", round(quality.held_out_error, 3)))
+    if quality.residual is not None:
+        pairs.append(("residual", round(quality.residual, 3)))
+    if quality.served:
+        pairs.append(("served", quality.served))
+    pairs += [(f"queue_{name}_mb", round(part.bytes / 1e6, 1)) for name, part in snapshot.queues.items()]
+    pairs += [(f"memory_{name}_mb", round(mb)) for name, mb in snapshot.memory_mb.items()]
+    if snapshot.disk_free_bytes is not None:
+        pairs.append(("disk_free_gb", round(snapshot.disk_free_bytes / 1e9, 1)))
+    pairs.append(("alarms", len(snapshot.alarms)))
+    if snapshot.time_utc:
+        pairs.append(("time", snapshot.time_utc))
+    return pairs
+
+
+def size(number: float) -> str:
+    """Return bytes in the unit that reads best: "3.1 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 999.5:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.5 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def seconds(value: float) -> str:
+    """Return a short time in the unit that reads best: "12 ms", "0.41 s"."""
+    if value < 0.0995:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:.2f} s" if value < 9.995 else f"{value:.1f} s"
+
+
+def duration(value: float) -> str:
+    """Return a long time as h:mm:ss."""
+    minutes, rest = divmod(int(value), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def times(time_utc: str) -> str:
+    """Return a time of day here and in UTC: "23:14:05 CEST, 21:14:05 UTC"."""
+    if not time_utc:
+        return ""
+    utc = datetime.fromisoformat(time_utc)
+    local = utc.astimezone()
+    shown = f"{utc:%H:%M:%S} UTC"
+    return shown if local.utcoffset() == utc.utcoffset() else f"{local:%H:%M:%S} {local:%Z}, {shown}"
+
+
+def figures(snapshot: StatusSnapshot) -> list[Tile]:
+    """Return the headline figures, the most important first: what has no room is left out."""
+    latency = snapshot.latencies.get(HEADLINE)
+    frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
+    bad = {"lost": volumes.lost, "failed": volumes.failed, "skipped": volumes.skipped}
+    wrong = _listed(bad)
+    waiting = sum(run.waiting for run in snapshot.runs)
+    away = {"missing": frames.missing, "dropped": frames.dropped_by_sender, "refused": frames.refused}
+    absent = _listed(away)
+    free = snapshot.disk_free_bytes
+    memory = snapshot.memory_mb
+    return [
+        (
+            "sweep → disk",
+            seconds(latency.p50) if latency else "–",
+            f"p95 {seconds(latency.p95)}" if latency else "",
+            "info",
+        ),
+        (
+            "volumes",
+            f"{volumes.written} written",
+            wrong or (f"none lost, {waiting} wait" if waiting > 1 else "none lost"),
+            ("error" if volumes.lost or volumes.failed else "warning") if wrong else "info",
+        ),
+        (
+            "held-out error",
+            f"{quality.held_out_error:.2f} × noise" if quality.held_out_error is not None else "–",
+            f"served {quality.served}" if quality.served else "",
+            "info",
+        ),
+        (
+            "frames",
+            f"{snapshot.frame_rate_hz:.1f} /s",
+            f"{frames.received}, {absent or 'none missing'}",
+            "warning" if absent else "info",
+        ),
+        (
+            "disk",
+            f"{size(free)} free" if free is not None else "–",
+            snapshot.run.file.replace("\\", "/").rpartition("/")[2],
+            "error" if free is not None and free < LITTLE_DISK else "info",
+        ),
+        (
+            "memory",
+            size(1e6 * sum(memory.values())) if memory else "–",
+            ", ".join(f"{name} {mb:.0f}" for name, mb in memory.items()),
+            "info",
+        ),
+    ]
+
+
+def stages(snapshot: StatusSnapshot) -> list[tuple[str, Latency]]:
+    """Return the latencies of the stages that make up the headline."""
+    return [(name, part) for name, part in snapshot.latencies.items() if name != HEADLINE]
+
+
+def depth_of(depth: int, limit: int) -> str:
+    """Return how full a queue is: "3.1 MB of 512 MB"."""
+    return f"{size(depth)} of {size(limit)}" if limit else size(depth)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items() if number)

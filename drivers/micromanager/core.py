@@ -1,0 +1,235 @@
+"""Micro-Manager's core on either backend: opening it, checking what is attached, setting the camera up.
+
+`open_core` returns the core object of the process: with the Python backend a pymmcore of our own (one for
+the life of the process: pycromanager's engine holds on to the first), with the Java backend a proxy of the
+running Micro-Manager. `prepare` turns the core's own values into the run's header. Everything that can be
+wrong here is what users meet first, so each refusal names the menu, the option or the file to change.
+Runs on the main thread of the driver process.
+"""
+
+from __future__ import annotations
+
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microdiffusion.drivers.micromanager.server import (
+    ask_server,
+    check_version,
+    expected_version,
+    server_menu,
+)
+from microdiffusion.errors import AcquisitionError, MissingFileError
+from microdiffusion.header import RunHeader
+
+if TYPE_CHECKING:
+    from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
+    from microdiffusion.drivers.plan import Plan
+
+DEMO_CONFIG = "MMConfig_demo.cfg"
+_CIRCULAR_BUFFER_MB = 256
+_BRIDGE_TIMEOUT_MS = 5000
+
+
+def open_core(acquisition: AcquisitionConfig) -> Any:
+    """Return the core; both backends offer the same methods, in snake case.
+
+    Raises
+    ------
+    AcquisitionError
+        No server at the port, device adapters of another interface, or a configuration that does not load.
+    MissingFileError
+        The adapter folder or the configuration file does not exist.
+    """
+    if acquisition.backend == "java":
+        return _connect(acquisition.port)
+    return _load(acquisition)
+
+
+def _connect(port: int) -> Any:
+    check_version(ask_server(port), expected_version())
+    from mmpycorex import Core
+
+    try:
+        core = Core(port=port, timeout=_BRIDGE_TIMEOUT_MS)
+        core.get_version_info()
+    except Exception as error:  # the bridge raises bare Exception
+        raise AcquisitionError(
+            f"What listens at port {port} does not answer as a pycro-manager server does "
+            f"({_first_line(error)}): {server_menu(port)}, and keep Micro-Manager and pycromanager of about "
+            "the same age."
+        ) from error
+    return core
+
+
+def _load(acquisition: AcquisitionConfig) -> Any:
+    if acquisition.mm_app_path is None:
+        import mm_test_adapters
+
+        _check_demo_interface()
+        adapters = Path(mm_test_adapters.device_adapter_path())
+    else:
+        adapters = acquisition.mm_app_path.expanduser().resolve()
+        if not adapters.is_dir():
+            raise MissingFileError(
+                f"The Micro-Manager folder {adapters} does not exist: correct acquisition.mm_app_path."
+            )
+    file = (
+        adapters / DEMO_CONFIG
+        if acquisition.mm_config is None
+        else acquisition.mm_config.expanduser().resolve()
+    )
+    if not file.is_file():
+        raise MissingFileError(
+            f"The Micro-Manager configuration {file} does not exist: correct acquisition.mm_config."
+        )
+    from mmpycorex import Core
+    from pycromanager import start_headless
+
+    try:
+        start_headless(
+            str(adapters), config_file=str(file), python_backend=True, buffer_size_mb=_CIRCULAR_BUFFER_MB
+        )
+    except Exception as error:  # the core raises bare RuntimeError for all it dislikes
+        text = _first_line(error)
+        advice = (
+            f"pymmcore here has device interface {_interface_of_pymmcore()}, so install the pymmcore whose "
+            "fourth number is the interface of these adapters"
+            if "interface" in text.lower()
+            else "open it in Micro-Manager's Hardware Configuration Wizard, or correct acquisition.mm_config"
+        )
+        raise AcquisitionError(
+            f"The Micro-Manager configuration {file} does not load ({text}): {advice}."
+        ) from error
+    return Core()
+
+
+def _interface_of_pymmcore() -> str:
+    return version("pymmcore").split(".")[3]
+
+
+def _check_demo_interface() -> None:
+    wanted, offered = _interface_of_pymmcore(), version("mm-test-adapters").split(".")[0]
+    if wanted != offered:
+        raise AcquisitionError(
+            f"pymmcore {version('pymmcore')} has device interface {wanted}, mm-test-adapters "
+            f"{version('mm-test-adapters')} has {offered}: python -m pip install "
+            f"'mm-test-adapters=={wanted}.*'."
+        )
+
+
+def prepare(core: Any, config: Config, plan: Plan, *, run_id: str | None = None) -> RunHeader:
+    """Check the devices, set exposure and region of interest, and return the run's header.
+
+    Parameters
+    ----------
+    run_id : str or None
+        The run that is gone on with; None: a run of its own.
+
+    Raises
+    ------
+    AcquisitionError
+        A device, a channel or the pixel size is missing, or the camera does not suit.
+    """
+    _check_devices(core, config.acquisition)
+    height, width = _set_region(core, config.camera)
+    core.set_exposure(float(config.acquisition.exposure_ms))
+    pixel_um = config.volume.pixel_um or float(core.get_pixel_size_um())
+    if pixel_um <= 0:
+        raise AcquisitionError(
+            "Micro-Manager knows no pixel size for the present objective: calibrate it under Devices > Pixel "
+            "Size Calibration, or set volume.pixel_um."
+        )
+    positions = range(max(len(config.acquisition.positions_um), 1))
+    return RunHeader(
+        run_id=run_id or uuid.uuid4().hex,
+        name=config.name,
+        shape=(config.volume.shape_z, height, width),
+        voxel_size_um=(config.volume.voxel_z_um, pixel_um, pixel_um),
+        z0_um=config.volume.z0_um,
+        profile_weights=tuple(float(w) for w in plan.profile.weights),
+        profile_spacing_um=plan.profile.spacing_um,
+        channels=config.acquisition.channels or ("default",),
+        positions=tuple(str(position) for position in positions),
+        sweeps=config.acquisition.sweeps,
+        frames_per_sweep=plan.frames_per_sweep_max,
+        camera=config.camera.noise,
+        source=_describe(core, config.acquisition),
+    )
+
+
+def _check_devices(core: Any, acquisition: AcquisitionConfig) -> None:
+    missing = (
+        "The Micro-Manager configuration names no {}: choose one under Devices > Device Property Browser, {}."
+    )
+    if not core.get_camera_device():
+        raise AcquisitionError(missing.format("camera", "Core-Camera"))
+    if not core.get_focus_device():
+        raise AcquisitionError(missing.format("focus stage", "Core-Focus"))
+    if acquisition.positions_um and not core.get_xy_stage_device():
+        raise AcquisitionError(missing.format("XY stage, which positions need", "Core-XYStage"))
+    if acquisition.channels:
+        groups = names_of(core.get_available_config_groups())
+        group = acquisition.channel_group
+        if group not in groups:
+            raise AcquisitionError(
+                f"Micro-Manager has no configuration group {group!r}, but "
+                f"{', '.join(groups) or 'none at all'}: correct acquisition.channel_group."
+            )
+        presets = names_of(core.get_available_configs(group))
+        for channel in acquisition.channels:
+            if channel not in presets:
+                raise AcquisitionError(
+                    f"The configuration group {group!r} has no preset {channel!r}, but "
+                    f"{', '.join(presets) or 'none at all'}: correct acquisition.channels."
+                )
+    if core.get_number_of_camera_channels() != 1 or core.get_number_of_components() != 1:
+        raise AcquisitionError(
+            f"{core.get_camera_device()} delivers colour or several images at once: choose one monochrome "
+            "camera."
+        )
+    if core.get_bytes_per_pixel() not in (1, 2):
+        raise AcquisitionError(
+            f"{core.get_camera_device()} delivers {core.get_bytes_per_pixel()} bytes per pixel: set its "
+            "PixelType to 8 or 16 bit."
+        )
+
+
+def _set_region(core: Any, camera: CameraConfig) -> tuple[int, int]:
+    """Set the centred region of interest and return the camera's rows and columns."""
+    core.clear_roi()
+    rows, columns = int(core.get_image_height()), int(core.get_image_width())
+    height, width = camera.height or rows, camera.width or columns
+    if height > rows or width > columns:
+        raise AcquisitionError(
+            f"{core.get_camera_device()} has {columns} x {rows} pixels, fewer than the {width} x {height} of "
+            "camera.width and camera.height: make these smaller, or the binning."
+        )
+    if (height, width) != (rows, columns):
+        core.set_roi((columns - width) // 2, (rows - height) // 2, width, height)
+    # Some cameras round a region to what they can do; the header holds what they did.
+    return int(core.get_image_height()), int(core.get_image_width())
+
+
+def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
+    """Return one line about the instrument."""
+    camera = core.get_camera_device()
+    return (
+        f"Micro-Manager ({acquisition.backend}), {core.get_version_info()}, {camera} "
+        f"{int(core.get_image_bit_depth())} bit, exposure {float(core.get_exposure()):g} ms, "
+        f"focus {core.get_focus_device()}, pycromanager {version('pycromanager')}"
+        + (", virtual specimen" if acquisition.specimen else "")
+    )
+
+
+def names_of(vector: Any) -> list[str]:
+    """Return a core's list of names: a tuple in Python, a proxy of a C++ vector in Java."""
+    if hasattr(vector, "size") and hasattr(vector, "get"):
+        return [str(vector.get(i)) for i in range(vector.size())]
+    return [str(item) for item in vector]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,128 @@
+"""What pycromanager calls with every image: gives it its place in the run and puts it into the sender.
+
+The hook never raises and never blocks, because either would hang the acquisition; what goes wrong in it is
+kept and raised after the run. It returns None, so that no image stays in pycromanager's storage. `take` runs
+on pycromanager's image thread, everything else on the one that feeds the acquisition.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.drivers.plan import Key, PlannedSweep, frame_key
+from microdiffusion.errors import AcquisitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.drivers.specimen import CalibrationSpecimen, Specimen
+    from microdiffusion.frames import FrameInfo
+    from microdiffusion.header import RunHeader
+    from microdiffusion.sender import Sender
+
+
+class FrameHook:
+    """What pycromanager calls with every image.
+
+    Parameters
+    ----------
+    sender : Sender
+        Where frames go.
+    header : RunHeader
+        Geometry and camera of the run.
+    specimens : one per position, or empty
+        Whose projections replace the camera's pixels; empty lets these through.
+    seed : int
+        Seed of the specimen's noise; each frame draws from a generator of its own.
+    time_s : float
+        Camera time at which this acquisition begins, s since the start of the run.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        header: RunHeader,
+        specimens: Sequence[Specimen | CalibrationSpecimen],
+        *,
+        seed: int = 0,
+        time_s: float = 0.0,
+    ) -> None:
+        self._sender = sender
+        self._header = header
+        self._profile = header.profile
+        self._specimens = specimens
+        self._seed = seed
+        self._time_s = time_s
+        self._lock = threading.Lock()
+        self._expected: dict[Key, FrameInfo] = {}
+        self._first_failure: Exception | None = None
+        self.failures = 0
+        self.taken = 0
+        self.progress = threading.Event()
+        self._began_s = time.monotonic()
+
+    def expect(self, sweep: PlannedSweep) -> None:
+        """Announce the frames of a sweep, before its events are handed over."""
+        with self._lock:
+            self._expected.update((frame_key(shot.event["axes"]), shot.info) for shot in sweep.shots)
+
+    @property
+    def outstanding(self) -> int:
+        """Frames that were announced and have not come."""
+        with self._lock:
+            return len(self._expected)
+
+    def take(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
+        """Send one image on. Never raises; returns None, so that pycromanager keeps nothing."""
+        try:
+            self._take(image, metadata)
+        except Exception as error:
+            self.failures += 1
+            if self._first_failure is None:
+                self._first_failure = error
+        finally:
+            self.taken += 1
+            self.progress.set()
+
+    def raise_if_failed(self) -> None:
+        """Raise what went wrong with frames, if anything did."""
+        error = self._first_failure
+        if error is not None:
+            raise AcquisitionError(
+                f"{self.failures} of {self.taken} frames could not be passed on, the first because of "
+                f"{type(error).__name__}: {error}."
+            ) from error
+
+    def _take(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
+        axes = metadata["Axes"]
+        with self._lock:
+            planned = self._expected.pop(frame_key(axes), None)
+        if planned is None:
+            raise AcquisitionError(f"an image came that nobody asked for, axes {axes}")
+        elapsed_ms = metadata.get("ElapsedTime-ms")
+        time_s = time.monotonic() - self._began_s if elapsed_ms is None else float(elapsed_ms) / 1000.0
+        info = replace(
+            planned,
+            z_um=float(metadata.get("ZPosition_um_Intended", planned.z_um)),
+            exposure_ms=float(metadata.get("Exposure", planned.exposure_ms)),
+            camera_time_s=self._time_s + time_s,
+        )
+        self._sender.put(info, self._pixels(image, info))
+
+    def _pixels(self, image: NDArray[Any], info: FrameInfo) -> NDArray[np.uint16]:
+        if self._specimens:
+            rng = np.random.default_rng([self._seed, 103, info.seq])
+            specimen = self._specimens[info.position]
+            return specimen.projection(info.z_um, self._profile, info.camera_time_s, rng, self._header.camera)
+        if image.shape != self._header.shape[1:]:
+            raise AcquisitionError(
+                f"the camera's image changed from {self._header.shape[1:]} to {image.shape} pixels"
+            )
+        return image.astype(np.uint16, copy=False)

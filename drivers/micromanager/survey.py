@@ -1,0 +1,154 @@
+"""What Micro-Manager's core reports of the instrument, to begin a configuration with.
+
+`survey` asks in a process of its own: a core is for the life of a process, device adapters print what they
+like, and a bridge that hangs must not hold up who asks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from microdiffusion import errors
+from microdiffusion.drivers.micromanager.core import names_of, open_core
+from microdiffusion.errors import AcquisitionError, MddError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from microdiffusion.config import AcquisitionConfig
+
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The instrument as the core sees it.
+
+    Attributes
+    ----------
+    core, camera, camera_description, stage : str
+        Version of the core; labels of camera and focus stage, empty where there is none.
+    width, height, bit_depth, bytes_per_pixel, components : int
+        Of the camera's image.
+    pixel_um : float
+        Camera pixel in the specimen, µm; 0 where Micro-Manager knows none.
+    exposure_ms, stage_um : float
+        As they are now.
+    stage_limits_um : (low, high) or None
+        Where the stage says how far it goes.
+    groups : mapping of str to tuple of str
+        Configuration groups and their presets.
+    """
+
+    core: str
+    camera: str
+    camera_description: str
+    stage: str
+    width: int
+    height: int
+    bit_depth: int
+    bytes_per_pixel: int
+    components: int
+    pixel_um: float
+    exposure_ms: float
+    stage_um: float
+    stage_limits_um: tuple[float, float] | None = None
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> Survey:
+    """Return what the core of this configuration reports.
+
+    Raises
+    ------
+    MddError
+        See `open_core`; or it has neither camera nor stage, or says nothing within `timeout_s`.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(acquisition, there), name="mdd-survey", daemon=True)
+    child.start()
+    there.close()
+    try:
+        if not here.poll(timeout_s):
+            raise AcquisitionError(
+                f"Micro-Manager's core says nothing for {timeout_s:g} s: restart Micro-Manager, and see "
+                "that its "
+                "devices answer."
+            )
+        kind, content = here.recv()
+    except EOFError:
+        raise AcquisitionError(
+            "The process that asks Micro-Manager's core died: a device adapter may have crashed; open the "
+            "configuration in Micro-Manager first."
+        ) from None
+    finally:
+        child.kill()
+        child.join()
+        here.close()
+    if kind == "survey":
+        found: Survey = content
+        return found
+    name, text = content
+    error: MddError = getattr(errors, name, AcquisitionError)(text)
+    raise error
+
+
+def ask(core: Any) -> Survey:
+    """Return what a core reports.
+
+    Raises
+    ------
+    AcquisitionError
+        There is no camera or no focus stage.
+    """
+    camera, stage = core.get_camera_device(), core.get_focus_device()
+    for device, what in ((camera, "camera"), (stage, "focus stage")):
+        if not device:
+            raise AcquisitionError(
+                f"The Micro-Manager configuration names no {what}: choose one under Devices > Device "
+                "Property "
+                f"Browser, Core-{'Camera' if what == 'camera' else 'Focus'}."
+            )
+    limits = None
+    if core.has_property(stage, "Position") and core.has_property_limits(stage, "Position"):
+        limits = (
+            float(core.get_property_lower_limit(stage, "Position")),
+            float(core.get_property_upper_limit(stage, "Position")),
+        )
+    return Survey(
+        core=str(core.get_version_info()),
+        camera=str(camera),
+        camera_description=str(core.get_device_description(camera)),
+        stage=str(stage),
+        width=int(core.get_image_width()),
+        height=int(core.get_image_height()),
+        bit_depth=int(core.get_image_bit_depth()),
+        bytes_per_pixel=int(core.get_bytes_per_pixel()),
+        components=int(core.get_number_of_components()),
+        pixel_um=float(core.get_pixel_size_um()),
+        exposure_ms=float(core.get_exposure()),
+        stage_um=float(core.get_position(stage)),
+        stage_limits_um=limits,
+        groups={
+            group: tuple(names_of(core.get_available_configs(group)))
+            for group in names_of(core.get_available_config_groups())
+        },
+    )
+
+
+def _run(acquisition: AcquisitionConfig, pipe: Connection) -> None:
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):
+        os.dup2(silence, standard)
+    try:
+        pipe.send(("survey", ask(open_core(acquisition))))
+    except MddError as error:
+        pipe.send(("error", (type(error).__name__, str(error))))
+    except Exception as error:
+        text = f"Micro-Manager's core does not say what it has ({error}): open its configuration there first."
+        pipe.send(("error", ("AcquisitionError", text)))
+    pipe.close()

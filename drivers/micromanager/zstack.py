@@ -1,0 +1,126 @@
+"""A z-stack of one position, taken by pycromanager: what `mdd calibrate beam --acquire` looks at.
+
+No daemon and no wire: the images stay here, in memory. Checks and settings of the devices are those of a
+run (`mm_core.prepare`); the focus goes back to where it was. Main thread of a process that does nothing
+else: with the Python backend there is one core per process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.drivers.micromanager.acquisition import close_acquisition
+from microdiffusion.drivers.micromanager.core import open_core, prepare
+from microdiffusion.drivers.plan import Plan
+from microdiffusion.drivers.specimen import specimen_of_run
+from microdiffusion.errors import AcquisitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import Config
+
+SILENCE_S = 30.0
+
+
+def take_stack(
+    config: Config, z_um: NDArray[np.float64], *, note: Callable[[str], None] = lambda _: None
+) -> tuple[NDArray[np.uint16], NDArray[np.float64], tuple[float, float], float | None]:
+    """Return images (Z, Y, X) uint16, stage positions (Z,) µm, pixel (y, x) µm, and the camera's limit.
+
+    Parameters
+    ----------
+    z_um : (Z,)
+        Where to look, in this order.
+
+    Raises
+    ------
+    AcquisitionError
+        The microscope could not start, broke off, or images are missing.
+    """
+    core = open_core(config.acquisition)
+    header = prepare(core, config, Plan(config))
+    specimen = specimen_of_run(config.specimen, header) if config.acquisition.specimen else None
+    note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels; {len(z_um)} images")
+    found: dict[int, tuple[float, NDArray[np.uint16]]] = {}
+    failure: list[Exception] = []
+    came = threading.Event()
+    began_s = time.monotonic()
+
+    def take(image: NDArray[Any], metadata: dict[str, Any]) -> None:
+        # Never raises and keeps nothing with pycromanager: either would stop or swell the acquisition.
+        try:
+            index = int(metadata["Axes"]["z"])
+            position = float(metadata.get("ZPosition_um_Intended", z_um[index]))
+            pixels = np.array(image, dtype=np.uint16)
+            if specimen is not None:
+                rng = np.random.default_rng([config.specimen.seed, 111, index])
+                elapsed_s = time.monotonic() - began_s
+                pixels = specimen.projection(position, header.profile, elapsed_s, rng, header.camera)
+            found[index] = (position, pixels)
+        except Exception as error:
+            failure.append(error)
+        came.set()
+
+    focus_um = float(core.get_position(core.get_focus_device()))
+    try:
+        _run(config, z_um, take, lambda: len(found) + len(failure) >= len(z_um), came)
+    finally:
+        try:
+            core.set_position(core.get_focus_device(), focus_um)
+        except Exception as error:
+            note(f"The focus stage could not be moved back to {focus_um:g} µm: {error}")
+    if failure:
+        raise AcquisitionError(f"An image could not be used: {failure[0]}.") from failure[0]
+    if len(found) < len(z_um):
+        raise AcquisitionError(
+            f"{len(found)} of {len(z_um)} images came: check camera and stage in Micro-Manager."
+        )
+    order = sorted(found)
+    full = None if specimen is not None else float(2 ** int(core.get_image_bit_depth()) - 1)
+    return (
+        np.stack([found[index][1] for index in order]),
+        np.array([found[index][0] for index in order]),
+        header.voxel_size_um[1:],
+        full,
+    )
+
+
+def _run(
+    config: Config,
+    z_um: NDArray[np.float64],
+    take: Callable[[NDArray[Any], dict[str, Any]], None],
+    is_complete: Callable[[], bool],
+    came: threading.Event,
+) -> None:
+    from pycromanager import Acquisition
+
+    acquisition = Acquisition(
+        name="calibration",
+        image_process_fn=take,
+        show_display=False,
+        port=config.acquisition.port,
+    )
+    exposure_ms = config.acquisition.exposure_ms
+    try:
+        acquisition.acquire(
+            [{"axes": {"z": n}, "z": float(z), "exposure": exposure_ms} for n, z in enumerate(z_um)]
+        )
+        last_s = time.monotonic()
+        while not is_complete():
+            if came.wait(0.05):
+                came.clear()
+                last_s = time.monotonic()
+            elif time.monotonic() - last_s > SILENCE_S + exposure_ms / 100.0:
+                raise AcquisitionError(
+                    "No image has come for a while: the camera or a stage has stopped answering; check them "
+                    "in Micro-Manager."
+                )
+    finally:
+        close_acquisition(acquisition, abort=not is_complete())

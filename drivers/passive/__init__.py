@@ -1,0 +1,1 @@
+"""Follows an acquisition that somebody else runs."""

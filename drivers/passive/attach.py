@@ -1,0 +1,229 @@
+"""A hook for an acquisition of your own: its images go to mdd as well, and nothing else changes.
+
+    from microdiffusion.drivers.hook import attach
+
+    with attach("my.toml") as mdd:
+        with Acquisition(directory="data", name="run", image_process_fn=mdd.process) as acquisition:
+            acquisition.acquire(multi_d_acquisition_events(num_time_points=9, z_start=0, z_end=60, z_step=12))
+
+`process` is an `image_process_fn` that returns each image as it came, so saving goes on as before; `saved` is
+an `image_saved_fn`, for acquisitions that have an `image_process_fn` of their own. Invariants: neither ever
+raises, since that would break off or hang the acquisition, and neither waits: `process` copies the image into
+the sender's buffer, `saved` only notes its axes, and a thread of ours reads it from where it was saved. What
+goes wrong is told in one sentence, then mdd keeps out of the way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from microdiffusion.config import Config, load_config
+from microdiffusion.drivers.passive.geometry import Image
+from microdiffusion.drivers.passive.relay import PassiveRun
+from microdiffusion.drivers.sending import FINISH_S, open_sender, require_port
+from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.text import counted
+from microdiffusion.wire import client_security
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.sender import SenderStats
+
+logger = logging.getLogger(__name__)
+
+
+def attach(
+    config: Config | str | Path,
+    *,
+    address: str | None = None,
+    note: Callable[[str], None] | None = None,
+    finish_s: float = FINISH_S,
+) -> Attached:
+    """Return a hook for one acquisition; close it, or leave its `with` block, when that is over.
+
+    Parameters
+    ----------
+    config : Config, file or name of a preset
+        Beam ([sweep]), volume ([volume]) and the camera's noise; the first sweep shows its number of slabs.
+    address : str or None
+        Where the daemon takes frames; None: `wire.data`.
+    note : callable or None
+        Is told, in one line each, what a user may want to know; None: the log, problems as warnings.
+    finish_s : float
+        How long closing may take to deliver what is left; then it goes to the journal.
+
+    Raises
+    ------
+    UserError
+        The configuration cannot be used, or keys are missing.
+    """
+    checked = config if isinstance(config, Config) else load_config(config)
+    address = address or checked.wire.data
+    require_port(address)
+    return Attached(checked, address, note=note, finish_s=finish_s)
+
+
+class Attached:
+    """What `attach` returns; a context manager. `process` and `saved` are for the acquisition's threads.
+
+    Attributes
+    ----------
+    problem : MddError or None
+        Why images are not passed on (any more).
+    stats : SenderStats or None
+        What became of the frames; None until it is closed, or where the run did not begin.
+    """
+
+    def __init__(
+        self, config: Config, address: str, *, note: Callable[[str], None] | None, finish_s: float
+    ) -> None:
+        security = client_security(config.wire, address)
+        self.problem: MddError | None = None
+        self.stats: SenderStats | None = None
+        self._note, self._warn = note or logger.info, note or logger.warning
+        self._finish_s = finish_s
+        self._run = PassiveRun(
+            config,
+            lambda header: open_sender(config, address, header, security),
+            note=lambda text: self._say(text, self._note),
+            source="hook in a pycromanager acquisition",
+        )
+        self._lock = threading.Lock()  # of the run
+        self._closed = False
+        self._to_read: deque[tuple[dict[str, Any], Any]] = deque()
+        self._news = threading.Event()
+        self._reader: threading.Thread | None = None
+
+    def process(self, image: NDArray[Any], metadata: dict[str, Any]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Pass an image on and return it as it came: for `image_process_fn`."""
+        try:
+            with self._lock:
+                if not self._closed:
+                    self._take(metadata["Axes"], metadata, image)
+        except Exception as error:
+            self._give_up(error)
+        return image, metadata
+
+    def saved(self, axes: dict[str, Any], dataset: Any) -> None:
+        """Note that an image was saved, to be read and passed on: for `image_saved_fn`."""
+        try:
+            with self._lock:
+                if self._closed or self.problem is not None:
+                    return
+                if self._reader is None:
+                    self._reader = threading.Thread(target=self._read, name="mdd-hook-reader", daemon=True)
+                    self._reader.start()
+            self._to_read.append((dict(axes), dataset))
+            self._news.set()
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self) -> SenderStats | None:
+        """Deliver what is left, say that the run is over, and return what became of its frames.
+
+        Takes `finish_s` at most, beyond reading what was saved. Does not raise; harmless when called again.
+        """
+        with self._lock:
+            if self._closed:
+                return self.stats
+            self._closed = True
+        self._news.set()
+        if self._reader is not None:
+            self._reader.join()
+        try:
+            with self._lock:
+                if self.problem is None:
+                    self._run.settle()
+        except Exception as error:
+            self._give_up(error)
+        self._finish()
+        return self.stats
+
+    def raise_if_failed(self) -> None:
+        """Raise why images were not passed on, if they were not."""
+        if self.problem is not None:
+            raise self.problem
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take(self, axes: dict[str, Any], metadata: dict[str, Any], pixels: NDArray[Any]) -> None:
+        if self.problem is not None or self._is_told_to_stop():
+            return
+        self._run.take(Image(axes, metadata, pixels))
+        if self._run.sender is not None:
+            self._run.sender.raise_if_failed()
+
+    def _is_told_to_stop(self) -> bool:
+        """Whether the daemon wants no more: it can end the run, not somebody's acquisition."""
+        sender = self._run.sender
+        if sender is None or sender.wanted != "stop":
+            return False
+        self._give_up(AcquisitionError("The daemon has stopped the run: further images are not passed on."))
+        return True
+
+    def _read(self) -> None:
+        """Read what was saved; on a thread of its own."""
+        while True:
+            self._news.wait()
+            self._news.clear()
+            while self._to_read:
+                axes, dataset = self._to_read.popleft()
+                try:
+                    pixels, metadata = dataset.read_image(**axes), dataset.read_metadata(**axes)
+                    with self._lock:
+                        self._take(axes, metadata, pixels)
+                except Exception as error:
+                    self._give_up(error)
+            if self._closed:
+                return
+
+    def _finish(self) -> None:
+        sender = self._run.sender
+        if sender is None:
+            return
+        reason = "finished" if self.problem is None else f"broken off: {self.problem}"
+        self.stats = sender.finish(reason=reason, timeout_s=self._finish_s)
+        try:
+            sender.raise_if_failed()
+        except MddError as error:
+            self._give_up(error)
+        text = f"{counted(self.stats.put, 'frame')} passed on, {self.stats.acknowledged} confirmed"
+        if self._run.unplaced:
+            text += f", {counted(self._run.unplaced, 'image')} without a place"
+        # What still waits has a journal to wait in, or is gone with the sender's memory.
+        lost = self.stats.dropped + self.stats.waiting - self.stats.unsent
+        if lost:
+            text += f", {lost} lost"
+        if self.stats.unsent:
+            text += f"; {self.stats.unsent} were not delivered and lie in the journal: see `mdd deliver`"
+        self._say(text, self._warn if lost or self.stats.unsent else self._note)
+
+    def _give_up(self, error: Exception) -> None:
+        if self.problem is not None:
+            return
+        if not isinstance(error, MddError):
+            cause = error
+            error = AcquisitionError(f"An image could not be passed on ({type(cause).__name__}: {cause}).")
+            error.__cause__ = cause
+        self.problem = error
+        self._say(f"mdd gets no images of this acquisition any more: {error}", self._warn)
+
+    def _say(self, text: str, note: Callable[[str], object]) -> None:
+        try:
+            note(text)
+        except Exception:  # whatever a user's function does, the acquisition goes on
+            logger.exception("The hook's note could not be told: %s", text)

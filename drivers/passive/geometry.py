@@ -1,0 +1,269 @@
+"""What the first time point of somebody else's acquisition shows: slabs, channels, positions, geometry.
+
+`learn` orders its images into sweeps, `make_header` holds that against the configured beam and volume and
+returns the run's header. What does not fit is refused in one sentence, because it is all that its user will
+read of it. Metadata have other names in pycromanager's engine than in Micro-Manager's own; only this module
+knows them. Pure functions, safe on any thread.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.errors import AcquisitionError, GeometryError
+from microdiffusion.header import RunHeader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import AcquisitionConfig, Config
+    from microdiffusion.optics import AxialProfile
+
+Axis = int | str
+
+AXES = ("time", "z", "channel", "position")
+# As pycromanager's engine calls them, then as Micro-Manager's own does.
+Z_KEYS = ("ZPosition_um_Intended", "ZPositionUm")
+PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
+EXPOSURE_KEYS = ("Exposure", "Exposure-ms")
+TIME_KEYS = ("ElapsedTime-ms",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A camera image as it was found: `pixels` is (Y, X) uint8 or uint16."""
+
+    axes: Mapping[str, Axis]
+    metadata: Mapping[str, Any]
+    pixels: NDArray[Any]
+
+    @property
+    def time(self) -> int:
+        """Its time point; 0 where there is but one. Raises `AcquisitionError` where it is no number."""
+        value = self.axes.get("time", 0)
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise AcquisitionError(
+                f"The axis time of an image is {value!r}: let the acquisition number its sweeps 0, 1, 2 ..."
+            ) from None
+
+    @property
+    def place(self) -> tuple[Axis, Axis, Axis]:
+        """Channel, position and z, as the acquisition names them."""
+        return self.axes.get("channel", ""), self.axes.get("position", 0), self.axes.get("z", 0)
+
+    @property
+    def others(self) -> tuple[tuple[str, Axis], ...]:
+        """Its axes besides these, and time."""
+        return tuple(sorted((name, value) for name, value in self.axes.items() if name not in AXES))
+
+    def number(self, keys: tuple[str, ...]) -> float | None:
+        """Return the first of the keys of its metadata that holds a finite number; None where none does."""
+        for key in keys:
+            try:
+                value = float(self.metadata[key])
+            except (KeyError, TypeError, ValueError):
+                continue
+            if math.isfinite(value):
+                return value
+        return None
+
+    def check_pixels(self) -> None:
+        """Raise `AcquisitionError` where the pixels are not those of a monochrome camera."""
+        if self.pixels.ndim != 2:
+            raise AcquisitionError(
+                f"The images are in colour ({self.pixels.shape}): a projection has one value a pixel; "
+                "choose a monochrome camera or pixel type."
+            )
+        if self.pixels.dtype not in (np.uint8, np.uint16):
+            raise AcquisitionError(
+                f"The images' pixels are {self.pixels.dtype}: expected 8 or 16 bit; set the camera's "
+                "PixelType."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an acquisition is laid out; each tuple holds an axis's values in their order.
+
+    Attributes
+    ----------
+    first_time : int
+        The time point that is sweep 0.
+    z_um : tuple of float
+        Centre of each slab in the first time point, µm.
+    others : tuple
+        The values of all other axes, the same for each image.
+    """
+
+    first_time: int
+    channels: tuple[Axis, ...]
+    positions: tuple[Axis, ...]
+    slabs: tuple[Axis, ...]
+    z_um: tuple[float, ...]
+    others: tuple[tuple[str, Axis], ...]
+
+
+def learn(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: tuple[float, ...]) -> Layout:
+    """Return the layout that the images of a first time point show.
+
+    Parameters
+    ----------
+    images : at least one
+        In the order of taking.
+    acquisition : AcquisitionConfig
+        Channels and positions, where not all of them come in the first time point.
+    planned_um : tuple of float
+        Where the configuration plans the slabs, for images that do not say.
+
+    Raises
+    ------
+    AcquisitionError
+        They do not form sweeps.
+    """
+    first = images[0]
+    for image in images:
+        if image.others != first.others:
+            raise AcquisitionError(
+                f"The images run along an axis that is not one of {', '.join(AXES)} ({dict(image.axes)} "
+                f"after {dict(first.axes)}): a sweep has one image for each z, channel and position."
+            )
+        if image.pixels.shape != first.pixels.shape:
+            raise AcquisitionError(
+                f"The images have different sizes, {first.pixels.shape} and {image.pixels.shape} pixels: "
+                "use one region of interest for all."
+            )
+    places = [image.place for image in images]
+    if len(set(places)) < len(places):
+        raise AcquisitionError(
+            "Two images of the first time point have the same axes: let the acquisition number its sweeps "
+            "along the axis time."
+        )
+    slabs = _values(place[2] for place in places)
+    return Layout(
+        first_time=first.time,
+        channels=_channels([place[0] for place in places], acquisition.channels),
+        positions=_values((place[1] for place in places), len(acquisition.positions_um)),
+        slabs=slabs,
+        z_um=_depths(images, slabs, planned_um),
+        others=first.others,
+    )
+
+
+def _channels(seen: list[Axis], names: tuple[str, ...]) -> tuple[Axis, ...]:
+    if not names or all(isinstance(value, int) or value == "" for value in seen):
+        return _values(seen, len(names))
+    unknown = [value for value in seen if value not in names]
+    if unknown:
+        raise AcquisitionError(
+            f"The images have a channel {unknown[0]!r}, acquisition.channels has {', '.join(names)}: name it "
+            "there, or leave these out."
+        )
+    return names
+
+
+def _values(seen: Iterable[Axis], configured: int = 0) -> tuple[Axis, ...]:
+    """Return the values of an axis: numbers ascending, names in the order of coming."""
+    values = list(dict.fromkeys(seen))
+    if all(isinstance(value, int) for value in values):
+        return tuple(range(configured)) if configured > len(values) else tuple(sorted(values))
+    return tuple(values)
+
+
+def _depths(
+    images: Sequence[Image], slabs: tuple[Axis, ...], planned_um: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Return where each slab's centre is, µm: as the images say, or else as planned."""
+    found = {image.place[2]: image.number(Z_KEYS) for image in images}
+    known = [z for z in (found[slab] for slab in slabs) if z is not None]
+    if not known and len(slabs) == len(planned_um):
+        return planned_um
+    if len(known) < len(slabs):
+        raise AcquisitionError(
+            f"The images do not say where the focus stage was (no {' or '.join(Z_KEYS)} in their metadata), "
+            f"and a sweep of {len(slabs)} is not the planned one of {len(planned_um)}: let the acquisition "
+            "move the focus stage, or make [sweep] and [volume] those of the acquisition."
+        )
+    return tuple(known)
+
+
+def make_header(
+    config: Config,
+    layout: Layout,
+    first: Image,
+    profile: AxialProfile,
+    *,
+    run_id: str,
+    source: str,
+    note: Callable[[str], None],
+) -> RunHeader:
+    """Return the header of a run of that layout; `first` is its first image.
+
+    Raises
+    ------
+    AcquisitionError
+        The images are of another size than configured, or their pixel size is not known.
+    GeometryError
+        The slabs do not lie in the volume.
+    """
+    acquisition, volume = config.acquisition, config.volume
+    height, width = first.pixels.shape
+    wanted = (config.camera.height or height, config.camera.width or width)
+    if wanted != (height, width):
+        raise AcquisitionError(
+            f"The images are {width} x {height} pixels, camera.width and camera.height say {wanted[1]} x "
+            f"{wanted[0]}: leave these out where somebody else sets the camera up."
+        )
+    pixel_um = volume.pixel_um or first.number(PIXEL_KEYS) or 0.0
+    if pixel_um <= 0:
+        raise AcquisitionError(
+            "The images do not say how large a pixel is: calibrate it under Devices > Pixel Size "
+            "Calibration, or set volume.pixel_um."
+        )
+    _check_slabs(config, np.sort(layout.z_um), note)
+    names = acquisition.channels
+    if len(names) != len(layout.channels):
+        names = tuple(str(channel) or "default" for channel in layout.channels)
+    return RunHeader(
+        run_id=run_id,
+        name=config.name,
+        shape=(volume.shape_z, height, width),
+        voxel_size_um=(volume.voxel_z_um, pixel_um, pixel_um),
+        z0_um=volume.z0_um,
+        profile_weights=tuple(float(w) for w in profile.weights),
+        profile_spacing_um=profile.spacing_um,
+        channels=names,
+        positions=tuple(str(position) for position in layout.positions),
+        sweeps=acquisition.sweeps,
+        frames_per_sweep=len(layout.slabs),
+        camera=config.camera.noise,
+        source=source[:2000],
+    )
+
+
+def _check_slabs(config: Config, z_um: NDArray[np.float64], note: Callable[[str], None]) -> None:
+    """Refuse slabs that lie outside of the volume, and say which slices stay dark."""
+    voxel, length = config.volume.voxel_z_um, config.sweep.length_um
+    low = config.volume.z0_um - 0.5 * voxel
+    high = low + config.volume.shape_z * voxel
+    first, last = float(z_um[0]) - 0.5 * length, float(z_um[-1]) + 0.5 * length
+    if first < low - 0.5 * voxel or last > high + 0.5 * voxel:
+        slices = max(math.ceil((last - first) / voxel - 0.01), 2)
+        raise GeometryError(
+            f"The slabs of the first time point reach from {first:g} to {last:g} µm, the volume from "
+            f"{low:g} to {high:g} µm: set volume.z0_um = {first + 0.5 * voxel:g} and volume.shape_z = "
+            f"{slices}, or move the stage."
+        )
+    gap = float(np.diff(z_um).max()) - length if z_um.size > 1 else 0.0
+    if gap > 0.5 * voxel:
+        note(f"up to {gap:g} µm between neighbouring slabs are never lit: the step is wider than the slab")
+    dark = max(first - low, high - last)
+    if dark > voxel:
+        note(f"{dark:g} µm at an end of the volume are never lit: it is deeper than the sweep")

@@ -1,0 +1,303 @@
+"""An NDTiff data set (format 3) while it is being written, image by image.
+
+The published reader takes the index once, and one of the writers buffers the index by kilobytes: so the
+images are found where they are, by following the chain of TIFF directories that each file is, from one poll
+to the next. Facts that this rests on (the format's description, and both writers): a file is laid out at
+4 GiB and cut to its length when it is complete, and then its last directory points nowhere; directory, pixels
+and metadata of an image are appended in this order; where an image belongs is in its metadata under "Axes"
+(pycromanager's engine), or else in NDTiff.index (Micro-Manager's own), whose unwritten rest is zeros (Java)
+or missing (Python). All numbers are little-endian.
+
+Invariants: an image is handed out once, in the order of saving, and only when its metadata, which are written
+last, can be read; nothing is written, locked or mapped into memory. For one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from microdiffusion.drivers.passive.geometry import Axis, Image
+from microdiffusion.errors import AcquisitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+INDEX = "NDTiff.index"
+_FILE = re.compile(r"(.*)NDTiffStack(?:_(\d+))?\.tif")
+_FULL = "Full resolution"  # of a data set with a pyramid
+_MAGIC, _MARK = b"II*\0", 483729
+_WIDTH, _HEIGHT, _COMPRESSION, _OFFSET, _SAMPLES, _BYTES, _METADATA = 256, 257, 259, 273, 277, 279, 51123
+_NEEDED = {_WIDTH, _HEIGHT, _OFFSET, _BYTES, _METADATA}
+_LAID_OUT_BYTES = 1 << 32
+_MOST_TAGS, _MOST_TEXT = 64, 1 << 24
+_INDEX_BLOCK = 1 << 20
+
+
+def dataset_folder(folder: Path) -> Path | None:
+    """Return where the full-resolution images of a data set lie; None where `folder` is no data set."""
+    for place in (folder / _FULL, folder):
+        if (place / INDEX).is_file() or any(_FILE.fullmatch(path.name) for path in place.glob("*.tif")):
+            return place
+    return None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all files of a data set have been cut to their length, which ends the writing of each."""
+    sizes = [path.stat().st_size for path in folder.glob("*.tif") if _FILE.fullmatch(path.name)]
+    return bool(sizes) and max(sizes) < _LAID_OUT_BYTES
+
+
+class GrowingDataset:
+    """Finds the images of a data set as they are written; a context manager is not needed, `close` is.
+
+    Parameters
+    ----------
+    folder : Path
+        As `dataset_folder` returns it.
+
+    Attributes
+    ----------
+    damaged : int
+        Images that were passed over, because their metadata cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.damaged = 0
+        self._folder = folder
+        self._index = _Index(folder / INDEX)
+        self._number = 0  # of the file that is read
+        self._file: BinaryIO | None = None
+        self._link = 0  # where in the file the next directory's offset stands
+
+    def images(self) -> Iterator[Image]:
+        """Yield the images that have been completed since the last call.
+
+        Raises
+        ------
+        AcquisitionError
+            A file is missing, or is not what its name promises; the pixels are not those of a monochrome
+            camera.
+        """
+        while self._open() is not None:
+            image = self._next()
+            if image is None:
+                if not (self._is_over() and self._paths().get(self._number + 1)):
+                    return
+                self.close()
+                self._number += 1
+                continue
+            yield image
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the newest file is complete and all of it has been handed out.
+
+        Between two files of a large data set this is true for a moment, too.
+        """
+        return self._file is not None and self._is_over() and self._number + 1 not in self._paths()
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._link = None, 0
+
+    def _paths(self) -> dict[int, Path]:
+        try:
+            found = [(_FILE.fullmatch(path.name), path) for path in self._folder.iterdir()]
+        except OSError as error:
+            raise AcquisitionError(f"The folder {self._folder} cannot be read any more: {error}.") from error
+        return {int(match[2] or 0): path for match, path in found if match}
+
+    def _open(self) -> BinaryIO | None:
+        """Return the file that is read; None where it does not exist, or holds nothing yet."""
+        if self._file is not None:
+            return self._file
+        paths = self._paths()
+        path = paths.get(self._number)
+        if path is None:
+            if paths and max(paths) > self._number:
+                raise AcquisitionError(
+                    f"File {self._number} of the data set {self._folder} is missing, but there is "
+                    f"{paths[max(paths)].name}: let all files of a data set lie in its folder."
+                )
+            return None
+        try:
+            file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise AcquisitionError(f"{path} cannot be read: {error}.") from error
+        head = file.read(16)
+        magic, _, mark, version = struct.unpack("<4sIII", head.ljust(16, b"\0"))
+        if version == 0:  # laid out, but not begun
+            file.close()
+            return None
+        if magic != _MAGIC or mark != _MARK:
+            file.close()
+            raise AcquisitionError(f"{path} is not NDTiff, version 3 or newer: save it as NDTiff.")
+        self._file, self._link = file, 4
+        return file
+
+    def _is_over(self) -> bool:
+        """Whether nothing will follow the last directory of the open file."""
+        if self._file is None:
+            return False
+        size = self._file.seek(0, 2)
+        return not 0 < self._word(self._link) < size
+
+    def _word(self, offset: int) -> int:
+        data = self._read(offset, 4)
+        return int(struct.unpack("<I", data)[0]) if len(data) == 4 else 0
+
+    def _read(self, offset: int, count: int) -> bytes:
+        """Return what there is of `count` bytes."""
+        if self._file is None:
+            return b""
+        self._file.seek(offset)
+        parts, left = [], count
+        while left > 0 and (part := self._file.read(left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts) if len(parts) != 1 else parts[0]
+
+    def _next(self) -> Image | None:
+        """Return the next image; None where it is not complete yet."""
+        while (offset := self._word(self._link)) != 0:
+            tags, link = self._directory(offset)
+            if not tags:
+                return None
+            at, length = tags[_METADATA]
+            metadata = _parsed(self._read(at, min(length, _MOST_TEXT)))
+            if metadata is None:
+                if not self._directory(self._word(link))[0]:
+                    return None
+                # What follows is there already, so waiting would not mend it.
+                self._link = link
+                self.damaged += 1
+                continue
+            axes = metadata.get("Axes")
+            if not isinstance(axes, dict):
+                axes = self._index.axes(tags[_OFFSET][0], self._number)
+            if axes is None:
+                return None
+            pixels = self._pixels({tag: value for tag, (value, _) in tags.items()})
+            self._link = link
+            return Image(_plain(axes), metadata, pixels)
+        return None
+
+    def _directory(self, offset: int) -> tuple[dict[int, tuple[int, int]], int]:
+        """Return tag to (value, count), none if not written, and where the next one's offset stands."""
+        head = self._read(offset, 2)
+        number = struct.unpack("<H", head)[0] if len(head) == 2 else 0
+        if not 0 < number <= _MOST_TAGS:
+            return {}, 0
+        data = self._read(offset + 2, 12 * number)
+        if len(data) < 12 * number:
+            return {}, 0
+        tags = {}
+        for tag, _, count, value in struct.iter_unpack("<HHII", data):
+            tags[tag] = (value, count)
+        return (tags if tags.keys() >= _NEEDED else {}), offset + 2 + 12 * number
+
+    def _pixels(self, tags: dict[int, int]) -> Any:
+        """Return the pixels (Y, X).
+
+        The number of bytes says their kind: one writer calls everything 16 bit.
+        """
+        height, width = tags[_HEIGHT], tags[_WIDTH]
+        if tags.get(_COMPRESSION, 1) != 1:
+            raise AcquisitionError(f"{self._folder} is compressed: only uncompressed NDTiff is understood.")
+        if tags.get(_SAMPLES, 1) != 1 or tags[_BYTES] not in (height * width, 2 * height * width):
+            raise AcquisitionError(
+                f"The images in {self._folder} are in colour or neither 8 nor 16 bit: a projection has one "
+                "value a pixel; choose a monochrome camera or pixel type."
+            )
+        dtype = np.dtype(np.uint8 if tags[_BYTES] == height * width else "<u2")
+        data = self._read(tags[_OFFSET], tags[_BYTES])
+        if len(data) < tags[_BYTES]:
+            raise AcquisitionError(f"A file in {self._folder} was cut short in the middle of an image.")
+        return np.frombuffer(data, dtype).reshape(height, width).astype(dtype.newbyteorder("="), copy=False)
+
+
+class _Index:
+    """The axes of images whose metadata do not hold them: NDTiff.index, read as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read_to = 0
+        self._axes: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def axes(self, pixel_offset: int, number: int) -> dict[str, Any] | None:
+        """Return the axes of the image whose pixels begin there in file `number`; None: not written yet."""
+        key = (number, pixel_offset)
+        if key not in self._axes:
+            self._grow()
+        return self._axes.pop(key, None)
+
+    def _grow(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                done = True
+                while done:
+                    file.seek(self._read_to)
+                    done = self._parse(file.read(_INDEX_BLOCK))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise AcquisitionError(f"{self._path} cannot be read: {error}.") from error
+
+    def _parse(self, data: bytes) -> bool:
+        """Take in the entries that are whole; False where there is none."""
+        place = 0
+        while (entry := _entry(data, place)) is not None:
+            text, name, offset, end = entry
+            match, axes = _FILE.fullmatch(name), _parsed(text)
+            if match is None or axes is None:
+                raise AcquisitionError(
+                    f"{self._path} is damaged at byte {self._read_to + place}: the images after it have no "
+                    "place."
+                )
+            self._axes[int(match[2] or 0), offset] = axes
+            place = end
+        self._read_to += place
+        return place > 0
+
+
+def _entry(data: bytes, place: int) -> tuple[bytes, str, int, int] | None:
+    """Return axes, file name, offset of the pixels, and the end of the entry at `place`.
+
+    None where it is not whole: what is not written yet is missing, or zero.
+    """
+    texts = []
+    for _ in range(2):
+        length = int.from_bytes(data[place : place + 4], "little")
+        text = data[place + 4 : place + 4 + length]
+        if length == 0 or len(text) < length or 0 in text:
+            return None
+        texts.append(text)
+        place += 4 + length
+    if len(data) < place + 32:
+        return None
+    offset, *_, metadata_length, _ = struct.unpack_from("<8I", data, place)
+    if metadata_length == 0:  # what stands before it may be half written
+        return None
+    return texts[0], texts[1].decode(errors="replace"), offset, place + 32
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """Return a JSON object; None where it is not one (yet)."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text.rstrip(b"\0"))
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _plain(axes: dict[str, Any]) -> dict[str, Axis]:
+    return {str(name): value if isinstance(value, (int, str)) else str(value) for name, value in axes.items()}

@@ -1,0 +1,189 @@
+"""The virtual specimen: anatomy that glows, flickers, drifts and bleaches, and a camera that sees it.
+
+It owns the truth. `volume(t)` is the specimen on the run's voxel grid, `expected(z, profile, t)` its exact
+slab integral (``A @ volume`` for every slab inside of the volume), `projection(...)` that integral seen by
+a camera. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would
+give v photons.
+
+How it is built: what keeps its brightness (vessels, nuclei, neuropil) is one dense block; what is active
+(neurons) is a sparse list of (voxel, compartment, brightness) sorted by depth, so that a projection at a
+given time is a product over a few slices and one weighted count. Both reach beyond the volume by a slab
+at either end and by the drift's reach sideways. Drift is a shift by a cubic B-spline, which is positive,
+keeps the sum and blurs equally at every sub-voxel shift: it serves as the lateral point spread function.
+
+After `__init__` the object does not change, apart from a cache that tolerates races: any thread may call it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from microdiffusion.drivers.specimen import anatomy as phantom
+from microdiffusion.drivers.specimen import raster, tissue
+from microdiffusion.drivers.specimen.activity import Activity
+from microdiffusion.drivers.specimen.shapes import Box
+from microdiffusion.optics import AxialProfile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import SpecimenConfig
+    from microdiffusion.header import CameraNoise, RunHeader
+
+DRIFT_REACH_UM = 4.0
+"""The specimen wanders round its first place, never farther than this, µm."""
+
+
+class Specimen:
+    """A living piece of tissue under the microscope.
+
+    Parameters
+    ----------
+    config : SpecimenConfig
+        What grows, how bright, how lively.
+    shape : (Z, Y, X)
+        Voxels of the wanted volume; Y and X are the camera's rows and columns.
+    voxel_size_um : (z, y, x)
+        µm.
+    z0_um : float
+        Centre of the first slice, µm, in the coordinates of the stage.
+    slab_um : float
+        Length of the beam: how far the tissue goes on above and below the volume, and the slab whose
+        brightest pixels (the top 0.1 %) show `config.photons` photons at rest.
+    """
+
+    def __init__(
+        self,
+        config: SpecimenConfig,
+        *,
+        shape: tuple[int, int, int],
+        voxel_size_um: tuple[float, float, float],
+        z0_um: float = 0.0,
+        slab_um: float = 12.0,
+    ) -> None:
+        self.shape = shape
+        self._config = config
+        voxel = np.asarray(voxel_size_um, dtype=np.float64)
+        self._voxel_um = voxel
+        # Sideways: the drift, and the two voxels that the spline needs.
+        reach = np.array([slab_um, DRIFT_REACH_UM, DRIFT_REACH_UM])
+        self._margin = np.ceil(reach / voxel).astype(int) + np.array([1, 3, 3])
+        padded = tuple(int(n) for n in np.asarray(shape) + 2 * self._margin)
+        first = np.array([z0_um, 0.0, 0.0]) - self._margin * voxel
+        self._grid = raster.Grid((padded[0], padded[1], padded[2]), voxel, first)
+        box = Box(first - voxel / 2, first + (np.asarray(padded) - 0.5) * voxel)
+        anatomy = phantom.grow(
+            config.seed, box, neurons=config.neurons, vessels=config.vessels, nuclei=config.nuclei
+        )
+        rng = np.random.default_rng([config.seed, 100])
+        self._still = tissue.paint_still(anatomy, self._grid, rng)
+        active = tissue.paint_active(anatomy, self._grid, rng)
+        self._voxel, self._compartment, self._glow = active.voxel, active.compartment, active.glow
+        self._activity = Activity(config.seed, config.activity, active.owner, active.delay_s)
+        self._depth = np.searchsorted(self._voxel, np.arange(padded[0] + 1) * (padded[1] * padded[2]))
+        heading = np.random.default_rng([config.seed, 101]).uniform(0.0, 2.0 * np.pi)
+        self._drift_speed = config.drift_um_per_min / 60.0 * np.array([np.sin(heading), np.cos(heading)])
+        self._scale = config.photons / self._brightest(slab_um)
+
+    @classmethod
+    def of_run(cls, config: SpecimenConfig, header: RunHeader, *, position: int = 0) -> Specimen:
+        """Return the specimen that the run of this header sees at a position; each position has its own."""
+        return cls(
+            config.model_copy(update={"seed": config.seed + position}),
+            shape=header.shape,
+            voxel_size_um=header.voxel_size_um,
+            z0_um=header.z0_um,
+            slab_um=header.profile.length_um,
+        )
+
+    def _brightest(self, slab_um: float) -> float:
+        """Return the brightest 0.1 % of pixels that slabs all through the volume show at rest."""
+        gains = np.ones(self._activity.compartments)
+        depth = float(self._voxel_um[0]) * self.shape[0]
+        z0 = self._grid.first_um[0] + (self._margin[0] - 0.5) * self._voxel_um[0]
+        centres = z0 + np.arange(0.5 * slab_um, depth, slab_um)
+        slabs = [self._slab(self._slices(z, AxialProfile.box(slab_um)), gains) for z in centres]
+        return max(float(np.percentile(slabs, 99.9)), 1e-6)
+
+    def volume(self, time_s: float) -> NDArray[np.float32]:
+        """Return the truth at `time_s`: (Z, Y, X) float32, photons."""
+        gains = self._activity.gains(time_s)
+        deep = self._margin[0]
+        low, high = self._depth[deep], self._depth[deep + self.shape[0]]
+        block = self._still[deep : deep + self.shape[0]].copy()
+        voxels = self._voxel[low:high] - deep * block[0].size
+        glow = self._glow[low:high] * gains[self._compartment[low:high]]
+        block += (
+            np.bincount(voxels, weights=glow, minlength=block.size).reshape(block.shape).astype(np.float32)
+        )
+        return self._seen(block, time_s)
+
+    def expected(self, z_um: float, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
+        """Return the projection at stage position `z_um` without noise: (Y, X) float32, photons."""
+        slab = self._slab(self._slices(z_um, profile), self._activity.gains(time_s))
+        return self._seen(slab.astype(np.float32), time_s)
+
+    def projection(
+        self, z_um: float, profile: AxialProfile, time_s: float, rng: np.random.Generator, camera: CameraNoise
+    ) -> NDArray[np.uint16]:
+        """Return what the camera sees at stage position `z_um` (µm) at `time_s`: (Y, X) uint16, counts.
+
+        Photons are drawn from a Poisson distribution, then come gain (1 where it is None), offset and
+        read noise.
+        """
+        counts = rng.poisson(self.expected(z_um, profile, time_s)).astype(np.float32)
+        counts *= camera.gain or 1.0
+        counts += camera.offset
+        if camera.read_noise > 0:
+            counts += camera.read_noise * rng.standard_normal(counts.shape, dtype=np.float32)
+        return np.clip(np.rint(counts, out=counts), 0, 65535).astype(np.uint16)
+
+    def drift_um(self, time_s: float) -> NDArray[np.float64]:
+        """Return the displacement (y, x) µm: at first at the configured speed, then back and forth."""
+        wander = np.sin(self._drift_speed * time_s / DRIFT_REACH_UM)
+        return np.asarray(DRIFT_REACH_UM * wander, np.float64)
+
+    def _slices(self, z_um: float, profile: AxialProfile) -> NDArray[np.float64]:
+        """Return each slice's share (padded Z,) of the light of a slab at `z_um`; the sum is 1.
+
+        Beyond the ends of the tissue the last slices go on.
+        """
+        edges = self._grid.first_um[0] + (np.arange(self._grid.shape[0] + 1) - 0.5) * self._voxel_um[0]
+        below = profile.cumulative(edges - z_um)
+        below[0], below[-1] = 0.0, 1.0
+        return np.asarray(np.diff(below), np.float64)
+
+    def _slab(self, shares: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the light (padded Y, padded X) of a slab before drift, bleaching and scale."""
+        lit = np.flatnonzero(shares)
+        first, last = int(lit[0]), int(lit[-1]) + 1
+        _, rows, columns = self._grid.shape
+        still = shares[first:last].astype(np.float32) @ self._still[first:last].reshape(last - first, -1)
+        low, high = self._depth[first], self._depth[last]
+        voxels = self._voxel[low:high]
+        light = self._glow[low:high] * gains[self._compartment[low:high]] * shares[voxels // (rows * columns)]
+        active = np.bincount(voxels % (rows * columns), weights=light, minlength=rows * columns)
+        return np.asarray((still + active).reshape(rows, columns), np.float64)
+
+    def _seen(self, light: NDArray[np.float32], time_s: float) -> NDArray[np.float32]:
+        """Return `light` (..., padded Y, padded X) drifted, bleached, in photons: (..., Y, X)."""
+        start = self._margin[1:] - self.drift_um(time_s) / self._voxel_um[1:]
+        light = _shift(light, -2, float(start[0]), self.shape[1])
+        light = _shift(light, -1, float(start[1]), self.shape[2])
+        kept = (1.0 - self._config.bleaching_per_min) ** (time_s / 60.0)
+        return light * np.float32(self._scale * kept)
+
+
+def _shift(values: NDArray[np.float32], axis: int, start: float, length: int) -> NDArray[np.float32]:
+    """Return `length` samples along `axis` from the fractional index `start` on, by a cubic B-spline."""
+    whole = int(np.floor(start))
+    f = start - whole
+    taps = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
+    values = np.moveaxis(values, axis, -1)
+    result = sum(
+        np.float32(tap / 6.0) * values[..., whole - 1 + k : whole - 1 + k + length]
+        for k, tap in enumerate(taps)
+    )
+    return np.ascontiguousarray(np.moveaxis(np.asarray(result, np.float32), -1, axis))

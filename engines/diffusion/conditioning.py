@@ -1,0 +1,91 @@
+"""What the denoiser is told about the optics, and how a volume is cut into its windows.
+
+One place for training and for reconstruction, so that both speak of the same numbers: the phase of each
+slice between its slabs (E_pos), how much light saw it, slab length, step, noise, and the bridge's time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdiffusion.engines.diffusion.denoiser import CONDITIONS, CONTEXT, SLICES, WINDOW
+from microdiffusion.engines.projections import nearest_slab
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_NOISE = 3 * WINDOW + 2  # of the conditions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceConditions:
+    """Numbers that depend on the sweep's geometry alone.
+
+    Attributes
+    ----------
+    per_slice : (Z, 3) float32 tensor
+        Sine and cosine of the phase between slab centres, and coverage by light (1: seen by one slab).
+    nearest : (Z,) int64 tensor
+        Index of the projection whose slab centre lies closest.
+    length, step : float
+        Slab length and median distance of slabs, slices.
+    """
+
+    per_slice: Tensor
+    nearest: Tensor
+    length: float
+    step: float
+
+    @classmethod
+    def of(
+        cls, operator: NDArray[np.float64], centres: NDArray[np.float64], length: float
+    ) -> SliceConditions:
+        """Derive them from the operator (M, Z), the slab centres (M,) and slab length in slices."""
+        slices = operator.shape[1]
+        step = float(np.median(np.diff(np.sort(centres)))) if centres.size > 1 else length
+        nearest = nearest_slab(centres, slices)
+        phase = 2 * np.pi * (np.arange(slices) - centres[nearest]) / max(step, 1e-6)
+        coverage = np.clip(operator.sum(axis=0) * length, 0.0, 4.0)
+        numbers = np.stack([np.sin(phase), np.cos(phase), coverage], axis=1).astype(np.float32)
+        return cls(torch.from_numpy(numbers), torch.from_numpy(nearest.astype(np.int64)), length, step)
+
+    def table(self, windows: Tensor, *, time: float, kappa: float, image: bool) -> Tensor:
+        """Return (B, CONDITIONS) for windows (B, WINDOW) of slice numbers, all but the noise, on the CPU.
+
+        `time` and `kappa` are the bridge's time and noise, `image` whether the image condition is on. See
+        `with_noise` for the rest: that is known for each sweep, this for all of them.
+        """
+        count = windows.shape[0]
+        scalars = torch.tensor(
+            [np.log(self.length / 6), np.log(self.step / 6), 0.0, time, kappa * 10, image],
+            dtype=torch.float32,
+        )
+        result = torch.cat([self.per_slice[windows].reshape(count, -1), scalars.expand(count, -1)], dim=1)
+        if result.shape[1] != CONDITIONS:
+            raise ValueError(f"expected {CONDITIONS} conditions, made {result.shape[1]}")
+        return result
+
+    def vector(self, windows: Tensor, *, noise: float, time: float, kappa: float, image: bool) -> Tensor:
+        """Return (B, CONDITIONS) as `table` does, with the projections' noise (rms, normalised units)."""
+        return with_noise(self.table(windows, time=time, kappa=kappa, image=image), torch.tensor(noise))
+
+
+def with_noise(table: Tensor, noise: Tensor) -> Tensor:
+    """Return conditions (B, CONDITIONS) that tell of the noise (), rms in normalised units; on any device."""
+    result = table.clone()
+    result[:, _NOISE] = noise.clamp_min(1e-4).log10() + 2
+    return result
+
+
+def window_indices(slices: int) -> Tensor:
+    """Return (B, WINDOW) int64 slice numbers of the windows whose middles tile a volume of `slices`.
+
+    Beyond the ends the outermost slice repeats; the last middle may reach past the end and is cut off.
+    """
+    starts = torch.arange(0, slices, SLICES)
+    return (starts[:, None] - CONTEXT + torch.arange(WINDOW)[None, :]).clamp_(0, slices - 1)

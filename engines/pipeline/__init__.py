@@ -1,0 +1,28 @@
+"""From a sweep to a volume, and the state that a session keeps between sweeps."""
+
+from microdiffusion.engines.pipeline.engine import (
+    Engine,
+    open_engine,
+    pick_device,
+    shipped_weights,
+    weights_path,
+)
+from microdiffusion.engines.pipeline.recipe import differences, read_recipe, recipe
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
+from microdiffusion.engines.pipeline.session import State
+from microdiffusion.engines.pipeline.session_store import SessionKey, SessionStore
+
+__all__ = [
+    "Engine",
+    "Reconstructor",
+    "SessionKey",
+    "SessionStore",
+    "State",
+    "differences",
+    "open_engine",
+    "pick_device",
+    "read_recipe",
+    "recipe",
+    "shipped_weights",
+    "weights_path",
+]

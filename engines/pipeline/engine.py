@@ -1,0 +1,127 @@
+"""Opens what a reconstruction needs before it knows any run: the device, and the network on it.
+
+Runs on the engine's thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from microdiffusion.engines.diffusion import load_denoiser
+from microdiffusion.engines.pipeline.heap import keep_freed_memory
+from microdiffusion.engines.runtimes import open_runtime
+from microdiffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.diffusion import Runtime
+    from microdiffusion.engines.runtimes import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An open device and, for the method "mdd", the network on it.
+
+    Attributes
+    ----------
+    device : torch.device
+    name, reason : str
+        Runtime, device and precision; why this device and this runtime.
+    runtime : Runtime or None
+        None for the methods that need no network.
+    weights, weights_sha256 : str
+        File name and checksum; empty without a network.
+    fallback, pending : str
+        See `Choice`: what failed and was replaced by torch; what torch stands in for until it is built.
+    """
+
+    device: torch.device
+    name: str
+    reason: str
+    runtime: Runtime | None = None
+    weights: str = ""
+    weights_sha256: str = ""
+    fallback: str = ""
+    pending: str = ""
+
+
+def shipped_weights(network: str = "small") -> Path:
+    """Return the path of the weights that ship with mdd, of the "small" or the "large" network."""
+    return Path(str(resources.files("microdiffusion.engines.weights") / f"slab_{network}.safetensors"))
+
+
+def default_network(device: torch.device) -> str:
+    """Return which of the shipped networks a device runs live: small or large."""
+    return "large" if device.type == "cuda" else "small"
+
+
+def weights_path(config: EngineConfig, device: torch.device) -> Path:
+    """Return the weights that a configuration asks for on a device."""
+    network = default_network(device) if config.network == "auto" else config.network
+    return config.weights or shipped_weights(network)
+
+
+def open_engine(config: EngineConfig, *, build: bool = True, progress: Progress | None = None) -> Engine:
+    """Open device and weights.
+
+    Parameters
+    ----------
+    build, progress
+        See `open_runtime`: whether a TensorRT engine that is not kept is built now, and who is told how far.
+
+    Raises
+    ------
+    ConfigError
+        A device or runtime is asked for that is not there.
+    DependencyError
+        The runtime that is asked for is not installed.
+    MissingFileError, InputFileError
+        The weights cannot be loaded.
+    """
+    device, reason = pick_device(config.device)
+    keep_freed_memory()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.method != "mdd":
+        return Engine(device, f"torch {device} float32", reason)
+    path = weights_path(config, device)
+    choice = open_runtime(load_denoiser(path), device, config, build=build, progress=progress)
+    runtime = choice.runtime
+    return Engine(
+        device,
+        runtime.name,
+        reason + choice.why,
+        runtime,
+        path.name,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        choice.fallback,
+        choice.pending,
+    )
+
+
+def pick_device(wanted: str) -> tuple[torch.device, str]:
+    """Return the device that engine.device asks for, and a sentence that says why this one.
+
+    Raises
+    ------
+    ConfigError
+        A CUDA device is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        if available:
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
+        return torch.device("cpu"), "auto: no CUDA device found"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"engine.device is {wanted!r}, but torch sees {torch.cuda.device_count()} CUDA devices: "
+            "set it to auto or cpu, or install a torch build with CUDA and its driver."
+        )
+    return device, "as configured"

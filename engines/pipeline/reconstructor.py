@@ -1,0 +1,455 @@
+"""One engine call for everybody: a sweep of projections in, a volume out.
+
+The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session of
+its own for each channel and position (`adapt_data.py`), and for each *lane*: "sweep" for time points as they
+come, "rolling" for updates of the live view, "later" for what is caught up, so that neither of these disturbs
+the first. A rolling update is not merged with the sweep before, which it holds a part of, and tests nothing
+about the network: it goes by what the lane "sweep" has found. The *effort* says what a volume may cost: 0 all
+that the configuration asks for, 1 one evaluation of the network without guidance or tests, 2 the INR without
+the network. The way of a sweep:
+
+    normalise -> merge with the sweep before, if still -> prior (warm) -> the update (`update.py`: few-step
+    sampler with data consistency, figures) -> the judge serves, blends or steps back -> back to the units of
+    the projections
+
+From the prior on the host is asked twice: for the figures, and for the volume. Runs on one thread of the
+engine's process. Memory is bounded whatever the number of sweeps: `memory.py` states it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
+from microdiffusion.engines.inr import View
+from microdiffusion.engines.pipeline.cuda_graphs import Graphs
+from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle, upload
+from microdiffusion.engines.pipeline.engine import Engine, open_engine
+from microdiffusion.engines.pipeline.recipe import recipe
+from microdiffusion.engines.pipeline.run_sessions import RunSessions
+from microdiffusion.engines.pipeline.session import Geometries, Geometry, Session
+from microdiffusion.engines.pipeline.update import FIGURES, Update, UpdateSettings
+from microdiffusion.engines.projections import (
+    Seen,
+    along_z,
+    estimate_sigma,
+    merge,
+    noise_variance,
+    quieten,
+    same_places,
+    white_share,
+)
+from microdiffusion.engines.trust import OCTAVE, Figures, deviation, judge, pattern, scale
+from microdiffusion.errors import GeometryError
+from microdiffusion.frames import Reconstruction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.pipeline.session_store import SessionStore
+    from microdiffusion.engines.pipeline.update import Tensors
+    from microdiffusion.engines.reference import ReferenceMethod
+    from microdiffusion.frames import Sweep
+    from microdiffusion.header import RunHeader
+
+# Of the prior, in spans below the darkest projections: room for dark holes in a bright specimen. Where the
+# camera's pedestal is not known, zero light seems to lie far below everything that was measured; a field
+# that has to climb from there never arrives.
+_LOWEST_BASE = -1.0
+# Sweeps from one octave test to the next; it costs half of an evaluation.
+_TEST_EVERY = 8
+_MOST_UPDATES = 64  # as many geometries are kept
+EFFORTS = (0, 1, 2)
+"""Full, one evaluation of the network, the INR without it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One sweep, normalised: what the methods work on.
+
+    `images` and `variance` (M, Y, X), `floor` the level of no light; `held`, `held_variance` (H, Y, X) and
+    `held_operator` (H, Z) the held-out projections, None where there is none.
+    """
+
+    sweep: Sweep
+    session: Session
+    geometry: Geometry
+    images: Tensor
+    variance: Tensor
+    floor: float
+    held_operator: Tensor | None = None
+    held: Tensor | None = None
+    held_variance: Tensor | None = None
+    prior_steps: int = 0
+    lane: str = "sweep"
+    effort: int = 0
+    from_state: int = 0
+    most_steps: int | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the sweep before is in it."""
+        return len(self.images) > self.sweep.z_um.size
+
+
+class Reconstructor:
+    """Turns sweeps of one run into volumes.
+
+    Parameters
+    ----------
+    header : RunHeader
+        Geometry, beam and camera.
+    config : EngineConfig
+        Method, device, steps and so on.
+    engine : Engine, optional
+        Device and network; opened from the configuration where it is not given.
+    sessions : SessionStore, optional
+        Keeps the sessions, of other runs as well; one of its own, in memory, where it is not given.
+    report : callable, optional
+        Told the stage, how much of it is done and how much there is, by the method "microdiffusion", whose
+        sweeps take hours.
+
+    Raises
+    ------
+    ConfigError
+        The device does not exist.
+    MissingFileError, InputFileError
+        The weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        header: RunHeader,
+        config: EngineConfig,
+        engine: Engine | None = None,
+        *,
+        sessions: SessionStore | None = None,
+        report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
+        self.header = header
+        self.config = config
+        self.engine = engine or open_engine(config)
+        self.device = self.engine.device
+        self._runtime = self.engine.runtime
+        self._geometries = Geometries(header, self.device)
+        self._sessions = RunSessions(header, config.inr, self.device, sessions)
+        self._report = report
+        self._references: dict[tuple[int, int], ReferenceMethod] = {}
+        settle(self.device)
+        self._stream = own_stream(self.device)
+        self._settings = _settings(config)
+        self._recipe = recipe(config, self.engine)
+        # One for all sessions and sweeps of a run: what the network makes up does not flicker.
+        noisy = config.method == "mdd" and config.interpolation > 0
+        self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
+        self._updates: dict[tuple[Geometry, UpdateSettings], Update] = {}
+        self._graphs = Graphs() if self.device.type == "cuda" and config.cuda_graphs else None
+
+    def use(self, engine: Engine) -> None:
+        """Go on with `engine` from the next sweep on: the same network and device, another runtime."""
+        self.engine = engine
+        self._runtime = engine.runtime
+        self._recipe = recipe(self.config, engine)
+        self._forget_updates()
+
+    def configure(self, config: EngineConfig) -> None:
+        """Go on with other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
+        self.config = config
+        self._recipe = recipe(config, self.engine)
+        if _settings(config) != self._settings:
+            self._settings = _settings(config)
+            self._forget_updates()
+
+    def _forget_updates(self) -> None:
+        self._updates.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
+
+    @torch.no_grad()
+    def reconstruct(
+        self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0, inr_steps: int | None = None
+    ) -> Reconstruction:
+        """Return the volume of one sweep.
+
+        Parameters
+        ----------
+        sweep : Sweep
+        lane : "sweep", "rolling" or "later"
+            Which of the channel's and position's sessions goes on with it.
+        effort : int
+            0 full, 1 one evaluation of the network, 2 the INR without it. What costs no less than full effort
+            with the method at hand is full effort.
+        inr_steps : int, optional
+            Steps that the INR takes at most, whatever the clock says: those that it took, to do it again.
+
+        Raises
+        ------
+        GeometryError
+            A slab lies outside of the volume, or the sweep holds no projection.
+        """
+        if sweep.z_um.size == 0:
+            raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
+        with on_stream(self._stream):
+            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0, inr_steps)
+
+    def _reconstruct(self, sweep: Sweep, lane: str, effort: int, inr_steps: int | None) -> Reconstruction:
+        clock = Clock(self.device)
+        task = self._prepare(sweep, lane, effort)
+        task.most_steps = inr_steps
+        clock.lap("prepare")
+        octave = self._octave(task)
+        if octave is not None:
+            clock.lap("sampler")
+        update, given, reference = self._given(task, clock)
+        answers = self._updated(task, update, given, clock)
+        found = answers.pop(FIGURES)
+        if octave is not None:
+            found = torch.cat([found, octave[None]])
+        numbers = found.tolist()
+        figures = Figures.read(numbers, update.names, held=task.held is not None, octave=octave is not None)
+        served, weight = self._serve(task, answers, figures)
+        unsure = (
+            self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
+        )
+        volume = download((answers[served] * task.session.span).add_(task.session.low))
+        task.session.sweeps += 1
+        self._sessions.keep(sweep, lane, task.session)
+        clock.lap("judge")
+        seconds = clock.seconds()
+        if reference:  # the stages that it is made of
+            del seconds["reference"]
+            seconds |= reference
+        return Reconstruction(
+            volume=volume,
+            served=served,
+            residual=figures.residuals[served],
+            held_out_error=figures.errors.get(served, float("nan")),
+            candidate_errors=figures.errors,
+            seconds=seconds,
+            inr_iterations=task.prior_steps,
+            network_weight=weight,
+            merged=task.merged,
+            runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
+            effort=effort,
+            uncertainty=unsure,
+            slots=sweep.slots,
+            from_state=task.from_state,
+            state=task.session.name,
+            # Not known where the network's answers depend on what other runs asked of it.
+            recipe=self._recipe if getattr(self._runtime, "alike", True) else "",
+        )
+
+    def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
+        """Return the sweep in normalised units, merged with the one before where that is wanted and still."""
+        geometry = self._geometries.of(sweep.z_um)
+        counts = upload(sweep.projections, self.device)
+        session = self._sessions.of(sweep, lane, geometry.conditions.length)
+        from_state = session.begin()
+        variance = self._variance(session, sweep, counts, geometry.matrix)
+        seen = Seen(sweep.sweep, sweep.z_um, counts, variance)
+        images = (counts - session.low) / session.span
+        variance = variance / session.span**2
+        # No light lies at the camera's offset; the floor of everything non-negative, normalised.
+        floor = (self.header.camera.offset - session.low) / session.span
+        lowest = float(sweep.projections.min())
+        if lowest < self.header.camera.offset:
+            noise = session.span * float(variance.mean().sqrt())
+            if lowest < self.header.camera.offset - 10 * noise:
+                # A wrong offset in the header must not clip what was measured.
+                floor = (lowest - session.low) / session.span
+        task = _Task(sweep, session, geometry, images, variance, floor, lane=lane, effort=effort)
+        task.from_state = from_state
+        if sweep.held_out_z_um.size:
+            held = upload(sweep.held_out, self.device)
+            task.held_operator = self._geometries.operator(sweep.held_out_z_um)
+            task.held = (held - session.low) / session.span
+            white = session.white_share
+            task.held_variance = noise_variance(held, self.header.camera, white) / session.span**2
+        merges = self.config.merge_sweeps != "off" and self.config.method != "microdiffusion"
+        if merges and lane != "rolling":
+            self._merge(task, seen)
+        return task
+
+    def _variance(
+        self, session: Session, sweep: Sweep, counts: Tensor, matrix: NDArray[np.float64]
+    ) -> Tensor:
+        """Return the noise's variance; overlapping slabs and repeated sweeps tell noise from texture."""
+        camera = self.header.camera
+        if camera.gain is not None:
+            return noise_variance(counts, camera)
+        if sweep.held_out_z_um.size:
+            session.white_share = self._held_out_share(sweep, counts)
+        variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
+        older = session.seen(sweep.sweep - 2)
+        if older is None or not same_places(older.z_um, sweep.z_um):
+            return variance
+        # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
+        repeated = estimate_sigma(counts - older.images) ** 2 / 2
+        return variance.clamp_max(max(repeated, camera.read_noise**2, 1e-6 * session.span**2))
+
+    def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
+        """Return how much of the fine structure is noise, by held-out projections and their neighbours."""
+        z_um = np.concatenate([sweep.z_um, sweep.held_out_z_um])
+        stack = torch.cat([counts, upload(sweep.held_out, self.device)])
+        order = np.argsort(z_um, kind="stable")
+        places = np.flatnonzero(order >= len(sweep.z_um))
+        near = np.unique(np.clip(places[:, None] + np.arange(-1, 2), 0, len(order) - 1))
+        chosen = order[near]
+        return white_share(stack[torch.from_numpy(chosen)], self._geometries.rows(z_um[chosen]))
+
+    def _merge(self, task: _Task, seen: Seen) -> None:
+        """Add what the sweep before saw, as far as nothing changed since; keeps `seen` for the next ones."""
+        session = task.session
+        before, older = session.seen(seen.sweep - 1), session.seen(seen.sweep - 2)
+        # A sweep may come twice, where the first attempt failed.
+        session.last_two = [*(each for each in session.last_two[-1:] if each.sweep != seen.sweep), seen]
+        if before is None:
+            return
+        matrix = task.geometry.closed(task.images, task.variance)
+        alone = along_z(matrix, quieten(task.images, task.variance)).clamp_min(task.floor)
+        merged = merge(
+            seen.scaled(session.low, session.span),
+            before.scaled(session.low, session.span),
+            along_z(self._geometries.of(before.z_um).operator, alone),
+            older.scaled(session.low, session.span) if older is not None else None,
+            task.floor,
+            always=self.config.merge_sweeps == "always",
+        )
+        if merged is not None:
+            task.geometry = self._geometries.of(merged.z_um)
+            task.images, task.variance = merged.images, merged.variance
+
+    def _octave(self, task: _Task) -> Tensor | None:
+        """Return what the network does one octave coarser, where it is time to know; see `coarse_test.py`."""
+        octave, findings, config = task.geometry.octave, task.session.findings, self.config
+        if self._runtime is None or octave is None or not config.fall_back or config.method != "mdd":
+            return None
+        if task.lane == "rolling" or task.effort > 0:
+            return None
+        # A network that failed gets another chance whenever a held-out projection comes.
+        again = findings.octave > OCTAVE[0] and task.held is not None
+        if not again and task.session.sweeps % _TEST_EVERY:
+            return None
+        once = SamplerSettings(1, config.guidance, 0.0, config.tile)
+        return octave(self._runtime, task.images, task.variance, task.floor, once)
+
+    def _given(self, task: _Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
+        """Return the update of a sweep, all that it works on, and the seconds of the reference's stages."""
+        geometry, method = task.geometry, self.config.method
+        settings = _settings(self.config, task.effort)
+        update = self._updates.get((geometry, settings))
+        if update is None:
+            update = Update(geometry, settings, self._runtime, self._noise)
+            if len(self._updates) >= _MOST_UPDATES:
+                del self._updates[next(iter(self._updates))]
+            self._updates[geometry, settings] = update
+        given = {
+            "images": task.images,
+            "variance": task.variance,
+            "floor": torch.full((), task.floor, device=self.device),
+            "closed": geometry.tikhonov,
+        }
+        if task.held is not None and task.held_variance is not None and task.held_operator is not None:
+            given |= {
+                "held": task.held,
+                "held_variance": task.held_variance,
+                "held_operator": task.held_operator,
+            }
+        if method in ("linear", "tikhonov") and not (task.merged and method == "tikhonov"):
+            return update, given, {}
+        if method == "microdiffusion":
+            given["prior"], task.prior_steps, seconds = self._reference(task)
+            clock.lap("reference")
+            return update, given, seconds
+        matched = geometry.closed(task.images, task.variance)
+        if task.merged:
+            # The fixed smoothness is for slabs side by side; where they overlap it lets the noise through.
+            given["closed"] = matched
+        if method == "tikhonov":
+            return update, given, {}
+        view = View(
+            geometry.operator,
+            task.images,
+            task.variance,
+            matched,
+            max(task.floor, _LOWEST_BASE),
+            task.held_operator,
+            task.held,
+            task.sweep.received_s,
+            task.most_steps,
+        )
+        prior = task.session.prior.fit(view)
+        given["prior"], task.prior_steps = prior.volume, prior.steps
+        clock.lap("inr")
+        return update, given, {}
+
+    def _updated(self, task: _Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
+        """Return the update's answers and figures, on CUDA from a graph where there is one."""
+        runtime = self._runtime
+        # A rolling window has as many geometries as projections: their graphs would push out the sweeps'.
+        lasting = task.lane != "rolling"
+        if self._graphs is not None and runtime is not None and runtime.capturable and lasting:
+            # Good until the next sweep's replay: by then figures and volume are on the host.
+            replayed = self._graphs(update, update, given)
+            if replayed is not None:
+                clock.lap("sampler")  # with consistency and figures: what is in a graph is one stage
+                return dict(replayed)
+        return update(given, clock.lap)
+
+    def _serve(self, task: _Task, answers: dict[str, Tensor], figures: Figures) -> tuple[str, float]:
+        """Return which answer is served and the network's weight in it; a blend joins answers and figures."""
+        own = next(iter(figures.residuals))
+        findings = task.session.findings
+        if figures.octave is not None:
+            findings.octave = figures.octave
+        if not self.config.fall_back or len(answers) == 1:
+            return own, float(own == "mdd")
+        verdict = judge(own, findings, figures)
+        if verdict.served == "blend":
+            stand_in, weight = verdict.stand_in, verdict.weight
+            answers["blend"] = torch.lerp(answers[stand_in], answers["mdd"], weight)
+            figures.blend("blend", "mdd", stand_in, weight)
+        return verdict.served, verdict.weight
+
+    def _unsure(self, task: _Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
+        """Return the standard deviation of each voxel of what is served, in the units of the projections."""
+        volume, session = answers[served], task.session
+        doubt = pattern(volume, (each for name, each in answers.items() if name != "blend"), task.floor)
+        if task.held is not None and task.held_operator is not None and task.held_variance is not None:
+            session.error_scale = scale(doubt, volume, task.held_operator, task.held, task.held_variance)
+        return download(deviation(doubt, session.error_scale, task.variance).mul_(session.span))
+
+    def _reference(self, task: _Task) -> tuple[Tensor, int, dict[str, float]]:
+        """Return the reference's volume (normalised), trained for the sweep, its INR's updates, seconds."""
+        # Only here: nobody else pays for its import.
+        from microdiffusion.engines.reference import ReferenceMethod
+
+        sweep = task.sweep
+        session = (sweep.channel, sweep.position)
+        if session not in self._references:
+            self._references[session] = ReferenceMethod(
+                self.config.reference,
+                self.header.shape,
+                self.device,
+                seed=self.config.seed,
+                progress=self._report,
+            )
+        centres = (sweep.z_um - self.header.z0_um) / self.header.voxel_size_um[0]
+        answer = self._references[session].reconstruct(task.geometry.operator, centres, task.images)
+        return answer.volume, answer.inr_steps, answer.seconds
+
+
+def _settings(config: EngineConfig, effort: int = 0) -> UpdateSettings:
+    """Return what the update does at an effort."""
+    kappa = config.interpolation * 0.1
+    steps, guidance = (config.steps, config.guidance) if effort == 0 else (1, 0.0)
+    method = "inr" if effort == 2 else config.method
+    return UpdateSettings(method, SamplerSettings(steps, guidance, kappa, config.tile), config.consistency)

@@ -1,0 +1,100 @@
+"""The sessions of one run: which one goes on with a sweep, begun, brought back or begun anew.
+
+A session's normalisation is fixed when it begins. Where the specimen's brightness leaves the range that the
+network was trained for, the session begins anew. Runs on the reconstructor's thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from microdiffusion.engines.inr import SessionPrior, default_bandwidth
+from microdiffusion.engines.pipeline.session import Session, State, light_range
+from microdiffusion.engines.pipeline.session_store import SessionKey, SessionStore
+from microdiffusion.engines.trust import Findings
+
+if TYPE_CHECKING:
+    import torch
+
+    from microdiffusion.config import InrConfig
+    from microdiffusion.frames import Sweep
+    from microdiffusion.header import RunHeader
+
+# The network was trained on fields whose range is known to about this factor; beyond it, start anew.
+_RANGE_DRIFT = (0.75, 1.5)
+_FEW, _MANY = 20_000, 200_000  # pixels that tell the range; many take longer than a GPU for the volume
+
+
+class RunSessions:
+    """The sessions of a run.
+
+    Parameters
+    ----------
+    header : RunHeader
+    config : InrConfig
+    device : torch.device
+    store : SessionStore, optional
+        Where they are kept, with those of other runs; one of its own where it is not given.
+    """
+
+    def __init__(
+        self, header: RunHeader, config: InrConfig, device: torch.device, store: SessionStore | None
+    ) -> None:
+        self._header = header
+        self._config = config
+        self._device = device
+        self._store = SessionStore() if store is None else store
+
+    def of(self, sweep: Sweep, lane: str, length: float) -> Session:
+        """Return the session that goes on with a sweep, whose slabs are `length` slices long."""
+        key = self._key(sweep, lane)
+
+        def prior() -> SessionPrior:
+            return SessionPrior(
+                self._header.shape,
+                self._config,
+                bandwidth=default_bandwidth(length),
+                device=self._device,
+                name=f"channel {sweep.channel}, position {sweep.position}",
+            )
+
+        def revive(state: State) -> Session | None:
+            try:
+                return Session.of(state, prior(), self._device)
+            except (KeyError, TypeError, ValueError):
+                return None  # of another geometry or version: as good as none
+
+        session = self._store.get(key, revive)
+        kept, low, span = _range(sweep, session)
+        if session is None or not kept:
+            session = Session(low, span, prior(), Findings())
+            self._store.put(key, session)
+        if lane == "rolling":
+            known = self._store.peek(self._key(sweep, "sweep"))
+            if known is not None:
+                session.findings = replace(known.findings)
+        return session
+
+    def keep(self, sweep: Sweep, lane: str, session: Session) -> None:
+        """Keep a session that a sweep was worked on with; others may be put aside for it."""
+        self._store.put(self._key(sweep, lane), session)
+
+    def _key(self, sweep: Sweep, lane: str) -> SessionKey:
+        return SessionKey(self._header.run_id, sweep.channel, sweep.position, lane)
+
+
+def _range(sweep: Sweep, session: Session | None) -> tuple[bool, float, float]:
+    """Return whether the session's normalisation still fits, and what would: dark level and span, counts."""
+    many = max(1, sweep.projections.size // _MANY)
+    low, span = 0.0, 1.0
+    # Few pixels (of all columns: an odd step) say that a range is the same; that it is not, many have to.
+    for step in (many,) if session is None else (sweep.projections.size // _FEW | 1, many):
+        low, span = light_range(sweep.projections.reshape(-1)[::step])
+        if (
+            session is not None
+            and _RANGE_DRIFT[0] < span / session.span < _RANGE_DRIFT[1]
+            and abs(low - session.low) < 0.5 * session.span
+        ):
+            return True, low, span
+    return False, low, span

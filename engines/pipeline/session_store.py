@@ -1,0 +1,233 @@
+"""Where sessions are kept: in memory as far as the limit goes, on disk beyond it and against a crash.
+
+A session belongs to a run, channel, position and lane, and its state is plain numbers and tensors
+(`adapt_data.State`), written as safetensors with the numbers as JSON in the header: nothing of it is ever
+executed. Files are complete or not there (written beside, then renamed), in folders that only this user can
+read. The one that was not used for longest is put aside first; it comes back as it was, bit by bit. A file
+that does not fit what is asked for, or is damaged, is as good as none: the session starts cold.
+
+A checkpoint takes references on the reconstructor's thread (states are replaced, never written into; from a
+GPU they are copied first) and writes them on a thread of its own, so that no sweep waits for the disk. All
+methods are for the reconstructor's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from microdiffusion.engines.pipeline.session import Session, State
+
+logger = logging.getLogger("microdiffusion.engines")
+
+_LAYOUT = "1"
+
+
+class SessionKey(NamedTuple):
+    """Whose session it is."""
+
+    run_id: str
+    channel: int
+    position: int
+    lane: str
+
+    @property
+    def path(self) -> Path:
+        """Below the folder of the state."""
+        return Path(self.run_id) / f"{self.lane}_c{self.channel:03d}_p{self.position:05d}.safetensors"
+
+
+class SessionStore:
+    """The sessions of all runs.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where they are put aside; None: what has to go is forgotten, and there are no checkpoints.
+    most_bytes : int, optional
+        Of the sessions in memory; the one in use always stays. None: no limit.
+
+    Attributes
+    ----------
+    put_aside, came_back : int
+        How often a session went to the disk for want of room, and was read from there.
+    write_s : float
+        How long the last checkpoint took to be written.
+    """
+
+    def __init__(self, folder: Path | None = None, most_bytes: int | None = None) -> None:
+        self._folder = folder
+        self._most_bytes = most_bytes
+        self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._sizes: dict[SessionKey, int] = {}
+        self._dirty: set[SessionKey] = set()
+        self._absent: set[SessionKey] = set()  # there is no file of these: no need to look again
+        self._given: dict[SessionKey, State | None] = {}  # what was put back and is not in use yet
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+        self.put_aside = 0
+        self.came_back = 0
+        self.write_s = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Of the sessions in memory."""
+        return sum(self._sizes.values())
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a checkpoint would write anything."""
+        return self._folder is not None and bool(self._dirty)
+
+    def peek(self, key: SessionKey) -> Session | None:
+        """Return a session that is in memory, without using it."""
+        return self._sessions.get(key)
+
+    def get(self, key: SessionKey, revive: Callable[[State], Session | None]) -> Session | None:
+        """Return a session, from the disk where it was put there; None where there is none.
+
+        Parameters
+        ----------
+        revive : callable
+            Makes a session of its state; None where the state does not fit.
+        """
+        session = self._sessions.get(key)
+        if session is None and key not in self._absent:
+            state = self._read(key)
+            session = None if state is None else revive(state)
+            if session is None:
+                self._absent.add(key)
+            else:
+                self.came_back += 1
+                self._sessions[key] = session
+                self._sizes[key] = session.nbytes
+        if session is not None:
+            self._sessions.move_to_end(key)
+        return session
+
+    def put_back(self, key: SessionKey, state: State | None) -> None:
+        """Have a session go on from a state that was taken earlier; None: begin anew."""
+        self._sessions.pop(key, None)
+        self._sizes.pop(key, None)
+        self._dirty.discard(key)
+        self._absent.discard(key)
+        self._given[key] = state
+
+    def put(self, key: SessionKey, session: Session) -> None:
+        """Keep a session that is new, or was worked on; others may have to go for it."""
+        self._sessions[key] = session
+        self._sessions.move_to_end(key)
+        self._sizes[key] = session.nbytes
+        self._dirty.add(key)
+        while self._most_bytes is not None and self.nbytes > self._most_bytes and len(self._sessions) > 1:
+            self._put_aside(next(iter(self._sessions)))
+
+    def checkpoint(self) -> None:
+        """Have written what changed since the last time; what is not written yet goes on being written."""
+        if self._folder is None or not (self._writing is None or self._writing.done()):
+            return
+        states = [
+            (key, self._sessions[key].state().on_the_host()) for key in self._dirty if key in self._sessions
+        ]
+        self._dirty.clear()
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="mdd-checkpoint")
+        self._writing = self._writer.submit(self._write_checkpoint, states)
+
+    def forget(self, run_id: str) -> None:
+        """Forget the sessions of a run, and remove their files."""
+        for key in [key for key in self._sessions if key.run_id == run_id]:
+            del self._sessions[key], self._sizes[key]
+        self._dirty = {key for key in self._dirty if key.run_id != run_id}
+        self._absent = {key for key in self._absent if key.run_id != run_id}
+        if self._folder is not None:
+            self._wait()
+            shutil.rmtree(self._folder / run_id, ignore_errors=True)
+
+    def close(self) -> None:
+        """Put on disk what changed."""
+        self._wait()
+        if self.dirty:
+            self.checkpoint()
+        self._wait()
+        if self._writer is not None:
+            self._writer.shutdown()
+
+    def _put_aside(self, key: SessionKey) -> None:
+        session = self._sessions.pop(key)
+        del self._sizes[key]
+        self.put_aside += 1
+        if self._folder is None:
+            self._dirty.discard(key)
+            return
+        self._wait()
+        if key in self._dirty:
+            self._dirty.discard(key)
+            self._write_all([(key, session.state().on_the_host())])
+        self._absent.discard(key)
+
+    def _wait(self) -> None:
+        """Wait until the last checkpoint is written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write_checkpoint(self, states: list[tuple[SessionKey, State]]) -> None:
+        began_s = time.monotonic()
+        self._write_all(states)
+        self.write_s = time.monotonic() - began_s
+
+    def _write_all(self, states: list[tuple[SessionKey, State]]) -> None:
+        for key, state in states:
+            try:
+                self._write(key, state)
+            except (OSError, SafetensorError) as error:  # a full disk costs warmth, and no volume
+                logger.warning("The state of a session could not be written: %s", error)
+
+    def _write(self, key: SessionKey, state: State) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / key.path
+        for folder in (self._folder, path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        metadata = {"layout": _LAYOUT, "numbers": json.dumps(state.numbers)}
+        try:
+            save_file(state.tensors, partial, metadata)
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+    def _read(self, key: SessionKey) -> State | None:
+        if key in self._given:
+            return self._given.pop(key)
+        if self._folder is None:
+            return None
+        self._wait()
+        path = self._folder / key.path
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("layout") != _LAYOUT:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return State(json.loads(metadata["numbers"]), tensors)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            logger.warning("%s cannot be used (%s): the session starts cold.", path, error)
+            return None

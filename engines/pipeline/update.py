@@ -1,0 +1,151 @@
+"""The update of one sweep: from the INR's volume to the answers and what the projections say of them.
+
+A function of tensors alone, on one device: network, sampler's arithmetic, consistency, darkness and figures
+ask the host nothing and take nothing from it, so that a GPU runs it in one go and a CUDA graph can hold it.
+What it does depends on geometry and settings only, never on a value. All that is the same for every sweep
+of a geometry is made beforehand.
+
+Runs on the reconstructor's thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from microdiffusion.engines.diffusion import Denoise, SamplerSettings, Shown, sample
+from microdiffusion.engines.projections import along_z, light_share
+from microdiffusion.engines.trust import measure, measure_held, structured_miss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from microdiffusion.engines.diffusion import Runtime
+    from microdiffusion.engines.pipeline.session import Geometry
+
+Tensors = dict[str, "Tensor"]
+FIGURES = "figures"  # the update's output that is no answer
+_OTHERS = ("inr", "tikhonov", "linear")
+_NAMES = {"mdd": ("mdd", *_OTHERS), "inr": _OTHERS}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """What an update does, the same for all of a run.
+
+    `method` as in the configuration; `consistency`: pull the network's answer towards the projections, and
+    darken what no light came from.
+    """
+
+    method: str
+    sampler: SamplerSettings
+    consistency: bool = True
+
+
+class Update:
+    """The update for one geometry.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    settings : UpdateSettings
+    runtime : Runtime or None
+        None for the methods that need no network.
+    noise : (Z, Y, X), optional
+        See `sampler.bridge_noise`.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The answers, the configured method's first.
+    """
+
+    def __init__(
+        self, geometry: Geometry, settings: UpdateSettings, runtime: Runtime | None, noise: Tensor | None
+    ) -> None:
+        self._geometry = geometry
+        self._settings = settings
+        self._noise = noise
+        self._denoise = None
+        method = settings.method if runtime is not None or settings.method != "mdd" else "inr"
+        if runtime is not None and method == "mdd":
+            self._denoise = Denoise(runtime, geometry.conditions, settings.sampler)
+        self.names = _NAMES.get(method, (method,))
+
+    def __call__(self, given: Tensors, lap: Callable[[str], None] = lambda stage: None) -> Tensors:
+        """Return the answers (Z, Y, X) by name, and under `FIGURES` what `scores.Figures.read` reads.
+
+        Parameters
+        ----------
+        given : dict
+            Normalised: `images` and `variance` (M, Y, X), `floor` () the level of no light, `closed` (Z, M)
+            Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one; `held`, `held_variance`
+            (H, Y, X) and `held_operator` (H, Z) where projections were held out.
+        lap : callable
+            Told the name of each stage when it is over.
+        """
+        images, variance, floor = given["images"], given["variance"], given["floor"]
+        geometry, names = self._geometry, self.names
+        miss = torch.zeros_like(floor)
+        answers = {}
+        if "mdd" in names:
+            answers["mdd"], miss = self._sampled(given, lap)
+        if "inr" in names:
+            answers["inr"] = given["prior"]
+        if self._settings.consistency and "inr" in names:
+            self._darken(answers, images, variance, floor)
+        if "tikhonov" in names:
+            answers["tikhonov"] = along_z(given["closed"], images).clamp_min(floor)
+        if "linear" in names:
+            answers["linear"] = along_z(geometry.linear, images).clamp_min(floor)
+        if not answers:  # the reference's volume is its own answer
+            answers[names[0]] = given["prior"].clamp_min(floor)
+        volumes = [answers[name] for name in names]
+        figures = measure(volumes, geometry.operator, images, variance, miss)
+        if "held" in given:
+            held = measure_held(volumes, given["held_operator"], given["held"], given["held_variance"])
+            figures = torch.cat([figures, held])
+        lap("judge")
+        return {**answers, FIGURES: figures}
+
+    def _sampled(self, given: Tensors, lap: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+        """Return the network's volume, and how far it missed the projections at first."""
+        denoise = self._denoise
+        if denoise is None:
+            raise RuntimeError("the method mdd has no network")
+        images, variance, floor = given["images"], given["variance"], given["floor"]
+        geometry = self._geometry
+        shown = Shown(given["prior"], images, variance.mean().sqrt())
+        above = images - floor
+        missed: list[Tensor] = []
+
+        def consistent(volume: Tensor) -> Tensor:
+            lap("sampler")
+            if not missed:  # later evaluations start from a state that has seen the projections
+                missed.append(structured_miss(geometry.operator, volume, images, variance))
+            if self._settings.consistency:
+                volume = geometry.consistency(volume - floor, above, variance) + floor
+            else:
+                volume = volume.clamp_min(floor)
+            lap("consistency")
+            return volume
+
+        volume = sample(
+            lambda state, time: denoise(state, shown, time),
+            shown.prior,
+            self._settings.sampler,
+            consistent,
+            self._noise,
+        )
+        return volume, missed[0]
+
+    def _darken(self, answers: Tensors, images: Tensor, variance: Tensor, floor: Tensor) -> None:
+        """Set what network and INR left where a whole slab was dark to the level of no light."""
+        geometry = self._geometry
+        share = light_share(geometry.supports, len(geometry.linear), images - floor, variance)
+        for name, volume in answers.items():
+            answers[name] = torch.lerp(floor, volume, share)

@@ -1,0 +1,35 @@
+"""Closed forms on projections: linear and Tikhonov estimates, noise, data consistency."""
+
+from microdiffusion.engines.projections.closed_form import (
+    DataConsistency,
+    along_z,
+    interpolation_matrix,
+    matched_smoothness,
+    nearest_slab,
+    tikhonov_matrix,
+)
+from microdiffusion.engines.projections.darkness import Supports, light_share, supports
+from microdiffusion.engines.projections.filters import local_mean, window_sum
+from microdiffusion.engines.projections.merging import Seen, merge, same_places
+from microdiffusion.engines.projections.noise import estimate_sigma, noise_variance, quieten, white_share
+
+__all__ = [
+    "DataConsistency",
+    "Seen",
+    "Supports",
+    "along_z",
+    "estimate_sigma",
+    "interpolation_matrix",
+    "light_share",
+    "local_mean",
+    "matched_smoothness",
+    "merge",
+    "nearest_slab",
+    "noise_variance",
+    "quieten",
+    "same_places",
+    "supports",
+    "tikhonov_matrix",
+    "white_share",
+    "window_sum",
+]

@@ -1,0 +1,188 @@
+"""Two sweeps that see more than one: the sweep before, where the specimen has kept still since.
+
+With alternating offsets the last two sweeps lie half a step apart, so together they overlap by half. What
+the sweep before says is as good as new where nothing changed in between. Two ways to find that out:
+
+- the sweep before that one had the same slabs as the present: their plain difference is change and noise;
+- in the second sweep of a session there is no such one. Then the projections of the first are compared
+  with those that the second alone predicts. The detail along z that one sweep cannot tell differs as well,
+  but puts light into the wrong half of a slab: it has opposite signs in neighbouring projections and
+  vanishes when they are averaged along z, which change of brightness or place across does not. What moved
+  along z by less than a slab goes unnoticed here, for this one sweep.
+
+Each pixel of each older projection is believed by the share of the difference that is no change, and
+replaced by the prediction for the rest. Where too little of the signal is believed the sweeps stay apart.
+Pure functions of tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microdiffusion.engines.projections.filters import local_mean
+from microdiffusion.engines.projections.noise import quieten
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_WINDOW = 7  # pixels over which a change is measured
+_ENOUGH_REPEATED = 0.7  # of the signal, judged by a sweep of the same slabs
+_ENOUGH = 0.55  # of the signal, judged by the prediction, which errs towards change
+_FULL = 0.5  # belief by the prediction that counts as full, once enough of all is believed
+_DIMMER = 0.5  # from one sweep to the next; more is another specimen
+_APART = 0.2  # of a step: sweeps that lie closer say the same twice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A sweep as it was measured.
+
+    Its number, slab centres (M,) µm, ascending, images and their noise variance (M, Y, X).
+    """
+
+    sweep: int
+    z_um: NDArray[np.float64]
+    images: Tensor
+    variance: Tensor
+
+    def scaled(self, low: float, span: float) -> Seen:
+        """Return it in normalised units."""
+        return Seen(self.sweep, self.z_um, (self.images - low) / span, self.variance / span**2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all but its number as tensors by name."""
+        return {"z_um": torch.from_numpy(self.z_um), "images": self.images, "variance": self.variance}
+
+    @classmethod
+    def of(cls, sweep: int, tensors: dict[str, Tensor], device: torch.device) -> Seen:
+        """Return sweep number `sweep`, from what `tensors` returned."""
+        images, variance = (tensors[name].to(device) for name in ("images", "variance"))
+        return cls(sweep, tensors["z_um"].numpy().astype(np.float64), images, variance)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """Both sweeps as one, ascending: slab centres (M,) µm, images and variance (M, Y, X)."""
+
+    z_um: NDArray[np.float64]
+    images: Tensor
+    variance: Tensor
+
+
+def merge(
+    present: Seen,
+    previous: Seen,
+    predicted: Tensor,
+    older: Seen | None,
+    floor: float,
+    *,
+    always: bool = False,
+) -> Merged | None:
+    """Return the present sweep and the one before it as one sweep; None where they should stay apart.
+
+    Parameters
+    ----------
+    present, previous, older : Seen
+        This sweep, the one before, and the one before that; normalised.
+    predicted : (M, Y, X)
+        The previous projections as the present sweep alone predicts them.
+    floor : float
+        The level of no light.
+    always : bool
+        The specimen is known to keep still: believe every pixel.
+    """
+    step = float(np.median(np.diff(present.z_um))) if present.z_um.size > 1 else 0.0
+    nearest = np.abs(previous.z_um[:, None] - present.z_um[None, :]).min(axis=1)
+    new = nearest > _APART * step
+    if present.z_um.size < 2 or new.mean() < 0.5:
+        return None
+    # Bleaching and lamp: one factor for all, which is no change of the specimen.
+    zero = max(floor, -1.0)
+    repeated = older if older is not None and same_places(older.z_um, present.z_um) else None
+    if repeated is not None:
+        factor = _dimmed(present.images, repeated.images, zero) ** 0.5
+    else:
+        inside = (previous.z_um > present.z_um[0]) & (previous.z_um < present.z_um[-1])
+        both = torch.from_numpy(inside).to(predicted.device)
+        factor = _dimmed(predicted[both], previous.images[both], zero)
+    if not _DIMMER < factor < 1 / _DIMMER:
+        return None
+    measured = zero + factor * (previous.images - zero)
+    signal = (measured - zero).square() + previous.variance
+
+    def overall(share: Tensor) -> float:
+        return min(float(share.mean()), float((share * signal).sum() / signal.sum()))
+
+    if always:
+        share, trust, enough = torch.ones_like(predicted), 1.0, 0.0
+    elif repeated is not None:
+        share = _unchanged(present, repeated, previous, zero)
+        trust, enough = overall(share), _ENOUGH_REPEATED
+    else:
+        share = believed(predicted, measured, previous.variance)
+        trust, enough = overall(share), _ENOUGH
+        share = (share / _FULL).clamp_max(1.0)
+    if trust < enough:
+        return None
+    filled = predicted + share * (measured - predicted)
+    keep = torch.from_numpy(new).to(filled.device)
+    z_um = np.concatenate([present.z_um, previous.z_um[new]])
+    order = np.argsort(z_um, kind="stable")
+    index = torch.from_numpy(order).to(filled.device)
+    return Merged(
+        z_um[order],
+        torch.cat([present.images, filled[keep]])[index],
+        torch.cat([present.variance, previous.variance[keep]])[index],
+    )
+
+
+def same_places(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Return whether two sets of slab centres (M,) are the same, to a fifth of a step."""
+    if one.shape != other.shape or one.size < 2:
+        return False
+    return bool(np.abs(one - other).max() < _APART * np.median(np.diff(one)))
+
+
+def _unchanged(present: Seen, older: Seen, previous: Seen, zero: float) -> Tensor:
+    """Return how little each previous projection's neighbourhood changed from `older` to `present`."""
+    factor = _dimmed(present.images, older.images, zero)
+    difference = present.images - zero - factor * (older.images - zero)
+    change = (_local(difference.square()) - 2 * _local(present.variance)).clamp_min(0.0)
+    near = torch.from_numpy(
+        np.abs(previous.z_um[:, None] - present.z_um[None, :]).argsort(axis=1)[:, :2].copy()
+    )
+    change = change[near.to(change.device)].mean(dim=1)
+    # Half of what changed in two intervals; the variance of a mean over the window is what it is known to.
+    allowed = _local(present.variance)[near[:, 0].to(change.device)]
+    return allowed / (allowed + 0.5 * (change - 0.3 * allowed).clamp_min(0.0))
+
+
+def believed(predicted: Tensor, measured: Tensor, variance: Tensor) -> Tensor:
+    """Return how far each pixel of the older projections may be believed, (M, Y, X) within 0 and 1.
+
+    All (M, Y, X): the older projections as the present sweep predicts them, as they were measured, and
+    their noise.
+    """
+    difference = quieten(measured - predicted, 2 * variance)
+    neighbours = F.pad(difference[None, None], (0, 0, 0, 0, 1, 1), mode="replicate")[0, 0]
+    smooth = 0.25 * (neighbours[:-2] + 2.0 * difference + neighbours[2:])
+    lasting, all_of_it = _local(smooth.square()), _local(difference.square())
+    # Alternating differences keep an eighth of their power at most; what is above that lasts.
+    change = 4.0 * (lasting - all_of_it / 8.0).clamp_min(0.0)
+    allowed = _local(variance) + all_of_it / 4.0
+    return allowed / (allowed + change)
+
+
+def _dimmed(new: Tensor, old: Tensor, zero: float) -> float:
+    """Return by which factor the light above `zero` has changed."""
+    return (float(new.mean()) - zero) / max(float(old.mean()) - zero, 1e-6)
+
+
+def _local(stack: Tensor) -> Tensor:
+    return local_mean(stack, _WINDOW)

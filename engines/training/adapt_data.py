@@ -1,0 +1,185 @@
+"""A session's own projections as data: what is fitted to, what judges, and the verdict.
+
+Reads a projection file or a run file and splits its projections: the held-out ones judge; where none was
+held out, one projection of each sweep is left out of everything else, which is a harder question (the gap
+that it leaves has to be bridged), but the same one before and after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import torch
+
+from microdiffusion.engines.projections import noise_variance
+from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.files import open_projections
+from microdiffusion.optics import projection_operator
+from microdiffusion.runfile import Status, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from microdiffusion.frames import Sweep
+    from microdiffusion.header import RunHeader
+
+BLOCK = 16
+"""Edge of the blocks that are compared, pixels: errors of neighbouring pixels are not independent."""
+_LEAST = 4
+_SURE = 2.0  # standard errors
+_MATTERS = 0.005  # share of the error
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Sweeps of one session, each with projections that judge.
+
+    `left_out` says that the judges were taken from the sweeps' own projections.
+    """
+
+    header: RunHeader
+    sweeps: tuple[Sweep, ...]
+    left_out: bool
+
+    def for_fitting(self) -> list[Sweep]:
+        """Return the sweeps without what judges."""
+        none = self.header.shape[1:]
+        return [
+            replace(sweep, held_out_z_um=np.empty(0), held_out=np.empty((0, *none), np.float32))
+            for sweep in self.sweeps
+        ]
+
+
+def read_session(path: Path, *, most: int) -> Session:
+    """Return at most `most` sweeps of a run or projection file, evenly over time.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        The file cannot be used, or has too few projections to leave one out.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no run or projection file {path}: check its name.")
+    header, sweeps = (_of_run if _is_run(path) else _of_projections)(path, most)
+    if not sweeps:
+        raise InputFileError(f"{path} holds no complete sweep to adapt to: record some first.")
+    with_judges = tuple(sweep for sweep in sweeps if sweep.held_out_z_um.size)
+    if with_judges:
+        return Session(header, with_judges, left_out=False)
+    return Session(
+        header, tuple(_leave_one_out(path, sweep, n) for n, sweep in enumerate(sweeps)), left_out=True
+    )
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return "mdd" in file
+    except OSError:
+        return False  # the projection file's reader says what is wrong
+
+
+def _spread(count: int, most: int, judged: Callable[[int], bool]) -> list[int]:
+    """Return numbers of sweeps, evenly, those that have judges before the others."""
+    chosen = [number for number in range(count) if judged(number)] or list(range(count))
+    places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int))
+    return [chosen[place] for place in places]
+
+
+def _of_projections(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
+    with open_projections(path) as file:
+        numbers = _spread(len(file), most, lambda number: True)
+        return file.header, [file.sweep(number) for number in numbers]
+
+
+def _of_run(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
+    with open_run(path) as run:
+        if len(run.header.channels) > 1:
+            raise InputFileError(f"{path} has several channels, which differ: adapt to one channel's run.")
+        written = np.flatnonzero(run.status == Status.WRITTEN)
+        sweeps = {int(number): run.sweep(int(number)) for number in written}
+        complete = [number for number, sweep in sweeps.items() if not sweep.missing]
+        places = _spread(len(complete), most, lambda n: bool(sweeps[complete[n]].held_out_z_um.size))
+        return run.header, [sweeps[complete[place]] for place in places]
+
+
+def _leave_one_out(path: Path, sweep: Sweep, number: int) -> Sweep:
+    count = len(sweep.z_um)
+    if count < _LEAST:
+        raise InputFileError(
+            f"{path} has sweeps of {count} projections and none held out: adapting needs held-out "
+            f"projections, or at least {_LEAST} in a sweep."
+        )
+    out = 1 + (count // 2 - 1 + number) % (count - 2)
+    return replace(
+        sweep,
+        z_um=np.delete(sweep.z_um, out),
+        projections=np.delete(sweep.projections, out, axis=0),
+        held_out_z_um=sweep.z_um[out : out + 1],
+        held_out=sweep.projections[out : out + 1],
+    )
+
+
+def operator_at(header: RunHeader, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the operator (M, Z) of slabs at `z_um`."""
+    return projection_operator(
+        z_um, header.profile, z0_um=header.z0_um, voxel_z_um=header.voxel_size_um[0], shape_z=header.shape[0]
+    )
+
+
+def judge_errors(header: RunHeader, sweep: Sweep, volume: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean squared error of the judges, in noise variances, of each block of BLOCK² pixels."""
+    predicted = np.tensordot(operator_at(header, sweep.held_out_z_um), volume, axes=1)
+    variance = noise_variance(torch.from_numpy(sweep.held_out), header.camera).numpy()
+    squares = np.square(predicted - sweep.held_out) / variance
+    rows, columns = (max(1, n // BLOCK) for n in squares.shape[1:])
+    parts = [np.array_split(band, columns, axis=2) for band in np.array_split(squares, rows, axis=1)]
+    return np.concatenate([part.mean(axis=(1, 2)) for band in parts for part in band])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the new weights predict the judges better.
+
+    Attributes
+    ----------
+    before, after : float
+        Root mean square error on the judges, in units of their noise.
+    sure : float
+        The change in standard errors over blocks; negative is better.
+    word : str
+        "helps", "hurts" or "no change".
+    """
+
+    before: float
+    after: float
+    sure: float
+    word: str
+
+    @property
+    def sentence(self) -> str:
+        """What a user should know."""
+        change = 100 * (self.after / self.before - 1)
+        return (
+            f"adapting {self.word if self.word != 'no change' else 'makes no difference that shows'}: "
+            f"error on the judging projections {self.before:.3f} before, {self.after:.3f} after "
+            f"({change:+.1f} %, {abs(self.sure):.1f} standard errors)"
+        )
+
+
+def verdict(before: Sequence[NDArray[np.float64]], after: Sequence[NDArray[np.float64]]) -> Verdict:
+    """Compare block errors (one array a sweep) before and after."""
+    old, new = np.concatenate(before), np.concatenate(after)
+    change = new - old
+    error = float(change.std(ddof=1) / np.sqrt(change.size)) if change.size > 1 else float("inf")
+    sure = float(change.mean()) / max(error, 1e-12)
+    rms = float(np.sqrt(old.mean())), float(np.sqrt(new.mean()))
+    matters = abs(rms[1] / rms[0] - 1) > _MATTERS and abs(sure) > _SURE
+    word = "no change" if not matters else "helps" if sure < 0 else "hurts"
+    return Verdict(*rms, sure, word)

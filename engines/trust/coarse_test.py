@@ -1,0 +1,103 @@
+"""A test that every sweep carries with it: the same task one octave coarser, where the answer is known.
+
+Neighbouring projections are averaged in pairs, which is what a beam of twice the length, at twice the
+step, would have seen. On a grid of slices twice as thick this is a sweep with nearly the same slab length
+and step in slices as the real one, so it puts the same question to the network. But its answer can be
+checked against the projections before they were averaged, over the whole volume and without any frame of
+its own. The measure is the network's mean squared error relative to that of the closed form.
+
+Holds as far as a specimen looks alike at both scales; what it finds reliably is a network that does worse
+than the closed form on a structure it does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdiffusion.engines.diffusion import Denoise, SamplerSettings, Shown, SliceConditions
+from microdiffusion.engines.projections import (
+    DataConsistency,
+    along_z,
+    matched_smoothness,
+    quieten,
+    tikhonov_matrix,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from microdiffusion.engines.diffusion import Runtime
+
+_FEWEST = 4  # projections: two pairs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OctaveTest:
+    """The coarse task of one sweep geometry.
+
+    Attributes
+    ----------
+    coarse, fine : (P, Z // 2) and (2 P, Z // 2) float64
+        Operators on the coarse grid: of the pairs, and of the projections themselves.
+    conditions : SliceConditions
+        Of the coarse task.
+    """
+
+    coarse: NDArray[np.float64]
+    fine: NDArray[np.float64]
+    conditions: SliceConditions
+
+    @classmethod
+    def of(
+        cls, operator: NDArray[np.float64], centres: NDArray[np.float64], length: float
+    ) -> OctaveTest | None:
+        """Derive it from the operator (M, Z), slab centres (M,) ascending and slab length, in slices.
+
+        None where there are too few projections.
+        """
+        count, slices = len(operator) // 2 * 2, operator.shape[1] // 2
+        if count < _FEWEST:
+            return None
+        thicken = np.repeat(np.eye(slices), 2, axis=0)
+        thicken = np.vstack([thicken, np.repeat(thicken[-1:], operator.shape[1] - 2 * slices, axis=0)])
+        fine = operator[:count] @ thicken
+        coarse = 0.5 * (fine[0::2] + fine[1::2])
+        middle = 0.5 * (centres[0:count:2] + centres[1:count:2])
+        # A pair's support, in the new slices, whose first has its centre half an old slice deeper.
+        reach = 0.5 * (length + float(np.median(np.diff(centres))))
+        return cls(coarse, fine, SliceConditions.of(coarse, 0.5 * (middle - 0.5), reach))
+
+    def __call__(
+        self, runtime: Runtime, images: Tensor, variance: Tensor, floor: float, settings: SamplerSettings
+    ) -> Tensor:
+        """Return the network's mean squared error relative to the closed form's, ().
+
+        `images`, `variance` (M, Y, X) and `floor` are normalised. Asks the host for the closed form's
+        smoothness before anything else, and nothing after.
+        """
+        count = len(self.fine)
+        fine_images = images[:count]
+        pairs = 0.5 * (fine_images[0::2] + fine_images[1::2])
+        noise = 0.25 * (variance[0:count:2] + variance[1:count:2])
+        smoothness = matched_smoothness(self.coarse, pairs, noise)
+        closed = along_z(_tensor(tikhonov_matrix(self.coarse, smoothness), images), quieten(pairs, noise))
+        closed = closed.clamp_min(floor)
+        denoise = Denoise(runtime, self.conditions, settings)
+        pull = DataConsistency(_tensor(self.coarse, images))
+        raw = denoise(closed, Shown(closed, pairs, noise.mean().sqrt()), 1.0)
+        answer = pull(raw - floor, pairs - floor, noise) + floor
+        fine = _tensor(self.fine, images)
+
+        def error(volume: Tensor) -> Tensor:
+            return (along_z(fine, volume) - fine_images).square().mean()
+
+        return error(answer) / error(closed).clamp_min(1e-12)
+
+
+def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32)).to(like.device)

@@ -1,0 +1,139 @@
+"""Senders' own figures, added up to a ledger that holds to the frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.runs.accounting import MOST_KNOWN, MOST_SENDERS, Accounts
+from microdiffusion.wire.messages import RunEnd, RunProgress
+
+RUN = "0" * 32
+
+
+def settled(accounts: Accounts, received: SeqSet) -> dict[str, int]:
+    ledger = accounts.ledger(received, duplicates=0, refused=0).settled(received=len(received), unplaced=0)
+    assert ledger.complaint() == ""
+    names = ("announced", "received", "missing", "dropped_by_sender", "unsent", "damaged", "on_the_line")
+    return {name: getattr(ledger, name) for name in names if getattr(ledger, name)}
+
+
+def test_one_sender_that_said_all_is_taken_at_its_word() -> None:
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, announced=10, dropped=2, unsent=1, damaged=1))
+    assert settled(accounts, SeqSet(range(5))) == {
+        "announced": 10,
+        "received": 5,
+        "missing": 5,
+        "dropped_by_sender": 2,
+        "unsent": 1,
+        "damaged": 1,
+        "on_the_line": 1,
+    }
+
+
+def test_a_peer_that_begins_ever_anew_grows_nothing() -> None:
+    accounts = Accounts()
+    for first in range(3 * MOST_KNOWN):
+        accounts.started(first)
+        accounts.progress(RunProgress(run=RUN, first_seq=first, announced=1, dropped=0))
+    assert len(accounts._accounts) == MOST_KNOWN
+    for first in range(3 * MOST_KNOWN):
+        accounts.end(RunEnd(run=RUN, first_seq=first, announced=1, dropped=0))
+    assert not accounts.anybody
+    assert settled(accounts, SeqSet(range(3 * MOST_KNOWN)))["received"] == 3 * MOST_KNOWN
+
+
+def test_frames_of_a_sender_that_never_spoke_count_as_announced() -> None:
+    assert settled(Accounts(), SeqSet()) == {}
+    assert settled(Accounts(), SeqSet(range(3))) == {"announced": 3, "received": 3}
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, first_seq=100, announced=4, dropped=0))
+    received = SeqSet([*range(3), *range(100, 103)])
+    assert settled(accounts, received) == {"announced": 7, "received": 6, "missing": 1, "on_the_line": 1}
+
+
+def test_a_killed_sender_leaves_what_it_last_said_and_what_came_since() -> None:
+    accounts = Accounts()
+    accounts.progress(RunProgress(run=RUN, announced=10, dropped=0))
+    assert settled(accounts, SeqSet(range(15))) == {"announced": 15, "received": 15}
+    assert settled(accounts, SeqSet(range(7))) == {"announced": 10, "received": 7, "missing": 3, "unsent": 3}
+
+
+def test_the_gap_of_one_sender_is_not_hidden_by_another_that_said_too_little() -> None:
+    accounts = Accounts()
+    accounts.progress(RunProgress(run=RUN, announced=10, dropped=0))  # killed after 15
+    accounts.end(RunEnd(run=RUN, first_seq=100, announced=10, dropped=0))  # of which two were lost
+    received = SeqSet([*range(15), *range(100, 108)])
+    assert settled(accounts, received) == {"announced": 25, "received": 23, "missing": 2, "on_the_line": 2}
+
+
+def test_what_one_sender_takes_for_unsent_does_not_explain_what_another_lost() -> None:
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=3))  # two of them came, unconfirmed
+    accounts.end(RunEnd(run=RUN, first_seq=100, announced=10, dropped=0))
+    received = SeqSet([*range(9), *range(100, 108)])
+    assert settled(accounts, received) == {
+        "announced": 20,
+        "received": 17,
+        "missing": 3,
+        "unsent": 1,
+        "on_the_line": 2,
+    }
+
+
+def test_a_journal_that_is_delivered_later_corrects_the_last_word() -> None:
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=4))
+    assert settled(accounts, SeqSet(range(6)))["unsent"] == 4
+    accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=0))
+    assert settled(accounts, SeqSet(range(10))) == {"announced": 10, "received": 10}
+
+
+def test_reports_survive_the_daemon() -> None:
+    accounts = Accounts()
+    accounts.end(RunEnd(run=RUN, announced=10, dropped=1))
+    accounts.progress(RunProgress(run=RUN, first_seq=50, announced=3, dropped=0))
+    again = Accounts.of(accounts.rows())
+    np.testing.assert_array_equal(again.rows(), accounts.rows())
+    assert accounts.anybody
+    assert not again.anybody  # until it says so
+
+
+def test_a_run_has_somebody_until_all_senders_said_their_last_word() -> None:
+    accounts = Accounts()
+    accounts.started(0)
+    accounts.started(50)
+    accounts.end(RunEnd(run=RUN, announced=1, dropped=0))
+    assert accounts.anybody
+    accounts.end(RunEnd(run=RUN, first_seq=50, announced=1, dropped=0))
+    assert not accounts.anybody
+
+
+def test_more_senders_than_the_file_keeps_apart_are_still_counted() -> None:
+    accounts = Accounts()
+    for number in range(MOST_SENDERS + 5):
+        accounts.end(RunEnd(run=RUN, first_seq=100 * number, announced=2, dropped=0))
+    assert Accounts.of(accounts.rows()).ledger(SeqSet(), duplicates=0, refused=0).announced == 2 * (
+        MOST_SENDERS + 5
+    )
+
+
+frames = st.sets(st.integers(0, 30), max_size=20)
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["said its last word", "killed"])
+@given(first=frames, second=frames, announced=st.integers(0, 40), dropped=st.integers(0, 5))
+def test_whatever_is_said_the_ledger_adds_up(
+    ended: bool, first: set[int], second: set[int], announced: int, dropped: int
+) -> None:
+    accounts = Accounts()
+    message = RunEnd if ended else RunProgress
+    for at in (0, 1000):
+        report = message(run=RUN, first_seq=at, announced=announced, dropped=dropped)
+        accounts.end(report) if isinstance(report, RunEnd) else accounts.progress(report)
+    received = SeqSet(sorted(first | {1000 + seq for seq in second}))
+    assert settled(accounts, received).get("received", 0) == len(received)

@@ -1,0 +1,257 @@
+"""What the dashboard draws, at every size of terminal, and what it logs without one."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.segment import Segment
+
+from microdiffusion.config.models import DashboardConfig
+from microdiffusion.daemon.dashboard import halfblock
+from microdiffusion.daemon.dashboard.app import LiveDashboard, LogDisplay, open_display, page
+from microdiffusion.daemon.dashboard.halfblock import RAMP, image_lines
+from microdiffusion.daemon.dashboard.panels import screen
+from microdiffusion.daemon.status.board import HEADLINE, EngineStatus, FrameCounts, RunStatus, StatusBoard
+from microdiffusion.daemon.status.models import RunSummary, StatusSnapshot
+from microdiffusion.daemon.status.previews import make_preview
+from microdiffusion.daemon.status.text import duration, log_line, seconds, size
+
+
+def busy_snapshot(**changes: object) -> StatusSnapshot:
+    board = StatusBoard()
+    board.set_state("running")
+    board.set_run(
+        RunStatus(
+            name="demo",
+            id="3f" * 16,
+            file="/data/µ/runs/demo.h5",
+            shape=(48, 128, 128),
+            voxel_size_um=(2, 1, 1),
+        )
+    )
+    board.set_engine(EngineStatus(device="cpu", device_reason="no GPU", weights="v1", method="mdd", steps=2))
+    board.set_frames(FrameCounts(received=338, missing=3))
+    board.set_sweep(37, 5, 9)
+    for name in ("ingest", "engine", "recorder"):
+        board.set_queue(name, 3_100_000, 512_000_000)
+    for stage in (HEADLINE, "inr", "sampler", "consistency", "other", "total"):
+        board.add_latency(stage, 0.41)
+    board.add_volume("written")
+    board.add_volume("skipped")
+    board.set_quality(36, "mdd", 1.0, 1.08, {"mdd": 1.08, "linear": 1.44})
+    volume = np.random.default_rng(0).random((48, 128, 128), np.float32)
+    board.set_preview(make_preview(volume, (2, 1, 1)))
+    for number in range(8):
+        board.note(f"note {number}: " + "something that is longer than a narrow line of text " * 3)
+    return board.snapshot().model_copy(update=changes)
+
+
+def text(lines: list[list[Segment]]) -> str:
+    return "\n".join("".join(segment.text for segment in line) for line in lines)
+
+
+SIZES = [
+    (1, 1),
+    (20, 5),
+    (40, 10),
+    (60, 15),
+    (80, 24),
+    (100, 30),
+    (108, 34),
+    (120, 60),
+    (160, 48),
+    (300, 100),
+]
+
+
+@pytest.mark.parametrize("colour", [True, False], ids=["colour", "no colour"])
+@pytest.mark.parametrize(
+    "snapshot",
+    [StatusSnapshot(), busy_snapshot(), busy_snapshot(preview=None)],
+    ids=["empty", "busy", "no volume"],
+)
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=lambda value: str(value))
+def test_a_screen_never_exceeds_the_terminal(snapshot, width, height, colour):
+    lines = screen(snapshot, width, height, colour=colour)
+    assert len(lines) <= height
+    assert max(Segment.get_line_length(line) for line in lines) <= width
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48)], ids=["small", "large"])
+def test_the_headline_figures_are_on_every_usual_terminal(width, height):
+    shown = text(screen(busy_snapshot(), width, height, colour=True))
+    for figure in (
+        "● running",
+        "demo",
+        "sweep 37",
+        "5/9",
+        "0.41 s",
+        "p95",
+        "1 written",
+        "1 skipped",
+        "1.08 × noise",
+    ):
+        assert figure in shown
+    for figure in (
+        "338, 3 missing",
+        "XY 128 × 128 µm" if width == 80 else "XY  128 × 128 µm",
+        "YZ",
+        "note 7",
+    ):
+        assert figure in shown
+
+
+def test_a_small_screen_is_used_to_its_last_line():
+    lines = screen(busy_snapshot(), 80, 24, colour=True)
+    assert len(lines) == 24
+    assert text(lines).count("▀") > 500
+
+
+def test_without_a_volume_the_screen_says_so():
+    assert "no volume yet" in text(screen(busy_snapshot(preview=None), 80, 24, colour=True))
+
+
+def test_the_preview_may_be_left_out():
+    shown = text(screen(busy_snapshot(), 160, 48, colour=True, preview=False))
+    assert "▀" not in shown
+    assert "note 3" in shown
+
+
+def test_images_in_colour_put_two_pixels_into_a_cell():
+    image = np.array([[0, 255], [255, 0]], np.uint8)
+    (line,) = image_lines(image, rows=1, columns=2, colour=True)
+    left, right = (segment.style for segment in line)
+    assert (left.color, left.bgcolor) == (right.bgcolor, right.color)
+    assert left.color != left.bgcolor
+
+
+def test_images_without_colour_are_a_ramp_of_characters():
+    image = np.linspace(0, 255, 10).astype(np.uint8)[None, :]
+    (line,) = image_lines(image, rows=1, columns=10, colour=False)
+    assert line[0].text == RAMP
+
+
+def rendered(monkeypatch, *, environ: dict[str, str], **options: object) -> str:
+    for name in ("NO_COLOR", "COLORTERM", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    halfblock._style.cache_clear()  # rich styles remember the first terminal that they were written for
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    console = Console(file=file, width=80, height=24, force_terminal=True, **options)
+    with LiveDashboard(console=console) as dashboard:
+        dashboard.show(busy_snapshot())
+    file.flush()
+    return file.buffer.getvalue().decode()
+
+
+@pytest.mark.parametrize(
+    ("environ", "blocks"),
+    [
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, True),
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "xterm"}, False),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+    ],
+    ids=["true colour", "256 colours", "16 colours", "NO_COLOR"],
+)
+def test_the_preview_uses_the_colours_that_there_are(monkeypatch, environ, blocks):
+    shown = rendered(monkeypatch, environ=environ)
+    assert ("▀" in shown) is blocks
+    assert ("38;2;" in shown) is (environ.get("COLORTERM") == "truecolor")
+    assert "@" in shown or blocks
+
+
+def test_the_terminal_is_given_back(monkeypatch):
+    shown = rendered(monkeypatch, environ={"TERM": "xterm-256color"})
+    assert shown.index("\x1b[?1049h") < shown.index("running") < shown.index("\x1b[?1049l")
+
+
+def test_a_page_is_plain_and_holds_every_topic():
+    shown = page(busy_snapshot())
+    assert shown.isprintable() is False  # line ends
+    assert "\x1b" not in shown
+    for topic in ("state", "file", "sweep → disk", "held-out error", "stage inr", "queue recorder", "note 7"):
+        assert topic in shown
+
+
+def test_several_runs_are_all_shown_and_what_holds_one_up_is_said():
+    runs = tuple(
+        RunSummary(name=f"run-{number}", state="go", frames=10, written=2, waiting=number)
+        for number in range(3)
+    )
+    full = RunSummary(name="run-full", state="go", waits_for="the disk is full")
+    snapshot = busy_snapshot(runs=(*runs, full))
+    shown = page(snapshot)
+    assert "run-2, go, 10 frames, 2 volumes, 2 sweeps wait" in shown
+    assert "the disk is full" in shown
+    assert "1 of 4 runs" in text(screen(snapshot, 80, 24, colour=False))
+    large = text(screen(snapshot, 160, 60, colour=False))
+    assert all(run.name in large for run in snapshot.runs)
+    pairs = dict(pair.split("=") for pair in log_line(snapshot).split(" "))
+    assert (pairs["runs"], pairs["sweeps_waiting"]) == ("4", "3")
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [(["pause"], "paused"), (["pause", "pause"], "paused"), (["pause", "go"], "running"), ([], "running")],
+    ids=["one", "both", "one of two", "no run"],
+)
+def test_a_pause_is_shown(told, state):
+    snapshot = busy_snapshot(runs=tuple(RunSummary(name="run", state=each) for each in told))
+    assert f"● {state} " in text(screen(snapshot, 80, 24, colour=False))
+    assert page(snapshot).startswith(f"{'state':<18} {state}, ")
+
+
+def test_the_log_line_is_one_line_of_key_and_value():
+    line = log_line(busy_snapshot())
+    pairs = dict(pair.split("=") for pair in line.split(" "))
+    assert pairs["frames"] == "338"
+    assert pairs["missing"] == "3"
+    assert pairs["sweep_to_disk_p50_s"] == "0.410"
+    assert pairs["held_out_error"] == "1.080"
+    assert pairs["queue_ingest_mb"] == "3.1"
+
+
+def test_without_a_terminal_a_line_is_logged_every_ten_seconds_and_at_each_change(caplog):
+    caplog.set_level(logging.INFO)
+    with open_display(DashboardConfig(), live=False) as display:
+        assert isinstance(display, LogDisplay)
+        for tick in range(0, 250):  # 25 seconds, ten snapshots a second
+            state = "running" if tick > 30 else "waiting"
+            display.show(StatusSnapshot(state=state, elapsed_s=0.1 * tick))
+    elapsed = [record.message.split()[1] for record in caplog.records]
+    assert elapsed == ["elapsed_s=0", "elapsed_s=3", "elapsed_s=13", "elapsed_s=23"]
+
+
+def test_notes_are_logged_once_with_their_level(caplog):
+    caplog.set_level(logging.INFO)
+    board = StatusBoard(clock=lambda: 0.0)
+    display = LogDisplay()
+    board.note("first")
+    board.note("at the same moment", "warning")
+    for _ in range(3):
+        display.show(board.snapshot())
+    notes = [(r.levelname, r.message) for r in caplog.records if "=" not in r.message]
+    assert notes == [("INFO", "first"), ("WARNING", "at the same moment")]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (size(0), "0 B"),
+        (size(999), "999 B"),
+        (size(999.6), "1.0 kB"),
+        (size(3_100_000), "3.1 MB"),
+        (size(512_000_000), "512 MB"),
+        (size(4.2e15), "4200.0 TB"),
+        (seconds(0.0304), "30 ms"),
+        (seconds(0.41), "0.41 s"),
+        (seconds(12.34), "12.3 s"),
+        (duration(3723.9), "1:02:03"),
+    ],
+)
+def test_figures_have_the_unit_that_reads_best(shown, expected):
+    assert shown == expected

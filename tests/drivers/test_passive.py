@@ -1,0 +1,247 @@
+"""Images of somebody else's acquisition: what its first time point shows, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.driver_support import SLABS_UM, Outbox, image_of, passive_config, pixels_of
+
+from microdiffusion.drivers.passive.geometry import Image
+from microdiffusion.drivers.passive.relay import PassiveRun
+from microdiffusion.errors import AcquisitionError, GeometryError, MddError
+from microdiffusion.header import RunHeader
+
+
+class Stage:
+    """A `PassiveRun` and all that it does."""
+
+    def __init__(self, **tables: Any) -> None:
+        self.outbox = Outbox()
+        self.headers: list[RunHeader] = []
+        self.notes: list[str] = []
+
+        def open_sender(header: RunHeader) -> Any:
+            self.headers.append(header)
+            return self.outbox
+
+        self.run = PassiveRun(passive_config(**tables), open_sender, note=self.notes.append)
+
+    def take(self, images: Sequence[Image]) -> None:
+        for image in images:
+            self.run.take(image)
+
+    @property
+    def places(self) -> list[tuple[int, int, int, int, int]]:
+        return [
+            (info.sweep, info.channel, info.position, info.index, info.count)
+            for info, _ in self.outbox.put_frames
+        ]
+
+
+def sweep_of(time_point: int, slabs: int = 3, **more: Any) -> list[Image]:
+    return [image_of(time_point, z, **more) for z in range(slabs)]
+
+
+def test_the_first_time_point_is_held_back_until_it_has_shown_what_a_sweep_is() -> None:
+    stage = Stage()
+    stage.take(sweep_of(0))
+    assert stage.headers == []
+    stage.take([image_of(1, 0)])
+    (header,) = stage.headers
+    assert header.frames_per_sweep == 3
+    assert header.shape == (24, 16, 24)
+    assert header.voxel_size_um == (2.0, 0.5, 0.5)
+    assert stage.outbox.started
+    assert stage.places == [(0, 0, 0, 0, 3), (0, 0, 0, 1, 3), (0, 0, 0, 2, 3), (1, 0, 0, 0, 3)]
+
+
+def test_images_that_are_as_planned_go_out_with_the_last_of_their_sweep() -> None:
+    stage = Stage()
+    stage.take(sweep_of(0, slabs=4))
+    assert [info.seq for info, _ in stage.outbox.put_frames] == [0, 1, 2, 3]
+    assert stage.notes[0].startswith(f"run {stage.headers[0].run_id} has begun: 4 slabs a sweep")
+
+
+def test_what_the_metadata_say_goes_with_the_frame() -> None:
+    stage = Stage()
+    stage.take([image_of(0, z, z_um=SLABS_UM[z] + 0.05, metadata={"Exposure": 7.5}) for z in range(4)])
+    info, pixels = stage.outbox.put_frames[2]
+    assert (info.z_um, info.exposure_ms, info.camera_time_s) == (30.05, 7.5, 0.02)
+    np.testing.assert_array_equal(pixels, image_of(0, 2).pixels)
+
+
+def test_micro_managers_own_names_are_understood() -> None:
+    stage = Stage(volume={"pixel_um": None})
+    stage.take(
+        [
+            Image(
+                {"time": 0, "z": z, "channel": 0, "position": 0},
+                {"ZPositionUm": SLABS_UM[z], "PixelSizeUm": 0.65, "Exposure-ms": 3, "ElapsedTime-ms": 20 * z},
+                image_of(0, z).pixels,
+            )
+            for z in range(4)
+        ]
+    )
+    stage.run.settle()
+    assert stage.headers[0].voxel_size_um[1:] == (0.65, 0.65)
+    assert [info.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
+    assert stage.outbox.put_frames[0][0].exposure_ms == 3
+
+
+def test_eight_bit_images_become_sixteen_and_are_copied() -> None:
+    stage = Stage()
+    pixels = np.full((16, 24), 200, np.uint8)
+    stage.take(sweep_of(0, pixels=pixels))
+    pixels[:] = 0
+    stage.run.settle()
+    for _, sent in stage.outbox.put_frames:
+        assert sent.dtype == np.uint16
+        assert (sent == 200).all()
+
+
+def test_channels_and_positions_are_learnt_and_named() -> None:
+    stage = Stage()
+    for time_point in range(2):
+        for position in range(2):
+            for channel in ("GFP", "RFP"):
+                stage.take(sweep_of(time_point, slabs=2, channel=channel, position=position))
+    (header,) = stage.headers
+    assert (header.channels, header.positions) == (("GFP", "RFP"), ("0", "1"))
+    assert stage.places[:8] == [(0, c, p, z, 2) for p in range(2) for c in range(2) for z in range(2)]
+    assert stage.run.unplaced == 0
+
+
+def test_configured_channels_keep_their_order_and_positions_may_come_late() -> None:
+    names = {"channel_group": "Channel", "channels": ["DAPI", "GFP"], "positions_um": [[0, 0], [1, 1]]}
+    stage = Stage(acquisition=names)
+    stage.take(sweep_of(0, channel="GFP", position=0) + sweep_of(1, channel="GFP", position=0))
+    stage.take(sweep_of(0, channel="DAPI", position=1))
+    assert stage.headers[0].channels == ("DAPI", "GFP")
+    assert stage.places[-1] == (0, 0, 1, 2, 3)
+    assert stage.run.unplaced == 0
+
+
+def test_a_last_time_point_that_is_the_only_one_goes_out_at_the_end() -> None:
+    stage = Stage()
+    stage.take([Image({"z": z}, image_of(0, z).metadata, image_of(0, z).pixels) for z in range(2)])
+    stage.run.settle()
+    assert stage.places == [(0, 0, 0, 0, 2), (0, 0, 0, 1, 2)]
+
+
+def test_time_points_are_counted_from_the_first_that_came() -> None:
+    stage = Stage()
+    stage.take(sweep_of(7) + sweep_of(8))
+    assert [place[0] for place in stage.places] == [0, 0, 0, 1, 1, 1]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], list[Image], type[MddError], str]] = {
+    "colour": ({}, sweep_of(0, pixels=np.zeros((16, 24, 3), np.uint8)), AcquisitionError, "in colour"),
+    "float": ({}, sweep_of(0, pixels=np.zeros((16, 24))), AcquisitionError, "pixels are float64"),
+    "outside": (
+        {},
+        [image_of(0, 0, z_um=100.0), image_of(0, 1, z_um=112.0)],
+        GeometryError,
+        r"from 94 to 118 µm, the volume from 0 to 48 µm: set volume.z0_um = 95 and volume.shape_z = 12",
+    ),
+    "two sizes": (
+        {},
+        [image_of(0, 0), image_of(0, 1, pixels=np.zeros((8, 8), np.uint16))],
+        AcquisitionError,
+        "different sizes",
+    ),
+    "another size": ({"camera": {"width": 32}}, sweep_of(0), AcquisitionError, "24 x 16 pixels, camera"),
+    "another axis": ({}, [image_of(0, 0, tile=0), image_of(0, 0, tile=1)], AcquisitionError, "along an"),
+    "no time axis": ({}, [image_of(0, 0), image_of(0, 0)], AcquisitionError, "have the same axes"),
+    "time is a word": ({}, [Image({"time": "late"}, {}, pixels_of(0))] * 2, AcquisitionError, "'late'"),
+    "no pixel size": (
+        {"volume": {"pixel_um": None}},
+        sweep_of(0, metadata={"PixelSize_um": 0}),
+        AcquisitionError,
+        "Pixel Size Calibration",
+    ),
+    "no stage": (
+        {},
+        [Image({"time": 0, "z": z}, {}, image_of(0, z).pixels) for z in range(3)],
+        AcquisitionError,
+        r"do not say where the focus stage was .* a sweep of 3 is not the planned one of 4",
+    ),
+    "unknown channel": (
+        {"acquisition": {"channel_group": "Channel", "channels": ["GFP"]}},
+        sweep_of(0, channel="Cy5"),
+        AcquisitionError,
+        r"channel 'Cy5', acquisition.channels has GFP",
+    ),
+    "too large": ({"wire": {"send_buffer_mb": 0.002}}, sweep_of(0), AcquisitionError, "wire.send_buffer_mb"),
+}
+
+
+@pytest.mark.parametrize(("tables", "images", "kind", "text"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_is_refused_in_a_sentence_before_anything_is_sent(
+    tables: dict[str, Any], images: list[Image], kind: type[MddError], text: str
+) -> None:
+    stage = Stage(**tables)
+
+    def take_all() -> None:
+        stage.take(images)
+        stage.run.settle()
+
+    with pytest.raises(kind, match=text) as caught:
+        take_all()
+    assert "\n" not in str(caught.value)
+    assert not stage.outbox.started
+    assert stage.outbox.put_frames == []
+
+
+def test_images_without_a_stage_position_lie_where_they_are_planned() -> None:
+    stage = Stage()
+    stage.take([Image({"time": 0, "z": z}, {}, image_of(0, z).pixels) for z in range(4)])
+    stage.run.settle()
+    assert [info.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
+
+
+NO_PLACE = {
+    "another slab": image_of(1, 9),
+    "another channel": image_of(1, 0, channel="Cy5"),
+    "before the first": image_of(-1, 0),
+    "another size": image_of(1, 0, pixels=np.zeros((9, 9), np.uint16)),
+    "another type": image_of(1, 0, pixels=np.zeros((16, 24), np.float32)),
+    "another axis": image_of(1, 0, tile=3),
+}
+
+
+@pytest.mark.parametrize("image", NO_PLACE.values(), ids=NO_PLACE)
+def test_a_later_image_without_a_place_is_told_once_and_harms_nothing(image: Image) -> None:
+    stage = Stage()
+    stage.take([*sweep_of(0), image_of(1, 0), image, image, image_of(1, 1)])
+    assert stage.run.unplaced == 2
+    assert sum("has no place" in note for note in stage.notes) == 1
+    assert [info.seq for info, _ in stage.outbox.put_frames] == [0, 1, 2, 3, 4]
+
+
+def test_a_step_wider_than_the_slab_and_a_volume_deeper_than_the_sweep_are_told() -> None:
+    stage = Stage()
+    stage.take([image_of(0, 0, z_um=7.0), image_of(0, 1, z_um=27.0)])
+    stage.run.settle()
+    assert re.search(r"up to 8 µm between neighbouring slabs", stage.notes[0])
+    assert re.search(r"15 µm at an end", stage.notes[1])
+
+
+@given(order=st.permutations(range(8)), times=st.integers(1, 3))
+def test_the_same_images_give_the_same_frames_whatever_their_order(order: list[int], times: int) -> None:
+    images = [
+        image_of(t, z, channel=c) for t in range(times) for c, z in (divmod(number, 4) for number in order)
+    ]
+    one, two = Stage(), Stage()
+    for stage in (one, two):
+        stage.take(images)
+        stage.run.settle()
+    assert one.outbox.put_frames[0][0] == two.outbox.put_frames[0][0]
+    assert one.places == two.places
+    assert len(set(one.places)) == len(images)
+    assert one.run.unplaced == 0

@@ -1,0 +1,98 @@
+"""Figures and texts in a run file that no mdd wrote: each command says a sentence, or does its work."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import pytest
+from support.run_file_writer import put_sweep, recorder
+
+from microdiffusion.daemon.cli.dispatch import main
+from microdiffusion.daemon.offline.recompute import read_time_points
+from microdiffusion.errors import ConfigError
+
+
+def codes(file: h5py.File) -> None:
+    for name in ("served", "runtime", "effort"):
+        file[f"mdd/{name}"][...] = 200
+    file["mdd/status"][0] = 77
+
+
+def extremes(file: h5py.File) -> None:
+    for name in ("acquired_s", "latency_s", "residual", "held_out_error"):
+        file[f"mdd/{name}"][...] = [-1e308, 1e308]
+    file["mdd/events/count"][...] = 1 << 62
+
+
+def brackets(file: h5py.File) -> None:
+    file["mdd/engine"][...] = b"[" * 16000
+    recipe(b"[" * 4000)(file)
+
+
+def recipe(text: bytes) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file["mdd/recipes"][0] = text
+        file["mdd/recipe"][...] = 1
+        file["mdd/state"][...] = [5, 6]
+
+    return change
+
+
+CHANGES = {
+    "codes": codes,
+    "extremes": extremes,
+    "brackets": brackets,
+    "no recipe": recipe(b"xx"),
+    "threads": recipe(b'{"engine":{"method":"tikhonov"},"threads":-3}'),
+    "method": recipe(b'{"engine":{"method":"of a later version"}}'),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_each_command_says_a_sentence_or_does_its_work(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.h5"
+    target = recorder(path, configuration="[" * 100_000 if change == "brackets" else "{}")
+    target.start()
+    for sweep in range(2):
+        put_sweep(target, sweep)
+    target.stop()
+    with h5py.File(path, "r+") as file:
+        CHANGES[change](file)
+    for command in (
+        ["info", "--json"],
+        ["info"],
+        ["verify"],
+        ["report", "--output", str(tmp_path / "page.html")],
+        ["export", "--to", "bdv", "--output", str(tmp_path / "bdv.xml")],
+        ["reconstruct", "--check"],
+        ["repair"],
+    ):
+        name, *options = command
+        assert main([name, str(path), *options]) in (0, 2, 3), command
+        told = capsys.readouterr().err
+        assert "should not have happened" not in told, command
+        assert told.count("\n") <= 1, command
+
+
+def test_time_points_that_no_run_has_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="No run has a time point 99999999999"):
+        read_time_points("0-99999999999")
+
+
+@pytest.mark.parametrize("command", ["verify", "repair", "export"])
+def test_a_folder_that_may_not_be_looked_into_is_said_to_be_that(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(path: Path, **_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for look in ("exists", "is_file"):
+        monkeypatch.setattr(Path, look, forbidden)
+    options = ["--to", "nrrd"] if command == "export" else []
+    assert main([command, str(tmp_path / "run.h5"), *options]) == 2
+    assert "cannot be used (Permission denied)" in capsys.readouterr().err

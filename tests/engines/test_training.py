@@ -1,0 +1,559 @@
+"""Training: sources, the stream of batches, checkpoints, card and curves, and what several processes do."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from microdiffusion.config.models import TrainingConfig
+from microdiffusion.engines.diffusion.denoiser import (
+    CONDITIONS,
+    WINDOW,
+    DenoiserShape,
+    SlabDenoiser,
+    load_denoiser,
+)
+from microdiffusion.engines.training import data as scenes
+from microdiffusion.engines.training import phantoms
+from microdiffusion.engines.training.batches import Stream
+from microdiffusion.engines.training.checkpoint import load_checkpoint, save_checkpoint, start_from
+from microdiffusion.engines.training.curves import Curves, smoothed
+from microdiffusion.engines.training.loop import train
+from microdiffusion.engines.training.parallel import training_dtype
+from microdiffusion.engines.training.plan import TrainingPlan
+from microdiffusion.engines.training.report import Outcome, model_card
+from microdiffusion.engines.training.sources import NOT_STATED, Record, gather
+from microdiffusion.errors import ConfigError, DependencyError, InputFileError, MissingFileError
+from microdiffusion.files.volumes import open_volume, volume_paths
+
+TINY = DenoiserShape(widths=(8, 12), blocks=1, embedding=16)
+SWC = "# a tree\n1 1 0 0 0 1 -1\n2 3 10 0 0 1 1\n3 3 20 5 0 1 2\n4 3 20 5 12 1 3\n"
+
+
+def specimen(seed: int = 0) -> np.ndarray:
+    """Return a few soft blobs as counts."""
+    rng = np.random.default_rng(seed)
+    cube = phantoms.blobs(rng, 24)
+    return (100 + 900 * cube / cube.max()).astype(np.uint16)
+
+
+def write_volume(path: Path, volume: np.ndarray, **attributes: str) -> Path:
+    with h5py.File(path, "w") as file:
+        file["volume"] = volume
+        file["volume"].attrs.update(attributes)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two volumes to train on and one to judge with."""
+    path = tmp_path_factory.mktemp("volumes")
+    write_volume(path / "one.h5", specimen(0), licence="CC0", structure="blobs", source_repo="a/b")
+    write_volume(path / "two.h5", specimen(1), licence="BSD-3-Clause", source_repo="c/d")
+    write_volume(path / "judge.h5", specimen(2), licence="MIT")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plan(folder: Path) -> TrainingPlan:
+    return TrainingPlan(
+        volumes=folder,
+        morphologies=None,
+        output=Path("set by the test"),
+        held_out=("judge",),
+        shape=TINY,
+        iterations=6,
+        minutes=1e6,
+        batch=8,
+        pool=4,
+        ring=2,
+        renew_every=2,
+        validate_every=3,
+        precision="float32",
+        command="mdd train volumes --output w.safetensors",
+        machine="a test's machine",
+    )
+
+
+class Said(list):
+    """What a training said."""
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+# --- sources ------------------------------------------------------------------------------------------
+
+
+def _hdf5(folder: Path, volume: np.ndarray) -> Path:
+    return write_volume(folder / "v.h5", volume)
+
+
+def _tiff(folder: Path, volume: np.ndarray) -> Path:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(folder / "v.tif", volume)
+    return folder / "v.tif"
+
+
+def _ome_tiff(folder: Path, volume: np.ndarray) -> Path:
+    tifffile = pytest.importorskip("tifffile")
+    size = {f"PhysicalSize{axis}": edge for axis, edge in zip("ZYX", (2.0, 0.5, 0.5), strict=True)}
+    tifffile.imwrite(folder / "v.ome.tif", volume[:, None], metadata={"axes": "ZCYX", **size})
+    return folder / "v.ome.tif"
+
+
+def _npy(folder: Path, volume: np.ndarray) -> Path:
+    np.save(folder / "v.npy", volume)
+    return folder / "v.npy"
+
+
+def _ndtiff(folder: Path, volume: np.ndarray) -> Path:
+    ndstorage = pytest.importorskip("ndstorage")
+    dataset = ndstorage.NDTiffDataset(str(folder), name="v", writable=True)
+    dataset.initialize({"PixelSizeUm": 0.5, "z-step_um": 2.0})
+    for z in range(len(volume)):
+        dataset.put_image({"z": z, "channel": "green"}, volume[z], {"PixelSizeUm": 0.5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the library's writer leaves a file open
+        dataset.finish()
+        dataset.close()
+        del dataset
+        gc.collect()
+    return next(folder.glob("v*"))
+
+
+FORMATS = [_hdf5, _tiff, _ome_tiff, _npy, _ndtiff]
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__.strip("_"))
+def test_every_format_gives_the_same_voxels(tmp_path: Path, write) -> None:
+    volume = specimen()
+    path = write(tmp_path, volume)
+    (read,) = gather([path]).used.values()
+    np.testing.assert_array_equal(read, volume)
+
+
+@pytest.mark.parametrize("write", [_ome_tiff, _ndtiff], ids=["OME-TIFF", "NDTiff"])
+def test_microscope_formats_tell_their_voxel_size(tmp_path: Path, write) -> None:
+    with open_volume(write(tmp_path, specimen())) as file:
+        assert file.voxel_size_um == (2.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("axes", "order"), [("TZYX", (0, 1, 2, 3)), ("ZTYX", (1, 0, 2, 3))])
+def test_time_points_of_a_tiff_are_volumes_of_their_own(tmp_path: Path, axes: str, order) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    series = np.stack([specimen(0)[:20], specimen(1)[:20]])
+    tifffile.imwrite(tmp_path / "s.ome.tif", series.transpose(order), metadata={"axes": axes})
+    used = gather([tmp_path / "s.ome.tif"]).used
+    assert list(used) == ["s#0", "s#1"]
+    np.testing.assert_array_equal(used["s#1"], series[1])
+
+
+def test_a_tiff_with_channels_is_refused_by_name(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "c.ome.tif", np.zeros((5, 2, 8, 8), "u2"), metadata={"axes": "ZCYX"})
+    with pytest.raises(InputFileError, match=r"c\.ome\.tif has the axes ZCYX .*one channel"):
+        open_volume(tmp_path / "c.ome.tif")
+
+
+def test_a_folder_is_read_whole_and_licences_are_kept(folder: Path) -> None:
+    sources = gather([folder], held_out=["judge"], licence="CC-BY-4.0")
+    assert (set(sources.used), set(sources.held)) == ({"one", "two"}, {"judge"})
+    assert {(r.name, r.licence, r.source) for r in sources.records} == {
+        ("one", "CC0", "a/b"),
+        ("two", "BSD-3-Clause", "c/d"),
+        ("judge", "MIT", NOT_STATED),
+    }
+
+
+def test_the_licence_of_files_that_state_none_comes_from_the_configuration(tmp_path: Path) -> None:
+    path = _npy(tmp_path, specimen())
+    assert [gather([path], licence=text).records[0].licence for text in ("CC0", "")] == ["CC0", NOT_STATED]
+
+
+def test_morphologies_are_read_with_their_provenance(tmp_path: Path) -> None:
+    (tmp_path / "tree.swc").write_text(SWC)
+    (tmp_path / "other.swc").write_text(SWC)
+    (tmp_path / "PROVENANCE.csv").write_text("file,repository,licence\ntree.swc,a/b,MIT\n")
+    with h5py.File(tmp_path / "graph.h5", "w") as file:
+        file["points"] = np.array([[0, 0, 0, 2], [5, 0, 0, 2], [9, 1, 0, 3]], dtype=float)
+        file["structure"] = np.array([[0, 1]])
+    sources = gather([], tmp_path)
+    assert [len(tree) for tree in sources.trees] == [3, 3]
+    assert sources.graph is not None
+    np.testing.assert_allclose(sources.graph[:, 1, 3], [1.0, 1.5])
+    assert {(r.name, r.licence) for r in sources.records} == {
+        ("tree", "MIT"),
+        ("other", NOT_STATED),
+        ("graph", NOT_STATED),
+    }
+
+
+def _text(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        pytest.param(
+            lambda p: _text(p / "bad.h5"), InputFileError, "bad.h5 cannot be read as HDF5", id="hdf5"
+        ),
+        pytest.param(lambda p: _text(p / "bad.npy"), InputFileError, "bad.npy cannot be read", id="npy"),
+        pytest.param(
+            lambda p: _text(p / "bad.tif"), InputFileError, "bad.tif cannot be read as TIFF", id="tiff"
+        ),
+        pytest.param(lambda p: p / "absent", MissingFileError, "no volume or folder", id="absent"),
+        pytest.param(lambda p: p, InputFileError, "holds no volume", id="empty folder"),
+        pytest.param(
+            lambda p: write_volume(p / "flat.h5", np.ones((8, 8, 8))),
+            InputFileError,
+            "flat.h5 is empty",
+            id="flat",
+        ),
+        pytest.param(
+            lambda p: write_volume(p / "nan.h5", np.full((8, 8, 8), np.nan)),
+            InputFileError,
+            "not finite",
+            id="not finite",
+        ),
+    ],
+)
+def test_a_bad_volume_is_named(tmp_path: Path, make, error, words: str) -> None:
+    with pytest.raises(error, match=words):
+        gather([make(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["tree.swc", "graph.h5"])
+def test_a_bad_morphology_is_named(tmp_path: Path, name: str) -> None:
+    _text(tmp_path / name)
+    with pytest.raises(InputFileError, match=name):
+        gather([], tmp_path)
+
+
+def test_a_held_out_name_that_fits_no_volume_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no volume juge to hold out \(did you mean judge"):
+        gather([folder], held_out=["juge"])
+
+
+def test_two_volumes_of_one_name_are_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(InputFileError, match="have the same name"):
+        gather([folder, write_volume(tmp_path / "one.h5", specimen())])
+
+
+def test_ndtiff_without_its_library_says_how_to_install_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "NDTiff.index").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "ndstorage", None)
+    with pytest.raises(DependencyError, match="pip install ndstorage"):
+        open_volume(tmp_path)
+
+
+def test_a_folder_lists_volumes_only(tmp_path: Path) -> None:
+    for name in ("b.tif", "a.h5", "notes.txt", "c.npy"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in volume_paths(tmp_path)] == ["a.h5", "b.tif", "c.npy"]
+
+
+# --- pool and stream ----------------------------------------------------------------------------------
+
+
+def test_shares_choose_what_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    volumes = {"dark": np.linspace(0, 1, 32**3, dtype=np.float32).reshape((32,) * 3)}
+    only = scenes.build_pool(volumes, [], None, count=2, rng=rng, shares={"recorded": 1.0})
+    # The ramp rises along z wherever it is cut.
+    assert all(np.all(np.diff(cube.astype(float).mean(axis=(1, 2))[:20]) > 0) for cube in only)
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        scenes.build_pool(volumes, [], None, count=2, rng=rng, shares={"neurites": 1.0})
+
+
+@pytest.fixture(scope="module")
+def pool() -> np.ndarray:
+    return scenes.build_pool({}, [], None, count=3, rng=np.random.default_rng(0))
+
+
+def test_a_stream_that_begins_in_the_middle_gives_the_same_batches(pool: np.ndarray) -> None:
+    settings = {"size": 8, "seed": 3, "ring": 2, "renew_every": 2}
+    whole = Stream(pool, **settings)
+    batches = [next(whole) for _ in range(6)]
+    for first in (1, 4):
+        middle = Stream(pool, **settings, first=first)
+        for expected in batches[first : first + 2]:
+            found = next(middle)
+            assert torch.equal(found.state, expected.state)
+            assert torch.equal(found.conditions, expected.conditions)
+
+
+def test_processes_see_different_batches(pool: np.ndarray) -> None:
+    first, second = (next(Stream(pool, size=8, seed=0, rank=rank, ring=1)) for rank in (0, 1))
+    assert not torch.equal(first.state, second.state)
+
+
+def test_groups_made_ahead_are_those_that_were_due(pool: np.ndarray) -> None:
+    settings = {"size": 8, "seed": 1, "ring": 2, "renew_every": 1}
+    ahead, due = Stream(pool, **settings, workers=2), Stream(pool, **settings)
+    try:
+        for _ in range(3):
+            assert torch.equal(next(ahead).columns[0].truth, next(due).columns[0].truth)
+    finally:
+        ahead.close()
+
+
+# --- checkpoints and starting points ------------------------------------------------------------------
+
+
+def test_init_of_a_deeper_network_keeps_the_function(weights: Path) -> None:
+    known = load_denoiser(weights)
+    deeper = SlabDenoiser(replace(known.shape, blocks=3))
+    start_from(deeper, weights)
+    rng = torch.Generator().manual_seed(0)
+    images = [torch.randn(2, WINDOW, 16, 16, generator=rng) for _ in range(3)]
+    conditions = torch.randn(2, CONDITIONS, generator=rng)
+    with torch.no_grad():
+        torch.testing.assert_close(deeper(*images, conditions), known(*images, conditions))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [DenoiserShape((8, 16), 1, 16), DenoiserShape((8, 12), 1, 32), DenoiserShape((8, 12, 12), 1, 16)],
+    ids=["widths", "embedding", "levels"],
+)
+def test_init_from_another_network_is_refused(weights: Path, shape: DenoiserShape) -> None:
+    with pytest.raises(InputFileError, match="cannot start from"):
+        start_from(SlabDenoiser(shape), weights)
+
+
+def test_a_checkpoint_of_another_plan_is_refused_with_what_differs(
+    tmp_path: Path, plan: TrainingPlan
+) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, plan.identity("data"), {"iteration": 1})
+    assert load_checkpoint(path, plan.identity("data"))["iteration"] == 1
+    longer = replace(plan, iterations=100, minutes=1.0, device="cpu", output=Path("elsewhere"))
+    assert load_checkpoint(path, longer.identity("data"))["iteration"] == 1
+    with pytest.raises(ConfigError, match=r"another training: rate differ \(rate was 0\.001, now 0\.5\)"):
+        load_checkpoint(path, replace(plan, rate=0.5).identity("data"))
+    with pytest.raises(ConfigError, match="data"):
+        load_checkpoint(path, plan.identity("other data"))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, plan: TrainingPlan) -> None:
+    (tmp_path / "c.pt").write_bytes(b"nonsense")
+    with pytest.raises(InputFileError, match=r"c\.pt is no checkpoint"):
+        load_checkpoint(tmp_path / "c.pt", plan.identity("data"))
+
+
+# --- the loop -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(plan: TrainingPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+    """Return the weights of a training in one go, and what it said."""
+    said, output = Said(), tmp_path_factory.mktemp("trained") / "w.safetensors"
+    train(replace(plan, output=output), said)
+    return output, said
+
+
+def test_a_training_leaves_weights_card_curves_and_checkpoint(trained: tuple[Path, Said]) -> None:
+    output, said = trained
+    assert {path.name for path in output.parent.iterdir()} == {
+        "w.safetensors",
+        "w.md",
+        "w.checkpoint.pt",
+        "w.curves.json",
+        "w.curves.svg",
+    }
+    assert load_denoiser(output).shape == TINY
+    assert "training on 2 volumes, 0 trees; held out: judge" in said
+
+
+def test_a_resumed_training_ends_as_the_uninterrupted_one(
+    plan: TrainingPlan, trained: tuple[Path, Said], tmp_path: Path, monkeypatch
+) -> None:
+    output, said = tmp_path / "w.safetensors", Said()
+    # Stopped by Ctrl-C in the middle: the cosine of the schedule must be the whole run's.
+    monkeypatch.setattr("microdiffusion.engines.training.loop._LOOK_EVERY", 1)
+
+    def interrupt(progress) -> None:
+        if progress.iteration == 4:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(plan, output=output), said, interrupt)
+    assert "stopped at iteration 4: go on with --resume" in said
+    train(replace(plan, output=output, resume=True), said)
+    assert "resumed at iteration 4" in said
+    expected, found = (load_denoiser(path).state_dict() for path in (trained[0], output))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    losses = [json.loads(p.with_suffix(".curves.json").read_text())["loss"] for p in (trained[0], output)]
+    assert losses[0] == losses[1]
+
+
+def test_an_earlier_checkpoint_is_not_overwritten_by_accident(
+    plan: TrainingPlan, trained: tuple[Path, Said]
+) -> None:
+    with pytest.raises(ConfigError, match="give --resume to go on"):
+        train(replace(plan, output=trained[0]), Said())
+
+
+def test_resume_without_a_checkpoint_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"no checkpoint .* to resume from"):
+        train(replace(plan, output=tmp_path / "w.safetensors", resume=True), Said())
+
+
+def test_a_checkpoint_of_other_data_is_refused(
+    plan: TrainingPlan, trained: tuple[Path, Said], tmp_path: Path
+) -> None:
+    write_volume(tmp_path / "other.h5", specimen(7))
+    other = replace(plan, volumes=tmp_path, held_out=(), output=trained[0], resume=True)
+    with pytest.raises(ConfigError, match="another training: held_out, data differ"):
+        train(other, Said())
+
+
+def test_training_lowers_the_loss(plan: TrainingPlan, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("microdiffusion.engines.training.loop._WARM_UP", 1)
+    output = tmp_path / "w.safetensors"
+    always_the_same = {"pool": 1, "ring": 1, "renew_every": 1000, "formulation": "regression"}
+    train(replace(plan, output=output, held_out=(), iterations=30, rate=5e-3, **always_the_same), Said())
+    losses = json.loads(output.with_suffix(".curves.json").read_text())["loss"]
+    assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:4])
+
+
+def test_a_loss_that_is_no_number_ends_the_training(plan: TrainingPlan, tmp_path: Path, monkeypatch) -> None:
+    from microdiffusion.engines.training import loop
+    from microdiffusion.errors import EngineError
+
+    monkeypatch.setattr(loop, "loss_of", lambda batch, predicted: predicted.sum() * float("nan"))
+    with pytest.raises(EngineError, match=r"no longer a number at iteration \d+: lower training.rate"):
+        train(replace(plan, output=tmp_path / "w.safetensors", held_out=()), Said())
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_two_processes_write_one_file(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "w.safetensors"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = ["widths=[8,12]", "embedding=16", "batch=8", "pool=4", "ring=1", "precision=float32"]
+    command = [
+        sys.executable,
+        "-m",
+        "microdiffusion.daemon.cli",
+        "train",
+        str(folder),
+        "--held-out",
+        "judge",
+    ]
+    command += ["--output", str(output), "--iterations", "3", "--device", "cpu"]
+    command += [word for setting in settings for word in ("--set", f"training.{setting}")]
+    team = [
+        subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "WORLD_SIZE": "2",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    told = [process.communicate(timeout=100)[0] for process in team]
+    assert [process.returncode for process in team] == [0, 0], told
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert "on each of 2 processes" in output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "pool of 2 cubes" in told[0]
+    assert "wrote" in told[0]
+    assert told[1] == ""
+
+
+def test_half_precision_is_refused_where_it_cannot_train() -> None:
+    with pytest.raises(ConfigError, match="a CPU does not train in"):
+        training_dtype(torch.device("cpu"), "float16")
+    assert training_dtype(torch.device("cpu"), "bfloat16") is torch.bfloat16
+
+
+def test_every_key_of_the_table_reaches_the_plan() -> None:
+    config = TrainingConfig(
+        volumes=(Path("a"),), widths=(8, 16), blocks=2, embedding=32, init=Path("b"), seed=5, licence="CC0"
+    )
+    plan = TrainingPlan.of(config, resume=True)
+    assert plan.shape == DenoiserShape((8, 16), 2, 32)
+    renamed = {"init": "start", "widths": None, "blocks": None, "embedding": None, "shares": None}
+    for name in TrainingConfig.model_fields:
+        to = renamed.get(name, name)
+        if to is not None:
+            assert getattr(plan, to) == getattr(config, name), name
+    assert plan.shares == scenes.SHARES
+
+
+# --- card and curves ----------------------------------------------------------------------------------
+
+
+def test_the_card_names_data_licences_command_and_scores(trained: tuple[Path, Said]) -> None:
+    card = trained[0].with_suffix(".md").read_text(encoding="utf-8")
+    for words in (
+        "| one | blobs | 24 × 24 × 24 | a/b | CC0 |",
+        "| two |  | 24 × 24 × 24 | c/d | BSD-3-Clause |",
+        "Held out, never trained on: judge (not stated, MIT)",
+        "mdd train volumes --output w.safetensors",
+        "a test's machine; cpu, float32",
+        "| seed | 0 |",
+        "6 iterations of 8 windows",
+        "| judge | ",
+        "## Limits",
+    ):
+        assert words in card
+    assert "state no licence" not in card
+
+
+def test_a_card_says_what_is_not_known(plan: TrainingPlan) -> None:
+    outcome = Outcome(1, 1.0, "cpu", "float32", 1, 100, {}, 1.0)
+    card = model_card(plan, [Record("mine", "volume", NOT_STATED, NOT_STATED)], outcome)
+    assert "1 of these sources state no licence** (mine)" in card
+    assert "No volume was held out" in card
+
+
+def _parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)  # noqa: S314 - our own text
+
+
+def test_curves_are_a_picture_with_one_line_for_each_held_out_volume(trained: tuple[Path, Said]) -> None:
+    root = _parsed(trained[0].with_suffix(".curves.svg").read_text(encoding="utf-8"))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "judge" in texts
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 2  # iterations 3 and 6
+
+
+def test_curves_survive_odd_values_and_the_way_through_json() -> None:
+    curves = Curves([1.0, 0.0, 0.5], [])
+    assert Curves.of_json(curves.to_json()) == curves
+    _parsed(curves.svg())
+    _parsed(Curves().svg())
+
+
+def test_smoothed_losses_are_means_at_the_iteration_where_they_end() -> None:
+    assert smoothed([1.0] * 5 + [3.0] * 5) == ([5.0, 10.0], [1.0, 3.0])
+    assert smoothed([]) == ([], [])
