@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ class Ledger:
     def sentence(self) -> str:
         """Return where the frames are in a few words: "all 10 frames", "8 of 10 frames (2 on the line)"."""
         if not self.missing:
-            return f"all {counted(self.received, 'frame')}"
+            return f"all {count_noun(self.received, 'frame')}"
         reasons = ", ".join(
             f"{count} {name.replace('_', ' ')}"
             for name in ("dropped_by_sender", "unsent", "damaged", "on_the_line")
             if (count := getattr(self, name))
         )
-        return f"{self.received} of {counted(self.announced, 'frame')} ({reasons})"
+        return f"{self.received} of {count_noun(self.announced, 'frame')} ({reasons})"
 
     def array(self) -> NDArray[np.int64]:
         """Return the columns (11,) int64."""

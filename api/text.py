@@ -7,11 +7,11 @@ import re
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def counted(number: int, one: str, several: str = "") -> str:
+def count_noun(number: int, one: str, several: str = "") -> str:
     """Return a number with what it counts: `one`, or `several` (left out: `one` and an s)."""
     return f"{number} {one if number == 1 else several or one + 's'}"
 
 
-def harmless(text: str) -> str:
+def strip_control(text: str) -> str:
     """Return a text whose control characters, but for line feeds and tabs, can do nothing to a terminal."""
     return _CONTROL.sub("\ufffd", text)

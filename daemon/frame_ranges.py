@@ -15,7 +15,7 @@ from threading import Lock
 import numpy as np
 
 
-class SeqSet:
+class FrameRanges:
     """A set of non-negative integers below 2^63 that come mostly in order.
 
     Parameters

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import microdiffusion
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 _PACKAGES = (
     "numpy", "scipy", "scikit-image", "h5py", "pyzmq", "torch", "openvino", "onnxruntime", "tensorrt",
@@ -48,7 +48,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 def processor() -> str:
     """Return the processor's name and number of cores, for records of what something was measured on."""
-    return f"{processor_name()}, {counted(os.cpu_count() or 1, 'core')}"
+    return f"{processor_name()}, {count_noun(os.cpu_count() or 1, 'core')}"
 
 
 def disk_free_bytes(path: Path) -> int | None:

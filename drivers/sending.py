@@ -64,7 +64,7 @@ def require_port(address: str) -> None:
         )
 
 
-class Teller:
+class SenderProgress:
     """Tells a sender's counters now and then, and what stands in its way; for one thread."""
 
     def __init__(

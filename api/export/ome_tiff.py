@@ -25,7 +25,7 @@ from microdiffusion.export.options import (
     volumes_and_gaps,
 )
 from microdiffusion.files import staged
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +100,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
     )
     if alone:
         exported.notes.append(
-            f"{counted(alone, 'volume is', 'volumes are')} left out, as their time points lack another "
+            f"{count_noun(alone, 'volume is', 'volumes are')} left out, as their time points lack another "
             "channel: --channel exports a channel with all that it has"
         )
     if len(pictures[0].levels) > 1:

@@ -29,7 +29,7 @@ from microdiffusion.runfile import (
     level_shape,
     open_run,
 )
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 Kind = Literal["volume", "uncertainty"]
 
@@ -120,7 +120,7 @@ class Picture:
         self._finest = scope.level
         if not 0 <= scope.level < len(self._factors):
             raise InputFileError(
-                f"{run.path} has {counted(len(self._factors), 'level')}, so there is no level {scope.level}: "
+                f"{run.path} has {count_noun(len(self._factors), 'level')}, no level {scope.level}: "
                 f"give 0 to {len(self._factors) - 1}."
             )
         self.levels = tuple(

@@ -46,7 +46,7 @@ from microdiffusion.runfile.superblock import (
     read_superblock,
     write_superblock,
 )
-from microdiffusion.runfile.sweeps import FrameRows, assemble
+from microdiffusion.runfile.sweeps import FrameTable, assemble
 from microdiffusion.runfile.swmr_file import (
     LIBVER,
     SwmrPart,
@@ -84,7 +84,7 @@ __all__ = [
     "Dataset",
     "Factors",
     "Form",
-    "FrameRows",
+    "FrameTable",
     "Ledger",
     "Pyramid",
     "Region",

@@ -39,8 +39,8 @@ from microdiffusion.runfile.layout import (
 from microdiffusion.runfile.pyramid import Factors
 from microdiffusion.runfile.schema import LEVEL_ZERO
 from microdiffusion.runfile.series import Item, Piece, TimeSeries
-from microdiffusion.runfile.sweeps import FrameRows, assemble
-from microdiffusion.text import counted
+from microdiffusion.runfile.sweeps import FrameTable, assemble
+from microdiffusion.text import count_noun
 
 _LIVE_ATTEMPTS = 100
 
@@ -123,7 +123,7 @@ class Run:
         if not 0 <= position < len(plan.header.positions):
             self._parts.close()
             raise InputFileError(
-                f"{path} has {counted(len(plan.header.positions), 'position')}, so there is no position "
+                f"{path} has {count_noun(len(plan.header.positions), 'position')}, so there is no position "
                 f"{position}: give a smaller number."
             )
         self._position = position
@@ -271,7 +271,7 @@ class Run:
         def read(name: str) -> NDArray[Any]:
             return TimeSeries(lambda: self._pieces(name))[place]
 
-        rows = FrameRows(
+        rows = FrameTable(
             # What has its seq is whole; so that is read first.
             seq=read("mdd/frames/seq"),
             z_um=read("mdd/frames/z_um"),

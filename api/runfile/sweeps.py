@@ -12,7 +12,7 @@ from microdiffusion.frames import Frame, FrameInfo, Sweep
 
 
 @dataclass(slots=True)
-class FrameRows:
+class FrameTable:
     """The slots of one time point: M frames, present or not.
 
     Attributes
@@ -71,7 +71,7 @@ class FrameRows:
         ]
 
 
-def assemble(rows: FrameRows, sweep: int, channel: int, position: int) -> Sweep:
+def assemble(rows: FrameTable, sweep: int, channel: int, position: int) -> Sweep:
     """Return the frames that are there as a sweep, ascending in z, the held-out ones apart."""
     order = np.argsort(rows.z_um, kind="stable")
     there = rows.present

@@ -18,7 +18,7 @@ from microdiffusion.daemon.calibration.beads import find_traces, without_hot_pix
 from microdiffusion.daemon.calibration.profile import Curve, lengths
 from microdiffusion.daemon.calibration.spread import Spread, spread_of
 from microdiffusion.errors import InputFileError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +156,8 @@ def _nothing_found(source: str, specimen: str, found: int, overlapping: int, sat
     if saturated >= max(found - overlapping, 1):
         return f"{source}: all {saturated} beads are saturated: lower the laser power or the exposure."
     return (
-        f"{source}: none of {counted(found, 'bead')} shows the beam's rise and fall ({overlapping} overlap, "
+        f"{source}: none of {count_noun(found, 'bead')} shows the beam's rise and fall "
+        f"({overlapping} overlap, "
         f"{saturated} are saturated): take a longer stack, or a specimen with fewer beads."
     )
 
@@ -299,7 +300,7 @@ def _warnings(
     used = int(np.count_nonzero(aligned.used))
     if specimen == "beads" and used < FEW:
         warnings.append(
-            f"only {counted(used, 'bead was', 'beads were')} used: take a denser specimen, or several stacks"
+            f"only {count_noun(used, 'bead was', 'beads were')} used: take a denser specimen or several stacks"
         )
     if off_um > 0.1 * length_um:
         warnings.append(

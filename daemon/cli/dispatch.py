@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from microdiffusion import __version__
 from microdiffusion.errors import MddError
-from microdiffusion.text import harmless
+from microdiffusion.text import strip_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -175,7 +175,7 @@ def say(text: str = "", *, styled: bool = False) -> None:
     What comes from a file or a daemon cannot play the terminal; `styled` is a text with colours of our own.
     """
     try:
-        print(text if styled else harmless(text), flush=True)
+        print(text if styled else strip_control(text), flush=True)
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and must not stumble over the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -184,7 +184,7 @@ def say(text: str = "", *, styled: bool = False) -> None:
 
 def complain(text: str) -> None:
     """Print to stderr."""
-    print(harmless(text), file=sys.stderr, flush=True)
+    print(strip_control(text), file=sys.stderr, flush=True)
 
 
 def commands() -> list[str]:

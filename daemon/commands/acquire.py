@@ -15,9 +15,9 @@ import time
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options
-from microdiffusion.daemon.signals import StopWish
+from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import AcquisitionError, ConfigError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -50,12 +50,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Deliver what is left over, then acquire."""
-    wish = StopWish()
+    wish = StopRequest()
     with wish.heard():  # loading takes a second, and a stop is one from now on
         return _acquire(args, wish)
 
 
-def _acquire(args: Namespace, wish: StopWish) -> int:
+def _acquire(args: Namespace, wish: StopRequest) -> int:
     config = options.config_from(args, {"wire.data": args.address})
     address = config.wire.data
     if config.acquisition.driver == "none":
@@ -101,7 +101,7 @@ def _log_file() -> Path | None:
     return folder / "driver.log"
 
 
-def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None, wish: StopWish) -> None:
+def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None, wish: StopRequest) -> None:
     """Deliver what interrupted acquisitions have left here, or say why that has to wait."""
     from microdiffusion.errors import AddressError
     from microdiffusion.paths import journal_folder
@@ -153,12 +153,14 @@ def _verdict(stats: SenderStats | None) -> int:
         return 0
     logger.info(_line(stats))
     if stats.unsent:
-        left = counted(stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie")
+        left = count_noun(
+            stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie"
+        )
         raise AcquisitionError(f"{left} in the journal: run `mdd deliver` when the daemon is there again.")
     lost = stats.dropped + stats.refused + stats.waiting + stats.on_the_way
     if lost:
         raise AcquisitionError(
-            f"{counted(lost, 'frame')} did not reach the daemon ({stats.dropped} dropped, {stats.refused} "
+            f"{count_noun(lost, 'frame')} did not reach the daemon ({stats.dropped} dropped, {stats.refused} "
             "refused): see the lines above, and give wire.send_buffer_mb or wire.journal_gb more room."
         )
     return 0

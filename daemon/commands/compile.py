@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -54,7 +54,7 @@ def run(args: Namespace) -> int:
         return _list(cache)
     if args.clear:
         files, size = cache.clear()
-        say(f"deleted {counted(files, 'file')}, {_size(size)}, from {cache.folder}")
+        say(f"deleted {count_noun(files, 'file')}, {_size(size)}, from {cache.folder}")
         return 0
     config = options.config_from(
         args,
@@ -144,7 +144,9 @@ def _list(cache: EngineCache) -> int:
             what = "ONNX graph" if "weights" in about else "damaged"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
         say(f"{entry.path.name}  {_size(entry.size):>8}  last used {used}  {what}")
-    say(f"{counted(len(entries), 'file')}, {_size(sum(entry.size for entry in entries))}, in {cache.folder}")
+    say(
+        f"{count_noun(len(entries), 'file')}, {_size(sum(entry.size for entry in entries))}, in {cache.folder}"
+    )
     return 0
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -65,7 +65,7 @@ def _list(folder: Path, run_id: str | None) -> int:
             say(f"{path}: in use")
             continue
         say(
-            f"{path}: run {journal.header.name!r}, {counted(len(journal.records), 'frame')}, "
+            f"{path}: run {journal.header.name!r}, {count_noun(len(journal.records), 'frame')}, "
             f"{journal.size / 1e6:.1f} MB"
         )
         journal.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -104,7 +104,7 @@ def _range(text: str) -> tuple[int | None, int | None]:
 
 
 def _say(exported: Exported) -> None:
-    say(f"wrote {exported.outputs[-1]}: {counted(exported.volumes, 'volume')}")
+    say(f"wrote {exported.outputs[-1]}: {count_noun(exported.volumes, 'volume')}")
     reasons: dict[tuple[str, str], int] = {}
     for gap in exported.gaps:
         reasons[gap.status, gap.reason] = reasons.get((gap.status, gap.reason), 0) + 1

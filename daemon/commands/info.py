@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.daemon.offline import duration_s, grouped_gaps, position_facts, sparkline
 from microdiffusion.daemon.status import size
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -93,7 +93,7 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
     if (length_s := duration_s(opened)) is not None:
         yield "length", f"{length_s:.4g} s by the camera's clock"
     taken = sum(part.stat().st_size for part in opened.paths)
-    yield "on disk", f"{size(taken)} in {counted(len(opened.paths), 'file')}"
+    yield "on disk", f"{size(taken)} in {count_noun(len(opened.paths), 'file')}"
 
 
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:

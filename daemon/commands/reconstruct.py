@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -136,7 +136,7 @@ def run(args: Namespace) -> int:
         with building, bar:
             added, failed = catch_up(args.file, config=config, progress=progress, building=building)
         left = f"; sweeps that could not be done: {failed} (mdd info says why)" if failed else ""
-        say(f"{counted(added, 'volume')} added to {args.file}{left}")
+        say(f"{count_noun(added, 'volume')} added to {args.file}{left}")
         return 0
     if config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
@@ -178,5 +178,5 @@ def _check(args: Namespace, weights: Path | None) -> int:
         }
         say(f"{where}: {what[each.outcome]}")
     total = sum(counts.values())
-    say(f"{counts['exact']} of {counted(total, 'volume')} bit-exact")
+    say(f"{counts['exact']} of {count_noun(total, 'volume')} bit-exact")
     return 0 if counts["exact"] == total else 3

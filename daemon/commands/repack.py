@@ -15,7 +15,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -64,10 +64,10 @@ def run(args: Namespace) -> int:
         say(json.dumps(asdict(report) | {"sound": report.sound} | about | sizes, indent=2))
     else:
         state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
-        held = f"{counted(report.volumes, 'volume')} and {counted(report.frames, 'frame')}"
+        held = f"{count_noun(report.volumes, 'volume')} and {count_noun(report.frames, 'frame')}"
         say(f"wrote {args.output}: {held} of {state}, checked")
         say(
-            f"  {before / 1e6:.1f} MB in {counted(len(files), 'file')} became {after / 1e6:.1f} MB "
+            f"  {before / 1e6:.1f} MB in {count_noun(len(files), 'file')} became {after / 1e6:.1f} MB "
             f"({form.storage}, compression {form.compression}): {before / after:.2f} to 1"
         )
     return 0

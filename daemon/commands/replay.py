@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.daemon.signals import StopWish
+from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import UserError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -65,12 +65,12 @@ def run(args: Namespace) -> int:
     """Open the file and send it."""
     if not args.serve:
         return _run(args, None)
-    wish = StopWish()
+    wish = StopRequest()
     with wish.heard():  # loading takes a second, and a stop is one from now on
         return _run(args, wish)
 
 
-def _run(args: Namespace, wish: StopWish | None) -> int:
+def _run(args: Namespace, wish: StopRequest | None) -> int:
     if args.serve and args.address is not None:
         raise UserError("Give --serve (a daemon of its own) or --address (one that runs), not both.")
     given: dict[str, object] = {"recorder.output": args.output, "wire.data": args.address}
@@ -92,7 +92,7 @@ def _run(args: Namespace, wish: StopWish | None) -> int:
 
 
 def _serve(
-    source: ReplaySource, config: Config, faults: Faults, args: Namespace, wish: StopWish | None
+    source: ReplaySource, config: Config, faults: Faults, args: Namespace, wish: StopRequest | None
 ) -> int:
     from microdiffusion.daemon.server import serve
 
@@ -131,7 +131,7 @@ def _send(
 
 
 def _report(stats: SenderStats) -> None:
-    text = f"{counted(stats.put, 'frame')}, {stats.acknowledged} acknowledged"
+    text = f"{count_noun(stats.put, 'frame')}, {stats.acknowledged} acknowledged"
     for words, number in (
         ("dropped", stats.dropped),
         ("refused", stats.refused),

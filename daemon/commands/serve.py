@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.cli import options
-from microdiffusion.daemon.signals import StopWish
+from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Load the configuration and serve."""
-    wish = StopWish()
+    wish = StopRequest()
     with wish.heard():  # loading takes a second, and a stop is one from now on
         return _serve(args, wish)
 
 
-def _serve(args: Namespace, wish: StopWish) -> int:
+def _serve(args: Namespace, wish: StopRequest) -> int:
     given: dict[str, object] = {"recorder.output": args.output, "acquisition.specimen": args.specimen}
     recorded: dict[str, object] = {}
     if args.resume is not None:

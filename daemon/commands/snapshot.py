@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -36,6 +36,6 @@ def run(args: Namespace) -> int:
         say(json.dumps(asdict(report) | {"sound": report.sound}, indent=2))
     else:
         state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
-        held = f"{counted(report.volumes, 'volume')} and {counted(report.frames, 'frame')}"
+        held = f"{count_noun(report.volumes, 'volume')} and {count_noun(report.frames, 'frame')}"
         say(f"wrote {args.output}: {held} of {state}, checked")
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -50,10 +50,10 @@ def _say(report: Report) -> None:
     # What cannot be read says nothing about how it ended.
     say(f"{report.path}: {verdict}, {state}" if report.run_id else f"{report.path}: {verdict}")
     if report.run_id:
-        held = f"{counted(report.frames, 'frame')} and {counted(report.volumes, 'volume')}"
+        held = f"{count_noun(report.frames, 'frame')} and {count_noun(report.volumes, 'volume')}"
         say(
             f"  checked      {held} by their checksums, "
-            f"{counted(report.time_points, 'time point')} in {counted(report.files, 'file')}"
+            f"{count_noun(report.time_points, 'time point')} in {count_noun(report.files, 'file')}"
         )
     if report.ledger is not None:
         known = {name: getattr(report.ledger, name) for name in LEDGER_COLUMNS if name != "announced_known"}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from microdiffusion.daemon.dashboard.state import Request
-    from microdiffusion.daemon.signals import StopWish
+    from microdiffusion.daemon.signals import StopRequest
     from microdiffusion.daemon.status import Preview
 
 __all__ = ["Display", "LiveDashboard", "LogDisplay", "open_display", "page"]
@@ -48,7 +48,7 @@ class Display(Protocol):
     def show(self, snapshot: StatusSnapshot) -> None:
         """Show this one now, or leave it out."""
 
-    def wait(self, timeout_s: float, stopping: StopWish | None = None) -> None:
+    def wait(self, timeout_s: float, stopping: StopRequest | None = None) -> None:
         """Wait until the next one is due, or until `stopping` is set."""
 
     def __enter__(self) -> Self: ...
@@ -116,7 +116,7 @@ class LiveDashboard:
         self._snapshot = snapshot
         self._draw()
 
-    def wait(self, timeout_s: float, stopping: StopWish | None = None) -> None:
+    def wait(self, timeout_s: float, stopping: StopRequest | None = None) -> None:
         """Wait, and do what the keys that are pressed meanwhile ask for."""
         deadline = time.monotonic() + timeout_s
         while stopping is None or not stopping.is_set():
@@ -219,7 +219,7 @@ class LogDisplay:
             self._state = snapshot.state
             logger.info(log_line(snapshot))
 
-    def wait(self, timeout_s: float, stopping: StopWish | None = None) -> None:
+    def wait(self, timeout_s: float, stopping: StopRequest | None = None) -> None:
         """Wait."""
         _wait(timeout_s, stopping)
 
@@ -232,7 +232,7 @@ class LogDisplay:
         return None
 
 
-def _wait(timeout_s: float, stopping: StopWish | None) -> None:
+def _wait(timeout_s: float, stopping: StopRequest | None) -> None:
     if stopping is None:
         time.sleep(timeout_s)
     else:

@@ -14,7 +14,7 @@ from rich.style import Style
 
 from microdiffusion.daemon.dashboard.state import COMMANDING, KEYS
 from microdiffusion.daemon.status import duration, times
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.dashboard.halfblock import Line
@@ -46,7 +46,7 @@ def alarm_lines(snapshot: StatusSnapshot, width: int, room: int) -> list[Line]:
         left = len(snapshot.alarms) - number
         if len(lines) + len(drawn) > room - (left > 1 and room > 2):
             if len(lines) < room:
-                lines.append([Segment(f" {counted(left, 'more alarm')}", DIM)])
+                lines.append([Segment(f" {count_noun(left, 'more alarm')}", DIM)])
             break
         lines += drawn
     return lines[:room]

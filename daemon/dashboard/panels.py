@@ -34,7 +34,7 @@ from microdiffusion.daemon.status import (
     stages,
     state_of,
 )
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.status import Preview, StatusSnapshot
@@ -126,7 +126,7 @@ def _header(snapshot: StatusSnapshot, width: int) -> Line:
         left += [Segment(f" (1 of {len(snapshot.runs)} runs)", DIM)]
     left += [Segment("  "), *_progress(snapshot)]
     engine = snapshot.engine
-    steps = f" {counted(engine.steps, 'step')}" if engine.method == "mdd" else ""
+    steps = f" {count_noun(engine.steps, 'step')}" if engine.method == "mdd" else ""
     device = engine.building or engine.device
     since = [Segment(f"{duration(snapshot.elapsed_s)} ")]
     what = [Segment(f"{engine.method}{steps}  {device}  ", DIM)] if engine.method else []

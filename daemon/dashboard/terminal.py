@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.color import ColorSystem
 from rich.style import Style
 
-from microdiffusion.text import harmless
+from microdiffusion.text import strip_control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +164,7 @@ class Terminal:
         # only what is right of it all: clearing takes a Sixel picture away.
         parts = [] if beside else ["\x1b[2K"]
         for segment in line:
-            style, text = segment.style, harmless(segment.text)
+            style, text = segment.style, strip_control(segment.text)
             if beside and style is not None and HOLE in style.meta:
                 parts.append(f"\x1b[{segment.cell_length}C" if segment.text else "")
             elif style is None or not style or self._system is None:

@@ -20,7 +20,7 @@ from microdiffusion.daemon.doctor.run import Check
 from microdiffusion.daemon.status import size
 from microdiffusion.daemon.system import disk_free_bytes
 from microdiffusion.paths import journal_folder
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 THEME = "Disk"
 PASSES = 2
@@ -94,7 +94,9 @@ def speed(rates: tuple[float, ...], need: Need | None) -> Finding:
     """Judge how quickly the disk takes data (bytes a second, one for each pass)."""
     if not rates:
         return warning("write speed", "not measured: nothing can be written", "See recorder.output.")
-    text = f"{' and '.join(f'{size(rate)}/s' for rate in rates)} in {counted(len(rates), 'pass', 'passes')}"
+    text = (
+        f"{' and '.join(f'{size(rate)}/s' for rate in rates)} in {count_noun(len(rates), 'pass', 'passes')}"
+    )
     if need is None:
         return ok("write speed", text)
     slowest, frames, volumes = min(rates), need.frames_per_s, need.volumes_per_s

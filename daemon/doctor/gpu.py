@@ -23,7 +23,7 @@ from microdiffusion.daemon.doctor.packages import installed
 from microdiffusion.daemon.doctor.run import Check
 from microdiffusion.daemon.doctor.subprocess_probe import Child
 from microdiffusion.daemon.system import processor_name
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 THEME = "Engine"
 SMI_S = 5.0
@@ -157,7 +157,7 @@ def torch_build(facts: dict[str, Any], found: Driver, engine: EngineConfig) -> F
             f"{text}, sees no CUDA device, but engine.device is {engine.device}",
             'Set engine.device to "auto" or "cpu".',
         )
-    return ok("torch", f"{text}, {counted(facts['threads'], 'thread')}")
+    return ok("torch", f"{text}, {count_noun(facts['threads'], 'thread')}")
 
 
 def tensorrt(
@@ -256,7 +256,7 @@ def processor(name: str, cores: int, flags: frozenset[str], instructions: str) -
         known_by_name = (("avx512f", "AVX-512"), ("avx2", "AVX2"))
         fast = [label for flag, label in known_by_name if flag in flags][:1]
     known = f", {' and '.join(fast)}" if fast else f", {instructions}" if instructions else ""
-    return ok("processor", f"{name}, {counted(cores, 'core')}{known}")
+    return ok("processor", f"{name}, {count_noun(cores, 'core')}{known}")
 
 
 def find_driver() -> Driver:

@@ -15,7 +15,7 @@ from microdiffusion import __version__
 from microdiffusion.daemon.doctor.finding import Level
 from microdiffusion.daemon.doctor.packages import installed
 from microdiffusion.daemon.doctor.run import Line
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
 WIDTH = 80
@@ -101,4 +101,4 @@ def _append(text: Text, line: Line, width: int) -> None:
 
 
 def _many(count: int, noun: str) -> str:
-    return counted(count, noun) if count else f"no {noun}s"
+    return count_noun(count, noun) if count else f"no {noun}s"

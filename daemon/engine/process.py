@@ -29,8 +29,8 @@ from microdiffusion.daemon.engine.messages import Begin, Changed, Configure, End
 from microdiffusion.daemon.engine.scheduler import Job
 from microdiffusion.daemon.engine.sinks import EngineSink
 from microdiffusion.daemon.engine.successor import Note, Successor
-from microdiffusion.daemon.engine.supervisor import EngineKeeper
-from microdiffusion.daemon.engine.work_queue import EngineDesk
+from microdiffusion.daemon.engine.supervisor import Supervisor
+from microdiffusion.daemon.engine.work_queue import WorkQueue
 from microdiffusion.daemon.engine.worker import open_engine
 from microdiffusion.errors import EngineError, MddError
 
@@ -52,7 +52,7 @@ _HURRY_S = 0.5  # how long a child may take to end that is at something nobody w
 _STALE_S = 7 * 86400.0  # state of runs that nobody went on with
 
 
-class EngineProcess(EngineDesk):
+class EngineProcess(WorkQueue):
     """Runs the reconstructor beside the daemon.
 
     Parameters
@@ -82,7 +82,7 @@ class EngineProcess(EngineDesk):
         super().__init__(config, waiting_bytes=waiting_bytes, on_note=on_note)
         self._state = state
         context = multiprocessing.get_context("spawn")
-        self._keeper = EngineKeeper(context, opener, state)
+        self._keeper = Supervisor(context, opener, state)
         self._successor = Successor(context, config, build, on_note)
         self._wake_out, self._wake_in = context.Pipe(duplex=False)
         self._woken = False

@@ -26,7 +26,7 @@ MAX_RESTARTS = 5
 RESTARTS_WITHIN_S = 600.0
 
 
-class EngineKeeper:
+class Supervisor:
     """Keeps one child alive.
 
     Parameters

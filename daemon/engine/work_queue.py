@@ -1,6 +1,6 @@
 """The engine's desk: what comes in for it, what is in its hands, and where what it makes goes.
 
-`EngineDesk` is the part of `EngineProcess` that knows no process: any thread submits, the engine's thread
+`WorkQueue` is the part of `EngineProcess` that knows no process: any thread submits, the engine's thread
 takes what is next, settles it and delivers. A lock guards the queue and what is in hand; sinks are never
 called with it. Nothing here waits but `drain`.
 
@@ -35,7 +35,7 @@ MAX_ATTEMPTS = 2
 _EFFORTS = ("full effort", "one evaluation of the network", "the INR without the network")
 
 
-class EngineDesk:
+class WorkQueue:
     """What waits for the engine, of all runs.
 
     Parameters

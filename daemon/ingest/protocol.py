@@ -46,7 +46,7 @@ class _Starting:
     first_seq: int
 
 
-class Reception:
+class IngestProtocol:
     """Keeps the runs and answers their senders.
 
     Parameters

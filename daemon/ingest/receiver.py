@@ -1,7 +1,7 @@
 """The daemon's end of the wire: receives frames of several runs, checks them, hands them on, and answers.
 
 `Ingest` owns one daemon thread; the thread owns the ROUTER socket and calls every method of the sinks. What
-a message means is decided in `protocol.Reception`, what a run knows is in `run.IngestRun`. `on_start`
+a message means is decided in `protocol.IngestProtocol`, what a run knows is in `run.IngestRun`. `on_start`
 alone is called on a thread of its own, one call at a time, because making or reopening a run file may
 take seconds and the frames of other runs do not wait.
 
@@ -32,7 +32,7 @@ from typing import Literal
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest.protocol import Answer, NotYet, Reception
+from microdiffusion.daemon.ingest.protocol import Answer, IngestProtocol, NotYet
 from microdiffusion.daemon.ingest.run import RunState, RunStats
 from microdiffusion.daemon.ingest.sink import PlainSink, RunSink
 from microdiffusion.errors import AddressError, MddError, RunError
@@ -119,7 +119,7 @@ class Ingest:
         self._on_start = on_start
         self._security = security
         self._max_frame_bytes = max_frame_bytes
-        self._reception = Reception(
+        self._reception = IngestProtocol(
             answer=self._answer,
             ask=self._ask,
             taken=lambda run, seq: self._call(partial(run.taken, seq)),

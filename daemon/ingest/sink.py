@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from microdiffusion import wire
-from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.frames import Frame
 
 
@@ -19,13 +19,13 @@ class RunSink(Protocol):
 
     Attributes
     ----------
-    received : SeqSet
+    received : FrameRanges
         Frames that the run has; ingest alone changes it from then on.
     window_bytes : int
         Most pixels, in bytes, of frames that are handed on and not safe yet.
     """
 
-    received: SeqSet
+    received: FrameRanges
     window_bytes: int
 
     def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class PlainSink:
     """
 
     def __init__(self, on_frame: Callable[[Frame], object], window_bytes: int = 64 << 20) -> None:
-        self.received = SeqSet()
+        self.received = FrameRanges()
         self.window_bytes = window_bytes
         self.last_word: wire.RunEnd | None = None
         self.ended = threading.Event()

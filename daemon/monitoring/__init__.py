@@ -1,5 +1,5 @@
 """Alarms, the log file and Prometheus metrics."""
 
-from microdiffusion.daemon.monitoring.monitor import Watchman
+from microdiffusion.daemon.monitoring.monitor import Monitor
 
-__all__ = ["Watchman"]
+__all__ = ["Monitor"]

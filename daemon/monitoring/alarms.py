@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.status import LITTLE_DISK, Alarm, duration, size
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +147,7 @@ class Alarms:
             yield _Finding(
                 "dropped",
                 "error",
-                f"{counted(lost, 'frame')} dropped by the sender",
+                f"{count_noun(lost, 'frame')} dropped by the sender",
                 "free the sender's disk, raise wire.journal_gb, or image slower",
             )
 
@@ -211,7 +211,7 @@ class Alarms:
             yield _Finding(
                 "refused",
                 "warning",
-                f"{counted(refused, 'message')} refused",
+                f"{count_noun(refused, 'message')} refused",
                 "check the network, and that both sides have one version of mdd",
             )
 
@@ -225,7 +225,7 @@ class Alarms:
             count = self._recent(outcome, getattr(volumes, outcome), snapshot.elapsed_s)
             if count:
                 level: Literal["warning", "error"] = "warning" if outcome == "skipped" else "error"
-                yield _Finding(outcome, level, f"{counted(count, 'sweep')} {outcome}", why)
+                yield _Finding(outcome, level, f"{count_noun(count, 'sweep')} {outcome}", why)
 
     def _saturated(self, snapshot: StatusSnapshot) -> Iterator[_Finding]:
         worst = max((run.saturated for run in snapshot.runs), default=0.0)

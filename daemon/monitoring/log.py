@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from microdiffusion.daemon.events import EVENTS
 from microdiffusion.daemon.lock import RunLock
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,7 +203,7 @@ class JsonLog:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "level": "warning",
             "event": "log_gap",
-            "text": f"{counted(self._gap, 'line')} could not be written",
+            "text": f"{count_noun(self._gap, 'line')} could not be written",
             "pid": os.getpid(),
             "lines": self._gap,
         }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIGURES_EVERY_S = 10.0
 
 
-class Watchman:
+class Monitor:
     """Watches the status of one daemon between `start` and `stop`.
 
     Parameters

@@ -23,7 +23,7 @@ from microdiffusion.daemon.runs import enough
 from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
 from microdiffusion.frames import Reconstruction
 from microdiffusion.runfile import Status
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
@@ -161,7 +161,7 @@ def catch_up(
                 continue
             added += 1
             progress(added, len(keys), result)
-        recorder.put_event("later", f"mdd reconstruct added {counted(added, 'volume')}: {info.device}")
+        recorder.put_event("later", f"mdd reconstruct added {count_noun(added, 'volume')}: {info.device}")
         return added, failed
     finally:
         recorder.stop()

@@ -30,7 +30,7 @@ from microdiffusion.runfile import (
     verify_run,
     write_superblock,
 )
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 _REASON = "the file was cut off before its end"
 
@@ -150,7 +150,7 @@ def _say_gone(path: Path, gone: dict[str, set[tuple[int, ...]]], report: Repair)
             segment.write(f"{prefix}mdd/frames/seq", index, -1)
     finally:
         segment.close()
-    lay = f"{counted(len(volumes), 'volume')} and {counted(len(frames), 'frame')} lay"
+    lay = f"{count_noun(len(volumes), 'volume')} and {count_noun(len(frames), 'frame')} lay"
     report.done.append(f"{path.name}: {lay} behind the file's end and are said to be gone")
 
 
@@ -169,5 +169,5 @@ def _close(path: Path, report: Repair) -> None:
         lost = files.book.counts[Status.LOST] - before[Status.LOST]
     finally:
         files.close()
-    lacking = counted(lost, "time point without a volume is", "time points without a volume are")
+    lacking = count_noun(lost, "time point without a volume is", "time points without a volume are")
     report.done.append(f"the run was closed; {lacking} said to be lost")

@@ -17,7 +17,7 @@ from microdiffusion.daemon.runs import LEAST_SHARE
 from microdiffusion.files import open_projections
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import FrameRows, open_hdf5, open_run
+from microdiffusion.runfile import FrameTable, open_hdf5, open_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,7 +193,7 @@ class RecordedRun:
         """See `Recorded`."""
         place = (key.sweep, key.channel)
         run = self._positions[key.position]
-        rows = FrameRows(
+        rows = FrameTable(
             z_um=self._z_um[key.position][place],
             time_s=self._time_s[key.position][place],
             held_out=self._held_out[key.position][place],

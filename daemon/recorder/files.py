@@ -1,6 +1,6 @@
 """The files of a run: which time point lies in which, making room for more, taking over those that are there.
 
-Owns the run's files (`run_segment.RunSegment`) and the book of what is in them (`index.RunBook`), which
+Owns the run's files (`run_segment.RunSegment`) and the book of what is in them (`index.RunIndex`), which
 the writer keeps. A run longer than one file goes on in the next one; a file that was cut when it was
 closed is made longer first. Few files are open at a time. Used by one thread at a time, the recorder's once
 it runs, but for `read_frames`.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.daemon.recorder.growth import furthest, longer, with_room
-from microdiffusion.daemon.recorder.index import Key, RunBook
+from microdiffusion.daemon.recorder.index import Key, RunIndex
 from microdiffusion.daemon.recorder.run_segment import RunSegment, create_segment, open_segment
 from microdiffusion.daemon.recorder.segment import free_bytes, size_text
 from microdiffusion.errors import InputFileError, MissingFileError
@@ -25,7 +25,7 @@ from microdiffusion.frames import Frame
 from microdiffusion.runfile import (
     REASON_BYTES,
     Closed,
-    FrameRows,
+    FrameTable,
     RunPlan,
     Status,
     file_bytes,
@@ -66,7 +66,7 @@ class RunFiles:
     plan : RunPlan
     segments : list of RunSegment
         The files so far.
-    book : RunBook
+    book : RunIndex
     last_time_s : float
         Camera time of the newest frame.
     """
@@ -76,7 +76,7 @@ class RunFiles:
         self._most_bytes = most_bytes
         self.plan = plan
         self.segments: list[RunSegment] = []
-        self.book = RunBook(len(plan.header.channels), plan.frames_per_sweep)
+        self.book = RunIndex(len(plan.header.channels), plan.frames_per_sweep)
         self.last_time_s = 0.0
 
     @classmethod
@@ -208,7 +208,7 @@ class RunFiles:
         plan = segment.layout.plan
         self.book.add_part(plan.first_time_point, plan.time_points)
 
-    def read_frames(self, key: Key, waiting: Sequence[Frame] = ()) -> FrameRows | None:
+    def read_frames(self, key: Key, waiting: Sequence[Frame] = ()) -> FrameTable | None:
         """Return the slots of a sweep, with those that wait to be written; None: no room for it. Any thread.
 
         Raises
@@ -230,7 +230,7 @@ class RunFiles:
 
             # What has its seq is whole; so that is read first.
             seq = read("mdd/frames/seq")
-            rows = FrameRows(
+            rows = FrameTable(
                 z_um=read("mdd/frames/z_um"),
                 time_s=read("mdd/frames/camera_time_s"),
                 held_out=read("mdd/frames/held_out") != 0,
@@ -242,7 +242,7 @@ class RunFiles:
             nan = np.full(frames, np.nan)
             absent = np.full(frames, -1, np.int64)
             pixels = np.zeros((frames, *header.shape[1:]), header.dtype)
-            rows = FrameRows(nan, nan.copy(), np.zeros(frames, bool), absent, pixels, 0)
+            rows = FrameTable(nan, nan.copy(), np.zeros(frames, bool), absent, pixels, 0)
         else:
             return None
         for frame in waiting:

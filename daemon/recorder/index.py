@@ -59,7 +59,7 @@ class _Part:
     sessions: dict[int, SessionBook] = field(default_factory=dict)
 
 
-class RunBook:
+class RunIndex:
     """The books of a run, by part and position.
 
     Attributes

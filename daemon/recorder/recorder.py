@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.events import tell
-from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.lock import RunLock
 from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.growth import with_room
@@ -36,8 +36,8 @@ from microdiffusion.daemon.recorder.writer import RunWriter, Written
 from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
 from microdiffusion.frames import Frame, Reconstruction, Sweep
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile import FrameRows, Ledger, RunPlan, Status, assemble, level_factors
-from microdiffusion.text import counted
+from microdiffusion.runfile import FrameTable, Ledger, RunPlan, Status, assemble, level_factors
+from microdiffusion.text import count_noun
 
 __all__ = ["Recorder", "Written"]
 
@@ -67,7 +67,7 @@ class Recorder:
     Attributes
     ----------
     header : RunHeader
-    received : SeqSet
+    received : FrameRanges
         `seq` of every frame that was in the file when the recorder was made; then the owner's, not used here.
     """
 
@@ -106,7 +106,7 @@ class Recorder:
         self._files = files
         self._writer = RunWriter(files, config)
         self.header = files.plan.header
-        self.received: SeqSet = self._writer.received()
+        self.received: FrameRanges = self._writer.received()
         self._on_written = on_written
         self._lock = RunLock(files.path)
         self._queue = JobQueue(int(config.queue_mb * 1e6))
@@ -411,7 +411,7 @@ class Recorder:
         tell("disk", text, self.header.name)
         self._writer.notes.write_event("disk", text)
 
-    def _rows(self, key: Key) -> FrameRows | None:
+    def _rows(self, key: Key) -> FrameTable | None:
         with self._queue.changed:
             waiting = list(self._waiting_frames.get(key, ()))
         return self._files.read_frames(key, waiting)
@@ -427,7 +427,7 @@ class Recorder:
                 self._queue.done(job)
             self._patience.until_done(self._writer.finish)
             if self._left:
-                left = counted(self._left, "frame was", "frames were")
+                left = count_noun(self._left, "frame was", "frames were")
                 failure = NoRoomError(f"{left} not taken at the end of the run: {failure}")
         except MddError as error:
             failure = failure or error

@@ -31,7 +31,7 @@ from microdiffusion.runfile import (
 _VALUE_CHARACTERS = 500
 
 
-class RunNotes:
+class RunData:
     """The notes of a run.
 
     Parameters
@@ -58,7 +58,7 @@ class RunNotes:
         self._began_s = time.monotonic()
 
     @classmethod
-    def read(cls, first: RunSegment, *, placed: int) -> tuple[RunNotes, NDArray[np.int64]]:
+    def read(cls, first: RunSegment, *, placed: int) -> tuple[RunData, NDArray[np.int64]]:
         """Return the notes of a run that is there, and the `seq` of its frames without place."""
         notes = cls(first)
         notes.senders = first.read("mdd/senders")

@@ -1,6 +1,6 @@
 """What goes where, and in which order, when a run file is filled: the recorder's hand.
 
-Keeps the run's files (`files.RunFiles`), their book, and the notes (`run_data.RunNotes`). Used by one
+Keeps the run's files (`files.RunFiles`), their book, and the notes (`run_data.RunData`). Used by one
 thread at a time, the recorder's once it runs.
 
 Invariants of the file
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.config import RecorderConfig
-from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.recorder.files import Place, RunFiles
 from microdiffusion.daemon.recorder.index import Key
-from microdiffusion.daemon.recorder.run_data import RunNotes, cut
+from microdiffusion.daemon.recorder.run_data import RunData, cut
 from microdiffusion.daemon.recorder.voxels import VoxelWriter
 from microdiffusion.errors import RunError
 from microdiffusion.frames import Frame, Reconstruction, Sweep
@@ -76,24 +76,24 @@ class RunWriter:
         self.short_of_room = ""  # what is told of a disk that will be full; read from any thread
         self._looked_s = -_LOOK_S
         self._durable = config.durable
-        self._notes: RunNotes | None = None
+        self._notes: RunData | None = None
         self._unplaced_seqs = np.empty(0, np.int64)
         self._live_counters: dict[tuple[int, int], int] = {}
         self._voxels = VoxelWriter()
         if files.segments:
-            self._notes, self._unplaced_seqs = RunNotes.read(files.segments[0], placed=self.book.placed)
+            self._notes, self._unplaced_seqs = RunData.read(files.segments[0], placed=self.book.placed)
 
     @property
-    def notes(self) -> RunNotes:
+    def notes(self) -> RunData:
         """What the run has once; there as soon as its first file is."""
         if self._notes is None:
             raise RunError("The run file is not there yet: start the recorder first.")
         return self._notes
 
-    def received(self) -> SeqSet:
+    def received(self) -> FrameRanges:
         """Return the `seq` of every frame that the run has."""
         seqs = np.union1d(self.book.seqs(), self._unplaced_seqs)
-        return SeqSet(seqs.tolist())
+        return FrameRanges(seqs.tolist())
 
     def start(self) -> None:
         """Create the first file, or say in all of them that the run goes on.
@@ -108,7 +108,7 @@ class RunWriter:
             self.notes.write_event("run", "the run is gone on with")
         else:
             self.files.create()
-            self._notes = RunNotes(self.files.segments[0])
+            self._notes = RunData(self.files.segments[0])
 
     def write_frame(self, frame: Frame) -> None:
         """Write a frame into its slot; one without a slot of its own is counted."""

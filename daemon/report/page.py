@@ -27,7 +27,7 @@ from microdiffusion.daemon.report.pictures import data_uri, shown, window
 from microdiffusion.daemon.status import size
 from microdiffusion.optics import AxialProfile
 from microdiffusion.runfile import Run, open_run
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 SESSIONS_MOST = 24
 """Positions and channels that are shown in full; of further ones the counts."""
@@ -50,7 +50,7 @@ def write_page(path: Path, *, title: str | None = None) -> str:
     shown_sessions = 0
     for number, position in enumerate(positions):
         if shown_sessions >= SESSIONS_MOST:
-            left = counted(len(positions) - number, "further position is", "further positions are")
+            left = count_noun(len(positions) - number, "further position is", "further positions are")
             sections.append(f"<p>{left} not shown.</p>")
             break
         channels = channels_of(path, number)
@@ -162,7 +162,7 @@ def _summary(run: Run, path: Path, positions: int) -> str:
             if positions == 1
             else f"{positions}: {', '.join(header.positions[:40])}" + (" ..." if positions > 40 else ""),
         ),
-        ("planned", "until it was stopped" if header.sweeps is None else counted(header.sweeps, "sweep")),
+        ("planned", "until it was stopped" if header.sweeps is None else count_noun(header.sweeps, "sweep")),
         ("file", f"{path.name}, {size(taken)}"),
     ]
     return f'<section><div class="cards">{shown_cards}</div>{_rows(facts)}</section>'
@@ -280,7 +280,7 @@ def _counts(channel: Channel) -> str:
         )
     held = channel.figures["held_out_error"][np.isfinite(channel.figures["held_out_error"])]
     if held.size:
-        count = counted(held.size, "projection")
+        count = count_noun(held.size, "projection")
         pairs.append(("held-out error", f"median {np.median(held):.3g} times the noise, from {count}"))
     return _rows(pairs) if pairs else ""
 
@@ -297,7 +297,7 @@ def _gaps(channel: Channel) -> str:
         if channel.gap_count > len(channel.gaps)
         else ""
     )
-    count = counted(channel.gap_count, "time point")
+    count = count_noun(channel.gap_count, "time point")
     return (
         f"<h3>Gaps: {count} without a volume</h3><table><tr><th>time point</th>"
         f"<th>status</th><th>reason</th></tr>{rows}</table>{more}"
@@ -312,7 +312,7 @@ def _events(run: Run) -> str:
         f"<tr><td>{event.time_s:.1f}</td><td>{_safe(event.kind)}</td><td>{_safe(event.text)}</td></tr>"
         for event in events[-EVENTS_MOST:]
     )
-    count = counted(len(events), "event")
+    count = count_noun(len(events), "event")
     more = f", the last {EVENTS_MOST}" if len(events) > EVENTS_MOST else ""
     return (
         f"<section><h2>Events</h2><details {'open' if len(events) <= 20 else ''}><summary>{count}{more}"

@@ -18,7 +18,7 @@ from microdiffusion.ledger import Ledger
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.daemon.frame_ranges import SeqSet
+    from microdiffusion.daemon.frame_ranges import FrameRanges
     from microdiffusion.wire import RunEnd, RunProgress
 
 MOST_SENDERS = 64
@@ -40,7 +40,7 @@ class Account:
     ended: int = 0
 
 
-class Accounts:
+class SenderReports:
     """The figures of all senders of a run, by where their numbers begin."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Accounts:
                 rows[-1, 5] = min(rows[-1, 5], account[5])
         return rows
 
-    def ledger(self, received: SeqSet, *, duplicates: int, refused: int) -> Ledger:
+    def ledger(self, received: FrameRanges, *, duplicates: int, refused: int) -> Ledger:
         """Return the sums; `received` corrects a sender that could not say its last word."""
         # What came below the first number that a sender named is of one that never spoke.
         firsts = sorted({0, *self._accounts})

@@ -29,7 +29,7 @@ Say = Callable[[str, str], None]
 """Told the kind of an event and its text."""
 
 
-class LightWatch:
+class ExposureMonitor:
     """Watches over the frames of one run.
 
     Parameters

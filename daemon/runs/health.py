@@ -23,7 +23,7 @@ HANGS_S = 20.0
 """A disk that has taken nothing for so long, and does not say that it is full, hangs: the user is told."""
 
 
-class RunWatch:
+class RunHealth:
     """Keeps what was told of a run.
 
     Parameters

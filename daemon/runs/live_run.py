@@ -19,16 +19,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from microdiffusion.daemon.runs.accounting import Accounts
+from microdiffusion.daemon.runs.accounting import SenderReports
 from microdiffusion.daemon.runs.assembler import Assembler, LostSweep, enough, room_for
 from microdiffusion.daemon.runs.bdv_link import RunLink
-from microdiffusion.daemon.runs.exposure import LightWatch
-from microdiffusion.daemon.runs.health import RunWatch
+from microdiffusion.daemon.runs.exposure import ExposureMonitor
+from microdiffusion.daemon.runs.health import RunHealth
 from microdiffusion.daemon.runs.run_vitals import Vitals
 from microdiffusion.daemon.status import LIVE, RunSummary, make_preview, session_name
 from microdiffusion.errors import RunError
 from microdiffusion.runfile import Status
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.engine import EngineProcess, Job
     from microdiffusion.daemon.ingest import Ingest
     from microdiffusion.daemon.recorder import Key, Recorder
-    from microdiffusion.daemon.runs.recovered import Found
+    from microdiffusion.daemon.runs.recovered import RecoveredRun
     from microdiffusion.daemon.status import StatusBoard
     from microdiffusion.frames import Frame, Reconstruction, Sweep
     from microdiffusion.ledger import Ledger
@@ -62,7 +62,7 @@ class LiveRun:
         Where the frames come in.
     board : StatusBoard
         Told of everything that happens.
-    found : Found, optional
+    found : RecoveredRun, optional
         What the file held already, where the run is gone on with.
     """
 
@@ -74,7 +74,7 @@ class LiveRun:
         ingest: Ingest,
         board: StatusBoard,
         *,
-        found: Found | None = None,
+        found: RecoveredRun | None = None,
     ) -> None:
         self.recorder = recorder
         self.header = recorder.header
@@ -91,16 +91,16 @@ class LiveRun:
         self._assembler = Assembler(
             config.wire.sweep_timeout_s, limit_bytes=self._room, most_frames=self.header.frames_per_sweep
         )
-        self._accounts = Accounts.of(recorder.senders)
+        self._accounts = SenderReports.of(recorder.senders)
         self._before = recorder.ledger
         self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
         self._pumping = threading.Lock()
         self._withheld: deque[Callable[[], None]] = deque()
         self._wanted: Literal["go", "pause", "stop"] = "go"
         self._ledger_s = 0.0
-        self._watch = RunWatch(recorder, board, int(config.recorder.queue_mb * 1e6))
+        self._watch = RunHealth(recorder, board, int(config.recorder.queue_mb * 1e6))
         engine.begin(self.header, self, file=recorder.paths[0].name)
-        self._light = LightWatch(self.header, self.warn)
+        self._light = ExposureMonitor(self.header, self.warn)
         self._settled_before: frozenset[Key] = frozenset()
         self._lost: set[Key] = set()  # for want of frames
         self._came_after_all: set[Key] = set()
@@ -382,7 +382,7 @@ class LiveRun:
             else:
                 if item.missing:
                     self._board.note(
-                        f"sweep {item.sweep}: {counted(item.missing, 'frame')} missing", "warning"
+                        f"sweep {item.sweep}: {count_noun(item.missing, 'frame')} missing", "warning"
                     )
                 self._engine.submit(self.header.run_id, item)
 
@@ -394,7 +394,7 @@ class LiveRun:
         for sweep, channel, position in sorted(self._came_after_all):
             self._engine.put_off(run_id, sweep, channel, position)
 
-    def _take_up(self, found: Found) -> None:
+    def _take_up(self, found: RecoveredRun) -> None:
         """Go on with a file: open sweeps wait for their frames, the others are caught up."""
         over, complete = found.feed(self._assembler, self.recorder, most_bytes=self._room // 2)
         # Neither is of a sweep that the assembler should hear of.
@@ -402,7 +402,7 @@ class LiveRun:
         for sweep, channel, position in complete:
             self._engine.put_off(self.header.run_id, sweep, channel, position)
         self._settle(over)
-        frames, sweeps = counted(len(self.received), "frame"), counted(len(found.settled), "sweep")
+        frames, sweeps = count_noun(len(self.received), "frame"), count_noun(len(found.settled), "sweep")
         text = f"{frames} and {sweeps} were there"
         self.recorder.put_event("resumed", text)
         self._board.note(f"run {self.header.name} is gone on with: {text}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RecoveredRun:
     """What a run file held before it was gone on with: (sweep, channel, position), oldest first.
 
     Attributes
@@ -42,7 +42,7 @@ class Found:
     whole: frozenset[Key] = field(default_factory=frozenset)
 
     @classmethod
-    def in_file_of(cls, recorder: Recorder, policy: str) -> Found:
+    def in_file_of(cls, recorder: Recorder, policy: str) -> RecoveredRun:
         """Return what there is; before the recorder is started.
 
         What was skipped is caught up, unless the policy is to go with the newest.

@@ -20,7 +20,7 @@ from microdiffusion.daemon.ingest import NotYet
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.runs.find_run import RunFinder
 from microdiffusion.daemon.runs.live_run import LiveRun
-from microdiffusion.daemon.runs.recovered import Found
+from microdiffusion.daemon.runs.recovered import RecoveredRun
 from microdiffusion.daemon.status import HEADLINE
 from microdiffusion.errors import ConfigError, MddError, RunError, UserError
 from microdiffusion.runfile import Status
@@ -238,7 +238,7 @@ class OpenRuns:
             self._names.clear()  # its file is there, and whoever makes one is alone at it
         return self._live(recorder, None)
 
-    def _live(self, recorder: Recorder, found: Found | None) -> LiveRun:
+    def _live(self, recorder: Recorder, found: RecoveredRun | None) -> LiveRun:
         """Return the run of a recorder that has started; where that fails, nothing of it is left running."""
         ingest = self._needed_ingest()
         try:
@@ -267,7 +267,7 @@ class OpenRuns:
             header = recorder.header
             if wanted is not None:
                 _require_same(header, wanted, path)
-            found = Found.in_file_of(recorder, self._config.engine.policy)
+            found = RecoveredRun.in_file_of(recorder, self._config.engine.policy)
             recorder.start()
         except BaseException:
             recorder.stop()

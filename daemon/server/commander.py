@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 from microdiffusion.daemon.server.save_tiff import Snapshots
 from microdiffusion.daemon.status import state_of
 from microdiffusion.errors import UserError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.engine import EngineProcess
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from microdiffusion.wire import Command, Value
 
 
-class Commanded(Protocol):
+class DaemonControls(Protocol):
     """What of the daemon commands reach."""
 
     board: StatusBoard
@@ -52,10 +52,10 @@ class Commander:
 
     Parameters
     ----------
-    daemon : Commanded
+    daemon : DaemonControls
     """
 
-    def __init__(self, daemon: Commanded) -> None:
+    def __init__(self, daemon: DaemonControls) -> None:
         self._daemon = daemon
         self._snapshots = Snapshots(daemon.board)
 
@@ -117,7 +117,7 @@ class Commander:
             "failed": snapshot.volumes.failed,
         }
         for number, run in enumerate(snapshot.runs[:_MOST_RUNS]):
-            frames = counted(run.frames, "frame")
+            frames = count_noun(run.frames, "frame")
             values[f"run_{number}"] = f"{run.name} {run.state}, {frames}, {run.waiting} wait"
             values[f"run_{number}_file"] = run.file
         return state_of(snapshot), values

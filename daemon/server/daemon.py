@@ -20,13 +20,13 @@ from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import open_display
 from microdiffusion.daemon.engine import EngineProcess
 from microdiffusion.daemon.ingest import Ingest
-from microdiffusion.daemon.monitoring import Watchman
+from microdiffusion.daemon.monitoring import Monitor
 from microdiffusion.daemon.runs import OpenRuns
 from microdiffusion.daemon.server.commander import Commander
 from microdiffusion.daemon.server.resume import Leftovers, remove_remains, resume_from, unclosed
 from microdiffusion.daemon.server.sources import STOP_S, open_source
 from microdiffusion.daemon.server.systemd import ServiceManager
-from microdiffusion.daemon.signals import StopWish
+from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher, log_line
 from microdiffusion.errors import AcquisitionError, DiskError
 from microdiffusion.wire import Command, server_security
@@ -56,7 +56,7 @@ class Daemon:
         Sends the frames instead of the configured driver.
     resume : Path, optional
         A run file to go on with.
-    stopping : StopWish, optional
+    stopping : StopRequest, optional
         Whether somebody wants it to stop; None: only `request_stop` says so.
     """
 
@@ -68,7 +68,7 @@ class Daemon:
         duration_s: float | None,
         feed: Feed | None = None,
         resume: Path | None = None,
-        stopping: StopWish | None = None,
+        stopping: StopRequest | None = None,
     ) -> None:
         self._config = config
         self._volumes = volumes
@@ -78,7 +78,7 @@ class Daemon:
         self._leftovers: Leftovers | None = None
         self._remarks: list[str] = []  # of the driver, not in a run file yet
         self.board = StatusBoard()
-        self.stopping = StopWish() if stopping is None else stopping
+        self.stopping = StopRequest() if stopping is None else stopping
         self._before_runs_s = -float("inf")  # when what comes before the runs had stopped
         self._show: Callable[[], None] = lambda: None
         self._shown_s = 0.0
@@ -106,7 +106,7 @@ class Daemon:
         )
         self._runs.listen(self._ingest)
         self._commander = Commander(self)
-        self._watchman = Watchman(config, self.board)
+        self._watchman = Monitor(config, self.board)
         self._told: tuple[EngineInfo, str, EngineConfig] | None = None
 
     @property

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.recorder import refuse_unordered
 from microdiffusion.daemon.server.daemon import Daemon
-from microdiffusion.daemon.signals import StopWish
+from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
 from microdiffusion.runfile import Status, require_compression
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def serve(
     dashboard: bool = False,
     feed: Feed | None = None,
     resume: Path | None = None,
-    wish: StopWish | None = None,
+    wish: StopRequest | None = None,
 ) -> int:
     """Run the daemon and say at the end where the files are; return the exit code.
 
@@ -64,7 +64,7 @@ def serve(
     if config.recorder.layout == "swmr":  # refused now, not when the first frame comes
         refuse_unordered(config.recorder.output)
         require_compression(config.recorder.compression)
-    wish = StopWish() if wish is None else wish
+    wish = StopRequest() if wish is None else wish
     with wish.heard():
         if wish.is_set():  # before anything was begun
             return 0
@@ -110,7 +110,7 @@ def _summary(run: ClosedRun) -> str:
     path = run.paths[0]
     more = f" (and {len(run.paths) - 1} more)" if len(run.paths) > 1 else ""
     frames = run.ledger.sentence()
-    volumes = counted(written, "volume")
+    volumes = count_noun(written, "volume")
     if not written:
         return f"{path}{more}\nno volume{others}; of the raw projections {frames}\n"
     return (

@@ -38,7 +38,7 @@ from microdiffusion.daemon.status.models import (
     SweepProgress,
     VolumeCounts,
 )
-from microdiffusion.daemon.status.shelf import PreviewShelf
+from microdiffusion.daemon.status.shelf import LatestPreviews
 from microdiffusion.daemon.system import disk_free_bytes, resident_mb
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class StatusBoard:
         self._volumes: Counter[str] = Counter()
         self._quality = Quality()
         self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
-        self._previews = PreviewShelf()
+        self._previews = LatestPreviews()
         self._history = History()
         self._histograms: dict[str, Histogram] = {}
         self._sums = FrameSums()

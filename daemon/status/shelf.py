@@ -27,7 +27,7 @@ class _Place:
     told_s: float = -math.inf
 
 
-class PreviewShelf:
+class LatestPreviews:
     """Keeps the previews."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.status.models import HEADLINE
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.status.models import Alarm, Latency, RunSummary, StatusSnapshot
@@ -29,7 +29,7 @@ def page(snapshot: StatusSnapshot) -> str:
     run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
     several = len(snapshot.runs) > 1
     residual = snapshot.quality.residual
-    steps = counted(engine.steps, "step")
+    steps = count_noun(engine.steps, "step")
     rows = [
         ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
         ("time", times(snapshot.time_utc)),
@@ -69,9 +69,9 @@ def state_of(snapshot: StatusSnapshot) -> str:
 
 def run_line(run: RunSummary) -> str:
     """Return one of several runs in a line."""
-    text = f"{run.name}, {run.state}, {counted(run.frames, 'frame')}, {counted(run.written, 'volume')}"
+    text = f"{run.name}, {run.state}, {count_noun(run.frames, 'frame')}, {count_noun(run.written, 'volume')}"
     if run.waiting:
-        text += f", {counted(run.waiting, 'sweep waits', 'sweeps wait')}"
+        text += f", {count_noun(run.waiting, 'sweep waits', 'sweeps wait')}"
     return f"{text}; {run.waits_for}" if run.waits_for else text
 
 

@@ -27,11 +27,11 @@ from microdiffusion.drivers.micromanager.core import open_core, prepare
 from microdiffusion.drivers.micromanager.hook import FrameHook
 from microdiffusion.drivers.micromanager.preflight import check_travel, exposure_remark
 from microdiffusion.drivers.plan import Plan, PlannedSweep, ResumeFrom
-from microdiffusion.drivers.sending import FINISH_S, Teller, open_sender
+from microdiffusion.drivers.sending import FINISH_S, SenderProgress, open_sender
 from microdiffusion.drivers.specimen import CalibrationSpecimen, Specimen, specimen_of_run
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.sender import Sender, SenderStats
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,13 +112,13 @@ def acquire(
     sender.start()
     reason = "failed"
     try:
-        feeder = _Feeder(config, hook, sender, stop, note=note, tell=Teller(sender, note, on_stats))
+        feeder = _Feeder(config, hook, sender, stop, note=note, tell=SenderProgress(sender, note, on_stats))
         reason = _run(config, plan, hook, feeder, resume)
     finally:
         _put_back(core, focus_um, note)
         stats = sender.finish(reason=reason, timeout_s=patience_s())
         if stats.unsent:
-            left = counted(
+            left = count_noun(
                 stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie"
             )
             note(f"{left} in the journal: see `mdd deliver`")

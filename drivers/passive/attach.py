@@ -27,7 +27,7 @@ from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.relay import PassiveRun
 from microdiffusion.drivers.sending import FINISH_S, open_sender, require_port
 from microdiffusion.errors import AcquisitionError, MddError
-from microdiffusion.text import counted
+from microdiffusion.text import count_noun
 from microdiffusion.wire import client_security
 
 if TYPE_CHECKING:
@@ -201,9 +201,9 @@ class Attached:
             sender.raise_if_failed()
         except MddError as error:
             self._give_up(error)
-        text = f"{counted(self.stats.put, 'frame')} passed on, {self.stats.acknowledged} confirmed"
+        text = f"{count_noun(self.stats.put, 'frame')} passed on, {self.stats.acknowledged} confirmed"
         if self._run.unplaced:
-            text += f", {counted(self._run.unplaced, 'image')} without a place"
+            text += f", {count_noun(self._run.unplaced, 'image')} without a place"
         # What still waits has a journal to wait in, or is gone with the sender's memory.
         lost = self.stats.dropped + self.stats.waiting - self.stats.unsent
         if lost:

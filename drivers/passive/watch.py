@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.drivers.passive.ndtiff_tail import GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.passive.relay import PassiveRun
-from microdiffusion.drivers.sending import FINISH_S, Teller, open_sender
+from microdiffusion.drivers.sending import FINISH_S, SenderProgress, open_sender
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class _Follower:
     def _pass_on(self, dataset: GrowingDataset, run: PassiveRun) -> str:
         """Pass on all images; return why they ended: "finished", "nothing new" or "stopped"."""
         changed_s = time.monotonic()
-        tell: Teller | None = None
+        tell: SenderProgress | None = None
         while True:
             for image in dataset.images():
                 if run.sender is not None and not self._await_room(run.sender):
@@ -188,7 +188,7 @@ class _Follower:
                 run.take(image)
                 changed_s = time.monotonic()
                 if run.sender is not None:
-                    tell = tell or Teller(run.sender, self._note, self._on_stats)
+                    tell = tell or SenderProgress(run.sender, self._note, self._on_stats)
                     tell()
             quiet_s = time.monotonic() - changed_s
             if quiet_s > SETTLE_S and dataset.is_complete:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microdiffusion.daemon.frame_ranges import SeqSet
-from microdiffusion.daemon.runs.accounting import MOST_KNOWN, MOST_SENDERS, Accounts
+from microdiffusion.daemon.frame_ranges import FrameRanges
+from microdiffusion.daemon.runs.accounting import MOST_KNOWN, MOST_SENDERS, SenderReports
 from microdiffusion.wire.messages import RunEnd, RunProgress
 
 RUN = "0" * 32
 
 
-def settled(accounts: Accounts, received: SeqSet) -> dict[str, int]:
+def settled(accounts: SenderReports, received: FrameRanges) -> dict[str, int]:
     ledger = accounts.ledger(received, duplicates=0, refused=0).settled(received=len(received), unplaced=0)
     assert ledger.complaint() == ""
     names = ("announced", "received", "missing", "dropped_by_sender", "unsent", "damaged", "on_the_line")
@@ -22,9 +22,9 @@ def settled(accounts: Accounts, received: SeqSet) -> dict[str, int]:
 
 
 def test_one_sender_that_said_all_is_taken_at_its_word() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.end(RunEnd(run=RUN, announced=10, dropped=2, unsent=1, damaged=1))
-    assert settled(accounts, SeqSet(range(5))) == {
+    assert settled(accounts, FrameRanges(range(5))) == {
         "announced": 10,
         "received": 5,
         "missing": 5,
@@ -36,7 +36,7 @@ def test_one_sender_that_said_all_is_taken_at_its_word() -> None:
 
 
 def test_a_peer_that_begins_ever_anew_grows_nothing() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     for first in range(3 * MOST_KNOWN):
         accounts.started(first)
         accounts.progress(RunProgress(run=RUN, first_seq=first, announced=1, dropped=0))
@@ -44,38 +44,43 @@ def test_a_peer_that_begins_ever_anew_grows_nothing() -> None:
     for first in range(3 * MOST_KNOWN):
         accounts.end(RunEnd(run=RUN, first_seq=first, announced=1, dropped=0))
     assert not accounts.anybody
-    assert settled(accounts, SeqSet(range(3 * MOST_KNOWN)))["received"] == 3 * MOST_KNOWN
+    assert settled(accounts, FrameRanges(range(3 * MOST_KNOWN)))["received"] == 3 * MOST_KNOWN
 
 
 def test_frames_of_a_sender_that_never_spoke_count_as_announced() -> None:
-    assert settled(Accounts(), SeqSet()) == {}
-    assert settled(Accounts(), SeqSet(range(3))) == {"announced": 3, "received": 3}
-    accounts = Accounts()
+    assert settled(SenderReports(), FrameRanges()) == {}
+    assert settled(SenderReports(), FrameRanges(range(3))) == {"announced": 3, "received": 3}
+    accounts = SenderReports()
     accounts.end(RunEnd(run=RUN, first_seq=100, announced=4, dropped=0))
-    received = SeqSet([*range(3), *range(100, 103)])
+    received = FrameRanges([*range(3), *range(100, 103)])
     assert settled(accounts, received) == {"announced": 7, "received": 6, "missing": 1, "on_the_line": 1}
 
 
 def test_a_killed_sender_leaves_what_it_last_said_and_what_came_since() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.progress(RunProgress(run=RUN, announced=10, dropped=0))
-    assert settled(accounts, SeqSet(range(15))) == {"announced": 15, "received": 15}
-    assert settled(accounts, SeqSet(range(7))) == {"announced": 10, "received": 7, "missing": 3, "unsent": 3}
+    assert settled(accounts, FrameRanges(range(15))) == {"announced": 15, "received": 15}
+    assert settled(accounts, FrameRanges(range(7))) == {
+        "announced": 10,
+        "received": 7,
+        "missing": 3,
+        "unsent": 3,
+    }
 
 
 def test_the_gap_of_one_sender_is_not_hidden_by_another_that_said_too_little() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.progress(RunProgress(run=RUN, announced=10, dropped=0))  # killed after 15
     accounts.end(RunEnd(run=RUN, first_seq=100, announced=10, dropped=0))  # of which two were lost
-    received = SeqSet([*range(15), *range(100, 108)])
+    received = FrameRanges([*range(15), *range(100, 108)])
     assert settled(accounts, received) == {"announced": 25, "received": 23, "missing": 2, "on_the_line": 2}
 
 
 def test_what_one_sender_takes_for_unsent_does_not_explain_what_another_lost() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=3))  # two of them came, unconfirmed
     accounts.end(RunEnd(run=RUN, first_seq=100, announced=10, dropped=0))
-    received = SeqSet([*range(9), *range(100, 108)])
+    received = FrameRanges([*range(9), *range(100, 108)])
     assert settled(accounts, received) == {
         "announced": 20,
         "received": 17,
@@ -86,25 +91,25 @@ def test_what_one_sender_takes_for_unsent_does_not_explain_what_another_lost() -
 
 
 def test_a_journal_that_is_delivered_later_corrects_the_last_word() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=4))
-    assert settled(accounts, SeqSet(range(6)))["unsent"] == 4
+    assert settled(accounts, FrameRanges(range(6)))["unsent"] == 4
     accounts.end(RunEnd(run=RUN, announced=10, dropped=0, unsent=0))
-    assert settled(accounts, SeqSet(range(10))) == {"announced": 10, "received": 10}
+    assert settled(accounts, FrameRanges(range(10))) == {"announced": 10, "received": 10}
 
 
 def test_reports_survive_the_daemon() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.end(RunEnd(run=RUN, announced=10, dropped=1))
     accounts.progress(RunProgress(run=RUN, first_seq=50, announced=3, dropped=0))
-    again = Accounts.of(accounts.rows())
+    again = SenderReports.of(accounts.rows())
     np.testing.assert_array_equal(again.rows(), accounts.rows())
     assert accounts.anybody
     assert not again.anybody  # until it says so
 
 
 def test_a_run_has_somebody_until_all_senders_said_their_last_word() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     accounts.started(0)
     accounts.started(50)
     accounts.end(RunEnd(run=RUN, announced=1, dropped=0))
@@ -114,10 +119,10 @@ def test_a_run_has_somebody_until_all_senders_said_their_last_word() -> None:
 
 
 def test_more_senders_than_the_file_keeps_apart_are_still_counted() -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     for number in range(MOST_SENDERS + 5):
         accounts.end(RunEnd(run=RUN, first_seq=100 * number, announced=2, dropped=0))
-    assert Accounts.of(accounts.rows()).ledger(SeqSet(), duplicates=0, refused=0).announced == 2 * (
+    assert SenderReports.of(accounts.rows()).ledger(FrameRanges(), duplicates=0, refused=0).announced == 2 * (
         MOST_SENDERS + 5
     )
 
@@ -130,10 +135,10 @@ frames = st.sets(st.integers(0, 30), max_size=20)
 def test_whatever_is_said_the_ledger_adds_up(
     ended: bool, first: set[int], second: set[int], announced: int, dropped: int
 ) -> None:
-    accounts = Accounts()
+    accounts = SenderReports()
     message = RunEnd if ended else RunProgress
     for at in (0, 1000):
         report = message(run=RUN, first_seq=at, announced=announced, dropped=dropped)
         accounts.end(report) if isinstance(report, RunEnd) else accounts.progress(report)
-    received = SeqSet(sorted(first | {1000 + seq for seq in second}))
+    received = FrameRanges(sorted(first | {1000 + seq for seq in second}))
     assert settled(accounts, received).get("received", 0) == len(received)

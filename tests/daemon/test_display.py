@@ -44,7 +44,7 @@ from microdiffusion.daemon.server.save_tiff import save_newest
 from microdiffusion.daemon.status.board import StatusBoard, StatusPublisher
 from microdiffusion.daemon.status.models import Alarm, QueueDepth, RunSummary, StatusSnapshot
 from microdiffusion.daemon.status.previews import make_preview
-from microdiffusion.daemon.status.shelf import AGAIN_S, PreviewShelf
+from microdiffusion.daemon.status.shelf import AGAIN_S, LatestPreviews
 from microdiffusion.daemon.status.text import page, times
 from microdiffusion.errors import UserError
 from microdiffusion.wire.messages import Command
@@ -460,7 +460,7 @@ def test_no_style_of_the_dashboard_is_black_or_white() -> None:
 
 
 def test_previews_of_sessions_take_turns_and_come_again_for_who_joins_late() -> None:
-    shelf = PreviewShelf()
+    shelf = LatestPreviews()
     assert shelf.next(0.0) == ("", None)
     for name in ("b", "a"):
         shelf.put(name, PREVIEW)

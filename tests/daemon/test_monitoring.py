@@ -22,7 +22,7 @@ from microdiffusion.daemon.control import ask
 from microdiffusion.daemon.events import EVENTS, tell
 from microdiffusion.daemon.monitoring import log as json_log
 from microdiffusion.daemon.monitoring.log import JsonLog
-from microdiffusion.daemon.monitoring.monitor import Watchman
+from microdiffusion.daemon.monitoring.monitor import Monitor
 from microdiffusion.daemon.status.board import HEADLINE, EngineStatus, StatusBoard
 from microdiffusion.daemon.status.history import BUCKETS_S, KEPT, Histogram, History
 from microdiffusion.daemon.status.models import RunSummary
@@ -178,7 +178,7 @@ def test_the_log_tells_of_start_notes_states_alarms_figures_and_the_end(tmp_path
     clock = Clock()
     board = StatusBoard(clock=clock, wall=lambda: 1.8e9 + clock.now)
     config = Config(recorder={"output": tmp_path})
-    watchman = Watchman(config, board)
+    watchman = Monitor(config, board)
     watchman.start(name="demo")
     board.set_state("running")
     board.note("a note", "warning")
@@ -210,7 +210,7 @@ def test_the_log_tells_of_start_notes_states_alarms_figures_and_the_end(tmp_path
 
 def test_the_log_may_be_switched_off(tmp_path: Path) -> None:
     config = Config(recorder={"output": tmp_path}, monitoring=MonitoringConfig(log=False))
-    watchman = Watchman(config, StatusBoard())
+    watchman = Monitor(config, StatusBoard())
     watchman.start()
     watchman.stop(None)
     assert list(tmp_path.iterdir()) == []

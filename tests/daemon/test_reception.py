@@ -12,7 +12,7 @@ from support.wire_support import RUN, make_header
 
 from microdiffusion import wire
 from microdiffusion.daemon.ingest import run as ingest_run
-from microdiffusion.daemon.ingest.protocol import REMEMBERED_RUNS, Answer, Reception
+from microdiffusion.daemon.ingest.protocol import REMEMBERED_RUNS, Answer, IngestProtocol
 from microdiffusion.daemon.ingest.run import MAX_SENDERS, RunState
 from microdiffusion.errors import GeometryError
 from microdiffusion.header import RunHeader
@@ -22,13 +22,13 @@ A, B = b"peer a", b"peer b"
 
 
 class Talk:
-    """A `Reception` whose answers, questions and safe frames are kept; time stands still unless moved."""
+    """A `IngestProtocol` whose answers, questions and safe frames are kept; time stands still unless moved."""
 
     def __init__(self, **options: Any) -> None:
         self.answers: list[tuple[bytes, Answer]] = []
         self.asked: list[RunHeader] = []
         self.now_s = 0.0
-        self.reception = Reception(
+        self.reception = IngestProtocol(
             answer=lambda peer, answer: self.answers.append((peer, answer)),
             ask=self.asked.append,
             taken=lambda run, seq: run.taken(seq),

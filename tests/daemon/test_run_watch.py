@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microdiffusion.daemon.runs.health import HANGS_S, RunWatch
+from microdiffusion.daemon.runs.health import HANGS_S, RunHealth
 from microdiffusion.daemon.status.board import StatusBoard
 
 
@@ -30,7 +30,7 @@ class Recorder:
 )
 def test_only_a_disk_that_hangs_is_told(tmp_path: Path, tick_s: float, told: int) -> None:
     board = StatusBoard(clock=lambda: 0.0)
-    watch = RunWatch(Recorder(tmp_path), board, 1)  # type: ignore[arg-type]
+    watch = RunHealth(Recorder(tmp_path), board, 1)  # type: ignore[arg-type]
     began_s = now_s = time.monotonic()
     while now_s < began_s + 2 * HANGS_S:
         now_s += tick_s
@@ -41,7 +41,7 @@ def test_only_a_disk_that_hangs_is_told(tmp_path: Path, tick_s: float, told: int
 def test_a_disk_that_will_be_full_is_told_once(tmp_path: Path) -> None:
     board = StatusBoard(clock=lambda: 0.0)
     recorder = Recorder(tmp_path)
-    watch = RunWatch(recorder, board, 1)  # type: ignore[arg-type]
+    watch = RunHealth(recorder, board, 1)  # type: ignore[arg-type]
     for short in ("", "room for 3 more sweeps", "room for 2 more sweeps", ""):
         recorder.short_of_room = short
         watch.disk(time.monotonic())

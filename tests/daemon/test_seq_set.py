@@ -7,12 +7,12 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.frame_ranges import FrameRanges
 
 
 @given(st.lists(st.integers(0, 60)), st.integers(0, 70), st.integers(0, 70))
 def test_a_seq_set_is_a_set(numbers: list[int], start: int, stop: int) -> None:
-    seqs, model = SeqSet(), set()
+    seqs, model = FrameRanges(), set()
     for number in numbers:
         assert (number in seqs) is (number in model)
         assert seqs.add(number) is (number not in model)
@@ -24,24 +24,24 @@ def test_a_seq_set_is_a_set(numbers: list[int], start: int, stop: int) -> None:
 
 
 def test_an_empty_one_holds_nothing() -> None:
-    seqs = SeqSet()
+    seqs = FrameRanges()
     assert (len(seqs), seqs.highest, seqs.count(0, 1 << 53), 0 in seqs) == (0, -1, 0, False)
 
 
 def test_it_begins_with_what_it_is_given() -> None:
-    seqs = SeqSet([5, 3, 4, 9])
+    seqs = FrameRanges([5, 3, 4, 9])
     assert (len(seqs), seqs.ranges, seqs.highest) == (4, 2, 9)
 
 
 def test_it_stays_small_while_frames_come_in_order() -> None:
-    seqs = SeqSet()
+    seqs = FrameRanges()
     for number in [*range(0, 1000, 2), *range(1, 1000, 2)]:
         seqs.add(number)
     assert seqs.ranges == 1
 
 
 def test_it_can_be_counted_while_it_changes() -> None:
-    seqs = SeqSet()
+    seqs = FrameRanges()
     done = threading.Event()
 
     def change() -> None:

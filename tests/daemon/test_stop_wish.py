@@ -20,7 +20,7 @@ from support.mdd_process import Mdd, command, free_port
 from microdiffusion import open_run
 from microdiffusion.daemon import signals as stop_wish
 from microdiffusion.daemon.cli import options
-from microdiffusion.daemon.signals import StopWish
+from microdiffusion.daemon.signals import StopRequest
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="posix signals")
 
@@ -32,7 +32,7 @@ def ports() -> list[str]:
 @posix_only
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_each_signal_is_a_wish_and_the_second_is_for_at_once(number: str) -> None:
-    wish = StopWish()
+    wish = StopRequest()
     before = signal.getsignal(getattr(signal, number))
     with wish.heard():
         assert not wish.wait(0.0)
@@ -54,7 +54,7 @@ def test_a_signal_is_heard_wherever_it_comes_in_the_waiting() -> None:
             signal.raise_signal(signal.SIGTERM)
         return interrupt
 
-    wish = StopWish()
+    wish = StopRequest()
     before = sys.gettrace()
     with wish.heard():
         sys.settrace(interrupt)
@@ -69,7 +69,7 @@ def test_a_signal_is_heard_wherever_it_comes_in_the_waiting() -> None:
 def test_whoever_starts_it_with_nohup_hears_of_no_hang_up() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        wish = StopWish()
+        wish = StopRequest()
         with wish.heard():
             os.kill(os.getpid(), signal.SIGHUP)
             assert not wish.wait(0.1)

@@ -11,7 +11,7 @@ import numpy as np
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.ingest.receiver import Ingest
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
@@ -23,7 +23,7 @@ class RememberingSink:
     """Keeps all that it is told. With `holds`, a frame becomes safe only by `release`."""
 
     def __init__(self, *, holds: bool = False, window_bytes: int = 1 << 20) -> None:
-        self.received = SeqSet()
+        self.received = FrameRanges()
         self.window_bytes = window_bytes
         self.holds = holds
         self.frames: list[Frame] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from microdiffusion.daemon.frame_ranges import SeqSet
+from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.ingest.receiver import Ingest
 from microdiffusion.errors import MddError
 from microdiffusion.frames import Frame, FrameInfo
@@ -58,8 +58,8 @@ class Receiver:
     With `holds`, frames become safe only by `release`. `received` is what an earlier one had.
     """
 
-    def __init__(self, address: str = FREE_PORT, received: SeqSet | None = None, **options: Any) -> None:
-        self.received = received or SeqSet()
+    def __init__(self, address: str = FREE_PORT, received: FrameRanges | None = None, **options: Any) -> None:
+        self.received = received or FrameRanges()
         self.window_bytes = 1 << 20
         self.headers: list[RunHeader] = []
         self.frames: list[Frame] = []
@@ -132,7 +132,9 @@ class Receiver:
 
 
 @contextmanager
-def receiving(address: str = FREE_PORT, received: SeqSet | None = None, **options: Any) -> Iterator[Receiver]:
+def receiving(
+    address: str = FREE_PORT, received: FrameRanges | None = None, **options: Any
+) -> Iterator[Receiver]:
     receiver = Receiver(address, received, **options)
     try:
         yield receiver

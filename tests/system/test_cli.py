@@ -406,11 +406,11 @@ def test_help_is_quick():
 
 
 def test_one_is_one_in_sentences() -> None:
-    from microdiffusion.text import counted
+    from microdiffusion.text import count_noun
 
-    assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
-    assert counted(1, "sweep waits", "sweeps wait") == "1 sweep waits"
-    assert counted(3, "sweep waits", "sweeps wait") == "3 sweeps wait"
+    assert [count_noun(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+    assert count_noun(1, "sweep waits", "sweeps wait") == "1 sweep waits"
+    assert count_noun(3, "sweep waits", "sweeps wait") == "3 sweeps wait"
 
 
 def test_an_unexpected_error_is_told_where_nothing_can_be_written(

@@ -25,7 +25,7 @@ from support.sample_data import write_sample
 from microdiffusion import errors, open_run
 from microdiffusion.config.models import Config
 from microdiffusion.daemon.cli import dispatch as cli
-from microdiffusion.daemon.runs.exposure import LightWatch
+from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.drivers.micromanager import acquisition as micromanager
 from microdiffusion.drivers.micromanager import preflight as mm_checks
 from microdiffusion.drivers.micromanager import server as mm_server
@@ -307,7 +307,7 @@ def test_what_is_wrong_with_the_light_is_said_once(
     run: RunHeader, image: Callable[[int], Any], kinds: list[str], cure: str
 ) -> None:
     told: list[tuple[str, str]] = []
-    watch = LightWatch(run, lambda kind, text: told.append((kind, text)))
+    watch = ExposureMonitor(run, lambda kind, text: told.append((kind, text)))
     for frame in frames_of(image):
         watch.look(frame)
     assert [kind for kind, _ in told] == kinds
