@@ -1,7 +1,7 @@
 """The wish to stop: Ctrl-C, a polite kill, a terminal that is closed.
 
-`StopRequest` is what the main thread asks instead of an event, and takes no lock. A signal's handler runs on the
-main thread between any two of its instructions, also while that holds the lock of the very event that the
+`StopRequest` is what the main thread asks instead of an event, and takes no lock. A signal's handler runs on
+the main thread between any two of its instructions, also while that holds the lock of the very event that the
 handler would set: the process would then stand still for ever. So the handler only counts, and whoever waits
 looks again and again. Enter `heard` as early as may be: what comes before ends the process as any other.
 """

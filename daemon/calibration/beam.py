@@ -300,7 +300,8 @@ def _warnings(
     used = int(np.count_nonzero(aligned.used))
     if specimen == "beads" and used < FEW:
         warnings.append(
-            f"only {count_noun(used, 'bead was', 'beads were')} used: take a denser specimen or several stacks"
+            f"only {count_noun(used, 'bead was', 'beads were')} used: take a denser specimen "
+            "or several stacks"
         )
     if off_um > 0.1 * length_um:
         warnings.append(

@@ -144,9 +144,8 @@ def _list(cache: EngineCache) -> int:
             what = "ONNX graph" if "weights" in about else "damaged"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
         say(f"{entry.path.name}  {_size(entry.size):>8}  last used {used}  {what}")
-    say(
-        f"{count_noun(len(entries), 'file')}, {_size(sum(entry.size for entry in entries))}, in {cache.folder}"
-    )
+    size = _size(sum(entry.size for entry in entries))
+    say(f"{count_noun(len(entries), 'file')}, {size}, in {cache.folder}")
     return 0
 
 

@@ -22,7 +22,7 @@ A, B = b"peer a", b"peer b"
 
 
 class Talk:
-    """A `IngestProtocol` whose answers, questions and safe frames are kept; time stands still unless moved."""
+    """An `IngestProtocol` whose answers and questions are kept; time stands still unless moved."""
 
     def __init__(self, **options: Any) -> None:
         self.answers: list[tuple[bytes, Answer]] = []
