@@ -1,29 +1,71 @@
 """MicroDiffusion live: depth-resolved volumes from Bessel-beam projections while the acquisition runs.
 
-The ground floor: what others may rely on. Importing it never imports torch or pycromanager, and reading
-run files (`open_run`) is imported when it is first used.
+`__all__` is the public surface, together with `microdiffusion.drivers.attach` and what
+`microdiffusion.engines` lists; everything else may change or move without notice. Each name is imported when
+it is first used, so that ``import microdiffusion`` stays light, and never imports torch or pycromanager.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from microdiffusion.runfile import Run, open_run
+    from microdiffusion import export
+    from microdiffusion.adapters import to_dask, to_xarray
+    from microdiffusion.config import Config, load_config
+    from microdiffusion.errors import DamagedError, GapError
+    from microdiffusion.files import open_projections
+    from microdiffusion.frames import Frame, FrameInfo
+    from microdiffusion.header import RunHeader
+    from microdiffusion.runfile import Run, Status, open_run
+    from microdiffusion.sender import Sender
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "open_run"]
+__all__ = [
+    "Config",
+    "DamagedError",
+    "Frame",
+    "FrameInfo",
+    "GapError",
+    "Run",
+    "RunHeader",
+    "Sender",
+    "Status",
+    "__version__",
+    "export",
+    "load_config",
+    "open_projections",
+    "open_run",
+    "to_dask",
+    "to_xarray",
+]
 
-_LAZY = frozenset({"Run", "open_run"})
+_HOMES = {
+    "Config": "config",
+    "DamagedError": "errors",
+    "Frame": "frames",
+    "FrameInfo": "frames",
+    "GapError": "errors",
+    "Run": "runfile",
+    "RunHeader": "header",
+    "Sender": "sender",
+    "Status": "runfile",
+    "load_config": "config",
+    "open_projections": "files",
+    "open_run": "runfile",
+    "to_dask": "adapters",
+    "to_xarray": "adapters",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from microdiffusion import runfile
-
-        return getattr(runfile, name)
+    if name == "export":
+        return import_module("microdiffusion.export")
+    if name in _HOMES:
+        return getattr(import_module(f"microdiffusion.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """A hook for an acquisition of your own: its images go to mdd as well, and nothing else changes.
 
-    from microdiffusion.drivers.hook import attach
+    from microdiffusion.drivers import attach
 
     with attach("my.toml") as mdd:
         with Acquisition(directory="data", name="run", image_process_fn=mdd.process) as acquisition:
