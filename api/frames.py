@@ -122,11 +122,6 @@ class Reconstruction:
         Standard deviation of each voxel, in the volume's units; None where it was not asked for.
     slots : (N,) int64, optional
         Places of the frames that it was made of; None where the sweep does not say.
-    from_state, state : int
-        Names of the session's state before and after: what `mdd reconstruct RUN --check` goes by. 0: none,
-        the session began with this sweep.
-    recipe : str
-        What it was made with: settings, weights, versions, processor (JSON).
     """
 
     volume: NDArray[np.float32]
@@ -142,6 +137,3 @@ class Reconstruction:
     effort: int = 0
     uncertainty: NDArray[np.float32] | None = None
     slots: NDArray[np.int64] | None = None
-    from_state: int = 0
-    state: int = 0
-    recipe: str = ""

@@ -254,18 +254,8 @@ class Run:
         """
         return np.asarray(np.concatenate([piece.data[()] for piece in self._pieces(f"mdd/{name}")]))
 
-    @property
-    def recipes(self) -> tuple[str, ...]:
-        """What volumes were made with, JSON; `values("recipe")` says which, from 1."""
-        first = self._first()
-        texts = [] if first.plan.segment else first.view("mdd/recipes")[()].tolist()
-        return tuple(bytes(text).decode(errors="replace") for text in texts if text)
-
-    def sweep(self, time_point: int, channel: int = 0, *, used: bool = False) -> Sweep:
-        """Return the recorded projections of a time point, ascending in z, the held-out ones apart.
-
-        `used`: only those that its volume was made of; a frame may have come too late for it.
-        """
+    def sweep(self, time_point: int, channel: int = 0) -> Sweep:
+        """Return the recorded projections of a time point, ascending in z, the held-out ones apart."""
         place = (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
 
         def read(name: str) -> NDArray[Any]:
@@ -280,8 +270,6 @@ class Run:
             pixels=self.projections.filled(0)[place],
             expected=int(read("mdd/frames_expected")),
         )
-        if used:
-            rows.seq = np.where(read("mdd/frames/used") != 0, rows.seq, -1)
         number = time_point % len(self) + self._parts.plan.first_time_point
         return assemble(rows, number, channel, self._position)
 

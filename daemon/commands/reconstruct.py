@@ -5,7 +5,6 @@ mdd reconstruct projections.h5 --output run.h5 --method tikhonov
 mdd reconstruct projections.h5 --output run.h5 --method microdiffusion   (the reference; takes hours)
 mdd reconstruct run.h5                     (adds the volumes that the engine had no time for)
 mdd reconstruct run.h5 --output anew.h5    (every sweep anew, into a run file of its own)
-mdd reconstruct run.h5 --check --time-points 3,7-9   (made again in memory and compared bit by bit)
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from microdiffusion.text import count_noun
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
-    from pathlib import Path
 
     from microdiffusion.config import ReferenceConfig
     from microdiffusion.frames import Reconstruction
@@ -84,14 +82,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="RUN.h5",
         help="run file to write; without it a run file gets what it lacks, in place",
     )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="make volumes of a run file again as it says, write nothing, and say whether they are the same",
-    )
-    parser.add_argument(
-        "--time-points", metavar="LIST", help="with --check: these alone, such as 3,7-9; left out: all"
-    )
     parser.add_argument("--method", choices=("mdd", "inr", "tikhonov", "linear", "microdiffusion"))
     parser.add_argument(
         "--steps", type=options.count, metavar="N", help="network evaluations per volume, 1 to 8"
@@ -112,10 +102,6 @@ def run(args: Namespace) -> int:
             "engine.device": args.device,
         },
     )
-    if args.check:
-        return _check(args, config.engine.weights)
-    if args.time_points is not None:
-        raise ConfigError("--time-points goes with --check: add it, or leave the time points out.")
     from microdiffusion.daemon.cli import BuildBar, ProgressBar
     from microdiffusion.daemon.offline import catch_up, is_run_file, reconstruct_file
 
@@ -147,36 +133,3 @@ def run(args: Namespace) -> int:
         )
     say(f"wrote {args.output}")
     return 0
-
-
-def _check(args: Namespace, weights: Path | None) -> int:
-    """Make volumes again and compare them; 0: all bit-exact, 3: not all."""
-    from microdiffusion.daemon.offline import is_run_file, read_time_points, recompute
-
-    if args.output is not None:
-        raise ConfigError("--check writes nothing: leave --output out, or --check.")
-    time_points = None if args.time_points is None else read_time_points(args.time_points)
-    if args.file.exists() and not is_run_file(args.file):
-        raise ConfigError(f"{args.file} is no run file: --check needs the volumes that are made again.")
-    counts = {"exact": 0, "differs": 0, "impossible": 0}
-    told: set[str] = set()
-
-    def on_difference(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            say(f"not as recorded: {text}")
-
-    for each in recompute(args.file, time_points=time_points, weights=weights, on_difference=on_difference):
-        counts[each.outcome] += 1
-        where = f"time point {each.time_point}"
-        where += f", channel {each.channel}" if each.channel else ""
-        where += f", position {each.position}" if each.position else ""
-        what = {
-            "exact": "bit-exact",
-            "differs": f"differs by up to {each.difference:g}{each.why and f' ({each.why})'}",
-            "impossible": f"cannot be made again: {each.why}",
-        }
-        say(f"{where}: {what[each.outcome]}")
-    total = sum(counts.values())
-    say(f"{counts['exact']} of {count_noun(total, 'volume')} bit-exact")
-    return 0 if counts["exact"] == total else 3

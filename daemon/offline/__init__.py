@@ -1,6 +1,5 @@
 """Work on recorded files: reconstruction, repair, summaries."""
 
-from microdiffusion.daemon.offline.recompute import read_time_points, recompute
 from microdiffusion.daemon.offline.reconstruct import catch_up, reconstruct_file
 from microdiffusion.daemon.offline.repair import repair_run
 from microdiffusion.daemon.offline.summary import duration_s, grouped_gaps, position_facts, sparkline
@@ -12,8 +11,6 @@ __all__ = [
     "grouped_gaps",
     "is_run_file",
     "position_facts",
-    "read_time_points",
-    "recompute",
     "reconstruct_file",
     "repair_run",
     "sparkline",

@@ -21,8 +21,6 @@ from microdiffusion.runfile import (
     EVENT_KIND_BYTES,
     EVENT_ROOM,
     REASON_BYTES,
-    RECIPE_BYTES,
-    RECIPE_ROOM,
     SENDER_COLUMNS,
     SENDER_ROOM,
     UNPLACED_ROOM,
@@ -54,7 +52,6 @@ class RunData:
         self.senders = np.full((SENDER_ROOM, len(SENDER_COLUMNS)), -1, np.int64)
         self.unplaced = 0
         self._events = 0
-        self._recipes: list[bytes] = []
         self._began_s = time.monotonic()
 
     @classmethod
@@ -68,7 +65,6 @@ class RunData:
         kept = kept[kept >= 0]
         notes.unplaced = max(ledger.unplaced, len(kept))
         notes.ledger = ledger.settled(received=placed + notes.unplaced, unplaced=notes.unplaced)
-        notes._recipes = [text for text in first.read("mdd/recipes").tolist() if text]
         notes._events = max(int(first.read("mdd/events/count")), 0)
         elapsed_s = _seconds_since(first.layout.plan.created_utc)
         if notes._events:  # a clock that was set back must not put an event before the one it follows
@@ -101,17 +97,6 @@ class RunData:
         while len(text := json.dumps(values).encode()) > ENGINE_BYTES:
             values.popitem()
         self._first.write("mdd/engine", (), np.array(text, f"S{ENGINE_BYTES}"))
-
-    def recipe(self, text: str) -> int:
-        """Return the number of a recipe, from 1, written where it is new; 0 where there is no room for it."""
-        recipe = text.encode()
-        if recipe in self._recipes:
-            return self._recipes.index(recipe) + 1
-        if not recipe or len(recipe) > RECIPE_BYTES or len(self._recipes) >= RECIPE_ROOM:
-            return 0
-        self._first.write("mdd/recipes", (len(self._recipes),), np.array(recipe, f"S{RECIPE_BYTES}"))
-        self._recipes.append(recipe)
-        return len(self._recipes)
 
     def write_event(self, kind: str, text: str) -> None:
         """Write something worth knowing, over the oldest one where all room is used."""

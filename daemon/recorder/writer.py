@@ -177,12 +177,12 @@ class RunWriter:
             "crc32": sums[0],
             **{f"pyramid_crc32/{level}": value for level, value in enumerate(sums[1:], 1)},
             **self._write_uncertainty(place, result),
-            **self._write_origin(place, key, result),
             "effort": effort,
             "later": int(later),
         }
         for name, value in figures.items():
             segment.write(f"{prefix}mdd/{name}", index, value)
+        self._write_used(place, key, result)
         latency_s = self._write_latency(place, received_s)
         if self._durable:
             segment.force()
@@ -212,8 +212,8 @@ class RunWriter:
             return {"has_uncertainty": 0, "uncertainty_crc32": 0}
         return {"has_uncertainty": 1, "uncertainty_crc32": sums[0]}
 
-    def _write_origin(self, place: Place, key: Key, result: Reconstruction) -> dict[str, int]:
-        """Write which frames a volume is made of, and return what else it takes to make it again."""
+    def _write_used(self, place: Place, key: Key, result: Reconstruction) -> None:
+        """Write which frames a volume is made of."""
         _, channel, position = key
         there = self.book.session(place.part, position).seq[place.t, channel] > 0
         used = there.astype(np.uint8)
@@ -221,11 +221,6 @@ class RunWriter:
             used[:] = 0
             used[result.slots[result.slots < len(used)]] = 1
         place.segment.write(f"{place.prefix}mdd/frames/used", place.index, used)
-        return {
-            "recipe": self.notes.recipe(result.recipe),
-            "state": result.state,
-            "from_state": result.from_state,
-        }
 
     def write_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> None:
         """Write a rolling volume into the buffer that nobody reads, then count on."""

@@ -25,8 +25,6 @@ class Runtime(Protocol):
         Rows and columns have to be a multiple of this.
     capturable : bool
         Whether a CUDA graph can hold a call: all that it does is queued on the device's current stream.
-
-    A runtime may have `alike`, False once its answers depend on what was asked of it before.
     """
 
     device: torch.device

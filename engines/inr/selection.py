@@ -68,8 +68,6 @@ class View:
         Held-out projections.
     received_s : float
         When the sweep came, `time.monotonic()`; 0 where nobody waits for it.
-    most_steps : int, optional
-        Steps that may be taken, whatever the clock and the configuration say.
     """
 
     operator: Tensor
@@ -80,7 +78,6 @@ class View:
     held_operator: Tensor | None = None
     held: Tensor | None = None
     received_s: float = 0.0
-    most_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +187,7 @@ class SessionPrior:
         steps = self._config.warm_steps if self.warm else self._config.cold_steps
         if self._field is None or (view.held is not None and not self._chosen):
             self._field = self._choose(view)
-        seconds = self._seconds(view)
-        if view.most_steps is not None:
-            steps, seconds = view.most_steps, float("inf")
-        fit = self._fit(self._field, self.dark, view, steps, seconds)
+        fit = self._fit(self._field, self.dark, view, steps, self._seconds(view))
         self._last = fit.volume[:, :: self._every, :: self._every].clone()
         self._field.release()
         return fit

@@ -7,7 +7,6 @@ from microdiffusion.engines.pipeline.engine import (
     shipped_weights,
     weights_path,
 )
-from microdiffusion.engines.pipeline.recipe import differences, read_recipe, recipe
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.pipeline.session import State
 from microdiffusion.engines.pipeline.session_store import SessionKey, SessionStore
@@ -18,11 +17,8 @@ __all__ = [
     "SessionKey",
     "SessionStore",
     "State",
-    "differences",
     "open_engine",
     "pick_device",
-    "read_recipe",
-    "recipe",
     "shipped_weights",
     "weights_path",
 ]

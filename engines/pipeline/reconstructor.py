@@ -30,7 +30,6 @@ from microdiffusion.engines.inr import View
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle, upload
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
-from microdiffusion.engines.pipeline.recipe import recipe
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
 from microdiffusion.engines.pipeline.session import Geometries, Geometry, Session
 from microdiffusion.engines.pipeline.update import FIGURES, Update, UpdateSettings
@@ -91,8 +90,6 @@ class _Task:
     prior_steps: int = 0
     lane: str = "sweep"
     effort: int = 0
-    from_state: int = 0
-    most_steps: int | None = None
 
     @property
     def merged(self) -> bool:
@@ -146,7 +143,6 @@ class Reconstructor:
         settle(self.device)
         self._stream = own_stream(self.device)
         self._settings = _settings(config)
-        self._recipe = recipe(config, self.engine)
         # One for all sessions and sweeps of a run: what the network makes up does not flicker.
         noisy = config.method == "mdd" and config.interpolation > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
@@ -157,13 +153,11 @@ class Reconstructor:
         """Go on with `engine` from the next sweep on: the same network and device, another runtime."""
         self.engine = engine
         self._runtime = engine.runtime
-        self._recipe = recipe(self.config, engine)
         self._forget_updates()
 
     def configure(self, config: EngineConfig) -> None:
         """Go on with other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
         self.config = config
-        self._recipe = recipe(config, self.engine)
         if _settings(config) != self._settings:
             self._settings = _settings(config)
             self._forget_updates()
@@ -174,9 +168,7 @@ class Reconstructor:
             self._graphs.clear()
 
     @torch.no_grad()
-    def reconstruct(
-        self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0, inr_steps: int | None = None
-    ) -> Reconstruction:
+    def reconstruct(self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0) -> Reconstruction:
         """Return the volume of one sweep.
 
         Parameters
@@ -187,8 +179,6 @@ class Reconstructor:
         effort : int
             0 full, 1 one evaluation of the network, 2 the INR without it. What costs no less than full effort
             with the method at hand is full effort.
-        inr_steps : int, optional
-            Steps that the INR takes at most, whatever the clock says: those that it took, to do it again.
 
         Raises
         ------
@@ -198,12 +188,11 @@ class Reconstructor:
         if sweep.z_um.size == 0:
             raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         with on_stream(self._stream):
-            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0, inr_steps)
+            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0)
 
-    def _reconstruct(self, sweep: Sweep, lane: str, effort: int, inr_steps: int | None) -> Reconstruction:
+    def _reconstruct(self, sweep: Sweep, lane: str, effort: int) -> Reconstruction:
         clock = Clock(self.device)
         task = self._prepare(sweep, lane, effort)
-        task.most_steps = inr_steps
         clock.lap("prepare")
         octave = self._octave(task)
         if octave is not None:
@@ -241,10 +230,6 @@ class Reconstructor:
             effort=effort,
             uncertainty=unsure,
             slots=sweep.slots,
-            from_state=task.from_state,
-            state=task.session.name,
-            # Not known where the network's answers depend on what other runs asked of it.
-            recipe=self._recipe if getattr(self._runtime, "alike", True) else "",
         )
 
     def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
@@ -252,7 +237,6 @@ class Reconstructor:
         geometry = self._geometries.of(sweep.z_um)
         counts = upload(sweep.projections, self.device)
         session = self._sessions.of(sweep, lane, geometry.conditions.length)
-        from_state = session.begin()
         variance = self._variance(session, sweep, counts, geometry.matrix)
         seen = Seen(sweep.sweep, sweep.z_um, counts, variance)
         images = (counts - session.low) / session.span
@@ -266,7 +250,6 @@ class Reconstructor:
                 # A wrong offset in the header must not clip what was measured.
                 floor = (lowest - session.low) / session.span
         task = _Task(sweep, session, geometry, images, variance, floor, lane=lane, effort=effort)
-        task.from_state = from_state
         if sweep.held_out_z_um.size:
             held = upload(sweep.held_out, self.device)
             task.held_operator = self._geometries.operator(sweep.held_out_z_um)
@@ -384,7 +367,6 @@ class Reconstructor:
             task.held_operator,
             task.held,
             task.sweep.received_s,
-            task.most_steps,
         )
         prior = task.session.prior.fit(view)
         given["prior"], task.prior_steps = prior.volume, prior.steps

@@ -7,7 +7,6 @@ whatever the number of sweeps. Runs on the reconstructor's thread.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +155,6 @@ class Session:
         The sweeps before, in counts, the last one last; empty where sweeps are not merged.
     error_scale : float
         See `uncertainty.scale`.
-    name : int
-        Of the state as it is now, another one with each sweep; 0 for a session that has seen none.
     """
 
     low: float
@@ -168,15 +165,6 @@ class Session:
     white_share: float = 1.0
     last_two: list[Seen] = field(default_factory=list)
     error_scale: float = UNTOLD
-    name: int = 0
-
-    def begin(self) -> int:
-        """Give the state another name, before it is worked on; return the one that it had.
-
-        What fails in between thus leaves a state behind that no volume knows.
-        """
-        before, self.name = self.name, secrets.randbits(62) + 1
-        return before
 
     @property
     def nbytes(self) -> int:
@@ -193,7 +181,6 @@ class Session:
             "findings": asdict(self.findings),
             "seen": [each.sweep for each in self.last_two],
             "error_scale": self.error_scale,
-            "name": self.name,
         }
         prior, tensors = self.prior.state()
         for place, each in enumerate(self.last_two):
@@ -219,7 +206,6 @@ class Session:
             int(numbers["sweeps"]),
             float(numbers["white_share"]),
             error_scale=float(numbers["error_scale"]),
-            name=int(numbers["name"]),
         )
         for place, number in enumerate(numbers["seen"]):
             start = f"seen_{place}_"

@@ -74,7 +74,6 @@ class SessionStore:
         self._sizes: dict[SessionKey, int] = {}
         self._dirty: set[SessionKey] = set()
         self._absent: set[SessionKey] = set()  # there is no file of these: no need to look again
-        self._given: dict[SessionKey, State | None] = {}  # what was put back and is not in use yet
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
         self.put_aside = 0
@@ -116,14 +115,6 @@ class SessionStore:
         if session is not None:
             self._sessions.move_to_end(key)
         return session
-
-    def put_back(self, key: SessionKey, state: State | None) -> None:
-        """Have a session go on from a state that was taken earlier; None: begin anew."""
-        self._sessions.pop(key, None)
-        self._sizes.pop(key, None)
-        self._dirty.discard(key)
-        self._absent.discard(key)
-        self._given[key] = state
 
     def put(self, key: SessionKey, session: Session) -> None:
         """Keep a session that is new, or was worked on; others may have to go for it."""
@@ -213,8 +204,6 @@ class SessionStore:
             raise
 
     def _read(self, key: SessionKey) -> State | None:
-        if key in self._given:
-            return self._given.pop(key)
         if self._folder is None:
             return None
         self._wait()

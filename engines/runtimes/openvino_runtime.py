@@ -68,7 +68,6 @@ class OpenVINORuntime:
     """
 
     capturable = False
-    alike = True
 
     def __init__(
         self,
@@ -111,8 +110,6 @@ class OpenVINORuntime:
         """Return what runs windows of this size (B, WINDOW, Y, X)."""
         known = self._sizes.get(size)
         if known is None and len(self._sizes) >= _MOST_SIZES:
-            # It rounds otherwise than a network of that size: which one it is depends on what came before.
-            self.alike = False
             return self._any_size
         if known is None:
             graph = self._graph.clone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -11,8 +10,6 @@ import pytest
 from support.run_file_writer import put_sweep, recorder
 
 from microdiffusion.daemon.cli.dispatch import main
-from microdiffusion.daemon.offline.recompute import read_time_points
-from microdiffusion.errors import ConfigError
 
 
 def codes(file: h5py.File) -> None:
@@ -29,25 +26,12 @@ def extremes(file: h5py.File) -> None:
 
 def brackets(file: h5py.File) -> None:
     file["mdd/engine"][...] = b"[" * 16000
-    recipe(b"[" * 4000)(file)
-
-
-def recipe(text: bytes) -> Callable[[h5py.File], None]:
-    def change(file: h5py.File) -> None:
-        file["mdd/recipes"][0] = text
-        file["mdd/recipe"][...] = 1
-        file["mdd/state"][...] = [5, 6]
-
-    return change
 
 
 CHANGES = {
     "codes": codes,
     "extremes": extremes,
     "brackets": brackets,
-    "no recipe": recipe(b"xx"),
-    "threads": recipe(b'{"engine":{"method":"tikhonov"},"threads":-3}'),
-    "method": recipe(b'{"engine":{"method":"of a later version"}}'),
 }
 
 
@@ -69,7 +53,6 @@ def test_each_command_says_a_sentence_or_does_its_work(
         ["verify"],
         ["report", "--output", str(tmp_path / "page.html")],
         ["export", "--to", "bdv", "--output", str(tmp_path / "bdv.xml")],
-        ["reconstruct", "--check"],
         ["repair"],
     ):
         name, *options = command
@@ -77,11 +60,6 @@ def test_each_command_says_a_sentence_or_does_its_work(
         told = capsys.readouterr().err
         assert "should not have happened" not in told, command
         assert told.count("\n") <= 1, command
-
-
-def test_time_points_that_no_run_has_are_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match="No run has a time point 99999999999"):
-        read_time_points("0-99999999999")
 
 
 @pytest.mark.parametrize("command", ["verify", "repair", "export"])
