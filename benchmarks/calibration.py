@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
 from measuring import machine
+from support.calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
 
 from microdiffusion.daemon.calibration.beam import ZStack, measure_beam
 from microdiffusion.daemon.calibration.camera import measure_camera

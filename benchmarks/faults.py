@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from measuring import machine
 from support.fault_scenarios import KINDS, SWEEPS, Outcome, play
 from support.fault_stage import make_source

@@ -1,7 +1,12 @@
-"""What the benchmarks share: the machine, the operator of a sweep, and the scores."""
+"""What the benchmarks share: the machine, the operator of a sweep, and the scores.
+
+Importing it makes `support`, the helpers of the tests, importable: the campaigns play the scenarios that the
+tests play a few of.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from microdiffusion.optics import projection_operator
 __all__ = ["HELD_OUT", "ROOT", "machine", "operator_of", "scores_of"]
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
 HELD_OUT = ("axons_trailmap_a", "axons_trailmap_b", "axon_olfactory_pn", "dendrite_deepd3")
 """Every neuron of the collection: what the weights of one fold have not seen."""
 

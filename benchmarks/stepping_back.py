@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import h5py
 import numpy as np
 import torch
 from measuring import ROOT, machine, operator_of
+from support.strange_specimens import STRANGE
 
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
@@ -30,9 +30,6 @@ from microdiffusion.frames import Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
 from microdiffusion.optics import sweep_positions
-
-sys.path.insert(0, str(ROOT / "tests"))
-from support.strange_specimens import STRANGE
 
 LENGTH = 6.0
 TWINS = ("cells_bigstream_low", "zebrafish_brain_1_pre", "zebrafish_brain_3_pre")  # of other volumes

@@ -19,47 +19,21 @@ import json
 import multiprocessing
 import statistics
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import zmq
+from measuring import machine
+from support.load import SHAPE, image, run_header, some_keys
 
 from microdiffusion import wire
 from microdiffusion.daemon.ingest.receiver import Ingest, PlainSink
 from microdiffusion.frames import Frame, FrameInfo
-from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
 from microdiffusion.wire.security import ClientKeys, ServerKeys
 
-SHAPE = (512, 512)
 FRAME_MB = SHAPE[0] * SHAPE[1] * 2 / 1e6
 PATIENCE_S = 120.0
-
-
-def image() -> np.ndarray:
-    """Return a frame's pixels (Y, X) uint16, noise of 12 bits."""
-    return np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
-
-
-def run_header(**changes: Any) -> RunHeader:
-    """Return the header of a run of such frames."""
-    values: dict[str, Any] = {
-        "run_id": uuid.uuid4().hex,
-        "shape": (1, *SHAPE),
-        "voxel_size_um": (1.0, 1.0, 1.0),
-        "z0_um": 0.0,
-        "profile_weights": (1.0,),
-        "profile_spacing_um": 1.0,
-    }
-    return RunHeader(**{**values, **changes})
-
-
-def some_keys() -> ServerKeys:
-    """Return keys of a daemon that trusts itself alone."""
-    public, secret = (key.decode() for key in zmq.curve_keypair())
-    return ServerKeys(public, secret)
 
 
 def _push(address: str, frames: int, keys: ClientKeys | None) -> None:
@@ -190,7 +164,8 @@ def main() -> None:
     parser.add_argument("--encrypted", action="store_true")
     options = parser.parse_args()
     keys = some_keys() if options.encrypted else None
-    print(json.dumps(measure(options.frames, options.repeats, keys), indent=1))
+    result = measure(options.frames, options.repeats, keys)
+    print(json.dumps(result | {"machine": machine()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
+from support.calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
 
 from microdiffusion.config.calibration import read_beam, read_camera
 from microdiffusion.config.load import load_config

@@ -19,10 +19,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from support.calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
 from support.mdd_process import free_port
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
 
 from microdiffusion.config.reference import reference as configuration_reference
 from microdiffusion.daemon.cli import dispatch as cli

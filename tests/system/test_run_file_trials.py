@@ -10,7 +10,6 @@ from support.file_mutations import malformed_files, open_all
 from support.run_file_trials import (
     base_of,
     bytes_of_volume,
-    check_run,
     kill_trials,
     reader_trial,
     timed_writes,
@@ -32,17 +31,6 @@ def test_readers_see_every_voxel_right_while_the_run_goes_on(tmp_path: Path) -> 
     found = reader_trial(tmp_path, SHAPE, {}, readers=3, volumes=8, period_s=0.02, phases=1)
     assert found["problems"] == []
     assert found["volumes_read"] == 24
-
-
-def test_the_trials_notice_what_is_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "run.h5"
-    base = base_of(SHAPE)
-    with writing(path, SHAPE, 3, {}) as target:
-        for sweep in range(3):
-            target.write(sweep, truth(sweep + (sweep == 1), base).astype(np.float32))
-    written, wrong = check_run(path, base)
-    assert written == {0, 1, 2}
-    assert wrong == ["sweep 1, level 0", "sweep 1, level 1", "sweep 1, read by h5py"]
 
 
 def test_writing_keeps_up_with_plain_writes(tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from soak import soak
+from support.soak import soak
 
 from microdiffusion import open_run
 from microdiffusion.config.load import load_config
