@@ -1,14 +1,14 @@
 """The configuration: one frozen model per TOML table, with units in every name.
 
 The models say what is possible; reading files, environment and command line, and turning a refusal into
-a sentence with the line of the file, is `config_load`'s work. The resolved configuration travels to
+a sentence with the line of the file, is the work of `load`. The resolved configuration travels to
 every process and into the run file as it is.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
@@ -16,6 +16,11 @@ from microdiffusion.addresses import loopback
 from microdiffusion.header import CameraNoise, NonNegative, Positive
 
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+
+
+def key(default: Any, meaning: str, **limits: Any) -> Any:
+    """Return a key of a table, with what it means in a few words and the limits of its value."""
+    return Field(default, description=meaning, **limits)
 
 
 class Table(BaseModel):
@@ -27,69 +32,44 @@ class Table(BaseModel):
 class AcquisitionConfig(Table):
     """Where frames come from and how they are taken."""
 
-    driver: Annotated[
-        Literal["micromanager", "watch", "none"],
-        Field(
-            description="micromanager: run a pycromanager acquisition; watch: follow the images that "
-            "somebody else's acquisition saves; none: wait for frames on the wire"
-        ),
-    ] = "micromanager"
-    watch: Annotated[
-        Path | None,
-        Field(description="folder where that acquisition's data set (NDTiff) appears, or is (watch)"),
-    ] = None
-    begin: Annotated[
-        Literal["at once", "on command"],
-        Field(description="on command: wait for `mdd control start`"),
-    ] = "at once"
-    backend: Annotated[
-        Literal["python", "java"],
-        Field(description="python: a core of our own with mm_config; java: the running Micro-Manager"),
-    ] = "python"
-    port: Annotated[int, Field(ge=1, le=65535, description="port of the pycro-manager server (java)")] = 4827
-    mm_app_path: Annotated[
-        Path | None,
-        Field(description="folder of the device adapters (python); none: the demo devices"),
-    ] = None
-    mm_config: Annotated[
-        Path | None, Field(description="Micro-Manager configuration file (python); none: MMConfig_demo.cfg")
-    ] = None
-    exposure_ms: Annotated[Positive, Field(description="exposure, ms")] = 10.0
-    channel_group: Annotated[str | None, Field(description="configuration group of the channels")] = None
-    channels: Annotated[tuple[str, ...], Field(description="presets of that group, one session each")] = ()
-    positions_um: Annotated[
-        tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(description="stage x, y of each position, µm")
-    ] = ()
-    sweeps: Annotated[int | None, Field(ge=1, description="number of sweeps; none: until stopped")] = None
-    sweep_interval_s: Annotated[
-        NonNegative, Field(description="time from one sweep's start to the next, s")
-    ] = 0.0
-    specimen: Annotated[
-        bool, Field(description="replace the camera's pixels by the virtual specimen's projections")
-    ] = False
+    driver: Literal["micromanager", "watch", "none"] = key(
+        "micromanager",
+        "micromanager: run a pycromanager acquisition; watch: follow the images that somebody else's "
+        "acquisition saves; none: wait for frames on the wire",
+    )
+    watch: Path | None = key(None, "folder where that acquisition's data set (NDTiff) appears, or is (watch)")
+    begin: Literal["at once", "on command"] = key("at once", "on command: wait for `mdd control start`")
+    backend: Literal["python", "java"] = key(
+        "python", "python: a core of our own with mm_config; java: the running Micro-Manager"
+    )
+    port: int = key(4827, "port of the pycro-manager server (java)", ge=1, le=65535)
+    mm_app_path: Path | None = key(None, "folder of the device adapters (python); none: the demo devices")
+    mm_config: Path | None = key(None, "Micro-Manager configuration file (python); none: MMConfig_demo.cfg")
+    exposure_ms: Positive = key(10.0, "exposure, ms")
+    channel_group: str | None = key(None, "configuration group of the channels")
+    channels: tuple[str, ...] = key((), "presets of that group, one session each")
+    positions_um: tuple[tuple[FiniteFloat, FiniteFloat], ...] = key((), "stage x, y of each position, µm")
+    sweeps: int | None = key(None, "number of sweeps; none: until stopped", ge=1)
+    sweep_interval_s: NonNegative = key(0.0, "time from one sweep's start to the next, s")
+    specimen: bool = key(False, "replace the camera's pixels by the virtual specimen's projections")
 
 
 class SweepConfig(Table):
     """The slabs that cover the volume once."""
 
-    calibration: Annotated[
-        Path | None,
-        Field(description="what `mdd calibrate beam` wrote: the measured profile, and length_um from it"),
-    ] = None
-    length_um: Annotated[Positive, Field(description="length of the slab that the beam lights, µm")] = 12.0
-    axial_profile: Annotated[
-        Path | None,
-        Field(description="text file of two columns, z (µm, even steps) and intensity; none: a box"),
-    ] = None
-    step_um: Annotated[Positive | None, Field(description="distance of neighbouring slabs, µm")] = None
-    overlap: Annotated[
-        Fraction | None,
-        Field(description="instead of step_um: share of a slab that lies in the next one too"),
-    ] = None
-    alternate_offset: Annotated[bool, Field(description="every other sweep starts half a step deeper")] = True
-    hold_out_every: Annotated[
-        int, Field(ge=0, description="every how many sweeps one extra projection judges the result; 0: never")
-    ] = 4
+    calibration: Path | None = key(
+        None, "what `mdd calibrate beam` wrote: the measured profile, and length_um from it"
+    )
+    length_um: Positive = key(12.0, "length of the slab that the beam lights, µm")
+    axial_profile: Path | None = key(
+        None, "text file of two columns, z (µm, even steps) and intensity; none: a box"
+    )
+    step_um: Positive | None = key(None, "distance of neighbouring slabs, µm")
+    overlap: Fraction | None = key(None, "instead of step_um: share of a slab that lies in the next one too")
+    alternate_offset: bool = key(True, "every other sweep starts half a step deeper")
+    hold_out_every: int = key(
+        4, "every how many sweeps one extra projection judges the result; 0: never", ge=0
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -110,30 +90,21 @@ class SweepConfig(Table):
 class VolumeConfig(Table):
     """The volume that is wanted."""
 
-    voxel_z_um: Annotated[Positive, Field(description="distance of slices, µm")] = 2.0
-    z0_um: Annotated[
-        FiniteFloat, Field(description="centre of the first slice, µm, in stage coordinates")
-    ] = 0.0
-    shape_z: Annotated[int, Field(ge=2, le=4096, description="number of slices")] = 48
-    pixel_um: Annotated[
-        Positive | None, Field(description="camera pixel in the specimen, µm; none: what Micro-Manager says")
-    ] = None
+    voxel_z_um: Positive = key(2.0, "distance of slices, µm")
+    z0_um: FiniteFloat = key(0.0, "centre of the first slice, µm, in stage coordinates")
+    shape_z: int = key(48, "number of slices", ge=2, le=4096)
+    pixel_um: Positive | None = key(None, "camera pixel in the specimen, µm; none: what Micro-Manager says")
 
 
 class CameraConfig(Table):
     """The camera's image and its noise."""
 
-    calibration: Annotated[
-        Path | None,
-        Field(description="what `mdd calibrate camera` wrote: offset, gain and read_noise"),
-    ] = None
-    width: Annotated[
-        int | None, Field(ge=16, le=16384, description="columns (centred region); none: all")
-    ] = None
-    height: Annotated[int | None, Field(ge=16, le=16384, description="rows; none: all")] = None
-    offset: Annotated[FiniteFloat, Field(description="counts of a dark frame")] = 0.0
-    gain: Annotated[Positive | None, Field(description="counts per photon; none: estimate the noise")] = None
-    read_noise: Annotated[NonNegative, Field(description="standard deviation of a dark frame, counts")] = 0.0
+    calibration: Path | None = key(None, "what `mdd calibrate camera` wrote: offset, gain and read_noise")
+    width: int | None = key(None, "columns (centred region); none: all", ge=16, le=16384)
+    height: int | None = key(None, "rows; none: all", ge=16, le=16384)
+    offset: FiniteFloat = key(0.0, "counts of a dark frame")
+    gain: Positive | None = key(None, "counts per photon; none: estimate the noise")
+    read_noise: NonNegative = key(0.0, "standard deviation of a dark frame, counts")
 
     @property
     def noise(self) -> CameraNoise:
@@ -144,200 +115,132 @@ class CameraConfig(Table):
 class SpecimenConfig(Table):
     """The virtual specimen: procedural neurons with spines, vessels and nuclei."""
 
-    kind: Annotated[
-        Literal["tissue", "beads", "layer"],
-        Field(description="beads and a thin layer are what `mdd calibrate beam` looks at"),
-    ] = "tissue"
-    seed: Annotated[int, Field(ge=0, description="seed of structure, activity and noise")] = 1
-    neurons: Annotated[int, Field(ge=0, le=1000, description="number of neurons")] = 5
-    vessels: Annotated[int, Field(ge=0, le=1000, description="number of vessels")] = 2
-    nuclei: Annotated[int, Field(ge=0, le=10000, description="number of nuclei")] = 40
-    photons: Annotated[
-        Positive, Field(description="photons per pixel and projection where it is brightest")
-    ] = 400.0
-    activity: Annotated[NonNegative, Field(description="peak ΔF/F of the neurons' activity")] = 1.0
-    drift_um_per_min: Annotated[NonNegative, Field(description="lateral drift, µm per minute")] = 2.0
-    bleaching_per_min: Annotated[Fraction, Field(description="share of the signal lost per minute")] = 0.02
+    kind: Literal["tissue", "beads", "layer"] = key(
+        "tissue", "beads and a thin layer are what `mdd calibrate beam` looks at"
+    )
+    seed: int = key(1, "seed of structure, activity and noise", ge=0)
+    neurons: int = key(5, "number of neurons", ge=0, le=1000)
+    vessels: int = key(2, "number of vessels", ge=0, le=1000)
+    nuclei: int = key(40, "number of nuclei", ge=0, le=10000)
+    photons: Positive = key(400.0, "photons per pixel and projection where it is brightest")
+    activity: NonNegative = key(1.0, "peak ΔF/F of the neurons' activity")
+    drift_um_per_min: NonNegative = key(2.0, "lateral drift, µm per minute")
+    bleaching_per_min: Fraction = key(0.02, "share of the signal lost per minute")
 
 
 class InrConfig(Table):
     """The implicit neural representation of a session."""
 
-    bandwidth_z: Annotated[
-        Positive | None,
-        Field(
-            le=0.5,
-            description="finest structure along z, cycles per slice; none: 0.4 / slab length, or half "
-            "of it where a held-out projection says so",
-        ),
-    ] = None
-    bandwidth_xy: Annotated[
-        Positive | None,
-        Field(le=0.5, description="highest frequency across, cycles per pixel; none: what the noise allows"),
-    ] = None
-    rank: Annotated[
-        int | None,
-        Field(
-            ge=4, le=256, description="axial basis functions at most; none: as many as the bandwidth asks for"
-        ),
-    ] = None
-    cold_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for the first sweep")] = 12
-    warm_steps: Annotated[int, Field(ge=1, le=5000, description="steps at most for each later sweep")] = 6
-    deadline_s: Annotated[
-        Positive | None,
-        Field(
-            description="seconds after which a fit begins no further step; none: a quarter of the time "
-            "between two sweeps of a running acquisition, without limit for files"
-        ),
-    ] = None
+    bandwidth_z: Positive | None = key(
+        None,
+        "finest structure along z, cycles per slice; none: 0.4 / slab length, or half of it where a "
+        "held-out projection says so",
+        le=0.5,
+    )
+    bandwidth_xy: Positive | None = key(
+        None, "highest frequency across, cycles per pixel; none: what the noise allows", le=0.5
+    )
+    rank: int | None = key(
+        None, "axial basis functions at most; none: as many as the bandwidth asks for", ge=4, le=256
+    )
+    cold_steps: int = key(12, "steps at most for the first sweep", ge=1, le=5000)
+    warm_steps: int = key(6, "steps at most for each later sweep", ge=1, le=5000)
+    deadline_s: Positive | None = key(
+        None,
+        "seconds after which a fit begins no further step; none: a quarter of the time between two "
+        "sweeps of a running acquisition, without limit for files",
+    )
 
 
 class ReferenceConfig(Table):
     """The reference method, engine.method = "microdiffusion": the paper's numbers, and its ablations."""
 
-    inr_steps: Annotated[
-        int, Field(ge=1, le=1_000_000, description="updates of the INR; with a full batch, epochs")
-    ] = 5000
-    inr_batch_pixels: Annotated[
-        int, Field(ge=0, le=1 << 24, description="pixels of an update of the INR; 0: all (as in the paper)")
-    ] = 0
-    inr_rate: Annotated[Positive, Field(le=0.1, description="the INR's first learning rate")] = 1e-3
-    inr_decay: Annotated[Positive, Field(le=1, description="its factor after each 500th of the updates")] = (
-        0.9954
+    inr_steps: int = key(5000, "updates of the INR; with a full batch, epochs", ge=1, le=1_000_000)
+    inr_batch_pixels: int = key(
+        0, "pixels of an update of the INR; 0: all (as in the paper)", ge=0, le=1 << 24
     )
-    inr_frequencies: Annotated[int, Field(ge=4, le=4096, description="the INR's random frequencies")] = 256
-    inr_bandwidth: Annotated[
-        Positive, Field(description="their standard deviation, cycles per half edge of the volume")
-    ] = 4.0
-    epochs: Annotated[
-        int, Field(ge=1, le=100_000, description="of the denoiser; each shows every projection once")
-    ] = 2001
-    rate: Annotated[Positive, Field(le=0.1, description="the denoiser's first learning rate")] = 2e-4
-    rate_growth: Annotated[
-        Positive, Field(description="factor by which that rate has grown, evenly, at the end")
-    ] = 2.5
-    width: Annotated[
-        int, Field(ge=32, le=512, multiple_of=32, description="the U-Net's channels at full resolution")
-    ] = 64
-    dropout: Annotated[Fraction, Field(description="the U-Net's dropout")] = 0.1
-    timesteps: Annotated[int, Field(ge=2, le=10_000, description="steps T of the diffusion")] = 1000
-    shortcut: Annotated[
-        int, Field(ge=0, description="sample the last so many of them, to the same result; 0: all")
-    ] = 4
-    guidance: Annotated[
-        Annotated[FiniteFloat, Field(ge=0, le=10)],
-        Field(description="w in (1 + w) conditional - w unconditional; 0: without guidance, half the cost"),
-    ] = 1.8
-    condition_dropout: Annotated[
-        Fraction, Field(description="share of training without condition: in the paper, not in its code")
-    ] = 0.0
-    interpolation: Annotated[
-        Annotated[FiniteFloat, Field(ge=0, le=1)],
-        Field(description="share of the noise in the INR-noise interpolation; 1: without interpolation"),
-    ] = 0.1
-    image_condition: Annotated[bool, Field(description="E_img, the closest projection's embedding")] = True
-    position_condition: Annotated[bool, Field(description="E_pos, the position's embedding")] = True
-    joint: Annotated[bool, Field(description="train INR and denoiser together, instead of the INR first")] = (
-        False
+    inr_rate: Positive = key(1e-3, "the INR's first learning rate", le=0.1)
+    inr_decay: Positive = key(0.9954, "its factor after each 500th of the updates", le=1)
+    inr_frequencies: int = key(256, "the INR's random frequencies", ge=4, le=4096)
+    inr_bandwidth: Positive = key(4.0, "their standard deviation, cycles per half edge of the volume")
+    epochs: int = key(2001, "of the denoiser; each shows every projection once", ge=1, le=100_000)
+    rate: Positive = key(2e-4, "the denoiser's first learning rate", le=0.1)
+    rate_growth: Positive = key(2.5, "factor by which that rate has grown, evenly, at the end")
+    width: int = key(64, "the U-Net's channels at full resolution", ge=32, le=512, multiple_of=32)
+    dropout: Fraction = key(0.1, "the U-Net's dropout")
+    timesteps: int = key(1000, "steps T of the diffusion", ge=2, le=10_000)
+    shortcut: int = key(4, "sample the last so many of them, to the same result; 0: all", ge=0)
+    guidance: FiniteFloat = key(
+        1.8, "w in (1 + w) conditional - w unconditional; 0: without guidance, half the cost", ge=0, le=10
     )
-    neighbours: Annotated[
-        Literal["reference", "centred", "none"],
-        Field(description="averaging of six INR slices; the reference's lies half a slice off the centre"),
-    ] = "reference"
-    bfloat16: Annotated[bool, Field(description="products in bfloat16, where the processor has it")] = False
-    retrain: Annotated[
-        bool, Field(description="train for every sweep; false: the denoiser of a session's first sweep stays")
-    ] = True
+    condition_dropout: Fraction = key(
+        0.0, "share of training without condition: in the paper, not in its code"
+    )
+    interpolation: FiniteFloat = key(
+        0.1, "share of the noise in the INR-noise interpolation; 1: without interpolation", ge=0, le=1
+    )
+    image_condition: bool = key(True, "E_img, the closest projection's embedding")
+    position_condition: bool = key(True, "E_pos, the position's embedding")
+    joint: bool = key(False, "train INR and denoiser together, instead of the INR first")
+    neighbours: Literal["reference", "centred", "none"] = key(
+        "reference", "averaging of six INR slices; the reference's lies half a slice off the centre"
+    )
+    bfloat16: bool = key(False, "products in bfloat16, where the processor has it")
+    retrain: bool = key(True, "train for every sweep; false: the denoiser of a session's first sweep stays")
 
 
 class EngineConfig(Table):
     """How projections become a volume."""
 
-    method: Annotated[
-        Literal["mdd", "inr", "tikhonov", "linear", "microdiffusion"],
-        Field(description="the answer that is served; microdiffusion: the reference, for files only"),
-    ] = "mdd"
-    device: Annotated[
-        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    ] = "auto"
-    runtime: Annotated[
-        Literal["auto", "torch", "tensorrt", "openvino"],
-        Field(description="what runs the network; auto: TensorRT on CUDA, OpenVINO on a CPU, else torch"),
-    ] = "auto"
-    weights: Annotated[
-        Path | None, Field(description="safetensors file; none: the weights that ship with mdd")
-    ] = None
-    network: Annotated[
-        Literal["auto", "small", "large"],
-        Field(description="which of the shipped weights; auto: large on CUDA, small on a CPU"),
-    ] = "auto"
-    steps: Annotated[int, Field(ge=1, le=8, description="network evaluations per volume")] = 1
-    guidance: Annotated[
-        Annotated[FiniteFloat, Field(ge=0, le=4)],
-        Field(description="classifier-free guidance; 0: none, and half the cost"),
-    ] = 0.0
-    interpolation: Annotated[
-        Annotated[FiniteFloat, Field(ge=0, le=1)],
-        Field(description="share of noise in the INR-noise interpolation that the sampler starts from"),
-    ] = 0.1
-    consistency: Annotated[bool, Field(description="pull the result towards the measured projections")] = True
-    fall_back: Annotated[
-        bool, Field(description="step back, wholly or partly, where the network does not know the specimen")
-    ] = True
-    merge_sweeps: Annotated[
-        Literal["off", "still", "always"],
-        Field(
-            description="still: use the sweep before as well, where the specimen has not changed since; "
-            "always: everywhere, for a specimen that cannot move"
-        ),
-    ] = "still"
-    uncertainty: Annotated[
-        bool, Field(description="write beside each volume by how much each voxel may be off")
-    ] = False
-    tile: Annotated[
-        int, Field(ge=32, le=4096, multiple_of=16, description="edge of the lateral tiles, pixels")
-    ] = 256
-    cuda_graphs: Annotated[
-        bool, Field(description="on CUDA, replay a sweep's update as one graph; false: step by step")
-    ] = True
-    torch_compile: Annotated[
-        bool,
-        Field(description="on CUDA with torch, fuse the network (torch.compile); the first sweeps wait"),
-    ] = False
-    update: Annotated[
-        Literal["sweep", "projection"],
-        Field(
-            description="projection: besides each sweep's volume, a rolling one after every projection, "
-            "from the newest sweep's worth of them"
-        ),
-    ] = "sweep"
-    policy: Annotated[
-        Literal["archive", "live", "wait"],
-        Field(
-            description="engine too slow: archive (older sweeps wait in the run file and are caught up when "
-            "there is time), live (the newest first, with less effort, then fewer) or wait (the sender "
-            "waits: a file can)"
-        ),
-    ] = "archive"
-    backlog: Annotated[
-        int, Field(ge=1, le=100_000, description="sweeps of a session that wait in memory; see policy")
-    ] = 2
-    session_memory_mb: Annotated[
-        Positive,
-        Field(description="most that the state of all sessions may take, MB; idle ones go to the disk first"),
-    ] = 2048.0
-    checkpoint_s: Annotated[
-        Positive,
-        Field(
-            description="how often a session's state is put on disk, s; after a crash it goes on from there"
-        ),
-    ] = 10.0
-    threads: Annotated[
-        int | None, Field(ge=1, le=1024, description="CPU threads; none: as many as cores")
-    ] = None
-    seed: Annotated[
-        int, Field(ge=0, description="seed of the sampler's noise, and of the reference method")
-    ] = 0
+    method: Literal["mdd", "inr", "tikhonov", "linear", "microdiffusion"] = key(
+        "mdd", "the answer that is served; microdiffusion: the reference, for files only"
+    )
+    device: str = key("auto", "auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    runtime: Literal["auto", "torch", "tensorrt", "openvino"] = key(
+        "auto", "what runs the network; auto: TensorRT on CUDA, OpenVINO on a CPU, else torch"
+    )
+    weights: Path | None = key(None, "safetensors file; none: the weights that ship with mdd")
+    network: Literal["auto", "small", "large"] = key(
+        "auto", "which of the shipped weights; auto: large on CUDA, small on a CPU"
+    )
+    steps: int = key(1, "network evaluations per volume", ge=1, le=8)
+    guidance: FiniteFloat = key(0.0, "classifier-free guidance; 0: none, and half the cost", ge=0, le=4)
+    interpolation: FiniteFloat = key(
+        0.1, "share of noise in the INR-noise interpolation that the sampler starts from", ge=0, le=1
+    )
+    consistency: bool = key(True, "pull the result towards the measured projections")
+    fall_back: bool = key(True, "step back, wholly or partly, where the network does not know the specimen")
+    merge_sweeps: Literal["off", "still", "always"] = key(
+        "still",
+        "still: use the sweep before as well, where the specimen has not changed since; always: "
+        "everywhere, for a specimen that cannot move",
+    )
+    uncertainty: bool = key(False, "write beside each volume by how much each voxel may be off")
+    tile: int = key(256, "edge of the lateral tiles, pixels", ge=32, le=4096, multiple_of=16)
+    cuda_graphs: bool = key(True, "on CUDA, replay a sweep's update as one graph; false: step by step")
+    torch_compile: bool = key(
+        False, "on CUDA with torch, fuse the network (torch.compile); the first sweeps wait"
+    )
+    update: Literal["sweep", "projection"] = key(
+        "sweep",
+        "projection: besides each sweep's volume, a rolling one after every projection, from the "
+        "newest sweep's worth of them",
+    )
+    policy: Literal["archive", "live", "wait"] = key(
+        "archive",
+        "engine too slow: archive (older sweeps wait in the run file and are caught up when there is "
+        "time), live (the newest first, with less effort, then fewer) or wait (the sender waits: a "
+        "file can)",
+    )
+    backlog: int = key(2, "sweeps of a session that wait in memory; see policy", ge=1, le=100_000)
+    session_memory_mb: Positive = key(
+        2048.0, "most that the state of all sessions may take, MB; idle ones go to the disk first"
+    )
+    checkpoint_s: Positive = key(
+        10.0, "how often a session's state is put on disk, s; after a crash it goes on from there"
+    )
+    threads: int | None = key(None, "CPU threads; none: as many as cores", ge=1, le=1024)
+    seed: int = key(0, "seed of the sampler's noise, and of the reference method", ge=0)
     inr: InrConfig = InrConfig()
     reference: ReferenceConfig = ReferenceConfig()
 
@@ -345,97 +248,62 @@ class EngineConfig(Table):
 class SharesConfig(Table):
     """How often each kind of specimen is drawn for the training; a kind without a source drops out."""
 
-    recorded: Annotated[NonNegative, Field(description="recorded volumes")] = 0.45
-    neurites: Annotated[NonNegative, Field(description="phantoms of neurons, from trees (SWC)")] = 0.34
-    vessels: Annotated[NonNegative, Field(description="phantoms of vessels, from a vessel graph")] = 0.08
-    nuclei: Annotated[NonNegative, Field(description="procedural nuclei and cell bodies")] = 0.08
-    textures: Annotated[NonNegative, Field(description="procedural noise, plates and gratings")] = 0.05
+    recorded: NonNegative = key(0.45, "recorded volumes")
+    neurites: NonNegative = key(0.34, "phantoms of neurons, from trees (SWC)")
+    vessels: NonNegative = key(0.08, "phantoms of vessels, from a vessel graph")
+    nuclei: NonNegative = key(0.08, "procedural nuclei and cell bodies")
+    textures: NonNegative = key(0.05, "procedural noise, plates and gratings")
 
 
 class TrainingConfig(Table):
     """What `mdd train` trains, on what, and for how long."""
 
-    volumes: Annotated[
-        tuple[Path, ...], Field(description="volumes (HDF5, TIFF, NDTiff, NPY), or folders of them")
-    ] = ()
-    morphologies: Annotated[
-        Path | None,
-        Field(description="folder of trees (.swc) and vessel graphs (.h5); none: no such phantoms"),
-    ] = None
-    held_out: Annotated[
-        tuple[str, ...], Field(description="names of volumes that are never trained on, to judge with")
-    ] = ()
-    licence: Annotated[
-        str, Field(description="licence of the volumes whose files state none (model card)")
-    ] = ""
-    output: Annotated[Path, Field(description="safetensors file of the weights")] = Path(
-        "denoiser.safetensors"
+    volumes: tuple[Path, ...] = key((), "volumes (HDF5, TIFF, NDTiff, NPY), or folders of them")
+    morphologies: Path | None = key(
+        None, "folder of trees (.swc) and vessel graphs (.h5); none: no such phantoms"
     )
-    init: Annotated[
-        Path | None, Field(description="weights to start from, of the same widths; none: from nothing")
-    ] = None
-    widths: Annotated[
-        tuple[Annotated[int, Field(ge=4, le=1024)], ...],
-        Field(min_length=1, max_length=6, description="channels of each level, full resolution first"),
-    ] = (48, 96, 128, 160)
-    blocks: Annotated[int, Field(ge=1, le=8, description="residual blocks of each level")] = 1
-    embedding: Annotated[int, Field(ge=8, le=1024, description="channels of the condition")] = 128
-    iterations: Annotated[int, Field(ge=1, description="iterations at most")] = 20_000
-    minutes: Annotated[Positive, Field(description="minutes at most; whichever ends first")] = 60.0
-    batch: Annotated[
-        int, Field(ge=8, le=4096, multiple_of=8, description="windows of an iteration and process, 8 a cube")
-    ] = 16
-    rate: Annotated[Positive, Field(le=0.1, description="learning rate, before the cosine")] = 1e-3
-    pool: Annotated[
-        int, Field(ge=4, description="training cubes of 64 x 64 x 64 that are kept in memory")
-    ] = 1500
-    ring: Annotated[
-        int, Field(ge=1, description="groups of four cubes under one optics that are kept in memory")
-    ] = 48
-    renew_every: Annotated[int, Field(ge=1, description="iterations after which one group is renewed")] = 4
-    workers: Annotated[
-        int, Field(ge=0, le=64, description="threads that make groups ahead; 0: none, and resuming is exact")
-    ] = 0
-    validate_every: Annotated[int, Field(ge=1, description="iterations from one checkpoint to the next")] = (
-        1000
+    held_out: tuple[str, ...] = key((), "names of volumes that are never trained on, to judge with")
+    licence: str = key("", "licence of the volumes whose files state none (model card)")
+    output: Path = key(Path("denoiser.safetensors"), "safetensors file of the weights")
+    init: Path | None = key(None, "weights to start from, of the same widths; none: from nothing")
+    widths: tuple[Annotated[int, Field(ge=4, le=1024)], ...] = key(
+        (48, 96, 128, 160), "channels of each level, full resolution first", min_length=1, max_length=6
     )
-    seed: Annotated[int, Field(ge=0, description="seed of everything random")] = 0
-    device: Annotated[
-        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    ] = "auto"
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="of the network's products; auto: the fastest that the device has natively"),
-    ] = "auto"
+    blocks: int = key(1, "residual blocks of each level", ge=1, le=8)
+    embedding: int = key(128, "channels of the condition", ge=8, le=1024)
+    iterations: int = key(20_000, "iterations at most", ge=1)
+    minutes: Positive = key(60.0, "minutes at most; whichever ends first")
+    batch: int = key(16, "windows of an iteration and process, 8 a cube", ge=8, le=4096, multiple_of=8)
+    rate: Positive = key(1e-3, "learning rate, before the cosine", le=0.1)
+    pool: int = key(1500, "training cubes of 64 x 64 x 64 that are kept in memory", ge=4)
+    ring: int = key(48, "groups of four cubes under one optics that are kept in memory", ge=1)
+    renew_every: int = key(4, "iterations after which one group is renewed", ge=1)
+    workers: int = key(0, "threads that make groups ahead; 0: none, and resuming is exact", ge=0, le=64)
+    validate_every: int = key(1000, "iterations from one checkpoint to the next", ge=1)
+    seed: int = key(0, "seed of everything random", ge=0)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "of the network's products; auto: the fastest that the device has natively"
+    )
     shares: SharesConfig = SharesConfig()
 
 
 class RecorderConfig(Table):
     """The run file."""
 
-    output: Annotated[Path, Field(description="folder of the run files")] = Path("runs")
-    time_points: Annotated[
-        int, Field(ge=1, le=1_000_000, description="time points that one file has room for")
-    ] = 120
-    durable: Annotated[bool, Field(description="force each volume to the disk (survives a power cut)")] = (
-        False
+    output: Path = key(Path("runs"), "folder of the run files")
+    time_points: int = key(120, "time points that one file has room for", ge=1, le=1_000_000)
+    durable: bool = key(False, "force each volume to the disk (survives a power cut)")
+    pyramid: bool = key(True, "write coarser copies of each volume beside it")
+    bigdataviewer: bool = key(False, "make a link beside the run file that BigDataViewer opens, live")
+    layout: Literal["static", "swmr"] = key(
+        "static", "static: opens anywhere, also live; swmr: may be compressed, grows as needed"
     )
-    pyramid: Annotated[bool, Field(description="write coarser copies of each volume beside it")] = True
-    bigdataviewer: Annotated[
-        bool, Field(description="make a link beside the run file that BigDataViewer opens, live")
-    ] = False
-    layout: Annotated[
-        Literal["static", "swmr"],
-        Field(description="static: opens anywhere, also live; swmr: may be compressed, grows as needed"),
-    ] = "static"
-    compression: Annotated[
-        Literal["none", "gzip", "lz4"],
-        Field(description='of the swmr layout; every HDF5 reads gzip, lz4 needs the extra "compression"'),
-    ] = "none"
-    file_gb: Annotated[
-        Positive, Field(description="a run goes on in a further file before one is larger, GB")
-    ] = 64.0
-    queue_mb: Annotated[Positive, Field(description="most that waits to be written, MB")] = 512.0
+    compression: Literal["none", "gzip", "lz4"] = key(
+        "none", 'of the swmr layout; every HDF5 reads gzip, lz4 needs the extra "compression"'
+    )
+    file_gb: Positive = key(64.0, "a run goes on in a further file before one is larger, GB")
+    queue_mb: Positive = key(512.0, "most that waits to be written, MB")
 
     @model_validator(mode="before")
     @classmethod
@@ -458,43 +326,24 @@ class RecorderConfig(Table):
 class WireConfig(Table):
     """Addresses and buffers."""
 
-    data: Annotated[str, Field(description="where frames come in; port * takes a free one")] = (
-        "tcp://127.0.0.1:5750"
+    data: str = key("tcp://127.0.0.1:5750", "where frames come in; port * takes a free one")
+    status: str = key("tcp://127.0.0.1:5751", "where the status goes out")
+    control: str = key("tcp://127.0.0.1:5752", "where commands come in (`mdd control`)")
+    keys: Path | None = key(None, "folder of this machine's keys (`mdd keys`); none: the user's own")
+    server_key: str | None = key(
+        None, "public key of a daemon on another machine (`mdd keys show`)", pattern=r"^[!-~]{40}$"
     )
-    status: Annotated[str, Field(description="where the status goes out")] = "tcp://127.0.0.1:5751"
-    control: Annotated[str, Field(description="where commands come in (`mdd control`)")] = (
-        "tcp://127.0.0.1:5752"
+    encrypt_loopback: bool = key(
+        False, "ask for keys on loopback addresses too; elsewhere they are always asked for"
     )
-    keys: Annotated[
-        Path | None,
-        Field(description="folder of this machine's keys (`mdd keys`); none: the user's own"),
-    ] = None
-    server_key: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[!-~]{40}$", description="public key of a daemon on another machine (`mdd keys show`)"
-        ),
-    ] = None
-    encrypt_loopback: Annotated[
-        bool, Field(description="ask for keys on loopback addresses too; elsewhere they are always asked for")
-    ] = False
-    runs: Annotated[int, Field(ge=1, le=64, description="runs that may be open at the same time")] = 8
-    silent_s: Annotated[
-        Positive, Field(description="a run whose sender says nothing for so long is closed, s")
-    ] = 120.0
-    max_frame_mb: Annotated[Positive, Field(le=1024, description="largest frame that is accepted, MB")] = 64.0
-    send_buffer_mb: Annotated[Positive, Field(description="most that the sender keeps in memory, MB")] = 256.0
-    journal: Annotated[
-        Path | None,
-        Field(description="folder where the sender spills what does not fit; none: the user's own"),
-    ] = None
-    journal_gb: Annotated[
-        NonNegative, Field(description="most that it spills, GB; 0: nothing, what does not fit is dropped")
-    ] = 20.0
-    receive_buffer_mb: Annotated[Positive, Field(description="most that waits for the engine, MB")] = 512.0
-    sweep_timeout_s: Annotated[
-        Positive, Field(description="how long a frame may be late before it counts as missing, s")
-    ] = 5.0
+    runs: int = key(8, "runs that may be open at the same time", ge=1, le=64)
+    silent_s: Positive = key(120.0, "a run whose sender says nothing for so long is closed, s")
+    max_frame_mb: Positive = key(64.0, "largest frame that is accepted, MB", le=1024)
+    send_buffer_mb: Positive = key(256.0, "most that the sender keeps in memory, MB")
+    journal: Path | None = key(None, "folder where the sender spills what does not fit; none: the user's own")
+    journal_gb: NonNegative = key(20.0, "most that it spills, GB; 0: nothing, what does not fit is dropped")
+    receive_buffer_mb: Positive = key(512.0, "most that waits for the engine, MB")
+    sweep_timeout_s: Positive = key(5.0, "how long a frame may be late before it counts as missing, s")
 
     @field_validator("data", "status", "control")
     @classmethod
@@ -509,29 +358,24 @@ class WireConfig(Table):
 class DashboardConfig(Table):
     """The live view in the terminal."""
 
-    refresh_hz: Annotated[Positive, Field(le=30, description="redraws per second")] = 4.0
-    preview: Annotated[bool, Field(description="draw the volume's maximum projections")] = True
-    graphics: Annotated[
-        Literal["auto", "kitty", "sixel", "blocks", "none"],
-        Field(
-            description="how the volume is drawn; auto: as pictures where the terminal says that it can, "
-            "else in half blocks; none: in characters"
-        ),
-    ] = "auto"
+    refresh_hz: Positive = key(4.0, "redraws per second", le=30)
+    preview: bool = key(True, "draw the volume's maximum projections")
+    graphics: Literal["auto", "kitty", "sixel", "blocks", "none"] = key(
+        "auto",
+        "how the volume is drawn; auto: as pictures where the terminal says that it can, else in "
+        "half blocks; none: in characters",
+    )
 
 
 class MonitoringConfig(Table):
     """For whoever watches the daemon by machine: a log beside the run files, figures for Prometheus."""
 
-    log: Annotated[bool, Field(description="keep mdd.log.jsonl in the folder of the run files")] = True
-    log_mb: Annotated[Positive, Field(description="size at which that file is put aside, MB")] = 10.0
-    log_files: Annotated[
-        int, Field(ge=0, le=1000, description="files that are kept besides the one that is written")
-    ] = 5
-    prometheus: Annotated[
-        str | None,
-        Field(description="loopback address for Prometheus, such as 127.0.0.1:9464; none: no endpoint"),
-    ] = None
+    log: bool = key(True, "keep mdd.log.jsonl in the folder of the run files")
+    log_mb: Positive = key(10.0, "size at which that file is put aside, MB")
+    log_files: int = key(5, "files that are kept besides the one that is written", ge=0, le=1000)
+    prometheus: str | None = key(
+        None, "loopback address for Prometheus, such as 127.0.0.1:9464; none: no endpoint"
+    )
 
     @field_validator("prometheus")
     @classmethod
@@ -544,9 +388,7 @@ class MonitoringConfig(Table):
 class Config(Table):
     """Everything that `mdd` needs to know."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="start of the run file's name")
-    ] = "run"
+    name: str = key("run", "start of the run file's name", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     acquisition: AcquisitionConfig = AcquisitionConfig()
     sweep: SweepConfig = SweepConfig()
     volume: VolumeConfig = VolumeConfig()
