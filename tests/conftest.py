@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,25 @@ from hypothesis import settings
 # How long an example takes says something of the machine, not of the code.
 settings.register_profile("mdd", deadline=None)
 settings.load_profile("mdd")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run take some of the selected tests: `pytest -m slow --slow-sample 6 --slow-seed COMMIT`."""
+    parser.addoption("--slow-sample", type=int, default=0, help="run so many of the slow tests")
+    parser.addoption("--slow-seed", default="0", help="which ones: the same text, the same tests")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a seeded sample of the slow tests, the same one in every worker."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    count = config.getoption("--slow-sample")
+    if not 0 < count < len(slow):
+        return
+    chosen = set(random.Random(config.getoption("--slow-seed")).sample(range(len(slow)), count))
+    dropped = {id(item) for number, item in enumerate(slow) if number not in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
+    items[:] = [item for item in items if id(item) not in dropped]
 
 
 @pytest.fixture(autouse=True)
