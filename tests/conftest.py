@@ -28,7 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     count = config.getoption("--slow-sample")
     if not 0 < count < len(slow):
         return
-    chosen = set(random.Random(config.getoption("--slow-seed")).sample(range(len(slow)), count))
+    draw = random.Random(config.getoption("--slow-seed"))  # noqa: S311 which tests run is no secret
+    chosen = set(draw.sample(range(len(slow)), count))
     dropped = {id(item) for number, item in enumerate(slow) if number not in chosen}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
     items[:] = [item for item in items if id(item) not in dropped]
