@@ -23,7 +23,7 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI, TerminalTheme
 
 from microdiffusion.daemon.dashboard.panels import screen
 from microdiffusion.daemon.dashboard.state import Choices
-from microdiffusion.daemon.status.board import subscribe
+from microdiffusion.daemon.status import subscribe
 from microdiffusion.daemon.status.models import Alarm, StatusSnapshot
 
 IMAGES = Path(__file__).parent / "images"

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import provenance
-from microdiffusion.daemon.status import FrameCounts, RunStatus
+from microdiffusion.daemon.status import FrameCounts, QueueDepth, RunStatus
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.engine import EngineInfo
@@ -85,22 +85,22 @@ class RunHealth:
 
     def show(self, ledger: Ledger, stats: RunStats, *, missing: int, assembler_bytes: int) -> None:
         """Make this the run that the board shows."""
-        header, board = self._recorder.header, self._board
-        board.set_frames(
-            FrameCounts(
+        header = self._recorder.header
+        self._board.put(
+            frames=FrameCounts(
                 received=ledger.received,
                 announced=ledger.announced if ledger.announced_known else None,
                 missing=missing,
                 duplicate=ledger.duplicates,
                 refused=ledger.refused,
                 dropped_by_sender=ledger.dropped_by_sender,
-            )
-        )
-        board.set_queue("recorder", self._recorder.queue_bytes, self._queue_limit)
-        board.set_queue("unconfirmed", stats.pending_bytes, stats.window_bytes)
-        board.set_queue("assembler", assembler_bytes)
-        board.set_run(
-            RunStatus(
+            ),
+            queues={
+                "recorder": QueueDepth(bytes=self._recorder.queue_bytes, limit=self._queue_limit),
+                "unconfirmed": QueueDepth(bytes=stats.pending_bytes, limit=stats.window_bytes),
+                "assembler": QueueDepth(bytes=assembler_bytes),
+            },
+            run=RunStatus(
                 name=header.name,
                 id=header.run_id,
                 file=str(self._recorder.paths[0]),
@@ -108,7 +108,7 @@ class RunHealth:
                 sweeps=header.sweeps,
                 shape=header.shape,
                 voxel_size_um=header.voxel_size_um,
-            )
+            ),
         )
 
     def _reached(self) -> None:

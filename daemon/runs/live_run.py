@@ -25,7 +25,7 @@ from microdiffusion.daemon.runs.bdv_link import RunLink
 from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.daemon.runs.health import RunHealth
 from microdiffusion.daemon.runs.run_vitals import Vitals
-from microdiffusion.daemon.status import LIVE, RunSummary, make_preview, session_name
+from microdiffusion.daemon.status import LIVE, RunSummary, SweepProgress, make_preview, session_name
 from microdiffusion.errors import RunError
 from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
@@ -134,7 +134,11 @@ class LiveRun:
             key = (info.sweep, info.channel, info.position)
             if key in self._lost:
                 self._came_after_all.add(key)
-        self._board.set_sweep(info.sweep, received if count else info.count, info.count)
+        self._board.put(
+            sweep=SweepProgress(
+                number=info.sweep, received=received if count else info.count, count=info.count
+            )
+        )
         self._settle(over)
         if rolling is not None:
             self._engine.submit(self.header.run_id, rolling, lane="rolling", newest_seq=info.seq)

@@ -181,7 +181,7 @@ class OpenRuns:
             if run.ended.is_set():
                 self._close(run, drain_s, hurry)
         self._collect()
-        self._board.set_runs(self.summaries())
+        self._board.put(runs=self.summaries())
 
     def summaries(self) -> tuple[RunSummary, ...]:
         """Return the runs that are not closed yet, in a few figures each."""
@@ -209,12 +209,12 @@ class OpenRuns:
             self._closing_all = True
         for run in list(self._open.values()):
             self._close(run, drain_s, hurry)
-        self._board.set_runs(self.summaries())
+        self._board.put(runs=self.summaries())
         while self._closing:
             wait([future for _, future in self._closing.values()], timeout=0.1)
             show()
             self._collect()
-        self._board.set_runs(())
+        self._board.put(runs=())
         self._threads.shutdown()
 
     def _make(self, header: RunHeader) -> LiveRun:

@@ -27,7 +27,7 @@ from microdiffusion.daemon.server.resume import Leftovers, remove_remains, resum
 from microdiffusion.daemon.server.sources import STOP_S, open_source
 from microdiffusion.daemon.server.systemd import ServiceManager
 from microdiffusion.daemon.signals import StopRequest
-from microdiffusion.daemon.status import EngineStatus, StatusBoard, StatusPublisher, log_line
+from microdiffusion.daemon.status import EngineStatus, QueueDepth, StatusBoard, StatusPublisher, log_line
 from microdiffusion.errors import AcquisitionError, DiskError
 from microdiffusion.wire import Command, server_security
 
@@ -184,7 +184,7 @@ class Daemon:
             self._show = show_if_possible
             try:
                 self._open_source(stack)
-                self.board.set_state("waiting")
+                self.board.put(state="waiting")
                 while not self._over():
                     self._step()
                     control.poll()
@@ -193,11 +193,11 @@ class Daemon:
             except Exception as error:  # a mistake of ours, too, must not cost the order of the close
                 failure = error
                 self.board.note(str(error), "error")
-            self.board.set_state("closing")
+            self.board.put(state="closing")
             self._service.stopping()
             show_if_possible()
             failure = self._close(failure)
-            self.board.set_state("failed" if failure else "closed")
+            self.board.put(state="failed" if failure else "closed")
             show_if_possible()
         if failure is not None:
             raise failure
@@ -281,8 +281,8 @@ class Daemon:
             return
         self._told = (info, building, engine)
         self.board.watch_process("engine", self._engine.pid)
-        self.board.set_engine(
-            EngineStatus(
+        self.board.put(
+            engine=EngineStatus(
                 device=info.device,
                 device_reason=info.reason,
                 building=building,
@@ -328,8 +328,10 @@ class Daemon:
         self._runs.tick(time.monotonic(), drain_s=self._drain_s(), hurry=self._hurried)
         if len(self._runs) and self._began_s is None:
             self._began_s = time.monotonic()
-        self.board.set_queue("engine", self._engine.waiting_bytes)
-        self.board.set_state("running" if len(self._runs) else "waiting")
+        self.board.put(
+            state="running" if len(self._runs) else "waiting",
+            queues={"engine": QueueDepth(bytes=self._engine.waiting_bytes)},
+        )
 
     def _watch_source(self) -> None:
         source = self._source

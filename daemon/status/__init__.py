@@ -1,18 +1,22 @@
-"""What the daemon tells about itself: figures, trends, previews, and the channel they go out on."""
+"""The daemon's status: figures, trends and previews, and the channel they are published on."""
 
-from microdiffusion.daemon.status.board import (
+from microdiffusion.daemon.status.board import StatusBoard
+from microdiffusion.daemon.status.channel import StatusPublisher, subscribe
+from microdiffusion.daemon.status.history import BUCKETS_S, Histogram
+from microdiffusion.daemon.status.models import (
     HEADLINE,
+    LIVE,
+    Alarm,
     EngineStatus,
     FrameCounts,
+    Note,
+    QueueDepth,
     RunStatus,
-    StatusBoard,
-    StatusPublisher,
-    subscribe,
+    RunSummary,
+    StatusSnapshot,
+    SweepProgress,
 )
-from microdiffusion.daemon.status.history import BUCKETS_S, Histogram
-from microdiffusion.daemon.status.models import LIVE, Alarm, Note, RunSummary, StatusSnapshot
-from microdiffusion.daemon.status.previews import GAMMA, Images, Preview, make_preview
-from microdiffusion.daemon.status.shelf import session_name
+from microdiffusion.daemon.status.previews import GAMMA, Images, Preview, make_preview, session_name
 from microdiffusion.daemon.status.text import (
     LITTLE_DISK,
     Tile,
@@ -43,11 +47,13 @@ __all__ = [
     "Images",
     "Note",
     "Preview",
+    "QueueDepth",
     "RunStatus",
     "RunSummary",
     "StatusBoard",
     "StatusPublisher",
     "StatusSnapshot",
+    "SweepProgress",
     "Tile",
     "depth_of",
     "duration",

@@ -1,8 +1,10 @@
-"""What the daemon says about itself: the board that gathers it (`status_wire` has its way over ZeroMQ).
+"""The status board: gathers the daemon's figures from all threads.
 
-Whoever knows a number writes it on the `StatusBoard`, from any thread; the main thread takes a
-`StatusSnapshot` a few times a second, draws it and publishes it. A snapshot is whole but for the previews,
-which are much larger than all figures: each session's comes when it is new, and again every few seconds.
+Whoever knows a figure puts it on the `StatusBoard` under its field of `StatusSnapshot`, so a new figure needs
+its field and its producer, nothing here. The board itself keeps what has to be counted or remembered between
+two snapshots: rates, latencies, totals, trends. The main thread takes a snapshot a few times a second, draws
+it and publishes it (`channel`). A snapshot is complete except for the previews, which are much larger than
+all figures together: each session's comes when it is new, and again every few seconds.
 """
 
 from __future__ import annotations
@@ -18,55 +20,36 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from microdiffusion.daemon.status.channel import StatusPublisher, subscribe
-from microdiffusion.daemon.status.frame_totals import FrameSums
 from microdiffusion.daemon.status.history import Histogram, History
 from microdiffusion.daemon.status.models import (
     HEADLINE,
-    LIVE,
-    EngineStatus,
-    FrameCounts,
+    FrameTotals,
     Latency,
     Note,
     Outcome,
     Quality,
-    QueueDepth,
-    RunStatus,
     RunSummary,
-    State,
     StatusSnapshot,
-    SweepProgress,
     VolumeCounts,
 )
-from microdiffusion.daemon.status.shelf import LatestPreviews
+from microdiffusion.daemon.status.previews import LatestPreviews
 from microdiffusion.daemon.system import disk_free_bytes, resident_mb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from microdiffusion.daemon.status.previews import Preview
-
-__all__ = [
-    "HEADLINE",
-    "LIVE",
-    "EngineStatus",
-    "FrameCounts",
-    "Outcome",
-    "RunStatus",
-    "State",
-    "StatusBoard",
-    "StatusPublisher",
-    "StatusSnapshot",
-    "subscribe",
-]
 
 RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 256
 NOTES_KEPT = 8
 
+_TOTALS = {"received": "frames", "dropped": "dropped", "refused": "refused", "duplicate": "duplicate"}
+"""Name of a total, and of the run's figure that it sums."""
+
 
 class StatusBoard:
-    """Gathers the numbers of all threads; every method may be called from any thread and is quick.
+    """Gathers the figures; every method may be called from any thread and is quick.
 
     Parameters
     ----------
@@ -80,69 +63,43 @@ class StatusBoard:
         self._clock = clock
         self._wall = wall
         self._started = clock()
-        self._started_utc = datetime.fromtimestamp(wall(), UTC).isoformat(timespec="seconds")
         self._clock_offset_s = wall() - clock()
-        self._number = secrets.token_hex(8)
-        self._listener: Callable[[Note], None] = lambda note: None
         self._lock = threading.Lock()
-        self._state: State = "starting"
-        self._run = RunStatus()
-        self._runs: tuple[RunSummary, ...] = ()
-        self._engine = EngineStatus()
-        self._frames = FrameCounts()
-        self._sweep = SweepProgress()
-        self._queues: dict[str, QueueDepth] = {}
-        self._latencies: dict[str, deque[float]] = {}
-        self._volumes: Counter[str] = Counter()
-        self._quality = Quality()
-        self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
-        self._previews = LatestPreviews()
-        self._history = History()
-        self._histograms: dict[str, Histogram] = {}
-        self._sums = FrameSums()
-        self._processes: dict[str, int | None] = {"daemon": None}
+        self._figures = StatusSnapshot(
+            daemon=secrets.token_hex(8),
+            started_utc=datetime.fromtimestamp(wall(), UTC).isoformat(timespec="seconds"),
+        )
+        self._totals = _FrameTotals()
         self._rates: deque[tuple[float, int]] = deque()
-        self._received = 0
+        self._latencies: dict[str, deque[float]] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self._history = History()
+        self._volumes: Counter[str] = Counter()
+        self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
+        self._listener: Callable[[Note], None] = lambda note: None
+        self._previews = LatestPreviews()
+        self._processes: dict[str, int | None] = {"daemon": None}
 
-    def set_state(self, state: State) -> None:
-        """Say what the daemon is doing."""
-        with self._lock:
-            self._state = state
+    def put(self, **figures: object) -> None:
+        """Set fields of the snapshot; a mapping is merged into the one that is there.
 
-    def set_run(self, run: RunStatus) -> None:
-        """Say which run this is; the disk that holds ``run.file`` is watched."""
+        Raises
+        ------
+        TypeError
+            The snapshot has no such field.
+        """
+        unknown = figures.keys() - StatusSnapshot.model_fields.keys()
+        if unknown:
+            raise TypeError(f"StatusSnapshot has no field {', '.join(sorted(unknown))}")
         with self._lock:
-            self._run = run
-
-    def set_runs(self, runs: tuple[RunSummary, ...]) -> None:
-        """Say which runs are not closed yet."""
-        with self._lock:
-            self._runs = runs
-            self._sums.take(runs)
-
-    def set_engine(self, engine: EngineStatus) -> None:
-        """Say what reconstructs."""
-        with self._lock:
-            self._engine = engine
-
-    def set_frames(self, frames: FrameCounts) -> None:
-        """Replace the ledger of frames; its `received` is what the frame rate is made of."""
-        now = self._clock()
-        with self._lock:
-            self._frames = frames
-            # One entry per tenth of a second is enough, however fast the frames come.
-            if not self._rates or now - self._rates[-1][0] >= 0.1:
-                self._rates.append((now, frames.received))
-
-    def set_sweep(self, number: int, received: int, count: int) -> None:
-        """Say how far sweep `number` has come: `received` of its `count` frames."""
-        with self._lock:
-            self._sweep = SweepProgress(number=number, received=received, count=count)
-
-    def set_queue(self, name: str, depth_bytes: int, limit_bytes: int = 0) -> None:
-        """Say how much waits in queue `name`."""
-        with self._lock:
-            self._queues[name] = QueueDepth(bytes=depth_bytes, limit=limit_bytes)
+            for name, value in figures.items():
+                if isinstance(value, dict):
+                    figures[name] = getattr(self._figures, name) | value
+            self._figures = self._figures.model_copy(update=figures)
+            if "runs" in figures:
+                self._totals.add(self._figures.runs)
+            if "frames" in figures:
+                self._sample_rate()
 
     def add_latency(self, stage: str, seconds: float) -> None:
         """Add one measurement of a stage; `HEADLINE` is the one that counts."""
@@ -166,16 +123,16 @@ class StatusBoard:
         held_out_error: float = math.nan,
         candidates: Mapping[str, float] | None = None,
     ) -> None:
-        """Say how good the volume of `sweep` is; NaN where it was not measured.
+        """Set the quality of the volume of `sweep`; NaN where it was not measured.
 
         Most sweeps hold no held-out projection, so its last error stays until there is a new one.
         """
         measured = math.isfinite(held_out_error)
         with self._lock:
-            before = self._quality
+            before = self._figures.quality
             self._history.add("residual", residual)
             self._history.add("held_out_error", held_out_error)
-            self._quality = Quality(
+            quality = Quality(
                 served=served,
                 residual=residual if math.isfinite(residual) else None,
                 held_out_error=held_out_error if measured else before.held_out_error,
@@ -183,19 +140,20 @@ class StatusBoard:
                 candidates={name: error for name, error in (candidates or {}).items() if math.isfinite(error)}
                 or before.candidates,
             )
+            self._figures = self._figures.model_copy(update={"quality": quality})
 
     def set_preview(self, preview: Preview | None, session: str = "") -> None:
-        """Show this as the newest volume of `session` (see `preview.make_preview`); None: it has none."""
+        """Set the newest preview of `session` (see `make_preview`); None: it has none."""
         with self._lock:
             self._previews.put(session, preview)
 
     def watch_process(self, name: str, pid: int | None) -> None:
-        """Show the memory of this process too; None means the own one."""
+        """Show the memory of this process, too; None means the daemon's own."""
         with self._lock:
             self._processes[name] = pid
 
     def note(self, text: str, level: Literal["info", "warning", "error"] = "info") -> None:
-        """Tell the user something; the last few notes are kept."""
+        """Add a note for the user; the last few are kept."""
         with self._lock:
             number = self._notes[-1].number + 1 if self._notes else 0
             elapsed_s = self._clock() - self._started
@@ -204,7 +162,7 @@ class StatusBoard:
         self._listener(note)
 
     def on_note(self, listener: Callable[[Note], None]) -> None:
-        """Have every note told to `listener` too, on the thread that notes it: it must be quick."""
+        """Pass every note to `listener`, too, on the thread that adds it: it must be quick."""
         self._listener = listener
 
     def histograms(self) -> dict[str, Histogram]:
@@ -218,49 +176,43 @@ class StatusBoard:
         Parameters
         ----------
         preview
-            Whether to take a preview along: for whoever shows them, since it counts as told.
+            Whether to include a preview: for whoever shows them, since it then counts as sent.
         """
         with self._lock:
             now = self._clock()
+            wall_s = self._wall()
             rate_hz = self._frame_rate(now)
             self._history.sample("frame_rate_hz", rate_hz, now)
             session, picture = self._previews.next(now) if preview else ("", None)
-            wall_s = self._wall()
-            file = self._run.file
+            figures = self._figures
             processes = dict(self._processes)
             latencies = {stage: list(seconds) for stage, seconds in self._latencies.items()}
-            snapshot = StatusSnapshot(
-                daemon=self._number,
-                state=self._state,
-                started_utc=self._started_utc,
-                time_utc=datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds"),
-                elapsed_s=now - self._started,
-                clock_step_s=round(wall_s - now - self._clock_offset_s, 3),
-                run=self._run,
-                runs=self._runs,
-                engine=self._engine,
-                frames=self._frames,
-                frames_total=self._sums.totals(),
-                frame_rate_hz=rate_hz,
-                sweep=self._sweep,
-                queues=dict(self._queues),
-                volumes=VolumeCounts(**self._volumes),
-                quality=self._quality,
-                notes=tuple(self._notes),
-                history=self._history.values(),
-                sessions=self._previews.sessions,
-                session=session,
-                preview=picture,
-            )
-        # Percentiles and questions to the operating system need no lock.
-        memory = {name: resident_mb(pid) for name, pid in processes.items()}
-        return snapshot.model_copy(
-            update={
-                "latencies": {stage: _latency(seconds) for stage, seconds in latencies.items()},
-                "memory_mb": {name: mb for name, mb in memory.items() if mb is not None},
-                "disk_free_bytes": disk_free_bytes(Path(file)) if file else None,
+            derived: dict[str, object] = {
+                "time_utc": datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds"),
+                "elapsed_s": now - self._started,
+                "clock_step_s": round(wall_s - now - self._clock_offset_s, 3),
+                "frames_total": self._totals.sums(),
+                "frame_rate_hz": rate_hz,
+                "volumes": VolumeCounts(**self._volumes),
+                "notes": tuple(self._notes),
+                "history": self._history.values(),
+                "sessions": self._previews.sessions,
+                "session": session,
+                "preview": picture,
             }
-        )
+        # Percentiles and questions to the operating system need no lock.
+        derived["latencies"] = {stage: _latency(seconds) for stage, seconds in latencies.items()}
+        memory = {name: resident_mb(pid) for name, pid in processes.items()}
+        derived["memory_mb"] = {name: mb for name, mb in memory.items() if mb is not None}
+        if figures.run.file:
+            derived["disk_free_bytes"] = disk_free_bytes(Path(figures.run.file))
+        return figures.model_copy(update=derived)
+
+    def _sample_rate(self) -> None:
+        now = self._clock()
+        # One entry per tenth of a second is enough, however fast the frames come.
+        if not self._rates or now - self._rates[-1][0] >= 0.1:
+            self._rates.append((now, self._figures.frames.received))
 
     def _frame_rate(self, now: float) -> float:
         # Sweeps come in bursts; the window spans several of them.
@@ -269,7 +221,30 @@ class StatusBoard:
         if not self._rates or now <= self._rates[0][0]:
             return 0.0
         start, received = self._rates[0]
-        return max(0, self._frames.received - received) / (now - start)
+        return max(0, self._figures.frames.received - received) / (now - start)
+
+
+class _FrameTotals:
+    """Sums up the frames of all runs: what a run added is kept when it is over, so totals never fall."""
+
+    def __init__(self) -> None:
+        self._sums: Counter[str] = Counter()
+        self._last: dict[str, dict[str, int]] = {}
+
+    def add(self, runs: Iterable[RunSummary]) -> None:
+        """Add what is new in the runs that are open now."""
+        last: dict[str, dict[str, int]] = {}
+        for run in runs:
+            now = {name: int(getattr(run, column)) for name, column in _TOTALS.items()}
+            # What a resumed run had already was counted by the daemon before.
+            before = self._last.get(run.id, now if run.resumed else {})
+            for name, value in now.items():
+                self._sums[name] += max(0, value - before.get(name, 0))
+            last[run.id] = now
+        self._last = last
+
+    def sums(self) -> FrameTotals:
+        return FrameTotals(**self._sums)
 
 
 def _latency(seconds: list[float]) -> Latency:

@@ -1,13 +1,15 @@
-"""A volume's small portrait: its maximum projections along z, y and x, and its middle slices, in 8 bits.
+"""Previews of volumes: maximum projections along z, y and x, and the middle slices, in 8 bits.
 
 Made once per volume by whoever hands the volume on, carried in the status as base64 (about 50 kB) and
 drawn by the dashboard. All images share one scale in µm per pixel, so that they fit together like
-the faces of an unfolded box, and one grey scale. Pure functions, safe on any thread.
+the faces of an unfolded box, and one grey scale. The functions are pure; `LatestPreviews` is guarded by its
+owner.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -17,6 +19,8 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from typing import Any, Self
 
+    from microdiffusion.header import RunHeader
+
 Images = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
 EDGE = 96
@@ -24,6 +28,12 @@ EDGE = 96
 
 GAMMA = 0.75
 """Below 1: lifts dim structures, as the eye expects of a screen."""
+
+AGAIN_S = 2.0
+"""How often a preview is sent again, for whoever has joined since."""
+
+MOST_SESSIONS = 64
+"""Sessions whose preview is kept; the one that has had none for the longest time makes room."""
 
 Extent = Annotated[int, Field(ge=1, le=EDGE)]
 
@@ -44,7 +54,7 @@ class Preview(BaseModel):
     xy_slice, xz_slice, yz_slice : bytes
         The middle slices, of the same shapes; empty from a daemon that sends none.
     sweep, served
-        Which time point it is of (-1: unknown), and whose answer.
+        Its time point (-1: unknown), and which answer it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -99,7 +109,7 @@ def make_preview(
     sweep: int = -1,
     served: str = "",
 ) -> Preview:
-    """Return the portrait of `volume`.
+    """Return the preview of `volume`.
 
     Parameters
     ----------
@@ -108,7 +118,7 @@ def make_preview(
     voxel_size_um : (z, y, x)
         µm.
     sweep, served
-        What to say of it.
+        Its time point, and which answer it is.
     """
     extent_um = [count * edge for count, edge in zip(volume.shape, voxel_size_um, strict=True)]
     # Never finer than the voxels: enlarging is the terminal's business.
@@ -156,3 +166,58 @@ def resize_max(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
         else:
             image = np.take(image, starts, axis=axis)
     return image
+
+
+class LatestPreviews:
+    """The newest preview of every session, and which of them is sent next.
+
+    A preview is ten times as large as all figures together, so a snapshot carries one at most: a new one
+    first, the one that waits longest before the others.
+    """
+
+    def __init__(self) -> None:
+        self._previews: dict[str, Preview] = {}
+        self._sent_s: dict[str, float] = {}
+        self._new: set[str] = set()
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """Names of the sessions that have one, sorted."""
+        return tuple(sorted(self._previews))
+
+    def put(self, session: str, preview: Preview | None) -> None:
+        """Set a session's newest preview; None removes it."""
+        self._previews.pop(session, None)
+        self._new.discard(session)
+        if preview is None:
+            self._sent_s.pop(session, None)
+            return
+        if session not in self._sent_s and len(self._previews) >= MOST_SESSIONS:
+            self.put(next(iter(self._previews)), None)
+        self._previews[session] = preview
+        self._sent_s.setdefault(session, -math.inf)
+        self._new.add(session)
+
+    def next(self, now_s: float) -> tuple[str, Preview | None]:
+        """Return the session whose preview is due, and it; ("", None) where none is."""
+        if not self._previews:
+            return "", None
+        name = min(self._previews, key=self._urgency)
+        if name not in self._new and now_s - self._sent_s[name] < AGAIN_S:
+            return "", None
+        self._new.discard(name)
+        self._sent_s[name] = now_s
+        return name, self._previews[name]
+
+    def _urgency(self, session: str) -> tuple[bool, float, str]:
+        return session not in self._new, self._sent_s[session], session
+
+
+def session_name(header: RunHeader, channel: int, position: int) -> str:
+    """Return the name of a session: the run's, with channel and position where there are several."""
+    parts = [header.name]
+    if len(header.channels) > 1:
+        parts.append(header.channels[channel])
+    if len(header.positions) > 1:
+        parts.append(f"position {header.positions[position]}")
+    return " · ".join(parts)

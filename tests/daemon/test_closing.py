@@ -12,7 +12,7 @@ from support.sample_data import write_sample
 from microdiffusion import open_run
 from microdiffusion.config.models import Config, EngineConfig, RecorderConfig, WireConfig
 from microdiffusion.daemon.server import daemon as daemon_module
-from microdiffusion.daemon.status.board import StatusPublisher
+from microdiffusion.daemon.status import StatusPublisher
 from microdiffusion.drivers.replay import open_source, replay
 
 

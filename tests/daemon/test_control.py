@@ -10,7 +10,7 @@ import zmq
 
 from microdiffusion import wire
 from microdiffusion.daemon.control import ControlServer, ask
-from microdiffusion.daemon.status.board import subscribe
+from microdiffusion.daemon.status import subscribe
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, UserError
 from microdiffusion.wire.messages import Value
 from microdiffusion.wire.security import ServerKeys

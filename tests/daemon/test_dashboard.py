@@ -13,7 +13,15 @@ from microdiffusion.daemon.dashboard import halfblock
 from microdiffusion.daemon.dashboard.app import LiveDashboard, LogDisplay, open_display, page
 from microdiffusion.daemon.dashboard.halfblock import RAMP, image_lines
 from microdiffusion.daemon.dashboard.panels import screen
-from microdiffusion.daemon.status.board import HEADLINE, EngineStatus, FrameCounts, RunStatus, StatusBoard
+from microdiffusion.daemon.status import (
+    HEADLINE,
+    EngineStatus,
+    FrameCounts,
+    QueueDepth,
+    RunStatus,
+    StatusBoard,
+    SweepProgress,
+)
 from microdiffusion.daemon.status.models import RunSummary, StatusSnapshot
 from microdiffusion.daemon.status.previews import make_preview
 from microdiffusion.daemon.status.text import duration, log_line, seconds, size
@@ -21,9 +29,9 @@ from microdiffusion.daemon.status.text import duration, log_line, seconds, size
 
 def busy_snapshot(**changes: object) -> StatusSnapshot:
     board = StatusBoard()
-    board.set_state("running")
-    board.set_run(
-        RunStatus(
+    board.put(state="running")
+    board.put(
+        run=RunStatus(
             name="demo",
             id="3f" * 16,
             file="/data/µ/runs/demo.h5",
@@ -31,11 +39,11 @@ def busy_snapshot(**changes: object) -> StatusSnapshot:
             voxel_size_um=(2, 1, 1),
         )
     )
-    board.set_engine(EngineStatus(device="cpu", device_reason="no GPU", weights="v1", method="mdd", steps=2))
-    board.set_frames(FrameCounts(received=338, missing=3))
-    board.set_sweep(37, 5, 9)
+    board.put(engine=EngineStatus(device="cpu", device_reason="no GPU", weights="v1", method="mdd", steps=2))
+    board.put(frames=FrameCounts(received=338, missing=3))
+    board.put(sweep=SweepProgress(number=37, received=5, count=9))
     for name in ("ingest", "engine", "recorder"):
-        board.set_queue(name, 3_100_000, 512_000_000)
+        board.put(queues={name: QueueDepth(bytes=3_100_000, limit=512_000_000)})
     for stage in (HEADLINE, "inr", "sampler", "consistency", "other", "total"):
         board.add_latency(stage, 0.41)
     board.add_volume("written")

@@ -41,10 +41,9 @@ from microdiffusion.daemon.dashboard.state import Choices, Request
 from microdiffusion.daemon.dashboard.terminal import Picture, Terminal
 from microdiffusion.daemon.server.commander import Commander
 from microdiffusion.daemon.server.save_tiff import save_newest
-from microdiffusion.daemon.status.board import StatusBoard, StatusPublisher
+from microdiffusion.daemon.status import StatusBoard, StatusPublisher
 from microdiffusion.daemon.status.models import Alarm, QueueDepth, RunSummary, StatusSnapshot
-from microdiffusion.daemon.status.previews import make_preview
-from microdiffusion.daemon.status.shelf import AGAIN_S, LatestPreviews
+from microdiffusion.daemon.status.previews import AGAIN_S, LatestPreviews, make_preview
 from microdiffusion.daemon.status.text import page, times
 from microdiffusion.errors import UserError
 from microdiffusion.wire.messages import Command
@@ -518,7 +517,7 @@ def test_what_came_of_a_key_is_said_in_the_last_line() -> None:
 def daemon() -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
     """A daemon's status and control; yields their addresses and what it was asked."""
     board = StatusBoard()
-    board.set_state("running")
+    board.put(state="running")
     board.set_preview(PREVIEW, "demo")
     asked: list[tuple[str, str]] = []
     over, addresses, bound = threading.Event(), [], threading.Event()

@@ -23,7 +23,7 @@ from microdiffusion.daemon.events import EVENTS, tell
 from microdiffusion.daemon.monitoring import log as json_log
 from microdiffusion.daemon.monitoring.log import JsonLog
 from microdiffusion.daemon.monitoring.monitor import Monitor
-from microdiffusion.daemon.status.board import HEADLINE, EngineStatus, StatusBoard
+from microdiffusion.daemon.status import HEADLINE, EngineStatus, QueueDepth, StatusBoard
 from microdiffusion.daemon.status.history import BUCKETS_S, KEPT, Histogram, History
 from microdiffusion.daemon.status.models import RunSummary
 from microdiffusion.daemon.status.text import log_line
@@ -180,13 +180,13 @@ def test_the_log_tells_of_start_notes_states_alarms_figures_and_the_end(tmp_path
     config = Config(recorder={"output": tmp_path})
     watchman = Monitor(config, board)
     watchman.start(name="demo")
-    board.set_state("running")
+    board.put(state="running")
     board.note("a note", "warning")
     for second in range(50):
         clock.now = float(second)
         full = 5 <= second < 20
         run = RunSummary(id="1", name="demo", state="go", waits_for="the disk is full" if full else "")
-        board.set_runs((run,))
+        board.put(runs=(run,))
         snapshot = watchman.complete(board.snapshot())
         assert bool(snapshot.alarms) is (5 <= second < 30), "it stays for ten seconds"
     watchman.stop(MddError("it broke"))
@@ -239,17 +239,17 @@ def scrape(address: str) -> dict[str, float]:
 
 def busy_board() -> StatusBoard:
     board = StatusBoard()
-    board.set_state("running")
-    board.set_engine(EngineStatus(method="mdd", device="cpu"))
+    board.put(state="running")
+    board.put(engine=EngineStatus(method="mdd", device="cpu"))
     for frames in (3, 7):
-        board.set_runs((RunSummary(id="1", name="a", state="go", frames=frames, missing=2, waiting=4),))
-    board.set_runs((RunSummary(id="2", name="b", state="go", frames=5, journal_bytes=9),))
+        board.put(runs=(RunSummary(id="1", name="a", state="go", frames=frames, missing=2, waiting=4),))
+    board.put(runs=(RunSummary(id="2", name="b", state="go", frames=5, journal_bytes=9),))
     for seconds in (0.02, 0.3, 400.0):
         board.add_latency(HEADLINE, seconds)
     board.add_latency("inr", 0.05)
     board.add_volume("written")
     board.set_quality(1, "mdd", 1.02, 1.1, {"mdd": 1.1, "linear": 1.4})
-    board.set_queue("engine", 5, 10)
+    board.put(queues={"engine": QueueDepth(bytes=5, limit=10)})
     return board
 
 
@@ -337,9 +337,9 @@ def test_every_query_of_the_example_dashboard_names_a_metric_that_there_is() -> 
 
 def test_a_run_that_is_gone_on_with_does_not_count_twice() -> None:
     board = StatusBoard()
-    board.set_runs((RunSummary(id="1", frames=100, resumed=True),))
-    board.set_runs((RunSummary(id="1", frames=104, resumed=True),))
-    board.set_runs(())
+    board.put(runs=(RunSummary(id="1", frames=100, resumed=True),))
+    board.put(runs=(RunSummary(id="1", frames=104, resumed=True),))
+    board.put(runs=())
     assert board.snapshot().frames_total.received == 4
 
 

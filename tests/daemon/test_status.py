@@ -13,9 +13,10 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdiffusion.daemon.status.board import (
+from microdiffusion.daemon.status import (
     HEADLINE,
     FrameCounts,
+    QueueDepth,
     RunStatus,
     StatusBoard,
     StatusPublisher,
@@ -56,15 +57,15 @@ def test_elapsed_time_is_counted_from_the_start(board, clock):
 
 def test_frame_rate_spans_the_bursts_of_sweeps(board, clock):
     for burst in range(10):  # nine frames every two seconds
-        board.set_frames(FrameCounts(received=9 * burst))
+        board.put(frames=FrameCounts(received=9 * burst))
         clock.now += 2.0
     assert board.snapshot().frame_rate_hz == pytest.approx(4.5, rel=0.25)
 
 
 def test_frame_rate_falls_to_zero_when_frames_stop(board, clock):
-    board.set_frames(FrameCounts(received=0))
+    board.put(frames=FrameCounts(received=0))
     clock.now += 1.0
-    board.set_frames(FrameCounts(received=100))
+    board.put(frames=FrameCounts(received=100))
     assert board.snapshot().frame_rate_hz == pytest.approx(100.0)
     clock.now += 60.0
     assert board.snapshot().frame_rate_hz == 0.0
@@ -114,7 +115,7 @@ def test_the_board_may_be_used_from_many_threads_at_once(board):
         for number in range(300):
             board.add_volume("written")
             board.add_latency("inr", 0.1 * number)
-            board.set_queue(f"queue {number % 5}", number)
+            board.put(queues={f"queue {number % 5}": QueueDepth(bytes=number)})
             board.snapshot()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -126,7 +127,7 @@ def test_the_board_may_be_used_from_many_threads_at_once(board):
 
 
 def test_memory_and_disk_are_measured(board, tmp_path):
-    board.set_run(RunStatus(file=str(tmp_path / "not yet" / "run.h5")))
+    board.put(run=RunStatus(file=str(tmp_path / "not yet" / "run.h5")))
     snapshot = board.snapshot()
     assert 5 < snapshot.memory_mb["daemon"] < 100_000
     assert snapshot.disk_free_bytes == pytest.approx(disk_free_bytes(tmp_path), rel=0.1)
@@ -224,10 +225,10 @@ def published(board):
 
 def test_a_subscriber_may_join_late_and_sees_the_end(board, published):
     address, stop = published
-    board.set_state("running")
+    board.put(state="running")
     snapshots = subscribe(address, 10.0)
     assert next(snapshots).state == "running"
-    board.set_state("closed")
+    board.put(state="closed")
     stop.set()
     assert list(snapshots)[-1].state == "closed"
 
@@ -289,3 +290,17 @@ def test_a_port_in_use_is_refused_with_what_to_do():
         pytest.raises(AddressError, match=r"cannot be used \(Address .* in use\): close the other daemon"),
     ):
         StatusPublisher(first.address)
+
+
+def test_a_figure_that_the_snapshot_does_not_have_is_refused(board):
+    with pytest.raises(TypeError, match="no field exposure_of_the_moon"):
+        board.put(exposure_of_the_moon=1)
+
+
+def test_queues_of_several_producers_are_kept_together(board):
+    board.put(queues={"engine": QueueDepth(bytes=1)})
+    board.put(queues={"recorder": QueueDepth(bytes=2)})
+    assert {name: depth.bytes for name, depth in board.snapshot().queues.items()} == {
+        "engine": 1,
+        "recorder": 2,
+    }

@@ -21,7 +21,7 @@ from microdiffusion.config.models import Config
 from microdiffusion.config.reference import dump_toml
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.offline.summary import sparkline
-from microdiffusion.daemon.status.board import StatusBoard, StatusPublisher
+from microdiffusion.daemon.status import StatusBoard, StatusPublisher
 from microdiffusion.errors import DiskError, EngineError, InputFileError
 from microdiffusion.runfile.layout import Status
 
@@ -362,7 +362,7 @@ def test_config_show_prints_what_would_be_used(capsys):
 
 def test_top_once_prints_a_page_of_the_daemon_at_the_address(capsys):
     board = StatusBoard()
-    board.set_state("running")
+    board.put(state="running")
     stop = threading.Event()
     with StatusPublisher("tcp://127.0.0.1:*") as publisher:
         address = publisher.address

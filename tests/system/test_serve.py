@@ -18,7 +18,7 @@ from support.mdd_process import Mdd, free_port, port_is_free
 from support.sample_data import SHAPE, write_sample
 
 from microdiffusion import open_run
-from microdiffusion.daemon.status.board import subscribe
+from microdiffusion.daemon.status import subscribe
 from microdiffusion.files.projections import open_projections
 from microdiffusion.runfile.layout import SERVED, Status
 from microdiffusion.runfile.reader import Run
