@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import pytest
+from support.demo import DEMO, demo, engine, settings
 from support.mdd_process import Mdd, free_port, port_is_free
 from support.sample_data import SHAPE, write_sample
 
@@ -24,34 +26,12 @@ from microdiffusion.runfile.layout import SERVED, Status
 from microdiffusion.runfile.reader import Run
 from microdiffusion.wire.security import new_keys
 
+if TYPE_CHECKING:
+    from system.conftest import FinishedDemo
+
 # Two processes that import torch, on whatever else the machine has to do.
 pytestmark = pytest.mark.timeout(300)
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="posix signals")
-
-DEMO = (24, 48, 48)
-SMALL = (
-    "volume.shape_z=24",
-    "camera.width=48",
-    "camera.height=48",
-    "specimen.nuclei=8",
-    "specimen.neurons=1",
-)
-
-
-def settings(*pairs: object) -> list[str]:
-    return [word for pair in pairs for word in ("--set", str(pair))]
-
-
-def engine(weights: Path, **more: object) -> list[str]:
-    keys = {"threads": 1, "inr.cold_steps": 20, "inr.warm_steps": 5} | more
-    values = (f"engine.{key}={str(value).lower()}" for key, value in keys.items())
-    return settings(f"engine.weights={weights}", *values)
-
-
-def demo(weights: Path, output: Path, *more: object, interval_s: float = 0.5) -> list[object]:
-    ports = [f"wire.{name}=tcp://127.0.0.1:{free_port()}" for name in ("data", "status", "control")]
-    pairs = (*SMALL, *ports, f"acquisition.sweep_interval_s={interval_s}")
-    return ["serve", "--demo", "--output", output, *engine(weights), *settings(*pairs), *more]
 
 
 def ports_of(arguments: list[object]) -> list[int]:
@@ -96,27 +76,33 @@ def frames_in(run: Run) -> int:
 
 
 @pytest.mark.acquisition
-def test_the_demo_records_every_frame_and_says_where_in_three_lines(weights: Path, tmp_path: Path) -> None:
-    output = tmp_path / "runs"
-    with Mdd(*demo(weights, output, "--volumes", 3), folder=tmp_path) as mdd:
-        assert mdd.finish() == 0, mdd.err
-        assert "Traceback" not in mdd.err
-        (path,) = run_files(output)
-        where, what, how = mdd.out.splitlines()
-        assert mdd.orphans() == []
-    assert where == str(path)
+def test_the_demo_ends_well_and_says_where_in_three_lines(finished_demo: FinishedDemo) -> None:
+    assert finished_demo.exit_code == 0, finished_demo.err
+    assert "Traceback" not in finished_demo.err
+    assert finished_demo.orphans == 0
+    where, what, how = finished_demo.out.splitlines()
+    assert where == str(finished_demo.run_file)
     told = re.fullmatch(r"3 volumes of 24 x 48 x 48 voxels; of the raw projections all (\d+) frames", what)
     assert told, what
+    with open_run(finished_demo.run_file) as run:
+        assert run.ledger.received == int(told[1])
+    code = re.fullmatch(r'open: python -c "(.*)"', how)
+    assert code
+    said = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == str(DEMO)
 
-    with open_run(path) as run:
+
+@pytest.mark.acquisition
+def test_the_demo_records_every_frame(finished_demo: FinishedDemo) -> None:
+    with open_run(finished_demo.run_file) as run:
         assert_closed_and_whole(run, 3)
         assert run.header.shape == DEMO
         assert run.volume.shape == (3, *DEMO)
         # Two slabs, four of them overlapping; sweep 0 has one more that is held out.
-        assert run.ledger.received == sum(run.values("frames_received")) == int(told[1])
+        assert run.ledger.received == sum(run.values("frames_received"))
         assert set(np.array(SERVED)[run.values("served")]) <= {"mdd", "inr", "tikhonov", "blend"}
         assert np.isfinite(run.values("held_out_error")).tolist() == [True, False, False]
-        assert run.provenance["weights"] == weights.name
+        assert run.provenance["weights"] == finished_demo.weights
         assert re.fullmatch(r"[0-9a-f]{64}", run.provenance["weights_sha256"])
         assert run.config["engine"]["threads"] == 1
         for t in range(3):
@@ -127,21 +113,21 @@ def test_the_demo_records_every_frame_and_says_where_in_three_lines(weights: Pat
         latencies = run.values("latency_s")
         assert np.all((latencies > 0) & (latencies < 30))
         last = run.volume[2]
-
-    # The plain way, and the line that the command printed.
-    with h5py.File(path) as file:
+    # The plain way.
+    with h5py.File(finished_demo.run_file) as file:
         np.testing.assert_array_equal(file["volume"][2], last)
         assert file["mdd/status"][:].tolist() == [1, 1, 1]
-    code = re.fullmatch(r'open: python -c "(.*)"', how)
-    assert code
-    said = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == str(DEMO)
-    # So do the README's.
+
+
+@pytest.mark.acquisition
+def test_the_lines_of_the_readme_open_the_demo(finished_demo: FinishedDemo) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r'^python -c "(.*)"$', readme, flags=re.MULTILINE)
     assert lines
     for line in lines:
-        subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", line], cwd=finished_demo.folder, check=True, capture_output=True
+        )
 
 
 @pytest.mark.acquisition
