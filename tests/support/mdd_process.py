@@ -24,8 +24,8 @@ def command() -> str:
     return str(Path(sys.executable).parent / name)
 
 
-# Below the ports that the system gives out by itself (32768 and up), each worker's own; another test run on the
-# same machine begins elsewhere.
+# Below the ports that the system gives out by itself (32768 and up), each worker's own; another test run on
+# the same machine begins elsewhere.
 _worker = int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")) % 8
 _begin = 15_000 + 2_000 * _worker
 _ports = itertools.cycle([_begin + (37 * os.getpid() + number) % 2_000 for number in range(2_000)])
