@@ -1,12 +1,10 @@
-"""`mdd doctor`: what can go wrong, looked at before it does.
+"""`mdd doctor`: checks for what can go wrong, before it does.
 
-One module a theme. In each, *probes* ask the machine and *checks* judge what they were told: a check is a
-pure function of plain facts, so that all its outcomes are tested on any machine. What may hang or crash
-(torch's libraries, a driver) is asked in a child process, and nobody waits longer than `examine.LIMIT_S`.
+One module per theme. Probes ask the machine; a check judges plain facts in a pure function, so that every
+outcome is tested on any machine. What may hang or crash (torch, a driver's library) runs in a child process.
 """
 
-from microdiffusion.daemon.doctor.page import WIDTH, page, report
-from microdiffusion.daemon.doctor.run import Line, examine
-from microdiffusion.daemon.doctor.subprocess_probe import Child
+from microdiffusion.daemon.doctor.page import page, report
+from microdiffusion.daemon.doctor.run import examine
 
-__all__ = ["WIDTH", "Child", "Line", "examine", "page", "report"]
+__all__ = ["examine", "page", "report"]

@@ -1,13 +1,15 @@
-"""What a check says: one line, how bad it is, and what to do. Values only; any thread."""
+"""A check and what it finds. Values only; any thread."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class Level(StrEnum):
-    """How bad it is: as it should be, worth knowing, or a run will fail of it."""
+    """Severity of a finding: fine, worth knowing, or a run will fail."""
 
     OK = "ok"
     WARNING = "warning"
@@ -16,35 +18,26 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the examination.
+    """Severity, what was found, and what to do about it (empty where nothing needs doing)."""
 
-    Attributes
-    ----------
-    name : str
-        What was looked at.
-    level : Level
-    text : str
-        What was found.
-    cure : str
-        What to do; only where something is to be done.
-    """
-
-    name: str
     level: Level
     text: str
-    cure: str = ""
+    fix: str = ""
 
 
-def ok(name: str, text: str) -> Finding:
-    """Return a finding that asks for nothing."""
-    return Finding(name, Level.OK, text)
+ok = partial(Finding, Level.OK)
+warning = partial(Finding, Level.WARNING)
+failure = partial(Finding, Level.FAILURE)
 
 
-def warning(name: str, text: str, cure: str) -> Finding:
-    """Return a finding that a run survives."""
-    return Finding(name, Level.WARNING, text, cure)
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A group on the page, the name of a line in it, and the function that looks and judges."""
+
+    theme: str
+    name: str
+    look: Callable[[], Finding | Iterable[Finding]]
 
 
-def failure(name: str, text: str, cure: str) -> Finding:
-    """Return a finding that a run does not survive."""
-    return Finding(name, Level.FAILURE, text, cure)
+Findings = Sequence[tuple[Check, Finding]]
+"""Findings of several checks, in the order of the page."""

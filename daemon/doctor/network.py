@@ -1,16 +1,15 @@
-"""Addresses and keys: whether the ports are free, and who may come in."""
+"""Addresses and keys: which ports are free, and who may connect."""
 
 from __future__ import annotations
 
 import errno
-import re
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from microdiffusion.config import Config, WireConfig
-from microdiffusion.daemon.doctor.finding import Finding, failure, ok, warning
-from microdiffusion.daemon.doctor.run import Check
+from microdiffusion.config import WireConfig
+from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.errors import MddError
 from microdiffusion.wire import is_loopback, server_security
 
@@ -19,65 +18,61 @@ _NAMES = ("data", "status", "control")
 _PROBE_S = 1.5
 
 
-def checks(config: Config) -> list[Check]:
+def checks(wire: WireConfig) -> list[Check]:
     """Return the checks of this theme."""
-    wire = config.wire
-
-    def port_check(name: str) -> Check:
-        address = str(getattr(wire, name))
-        return Check(
-            THEME,
-            f"wire.{name}",
-            lambda: port(f"wire.{name}", address, try_to_bind, lambda: holder(address, wire)),
+    ports = [
+        Check(
+            THEME, f"wire.{name}", partial(port, f"wire.{name}", getattr(wire, name), try_to_bind, is_daemon)
         )
+        for name in _NAMES
+    ]
+    return [*ports, Check(THEME, "keys", lambda: keys(wire, required_keys))]
 
-    return [*(port_check(name) for name in _NAMES), Check(THEME, "keys", lambda: keys(wire, need_keys))]
 
-
-def port(name: str, address: str, bind: Callable[[str], OSError | None], who: Callable[[], str]) -> Finding:
-    """Judge an address that a daemon here would listen at."""
+def port(
+    name: str, address: str, bind: Callable[[str], OSError | None], publishes: Callable[[str], bool]
+) -> Finding:
+    """Judge an address that a daemon on this computer would listen at."""
     if address.endswith(":*"):
-        return ok(name, f"{address}, whichever port is free")
+        return ok(f"{address}, any free port")
     error = bind(address)
     if error is None:
-        return ok(name, f"{address} is free")
+        return ok(f"{address} is free")
     if error.errno == errno.EADDRINUSE:
-        found = who()
-        return failure(
-            name,
-            f"{address} is in use by {found or 'another program'}",
-            f"End it, or give another {name} (port * takes a free one); `{_list_command(address)}` names it.",
-        )
+        who = "a running mdd daemon" if name == "wire.status" and publishes(address) else "another program"
+        fix = f"Stop it (`{_list_command(address)}` names it), or choose another {name} (port *: a free one)."
+        return failure(f"{address} is in use by {who}", fix)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return failure(name, f"{address} is not allowed here", f"Give a port above 1023 in {name}.")
-    return failure(
-        name,
-        f"{address} cannot be used ({error.strerror or error})",
-        f"Correct {name}: its host is an address of this computer, 127.0.0.1 or 0.0.0.0.",
-    )
+        return failure(f"{address} is not allowed here", f"Choose a port above 1023 for {name}.")
+    fix = f"Correct {name}: its host must be an address of this computer, 127.0.0.1 or 0.0.0.0."
+    return failure(f"{address} cannot be used ({error.strerror or error})", fix)
 
 
-def keys(wire: WireConfig, ask: Callable[[WireConfig], tuple[str, ...]]) -> Finding:
-    """Judge the keys, where the addresses ask for any."""
+def keys(wire: WireConfig, read: Callable[[WireConfig], tuple[str, ...]]) -> Finding:
+    """Judge the keys, where the addresses require any."""
     try:
-        names = ask(wire)
+        names = read(wire)
     except MddError as error:
-        found, _, cure = str(error).partition(": ")
-        return failure("keys", found, cure[:1].upper() + cure[1:])
-    open_to = [f"wire.{name}" for name in _NAMES if not is_loopback(getattr(wire, name))]
-    if not open_to and not wire.encrypt_loopback and wire.server_key is None:
-        return ok("keys", "not needed: only this computer can reach the daemon")
-    if open_to and not names:
+        return refused(error)
+    exposed = [f"wire.{name}" for name in _NAMES if not is_loopback(getattr(wire, name))]
+    if not exposed and not wire.encrypt_loopback and wire.server_key is None:
+        return ok("not needed: only this computer can reach the daemon")
+    if exposed and not names:
         return warning(
-            "keys",
-            f"{', '.join(open_to)} can be reached from elsewhere, but nobody is trusted",
-            "Let the microscope's computer in: mdd keys trust NAME KEY (mdd keys show says it there).",
+            f"{', '.join(exposed)} can be reached from other machines, but none is trusted",
+            "Trust the microscope's computer: mdd keys trust NAME KEY (mdd keys show prints its key there).",
         )
-    return ok("keys", f"there, {len(names)} others trusted" + (f" ({', '.join(names)})" if names else ""))
+    return ok(f"present; trusted: {', '.join(names) or 'nobody'}")
 
 
-def need_keys(wire: WireConfig) -> tuple[str, ...]:
-    """Read the keys that the addresses ask for, and return the names of those that are let in.
+def refused(error: MddError) -> Finding:
+    """Return the failure that an error of mdd's own describes: "what is wrong: what to do"."""
+    text, _, fix = str(error).partition(": ")
+    return failure(text, fix[:1].upper() + fix[1:])
+
+
+def required_keys(wire: WireConfig) -> tuple[str, ...]:
+    """Read the keys that the addresses require, and return the names of the trusted machines.
 
     Raises
     ------
@@ -109,35 +104,18 @@ def try_to_bind(address: str) -> OSError | None:
     return None
 
 
-def holder(address: str, wire: WireConfig) -> str:
-    """Return who listens at `address`, as far as it can be told; empty where it cannot."""
-    if address == wire.status and is_loopback(address) and _is_daemon(address):
-        return "a running mdd daemon"
-    try:
-        import psutil
-    except ImportError:
-        return ""
-    number = int(address.rpartition(":")[2])
-    try:
-        for line in psutil.net_connections("tcp"):
-            if line.laddr and line.laddr.port == number and line.status == psutil.CONN_LISTEN and line.pid:
-                return f"{psutil.Process(line.pid).name()} (process {line.pid})"
-    except psutil.Error:
-        return ""
-    return ""
-
-
-def _is_daemon(address: str) -> bool:
+def is_daemon(address: str) -> bool:
+    """Return whether a daemon publishes its status at an address of this computer."""
     from microdiffusion.daemon.status import subscribe
 
     try:
-        return next(iter(subscribe(address, _PROBE_S)), None) is not None
+        return is_loopback(address) and next(iter(subscribe(address, _PROBE_S)), None) is not None
     except MddError:
         return False
 
 
 def _list_command(address: str) -> str:
-    number = re.sub(r".*:", "", address)
+    number = address.rpartition(":")[2]
     if sys.platform == "win32":
         return f"netstat -ano | findstr :{number}"
     return f"lsof -i :{number}" if sys.platform == "darwin" else f"ss -ltnp sport = :{number}"

@@ -1,4 +1,4 @@
-"""What the configured run asks of this computer: bytes, bytes a second, memory. Pure functions."""
+"""What the configured run asks of this computer: disk space, bytes per second, memory. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from microdiffusion.header import RunHeader
 from microdiffusion.runfile import RunPlan, file_bytes
 
 ASSUMED_EDGE = 2048
-"""Pixels of a camera that nobody has described: the usual sCMOS."""
+"""Pixels of a camera that the configuration does not describe: the usual sCMOS."""
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a run takes.
+class Requirements:
+    """What a run needs.
 
-    Attributes
-    ----------
-    file_bytes : int
-        Of one run file, which is reserved at the start.
-    frames_per_s, volumes_per_s : float
-        Bytes to the disk: the projections, which come whatever happens, and the volume of every sweep, as far
-        as the engine keeps up.
-    engine_bytes : int
-        Memory of the engine, at most.
-    assumed : str
-        What had to be assumed; empty where the configuration says it all.
+    `file_bytes` of a run file are reserved at the start. `frames_per_s`, in bytes, go to the disk in any
+    case, `volumes_per_s` if the engine keeps up. `engine_bytes` is the engine's memory, at most. `assumed`
+    says what the configuration leaves open.
     """
 
     file_bytes: int
@@ -38,8 +30,8 @@ class Need:
     assumed: str = ""
 
 
-def need_of(config: Config) -> Need | None:
-    """Return what the configured run takes; None where its frames decide (acquisition.driver = "none").
+def requirements_of(config: Config) -> Requirements | None:
+    """Return what the configured run needs; None where the incoming frames decide (driver "none").
 
     Raises
     ------
@@ -67,12 +59,10 @@ def need_of(config: Config) -> Need | None:
     frames = plan.frames_per_sweep_max * len(header.channels) * len(header.positions)
     sweep_s = max(acquisition.sweep_interval_s, frames * acquisition.exposure_ms / 1000.0)
     raw = 2 * height * width * frames
-    per_time_point = size / config.recorder.time_points
-    whole = camera.height and camera.width
-    return Need(
+    return Requirements(
         size,
         raw / sweep_s,
-        max(per_time_point - raw, 0.0) / sweep_s,
+        max(size / config.recorder.time_points - raw, 0.0) / sweep_s,
         reconstruction_bytes(header, config.engine),
-        "" if whole else f"for {width} x {height} pixels, assumed",
+        "" if camera.height and camera.width else f"(assuming {width} x {height} pixels)",
     )

@@ -1,75 +1,79 @@
-"""Runs the checks side by side and gives each of them a line, whatever it does.
+"""Runs all checks side by side, and gives each of them a line within the time limit.
 
-A check that raises is a line that says so; one that does not come back within the time is another. Each has
-a thread of its own, which a hanging one keeps until the process ends.
+Each check has a daemon thread of its own. One that raises or hangs becomes a warning; a hanging thread ends
+with the process.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
-from microdiffusion.daemon.doctor.finding import Finding, warning
+from microdiffusion.config import Config
+from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, packages
+from microdiffusion.daemon.doctor.finding import Check, Finding, Findings, warning
+from microdiffusion.daemon.doctor.subprocess_probe import Facts, probe
 
 LIMIT_S = 9.0
-"""After this time the page is printed, with what is known."""
+"""Time after which the page is printed with what is known."""
 
-Findings = Finding | Iterable[Finding]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Something to look at.
-
-    Attributes
-    ----------
-    theme, name : str
-        Its group on the page, and what a line about it begins with where it gives none.
-    look : callable
-        Probes and judges.
-    """
-
-    theme: str
-    name: str
-    look: Callable[[], Findings]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A finding and its group."""
+def examine(config: Config) -> Findings:
+    """Return the findings of all checks for a configuration."""
+    probed = _in_thread(lambda: probe(config.engine, timeout_s=LIMIT_S - 1.0))
 
-    theme: str
-    finding: Finding
+    def ask(subject: str) -> Facts:
+        answer = probed.result()[subject]
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    return run_checks(
+        [
+            *packages.checks(),
+            *gpu.checks(config.engine, ask),
+            *microscope.checks(config.acquisition),
+            *network.checks(config.wire),
+            *disk.checks(config),
+            *computer.checks(config),
+        ]
+    )
 
 
-def examine(checks: Sequence[Check], *, limit_s: float = LIMIT_S) -> list[Line]:
-    """Return the lines of all checks, in their order, within `limit_s`."""
+def run_checks(checks: Sequence[Check], *, limit_s: float = LIMIT_S) -> Findings:
+    """Return the findings of `checks`, in their order, within `limit_s`."""
     deadline_s = time.monotonic() + limit_s
-    answers: list[list[Finding] | None] = [None] * len(checks)
-    threads = []
-    for number, check in enumerate(checks):
-        thread = threading.Thread(
-            target=_look, args=(check, answers, number), name=f"mdd-doctor-{check.name}", daemon=True
-        )
-        thread.start()
-        threads.append(thread)
-    for thread in threads:
-        thread.join(max(deadline_s - time.monotonic(), 0.0))
-    lines = []
-    for check, answer in zip(checks, tuple(answers), strict=True):
-        if answer is None:
-            text = f"no answer within {limit_s:g} s"
-            answer = [warning(check.name, text, "Look again when the machine is less busy: mdd doctor.")]
-        lines += [Line(check.theme, finding) for finding in answer]
-    return lines
+    answers = [(check, _in_thread(check.look)) for check in checks]
+    found: list[tuple[Check, Finding]] = []
+    for check, answer in answers:
+        try:
+            error = answer.exception(max(deadline_s - time.monotonic(), 0.0))
+        except TimeoutError:
+            late = warning("no answer in time", "Run mdd doctor again when the machine is less busy.")
+            found.append((check, late))
+            continue
+        if error is not None:
+            text = f"the check itself failed ({type(error).__name__}: {error})"
+            found.append((check, warning(text, "Please report it with the output of mdd doctor --json.")))
+            continue
+        result = answer.result()
+        found += [(check, one) for one in ([result] if isinstance(result, Finding) else result)]
+    return found
 
 
-def _look(check: Check, answers: list[list[Finding] | None], number: int) -> None:
-    try:
-        found = check.look()
-        answers[number] = [found] if isinstance(found, Finding) else list(found)
-    except Exception as error:  # whatever a driver's library raises, the other lines are wanted
-        text = f"this check itself broke ({type(error).__name__}: {error})"
-        answers[number] = [warning(check.name, text, "Please report it with: mdd doctor --json.")]
+def _in_thread(function: Callable[[], T]) -> Future[T]:
+    answer: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function())
+        except Exception as error:  # whatever a driver's library raises, the other lines are wanted
+            answer.set_exception(error)
+
+    threading.Thread(target=call, name="mdd-doctor", daemon=True).start()
+    return answer
