@@ -1,7 +1,6 @@
 """The configuration: its tables, how it is read, checked and written."""
 
 from microdiffusion.config.calibration import BeamFile, CameraFile, read_beam, write_calibration
-from microdiffusion.config.config_keys import Path_, keys
 from microdiffusion.config.load import load_config, presets
 from microdiffusion.config.models import (
     AcquisitionConfig,
@@ -17,7 +16,7 @@ from microdiffusion.config.models import (
     TrainingConfig,
     WireConfig,
 )
-from microdiffusion.config.reference import chosen_toml, dump_toml, reference, toml_value
+from microdiffusion.config.reference import KeyPath, chosen_toml, dump_toml, keys, reference_page, toml_value
 
 __all__ = [
     "AcquisitionConfig",
@@ -28,7 +27,7 @@ __all__ = [
     "DashboardConfig",
     "EngineConfig",
     "InrConfig",
-    "Path_",
+    "KeyPath",
     "RecorderConfig",
     "ReferenceConfig",
     "SpecimenConfig",
@@ -41,7 +40,7 @@ __all__ = [
     "load_config",
     "presets",
     "read_beam",
-    "reference",
+    "reference_page",
     "toml_value",
     "write_calibration",
 ]

@@ -39,11 +39,11 @@ def config_from(
     args: argparse.Namespace,
     options: Mapping[str, object] | None = None,
     *,
-    beneath: Mapping[str, object] | None = None,
+    implied: Mapping[str, object] | None = None,
 ) -> Config:
     """Return the configuration of --config, --set, and of the `options` (dotted keys) that are not None.
 
-    `options` win over --set, and --set over `beneath`.
+    `options` win over --set, and --set over `implied`.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def config_from(
             raise ConfigError(f"Expected --set section.key=value, not --set {assignment}.")
         overrides[key.strip()] = value.strip()
     overrides |= {key: value for key, value in (options or {}).items() if value is not None}
-    return load_config(args.config, overrides=overrides, beneath=beneath)
+    return load_config(args.config, overrides=overrides, implied=implied)
 
 
 def wants_dashboard(args: argparse.Namespace) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microdiffusion.config import Config, Path_, chosen_toml, keys
+from microdiffusion.config import Config, KeyPath, chosen_toml, keys
 from microdiffusion.drivers.micromanager import Survey
 from microdiffusion.errors import ConfigError
 
@@ -109,7 +109,7 @@ def written(values: Mapping[str, Value], backend: Mapping[str, Value], found: Su
         for part in above:
             table = table[part]
         table[last] = value.value
-    paths: dict[Path_, str] = {
+    paths: dict[KeyPath, str] = {
         path: everything[key.name].why for path, key in keys().items() if key.name in everything
     }
     introduction = (

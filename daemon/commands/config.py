@@ -31,10 +31,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print."""
-    from microdiffusion.config import dump_toml, reference
+    from microdiffusion.config import dump_toml, reference_page
 
     if args.what == "reference":
-        say(reference().rstrip("\n"))
+        say(reference_page().rstrip("\n"))
         return 0
     config = options.config_from(args)
     if args.what == "show":

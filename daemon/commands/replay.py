@@ -79,7 +79,7 @@ def _run(args: Namespace, wish: StopRequest | None) -> int:
         given["acquisition.driver"] = "none"
         # Without a rate the file waits for the engine; with one, it stands for a microscope, which cannot.
         own = {**OWN_DAEMON, "engine.policy": "wait" if args.rate is None else "archive"}
-    config = options.config_from(args, given, beneath=own)
+    config = options.config_from(args, given, implied=own)
     faults = _faults(args)
 
     from microdiffusion.drivers.replay import open_source

@@ -54,7 +54,7 @@ def _serve(args: Namespace, wish: StopRequest) -> int:
             raise UserError("A run goes on in its own file: leave --output out with --resume.")
         recorded = _recorded(args.resume, args.config)
         given["recorder.output"] = args.resume.parent
-    config = options.config_from(args, given, beneath=recorded)
+    config = options.config_from(args, given, implied=recorded)
     from microdiffusion.daemon.server import serve
 
     return serve(

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdiffusion.config.config_keys import keys
 from microdiffusion.config.load import load_config, presets
 from microdiffusion.config.models import (
     AcquisitionConfig,
@@ -18,7 +17,7 @@ from microdiffusion.config.models import (
     TrainingConfig,
     VolumeConfig,
 )
-from microdiffusion.config.reference import dump_toml, reference
+from microdiffusion.config.reference import dump_toml, keys, reference_page
 from microdiffusion.errors import ConfigError, MissingFileError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -280,4 +279,4 @@ def test_every_key_has_a_description_and_a_place_in_the_toml():
 
 def test_the_reference_page_is_up_to_date():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference(), "write it anew: mdd config reference > docs/configuration.md"
+    assert page == reference_page(), "write it anew: mdd config reference > docs/configuration.md"

@@ -22,7 +22,7 @@ import pytest
 from support.calibration_scenes import BeadScene, bead_stack, camera_series, layer_stack
 from support.mdd_process import free_port
 
-from microdiffusion.config.reference import reference as configuration_reference
+from microdiffusion.config.reference import reference_page as configuration_reference
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.cli.command_reference import reference as command_reference
 
