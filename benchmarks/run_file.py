@@ -6,10 +6,9 @@ Parts, each left out with 0: `--blocks` runs of 12 volumes, each beside a raw wr
 the same disk (rate; 512 x 512 x 64); `--volumes` volumes of a smaller size in the same way (median and 99th
 percentile); `--readers` processes that check every voxel of a run that goes on at the demo's rate; `--demo`
 volumes of the demo itself, and how long its engine waits for the recorder; `--kills` writers killed at
-random moments; `--cuts` power cuts between any two forcings (SWMR storage); `--files` damaged files, in which
-nothing that is wrong may be read, as many as come in `--minutes`. The room on the disk is used again and
-again: at most 3 GB. `--set compression=gzip` and the like set values of `[recorder]`; `--layout` sets the
-storage.
+random moments; `--files` damaged files, in which nothing that is wrong may be read, as many as come in
+`--minutes`. The room on the disk is used again and again: at most 3 GB. `--set durable=true` and the like set
+values of `[recorder]`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 from measuring import machine
 from support.file_mutations import Findings, malformed_files, open_all
-from support.power_cuts import power_cut_trials
 from support.run_file_trials import (
     base_of,
     bytes_of_volume,
@@ -41,6 +39,8 @@ from support.run_file_trials import (
     writing,
 )
 
+from microdiffusion.runfile import snapshot_run
+
 RATE_SHAPE = (64, 512, 512)
 RATE_BLOCK = 12
 TAIL_SHAPE = (32, 256, 256)
@@ -50,8 +50,6 @@ DEMO_PERIOD_S = 0.25
 KILL_SHAPE = (12, 160, 160)
 BATCH = 100
 WORKERS = 12
-CUT_SHAPE = (6, 72, 80)
-CUT_SWEEPS = (0, 1, 2, 130, 3, 131)
 BAR = {"rate": 0.6, "p99": 2.0, "slower": 0.1}
 
 
@@ -110,9 +108,10 @@ def damaged(
 ) -> dict[str, Any]:
     """Damage a run file in many ways; it is refused, or what is read of it is right, repaired or not.
 
-    Half of them are made of a closed file, half of one that its writer had open.
+    A third of them are made of a closed file, a third of one that its writer had open, the others of a
+    compressed copy of that.
     """
-    closed, left_open = folder / "closed.h5", folder / "open.h5"
+    closed, left_open, packed = folder / "closed.h5", folder / "open.h5", folder / "packed.h5"
     base = base_of((6, 72, 80))
     with writing(closed, (6, 72, 80), 4, values) as target:
         for sweep in range(4):
@@ -120,6 +119,7 @@ def damaged(
             target.put_frame(sweep, volume[0])
             target.write(sweep, volume.astype(np.float32))
         shutil.copyfile(closed, left_open)  # what a kill would leave
+    snapshot_run(left_open, packed, compression="gzip")
     outcomes: Counter[str] = Counter()
     strange: list[str] = []
     slowest_s, tried = 0.0, 0
@@ -130,7 +130,7 @@ def damaged(
             return 0, Findings()
         own = folder / f"batch-{number}"
         own.mkdir()
-        sound = (closed, left_open)[number % 2]
+        sound = (closed, left_open, packed)[number % 3]
         size = min(count - number * BATCH, BATCH)
         try:
             return size, open_all(list(malformed_files(own, sound, size, seed + number)), own, sound)
@@ -164,16 +164,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=600)
-    parser.add_argument("--cuts", type=int, default=0, help="of the power, between any two forcings")
-    parser.add_argument("--layout", default="static")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     values: dict[str, Any] = dict(one.split("=", 1) for one in options.set)
-    if options.layout != "static":
-        values["layout"] = options.layout
     folder = Path(tempfile.mkdtemp(prefix="mdd-run-file-", dir=options.folder))
-    report: dict[str, Any] = {"machine": machine(), "layout": options.layout, "recorder": values}
+    report: dict[str, Any] = {"machine": machine(), "recorder": values}
     try:
         if options.blocks:
             report["rate"] = write_rate(folder, options.blocks, values)
@@ -196,9 +192,6 @@ def main() -> int:
         if options.kills:
             trial = kill_trials(folder, KILL_SHAPE, options.kills, values)
             report["kills"] = trial | {"shape": KILL_SHAPE, "well": not trial["wrong"]}
-        if options.cuts:
-            trial = power_cut_trials(folder, CUT_SHAPE, values, sweeps=CUT_SWEEPS, each=options.cuts)
-            report["power_cuts"] = trial | {"shape": CUT_SHAPE, "well": not trial["wrong"]}
         if options.files:
             report["damaged"] = damaged(folder, options.files, values, minutes=options.minutes)
     finally:

@@ -296,31 +296,8 @@ class RecorderConfig(Table):
     durable: bool = key(False, "force each volume to the disk (survives a power cut)")
     pyramid: bool = key(True, "write coarser copies of each volume beside it")
     bigdataviewer: bool = key(False, "make a link beside the run file that BigDataViewer opens, live")
-    layout: Literal["static", "swmr"] = key(
-        "static", "static: opens anywhere, also live; swmr: may be compressed, grows as needed"
-    )
-    compression: Literal["none", "gzip", "lz4"] = key(
-        "none", 'of the swmr layout; every HDF5 reads gzip, lz4 needs the extra "compression"'
-    )
     file_gb: Positive = key(64.0, "a run goes on in a further file before one is larger, GB")
     queue_mb: Positive = key(512.0, "most that waits to be written, MB")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _open_ended(cls, values: object) -> object:
-        """Let a file that reserves nothing grow, unless it was said how far."""
-        if isinstance(values, dict) and values.get("layout") == "swmr":
-            return {"time_points": 1_000_000, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _compression_needs_swmr(self) -> Self:
-        if self.compression != "none" and self.layout != "swmr":
-            raise ValueError(
-                f'recorder.compression = "{self.compression}" needs recorder.layout = "swmr": '
-                "the static layout is not compressed"
-            )
-        return self
 
 
 class WireConfig(Table):

@@ -163,11 +163,6 @@ def _parts(run: Run, folder: Path) -> Iterator[_Part]:
                     "make a copy, without --link."
                 )
             filters = set(getattr(volume, "_filters", {}))
-            if volume.chunks is not None and not run.closed:
-                raise InputFileError(
-                    f"{path} is being written in the layout swmr, which BigDataViewer cannot follow: "
-                    'link it when the run is over, or record with recorder.layout = "static".'
-                )
             if filters - _READABLE:
                 raise InputFileError(
                     f"{path} is compressed in a way that BigDataViewer does not know "

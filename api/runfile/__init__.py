@@ -1,7 +1,7 @@
 """The run file: its schema and layout, its reader, verification and copies."""
 
 from microdiffusion.runfile.attributes import attribute_of
-from microdiffusion.runfile.copy import Form, snapshot_run
+from microdiffusion.runfile.copy import snapshot_run
 from microdiffusion.runfile.layout import (
     EFFORTS,
     REASON_BYTES,
@@ -15,9 +15,11 @@ from microdiffusion.runfile.layout import (
     RunPlan,
     Status,
     create_run_file,
+    open_hdf5,
     peek,
     position_prefix,
     read_layout,
+    require_compression,
     runtime_code,
     segment_path,
 )
@@ -28,6 +30,7 @@ from microdiffusion.runfile.schema import (
     ENGINE_BYTES,
     EVENT_KIND_BYTES,
     EVENT_ROOM,
+    LAYOUT_MINOR,
     LAYOUT_VERSION,
     RECIPE_BYTES,
     RECIPE_ROOM,
@@ -39,27 +42,7 @@ from microdiffusion.runfile.schema import (
     file_bytes,
 )
 from microdiffusion.runfile.series import TimeSeries
-from microdiffusion.runfile.superblock import (
-    SIGNATURE,
-    clear_mark,
-    lookup3,
-    read_superblock,
-    write_superblock,
-)
 from microdiffusion.runfile.sweeps import FrameTable, assemble
-from microdiffusion.runfile.swmr_file import (
-    LIBVER,
-    SwmrPart,
-    chunk_shape,
-    create_swmr_file,
-    is_image,
-    is_swmr_file,
-    item_axes,
-    open_hdf5,
-    read_all,
-    require_compression,
-    stored_shape,
-)
 from microdiffusion.runfile.verify import Report, verify_run
 
 __all__ = [
@@ -68,8 +51,8 @@ __all__ = [
     "ENGINE_BYTES",
     "EVENT_KIND_BYTES",
     "EVENT_ROOM",
+    "LAYOUT_MINOR",
     "LAYOUT_VERSION",
-    "LIBVER",
     "REASON_BYTES",
     "RECIPE_BYTES",
     "RECIPE_ROOM",
@@ -77,13 +60,11 @@ __all__ = [
     "SENDER_COLUMNS",
     "SENDER_ROOM",
     "SERVED",
-    "SIGNATURE",
     "STAGES",
     "UNPLACED_ROOM",
     "Closed",
     "Dataset",
     "Factors",
-    "Form",
     "FrameTable",
     "Ledger",
     "Pyramid",
@@ -93,35 +74,23 @@ __all__ = [
     "RunLayout",
     "RunPlan",
     "Status",
-    "SwmrPart",
     "TimeSeries",
     "assemble",
     "attribute_of",
-    "chunk_shape",
-    "clear_mark",
     "coarser",
     "create_run_file",
-    "create_swmr_file",
     "datasets",
     "file_bytes",
-    "is_image",
-    "is_swmr_file",
-    "item_axes",
     "level_factors",
     "level_shape",
-    "lookup3",
     "open_hdf5",
     "open_run",
     "peek",
     "position_prefix",
-    "read_all",
     "read_layout",
-    "read_superblock",
     "require_compression",
     "runtime_code",
     "segment_path",
     "snapshot_run",
-    "stored_shape",
     "verify_run",
-    "write_superblock",
 ]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from microdiffusion.errors import InputFileError
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile.pyramid import Factors
-from microdiffusion.runfile.schema import LAYOUT_MAJOR, LAYOUT_VERSION, LEVEL_ZERO, RunPlan, position_prefix
+from microdiffusion.runfile.schema import LAYOUT_MAJOR, LEVEL_ZERO, RunPlan, position_prefix
 
 _VERSION = version("microdiffusion-daemon")
 _MOST_TEXT_BYTES = 64 << 20  # of header and configuration: a run of a thousand positions has a hundredth
@@ -32,15 +32,14 @@ def write_attributes(file: h5py.File, plan: RunPlan) -> None:
     set_attributes(
         file,
         {
-            "mdd_layout": LAYOUT_VERSION,
-            "storage": plan.storage,
+            "mdd_layout": plan.version,
+            "storage": "static" if plan.compression == "none" else "chunked",
             "compression": plan.compression,
             "mdd_version": _VERSION,
             "run_id": header.run_id,
             "name": header.name,
             "created_utc": plan.created_utc,
-            # Such a file grows: the length of its datasets says how far.
-            **({"time_points": plan.time_points} if plan.storage == "static" else {}),
+            "time_points": plan.time_points,
             "frames_per_sweep": plan.frames_per_sweep,
             "segment": plan.segment,
             "first_time_point": plan.first_time_point,
@@ -141,10 +140,10 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
     try:
         provenance = file["mdd/provenance"]
         storage = str(attribute("storage"))
-        grows = storage == "swmr"
+        grown = storage == "swmr"  # of 1.0: the length of its datasets says how far
         return RunPlan(
             header=RunHeader.model_validate_json(text("mdd/run_header")),
-            time_points=int(file["mdd/status"].shape[0] if grows else attribute("time_points")),
+            time_points=int(file["mdd/status"].shape[0] if grown else attribute("time_points")),
             frames_per_sweep=int(attribute("frames_per_sweep")),
             segment=int(attribute("segment")),
             first_time_point=int(attribute("first_time_point")),
@@ -156,8 +155,7 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
             pyramid=_pyramid(attribute("pyramid_factors")),
             uncertainty=bool(attribute("uncertainty")),
             version=version,
-            storage=storage,
-            compression=str(attribute("compression")) if grows else "none",
+            compression="none" if storage == "static" else str(attribute("compression")),
         )
     except InputFileError:
         raise

@@ -1,68 +1,58 @@
-"""A consistent copy of a run, also while it goes on: `mdd snapshot`, and in another storage: `mdd repack`.
+"""A consistent copy of a run, also while it goes on: `mdd snapshot`, and compressed: `mdd repack`.
 
 Owns the order of reading that makes the copy whole: statuses and the frames' `seq` first, as what they
 announce was written before; then figures, then images, and only those that are announced. What comes
-meanwhile is not part of it. All files of the run become one; how it is stored is `copy_target`'s matter.
-The copy is checked, every byte, before it gets its name. Functions hold no state; any thread.
+meanwhile is not part of it. All files of the run become one. The copy is checked, every byte, before it gets
+its name. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import InputFileError
+from microdiffusion.errors import InputFileError, MddError, NoRoomError
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
-from microdiffusion.runfile.copy_target import Target, open_target
 from microdiffusion.runfile.files import RunParts
-from microdiffusion.runfile.layout import SNAPSHOT, Closed, RunPlan, Status, position_prefix, segment_path
+from microdiffusion.runfile.layout import (
+    SNAPSHOT,
+    Chunks,
+    Closed,
+    RunPlan,
+    Status,
+    chunk_shape,
+    create_run_file,
+    position_prefix,
+    segment_path,
+)
 from microdiffusion.runfile.schema import Dataset, datasets, file_bytes
-from microdiffusion.runfile.swmr_file import Chunks
 from microdiffusion.runfile.verify import Report, verify_run
 
-_IMAGES = ("volume", "uncertainty", "pyramid/")
 _ATTEMPTS = 100
 _RUN_NOTES = ("mdd/senders", "mdd/engine", "mdd/recipes", "mdd/unplaced_seq")
+_MARGIN_BYTES = 16 << 20  # left free: HDF5 must not meet a full disk in the middle of its tables
+_MOST_CHUNK_BYTES = 1 << 30  # HDF5 takes less than 4 GiB, and a reader holds a whole one
 _EVENTS = ("mdd/events/count", "mdd/events/time_s", "mdd/events/kind", "mdd/events/text")
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a copy is stored.
-
-    Attributes
-    ----------
-    storage, compression : str
-        As of `RunPlan`.
-    chunks : (planes, rows, columns) or None
-        Of the images of a chunked copy; None: as a recorder writes them.
-    """
-
-    storage: str = "static"
-    compression: str = "none"
-    chunks: Chunks | None = None
-
-    def __post_init__(self) -> None:
-        if self.storage == "static" and (self.compression != "none" or self.chunks):
-            raise InputFileError(
-                "The static storage has no chunks and no compression: choose the storage swmr for those."
-            )
 
 
 def snapshot_run(
     run: Path,
     output: Path,
     *,
-    form: Form | None = None,
+    compression: str = "none",
+    chunks: Chunks | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Copy what a run holds now into one file, and return what `verify_run` said of it.
@@ -73,21 +63,24 @@ def snapshot_run(
         The run's first file.
     output
         The copy, which must not exist.
-    form
-        How it is stored; None: static.
+    compression
+        Of its images: "none", "gzip" or "lz4".
+    chunks : (planes, rows, columns)
+        Of its images, where they are compressed; None: whole planes, 1 MiB at most.
     progress
         Called with the time points that are done, and how many there are.
 
     Raises
     ------
     MissingFileError, InputFileError
-        There is no such run, the copy exists, or the run is damaged.
+        There is no such run, the copy exists, the run is damaged, or there can be no such chunks.
     NoRoomError, DiskError
         The disk is full, or cannot be written.
     DependencyError
         The compression needs a package that is missing.
     """
-    form = form or Form()
+    if chunks and compression == "none":
+        raise InputFileError("Without compression there are no chunks: leave them out.")
     _check_name(run, output)
     parts = RunParts(run)
     try:
@@ -100,17 +93,17 @@ def snapshot_run(
         copied = replace(
             plan,
             time_points=used,
-            # An open-ended run's plan is more room than a static file could set aside.
-            planned_time_points=used if form.storage != plan.storage == "swmr" else plan.planned,
             live=plan.live and closed,
             provenance=dict(plan.provenance) | {SNAPSHOT: datetime.now(UTC).isoformat(timespec="seconds")},
-            storage=form.storage,
-            compression=form.compression,
+            # What grew had no room planned: an open-ended run's plan is more than a file could set aside.
+            planned_time_points=plan.planned if plan.compression == "none" else used,
+            compression=compression,
         )
+        _check_chunks(copied, chunks)
         # How much compression will save is not known; such a copy looks for room as it grows.
-        needed = file_bytes(copied) if form.compression == "none" else 0
+        needed = file_bytes(copied) if compression == "none" else 0
         with staged(output, needed_bytes=needed) as (path,):
-            with open_target(path, copied, form.chunks) as target:
+            with _open_target(path, copied, chunks) as target:
                 total = used * len(sessions)
                 for number, session in enumerate(sessions):
                     told = partial(_told, progress, number * used, total)
@@ -169,12 +162,12 @@ def _told(progress: Callable[[int, int], None], before: int, total: int, t: int)
 
 
 def _copy_session(
-    parts: RunParts, session: _Session, plan: RunPlan, target: Target, told: Callable[[int], None]
+    parts: RunParts, session: _Session, plan: RunPlan, target: _Target, told: Callable[[int], None]
 ) -> None:
     prefix, used = session.prefix, plan.time_points
     status, seq = _room(session.status, used, 0), _room(session.seq, used, -1)
     wanted = [one for one in datasets(plan) if one.timed and _belongs(one.path, prefix)]
-    figures = [one for one in wanted if one.path[len(prefix) :].startswith("mdd/")]
+    figures = [one for one in wanted if not one.image]
     values = {one.path[len(prefix) :]: _figure(parts, one, used, status, seq) for one in figures}
     values["mdd/reason"] = _reasons(parts, prefix, used, status, values["mdd/reason"])
     received = np.count_nonzero(seq >= 0, axis=-1)
@@ -188,9 +181,7 @@ def _copy_session(
     }
     for name, value in values.items():
         target.write(prefix + name, value)
-    images = [
-        one.path for one in wanted if one.path[len(prefix) :].startswith(_IMAGES) and 0 not in one.shape
-    ]
+    images = [one.path for one in wanted if one.image == 3]
     with_uncertainty = values.get("mdd/has_uncertainty")
     for t in range(used):
         for index in np.argwhere(np.atleast_1d(status[t]) == Status.WRITTEN).tolist():
@@ -204,7 +195,7 @@ def _copy_session(
         told(t + 1)
 
 
-def _copy_live(parts: RunParts, plan: RunPlan, target: Target) -> None:
+def _copy_live(parts: RunParts, plan: RunPlan, target: _Target) -> None:
     """Copy the rolling volumes of a closed run: nobody writes them any more."""
     first = parts.first()
     for one in datasets(plan):
@@ -263,7 +254,7 @@ def _item(parts: RunParts, name: str, place: tuple[int, ...]) -> Any:
     raise IndexError(place)
 
 
-def _copy_notes(parts: RunParts, sessions: list[_Session], target: Target, *, closed: bool) -> None:
+def _copy_notes(parts: RunParts, sessions: list[_Session], target: _Target, *, closed: bool) -> None:
     """Copy what the run has once; the ledger counts the frames of the copy."""
     first = parts.first()
     # Of events the count first: those rows are whole.
@@ -275,3 +266,54 @@ def _copy_notes(parts: RunParts, sessions: list[_Session], target: Target, *, cl
     placed = sum(int(np.count_nonzero(session.seq >= 0)) for session in sessions)
     target.write("mdd/ledger", ledger.settled(received=placed + unplaced, unplaced=unplaced).array())
     target.write("mdd/closed", Closed.CLOSED if closed else Closed.OPEN)
+
+
+@contextlib.contextmanager
+def _open_target(path: Path, plan: RunPlan, chunks: Chunks | None) -> Iterator[_Target]:
+    """Create the copy and yield it; it is complete and closed when the block ends."""
+    try:
+        create_run_file(path, plan, chunks)
+        # Chunks are written whole and once: no cache. Nobody else knows of the file: no lock.
+        with h5py.File(path, "r+", rdcc_nbytes=0, locking=False) as file:
+            yield _Target(path, file, plan)
+    except RuntimeError as error:  # so h5py calls what happens while it closes a file
+        if isinstance(error, MddError):
+            raise
+        raise OSError(str(error)) from error
+
+
+class _Target:
+    """The copy, as it is filled."""
+
+    def __init__(self, path: Path, file: h5py.File, plan: RunPlan) -> None:
+        self._path = path
+        self._datasets: dict[str, h5py.Dataset] = {one.path: file[one.path] for one in datasets(plan)}
+
+    def write(self, name: str, value: Any, index: tuple[int, ...] = ()) -> None:
+        """Write what `index` selects of the dataset `name`; `value` has its shape."""
+        dataset = self._datasets[name]
+        content = np.asarray(value)
+        if content.shape != dataset.shape[len(index) :]:
+            raise ValueError(f"/{name}{list(index)} is {dataset.shape[len(index) :]}, not {content.shape}")
+        if dataset.chunks:
+            free = shutil.disk_usage(self._path.parent).free
+            if free < content.nbytes + _MARGIN_BYTES:
+                raise NoRoomError(
+                    f"The copy needs {(content.nbytes + _MARGIN_BYTES) / 1e6:.0f} MB more, "
+                    f"{free / 1e6:.0f} MB are free: make room, or choose another folder; nothing was left "
+                    "behind."
+                )
+        # HDF5 does not take text for UTF-8 unless its type says so.
+        dataset[index] = content.astype(dataset.dtype) if content.dtype.kind == "S" else content
+
+
+def _check_chunks(plan: RunPlan, chunks: Chunks | None) -> None:
+    for dataset in datasets(plan) if chunks else ():
+        if not dataset.image:
+            continue
+        size = int(np.prod(chunk_shape(dataset, chunks), dtype=np.int64)) * np.dtype(dataset.dtype).itemsize
+        if size > _MOST_CHUNK_BYTES:
+            raise InputFileError(
+                f"A chunk of {size / 1e9:.1f} GB is more than readers can hold (/{dataset.path}): "
+                "give --chunks of fewer planes or rows, such as 16,128,128."
+            )

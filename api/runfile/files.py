@@ -1,5 +1,7 @@
-"""The files of a run as a reader has them open: bytes through a memory map, one file or several.
+"""The files of a run as a reader has them open, one or several.
 
+Owns how a reader gets at the bytes of one file (`RunFile`): through a memory map, so that what the recorder
+writes is seen at once; with plain reads, for who checks a disk; and through HDF5 where images are compressed.
 Owns which files belong to a run that is being read (`RunParts`), also while it goes on: a further file is
 taken in as soon as it has its name, and where a longer file takes the name of one that is open, that is
 opened instead. Any one thread.
@@ -7,83 +9,140 @@ opened instead. Any one thread.
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import InputFileError, MissingFileError
-from microdiffusion.runfile.layout import Closed, RunPlan, read_layout, segment_path
-from microdiffusion.runfile.swmr_file import SwmrPart, is_swmr_file
+from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
+from microdiffusion.runfile.layout import Closed, RunPlan, read_layout, require_compression, segment_path
+
+_CLOSED = "The run was closed: open it again with open_run."
+_UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, MemoryError)
+"""What HDF5 raises over damaged bytes."""
 
 
-class Part(Protocol):
-    """One file of a run."""
+class RunFile:
+    """One file of a run, open for reading.
 
-    path: Path
-
-    @property
-    def plan(self) -> RunPlan:
-        """What was fixed when it was made."""
-        ...
-
-    def view(self, name: str) -> Any:
-        """Return a dataset, as new as the file is: a NumPy array, or what is indexed like one."""
-        ...
-
-    def close(self) -> None:
-        """Let go of it."""
-        ...
-
-
-class StaticPart:
-    """A file whose bytes lie where they lay when it was made."""
+    Attributes
+    ----------
+    path : Path
+    plan : RunPlan
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise MissingFileError(f"There is no run file at {path}: check the path.")
         self.path = path
-        # Opened once: at the end of a run a trimmed copy takes the file's name, and layout and bytes must
-        # be of the same file.
-        with path.open("rb") as stream:
-            self._layout = read_layout(path, stream)
-            self._bytes: NDArray[np.uint8] | None = np.memmap(stream, dtype=np.uint8, mode="r")
+        try:
+            # Opened once: at the end of a run a trimmed copy takes the file's name, and layout and bytes must
+            # be of the same file.
+            self._stream = path.open("rb", buffering=0)
+        except OSError as error:
+            raise InputFileError(
+                f"{path} cannot be read ({error.strerror or error}): check its rights."
+            ) from error
+        self._bytes: NDArray[np.uint8] | None = None
+        self._hdf5: h5py.File | None = None
+        try:
+            self._layout = read_layout(path, self._stream)
+            self.plan: RunPlan = self._layout.plan
+            if self._layout.packed:
+                require_compression(self.plan.compression)
+                self._hdf5 = h5py.File(self._stream, "r", rdcc_nbytes=0)
+        except BaseException:
+            self.close()
+            raise
 
-    @property
-    def plan(self) -> RunPlan:
-        """See `Part`."""
-        return self._layout.plan
+    def view(self, name: str) -> Any:
+        """Return a dataset: what is contiguous as a read-only view of the file's bytes, as new as they are.
 
-    def view(self, name: str) -> NDArray[Any]:
-        """Return a dataset as a view of the file's bytes: read-only, and as new as they are."""
+        Images that are compressed are read when they are indexed.
+
+        Raises
+        ------
+        DamagedError
+            It cannot be read.
+        """
+        if name in self._layout.packed:
+            return self._unpacked(name)
         if self._bytes is None:
-            raise ValueError("The run was closed: open it again with open_run.")
+            if self._stream.closed:
+                raise ValueError(_CLOSED)
+            self._bytes = np.memmap(self._stream, dtype=np.uint8, mode="r")
+            if self._hdf5 is None:
+                self._stream.close()  # the map keeps the file: a long run has many
         region = self._layout.regions[name]
         return (
             self._bytes[region.offset : region.offset + region.size].view(region.dtype).reshape(region.shape)
         )
 
+    def read(self, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:
+        """Return what an index selects, read anew and not through a map.
+
+        Raises
+        ------
+        OSError
+            The disk failed.
+        DamagedError
+            HDF5 cannot read it.
+        """
+        if name in self._layout.packed:
+            return np.ascontiguousarray(self._unpacked(name)[index])
+        region = self._layout.regions[name]
+        offset, size = region.locate(index)
+        content = np.empty(size, np.uint8)
+        room = content.data
+        self._stream.seek(offset)
+        while len(room):
+            count = self._stream.readinto(room)
+            if not count:
+                raise OSError(f"it is shorter than its layout says, at byte {offset}")
+            room = room[count:]
+        return content.view(region.dtype).reshape(region.shape[len(index) :])
+
     def close(self) -> None:
-        """Let go of the bytes."""
+        """Let go of the file. What was read stays valid."""
+        if self._hdf5 is not None:
+            self._hdf5.close()
         self._bytes = None
+        self._stream.close()
+
+    def _unpacked(self, name: str) -> Any:
+        """Return images as what is read when it is indexed, figures as an array."""
+        if not self._hdf5:
+            raise ValueError(_CLOSED)
+        schema = self._layout.packed[name]
+        images = _PackedImages(self.path, name, self._hdf5[name])
+        return images if schema.image else images[()].reshape(schema.shape)
 
 
-def open_part(path: Path) -> Part:
-    """Open one file of a run.
+class _PackedImages:
+    """A dataset that HDF5 reads when it is indexed; any index of NumPy's."""
 
-    Raises
-    ------
-    MissingFileError, InputFileError
-        There is none; it cannot be read.
-    """
-    try:
-        swmr = path.is_file() and is_swmr_file(path)
-    except OSError as error:
-        raise InputFileError(
-            f"{path} cannot be read ({error.strerror or error}): check its rights."
-        ) from error
-    return SwmrPart(path) if swmr else StaticPart(path)
+    def __init__(self, path: Path, name: str, dataset: h5py.Dataset) -> None:
+        self._path, self._name, self._dataset = path, name, dataset
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype[Any] = dataset.dtype
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Any:
+        place = tuple(takewhile(lambda part: isinstance(part, int | np.integer), index))
+        plain = all(isinstance(part, slice) and (part.step or 1) > 0 for part in index[len(place) :])
+        try:
+            if plain:
+                return self._dataset[index]
+            # What HDF5 cannot select, such as a list or a negative step, is selected from the whole image.
+            return np.asarray(self._dataset[place])[index[len(place) :]]
+        except _UNREADABLE as error:
+            reason = (str(error).splitlines() or ["unreadable"])[0]
+            raise DamagedError(
+                f"{self._path}: /{self._name} cannot be read at {place} ({reason}): "
+                "the file is damaged or incomplete; `mdd verify` tells what else is."
+            ) from error
 
 
 class RunParts:
@@ -91,15 +150,15 @@ class RunParts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._parts: list[Part] = [open_part(path)]
+        self._parts: list[RunFile] = [RunFile(path)]
         self.plan: RunPlan = self._parts[0].plan
 
-    def first(self) -> Part:
+    def first(self) -> RunFile:
         """Return the first file."""
         self._look_for_more()
         return self._parts[0]
 
-    def all(self) -> list[Part]:
+    def all(self) -> list[RunFile]:
         """Return those that there are by now."""
         self._look_for_more()
         return list(self._parts)
@@ -116,13 +175,13 @@ class RunParts:
         """
         last = self._parts[-1]
         if int(last.view("mdd/closed")[()]) == Closed.REPLACED:
-            self._parts[-1] = open_part(last.path)
+            self._parts[-1] = RunFile(last.path)
             last.close()
         while self.plan.segment == 0:
             path = segment_path(self.path, len(self._parts))
             if not path.is_file():
                 return
-            part = open_part(path)
+            part = RunFile(path)
             # A copy of the run's first file that has such a name is none of its further files.
             if (part.plan.header.run_id, part.plan.segment) != (self.plan.header.run_id, len(self._parts)):
                 part.close()

@@ -1,9 +1,9 @@
 """The run file on the disk: creating it, and finding where each dataset's bytes lie.
 
-Owns the way between `run_schema` and HDF5, for the recorder that fills a run file and the reader that reads
-it. The layout is *static*: HDF5 creates every dataset at its final size, contiguous and uncompressed, and
-closes the file; from then on nothing but the bytes inside of datasets changes. So no HDF5 library is needed
-to fill it, its metadata cannot be torn by a crash, and every HDF5 reader can open it at any moment.
+Owns the way between `schema` and HDF5. What a recorder fills is *static*: HDF5 creates every dataset at its
+final size, contiguous and uncompressed, and closes the file; from then on nothing but the bytes inside of
+datasets changes. So no HDF5 library is needed to fill it, its metadata cannot be torn by a crash, and every
+HDF5 reader can open it at any moment. In a compressed copy the images are chunked, and only HDF5 reads them.
 
 Invariant: a layout that `read_layout` returned is safe to write through: each region lies inside of the
 file and none overlaps another, whatever the file held. Functions hold no state; any thread.
@@ -11,11 +11,11 @@ file and none overlaps another, whatever the file held. Functions hold no state;
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import InputFileError
+from microdiffusion.errors import DependencyError, InputFileError
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.attributes import (
     attribute_of,
@@ -52,7 +52,6 @@ from microdiffusion.runfile.schema import (
     runtime_code,
     segment_path,
 )
-from microdiffusion.runfile.swmr_file import open_hdf5
 
 __all__ = [
     "CANDIDATES",
@@ -82,9 +81,15 @@ __all__ = [
 
 SNAPSHOT = "snapshot_utc"
 """The entry of a copy's provenance that says when it was made (`run_copy`)."""
-_VERSION = version("microdiffusion-daemon")
 _DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
 _CONTENT_ELEMENTS = 1 << 16
+_CHUNK_BYTES = 1 << 20  # most of an image's chunk
+_BITSHUFFLE = 32008
+_BITSHUFFLE_OPTIONS = (0, 2)  # its own block size; LZ4
+_GZIP_LEVEL = 1
+
+Chunks = tuple[int, int, int]
+"""Planes, rows and columns of an image's chunk, where they were chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,37 +126,54 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class RunLayout:
-    """A run file's plan and the place of each dataset, by its path without the leading slash."""
+    """A run file's plan and the place of each dataset, by its path without the leading slash.
+
+    `packed`: datasets that are stored in chunks, compressed or not; they have no region.
+    """
 
     plan: RunPlan
     regions: Mapping[str, Region]
+    packed: Mapping[str, Dataset] = field(default_factory=dict)
 
 
-def create_run_file(path: Path, plan: RunPlan) -> RunLayout:
+def create_run_file(path: Path, plan: RunPlan, chunks: Chunks | None = None) -> RunLayout:
     """Create an empty run file and return where its datasets lie.
 
     The file is complete and closed when this returns. Unwritten bytes read as zeros; disk blocks are not
     reserved here.
 
+    Parameters
+    ----------
+    chunks
+        Shape of the images' chunks, where they are compressed; None: whole planes, 1 MiB at most.
+
     Raises
     ------
     OSError
         The file exists or cannot be written.
+    DependencyError
+        Its compression needs a package that is missing.
     """
+    require_compression(plan.compression)
     # Large datasets start on whole pages; everything else, metadata included, lies before them.
     with h5py.File(
         path, "x", alignment_threshold=64 << 10, alignment_interval=_DATA_ALIGNMENT, track_order=False
     ) as file:
         write_attributes(file, plan)
-        creation, links = _property_lists()
-        made = [(dataset, _create_dataset(file, dataset, creation, links)) for dataset in datasets(plan)]
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        made = [
+            (dataset, _create_dataset(file, dataset, _storage(plan, dataset, chunks), links))
+            for dataset in datasets(plan)
+        ]
         write_plots(file, plan)
     # Contents go to their places without HDF5, as all that follows: a run of many positions has many.
     with path.open("r+b") as stream:
         for dataset, region in made:
-            if dataset.content is not None:
+            if dataset.content is not None and region is not None:
                 _write_content(stream, region, np.asarray(dataset.content, region.dtype))
-    return RunLayout(plan, {dataset.path: region for dataset, region in made})
+    regions = {dataset.path: region for dataset, region in made if region is not None}
+    return RunLayout(plan, regions, {dataset.path: dataset for dataset, region in made if region is None})
 
 
 def read_layout(path: Path, stream: BinaryIO) -> RunLayout:
@@ -172,7 +194,7 @@ def read_layout(path: Path, stream: BinaryIO) -> RunLayout:
     try:
         with h5py.File(stream, "r") as file:
             plan = read_plan(path, file)
-            regions = {dataset.path: _region(path, file, dataset) for dataset in datasets(plan)}
+            found = [(dataset, _region(path, file, dataset)) for dataset in datasets(plan)]
     except InputFileError:
         raise
     except Exception as error:  # damaged bytes make h5py raise nearly every kind of error
@@ -180,15 +202,54 @@ def read_layout(path: Path, stream: BinaryIO) -> RunLayout:
         raise InputFileError(
             f"{path} cannot be read as HDF5 ({reason}): it is damaged, incomplete or another kind of file."
         ) from error
-    _check_places(path, regions, stream.seek(0, os.SEEK_END))
-    return RunLayout(plan, regions)
+    regions = {dataset.path: region for dataset, region in found if region is not None}
+    packed = {dataset.path: dataset for dataset, region in found if region is None}
+    layout = RunLayout(plan, regions, packed)
+    _check_places(path, layout, stream.seek(0, os.SEEK_END))
+    return layout
 
 
-def _check_places(path: Path, regions: Mapping[str, Region], size: int) -> None:
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open any HDF5 file for reading, without a lock.
+
+    Raises
+    ------
+    OSError
+        It is none, or damaged.
+    """
+    # Through a stream HDF5 takes no lock.
+    with path.open("rb") as stream, h5py.File(stream, "r") as file:
+        yield file
+
+
+def require_compression(compression: str) -> None:
+    """Make sure that a compression can be used here.
+
+    Raises
+    ------
+    DependencyError
+        A package is missing.
+    """
+    if compression != "lz4":
+        return
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401  # makes the filter known to HDF5
+    if not h5py.h5z.filter_avail(_BITSHUFFLE):
+        raise DependencyError(
+            "LZ4 compression (HDF5 filter 32008, bitshuffle) needs hdf5plugin: "
+            'run pip install "microdiffusion-daemon[compression]".'
+        )
+
+
+def _check_places(path: Path, layout: RunLayout, size: int) -> None:
     """Refuse datasets that lie outside of the file or over one another: damage in HDF5's own tables."""
-    places = sorted((region.offset, region.offset + region.size) for region in regions.values())
+    places = sorted((region.offset, region.offset + region.size) for region in layout.regions.values())
     apart = all(first[1] <= second[0] for first, second in pairwise(places))
-    if not apart or places[0][0] <= 0 or places[-1][1] > size:
+    inside = not places or (places[0][0] > 0 and places[-1][1] <= size)
+    figures = (one for one in layout.packed.values() if not one.image)  # read as a whole
+    packed = sum(prod(one.shape) * np.dtype(one.dtype).itemsize for one in figures)
+    if not apart or not inside or packed > size:
         raise InputFileError(
             f"{path} names places for its data that it does not have: it is damaged or incomplete."
         )
@@ -207,20 +268,43 @@ def _write_content(stream: BinaryIO, region: Region, content: NDArray[Any]) -> N
         left -= min(left, block.size)
 
 
-def _property_lists() -> tuple[Any, Any]:
-    """Return how datasets are created: contiguous, with bytes that exist from the start."""
+def _storage(plan: RunPlan, dataset: Dataset, chunks: Chunks | None) -> h5py.h5p.PropDCID:
+    """Return how a dataset is stored: contiguous, with bytes that exist from the start, or compressed."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_layout(h5py.h5d.CONTIGUOUS)
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
-    return creation, links
+    if not dataset.image or plan.compression == "none":
+        creation.set_layout(h5py.h5d.CONTIGUOUS)
+        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        return creation
+    creation.set_chunk(chunk_shape(dataset, chunks))
+    if plan.compression == "gzip":
+        creation.set_shuffle()
+        creation.set_deflate(_GZIP_LEVEL)
+    else:
+        creation.set_filter(_BITSHUFFLE, h5py.h5z.FLAG_MANDATORY, _BITSHUFFLE_OPTIONS)
+    return creation
 
 
-def _create_dataset(file: h5py.File, dataset: Dataset, creation: Any, links: Any) -> Region:
-    """Create a dataset and return where its bytes lie."""
+def chunk_shape(dataset: Dataset, chosen: Chunks | None = None) -> tuple[int, ...]:
+    """Return the shape of chunks, each of one image: `chosen`, or whole planes of 1 MiB at most."""
+    *lead, height, width = dataset.shape
+    planes = [lead.pop()] if dataset.image == 3 else []
+    single = [1] * len(lead)
+    if chosen:
+        image = (*planes, height, width)
+        return (*single, *(min(pair) for pair in zip(chosen[-len(image) :], image, strict=True)))
+    room = _CHUNK_BYTES // np.dtype(dataset.dtype).itemsize
+    rows = min(height, max(room // width, 1))
+    if planes:
+        planes = [min(planes[0], max(room // (height * width), 1))]
+    return (*single, *planes, rows, width)
+
+
+def _create_dataset(
+    file: h5py.File, dataset: Dataset, creation: h5py.h5p.PropDCID, links: Any
+) -> Region | None:
+    """Create a dataset and return where its bytes lie; None where they are chunked."""
     space = h5py.h5s.create_simple(dataset.shape) if dataset.shape else h5py.h5s.create(h5py.h5s.SCALAR)
     numpy_type = np.dtype(dataset.dtype)
     if numpy_type.kind == "S":
@@ -230,24 +314,28 @@ def _create_dataset(file: h5py.File, dataset: Dataset, creation: Any, links: Any
     created = h5py.h5d.create(file.id, dataset.path.encode(), kind, space, creation, lcpl=links)
     if dataset.attributes:
         set_attributes(h5py.Dataset(created), dataset.attributes)
-    return Region(created.get_offset(), dataset.shape, numpy_type)
+    offset = created.get_offset()
+    return None if offset is None else Region(offset, dataset.shape, numpy_type)
 
 
-def _region(path: Path, file: h5py.File, expected: Dataset) -> Region:
+def _region(path: Path, file: h5py.File, expected: Dataset) -> Region | None:
+    """Return where a dataset's bytes lie; None where they are chunked."""
     dataset = file.get(expected.path)
-    same = isinstance(dataset, h5py.Dataset) and (dataset.shape, dataset.dtype) == (
-        expected.shape,
-        np.dtype(expected.dtype),
+    same = (
+        isinstance(dataset, h5py.Dataset)
+        # In the chunked files of 1.0 a scalar is an array of one.
+        and (
+            dataset.shape == expected.shape
+            or (dataset.chunks and dataset.shape == (1,) and not expected.shape)
+        )
+        and dataset.dtype == np.dtype(expected.dtype)
     )
     if not same:
         raise InputFileError(f"{path}: /{expected.path} is absent or was changed: use an untouched copy.")
     offset = dataset.id.get_offset()
-    if offset is None:
-        raise InputFileError(
-            f"{path}: /{expected.path} was compressed or repacked, which this reader does not follow: "
-            "open it with h5py, or use the original file."
-        )
-    return Region(offset, expected.shape, np.dtype(expected.dtype))
+    if offset is None and dataset.chunks is None:
+        raise InputFileError(f"{path}: /{expected.path} has no bytes: use an untouched copy.")
+    return None if offset is None else Region(offset, expected.shape, np.dtype(expected.dtype))
 
 
 def peek(path: Path) -> tuple[str, str]:

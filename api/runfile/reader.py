@@ -1,9 +1,9 @@
 """Reading a run file, while the run goes on and ever after.
 
 Owns `open_run`. The layout is read once with HDF5; the data are then read straight from the file's bytes
-through a memory map (`run_parts`), so what the recorder writes is seen at once, no HDF5 lock or cache lies
+through a memory map (`files`), so what the recorder writes is seen at once, no HDF5 lock or cache lies
 between, and any number of readers can look on. What is handed out is a copy and never changes; it was written
-whole, and has its checksum (`time_series`). A `Run` may be used on any one thread.
+whole, and has its checksum (`series`). A `Run` may be used on any one thread.
 
 >>> with microdiffusion.open_run("run.h5") as run:               # doctest: +SKIP
 ...     for t, volume in run.follow(timeout_s=60):
@@ -27,7 +27,7 @@ from zlib_ng.zlib_ng import crc32
 from microdiffusion.errors import InputFileError
 from microdiffusion.frames import Sweep
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile.files import Part, RunParts
+from microdiffusion.runfile.files import RunFile, RunParts
 from microdiffusion.runfile.layout import (
     LEDGER_COLUMNS,
     Closed,
@@ -374,7 +374,7 @@ class Run:
     ) -> None:
         self.close()
 
-    def _first(self) -> Part:
+    def _first(self) -> RunFile:
         return self._parts.first()
 
     def _pieces(self, name: str) -> Iterator[Piece]:
@@ -383,7 +383,7 @@ class Run:
     def _images(self, name: str, checksum: str, what: str, flag: str = "") -> TimeSeries:
         """Return a series of volumes: there where the status says so, and `flag` where one is named."""
 
-        def piece(part: Part) -> Piece:
+        def piece(part: RunFile) -> Piece:
             status = part.view(f"{self._prefix}mdd/status")
             flags = part.view(f"{self._prefix}mdd/{flag}") if flag else None
             sums = part.view(f"{self._prefix}mdd/{checksum}")
@@ -409,7 +409,7 @@ class Run:
     def _frames(self) -> TimeSeries:
         """Return the series of frames: there where they have their `seq`."""
 
-        def piece(part: Part) -> Piece:
+        def piece(part: RunFile) -> Piece:
             seq = part.view(f"{self._prefix}mdd/frames/seq")
             sums = part.view(f"{self._prefix}mdd/frames/crc32")
             data = part.view(f"{self._prefix}projections")

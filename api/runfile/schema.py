@@ -1,6 +1,6 @@
 """The run file's schema: which datasets there are, what their codes mean, and what fixes them.
 
-Owns names, shapes, types and first contents (docs/run-file.md); where the bytes lie is `run_file`'s matter.
+Owns names, shapes, types and first contents (docs/run-file.md); where the bytes lie is `layout`'s matter.
 
 Invariants: axis 0 of a per-time-point dataset is time, so that a time point is one contiguous stretch of
 bytes and a file can be cut or lengthened by copying first bytes; a session's datasets lie in its position's
@@ -98,8 +98,8 @@ class RunPlan:
         Whether there is room for the uncertainty of each voxel.
     version : str
         Version of the layout, "major.minor".
-    storage, compression : str
-        "static" or "swmr" (`swmr_file`); "none", "gzip" or "lz4", of the images.
+    compression : str
+        Of the images: "none", as everywhere where a recorder writes, "gzip" or "lz4" in a copy.
     """
 
     header: RunHeader
@@ -115,8 +115,12 @@ class RunPlan:
     pyramid: tuple[Factors, ...] = ()
     uncertainty: bool = False
     version: str = LAYOUT_VERSION
-    storage: str = "static"
     compression: str = "none"
+
+    @property
+    def minor(self) -> int:
+        """The minor version of the layout."""
+        return int(self.version.partition(".")[2])
 
     @property
     def planned(self) -> int:
@@ -134,7 +138,8 @@ CHECKED = np.dtype(
 class Dataset:
     """A dataset to be: path without the leading slash, shape, type, first content (None: zeros).
 
-    `timed`: axis 0 is time, so that a longer run needs more of it.
+    `timed`: axis 0 is time, so that a longer run needs more of it. `image`: the number of its last axes that
+    make one image (projection or volume); 0: it holds figures.
     """
 
     path: str
@@ -143,6 +148,7 @@ class Dataset:
     content: Any = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False
+    image: int = 0
 
 
 def position_prefix(position: int) -> str:
@@ -251,17 +257,19 @@ def _images(plan: RunPlan, channels: tuple[int, ...]) -> Iterator[Dataset]:
     """Yield what takes the room: projections, volumes, what goes with those."""
     header, pixel = plan.header, _pixel(plan)
     lead = (plan.time_points, *channels)
-    yield Dataset(
-        "projections", (*lead, plan.frames_per_sweep, *header.shape[1:]), pixel, None, {"units": "counts"}
-    )
     edges = np.array(header.voxel_size_um)
-    yield Dataset("volume", (*lead, *header.shape), pixel, None, {"units": "counts", "voxel_size_um": edges})
+
+    def image(path: str, shape: tuple[int, ...], axes: int, **attributes: Any) -> Dataset:
+        return Dataset(path, (*lead, *shape), pixel, None, {"units": "counts", **attributes}, image=axes)
+
+    yield image("projections", (plan.frames_per_sweep, *header.shape[1:]), 2)
+    yield image("volume", header.shape, 3, voxel_size_um=edges)
     if plan.uncertainty:
-        about = {"units": "counts", "voxel_size_um": edges, "content": "standard deviation of each voxel"}
-        yield Dataset("uncertainty", (*lead, *header.shape), pixel, None, about)
+        about = "standard deviation of each voxel"
+        yield image("uncertainty", header.shape, 3, voxel_size_um=edges, content=about)
     for number, factors in enumerate(plan.pyramid, 1):
-        about = {"units": "counts", "voxel_size_um": edges * factors, "factors": np.array(factors)}
-        yield Dataset(f"pyramid/{number}", (*lead, *level_shape(header.shape, factors)), pixel, None, about)
+        shape = level_shape(header.shape, factors)
+        yield image(f"pyramid/{number}", shape, 3, voxel_size_um=edges * factors, factors=np.array(factors))
 
 
 def _figures(plan: RunPlan) -> Iterator[Dataset]:

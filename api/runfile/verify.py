@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
+from microdiffusion.runfile.files import RunFile
 from microdiffusion.runfile.layout import (
     EFFORTS,
     LEDGER_COLUMNS,
@@ -32,7 +33,6 @@ from microdiffusion.runfile.layout import (
 )
 from microdiffusion.runfile.pyramid import coarser
 from microdiffusion.runfile.schema import CHECKED
-from microdiffusion.runfile.verify_file import CheckedFile, open_checked
 
 _MOST_FAULTS = 100
 _LEDGER_ATTEMPTS = 5
@@ -101,7 +101,7 @@ def verify_run(
     if not path.is_file():
         raise MissingFileError(f"There is no run file at {path}: check the path.")
     report = Report(str(path))
-    files: list[CheckedFile] = []
+    files: list[RunFile] = []
     try:
         files.extend(_parts(path, report))
         if files:
@@ -116,7 +116,7 @@ def verify_run(
     return report
 
 
-def _parts(path: Path, report: Report) -> Iterator[CheckedFile]:
+def _parts(path: Path, report: Report) -> Iterator[RunFile]:
     """Open the run's files, as long as they belong together."""
     first: RunPlan | None = None
     following = 0
@@ -125,7 +125,7 @@ def _parts(path: Path, report: Report) -> Iterator[CheckedFile]:
         if not part.is_file():
             break
         try:
-            file = open_checked(part)
+            file = RunFile(part)
         except InputFileError as error:
             report.add(str(error))
             return
@@ -147,19 +147,15 @@ def _parts(path: Path, report: Report) -> Iterator[CheckedFile]:
             report.add(f"{other.name} is there, and the file before it is not")
 
 
-def _verify(files: list[CheckedFile], report: Report, progress: Callable[[int, int], None]) -> None:
+def _verify(files: list[RunFile], report: Report, progress: Callable[[int, int], None]) -> None:
     report.closed = int(files[-1].read("mdd/closed")) == Closed.CLOSED
     for part in files:
         code = int(part.read("mdd/closed"))
         if report.closed and code != Closed.CLOSED:
             report.add(f"{part.path.name} is not closed (/mdd/closed is {code}), and the run's last file is")
     ledger = _ledger(files[0], report)
-    room = np.empty(1 << 20, np.uint8)
     positions = [
-        [
-            _Session(part, position, name if position else "", report, room=room, closed=report.closed)
-            for part in files
-        ]
+        [_Session(part, position, name if position else "", report, closed=report.closed) for part in files]
         for position, name in enumerate(files[0].plan.header.positions)
     ]
     total = sum(session.planes for sessions in positions for session in sessions)
@@ -173,7 +169,7 @@ def _verify(files: list[CheckedFile], report: Report, progress: Callable[[int, i
     _run_texts(files[0], report)
 
 
-def _ledger(first: CheckedFile, report: Report) -> Ledger:
+def _ledger(first: RunFile, report: Report) -> Ledger:
     """Check that the ledger adds up; of a run that goes on it may be read while it is written."""
     for _ in range(_LEDGER_ATTEMPTS):
         ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
@@ -200,7 +196,7 @@ def _numbers(seqs: NDArray[np.int64], ledger: Ledger, report: Report) -> None:
         )
 
 
-def _run_texts(first: CheckedFile, report: Report) -> None:
+def _run_texts(first: RunFile, report: Report) -> None:
     if int(first.read("mdd/events/count")) < 0:
         report.add("the number of events is negative")
     text = bytes(first.read("mdd/engine")[()])
@@ -238,16 +234,15 @@ class _Session:
 
     def __init__(
         self,
-        part: CheckedFile,
+        part: RunFile,
         position: int,
         name: str,
         report: Report,
         *,
-        room: NDArray[np.uint8],
         closed: bool,
     ) -> None:
         plan = part.plan
-        self._part, self._report, self._room, self._closed = part, report, room, closed
+        self._part, self._report, self._closed = part, report, closed
         self._prefix, self._name = position_prefix(position), name
         self._channels, self._depth = plan.header.channels, plan.header.shape[0]
         self._lead = (plan.time_points, len(self._channels))
@@ -310,8 +305,7 @@ class _Session:
                 self._report.add(f"{what} has no place in z")
             if crc32(rows[t, channel, slot].tobytes()) != checks[t, channel, slot]:
                 self._report.add(f"{what} was changed: its number, place, time or checksum")
-            found = self._part.checksum(images, (*self._index(t, channel), slot), self._room)
-            if found != sums[t, channel, slot]:
+            if self._sum(images, (*self._index(t, channel), slot)) != sums[t, channel, slot]:
                 self._report.add(f"{what} has the wrong checksum")
             self._report.frames += 1
             told.add(1)
@@ -323,9 +317,10 @@ class _Session:
         beside = self._sums_beside()
         for t, channel in np.argwhere(self.status == Status.WRITTEN).tolist():
             what = f"the volume of {self.where(t, channel)}"
-            if self._part.checksum(volumes, self._index(t, channel), self._room) != sums[t, channel]:
+            content = self._item(volumes, self._index(t, channel))
+            if content is None or _crc32(content) != sums[t, channel]:
                 self._report.add(f"{what} has the wrong checksum")
-            self._beside(t, channel, what, beside)
+            self._beside(t, channel, what, content, beside)
             if not np.isfinite(acquired_s[t, channel]):
                 self._report.add(f"{what} has no time")
             if served[t, channel] == 0:
@@ -345,24 +340,23 @@ class _Session:
             names += ["has_uncertainty", "uncertainty_crc32"]
         return {name: self._values(name) for name in names}
 
-    def _beside(self, t: int, channel: int, what: str, sums: dict[str, NDArray[Any]]) -> None:
+    def _beside(
+        self, t: int, channel: int, what: str, volume: NDArray[Any] | None, sums: dict[str, NDArray[Any]]
+    ) -> None:
         """Check the coarser levels of a volume, and its uncertainty."""
         plan, index = self._part.plan, self._index(t, channel)
-        levels: list[NDArray[Any]] = []
-        if plan.pyramid:
-            try:
-                with np.errstate(all="ignore"):  # damaged voxels may be anything
-                    levels = coarser(self._part.item(f"{self._prefix}volume", index), plan.pyramid)
-            except InputFileError:
-                return  # of the volume it is known already
+        if volume is None:  # of the volume it is known already
+            return
+        with np.errstate(all="ignore"):  # damaged voxels may be anything
+            levels = coarser(volume, plan.pyramid)
         for level, content in enumerate(levels, 1):
-            found = self._part.checksum(f"{self._prefix}pyramid/{level}", index, self._room)
+            found = self._sum(f"{self._prefix}pyramid/{level}", index)
             if found != sums[f"pyramid_crc32/{level}"][t, channel]:
                 self._report.add(f"level {level} of {what} has the wrong checksum")
-            elif found != crc32(content.reshape(-1).view(np.uint8).data):
+            elif found != _crc32(content):
                 self._report.add(f"level {level} of {what} is not made of its voxels")
         if plan.uncertainty and sums["has_uncertainty"][t, channel]:
-            found = self._part.checksum(f"{self._prefix}uncertainty", index, self._room)
+            found = self._sum(f"{self._prefix}uncertainty", index)
             if found != sums["uncertainty_crc32"][t, channel]:
                 self._report.add(f"the uncertainty of {what} has the wrong checksum")
 
@@ -387,12 +381,28 @@ class _Session:
         for channel in np.flatnonzero(counters > 0).tolist():
             newest = int(counters[channel] % 2)
             index = (newest,) if len(self._channels) == 1 else (newest, channel)
-            if self._part.checksum(volumes, index, self._room) != sums[newest, channel]:
+            if self._sum(volumes, index) != sums[newest, channel]:
                 of = self.where(0, channel).partition(" of ")[2]
                 self._report.add(f"the rolling volume{of and ' of ' + of} has the wrong checksum")
+
+    def _item(self, name: str, index: tuple[int, ...]) -> NDArray[Any] | None:
+        """Return an image, None where HDF5 cannot unpack it."""
+        try:
+            return self._part.read(name, index)
+        except DamagedError:
+            return None
+
+    def _sum(self, name: str, index: tuple[int, ...]) -> int:
+        """Return the CRC-32 of an image; -1 where HDF5 cannot unpack it."""
+        content = self._item(name, index)
+        return -1 if content is None else _crc32(content)
 
     def _values(self, name: str) -> NDArray[Any]:
         return self._part.read(f"{self._prefix}mdd/{name}").reshape(self._lead)
 
     def _index(self, t: int, channel: int) -> tuple[int, ...]:
         return (t,) if len(self._channels) == 1 else (t, channel)
+
+
+def _crc32(content: NDArray[Any]) -> int:
+    return int(crc32(content.reshape(-1).view(np.uint8).data))

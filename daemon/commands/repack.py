@@ -1,4 +1,4 @@
-"""Copy a run into one file of another storage: compressed, or static again. The run itself is left as it is.
+"""Copy a run into one compressed file, or make such a copy static again. The run itself is left as it is.
 
 What a run that still goes on holds is copied too, as by `mdd snapshot`. The copy is checked, every byte,
 before it gets its name.
@@ -6,7 +6,7 @@ before it gets its name.
 mdd repack runs/demo.h5 archive/demo.h5                      compressed by gzip: every HDF5 reads it
 mdd repack runs/demo.h5 archive/demo.h5 --compression lz4    faster; readers need hdf5plugin
 mdd repack runs/demo.h5 archive/demo.h5 --chunks 16,64,64    for views that cut through z
-mdd repack archive/demo.h5 runs/demo_again.h5 --storage static
+mdd repack archive/demo.h5 runs/demo_again.h5 --compression none
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=options.file, metavar="RUN")
     parser.add_argument("output", type=options.file, metavar="OUT", help="the copy, which must not exist")
     parser.add_argument(
-        "--storage", choices=("static", "swmr"), default="swmr", help="swmr: chunked (default: swmr)"
-    )
-    parser.add_argument(
         "--compression",
-        choices=("none", "gzip", "lz4"),
-        help="of the images; static has none (default: gzip, where the storage is swmr)",
+        choices=("gzip", "lz4", "none"),
+        default="gzip",
+        help="of the images; a run is resumed only in a file without (default: gzip)",
     )
     parser.add_argument(
         "--chunks",
         type=_chunks,
         metavar="Z,Y,X",
-        help="shape of the images' chunks; no run goes on in such a copy (default: planes, 1 MiB)",
+        help="shape of the images' chunks (default: whole planes, 1 MiB at most)",
     )
     parser.add_argument("--json", action="store_true", help="sizes, and what the copy holds, as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -47,12 +45,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Copy, and say what it saved."""
     from microdiffusion.daemon.cli import ProgressBar
-    from microdiffusion.runfile import Form, snapshot_run
+    from microdiffusion.runfile import snapshot_run
 
-    compression = args.compression or ("gzip" if args.storage == "swmr" else "none")
-    form = Form(args.storage, compression, args.chunks)
     with ProgressBar(f"repacking {args.file.name}", "time points", quiet=args.quiet) as progress:
-        report = snapshot_run(args.file, args.output, form=form, progress=progress)
+        report = snapshot_run(
+            args.file, args.output, compression=args.compression, chunks=args.chunks, progress=progress
+        )
     files = _files(args.file)
     before, after = sum(path.stat().st_size for path in files), args.output.stat().st_size
     if args.json:
@@ -60,7 +58,7 @@ def run(args: Namespace) -> int:
         from dataclasses import asdict
 
         sizes = {"files_before": len(files), "bytes_before": before, "bytes_after": after}
-        about = {"storage": form.storage, "compression": form.compression, "ratio": before / after}
+        about = {"compression": args.compression, "ratio": before / after}
         say(json.dumps(asdict(report) | {"sound": report.sound} | about | sizes, indent=2))
     else:
         state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
@@ -68,7 +66,7 @@ def run(args: Namespace) -> int:
         say(f"wrote {args.output}: {held} of {state}, checked")
         say(
             f"  {before / 1e6:.1f} MB in {count_noun(len(files), 'file')} became {after / 1e6:.1f} MB "
-            f"({form.storage}, compression {form.compression}): {before / after:.2f} to 1"
+            f"(compression {args.compression}): {before / after:.2f} to 1"
         )
     return 0
 

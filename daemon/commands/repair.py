@@ -1,8 +1,7 @@
-"""Bring a run file in order that a killed daemon, or a cut-off copy, left behind.
+"""Close a run that a killed daemon left behind: every time point that was begun gets a status.
 
-Clears the mark that keeps other programs from opening a compressed run file after a kill, says of what was
-cut off that it is gone, closes the run, and checks all of it. Not needed before `mdd serve --resume`, and a
-run can be gone on with after it. A file that a daemon writes is refused. Exit code 0: sound now; 3: not.
+All of it is checked then. Not needed before `mdd serve --resume`, and a run can be resumed after it. A file
+that a daemon writes is refused. Exit code 0: sound now; 3: not.
 
 mdd repair runs/demo.h5
 mdd repair runs/demo.h5 --json

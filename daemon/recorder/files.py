@@ -1,6 +1,6 @@
 """The files of a run: which time point lies in which, making room for more, taking over those that are there.
 
-Owns the run's files (`run_segment.RunSegment`) and the book of what is in them (`index.RunIndex`), which
+Owns the run's files (`segment.Segment`) and the book of what is in them (`index.RunIndex`), which
 the writer keeps. A run longer than one file goes on in the next one; a file that was cut when it was
 closed is made longer first. Few files are open at a time. Used by one thread at a time, the recorder's once
 it runs, but for `read_frames`.
@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from microdiffusion.daemon.recorder.growth import furthest, longer, with_room
 from microdiffusion.daemon.recorder.index import Key, RunIndex
-from microdiffusion.daemon.recorder.run_segment import RunSegment, create_segment, open_segment
-from microdiffusion.daemon.recorder.segment import free_bytes, size_text
+from microdiffusion.daemon.recorder.segment import Segment, free_bytes, size_text
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import Frame
 from microdiffusion.runfile import (
@@ -36,13 +34,14 @@ from microdiffusion.runfile import (
 _TRIM_MOST_BYTES = 1 << 30
 _BROKEN_OFF = np.array(b"its volume was being written when mdd was killed", f"S{REASON_BYTES}")
 _OPEN_FILES = 4  # those before are opened again for what comes late
+_AHEAD = 10  # a sweep that is more files further on is a mistake, not an outage
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """A time point's file, group, index there, and how to find it in the book."""
 
-    segment: RunSegment
+    segment: Segment
     prefix: str
     index: tuple[int, ...]
     part: int
@@ -64,7 +63,7 @@ class RunFiles:
     Attributes
     ----------
     plan : RunPlan
-    segments : list of RunSegment
+    segments : list of Segment
         The files so far.
     book : RunIndex
     last_time_s : float
@@ -75,7 +74,7 @@ class RunFiles:
         self.path = path
         self._most_bytes = most_bytes
         self.plan = plan
-        self.segments: list[RunSegment] = []
+        self.segments: list[Segment] = []
         self.book = RunIndex(len(plan.header.channels), plan.frames_per_sweep)
         self.last_time_s = 0.0
 
@@ -92,7 +91,7 @@ class RunFiles:
         """
         if not path.is_file():
             raise MissingFileError(f"There is no run file at {path}: check the path.")
-        first = open_segment(path)
+        first = Segment.open(path)
         files = cls(path, first.layout.plan, most_bytes=most_bytes)
         try:
             files._take_over(first)
@@ -110,7 +109,7 @@ class RunFiles:
         InputFileError, NoRoomError, DiskError
             It exists, there is no room for it, or it cannot be written.
         """
-        self._append(create_segment(self.path, self.plan))
+        self._append(Segment.create(self.path, self.plan))
 
     def go_on(self) -> None:
         """Say in all files that the run goes on.
@@ -142,7 +141,7 @@ class RunFiles:
             or (header.sweeps is not None and sweep >= header.sweeps)
             or not 0 <= channel < len(header.channels)
             or not 0 <= position < len(header.positions)
-            or sweep >= furthest(self.plan, self.book.stop)
+            or sweep >= self.book.stop + _AHEAD * self.plan.planned
         ):
             return None
         while sweep >= self.book.stop:
@@ -155,17 +154,11 @@ class RunFiles:
         """Make the last file as long as it was planned, or else begin a further one."""
         last = self.segments[-1]
         plan = last.layout.plan
-        wanted = longer(
-            plan,
-            size=last.path.stat().st_size,
-            pending=self.book.pending(len(self.segments) - 1),
-            most_bytes=self._most_bytes,
-        )
-        if wanted > plan.time_points and last.lengthen(wanted, most_bytes=_TRIM_MOST_BYTES):
-            self.book.lengthen_last(wanted)
+        if plan.planned > plan.time_points and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):
+            self.book.lengthen_last(plan.planned)
             return
         further = self._further()
-        self._append(create_segment(segment_path(self.path, further.segment), further))
+        self._append(Segment.create(segment_path(self.path, further.segment), further))
 
     def _further(self) -> RunPlan:
         """Return the plan of the next file."""
@@ -196,7 +189,7 @@ class RunFiles:
             f"and the disk has {size_text(free)}; free some"
         )
 
-    def _append(self, segment: RunSegment) -> None:
+    def _append(self, segment: Segment) -> None:
         if self.segments:
             # Further files are alike: their layouts are kept once.
             latest = self.segments[-1].layout
@@ -273,9 +266,9 @@ class RunFiles:
             for segment in self.segments:
                 closing.callback(segment.close)
 
-    def _take_over(self, first: RunSegment) -> None:
+    def _take_over(self, first: Segment) -> None:
         """Take in the files of a run that is there, and what they hold."""
-        segment: RunSegment | None = first
+        segment: Segment | None = first
         while segment is not None:
             plan, number = segment.layout.plan, len(self.segments)
             if (plan.header, plan.segment, plan.first_time_point, plan.frames_per_sweep) != (
@@ -292,9 +285,9 @@ class RunFiles:
             self._append(segment)
             self._load(segment, number)
             following = segment_path(self.path, number + 1)
-            segment = open_segment(following) if following.is_file() else None
+            segment = Segment.open(following) if following.is_file() else None
 
-    def _load(self, segment: RunSegment, number: int) -> None:
+    def _load(self, segment: Segment, number: int) -> None:
         for position in range(len(self.plan.header.positions)):
             prefix = position_prefix(position)
             seq = segment.read(f"{prefix}mdd/frames/seq")
@@ -324,3 +317,11 @@ class RunFiles:
                     segment.write(f"{prefix}mdd/reason", index, _BROKEN_OFF)
             if segment not in self.segments[-_OPEN_FILES:]:
                 segment.park()
+
+
+def with_room(plan: RunPlan, time_points: int, most_bytes: int) -> RunPlan:
+    """Return the plan of a new file with room for `time_points`, or for as many as `most_bytes` hold."""
+    one = file_bytes(replace(plan, time_points=1))
+    each = file_bytes(replace(plan, time_points=2)) - one
+    room = max(1, min(time_points, (most_bytes - one) // each + 1))
+    return replace(plan, time_points=room, planned_time_points=room)

@@ -170,13 +170,6 @@ class RunIndex:
         book.status[t, channel] = status
         self._hear(sweep, channel, position)
 
-    def pending(self, part: int) -> float:
-        """Return how many time points of a part have no status yet, as a mean over its sessions."""
-        room = self._parts[part].time_points * self._channels
-        sessions = self._parts[part].sessions.values()
-        settled = sum(int(np.count_nonzero(book.status)) for book in sessions)
-        return (room * max(len(sessions), 1) - settled) / (self._channels * max(len(sessions), 1))
-
     def last_sweep_of(self, channel: int, position: int) -> int:
         """Return the highest sweep of a session that a frame, a volume or a mark was of; -1: none."""
         return self._last.get((channel, position), -1)

@@ -27,8 +27,7 @@ from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.events import tell
 from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.lock import RunLock
-from microdiffusion.daemon.recorder.files import RunFiles
-from microdiffusion.daemon.recorder.growth import with_room
+from microdiffusion.daemon.recorder.files import RunFiles, with_room
 from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.queue import JobQueue
 from microdiffusion.daemon.recorder.retry import Patience
@@ -95,8 +94,6 @@ class Recorder:
             live=live,
             pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
             uncertainty=uncertainty,
-            storage=config.layout,
-            compression=config.compression,
         )
         most_bytes = int(config.file_gb * 1e9)
         files = RunFiles(path, with_room(plan, room, most_bytes), most_bytes=most_bytes)

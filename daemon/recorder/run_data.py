@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.daemon.recorder.run_segment import RunSegment
+from microdiffusion.daemon.recorder.segment import Segment
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile import (
     ENGINE_BYTES,
@@ -34,7 +34,7 @@ class RunData:
 
     Parameters
     ----------
-    first : RunSegment
+    first : Segment
         The run's first file.
 
     Attributes
@@ -46,7 +46,7 @@ class RunData:
         Frames that have no place in the file.
     """
 
-    def __init__(self, first: RunSegment) -> None:
+    def __init__(self, first: Segment) -> None:
         self._first = first
         self.ledger = Ledger()
         self.senders = np.full((SENDER_ROOM, len(SENDER_COLUMNS)), -1, np.int64)
@@ -55,7 +55,7 @@ class RunData:
         self._began_s = time.monotonic()
 
     @classmethod
-    def read(cls, first: RunSegment, *, placed: int) -> tuple[RunData, NDArray[np.int64]]:
+    def read(cls, first: Segment, *, placed: int) -> tuple[RunData, NDArray[np.int64]]:
         """Return the notes of a run that is there, and the `seq` of its frames without place."""
         notes = cls(first)
         notes.senders = first.read("mdd/senders")

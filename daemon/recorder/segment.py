@@ -28,6 +28,7 @@ import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 from microdiffusion.runfile import (
+    LAYOUT_MINOR,
     LAYOUT_VERSION,
     Closed,
     RunLayout,
@@ -75,10 +76,16 @@ class Segment:
         try:
             with path.open("rb") as stream:
                 layout = read_layout(path, stream)
-            if layout.plan.version != LAYOUT_VERSION:  # it may hold what is not known here
+            if layout.packed:
                 raise InputFileError(
-                    f"{path} has run file layout {layout.plan.version} and this mdd writes {LAYOUT_VERSION}: "
-                    "go on with it with the mdd that began it."
+                    f"{path} is compressed, and no run is resumed in that: `mdd repack {path} OUT "
+                    "--compression none` makes a copy in which it is."
+                )
+            version = layout.plan.version
+            if layout.plan.minor > LAYOUT_MINOR:  # it may hold what is not known here
+                raise InputFileError(
+                    f"{path} has run file layout {version} and this mdd writes {LAYOUT_VERSION}: "
+                    "resume it with the mdd that began it."
                 )
             return cls(path, layout, _open(path))
         except OSError as error:

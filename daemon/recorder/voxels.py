@@ -17,7 +17,7 @@ from microdiffusion.runfile import Pyramid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from microdiffusion.daemon.recorder.run_segment import RunSegment
+    from microdiffusion.daemon.recorder.segment import Segment
 
 _BLOCK = 1 << 17  # voxels; 512 KiB of float32
 _MOST = 65535
@@ -40,7 +40,7 @@ class VoxelWriter:
 
     def write(
         self,
-        segment: RunSegment,
+        segment: Segment,
         name: str,
         index: tuple[int, ...],
         volume: NDArray[np.float32],

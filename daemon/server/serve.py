@@ -10,11 +10,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.recorder import refuse_unordered
 from microdiffusion.daemon.server.daemon import Daemon
 from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
-from microdiffusion.runfile import Status, require_compression
+from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ def serve(
     ------
     ConfigError
         The method cannot be live.
-    InputFileError, DependencyError
-        The run file's folder or compression cannot be used.
     MddError
         See `Daemon.serve`; the summary of what was written is printed first.
     """
@@ -61,9 +58,6 @@ def serve(
             f"There are no weights at {config.engine.weights}: check engine.weights, or leave it out for "
             "those that ship with mdd."
         )
-    if config.recorder.layout == "swmr":  # refused now, not when the first frame comes
-        refuse_unordered(config.recorder.output)
-        require_compression(config.recorder.compression)
     wish = StopRequest() if wish is None else wish
     with wish.heard():
         if wish.is_set():  # before anything was begun

@@ -18,6 +18,7 @@ from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import InputFileError
 from microdiffusion.export import FORMATS, Scope, default_output, export_run
 from microdiffusion.export.bdv_link import link_run, renew_link
+from microdiffusion.runfile.copy import snapshot_run
 from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.pyramid import coarser, level_factors
 
@@ -279,12 +280,9 @@ def test_link_reads_the_run_while_it_goes_on_and_after(tmp_path: Path) -> None:
     assert (tmp_path / "run_bdv.h5").stat().st_size < path.stat().st_size / 3
 
 
-def test_link_onto_a_closed_run_of_the_swmr_storage(tmp_path: Path) -> None:
+def test_link_onto_a_compressed_run(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = begin(path, layout="swmr", compression="gzip", time_points=1000)
-    with pytest.raises(InputFileError, match="swmr"):
-        link_run(path)
-    target.stop()
+    snapshot_run(run, path, compression="gzip")
     link_run(path)
     for place, data in from_bdv(tmp_path / "run_bdv.xml"):
         assert np.array_equal(data, truth(*place)), place

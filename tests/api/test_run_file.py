@@ -349,13 +349,6 @@ def change_version(path: Path) -> None:
         file.attrs["mdd_layout"] = np.bytes_("99.0")
 
 
-def repack(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        content = file["volume"][()]
-        del file["volume"]
-        file.create_dataset("volume", data=content, compression="gzip")
-
-
 def drop_status(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["mdd/status"]
@@ -380,7 +373,6 @@ def make_foreign(path: Path) -> None:
         pytest.param(lambda path: path.write_bytes(b""), "cannot be read as HDF5", id="empty"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1]), "HDF5", id="truncated by a byte"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:3000]), "HDF5", id="truncated"),
-        pytest.param(repack, "compressed or repacked", id="repacked"),
         pytest.param(drop_status, "/mdd/status is absent", id="dataset deleted"),
         pytest.param(spoil_header, "lacks a part", id="header spoilt"),
     ],

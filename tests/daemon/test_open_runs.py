@@ -202,12 +202,11 @@ def test_a_daemon_that_closes_takes_no_further_run(stage: Stage) -> None:
         "\ud800",
     ],
 )
-@pytest.mark.parametrize("layout", ["static", "swmr"])
-def test_whatever_a_run_is_called_its_file_lies_in_the_folder(tmp_path: Path, name: str, layout: str) -> None:
+def test_whatever_a_run_is_called_its_file_lies_in_the_folder(tmp_path: Path, name: str) -> None:
     output = tmp_path / "a" / "runs"
     output.mkdir(parents=True)
     config = Config(
-        recorder=RecorderConfig(output=output, layout=layout, time_points=2),
+        recorder=RecorderConfig(output=output, time_points=2),
         engine=EngineConfig(method="linear", device="cpu"),
     )
     engine = EngineProcess(config.engine, waiting_bytes=1 << 20)

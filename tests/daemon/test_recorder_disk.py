@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.run_file_writer import FRAMES, frame, put_sweep, put_volume, recorder, resumed, volume, wait
 
-from microdiffusion.daemon.recorder import segment, swmr_segment
+from microdiffusion.daemon.recorder import segment
 from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import DiskError, NoRoomError
@@ -115,7 +115,6 @@ def test_full_disk_at_a_further_file_is_waited_out(path: Path, disk: Disk) -> No
         assert "waiting" in run.events[0].text
 
 
-@pytest.mark.parametrize("layout", ["static", "swmr"])
 @pytest.mark.parametrize(
     "error",
     [
@@ -127,24 +126,21 @@ def test_full_disk_at_a_further_file_is_waited_out(path: Path, disk: Disk) -> No
     ids=["as the system says it", "as HDF5 says it"],
 )
 def test_a_disk_that_fills_while_a_file_is_made_is_waited_out(
-    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, layout: str, error: Exception
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    name = "segment.create_run_file" if layout == "static" else "swmr_segment.create_swmr_file"
-    create = getattr(segment if layout == "static" else swmr_segment, name.partition(".")[2])
+    create = segment.create_run_file
 
     def make(*arguments: Any) -> Any:
         if disk.full:
             raise error
         return create(*arguments)
 
-    monkeypatch.setattr(f"microdiffusion.daemon.{name}", make)
-    target = recorder(path, time_points=2, layout=layout)
+    monkeypatch.setattr(segment, "create_run_file", make)
+    target = recorder(path, time_points=2)
     target.start()
     put_sweep(target, 0)
     disk.full = True
     taken: list[int] = []
-    monkeypatch.setattr("microdiffusion.daemon.recorder.files.furthest", lambda plan, stop: stop + 10)
-    monkeypatch.setattr("microdiffusion.daemon.recorder.files.longer", lambda plan, **_: plan.time_points)
     assert target.put_frame(frame(2, 0), partial(taken.append, 0))
     wait(lambda: target.waiting_for != "")
     disk.full = False

@@ -10,17 +10,16 @@ from support.run_file_writer import frame, put_sweep, recorder, volume, wait
 
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.repair import repair_run
-from microdiffusion.daemon.recorder.run_segment import open_segment
+from microdiffusion.daemon.recorder.segment import Segment
 from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.reader import open_run
-from microdiffusion.runfile.superblock import read_superblock
 from microdiffusion.runfile.verify import verify_run
 
 
-def killed(folder: Path, layout: str) -> Path:
+def killed(folder: Path) -> Path:
     """Return a run as a kill would leave it: the bytes of one that goes on."""
     source = folder / "going" / "run.h5"
-    target = recorder(source, layout=layout, time_points=100)
+    target = recorder(source, time_points=100)
     target.start()
     for sweep in range(3):
         put_sweep(target, sweep)
@@ -32,12 +31,11 @@ def killed(folder: Path, layout: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("layout", ["static", "swmr"])
-def test_killed_run_is_closed_with_a_status_for_what_was_begun(tmp_path: Path, layout: str) -> None:
-    path = killed(tmp_path, layout)
+def test_killed_run_is_closed_with_a_status_for_what_was_begun(tmp_path: Path) -> None:
+    path = killed(tmp_path)
     report = repair_run(path)
     assert report.sound
-    with h5py.File(path) as file:  # plain, without swmr=True
+    with h5py.File(path) as file:
         np.testing.assert_array_equal(file["volume"][2], volume(2))
     with open_run(path) as run:
         assert run.closed
@@ -48,36 +46,9 @@ def test_killed_run_is_closed_with_a_status_for_what_was_begun(tmp_path: Path, l
     assert path.read_bytes() == again
 
 
-def test_superblock_is_kept(tmp_path: Path) -> None:
-    path = killed(tmp_path, "swmr")
-    before = path.read_bytes()[:48]
-    repair_run(path)
-    assert (tmp_path / ".run.h5.superblock").read_bytes() == before
-    superblock = read_superblock(path)
-    assert superblock is not None
-    assert not superblock.marked
-
-
-def test_what_was_cut_off_is_said_to_be_gone(tmp_path: Path) -> None:
-    path = killed(tmp_path, "swmr")
-    with open_run(path) as run:
-        size = path.stat().st_size
-        assert run.status[2] == Status.WRITTEN
-    with path.open("r+b") as stream:
-        stream.truncate(size - 3000)  # the newest images lie last
-    report = repair_run(path)
-    assert report.faults == []
-    assert any("gone" in sentence for sentence in report.done)
-    with open_run(path) as run:
-        assert run.status[0] == Status.WRITTEN
-        np.testing.assert_array_equal(run.volume[0], volume(0))
-        assert Status.FAILED in run.status.tolist() or not run.values("frames/seq")[3, 0] >= 0
-    assert verify_run(path).sound
-
-
 def test_file_that_a_daemon_writes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path, layout="swmr")
+    target = recorder(path)
     target.start()
     put_sweep(target, 0)
     assert main(["repair", str(path)]) == 2
@@ -107,16 +78,15 @@ def test_foreign_hdf5_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("layout", ["static", "swmr"])
-def test_a_gap_whose_reason_was_being_taken_back_has_one_again(tmp_path: Path, layout: str) -> None:
+def test_a_gap_whose_reason_was_being_taken_back_has_one_again(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path, layout=layout)
+    target = recorder(path)
     target.start()
     put_sweep(target, 0)
     target.mark(1, 0, 0, Status.LOST, "half of its frames did not come")
     target.stop()
     # A kill in the middle of a volume that is made later: the reason goes first, then the status.
-    segment = open_segment(path)
+    segment = Segment.open(path)
     segment.write("mdd/closed", (), 0)
     segment.write("mdd/reason", (1,), b"")
     segment.close()

@@ -29,8 +29,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from microdiffusion.runfile.superblock import clear_mark, read_superblock
-
 HANG_S = 60.0  # on a machine with much else to do; HDF5 waits for ever where it waits
 
 
@@ -91,13 +89,10 @@ def _foreign(dice: random.Random, path: Path) -> None:
             file.create_dataset(name, shape, dice.choice(("u1", "<u2", "f8")))
         if dice.random() < 0.5:
             file.attrs["mdd_layout"] = dice.choice(("1.0", "1.9", "2.0", "0.9", "one"))
-            file.attrs["storage"] = dice.choice(("static", "swmr", "none"))
+            file.attrs["storage"] = dice.choice(("static", "chunked", "swmr", "none"))
 
 
 def _objects_spoilt(dice: random.Random, path: Path) -> None:
-    found = read_superblock(path)
-    if found is not None and found.marked:  # else HDF5 changes nothing in it
-        clear_mark(path)
     with h5py.File(path, "r+", locking=False) as file:
         names: list[str] = []
         file.visit(names.append)

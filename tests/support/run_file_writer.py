@@ -133,8 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[2] == "resumed" and path.exists():
         target = resumed(path, on_written=announce)
     else:
-        storage = {"layout": "swmr", "compression": arguments[3]} if arguments[2] == "swmr" else {}
-        target = recorder(path, time_points=time_points, durable=durable, on_written=announce, **storage)
+        target = recorder(path, time_points=time_points, durable=durable, on_written=announce)
     print("ready", flush=True)
     target.start()
     for sweep in range(target.next_sweep, 10_000):

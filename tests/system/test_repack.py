@@ -29,19 +29,14 @@ from microdiffusion.errors import DependencyError, InputFileError, NoRoomError
 from microdiffusion.export import export_run
 from microdiffusion.export.bdv_link import link_run
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile.copy import Form, snapshot_run
-from microdiffusion.runfile.files import open_part
+from microdiffusion.runfile.copy import snapshot_run
+from microdiffusion.runfile.files import RunFile
 from microdiffusion.runfile.layout import SNAPSHOT, Status, segment_path
 from microdiffusion.runfile.schema import datasets
 from microdiffusion.runfile.verify import verify_run
 
 SHAPE = (6, 64, 80)
-FORMS = [
-    Form("swmr", "none"),
-    Form("swmr", "gzip"),
-    Form("swmr", "gzip", (4, 24, 100)),
-    Form("swmr", "lz4", (1, 16, 16)),
-]
+FORMS = [("gzip", None), ("gzip", (4, 24, 100)), ("lz4", (1, 16, 16))]
 
 
 @pytest.fixture
@@ -73,10 +68,10 @@ def several(path: Path, **config: Any) -> Recorder:
 
 def contents(path: Path) -> dict[str, np.ndarray]:
     """Return all that the one file of a run holds; of images what is announced."""
-    part = open_part(path)
+    part = RunFile(path)
     values = {}
     for one in datasets(part.plan):
-        values[one.path] = np.array(part.view(one.path)[:] if one.shape else part.view(one.path)[()])
+        values[one.path] = np.array(part.view(one.path)[()])
     part.close()
     return values
 
@@ -87,16 +82,18 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_repacked_and_back_all_is_as_it_was(path: Path, form: Form) -> None:
-    if form.compression == "lz4":
+@pytest.mark.parametrize(("compression", "chunks"), FORMS, ids=str)
+def test_repacked_and_back_all_is_as_it_was(
+    path: Path, compression: str, chunks: tuple[int, int, int] | None
+) -> None:
+    if compression == "lz4":
         pytest.importorskip("hdf5plugin")
     several(path).stop()
     original = path.read_bytes()
     packed, back = path.with_name("packed.h5"), path.with_name("back.h5")
     before = contents(path)
     assert before["mdd/status"].tolist() == [[1, 1], [1, 1], [1, 1], [3, 0]]
-    report = snapshot_run(path, packed, form=form)
+    report = snapshot_run(path, packed, compression=compression, chunks=chunks)
     assert (report.sound, report.closed, report.volumes) == (True, True, 12)
     same(before, contents(packed))
     assert snapshot_run(packed, back).sound
@@ -107,6 +104,9 @@ def test_repacked_and_back_all_is_as_it_was(path: Path, form: Form) -> None:
         assert [gap.reason for gap in run.gaps() if gap.status == Status.SKIPPED] == ["the engine was busy"]
     with h5py.File(back) as file:
         assert (file.attrs["storage"], file["volume"].chunks) == (b"static", None)
+    with open_run(path) as run, open_run(packed) as other:
+        for index in ((1, 0), (slice(1, 3), 1, slice(2, 4), 5), (-3, 1, Ellipsis, slice(None, None, -1))):
+            np.testing.assert_array_equal(run.volume[index], other.volume[index])
 
 
 def test_files_of_a_run_become_one_that_plain_h5py_opens(path: Path) -> None:
@@ -118,7 +118,7 @@ def test_files_of_a_run_become_one_that_plain_h5py_opens(path: Path) -> None:
     target.stop()
     assert segment_path(path, 2).exists()
     packed = path.with_name("packed.h5")
-    report = snapshot_run(path, packed, form=Form("swmr", "gzip", (2, 1000, 32)))
+    report = snapshot_run(path, packed, compression="gzip", chunks=(2, 1000, 32))
     assert (report.files, report.volumes) == (1, 5)
     assert packed.stat().st_size < sum(one.stat().st_size for one in path.parent.glob("run*.h5")) / 2
     # In a process of its own, which knows nothing of this one's HDF5.
@@ -134,15 +134,14 @@ with h5py.File({str(packed)!r}) as file:
     assert done.stdout.strip() == "5"
 
 
-@pytest.mark.parametrize("layout", ["static", "swmr"])
-def test_what_a_run_that_goes_on_holds_is_repacked(path: Path, layout: str) -> None:
-    target = recorder(path, layout=layout)
+def test_what_a_run_that_goes_on_holds_is_repacked(path: Path) -> None:
+    target = recorder(path)
     target.start()
     put_sweep(target, 0)
     put_sweep(target, 1)
     wait(lambda: target.counts[Status.WRITTEN] == 2)
     packed = path.with_name("packed.h5")
-    report = snapshot_run(path, packed, form=Form("swmr", "gzip"))
+    report = snapshot_run(path, packed, compression="gzip")
     put_sweep(target, 2)
     target.stop()
     assert (report.sound, report.closed, report.volumes, report.frames) == (True, False, 2, 2 * FRAMES)
@@ -152,64 +151,37 @@ def test_what_a_run_that_goes_on_holds_is_repacked(path: Path, layout: str) -> N
     assert (verify_run(path).sound, verify_run(path).volumes) == (True, 3)
 
 
-def test_a_run_goes_on_in_a_repacked_file_where_one_says_so_and_its_chunks_are_the_recorders(
-    path: Path,
-) -> None:
+def test_a_run_is_resumed_in_a_copy_that_was_made_static_again(path: Path) -> None:
     target = recorder(path)
     target.start()
     put_sweep(target, 0)
     target.stop()
-    packed = path.with_name("a_packed.h5")  # its name comes before that of the run
-    snapshot_run(path, packed, form=Form("swmr", "gzip"))
+    packed, back = path.with_name("a_packed.h5"), path.with_name("back.h5")
+    snapshot_run(path, packed, compression="gzip")  # its name comes before that of the run
     assert RunFinder(path.parent).find(header().run_id) == path
-    again = resumed(packed)
+    with pytest.raises(InputFileError, match="--compression none"):
+        resumed(packed)
+    snapshot_run(packed, back)
+    again = resumed(back)
     again.start()
     put_sweep(again, 1)
     again.stop()
-    report = verify_run(packed)
+    report = verify_run(back)
     assert (report.sound, report.closed, report.volumes) == (True, True, 2)
-    other = path.with_name("other.h5")
-    snapshot_run(path, other, form=Form("swmr", "gzip", (2, 8, 8)))
-    with pytest.raises(InputFileError, match="without --chunks"):
-        resumed(other)
 
 
-@pytest.mark.parametrize("live", [True, False], ids=["live", "closed"])
-def test_snapshot_and_exports_of_a_compressed_run(path: Path, live: bool) -> None:
-    target = several(path, layout="swmr", compression="gzip")
-    if not live:
-        target.stop()
-    copy = path.with_name("copy.h5")
-    assert snapshot_run(path, copy).closed != live
-    with h5py.File(copy) as file:
-        assert (file.attrs["storage"], file.attrs["compression"]) == (b"static", b"none")
-        assert file.attrs["time_points"] == file.attrs["planned_time_points"] == 4  # not open-ended
-    exported = export_run(path, "bdv")
+def test_exports_of_a_compressed_run(path: Path) -> None:
+    several(path).stop()
+    packed = path.with_name("packed.h5")
+    snapshot_run(path, packed, compression="gzip")
+    exported = export_run(packed, "bdv")
     assert exported.volumes == 12
     with h5py.File(exported.outputs[0]) as file:
         np.testing.assert_array_equal(file["t00002/s01/0/cells"][:].view("u2"), smooth(2, 0, 1))
-    if live:
-        with pytest.raises(InputFileError, match="BigDataViewer cannot follow"):
-            link_run(path, path.with_name("link.xml"))
-        target.stop()
-    link = link_run(path, path.with_name("link.xml"))
+    link = link_run(packed, path.with_name("link.xml"))
     assert link.volumes == 12
     with h5py.File(link.outputs[0]) as file:
         np.testing.assert_array_equal(file["t00002/s01/0/cells"][:].view("u2"), smooth(2, 0, 1))
-
-
-@pytest.mark.parametrize(
-    ("format_name", "package"), [("ome-zarr", "zarr"), ("ome-tiff", "tifffile"), ("nrrd", "nrrd")]
-)
-def test_other_exports_of_a_run_in_the_swmr_storage_are_those_of_the_static_one(
-    path: Path, format_name: str, package: str
-) -> None:
-    pytest.importorskip(package)
-    target = several(path, layout="swmr", compression="gzip")
-    try:
-        assert export_run(path, format_name).volumes == 12
-    finally:
-        target.stop()
 
 
 def test_recipes_and_provenance_come_along(path: Path) -> None:
@@ -220,9 +192,9 @@ def test_recipes_and_provenance_come_along(path: Path) -> None:
     recipe = b'{"steps": 3}'
     with open_run(path), h5py.File(path, "r+") as file:
         file["mdd/recipes"][0] = recipe
-    for form in (Form(), Form("swmr", "gzip")):
-        copy = path.with_name(f"{form.storage}.h5")
-        snapshot_run(path, copy, form=form)
+    for compression in ("none", "gzip"):
+        copy = path.with_name(f"{compression}.h5")
+        snapshot_run(path, copy, compression=compression)
         with h5py.File(copy) as file:
             assert file["mdd/recipes"][0] == recipe
             assert file["mdd/provenance"].attrs["weights"] == b"sha256:abc"
@@ -238,12 +210,12 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
     assert first == f"wrote {packed}: 12 volumes and 0 frames of a run that is closed, checked"
     assert second == (
         f"  {before / 1e6:.1f} MB in 1 file became {after / 1e6:.1f} MB "
-        f"(swmr, compression gzip): {before / after:.2f} to 1"
+        f"(compression gzip): {before / after:.2f} to 1"
     )
     back = path.with_name("back.h5")
-    assert main(["repack", str(packed), str(back), "--storage", "static", "--json"]) == 0
+    assert main(["repack", str(packed), str(back), "--compression", "none", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["sound"], said["storage"], said["compression"]) == (True, "static", "none")
+    assert (said["sound"], said["compression"]) == (True, "none")
     assert (said["bytes_before"], said["bytes_after"]) == (after, back.stat().st_size)
     assert said["ratio"] == pytest.approx(after / back.stat().st_size)
 
@@ -253,8 +225,7 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
     [
         ("there.h5", [], "is not overwritten"),
         ("run_s001.h5", [], "what a further file of run.h5 is called"),
-        ("new.h5", ["--storage", "static", "--compression", "gzip"], "no compression"),
-        ("new.h5", ["--storage", "static", "--chunks", "1,2,3"], "no chunks"),
+        ("new.h5", ["--compression", "none", "--chunks", "1,2,3"], "no chunks"),
         ("new.h5", ["--chunks", "1,2"], "expected planes, rows and columns"),
         ("new.h5", ["--chunks", "0,2,3"], "at least 1"),
     ],
@@ -280,23 +251,23 @@ def test_nothing_is_left_of_a_copy_that_failed(
     target.start()
     put_sweep(target, 0)
     target.stop()
-    form, error, progress = Form("swmr", "gzip"), InputFileError, lambda done, total: None
+    compression, error, progress = "gzip", InputFileError, lambda done, total: None
     if trouble == "damaged":
         content = bytearray(path.read_bytes())
         content[content.index(volume(0).astype("<u2").tobytes()) + 5] ^= 1
         path.write_bytes(content)
     elif trouble == "full":
         error = NoRoomError
-        monkeypatch.setattr("microdiffusion.runfile.copy_target._MARGIN_BYTES", 1 << 60)
+        monkeypatch.setattr("microdiffusion.runfile.copy._MARGIN_BYTES", 1 << 60)
     elif trouble == "interrupted":
         error = KeyboardInterrupt
 
         def progress(done: int, total: int) -> None:
             raise KeyboardInterrupt
     else:
-        form, error = Form("swmr", "lz4"), DependencyError
-        monkeypatch.setattr("microdiffusion.runfile.swmr_file._BITSHUFFLE", 32999)
+        compression, error = "lz4", DependencyError
+        monkeypatch.setattr("microdiffusion.runfile.layout._BITSHUFFLE", 32999)
     names = {one.name for one in path.parent.iterdir()}
     with pytest.raises(error):
-        snapshot_run(path, path.with_name("copy.h5"), form=form, progress=progress)
+        snapshot_run(path, path.with_name("copy.h5"), compression=compression, progress=progress)
     assert {one.name for one in path.parent.iterdir()} == names

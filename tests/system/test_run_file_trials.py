@@ -17,6 +17,8 @@ from support.run_file_trials import (
     writing,
 )
 
+from microdiffusion.runfile.copy import snapshot_run
+
 SHAPE = (6, 72, 80)
 
 
@@ -43,21 +45,23 @@ def test_writing_keeps_up_with_plain_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("values", "count"), [({}, 80), ({"layout": "swmr", "compression": "gzip"}, 15)], ids=["static", "swmr"]
-)
-def test_of_damaged_files_nothing_wrong_is_read(tmp_path: Path, values: dict[str, str], count: int) -> None:
+@pytest.mark.parametrize(("compression", "count"), [("none", 80), ("gzip", 20)])
+def test_of_damaged_files_nothing_wrong_is_read(tmp_path: Path, compression: str, count: int) -> None:
     sound, left_open = tmp_path / "sound.h5", tmp_path / "open.h5"
     base = base_of(SHAPE)
-    with writing(sound, SHAPE, 4, values) as target:
+    with writing(sound, SHAPE, 4, {}) as target:
         for sweep in range(4):
             volume = truth(sweep, base)
             target.put_frame(sweep, volume[0])
             target.write(sweep, volume.astype(np.float32))
         left_open.write_bytes(sound.read_bytes())  # as a kill would leave it
+    if compression != "none":
+        snapshot_run(left_open, tmp_path / "packed.h5", compression=compression)
+        left_open = tmp_path / "packed.h5"
     files = [*malformed_files(tmp_path, left_open, count, seed=2), left_open]
     findings = open_all(files, tmp_path, sound)
     assert findings.strange == []
-    assert findings.outcomes["repaired"] >= 1
+    if compression == "none":
+        assert findings.outcomes["repaired"] >= 1
     assert findings.outcomes["opened, a part refused"] >= count / 40
     assert findings.outcomes["read: refused"] >= count / 4
