@@ -7,11 +7,15 @@ once, and the hot path trusts it.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from microdiffusion.optics import AxialProfile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -46,6 +50,18 @@ class CameraNoise(BaseModel):
     offset: FiniteFloat = 0.0
     gain: Positive | None = None
     read_noise: NonNegative = 0.0
+
+    def expose(self, photons: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.uint16]:
+        """Return what this camera makes of the expected photons, any shape: uint16 counts.
+
+        Photons are drawn from a Poisson distribution; then come gain (1 where None), offset and read noise.
+        """
+        counts = rng.poisson(photons).astype(np.float32)
+        counts *= self.gain or 1.0
+        counts += self.offset
+        if self.read_noise > 0:
+            counts += self.read_noise * rng.standard_normal(counts.shape, dtype=np.float32)
+        return np.clip(np.rint(counts, out=counts), 0, 65535).astype(np.uint16)
 
 
 class RunHeader(BaseModel):

@@ -28,7 +28,7 @@ from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
 
 import microdiffusion
 from microdiffusion.config.models import Config, EngineConfig
-from microdiffusion.drivers.specimen.specimen import Specimen
+from microdiffusion.drivers.specimen import specimen_of_run
 from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.noise import noise_variance
@@ -103,7 +103,7 @@ def demo_quality(path: Path) -> dict[str, Any]:
         t = int(np.flatnonzero(run.status == 1)[-1])
         config = Config.model_validate(run.config)
         camera = run.header.camera
-        photons = Specimen.of_run(config.specimen, run.header).volume(float(run.times[t]))
+        photons = specimen_of_run(config.specimen, run.header).volume(float(run.times[t]))
         truth = camera.offset + (camera.gain or 1.0) * photons
         answers = {
             "linear": answer_of(run.sweep(t), run.header, "linear"),

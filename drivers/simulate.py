@@ -265,9 +265,7 @@ class _Scene:
                 voxel_z_um=self.voxel_z_um,
             )
             if self.camera is not None and self.camera.gain is not None:
-                counts = self.camera.gain * rng.poisson(light) + self.camera.offset
-                counts += self.camera.read_noise * rng.standard_normal(light.shape)
-                yield np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
+                yield self.camera.expose(light, rng)
             elif self.sigma:
                 yield light + np.float32(self.sigma) * rng.standard_normal(light.shape, dtype=np.float32)
             else:

@@ -113,7 +113,7 @@ class CameraConfig(Table):
 
 
 class SpecimenConfig(Table):
-    """The virtual specimen: procedural neurons with spines, vessels and nuclei."""
+    """The virtual specimen: procedural neurons, vessels and nuclei."""
 
     kind: Literal["tissue", "beads", "layer"] = key(
         "tissue", "beads and a thin layer are what `mdd calibrate beam` looks at"

@@ -119,7 +119,7 @@ def make_scene(config: Config, size: Size, *, seed: int, sessions: int = 1) -> S
             time_s = start_s + 0.05 * index
             light = specimen.expected(shot.info.z_um, header.profile, time_s)
             info = replace(shot.info, camera_time_s=time_s)
-            frames.append(Frame(info, _seen(_mirrored(light, rows, columns), header, rng)))
+            frames.append(Frame(info, header.camera.expose(_mirrored(light, rows, columns), rng)))
         made.append(tuple(frames))
     return Scene(header, tuple(made))
 
@@ -127,11 +127,3 @@ def make_scene(config: Config, size: Size, *, seed: int, sessions: int = 1) -> S
 def _mirrored(light: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
     short = rows - light.shape[0], columns - light.shape[1]
     return np.pad(light, ((0, short[0]), (0, short[1])), mode="symmetric")
-
-
-def _seen(light: NDArray[np.float32], header: RunHeader, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Return what the camera makes of photons (Y, X)."""
-    camera = header.camera
-    counts = (camera.gain or 1.0) * rng.poisson(light) + camera.offset
-    counts = counts + camera.read_noise * rng.standard_normal(light.shape)
-    return np.clip(np.rint(counts), 0, 65535).astype(np.uint16)

@@ -120,7 +120,8 @@ class FrameHook:
         if self._specimens:
             rng = np.random.default_rng([self._seed, 103, info.seq])
             specimen = self._specimens[info.position]
-            return specimen.projection(info.z_um, self._profile, info.camera_time_s, rng, self._header.camera)
+            light = specimen.expected(info.z_um, self._profile, info.camera_time_s)
+            return self._header.camera.expose(light, rng)
         if image.shape != self._header.shape[1:]:
             raise AcquisitionError(
                 f"the camera's image changed from {self._header.shape[1:]} to {image.shape} pixels"

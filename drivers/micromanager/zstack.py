@@ -62,7 +62,8 @@ def take_stack(
             if specimen is not None:
                 rng = np.random.default_rng([config.specimen.seed, 111, index])
                 elapsed_s = time.monotonic() - began_s
-                pixels = specimen.projection(position, header.profile, elapsed_s, rng, header.camera)
+                light = specimen.expected(position, header.profile, elapsed_s)
+                pixels = header.camera.expose(light, rng)
             found[index] = (position, pixels)
         except Exception as error:
             failure.append(error)

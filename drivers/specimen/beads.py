@@ -1,6 +1,6 @@
 """What a beam is measured with, virtual: sub-slab beads in a gel, or a thin fluorescent layer.
 
-The same doors as `specimen.Specimen`, so that the demo's camera can look at it. A bead at depth z0 is as
+`expected` is that of `specimen.Specimen`, so that the demo's camera can look at it. A bead at depth z0 is as
 bright as the beam is there: at stage position z it shows ``A w(z0 - z)``, as the projection operator has it.
 Nothing drifts; everything bleaches as configured. After `__init__` nothing changes: any thread.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import SpecimenConfig
-    from microdiffusion.header import CameraNoise, RunHeader
+    from microdiffusion.header import RunHeader
     from microdiffusion.optics import AxialProfile
 
 PIXELS_PER_BEAD = 500
@@ -29,7 +29,7 @@ BACKGROUND = 0.05
 
 
 class CalibrationSpecimen:
-    """Beads all through the volume and a little beyond, or a layer in its middle.
+    """Beads all through the volume, or a layer in its middle, of which one end is dimmer.
 
     Parameters
     ----------
@@ -44,63 +44,51 @@ class CalibrationSpecimen:
         self, config: SpecimenConfig, *, shape: tuple[int, int, int], voxel_z_um: float, z0_um: float
     ) -> None:
         self._config = config
-        self._shape = shape[1:]
-        low, depth = z0_um - 0.5 * voxel_z_um, shape[0] * voxel_z_um
-        rng = np.random.default_rng([config.seed, 110])
+        slices, height, width = shape
+        low, depth = z0_um - 0.5 * voxel_z_um, slices * voxel_z_um
         if config.kind == "layer":
-            self._layer_um: float | None = low + 0.5 * depth
+            self._depth_um, self._glow = np.array([low + 0.5 * depth]), np.array([config.photons])
+            self._rows, self._columns = np.linspace(0.8, 1.0, height)[None], np.ones((1, width))
             return
-        self._layer_um = None
-        count = max(shape[1] * shape[2] // PIXELS_PER_BEAD, 6)
+        rng = np.random.default_rng([config.seed, 110])
+        count = max(height * width // PIXELS_PER_BEAD, 6)
         self._depth_um = low + rng.uniform(0.0, 1.0, count) * depth
-        place = rng.uniform(0.0, 1.0, (count, 2)) * np.array(shape[1:])
+        place = rng.uniform(0.0, 1.0, (count, 2)) * np.array([height, width])
         self._glow = config.photons * np.exp(0.25 * rng.standard_normal(count))
-        rows, columns = (
+        self._rows, self._columns = (
             np.exp(-0.5 * ((np.arange(length)[None] - place[:, axis, None]) / SPOT_PX) ** 2)
-            for axis, length in enumerate(shape[1:])
+            for axis, length in enumerate((height, width))
         )
-        self._rows, self._columns = rows, columns
 
     def expected(self, z_um: float, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
         """Return the image at stage position `z_um` without noise: (Y, X) float32, photons."""
         kept = (1.0 - self._config.bleaching_per_min) ** (time_s / 60.0)
-        if self._layer_um is not None:
-            rows = np.linspace(0.8, 1.0, self._shape[0])[:, None]
-            image = rows * np.full(self._shape, self._config.photons * _lit(profile, self._layer_um - z_um))
-        else:
-            glow = self._glow * _lit(profile, self._depth_um - z_um)
-            image = (self._rows * glow[:, None]).T @ self._columns
-        image += BACKGROUND * self._config.photons
+        glow = self._glow * _lit(profile, self._depth_um - z_um)
+        image = (self._rows * glow[:, None]).T @ self._columns + BACKGROUND * self._config.photons
         return np.asarray(image * kept, np.float32)
-
-    def projection(
-        self, z_um: float, profile: AxialProfile, time_s: float, rng: np.random.Generator, camera: CameraNoise
-    ) -> NDArray[np.uint16]:
-        """Return what the camera sees, (Y, X) uint16 counts; see `Specimen.projection`."""
-        counts = rng.poisson(self.expected(z_um, profile, time_s)).astype(np.float32)
-        counts *= camera.gain or 1.0
-        counts += camera.offset + camera.read_noise * rng.standard_normal(counts.shape, dtype=np.float32)
-        return np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
 
 
 def specimen_of_run(
     config: SpecimenConfig, header: RunHeader, *, position: int = 0
 ) -> Specimen | CalibrationSpecimen:
-    """Return the specimen that a configuration asks for; each position has its own."""
+    """Return the specimen that the run of this header sees at a position; each position has its own."""
+    config = config.model_copy(update={"seed": config.seed + position})
     if config.kind == "tissue":
-        return Specimen.of_run(config, header, position=position)
+        return Specimen(
+            config,
+            shape=header.shape,
+            voxel_size_um=header.voxel_size_um,
+            z0_um=header.z0_um,
+            slab_um=header.profile.length_um,
+        )
     return CalibrationSpecimen(
-        config.model_copy(update={"seed": config.seed + position}),
-        shape=header.shape,
-        voxel_z_um=header.voxel_size_um[0],
-        z0_um=header.z0_um,
+        config, shape=header.shape, voxel_z_um=header.voxel_size_um[0], z0_um=header.z0_um
     )
 
 
-def _lit(profile: AxialProfile, offset_um: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def _lit(profile: AxialProfile, offset_um: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the beam's intensity at offsets from its middle, relative to its brightest."""
     half = 0.05 * min(profile.spacing_um, profile.length_um)
-    offset = np.asarray(offset_um, np.float64)
-    share = profile.cumulative(offset + half) - profile.cumulative(offset - half)
+    share = profile.cumulative(offset_um + half) - profile.cumulative(offset_um - half)
     brightest = profile.weights.max() * 2.0 * half / profile.spacing_um
     return np.asarray(share / brightest, np.float64)

@@ -1,9 +1,9 @@
-"""The virtual specimen: anatomy that glows, flickers, drifts and bleaches, and a camera that sees it.
+"""The virtual specimen: anatomy that glows, flickers, drifts and bleaches.
 
 It owns the truth. `volume(t)` is the specimen on the run's voxel grid, `expected(z, profile, t)` its exact
-slab integral (``A @ volume`` for every slab inside of the volume), `projection(...)` that integral seen by
-a camera. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would
-give v photons.
+slab integral (``A @ volume`` for every slab inside of the volume), which `CameraNoise.expose` turns into an
+image. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would give v
+photons.
 
 How it is built: what keeps its brightness (vessels, nuclei, neuropil) is one dense block; what is active
 (neurons) is a sparse list of (voxel, compartment, brightness) sorted by depth, so that a projection at a
@@ -20,17 +20,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microdiffusion.drivers.specimen import anatomy as phantom
-from microdiffusion.drivers.specimen import raster, tissue
-from microdiffusion.drivers.specimen.activity import Activity
-from microdiffusion.drivers.specimen.shapes import Box
+from microdiffusion.drivers.specimen.anatomy import grow
+from microdiffusion.drivers.specimen.raster import Grid
+from microdiffusion.drivers.specimen.tissue import Activity, paint
 from microdiffusion.optics import AxialProfile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import SpecimenConfig
-    from microdiffusion.header import CameraNoise, RunHeader
 
 DRIFT_REACH_UM = 4.0
 """The specimen wanders round its first place, never farther than this, µm."""
@@ -72,39 +70,28 @@ class Specimen:
         self._margin = np.ceil(reach / voxel).astype(int) + np.array([1, 3, 3])
         padded = tuple(int(n) for n in np.asarray(shape) + 2 * self._margin)
         first = np.array([z0_um, 0.0, 0.0]) - self._margin * voxel
-        self._grid = raster.Grid((padded[0], padded[1], padded[2]), voxel, first)
-        box = Box(first - voxel / 2, first + (np.asarray(padded) - 0.5) * voxel)
-        anatomy = phantom.grow(
-            config.seed, box, neurons=config.neurons, vessels=config.vessels, nuclei=config.nuclei
+        self._grid = Grid((padded[0], padded[1], padded[2]), voxel, first)
+        low, high = first - voxel / 2, first + (np.asarray(padded) - 0.5) * voxel
+        anatomy = grow(
+            config.seed, low, high, neurons=config.neurons, vessels=config.vessels, nuclei=config.nuclei
         )
-        rng = np.random.default_rng([config.seed, 100])
-        self._still = tissue.paint_still(anatomy, self._grid, rng)
-        active = tissue.paint_active(anatomy, self._grid, rng)
-        self._voxel, self._compartment, self._glow = active.voxel, active.compartment, active.glow
-        self._activity = Activity(config.seed, config.activity, active.owner, active.delay_s)
+        painted = paint(anatomy, self._grid, np.random.default_rng([config.seed, 100]))
+        self._still = painted.still
+        self._voxel, self._compartment, self._glow = painted.voxel, painted.compartment, painted.glow
+        self._activity = Activity(config.seed, config.activity, painted.owner)
+        self._compartments = painted.owner.size
         self._depth = np.searchsorted(self._voxel, np.arange(padded[0] + 1) * (padded[1] * padded[2]))
         heading = np.random.default_rng([config.seed, 101]).uniform(0.0, 2.0 * np.pi)
         self._drift_speed = config.drift_um_per_min / 60.0 * np.array([np.sin(heading), np.cos(heading)])
         self._scale = config.photons / self._brightest(slab_um)
 
-    @classmethod
-    def of_run(cls, config: SpecimenConfig, header: RunHeader, *, position: int = 0) -> Specimen:
-        """Return the specimen that the run of this header sees at a position; each position has its own."""
-        return cls(
-            config.model_copy(update={"seed": config.seed + position}),
-            shape=header.shape,
-            voxel_size_um=header.voxel_size_um,
-            z0_um=header.z0_um,
-            slab_um=header.profile.length_um,
-        )
-
     def _brightest(self, slab_um: float) -> float:
         """Return the brightest 0.1 % of pixels that slabs all through the volume show at rest."""
-        gains = np.ones(self._activity.compartments)
+        gains = np.ones(self._compartments)
         depth = float(self._voxel_um[0]) * self.shape[0]
         z0 = self._grid.first_um[0] + (self._margin[0] - 0.5) * self._voxel_um[0]
         centres = z0 + np.arange(0.5 * slab_um, depth, slab_um)
-        slabs = [self._slab(self._slices(z, AxialProfile.box(slab_um)), gains) for z in centres]
+        slabs = [self._slab(z, AxialProfile.box(slab_um), gains) for z in centres]
         return max(float(np.percentile(slabs, 99.9)), 1e-6)
 
     def volume(self, time_s: float) -> NDArray[np.float32]:
@@ -122,41 +109,23 @@ class Specimen:
 
     def expected(self, z_um: float, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
         """Return the projection at stage position `z_um` without noise: (Y, X) float32, photons."""
-        slab = self._slab(self._slices(z_um, profile), self._activity.gains(time_s))
+        slab = self._slab(z_um, profile, self._activity.gains(time_s))
         return self._seen(slab.astype(np.float32), time_s)
-
-    def projection(
-        self, z_um: float, profile: AxialProfile, time_s: float, rng: np.random.Generator, camera: CameraNoise
-    ) -> NDArray[np.uint16]:
-        """Return what the camera sees at stage position `z_um` (µm) at `time_s`: (Y, X) uint16, counts.
-
-        Photons are drawn from a Poisson distribution, then come gain (1 where it is None), offset and
-        read noise.
-        """
-        counts = rng.poisson(self.expected(z_um, profile, time_s)).astype(np.float32)
-        counts *= camera.gain or 1.0
-        counts += camera.offset
-        if camera.read_noise > 0:
-            counts += camera.read_noise * rng.standard_normal(counts.shape, dtype=np.float32)
-        return np.clip(np.rint(counts, out=counts), 0, 65535).astype(np.uint16)
 
     def drift_um(self, time_s: float) -> NDArray[np.float64]:
         """Return the displacement (y, x) µm: at first at the configured speed, then back and forth."""
         wander = np.sin(self._drift_speed * time_s / DRIFT_REACH_UM)
         return np.asarray(DRIFT_REACH_UM * wander, np.float64)
 
-    def _slices(self, z_um: float, profile: AxialProfile) -> NDArray[np.float64]:
-        """Return each slice's share (padded Z,) of the light of a slab at `z_um`; the sum is 1.
+    def _slab(self, z_um: float, profile: AxialProfile, gains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the light (padded Y, padded X) of a slab before drift, bleaching and scale.
 
         Beyond the ends of the tissue the last slices go on.
         """
         edges = self._grid.first_um[0] + (np.arange(self._grid.shape[0] + 1) - 0.5) * self._voxel_um[0]
         below = profile.cumulative(edges - z_um)
         below[0], below[-1] = 0.0, 1.0
-        return np.asarray(np.diff(below), np.float64)
-
-    def _slab(self, shares: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the light (padded Y, padded X) of a slab before drift, bleaching and scale."""
+        shares = np.diff(below)  # of each slice, their sum is 1
         lit = np.flatnonzero(shares)
         first, last = int(lit[0]), int(lit[-1]) + 1
         _, rows, columns = self._grid.shape

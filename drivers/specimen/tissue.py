@@ -1,159 +1,146 @@
-"""From anatomy to brightness: which voxel glows how much, and on behalf of which compartment.
+"""From anatomy to brightness: which voxel glows how much, for which compartment, and when.
 
 What keeps its brightness (neuropil, vessels, nuclei) becomes a dense block, what is active (neurons) a
-sparse list. Brightness is relative to a dendrite that fills its voxel. Pure functions, safe on any thread.
+sparse list. Brightness is relative to a dendrite that fills its voxel. Everything follows from the seed and
+the time alone. Safe on any thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from microdiffusion.drivers.specimen import raster
+from microdiffusion.drivers.specimen.raster import Grid, cover
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from microdiffusion.drivers.specimen.shapes import Anatomy, Ball, Nucleus
+    from microdiffusion.drivers.specimen.anatomy import Piece
 
-_LUMEN = 0.32
-_WALL = 0.16
-_SOMA = 0.7
 _NEUROPIL = 0.035
-
-_SIGNAL_UM_PER_S = 400.0
-"""How fast activity runs along a neurite."""
+_DISPLACED = {"neuron": 0.0, "vessel": 0.85, "nucleus": 0.8}
+"""Share of the neuropil that has no place where something else is."""
+_HOLLOW = 0.75
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Active:
-    """What flickers: `voxel` ascending, so that a range of slices is a range of the lists.
+class Tissue:
+    """Brightness at rest; `voxel` ascends, so that a range of slices is a range of the lists.
 
     Attributes
     ----------
+    still : (Z, Y, X) float32
+        What keeps its brightness.
     voxel, compartment, glow : (K,) int64, int32, float32
-        Flat index in the grid, compartment that it belongs to, brightness at rest.
-    owner, delay_s : (C,) int64, float64
-        Neuron of each compartment, and how much later than its neuron it lights up.
+        What flickers: flat index in the grid, compartment that it belongs to, brightness.
+    owner : (C,) int64
+        Neuron of each compartment.
     """
 
+    still: NDArray[np.float32]
     voxel: NDArray[np.int64]
     compartment: NDArray[np.int32]
     glow: NDArray[np.float32]
     owner: NDArray[np.int64]
-    delay_s: NDArray[np.float64]
 
 
-def paint_still(anatomy: Anatomy, grid: raster.Grid, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return what keeps its brightness (Z, Y, X): neuropil, vessels, nuclei."""
-    texture = 1.0 + 0.35 * _clouds(grid, 14.0, rng) + 0.3 * _clouds(grid, 0.9, rng)
-    neuropil = _NEUROPIL * np.clip(texture, 0.15, None)
-    shadow = np.ones(grid.shape, np.float32)
-    light = np.zeros(grid.shape, np.float32)
-    for vessel in anatomy.vessels:
-        distance = raster.distance_to_tubes(vessel.tubes, grid, far_um=3.0)
-        lumen = np.clip(0.5 - distance / 1.4, 0.0, 1.0)
-        shadow *= 1.0 - 0.85 * lumen
-        # A dye fills the lumen; without one the wall shows.
-        light += _LUMEN * lumen if vessel.labelled else _WALL * np.exp(-0.5 * ((distance - 0.2) / 0.6) ** 2)
-    for neuron in anatomy.neurons:
-        if neuron.soma is not None:
-            _blend(shadow, raster.cover_ball(neuron.soma, grid), 0.8)
-    for nucleus in anatomy.nuclei:
-        _blend(shadow, raster.cover_ball(nucleus.body, grid), 0.8)
-        _paint_nucleus(light, nucleus, grid, rng)
-    return np.asarray(light + neuropil * shadow, np.float32)
-
-
-def _clouds(grid: raster.Grid, size_um: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return a smooth random field of unit variance, with lumps of `size_um`."""
-    field = gaussian_filter(
-        rng.standard_normal(grid.shape, dtype=np.float32), size_um / grid.voxel_um, mode="wrap"
-    )
-    return np.asarray(field / max(float(field.std()), 1e-9), np.float32)
-
-
-def _blend(
-    shadow: NDArray[np.float32],
-    cover: tuple[tuple[slice, slice, slice], NDArray[np.float32]] | None,
-    depth: float,
-) -> None:
-    """Darken `shadow` by the share `depth` where something covers it."""
-    if cover is not None:
-        shadow[cover[0]] *= 1.0 - depth * cover[1]
-
-
-def _paint_nucleus(
-    light: NDArray[np.float32], nucleus: Nucleus, grid: raster.Grid, rng: np.random.Generator
-) -> None:
-    """Add a nucleus with lumpy chromatin and dark nucleoli."""
-    cover = raster.cover_ball(nucleus.body, grid)
-    if cover is None:
-        return
-    window, coverage = cover
-    lumps = gaussian_filter(rng.standard_normal(coverage.shape, dtype=np.float32), 0.55 / grid.voxel_um)
-    lumps /= max(float(lumps.std()), 1e-9)
-    body = np.clip(1.0 + 0.3 * lumps, 0.35, 1.9).astype(np.float32)
-    depth, height, width = coverage.shape
-    corner = np.array([axis[0] for axis in grid.centres(window)])
-    inner = raster.Grid((depth, height, width), grid.voxel_um, corner)
-    for nucleolus in nucleus.nucleoli:
-        _blend(body, raster.cover_ball(nucleolus, inner), 0.65)
-    light[window] += nucleus.brightness * coverage * body
-
-
-def paint_active(anatomy: Anatomy, grid: raster.Grid, rng: np.random.Generator) -> Active:
-    """Return what the neurons add."""
+def paint(anatomy: Sequence[Piece], grid: Grid, rng: np.random.Generator) -> Tissue:
+    """Return the brightness of an anatomy on a grid; each piece of a neuron is a compartment."""
+    grain = 1.0 + 0.25 * _clouds(grid, 0.8, rng)
+    neuropil = _NEUROPIL * grain * np.maximum(1.0 + 0.35 * _clouds(grid, 14.0, rng), 0.3)
+    still, filled = np.zeros(grid.size, np.float32), np.zeros(grid.size, np.float32)
     voxels, compartments, glows = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
-    owners: list[int] = []
-    delays: list[float] = []
-    # Organelles: no real cytoplasm is smooth.
-    grain = np.clip(1.0 + 0.2 * _clouds(grid, 0.7, rng).ravel(), 0.3, None)
-    for number, neuron in enumerate(anatomy.neurons):
-        pieces = [raster.cover_tubes(branch.tubes, grid, rng) for branch in neuron.branches]
-        path = [branch.path_um for branch in neuron.branches]
-        if neuron.soma is not None:
-            voxel, soma = _ball_voxels(neuron.soma, grid)
-            pieces.append((voxel, _SOMA * soma))
-            path.append(0.0)
-        where = np.concatenate([piece[0] for piece in pieces])
-        cover = np.concatenate([piece[1] for piece in pieces]).astype(np.float64)
-        who = np.repeat(np.arange(len(pieces)) + len(owners), [piece[0].size for piece in pieces])
-        owners += [number] * len(pieces)
-        delays += [length / _SIGNAL_UM_PER_S for length in path]
-        if where.size == 0:
-            continue
-        # Where branches meet they share the voxel instead of filling it twice.
-        unique, inverse = np.unique(where, return_inverse=True)
-        total = np.bincount(inverse, weights=cover)
-        share = np.minimum(1.0, 1.0 / np.maximum(total, 1e-9))
-        if neuron.nucleus is not None:  # the indicator stays out of the nucleus
-            dark, depth = _ball_voxels(neuron.nucleus, grid)
-            at = np.minimum(np.searchsorted(unique, dark), unique.size - 1)
-            hit = unique[at] == dark
-            share[at[hit]] *= 1.0 - 0.7 * depth[hit]
-        voxels.append(where)
-        compartments.append(who.astype(np.int32))
-        glows.append((cover * share[inverse] * grain[where] * neuron.brightness).astype(np.float32))
-    order = np.argsort(np.concatenate(voxels), kind="stable")
-    return Active(
-        np.concatenate(voxels)[order],
+    owner: list[int] = []
+    for piece in anatomy:
+        voxel, coverage = cover(piece.tubes, grid, rng)
+        glow = piece.brightness * coverage
+        if piece.neuron is None:
+            neuropil[voxel] *= 1.0 - _DISPLACED[piece.kind] * coverage
+        else:
+            filled[voxel] += coverage
+        if piece.hollow:
+            inside, core = cover(piece.hollow, grid, rng)
+            voxel, glow = np.append(voxel, inside), np.append(glow, -_HOLLOW * piece.brightness * core)
+        if piece.neuron is None:
+            np.add.at(still, voxel, glow)
+        else:
+            voxels.append(voxel)
+            compartments.append(np.full(voxel.size, len(owner), np.int32))
+            glows.append(glow)
+            owner.append(piece.neuron)
+    voxel = np.concatenate(voxels)
+    # Where branches meet they share the voxel instead of filling it twice.
+    glow = np.concatenate(glows) * grain[voxel] / np.maximum(filled[voxel], 1.0)
+    order = np.argsort(voxel, kind="stable")
+    return Tissue(
+        (np.maximum(still, 0.0) * grain + neuropil).reshape(grid.shape),
+        voxel[order],
         np.concatenate(compartments)[order],
-        np.concatenate(glows)[order],
-        np.array(owners, np.int64),
-        np.array(delays, np.float64),
+        glow[order].astype(np.float32),
+        np.array(owner, np.int64),
     )
 
 
-def _ball_voxels(ball: Ball, grid: raster.Grid) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the voxels that a ball fills, flat and ascending, and its coverage there."""
-    cover = raster.cover_ball(ball, grid)
-    if cover is None:
-        return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    window, coverage = cover
-    inside = np.nonzero(coverage > 0)
-    where = tuple(index + part.start for index, part in zip(inside, window, strict=True))
-    return np.ravel_multi_index(where, grid.shape), coverage[inside]
+def _clouds(grid: Grid, size_um: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return a smooth random field (flat) of unit variance, between -3 and 3, with lumps of `size_um`."""
+    noise = rng.standard_normal(grid.shape, dtype=np.float32)
+    field = gaussian_filter(noise, size_um / grid.voxel_um, mode="wrap").ravel()
+    return np.asarray(np.clip(field / max(float(field.std()), 1e-9), -3.0, 3.0), np.float32)
+
+
+class Activity:
+    """Calcium transients: fast rise, slow decay, some of the whole neuron, some of a single compartment.
+
+    Events are drawn window by window, each from a generator of its own, so that any moment of an endless run
+    can be asked for in any order.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the events.
+    peak : float
+        ΔF/F that strong activity approaches.
+    owner : (C,) int
+        Neuron of each compartment.
+    """
+
+    _WINDOW_S = 2.0
+    _RISE_S, _DECAY_S, _MEMORY_S = 0.08, 0.8, 6.0
+    _NEURON_RATE_HZ, _COMPARTMENT_RATE_HZ = 0.22, 0.03
+
+    def __init__(self, seed: int, peak: float, owner: NDArray[np.int64]) -> None:
+        self._seed, self._peak, self._owner = seed, peak, owner
+        # A source of events is a neuron or, counted on from these, a compartment.
+        self._neurons = int(owner.max()) + 1 if owner.size else 0
+        rates = np.full(self._neurons + owner.size, self._COMPARTMENT_RATE_HZ)
+        rates[: self._neurons] = self._NEURON_RATE_HZ
+        self._expected = rates * self._WINDOW_S
+        self._events = lru_cache(maxsize=16)(self._draw)
+
+    def gains(self, time_s: float) -> NDArray[np.float64]:
+        """Return the brightness (C,) of every compartment relative to rest."""
+        if self._peak == 0 or self._owner.size == 0:
+            return np.ones(self._owner.size)
+        last = int(time_s // self._WINDOW_S)
+        first = int((time_s - self._MEMORY_S) // self._WINDOW_S)
+        drawn = [self._events(window) for window in range(first, last + 1)]
+        at, source, strength = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        since = np.maximum(time_s - at, 0.0)
+        response = strength * (np.exp(-since / self._DECAY_S) - np.exp(-since / self._RISE_S))
+        calcium = np.bincount(source, weights=response, minlength=self._expected.size)
+        calcium = calcium[self._owner] + calcium[self._neurons :]
+        return np.asarray(1.0 + self._peak * (1.0 - np.exp(-1.5 * calcium)), np.float64)
+
+    def _draw(self, window: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return the events of a window: time (s), source, strength."""
+        # Seeds cannot be negative, and the first frames already look back.
+        rng = np.random.default_rng([self._seed, 102, window + 16])
+        source = np.repeat(np.arange(self._expected.size), rng.poisson(self._expected))
+        time_s = (window + rng.uniform(0.0, 1.0, source.size)) * self._WINDOW_S
+        return time_s, source, rng.gamma(3.0, 0.35, source.size)

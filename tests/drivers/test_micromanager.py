@@ -112,9 +112,9 @@ def test_a_run_delivers_every_planned_frame_in_order(
     assert driver.exit_reason == "The acquisition is over."
     assert any("virtual specimen" in note for note in driver.take_notes())
 
-    from microdiffusion.drivers.specimen.specimen import Specimen
+    from microdiffusion.drivers.specimen import specimen_of_run
 
-    specimen = Specimen.of_run(config.specimen, header)
+    specimen = specimen_of_run(config.specimen, header)
     for frame in daemon.frames[::4]:
         expected = specimen.expected(frame.info.z_um, header.profile, frame.info.camera_time_s)
         assert frame.pixels.mean() == pytest.approx(100 + 2 * expected.mean(), rel=0.02)
@@ -242,12 +242,12 @@ def test_sweeps_keep_their_interval(daemon: Daemon, start: Callable[[Config], Dr
 
 def _acquire_with_a_broken_specimen(config: Config, address: str, pipe: Connection[Any, Any]) -> None:
     from microdiffusion.drivers.micromanager import acquisition as micromanager
-    from microdiffusion.drivers.specimen.specimen import Specimen
+    from microdiffusion.drivers.specimen import Specimen
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("the specimen is broken")
 
-    Specimen.projection = broken  # type: ignore[assignment,method-assign]
+    Specimen.expected = broken  # type: ignore[assignment,method-assign]
     try:
         micromanager.acquire(config, address, stop=threading.Event())
         pipe.send("nothing was raised")
@@ -609,9 +609,11 @@ def test_a_broken_sender_does_not_reach_the_camera(hook: tuple[FrameHook, Outbox
 
 def test_the_specimens_noise_depends_on_the_frame_alone(hook: tuple[FrameHook, Outbox]) -> None:
     draws: list[float] = []
-    specimen = SimpleNamespace(projection=lambda z, profile, t, rng, camera: draws.append(rng.random()))
+    specimen = SimpleNamespace(expected=lambda z, profile, t: np.zeros(1))
+    camera = SimpleNamespace(expose=lambda light, rng: draws.append(rng.random()))
+    header = hook[0]._header.model_copy(update={"camera": camera})
     for _ in range(2):
-        again = FrameHook(hook[1], hook[0]._header, [specimen], seed=4)  # type: ignore[arg-type, list-item]
+        again = FrameHook(hook[1], header, [specimen], seed=4)  # type: ignore[arg-type, list-item]
         again.expect(next(Plan(make()).sweeps()))
         again.take(np.zeros((48, 64)), {**METADATA, "Axes": {"time": 0, "z": 0}})
         again.take(np.zeros((48, 64)), METADATA)

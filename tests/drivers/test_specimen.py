@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from microdiffusion.config.models import SpecimenConfig
-from microdiffusion.drivers.specimen import anatomy as phantom
-from microdiffusion.drivers.specimen import raster
-from microdiffusion.drivers.specimen.shapes import Ball, Box, Tube
+from microdiffusion.drivers.specimen.anatomy import grow
+from microdiffusion.drivers.specimen.raster import Grid, Tube, ball, cover
 from microdiffusion.drivers.specimen.specimen import DRIFT_REACH_UM, Specimen
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator
@@ -74,7 +73,7 @@ def test_noise_is_that_of_photons_gain_offset_and_readout(lively: Specimen) -> N
     camera = CameraNoise(offset=100.0, gain=2.5, read_noise=3.0)
     profile, rng = AxialProfile.box(12.0), np.random.default_rng(0)
     photons = lively.expected(10.0, profile, 1.0).astype(np.float64)
-    frames = np.stack([lively.projection(10.0, profile, 1.0, rng, camera) for _ in range(400)]).astype(float)
+    frames = np.stack([camera.expose(photons, rng) for _ in range(400)]).astype(float)
     assert frames.shape[1:] == SHAPE[1:]
     z_scores = (frames.mean(0) - 100 - 2.5 * photons) / np.sqrt((2.5**2 * photons + 9 + 1 / 12) / 400)
     assert abs(z_scores.mean()) < 0.05
@@ -85,7 +84,7 @@ def test_noise_is_that_of_photons_gain_offset_and_readout(lively: Specimen) -> N
 def test_bright_counts_saturate_instead_of_wrapping_round() -> None:
     specimen = make(photons=1e6)
     camera = CameraNoise(gain=1.0)
-    frame = specimen.projection(10.0, AxialProfile.box(12.0), 0.0, np.random.default_rng(0), camera)
+    frame = camera.expose(specimen.expected(10.0, AxialProfile.box(12.0), 0.0), np.random.default_rng(0))
     assert frame.max() == 65535
 
 
@@ -145,7 +144,7 @@ def test_a_projection_takes_a_few_milliseconds() -> None:
     times = []
     for i in range(20):
         begin = time.perf_counter()
-        specimen.projection(6.0 + 4 * i, profile, 0.05 * i, rng, camera)
+        camera.expose(specimen.expected(6.0 + 4 * i, profile, 0.05 * i), rng)
         times.append(time.perf_counter() - begin)
     assert np.median(times) < 0.02  # 1.2 ms on an idle core; the rest is for busy machines
 
@@ -161,33 +160,33 @@ def test_a_tube_fills_its_volume_however_it_lies_on_the_grid(
     direction: tuple[float, float, float], radius: float
 ) -> None:
     voxel = np.array([2.0, 0.5, 0.5])
-    grid = raster.Grid((20, 80, 80), voxel, np.zeros(3))
+    grid = Grid((20, 80, 80), voxel, np.zeros(3))
     way = np.array(direction) / np.linalg.norm(direction)
     centre = np.array([20.3, 20.1, 19.7])
     points = centre + np.arange(-6, 7)[:, None] * way
     tube = Tube(points, np.full(13, radius))
-    where, cover = raster.cover_tubes([tube], grid, np.random.default_rng(0))
+    where, coverage = cover([tube], grid, np.random.default_rng(0))
     assert np.all(np.diff(where) > 0)
-    assert cover.sum() * voxel.prod() == pytest.approx(np.pi * radius**2 * 12, rel=0.02)
-    middle = np.average(np.column_stack(np.unravel_index(where, grid.shape)) * voxel, axis=0, weights=cover)
+    assert coverage.sum() * voxel.prod() == pytest.approx(np.pi * radius**2 * 12, rel=0.02)
+    middle = np.average(
+        np.column_stack(np.unravel_index(where, grid.shape)) * voxel, axis=0, weights=coverage
+    )
     np.testing.assert_allclose(middle, centre, atol=0.05)
 
 
 def test_a_ball_fills_its_volume_and_one_outside_of_the_grid_nothing() -> None:
-    grid = raster.Grid((20, 60, 60), np.array([2.0, 0.5, 0.5]), np.zeros(3))
-    ball = Ball(np.array([19.0, 15.2, 14.9]), np.array([5.0, 4.0, 3.0]), np.eye(3))
-    cover = raster.cover_ball(ball, grid)
-    assert cover is not None
-    assert cover[1].sum() * 0.5 == pytest.approx(4 / 3 * np.pi * 60, rel=0.03)
-    assert raster.cover_ball(Ball(np.full(3, 500.0), ball.radii, ball.axes), grid) is None
+    grid, rng = Grid((20, 60, 60), np.array([2.0, 0.5, 0.5]), np.zeros(3)), np.random.default_rng(0)
+    _, coverage = cover([ball(np.array([19.0, 15.2, 14.9]), 5.0, 4.0)], grid, rng)
+    assert coverage.sum() * 0.5 == pytest.approx(4 / 3 * np.pi * 80, rel=0.03)
+    assert cover([ball(np.full(3, 500.0), 5.0, 4.0)], grid, rng)[0].size == 0
 
 
 def test_nuclei_touch_neither_vessels_nor_each_other() -> None:
-    box = Box(np.zeros(3), np.array([100.0, 80.0, 80.0]))
-    anatomy = phantom.grow(11, box, neurons=2, vessels=2, nuclei=40)
-    centres = np.array([nucleus.body.centre for nucleus in anatomy.nuclei])
+    pieces = grow(11, np.zeros(3), np.array([100.0, 80.0, 80.0]), neurons=2, vessels=2, nuclei=40)
+    centres = np.array([piece.tubes[0].points.mean(0) for piece in pieces if piece.kind == "nucleus"])
     assert len(centres) > 20
     apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1) + 100 * np.eye(len(centres))
     assert apart.min() > 5.0
-    walls = np.concatenate([tube.points for vessel in anatomy.vessels for tube in vessel.tubes])
+    vessels = [piece for piece in pieces if piece.kind == "vessel"]
+    walls = np.concatenate([tube.points for vessel in vessels for tube in vessel.tubes])
     assert np.linalg.norm(centres[:, None] - walls[None], axis=-1).min() > 3.0
