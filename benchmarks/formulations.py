@@ -23,11 +23,17 @@ import torch
 from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
 from variants import LENGTH, sweep_of
 
+from microdiffusion.engines.diffusion import (
+    NetworkInputs,
+    SamplerSettings,
+    VolumeDenoiser,
+    bridge_noise,
+    sample,
+)
 from microdiffusion.engines.diffusion.conditioning import SliceConditions
 from microdiffusion.engines.diffusion.denoiser import DenoiserShape, load_denoiser
-from microdiffusion.engines.diffusion.sampler import Denoise, SamplerSettings, Shown, bridge_noise, sample
 from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
-from microdiffusion.engines.projections.closed_form import DataConsistency
+from microdiffusion.engines.projections.consistency import DataConsistency
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.training.degrade import FLOW_NOISE, Formulation
 from microdiffusion.engines.training.loop import TrainingPlan, train
@@ -58,12 +64,12 @@ def score(weights: Path, formulation: str, volumes: Path) -> list[dict[str, Any]
         prior = field.volume(max(floor, -1.0))
         pull = DataConsistency(operator)
         conditions = SliceConditions.of(matrix, sweep.z_um, LENGTH)
-        shown = Shown(prior, images, torch.tensor(NOISE / (high - low)))
+        shown = NetworkInputs(prior, images, torch.tensor(NOISE / (high - low)))
         start = torch.zeros_like(prior) if formulation == "flow" else prior
         for kappa in KAPPAS[formulation]:
             for steps in (1,) if formulation == "regression" else (1, 2, 4, 8):
                 settings = SamplerSettings(steps=steps, kappa=kappa)
-                denoise = Denoise(runtime, conditions, settings)
+                denoise = VolumeDenoiser(runtime, conditions, settings)
                 with torch.no_grad():
                     volume = sample(
                         lambda state, time: denoise(state, shown, time),  # noqa: B023

@@ -189,7 +189,7 @@ def main() -> int:
         "weights": engine.weights,
         "threads": torch.get_num_threads(),
         "crop": CROP,
-        "untold_scale": measured.UNTOLD,
+        "untold_scale": measured.DEFAULT_SCALE,
         "steps": {},
     }
     for step in STEPS:

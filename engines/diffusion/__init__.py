@@ -1,6 +1,6 @@
 """The denoising network and the few-step sampler that it drives."""
 
-from microdiffusion.engines.diffusion.conditioning import SliceConditions, window_indices
+from microdiffusion.engines.diffusion.conditioning import SliceConditions
 from microdiffusion.engines.diffusion.denoiser import (
     CONDITIONS,
     SLICES,
@@ -12,14 +12,13 @@ from microdiffusion.engines.diffusion.denoiser import (
     save_denoiser,
 )
 from microdiffusion.engines.diffusion.runtime import Runtime
-from microdiffusion.engines.diffusion.sampler import (
+from microdiffusion.engines.diffusion.sampler import SamplerSettings, bridge_noise, sample
+from microdiffusion.engines.diffusion.tiling import (
     BATCH_PIXELS,
     HALO,
-    Denoise,
-    SamplerSettings,
-    Shown,
-    bridge_noise,
-    sample,
+    NetworkInputs,
+    VolumeDenoiser,
+    window_indices,
 )
 
 __all__ = [
@@ -28,13 +27,13 @@ __all__ = [
     "HALO",
     "SLICES",
     "WINDOW",
-    "Denoise",
     "DenoiserShape",
+    "NetworkInputs",
     "Runtime",
     "SamplerSettings",
-    "Shown",
     "SlabDenoiser",
     "SliceConditions",
+    "VolumeDenoiser",
     "_Block",
     "bridge_noise",
     "load_denoiser",

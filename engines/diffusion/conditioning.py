@@ -1,4 +1,4 @@
-"""What the denoiser is told about the optics, and how a volume is cut into its windows.
+"""What the denoiser is told about the optics.
 
 One place for training and for reconstruction, so that both speak of the same numbers: the phase of each
 slice between its slabs (E_pos), how much light saw it, slab length, step, noise, and the bridge's time.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion.denoiser import CONDITIONS, CONTEXT, SLICES, WINDOW
+from microdiffusion.engines.diffusion.denoiser import CONDITIONS, WINDOW
 from microdiffusion.engines.projections import nearest_slab
 
 if TYPE_CHECKING:
@@ -80,12 +80,3 @@ def with_noise(table: Tensor, noise: Tensor) -> Tensor:
     result = table.clone()
     result[:, _NOISE] = noise.clamp_min(1e-4).log10() + 2
     return result
-
-
-def window_indices(slices: int) -> Tensor:
-    """Return (B, WINDOW) int64 slice numbers of the windows whose middles tile a volume of `slices`.
-
-    Beyond the ends the outermost slice repeats; the last middle may reach past the end and is cut off.
-    """
-    starts = torch.arange(0, slices, SLICES)
-    return (starts[:, None] - CONTEXT + torch.arange(WINDOW)[None, :]).clamp_(0, slices - 1)

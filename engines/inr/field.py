@@ -32,7 +32,7 @@ from torch import Tensor
 from microdiffusion.engines.inr.solver import Columns, Fitted
 
 _DARKEST_START = 1e-3  # a start at zero would leave the softplus without a slope to climb
-_CHORDS = 2  # steps with the linear problem's matrix before those of Gauss and Newton
+_SIMPLIFIED_STEPS = 2  # steps with the linear problem's matrix before those of Gauss and Newton
 _STALLED = 0.98  # of the misfit before: a Gauss-Newton step that gains less is the last
 _LEFT_OUT = 0.02  # of the kernel's variance, by its lesser eigenfunctions
 NOISE_SHARE = 0.5
@@ -151,32 +151,32 @@ class SessionInr:
         """
         begun = time.perf_counter()
         above = (projections - floor).flatten(1)
-        lit = None if start is None else (start - floor).clamp_min(_DARKEST_START).flatten(1)
-        columns = Columns(operator, self._basis, above, noise_variance.flatten(1), lit)
+        start_above = None if start is None else (start - floor).clamp_min(_DARKEST_START).flatten(1)
+        columns = Columns(operator, self._basis, above, noise_variance.flatten(1), start_above)
         fitted = columns.closed_form()
         taken, last = 0, float("inf")
         misfit = float(fitted.chi.mean())
         if self.planes is not None and misfit > target:
-            fitted = fitted.better(columns.look(self.planes.flatten(1)))
+            fitted = fitted.better(columns.evaluate(self.planes.flatten(1)))
             misfit = float(fitted.chi.mean())
         while misfit > target and taken < steps and time.perf_counter() - begun < seconds:
             for _ in range(self._unchecked(taken, steps)):
-                if taken < _CHORDS:
-                    fitted = columns.chord(fitted)
+                if taken < _SIMPLIFIED_STEPS:
+                    fitted = columns.simplified_newton_step(fitted)
                 else:
                     fitted = columns.gauss_newton(fitted, columns.active(fitted, target))
                 taken += 1
             last, misfit = misfit, float(fitted.chi.mean())
-            if taken > _CHORDS and misfit > _STALLED * last:
+            if taken > _SIMPLIFIED_STEPS and misfit > _STALLED * last:
                 break
         self._keep(columns, fitted)
         return InrFit(taken, misfit)
 
     def _unchecked(self, taken: int, steps: int) -> int:
         """Return how many steps to take before the misfit is looked at, which waits for a GPU."""
-        return 1 if self._basis.device.type == "cpu" else min(max(taken, _CHORDS), steps - taken)
+        return 1 if self._basis.device.type == "cpu" else min(max(taken, _SIMPLIFIED_STEPS), steps - taken)
 
     def _keep(self, columns: Columns, fitted: Fitted) -> None:
         self.planes = fitted.planes.unflatten(1, self.shape[1:])
         field = fitted.field
-        self._field = columns.look(fitted.planes).field if field is None else field
+        self._field = columns.evaluate(fitted.planes).field if field is None else field

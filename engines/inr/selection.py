@@ -126,7 +126,7 @@ class SessionPrior:
         self._field: SessionInr | None = None
         self._every = max(1, int((shape[1] * shape[2] / _PIXELS) ** 0.5))
         self._last: Tensor | None = None  # every so many pixels of the last volume
-        self._usual = 0.0
+        self._typical_misfit = 0.0
         self._received_s = 0.0
 
     @property
@@ -151,7 +151,7 @@ class SessionPrior:
             "bandwidth": self.bandwidth,
             "dark": self.dark,
             "chosen": self._chosen,
-            "usual": self._usual,
+            "usual": self._typical_misfit,
             "received_s": self._received_s,
         }
         return numbers, {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -168,7 +168,7 @@ class SessionPrior:
         if any(numbers[name] != mine[name] for name in ("shape", "rank", "widest")):
             raise ValueError("the state is of another geometry")
         self.bandwidth, self.dark = float(numbers["bandwidth"]), bool(numbers["dark"])
-        self._chosen, self._usual = bool(numbers["chosen"]), float(numbers["usual"])
+        self._chosen, self._typical_misfit = bool(numbers["chosen"]), float(numbers["usual"])
         self._received_s = float(numbers["received_s"])
         if "last" in tensors:
             self._last = tensors["last"].to(self._device)
@@ -197,7 +197,7 @@ class SessionPrior:
         images = quieten(view.images, view.variance)
         if self._config.bandwidth_xy is not None:
             images = low_pass(images, self._config.bandwidth_xy)
-        share = lit(view.images - view.floor, view.variance)
+        share = signal_share(view.images - view.floor, view.variance)
         return replace(
             view,
             images=view.floor + share * (images - view.floor),
@@ -283,8 +283,10 @@ class SessionPrior:
         structure = ((part.images - middle).square() / part.variance).mean()
         # Two sweeps differ by the noise of both.
         now = float((misfit - 2.0).clamp_min(0.0) / structure.clamp_min(1.0))
-        sudden = now > _UNEXPLAINED and now > _SUDDEN * self._usual
-        self._usual = now if self._usual == 0.0 else _MEMORY * self._usual + (1 - _MEMORY) * now
+        sudden = now > _UNEXPLAINED and now > _SUDDEN * self._typical_misfit
+        self._typical_misfit = (
+            now if self._typical_misfit == 0.0 else _MEMORY * self._typical_misfit + (1 - _MEMORY) * now
+        )
         return sudden
 
     def _seconds(self, view: View) -> float:
@@ -296,7 +298,7 @@ class SessionPrior:
         return limit
 
 
-def lit(above: Tensor, variance: Tensor) -> Tensor:
+def signal_share(above: Tensor, variance: Tensor) -> Tensor:
     """Return for each projection (M, 1, 1) whether anything in it stands out of the noise: 0, 1 or between.
 
     Parameters

@@ -9,7 +9,7 @@ with one operator A and one axial basis φ for all. Three ways forward, cheap on
 
 - the closed form: softplus is inverted on the projections, and the linear problem that is left has one
   matrix (R, M) for all pixels;
-- a chord step: that matrix again, on what is left of the projections;
+- a simplified Newton step: that matrix again, on what is left of the projections;
 - a Gauss-Newton step with Levenberg and Marquardt's damping (Nocedal & Wright 2006, chapter 10), pixel by
   pixel in the space of the projections: Woodbury's identity turns (JᵀWJ + ρ)⁻¹ into an M x M system.
 
@@ -113,12 +113,12 @@ class Columns:
             chi = (misfit.square() * self._weight).mean(dim=0)
             return Fitted(planes, misfit, chi, chi.clone(), self._start)
         # Of a field that hardly varies within a slab softplus and operator commute.
-        lit = torch.maximum(self._above, _DARKEST * self._noise)
-        return self.look(self._inverse @ before_softplus(lit))
+        positive = torch.maximum(self._above, _DARKEST * self._noise)
+        return self.evaluate(self._inverse @ before_softplus(positive))
 
-    def look(self, planes: Tensor) -> Fitted:
+    def evaluate(self, planes: Tensor) -> Fitted:
         """Return where the columns are with `planes` (R, P)."""
-        return self._look(planes, self._above, self._weight, self._before())
+        return self._evaluate(planes, self._above, self._weight, self._before())
 
     def _before(self) -> Tensor | None:
         """Return the start before the softplus: made when the first step needs it, which often none does."""
@@ -126,9 +126,9 @@ class Columns:
             self._start_before = before_softplus(self._start)
         return self._start_before
 
-    def chord(self, fitted: Fitted) -> Fitted:
+    def simplified_newton_step(self, fitted: Fitted) -> Fitted:
         """Return the columns after a step with the linear problem's matrix."""
-        return fitted.better(self.look(fitted.planes + self._inverse @ fitted.misfit))
+        return fitted.better(self.evaluate(fitted.planes + self._inverse @ fitted.misfit))
 
     def active(self, fitted: Fitted, target: float) -> Tensor | None:
         """Return the pixels (N,) that still miss the target; None: all take part."""
@@ -163,7 +163,7 @@ class Columns:
         gradient = (jacobian.mT @ (weight * misfit).T[:, :, None])[:, :, 0] - self._ridge * planes.T
         solved = torch.cholesky_solve(jacobian @ gradient[:, :, None], torch.linalg.cholesky_ex(normal).L)
         change = (gradient - (jacobian.mT @ solved)[:, :, 0]) / ridge[:, None]
-        tried = self._look(planes + change.T, self._above[:, which], weight, start)
+        tried = self._evaluate(planes + change.T, self._above[:, which], weight, start)
         take = tried.cost < fitted.cost[which]
         fitted.planes[:, which] = torch.where(take, tried.planes, planes)
         fitted.misfit[:, which] = torch.where(take, tried.misfit, misfit)
@@ -171,7 +171,7 @@ class Columns:
         fitted.cost[which] = torch.where(take, tried.cost, fitted.cost[which])
         self._damping[which] = torch.where(take, damping / 8, damping * 4).clamp(*_LIMITS)
 
-    def _look(self, planes: Tensor, above: Tensor, weight: Tensor, start: Tensor | None) -> Fitted:
+    def _evaluate(self, planes: Tensor, above: Tensor, weight: Tensor, start: Tensor | None) -> Fitted:
         before = self._basis @ planes
         if start is not None:
             before += start

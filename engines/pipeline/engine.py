@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from microdiffusion.engines.diffusion import load_denoiser
-from microdiffusion.engines.pipeline.heap import keep_freed_memory
+from microdiffusion.engines.pipeline.device import keep_freed_memory
 from microdiffusion.engines.runtimes import open_runtime
 from microdiffusion.errors import ConfigError
 

@@ -9,10 +9,10 @@ that the configuration asks for, 1 one evaluation of the network without guidanc
 the network. The way of a sweep:
 
     normalise -> merge with the sweep before, if still -> prior (warm) -> the update (`update.py`: few-step
-    sampler with data consistency, figures) -> the judge serves, blends or steps back -> back to the units of
+    sampler with data consistency, scores) -> the judge serves, blends or steps back -> back to the units of
     the projections
 
-From the prior on the host is asked twice: for the figures, and for the volume. Runs on one thread of the
+From the prior on the host is asked twice: for the scores, and for the volume. Runs on one thread of the
 engine's process. Memory is bounded whatever the number of sweeps: `memory.py` states it.
 """
 
@@ -30,9 +30,10 @@ from microdiffusion.engines.inr import View
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle, upload
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
+from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
-from microdiffusion.engines.pipeline.session import Geometries, Geometry, Session
-from microdiffusion.engines.pipeline.update import FIGURES, Update, UpdateSettings
+from microdiffusion.engines.pipeline.session import Session
+from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
 from microdiffusion.engines.projections import (
     Seen,
     along_z,
@@ -43,7 +44,7 @@ from microdiffusion.engines.projections import (
     same_places,
     white_share,
 )
-from microdiffusion.engines.trust import OCTAVE, Figures, deviation, judge, pattern, scale
+from microdiffusion.engines.trust import COARSE_LIMITS, Scores, deviation, pattern, scale, select
 from microdiffusion.errors import GeometryError
 from microdiffusion.frames import Reconstruction
 
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 # camera's pedestal is not known, zero light seems to lie far below everything that was measured; a field
 # that has to climb from there never arrives.
 _LOWEST_BASE = -1.0
-# Sweeps from one octave test to the next; it costs half of an evaluation.
+# Sweeps from one coarse test to the next; it costs half of an evaluation.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
 EFFORTS = (0, 1, 2)
@@ -194,17 +195,17 @@ class Reconstructor:
         clock = Clock(self.device)
         task = self._prepare(sweep, lane, effort)
         clock.lap("prepare")
-        octave = self._octave(task)
-        if octave is not None:
+        coarse = self._coarse_test(task)
+        if coarse is not None:
             clock.lap("sampler")
         update, given, reference = self._given(task, clock)
         answers = self._updated(task, update, given, clock)
-        found = answers.pop(FIGURES)
-        if octave is not None:
-            found = torch.cat([found, octave[None]])
+        found = answers.pop(SCORES)
+        if coarse is not None:
+            found = torch.cat([found, coarse[None]])
         numbers = found.tolist()
-        figures = Figures.read(numbers, update.names, held=task.held is not None, octave=octave is not None)
-        served, weight = self._serve(task, answers, figures)
+        scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
+        served, weight = self._serve(task, answers, scores)
         unsure = (
             self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
         )
@@ -219,9 +220,9 @@ class Reconstructor:
         return Reconstruction(
             volume=volume,
             served=served,
-            residual=figures.residuals[served],
-            held_out_error=figures.errors.get(served, float("nan")),
-            candidate_errors=figures.errors,
+            residual=scores.residuals[served],
+            held_out_error=scores.errors.get(served, float("nan")),
+            candidate_errors=scores.errors,
             seconds=seconds,
             inr_iterations=task.prior_steps,
             network_weight=weight,
@@ -310,19 +311,19 @@ class Reconstructor:
             task.geometry = self._geometries.of(merged.z_um)
             task.images, task.variance = merged.images, merged.variance
 
-    def _octave(self, task: _Task) -> Tensor | None:
+    def _coarse_test(self, task: _Task) -> Tensor | None:
         """Return what the network does one octave coarser, where it is time to know; see `coarse_test.py`."""
-        octave, findings, config = task.geometry.octave, task.session.findings, self.config
-        if self._runtime is None or octave is None or not config.fall_back or config.method != "mdd":
+        coarse_test, findings, config = task.geometry.coarse_test, task.session.findings, self.config
+        if self._runtime is None or coarse_test is None or not config.fall_back or config.method != "mdd":
             return None
         if task.lane == "rolling" or task.effort > 0:
             return None
         # A network that failed gets another chance whenever a held-out projection comes.
-        again = findings.octave > OCTAVE[0] and task.held is not None
+        again = findings.coarse_error > COARSE_LIMITS[0] and task.held is not None
         if not again and task.session.sweeps % _TEST_EVERY:
             return None
         once = SamplerSettings(1, config.guidance, 0.0, config.tile)
-        return octave(self._runtime, task.images, task.variance, task.floor, once)
+        return coarse_test(self._runtime, task.images, task.variance, task.floor, once)
 
     def _given(self, task: _Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
         """Return the update of a sweep, all that it works on, and the seconds of the reference's stages."""
@@ -374,32 +375,32 @@ class Reconstructor:
         return update, given, {}
 
     def _updated(self, task: _Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
-        """Return the update's answers and figures, on CUDA from a graph where there is one."""
+        """Return the update's answers and scores, on CUDA from a graph where there is one."""
         runtime = self._runtime
         # A rolling window has as many geometries as projections: their graphs would push out the sweeps'.
         lasting = task.lane != "rolling"
         if self._graphs is not None and runtime is not None and runtime.capturable and lasting:
-            # Good until the next sweep's replay: by then figures and volume are on the host.
+            # Good until the next sweep's replay: by then scores and volume are on the host.
             replayed = self._graphs(update, update, given)
             if replayed is not None:
-                clock.lap("sampler")  # with consistency and figures: what is in a graph is one stage
+                clock.lap("sampler")  # with consistency and scores: what is in a graph is one stage
                 return dict(replayed)
         return update(given, clock.lap)
 
-    def _serve(self, task: _Task, answers: dict[str, Tensor], figures: Figures) -> tuple[str, float]:
-        """Return which answer is served and the network's weight in it; a blend joins answers and figures."""
-        own = next(iter(figures.residuals))
+    def _serve(self, task: _Task, answers: dict[str, Tensor], scores: Scores) -> tuple[str, float]:
+        """Return which answer is served and the network's weight in it; a blend joins answers and scores."""
+        own = next(iter(scores.residuals))
         findings = task.session.findings
-        if figures.octave is not None:
-            findings.octave = figures.octave
+        if scores.coarse_error is not None:
+            findings.coarse_error = scores.coarse_error
         if not self.config.fall_back or len(answers) == 1:
             return own, float(own == "mdd")
-        verdict = judge(own, findings, figures)
-        if verdict.served == "blend":
-            stand_in, weight = verdict.stand_in, verdict.weight
-            answers["blend"] = torch.lerp(answers[stand_in], answers["mdd"], weight)
-            figures.blend("blend", "mdd", stand_in, weight)
-        return verdict.served, verdict.weight
+        selection = select(own, findings, scores)
+        if selection.served == "blend":
+            fallback, weight = selection.fallback, selection.weight
+            answers["blend"] = torch.lerp(answers[fallback], answers["mdd"], weight)
+            scores.blend("blend", "mdd", fallback, weight)
+        return selection.served, selection.weight
 
     def _unsure(self, task: _Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
         """Return the standard deviation of each voxel of what is served, in the units of the projections."""

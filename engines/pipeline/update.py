@@ -1,6 +1,6 @@
 """The update of one sweep: from the INR's volume to the answers and what the projections say of them.
 
-A function of tensors alone, on one device: network, sampler's arithmetic, consistency, darkness and figures
+A function of tensors alone, on one device: network, sampler's arithmetic, consistency, darkness and scores
 ask the host nothing and take nothing from it, so that a GPU runs it in one go and a CUDA graph can hold it.
 What it does depends on geometry and settings only, never on a value. All that is the same for every sweep
 of a geometry is made beforehand.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import Denoise, SamplerSettings, Shown, sample
+from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, VolumeDenoiser, sample
 from microdiffusion.engines.projections import along_z, light_share
 from microdiffusion.engines.trust import measure, measure_held, structured_miss
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from microdiffusion.engines.diffusion import Runtime
-    from microdiffusion.engines.pipeline.session import Geometry
+    from microdiffusion.engines.pipeline.geometry import Geometry
 
 Tensors = dict[str, "Tensor"]
-FIGURES = "figures"  # the update's output that is no answer
+SCORES = "scores"  # the update's output that is no answer
 _OTHERS = ("inr", "tikhonov", "linear")
 _NAMES = {"mdd": ("mdd", *_OTHERS), "inr": _OTHERS}
 
@@ -73,11 +73,11 @@ class Update:
         self._denoise = None
         method = settings.method if runtime is not None or settings.method != "mdd" else "inr"
         if runtime is not None and method == "mdd":
-            self._denoise = Denoise(runtime, geometry.conditions, settings.sampler)
+            self._denoise = VolumeDenoiser(runtime, geometry.conditions, settings.sampler)
         self.names = _NAMES.get(method, (method,))
 
     def __call__(self, given: Tensors, lap: Callable[[str], None] = lambda stage: None) -> Tensors:
-        """Return the answers (Z, Y, X) by name, and under `FIGURES` what `scores.Figures.read` reads.
+        """Return the answers (Z, Y, X) by name, and under `SCORES` what `scores.Scores.read` reads.
 
         Parameters
         ----------
@@ -105,12 +105,12 @@ class Update:
         if not answers:  # the reference's volume is its own answer
             answers[names[0]] = given["prior"].clamp_min(floor)
         volumes = [answers[name] for name in names]
-        figures = measure(volumes, geometry.operator, images, variance, miss)
+        scores = measure(volumes, geometry.operator, images, variance, miss)
         if "held" in given:
             held = measure_held(volumes, given["held_operator"], given["held"], given["held_variance"])
-            figures = torch.cat([figures, held])
+            scores = torch.cat([scores, held])
         lap("judge")
-        return {**answers, FIGURES: figures}
+        return {**answers, SCORES: scores}
 
     def _sampled(self, given: Tensors, lap: Callable[[str], None]) -> tuple[Tensor, Tensor]:
         """Return the network's volume, and how far it missed the projections at first."""
@@ -119,7 +119,7 @@ class Update:
             raise RuntimeError("the method mdd has no network")
         images, variance, floor = given["images"], given["variance"], given["floor"]
         geometry = self._geometry
-        shown = Shown(given["prior"], images, variance.mean().sqrt())
+        shown = NetworkInputs(given["prior"], images, variance.mean().sqrt())
         above = images - floor
         missed: list[Tensor] = []
 

@@ -1,13 +1,13 @@
 """Closed forms on projections: linear and Tikhonov estimates, noise, data consistency."""
 
 from microdiffusion.engines.projections.closed_form import (
-    DataConsistency,
     along_z,
     interpolation_matrix,
     matched_smoothness,
     nearest_slab,
     tikhonov_matrix,
 )
+from microdiffusion.engines.projections.consistency import DataConsistency
 from microdiffusion.engines.projections.darkness import Supports, light_share, supports
 from microdiffusion.engines.projections.filters import local_mean, window_sum
 from microdiffusion.engines.projections.merging import Seen, merge, same_places

@@ -17,7 +17,7 @@ from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.onnx_export import export_onnx
 from microdiffusion.engines.runtimes.select import install_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine, find_tensorrt
-from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_runtime import open_tensorrt
 from microdiffusion.errors import DependencyError, EngineError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from microdiffusion.engines.runtimes.openvino_runtime import OpenVINORuntime, find_openvino
 from microdiffusion.engines.runtimes.parity import check_parity
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, find_tensorrt
-from microdiffusion.engines.runtimes.tensorrt_open import NotBuiltError, open_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_runtime import NotBuiltError, open_tensorrt
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import ConfigError, DependencyError
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion import Denoise, SamplerSettings, Shown, SliceConditions
+from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, SliceConditions, VolumeDenoiser
 from microdiffusion.engines.projections import DataConsistency, along_z, interpolation_matrix, tikhonov_matrix
 from microdiffusion.engines.runtimes import TorchRuntime
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
@@ -70,8 +70,8 @@ def _scores(runtime: TorchRuntime, truth: NDArray[np.float32]) -> dict[str, floa
 
     prior = closed(tikhonov_matrix(matrix))
     conditions = SliceConditions.of(matrix, z, _LENGTH)
-    denoise = Denoise(runtime, conditions, SamplerSettings(steps=1, kappa=0.0))
-    shown = Shown(prior, images, torch.tensor(_NOISE / (high - low)))
+    denoise = VolumeDenoiser(runtime, conditions, SamplerSettings(steps=1, kappa=0.0))
+    shown = NetworkInputs(prior, images, torch.tensor(_NOISE / (high - low)))
     floor = -low / (high - low)
     variance = torch.full_like(images, (_NOISE / (high - low)) ** 2)
     pull = DataConsistency(torch.from_numpy(matrix.astype(np.float32)))

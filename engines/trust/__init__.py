@@ -1,21 +1,21 @@
 """Decides which estimate is served, and how far it can be trusted."""
 
-from microdiffusion.engines.trust.coarse_test import OctaveTest
-from microdiffusion.engines.trust.scores import Figures, measure, measure_held, structured_miss
-from microdiffusion.engines.trust.selection import OCTAVE, Findings, judge
-from microdiffusion.engines.trust.uncertainty import UNTOLD, deviation, pattern, scale
+from microdiffusion.engines.trust.coarse_test import CoarseTest
+from microdiffusion.engines.trust.scores import Scores, measure, measure_held, structured_miss
+from microdiffusion.engines.trust.selection import COARSE_LIMITS, Findings, select
+from microdiffusion.engines.trust.uncertainty import DEFAULT_SCALE, deviation, pattern, scale
 
 __all__ = [
-    "OCTAVE",
-    "UNTOLD",
-    "Figures",
+    "COARSE_LIMITS",
+    "DEFAULT_SCALE",
+    "CoarseTest",
     "Findings",
-    "OctaveTest",
+    "Scores",
     "deviation",
-    "judge",
     "measure",
     "measure_held",
     "pattern",
     "scale",
+    "select",
     "structured_miss",
 ]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion import Denoise, SamplerSettings, Shown, SliceConditions
+from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, SliceConditions, VolumeDenoiser
 from microdiffusion.engines.projections import (
     DataConsistency,
     along_z,
@@ -37,7 +37,7 @@ _FEWEST = 4  # projections: two pairs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OctaveTest:
+class CoarseTest:
     """The coarse task of one sweep geometry.
 
     Attributes
@@ -55,7 +55,7 @@ class OctaveTest:
     @classmethod
     def of(
         cls, operator: NDArray[np.float64], centres: NDArray[np.float64], length: float
-    ) -> OctaveTest | None:
+    ) -> CoarseTest | None:
         """Derive it from the operator (M, Z), slab centres (M,) ascending and slab length, in slices.
 
         None where there are too few projections.
@@ -87,9 +87,9 @@ class OctaveTest:
         smoothness = matched_smoothness(self.coarse, pairs, noise)
         closed = along_z(_tensor(tikhonov_matrix(self.coarse, smoothness), images), quieten(pairs, noise))
         closed = closed.clamp_min(floor)
-        denoise = Denoise(runtime, self.conditions, settings)
+        denoise = VolumeDenoiser(runtime, self.conditions, settings)
         pull = DataConsistency(_tensor(self.coarse, images))
-        raw = denoise(closed, Shown(closed, pairs, noise.mean().sqrt()), 1.0)
+        raw = denoise(closed, NetworkInputs(closed, pairs, noise.mean().sqrt()), 1.0)
         answer = pull(raw - floor, pairs - floor, noise) + floor
         fine = _tensor(self.fine, images)
 

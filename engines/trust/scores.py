@@ -1,6 +1,6 @@
 """What the projections say of the answers of one sweep: measured on the device, read by the host at once.
 
-`measure` and the functions below it work on tensors alone; what they find is one small tensor. `Figures.read`
+`measure` and the functions below it work on tensors alone; what they find is one small tensor. `Scores.read`
 makes names of its numbers. How far an answer misses its projections is told in units of their noise.
 """
 
@@ -24,7 +24,7 @@ _INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise,
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Scores:
     """What is known of the answers of one sweep, by name.
 
     Attributes
@@ -36,7 +36,7 @@ class Figures:
         See `structured_miss`.
     shares : dict
         The first answer's share in its best mixture with each other one; empty without held-out projections.
-    octave : float or None
+    coarse_error : float or None
         See `coarse_test.py`; None where nobody looked.
     """
 
@@ -44,12 +44,12 @@ class Figures:
     errors: dict[str, float] = field(default_factory=dict)
     miss: float = 0.0
     shares: dict[str, float] = field(default_factory=dict)
-    octave: float | None = None
+    coarse_error: float | None = None
     _together: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, numbers: Sequence[float], names: Sequence[str], *, held: bool, octave: bool) -> Figures:
-        """Return what `measure` found, with the octave's test behind it where there was one."""
+    def read(cls, numbers: Sequence[float], names: Sequence[str], *, held: bool, coarse: bool) -> Scores:
+        """Return what `measure` found, with the coarse test behind it where there was one."""
         rest = iter(numbers)
 
         def row() -> dict[str, float]:
@@ -63,12 +63,12 @@ class Figures:
             errors,
             miss,
             shares,
-            next(rest) if octave else None,
+            next(rest) if coarse else None,
             {name: (together[name], held_together.get(name, 0.0)) for name in names},
         )
 
     def blend(self, name: str, own: str, other: str, weight: float) -> None:
-        """Add the figures of `weight own + (1 - weight) other`, where `own` is the first answer."""
+        """Add the scores of `weight own + (1 - weight) other`, where `own` is the first answer."""
         together, held_together = self._together[other]
 
         def mixed(rms: dict[str, float], product: float) -> float:

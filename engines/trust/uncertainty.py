@@ -25,7 +25,7 @@ from microdiffusion.engines.projections import along_z, local_mean
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-UNTOLD = 0.36
+DEFAULT_SCALE = 0.36
 """The scale where no projection was held out yet: the usual one of recorded volumes."""
 _CANCELLED = 1.79  # error of a voxel over that of a projection, both in units of the pattern
 _NOISE = 0.1  # of the projections' noise variance, at least, everywhere

@@ -694,7 +694,7 @@ def test_stopping_ends_the_process_at_once_and_twice_does_no_harm(
 PARENT = """
     import sys, time
     from microdiffusion.config import EngineConfig
-    from microdiffusion.daemon.engine_process import EngineProcess
+    from microdiffusion.daemon.engine import EngineProcess
 
     if __name__ == "__main__":
         engine = EngineProcess(

@@ -24,14 +24,14 @@ from microdiffusion.daemon.cli import build_bar
 from microdiffusion.daemon.cli.build_bar import BuildBar
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.reconstruct import reconstruct_file
+from microdiffusion.engines import pipeline
 from microdiffusion.engines.diffusion.denoiser import SlabDenoiser, save_denoiser
-from microdiffusion.engines.pipeline import engine
 from microdiffusion.engines.runtimes import compile as compiling
-from microdiffusion.engines.runtimes import tensorrt_open
+from microdiffusion.engines.runtimes import tensorrt_runtime
 from microdiffusion.engines.runtimes.compile import compile_network
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.tensorrt_build import Phases, Profile, find_tensorrt
-from microdiffusion.engines.runtimes.tensorrt_open import NotBuiltError, open_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_runtime import NotBuiltError, open_tensorrt
 from microdiffusion.errors import EngineError
 
 CPU = torch.device("cpu")
@@ -77,12 +77,12 @@ class _Runtime:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     state = Machine()
-    monkeypatch.setattr(tensorrt_open, "export_onnx", state.export)
-    monkeypatch.setattr(tensorrt_open, "_exporter", lambda: "none")
-    monkeypatch.setattr(tensorrt_open, "build_engine", state.build)
-    monkeypatch.setattr(tensorrt_open, "TensorRTRuntime", state.open)
-    monkeypatch.setattr(tensorrt_open, "driver_version", lambda: state.driver)
-    monkeypatch.setattr(tensorrt_open, "gpu_name", lambda _: "GeForce, compute capability 8.6")
+    monkeypatch.setattr(tensorrt_runtime, "export_onnx", state.export)
+    monkeypatch.setattr(tensorrt_runtime, "_exporter", lambda: "none")
+    monkeypatch.setattr(tensorrt_runtime, "build_engine", state.build)
+    monkeypatch.setattr(tensorrt_runtime, "TensorRTRuntime", state.open)
+    monkeypatch.setattr(tensorrt_runtime, "driver_version", lambda: state.driver)
+    monkeypatch.setattr(tensorrt_runtime, "gpu_name", lambda _: "GeForce, compute capability 8.6")
     monkeypatch.setattr(compiling, "find_tensorrt", lambda: TRT)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     return state
@@ -193,7 +193,7 @@ def test_other_weights_are_another_engine(machine: Machine, cache: EngineCache) 
     with torch.no_grad():
         other.head.bias[0] += 1e-3
     machine.export = lambda *_: b"another graph"  # type: ignore[method-assign]
-    tensorrt_open.export_onnx = machine.export  # undone with the fixture's patch
+    tensorrt_runtime.export_onnx = machine.export  # undone with the fixture's patch
     assert open_tensorrt(other, CPU, SMALL, TRT, cache).state == "built"
     assert len(engines(cache)) == 2
 
@@ -220,7 +220,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Make the command believe in a GPU."""
     found = SimpleNamespace(type="cuda")
-    monkeypatch.setattr("microdiffusion.engines.pipeline.engine.pick_device", lambda _: (found, "found"))
+    monkeypatch.setattr("microdiffusion.engines.pipeline.pick_device", lambda _: (found, "found"))
     return machine
 
 
@@ -376,14 +376,14 @@ def test_a_build_is_shown_as_a_bar_or_as_lines(
 def test_reconstruct_waits_for_the_build_and_shows_it(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opening, shares = engine.open_engine, []
+    opening, shares = pipeline.open_engine, []
 
-    def build_first(config: EngineConfig, *, build: bool = True, progress: Any = None) -> engine.Engine:
+    def build_first(config: EngineConfig, *, build: bool = True, progress: Any = None) -> pipeline.Engine:
         assert build
         progress(0.5)
         return opening(config)
 
-    monkeypatch.setattr(engine, "open_engine", build_first)
+    monkeypatch.setattr(pipeline, "open_engine", build_first)
     reconstruct_file(
         write_sample(tmp_path / "sample.h5", sweeps=1),
         tmp_path / "run.h5",

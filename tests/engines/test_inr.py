@@ -14,7 +14,7 @@ from microdiffusion.config.models import InrConfig
 from microdiffusion.engines.inr import field as inr
 from microdiffusion.engines.inr import solver as solver
 from microdiffusion.engines.inr.field import SessionInr, axial_basis
-from microdiffusion.engines.inr.selection import SessionPrior, View, lit
+from microdiffusion.engines.inr.selection import SessionPrior, View, signal_share
 from microdiffusion.engines.inr.solver import Columns, before_softplus
 from microdiffusion.engines.projections.closed_form import along_z, interpolation_matrix, tikhonov_matrix
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
@@ -158,7 +158,7 @@ def test_no_step_makes_any_pixel_worse() -> None:
     for number in range(6):
         before = fitted.cost.clone()
         if number < 2:
-            fitted = columns.chord(fitted)
+            fitted = columns.simplified_newton_step(fitted)
         else:
             fitted = columns.gauss_newton(fitted, columns.active(fitted, 0.05))
         assert bool((fitted.cost <= before).all())
@@ -311,7 +311,7 @@ def test_projections_in_which_nothing_stands_out_are_dark() -> None:
     truth = neurites()
     truth[:12] = 0.0
     view = view_of(truth)
-    assert lit(view.images, view.variance).flatten().tolist() == [0, 0, 1, 1, 1, 1]
+    assert signal_share(view.images, view.variance).flatten().tolist() == [0, 0, 1, 1, 1, 1]
     volume = prior_of().fit(view).volume
     assert float(volume[:11].max()) < 0.1 * NOISE
 
@@ -319,9 +319,9 @@ def test_projections_in_which_nothing_stands_out_are_dark() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8.0, 1), (2.0, 7), (0.7, 25)], ids=["point", "spot", "haze"])
 def test_a_projection_with_anything_in_it_is_not_dark(height: float, width: int) -> None:
     images = NOISE * torch.randn((1, 64, 64), generator=torch.Generator().manual_seed(0))
-    assert float(lit(images, torch.full_like(images, NOISE**2))) == 0.0
+    assert float(signal_share(images, torch.full_like(images, NOISE**2))) == 0.0
     images[:, 20 : 20 + width, 20 : 20 + width] += height * NOISE
-    assert float(lit(images, torch.full_like(images, NOISE**2))) > 0.2
+    assert float(signal_share(images, torch.full_like(images, NOISE**2))) > 0.2
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_steps_away_from_the_cpu_never_wait_for_the_host() -> None:
     # Tensors without data, on a device that is not the CPU: whatever asks for a value raises.
     with torch.device("meta"):
         columns = Columns(torch.rand(6, 36), torch.rand(36, 16), torch.rand(6, 300), torch.rand(6, 300))
-    fitted = columns.chord(columns.closed_form())
+    fitted = columns.simplified_newton_step(columns.closed_form())
     fitted = columns.gauss_newton(fitted, columns.active(fitted, 0.1))
     assert (fitted.planes.device.type, fitted.planes.shape) == ("meta", (16, 300))
     with pytest.raises(RuntimeError):

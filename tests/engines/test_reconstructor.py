@@ -18,11 +18,11 @@ from microdiffusion.config.models import EngineConfig, InrConfig
 from microdiffusion.engines.pipeline.engine import Engine, open_engine, shipped_weights
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.closed_form import (
-    DataConsistency,
     along_z,
     interpolation_matrix,
     tikhonov_matrix,
 )
+from microdiffusion.engines.projections.consistency import DataConsistency
 from microdiffusion.errors import ConfigError, GeometryError, InputFileError, MissingFileError
 from microdiffusion.frames import Reconstruction, Sweep
 from microdiffusion.header import CameraNoise

@@ -323,11 +323,11 @@ def test_memory_of_sessions_is_bounded_and_said() -> None:
 CHILD = """
     import sys
     import numpy as np
-    from sample_data import header, specimen, sweep_of
+    from support.sample_data import header, specimen, sweep_of
     from microdiffusion.config import EngineConfig
     from microdiffusion.engines.memory import reconstruction_bytes
-    from microdiffusion.engines.reconstructor import Reconstructor
-    from microdiffusion.engines.session_store import SessionStore
+    from microdiffusion.engines.pipeline import Reconstructor
+    from microdiffusion.engines.pipeline import SessionStore
     from pathlib import Path
 
     config = EngineConfig(device="cpu", threads=1, session_memory_mb=10, method="mdd", runtime="torch")

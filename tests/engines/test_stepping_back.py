@@ -17,8 +17,8 @@ from microdiffusion.engines.pipeline.engine import Engine, open_engine, shipped_
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.closed_form import matched_smoothness
 from microdiffusion.engines.projections.noise import estimate_sigma, quieten, white_share
-from microdiffusion.engines.trust.scores import Figures, best_share
-from microdiffusion.engines.trust.selection import Findings, judge
+from microdiffusion.engines.trust.scores import Scores, best_share
+from microdiffusion.engines.trust.selection import Findings, select
 from microdiffusion.frames import Reconstruction, Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import psnr_per_slice, seen_slices
@@ -128,7 +128,7 @@ GOOD = {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}
 
 
 @pytest.mark.parametrize(
-    ("miss", "octave", "errors", "share", "served"),
+    ("miss", "coarse", "errors", "share", "served"),
     [
         (0.005, 0.8, {}, 1.0, "mdd"),
         (0.1, 0.8, {}, 1.0, "inr"),
@@ -144,13 +144,13 @@ GOOD = {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}
     ],
 )
 def test_every_finding_can_set_the_network_aside(
-    miss: float, octave: float, errors: dict[str, float], share: float, served: str
+    miss: float, coarse: float, errors: dict[str, float], share: float, served: str
 ) -> None:
     residuals = {"mdd": 1.0, "inr": 0.9, "tikhonov": 0.5, "linear": 3.0}
     shares = dict.fromkeys(("inr", "tikhonov", "linear"), share)
-    verdict = judge("mdd", Findings(octave=octave), Figures(residuals, errors, miss, shares))
-    assert verdict.served == served
-    assert (verdict.weight == 1.0) == (served == "mdd")
+    selection = select("mdd", Findings(coarse_error=coarse), Scores(residuals, errors, miss, shares))
+    assert selection.served == served
+    assert (selection.weight == 1.0) == (served == "mdd")
 
 
 def test_a_verdict_lasts_until_the_next_held_out_projection() -> None:
@@ -159,7 +159,7 @@ def test_a_verdict_lasts_until_the_next_held_out_projection() -> None:
     others = ("inr", "tikhonov")
     bad, good = {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.0}, {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.0}
     answers = [
-        judge("mdd", findings, Figures(residuals, errors, 0.0, dict.fromkeys(others, share))).served
+        select("mdd", findings, Scores(residuals, errors, 0.0, dict.fromkeys(others, share))).served
         for errors, share in ((bad, -0.5), ({}, 0.0), (good, 1.0), ({}, 0.0))
     ]
     assert answers == ["inr", "inr", "mdd", "mdd"]

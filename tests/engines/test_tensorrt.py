@@ -19,19 +19,18 @@ import torch
 from support.onnx_support import relative_error, small_denoiser, small_graph, some_inputs
 
 from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, VolumeDenoiser
 from microdiffusion.engines.diffusion.conditioning import SliceConditions
 from microdiffusion.engines.diffusion.denoiser import SLICES, SlabDenoiser, save_denoiser
-from microdiffusion.engines.diffusion.sampler import Denoise, SamplerSettings, Shown
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.runtimes import select as choose
-from microdiffusion.engines.runtimes import tensorrt_build, tensorrt_open
+from microdiffusion.engines.runtimes import tensorrt_build, tensorrt_runtime
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT
 from microdiffusion.engines.runtimes.parity import PARITY_LIMIT, check_parity, parity_error
 from microdiffusion.engines.runtimes.select import open_runtime
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, build_engine, find_tensorrt
-from microdiffusion.engines.runtimes.tensorrt_open import open_tensorrt
-from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime, context_settings
+from microdiffusion.engines.runtimes.tensorrt_runtime import TensorRTRuntime, context_settings, open_tensorrt
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import ConfigError, DependencyError, EngineError
 
@@ -109,8 +108,8 @@ def test_sampler_stays_within_the_profile(
     conditions = SliceConditions.of(operator, np.array([2.0, 6.0]), 8.0)
     settings = SamplerSettings(guidance=guidance, tile=tile)
     prior = torch.zeros(8, rows, columns)
-    shown = Shown(prior, torch.zeros(2, rows, columns), torch.tensor(0.1))
-    Denoise(Recording(), conditions, settings)(prior, shown, 1.0)
+    shown = NetworkInputs(prior, torch.zeros(2, rows, columns), torch.tensor(0.1))
+    VolumeDenoiser(Recording(), conditions, settings)(prior, shown, 1.0)
     assert seen
     assert all(seen)
 
@@ -350,10 +349,10 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: default)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: default)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(tensorrt_open, "gpu_name", lambda _: "none")
-    monkeypatch.setattr(tensorrt_open, "export_onnx", lambda *_: b"graph")
-    monkeypatch.setattr(tensorrt_open, "_exporter", lambda: "none")
-    monkeypatch.setattr(tensorrt_open, "build_engine", lambda *_, **__: b"engine")
+    monkeypatch.setattr(tensorrt_runtime, "gpu_name", lambda _: "none")
+    monkeypatch.setattr(tensorrt_runtime, "export_onnx", lambda *_: b"graph")
+    monkeypatch.setattr(tensorrt_runtime, "_exporter", lambda: "none")
+    monkeypatch.setattr(tensorrt_runtime, "build_engine", lambda *_, **__: b"engine")
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
@@ -492,7 +491,7 @@ def test_engine_is_built_once(
 ) -> None:
     inputs = [tensor.to(CUDA) for tensor in some_inputs(3, 16, 16)]
     wanted = gpu_runtime(*inputs)
-    monkeypatch.setattr(tensorrt_open, "build_engine", None)
+    monkeypatch.setattr(tensorrt_runtime, "build_engine", None)
     again = open_tensorrt(small_denoiser(), CUDA, SMALL, trt, cache).runtime
     assert relative_error(again(*inputs), wanted) < 1e-3
 

@@ -15,7 +15,7 @@ from microdiffusion.config.models import Config, EngineConfig
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.reconstruct import reconstruct_file
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
-from microdiffusion.engines.trust.uncertainty import UNTOLD, deviation, pattern, scale
+from microdiffusion.engines.trust.uncertainty import DEFAULT_SCALE, deviation, pattern, scale
 from microdiffusion.runfile.verify import verify_run
 
 METHODS = ("mdd", "inr", "tikhonov", "linear")
@@ -67,7 +67,7 @@ def test_a_worse_answer_to_the_held_out_projection_makes_it_larger() -> None:
 def test_darkness_without_doubt_has_the_noise_alone() -> None:
     volume = torch.zeros(6, 8, 8)
     variance = torch.full((2, 8, 8), 4.0)
-    found = deviation(pattern(volume, [volume], 0.0), UNTOLD, variance)
+    found = deviation(pattern(volume, [volume], 0.0), DEFAULT_SCALE, variance)
     torch.testing.assert_close(found, torch.full_like(volume, (0.1 * 4.0) ** 0.5))
 
 

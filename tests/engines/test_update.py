@@ -36,14 +36,14 @@ from microdiffusion.engines.pipeline import device as device_module
 from microdiffusion.engines.pipeline.cuda_graphs import CudaRecorder, Graphs, Tensors
 from microdiffusion.engines.pipeline.device import Clock
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
+from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
-from microdiffusion.engines.pipeline.session import Geometries, Geometry
-from microdiffusion.engines.pipeline.update import FIGURES, Update, UpdateSettings
+from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
 from microdiffusion.engines.projections.closed_form import along_z
 from microdiffusion.engines.runtimes import select as choose
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.trust.coarse_test import OctaveTest
-from microdiffusion.engines.trust.scores import Figures, measure, measure_held
+from microdiffusion.engines.trust.coarse_test import CoarseTest
+from microdiffusion.engines.trust.scores import Scores, measure, measure_held
 from microdiffusion.frames import Reconstruction
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
@@ -153,10 +153,10 @@ def test_the_update_never_leaves_the_device(
         given = given_for(geometry, held=held)
         with on_device(monkeypatch):
             answers = update(given)
-    assert set(answers) == {"mdd", "inr", "tikhonov", "linear", FIGURES}
+    assert set(answers) == {"mdd", "inr", "tikhonov", "linear", SCORES}
     assert {tensor.device for tensor in answers.values()} == {META}
     assert answers["mdd"].shape == SHAPE
-    assert answers[FIGURES].shape == (9 + 12 * held,)
+    assert answers[SCORES].shape == (9 + 12 * held,)
 
 
 @pytest.mark.parametrize(
@@ -184,22 +184,22 @@ def test_what_leaves_the_device_is_found(
             update(given)
 
 
-def test_the_octave_test_asks_for_its_smoothness_and_for_nothing_after(
+def test_the_coarse_test_asks_for_its_smoothness_and_for_nothing_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("microdiffusion.engines.trust.coarse_test.matched_smoothness", lambda *_: 0.01)
     centres = positions(1, hold_out=False)[0] / 2.0
     with torch.no_grad():
         geometry, runtime = geometry_of(META), some_runtime()
-        octave = OctaveTest.of(geometry.matrix, centres, 6.0)
-        assert octave is not None
+        coarse = CoarseTest.of(geometry.matrix, centres, 6.0)
+        assert coarse is not None
         given = given_for(geometry, held=False)
-        error = octave(runtime, given["images"], given["variance"], 0.0, SETTINGS)
+        error = coarse(runtime, given["images"], given["variance"], 0.0, SETTINGS)
     assert error.device == META
     assert error.shape == ()
 
 
-# The figures --------------------------------------------------------------------------------------
+# The scores --------------------------------------------------------------------------------------
 
 
 def test_the_figures_of_a_blend_are_those_that_are_measured() -> None:
@@ -209,7 +209,7 @@ def test_the_figures_of_a_blend_are_those_that_are_measured() -> None:
     names = ["mdd", "inr", "tikhonov"]
     volumes = [torch.rand(SHAPE, generator=generator) for _ in names]
 
-    def figures_of(named: dict[str, Tensor]) -> Figures:
+    def figures_of(named: dict[str, Tensor]) -> Scores:
         answers, miss = list(named.values()), torch.tensor(0.25)
         found = torch.cat(
             [
@@ -218,18 +218,18 @@ def test_the_figures_of_a_blend_are_those_that_are_measured() -> None:
                 torch.tensor([1.5]),
             ]
         )
-        return Figures.read(found.tolist(), list(named), held=True, octave=True)
+        return Scores.read(found.tolist(), list(named), held=True, coarse=True)
 
-    figures = figures_of(dict(zip(names, volumes, strict=True)))
-    figures.blend("blend", "mdd", "tikhonov", 0.3)
+    scores = figures_of(dict(zip(names, volumes, strict=True)))
+    scores.blend("blend", "mdd", "tikhonov", 0.3)
     measured = figures_of({"blend": 0.3 * volumes[0] + 0.7 * volumes[2]})
-    assert figures.residuals["blend"] == pytest.approx(measured.residuals["blend"], rel=1e-5)
-    assert figures.errors["blend"] == pytest.approx(measured.errors["blend"], rel=1e-5)
-    assert (figures.miss, figures.octave) == (0.25, 1.5)
-    assert set(figures.shares) == {"inr", "tikhonov"}
+    assert scores.residuals["blend"] == pytest.approx(measured.residuals["blend"], rel=1e-5)
+    assert scores.errors["blend"] == pytest.approx(measured.errors["blend"], rel=1e-5)
+    assert (scores.miss, scores.coarse_error) == (0.25, 1.5)
+    assert set(scores.shares) == {"inr", "tikhonov"}
     misfit = along_z(geometry.operator, volumes[1]) - given["images"]
     rms = float((misfit.square() / given["variance"]).mean().sqrt())
-    assert figures.residuals["inr"] == pytest.approx(rms, rel=1e-5)
+    assert scores.residuals["inr"] == pytest.approx(rms, rel=1e-5)
 
 
 def test_the_noise_of_the_bridge_is_the_same_in_every_sweep_and_another_for_another_seed() -> None:

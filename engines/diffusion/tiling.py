@@ -1,0 +1,152 @@
+"""The denoiser over whole volumes: windows of slices along z, tiles across.
+
+Windows and tiles are cut with a margin that is thrown away, so neither shows in the volume; batches bound the
+memory of the features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from microdiffusion.engines.diffusion.conditioning import with_noise
+from microdiffusion.engines.diffusion.denoiser import CONTEXT, SLICES, WINDOW
+from microdiffusion.engines.diffusion.sampler import bridge_times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from microdiffusion.engines.diffusion.conditioning import SliceConditions
+    from microdiffusion.engines.diffusion.runtime import Runtime
+    from microdiffusion.engines.diffusion.sampler import SamplerSettings
+
+HALO = 24  # pixels around a tile that are computed and thrown away; a multiple of the network's own
+BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 20}
+"""Windows times pixels of one pass: bounds the memory of the features, 0.1 GB each on CUDA."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInputs:
+    """What the network is shown of a sweep beside the state, normalised.
+
+    `prior` (Z, Y, X) is the INR's volume, `images` (M, Y, X) the projections, `noise` () their noise, rms.
+    """
+
+    prior: Tensor
+    images: Tensor
+    noise: Tensor
+
+
+class VolumeDenoiser:
+    """The denoiser over whole volumes: windows along z, tiles across, guidance.
+
+    Holds all that is the same for every sweep of a geometry on the runtime's device, so that a call is a
+    function of tensors there: it asks the host nothing and takes nothing from it.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    conditions : SliceConditions
+    settings : SamplerSettings
+        With the bridge's times, which are the only ones that can be asked for.
+    """
+
+    def __init__(self, runtime: Runtime, conditions: SliceConditions, settings: SamplerSettings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._multiple = runtime.multiple
+        self._guided = settings.guidance > 0
+        windows = window_indices(len(conditions.nearest))
+        self._windows = windows.to(runtime.device)
+        self._nearest = conditions.nearest[windows].to(runtime.device)
+
+        def tables(*, image: bool) -> dict[float, Tensor]:
+            return {
+                time: conditions.table(windows, time=time, kappa=settings.kappa, image=image).to(
+                    runtime.device
+                )
+                for time in bridge_times(settings.steps)
+            }
+
+        self._tables = tables(image=True)
+        self._blind_tables = tables(image=False) if self._guided else self._tables
+
+    def __call__(self, state: Tensor, shown: NetworkInputs, time: float) -> Tensor:
+        """Return the clean volume (Z, Y, X) predicted from the state (Z, Y, X) at `time`."""
+        result = torch.empty_like(shown.prior)
+        told = with_noise(self._tables[time], shown.noise)
+        blind = with_noise(self._blind_tables[time], shown.noise) if self._guided else told
+        for rows, columns, keep_rows, keep_columns, inner in self._tiles(*shown.prior.shape[1:]):
+            view = (slice(None), rows, columns)
+            part = self._tile(state[view], shown.prior[view], shown.images[view], told, blind)
+            result[:, keep_rows, keep_columns] = part[:, inner[0], inner[1]]
+        return result
+
+    def _tile(self, state: Tensor, prior: Tensor, images: Tensor, told: Tensor, blind: Tensor) -> Tensor:
+        slices, rows, columns = prior.shape
+        pad = (0, -columns % self._multiple, 0, -rows % self._multiple)
+
+        def padded(stack: Tensor) -> Tensor:
+            return torch.nn.functional.pad(stack[None], pad, mode="replicate")[0] if any(pad) else stack
+
+        state, prior, images = padded(state), padded(prior), padded(images)
+        pixels = prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)
+        most = max(1, BATCH_PIXELS.get(prior.device.type, 1 << 18) // pixels)
+        # Passes of like size: a last one with a single window would cost as much as a full one on a GPU.
+        size = -(-len(self._windows) // -(-len(self._windows) // most))
+        parts = []
+        for first in range(0, len(self._windows), size):
+            some = slice(first, first + size)
+            index = self._windows[some]
+            state_w, prior_w = _gather(state, index), _gather(prior, index)
+            image_w = _gather(images, self._nearest[some])
+            if self._guided:
+                # Both branches in one batch; the blank image is what condition dropout trained.
+                both = self._runtime(
+                    state_w.repeat(2, 1, 1, 1),
+                    prior_w.repeat(2, 1, 1, 1),
+                    torch.cat([image_w, torch.zeros_like(image_w)]),
+                    torch.cat([told[some], blind[some]]),
+                )
+                seen, unseen = both.unflatten(0, (2, -1)).unbind(0)
+                clean = seen + self._settings.guidance * (seen - unseen)
+            else:
+                clean = self._runtime(state_w, prior_w, image_w, told[some])
+            parts.append(clean.flatten(0, 1))
+        return torch.cat(parts)[:slices, :rows, :columns]
+
+    def _tiles(
+        self, rows: int, columns: int
+    ) -> Iterator[tuple[slice, slice, slice, slice, tuple[slice, slice]]]:
+        """Yield for each tile: what to compute (with halo), what to keep, and where that lies within."""
+
+        def cuts(size: int) -> Iterator[tuple[slice, slice, slice]]:
+            count, grid = -(-size // self._settings.tile), self._multiple
+            for number in range(count):
+                # Strided layers see the same grid as in the whole image where tiles begin on it.
+                low = number * size // count // grid * grid
+                high = (number + 1) * size // count // grid * grid if number + 1 < count else size
+                start, stop = max(0, low - HALO), min(size, high + HALO)
+                yield slice(start, stop), slice(low, high), slice(low - start, high - start)
+
+        for row in cuts(rows):
+            for column in cuts(columns):
+                yield row[0], column[0], row[1], column[1], (row[2], column[2])
+
+
+def _gather(stack: Tensor, index: Tensor) -> Tensor:
+    """Return stack[index]: whole images are copied, where indexing with a table copies pixel by pixel."""
+    gathered: Tensor = stack.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return gathered
+
+
+def window_indices(slices: int) -> Tensor:
+    """Return (B, WINDOW) int64 slice numbers of the windows whose middles tile a volume of `slices`.
+
+    Beyond the ends the outermost slice repeats; the last middle may reach past the end and is cut off.
+    """
+    starts = torch.arange(0, slices, SLICES)
+    return (starts[:, None] - CONTEXT + torch.arange(WINDOW)[None, :]).clamp_(0, slices - 1)
