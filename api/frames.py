@@ -1,17 +1,51 @@
 """What moves through the daemon: frames, sweeps and reconstructions.
 
 Plain slotted dataclasses for the hot path; what they hold was checked where it came in (`wire`,
-`projection_file`), and nothing is checked twice.
+`files`), and nothing is checked twice.
+
+A field of `FrameInfo` is declared once, here: its type and limits are those of the wire, its `Column` is the
+dataset of the run file that keeps it. Codec, writer, reader and checks go by `FRAME_FIELDS`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pydantic import Field, FiniteFloat
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Number = Annotated[int, Field(ge=0, lt=1 << 53)]
+"""An integer that every JSON reader keeps exact."""
+Index = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a number is kept for each frame: the dataset of its name below /mdd/frames of a run file.
+
+    Attributes
+    ----------
+    dtype : str
+        Little-endian.
+    empty : float
+        What stands where there is no frame.
+    units, content : str
+        What the dataset says of itself.
+    since : int
+        Minor version of the layout that brought it.
+    """
+
+    dtype: str
+    empty: float = 0
+    units: str = ""
+    content: str = ""
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +68,76 @@ class FrameInfo:
         Exposure, and seconds since the start of the run by the camera's clock.
     """
 
-    seq: int
-    sweep: int
-    index: int
-    count: int
-    z_um: float
-    channel: int = 0
-    position: int = 0
-    held_out: bool = False
-    exposure_ms: float = 0.0
-    camera_time_s: float = 0.0
+    seq: Annotated[Number, Column("<i8", -1, content="-1: absent")]
+    sweep: Index
+    index: Index
+    count: Annotated[int, Field(ge=1, le=1 << 20)]
+    z_um: Annotated[FiniteFloat, Column("<f8", float("nan"), "um", "slab's centre, NaN: absent")]
+    channel: Index = 0
+    position: Index = 0
+    held_out: Annotated[bool, Column("u1")] = False
+    exposure_ms: Annotated[FiniteFloat, Field(ge=0), Column("<f8", float("nan"), "ms", since=1)] = 0.0
+    camera_time_s: Annotated[FiniteFloat, Column("<f8", float("nan"), "s")] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FrameField:
+    """A number of `FrameInfo`, as its declaration says.
+
+    Attributes
+    ----------
+    name : str
+        On the wire and in the run file.
+    kind : type
+        Its type with its limits, as pydantic takes it.
+    default : int, float or bool
+        None: it has none.
+    get, convert : callable
+        What a `FrameInfo` holds of it; a number of NumPy's as Python's own int, float or bool.
+    column : Column or None
+        How it is recorded; None: its place in the file says it.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    get: Callable[[FrameInfo], Any]
+    convert: Callable[[Any], Any]
+    column: Column | None
+
+    def plain(self, info: FrameInfo) -> Any:
+        """Return the value of a `FrameInfo`, as Python's own int, float or bool."""
+        return self.convert(self.get(info))
+
+
+def _declared(kind: Any, *path: str) -> Iterator[FrameField]:
+    """Yield the fields of a dataclass; a value type among them stands for the fields that it has."""
+    defaults = {one.name: None if one.default is MISSING else one.default for one in fields(kind)}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        base = getattr(hint, "__origin__", hint)
+        if is_dataclass(base):
+            yield from _declared(base, *path, name)
+            continue
+        column = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Column)), None)
+        get, convert = operator.attrgetter(".".join((*path, name))), operator.index if base is int else base
+        yield FrameField(name, hint, defaults[name], get, convert, column)
+
+
+FRAME_FIELDS: tuple[FrameField, ...] = tuple(_declared(FrameInfo))
+_VALUE_TYPES: dict[str, tuple[Any, list[str]]] = {
+    name: (kind, [part.name for part in fields(kind)])
+    for name, kind in get_type_hints(FrameInfo).items()
+    if is_dataclass(kind)
+}
+_NAMES = frozenset(one.name for one in fields(FrameInfo))
+
+
+def frame_info(values: Mapping[str, Any]) -> FrameInfo:
+    """Return a `FrameInfo` of values by the names of `FRAME_FIELDS`; those that lack are the defaults."""
+    given = {name: value for name, value in values.items() if name in _NAMES}
+    for name, (kind, parts) in _VALUE_TYPES.items():
+        given[name] = kind(**{part: values[part] for part in parts if part in values})
+    return FrameInfo(**given)
 
 
 @dataclass(slots=True)

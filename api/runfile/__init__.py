@@ -40,6 +40,7 @@ from microdiffusion.runfile.schema import (
     Dataset,
     datasets,
     file_bytes,
+    recorded_fields,
 )
 from microdiffusion.runfile.series import TimeSeries
 from microdiffusion.runfile.sweeps import FrameTable, assemble
@@ -88,6 +89,7 @@ __all__ = [
     "peek",
     "position_prefix",
     "read_layout",
+    "recorded_fields",
     "require_compression",
     "runtime_code",
     "segment_path",

@@ -92,7 +92,7 @@ class RunFile:
             HDF5 cannot read it.
         """
         if name in self._layout.packed:
-            return np.ascontiguousarray(self._unpacked(name)[index])
+            return np.asarray(self._unpacked(name)[index])
         region = self._layout.regions[name]
         offset, size = region.locate(index)
         content = np.empty(size, np.uint8)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import InputFileError
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import Frame, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile.files import RunFile, RunParts
 from microdiffusion.runfile.layout import (
@@ -256,22 +256,24 @@ class Run:
 
     def sweep(self, time_point: int, channel: int = 0) -> Sweep:
         """Return the recorded projections of a time point, ascending in z, the held-out ones apart."""
+        return assemble(self._rows(time_point, channel), self._number(time_point), channel, self._position)
+
+    def frames(self, time_point: int, channel: int = 0) -> list[Frame]:
+        """Return the recorded frames of a time point, in the order of their places in the sweep."""
+        return self._rows(time_point, channel).frames(self._number(time_point), channel, self._position)
+
+    def _rows(self, time_point: int, channel: int) -> FrameTable:
         place = (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
 
         def read(name: str) -> NDArray[Any]:
+            if name == "projections":
+                return self.projections.filled(0)[place]
             return TimeSeries(lambda: self._pieces(name))[place]
 
-        rows = FrameTable(
-            # What has its seq is whole; so that is read first.
-            seq=read("mdd/frames/seq"),
-            z_um=read("mdd/frames/z_um"),
-            time_s=read("mdd/frames/camera_time_s"),
-            held_out=read("mdd/frames/held_out") != 0,
-            pixels=self.projections.filled(0)[place],
-            expected=int(read("mdd/frames_expected")),
-        )
-        number = time_point % len(self) + self._parts.plan.first_time_point
-        return assemble(rows, number, channel, self._position)
+        return FrameTable.read(read, self._parts.plan.minor)
+
+    def _number(self, time_point: int) -> int:
+        return time_point % len(self) + self._parts.plan.first_time_point
 
     def live(self, channel: int = 0) -> LiveVolume | None:
         """Return the newest rolling volume; None where there is none (`engine.update` = "projection").

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from microdiffusion.frames import FRAME_FIELDS, Column, FrameField
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.pyramid import Factors, level_shape
 
-LAYOUT_MAJOR, LAYOUT_MINOR = 1, 0
+LAYOUT_MAJOR, LAYOUT_MINOR = 1, 1
 LAYOUT_VERSION = f"{LAYOUT_MAJOR}.{LAYOUT_MINOR}"
 LEVEL_ZERO: Factors = (1, 1, 1)
 SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
@@ -39,6 +40,7 @@ ENGINE_BYTES = 16384
 UNPLACED_ROOM = 4096
 RECIPE_ROOM = 16
 RECIPE_BYTES = 4096
+_RETIRED = {"content": "of layout 1.0; not written any more"}
 _OVERHEAD_BYTES = 4096  # of a dataset: its header, and the way to the next page
 SENDER_COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
 SENDER_ROOM = 64
@@ -128,10 +130,20 @@ class RunPlan:
         return self.planned_time_points or self.time_points
 
 
+FRAME_COLUMNS: dict[str, Column] = {one.name: one.column for one in FRAME_FIELDS if one.column is not None}
+"""The datasets below /mdd/frames that are fields of a frame, as `frames.FrameInfo` declares them."""
 CHECKED = np.dtype(
-    [("seq", "<i8"), ("z_um", "<f8"), ("camera_time_s", "<f8"), ("held_out", "u1"), ("crc32", "<u4")]
+    [
+        *((name, FRAME_COLUMNS[name].dtype) for name in ("seq", "z_um", "camera_time_s", "held_out")),
+        ("crc32", "<u4"),
+    ]
 )
 """What /mdd/frames/check is the CRC-32 of: these columns of a frame, packed, as they are in the file."""
+
+
+def recorded_fields(minor: int) -> list[FrameField]:
+    """Return the fields of a frame that a file of a minor version keeps."""
+    return [one for one in FRAME_FIELDS if one.column is not None and one.column.since <= minor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +151,8 @@ class Dataset:
     """A dataset to be: path without the leading slash, shape, type, first content (None: zeros).
 
     `timed`: axis 0 is time, so that a longer run needs more of it. `image`: the number of its last axes that
-    make one image (projection or volume); 0: it holds figures.
+    make one image (projection or volume); 0: it holds figures. `since`: the minor version of the layout that
+    brought it; a file of an older one does not have it.
     """
 
     path: str
@@ -149,6 +162,7 @@ class Dataset:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False
     image: int = 0
+    since: int = 0
 
 
 def position_prefix(position: int) -> str:
@@ -162,7 +176,11 @@ def segment_path(path: Path, segment: int) -> Path:
 
 
 def datasets(plan: RunPlan) -> Iterator[Dataset]:
-    """Yield every dataset of a run file."""
+    """Yield every dataset that a run file of the plan's version has."""
+    return (dataset for dataset in _all_datasets(plan) if dataset.since <= plan.minor)
+
+
+def _all_datasets(plan: RunPlan) -> Iterator[Dataset]:
     header = plan.header.model_dump_json().encode()
     configuration = plan.configuration.encode()
     yield Dataset("mdd/run_header", (), f"S{len(header)}", header, {"content": "JSON"})
@@ -213,8 +231,7 @@ def _run_datasets() -> Iterator[Dataset]:
     yield Dataset(
         "mdd/unplaced_seq", (UNPLACED_ROOM,), "<i8", -1, {"content": "the first frames without place"}
     )
-    recipes = {"content": "JSON: settings, weights, versions, processor; empty: unused"}
-    yield Dataset("mdd/recipes", (RECIPE_ROOM,), f"S{RECIPE_BYTES}", None, recipes)
+    yield Dataset("mdd/recipes", (RECIPE_ROOM,), f"S{RECIPE_BYTES}", None, _RETIRED)
     yield Dataset("mdd/events/count", (), "<i8", None, {"content": f"event n is in row n % {EVENT_ROOM}"})
     yield Dataset("mdd/events/time_s", (EVENT_ROOM,), "<f8", None, {"units": "s", "content": "since start"})
     yield Dataset("mdd/events/kind", (EVENT_ROOM,), f"S{EVENT_KIND_BYTES}")
@@ -318,28 +335,22 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     runtimes = ", ".join(f"{code} {name}" for code, name in enumerate(RUNTIMES))
     yield Dataset("mdd/runtime", lead, "u1", None, {"codes": runtimes, "content": "what ran the network"})
     yield Dataset("mdd/inr_iterations", lead, "<i4")
-    recipe = {"content": "row of /mdd/recipes, from 1; 0: not known"}
-    yield Dataset("mdd/recipe", lead, "u1", None, recipe)
-    state = {"content": "name of the session's state that it left behind; 0: not known"}
-    yield Dataset("mdd/state", lead, "<i8", None, state)
-    before = {"content": "name of the state that it began with; 0: none"}
-    yield Dataset("mdd/from_state", lead, "<i8", None, before)
+    yield Dataset("mdd/recipe", lead, "u1", None, _RETIRED)
+    yield Dataset("mdd/state", lead, "<i8", None, _RETIRED)
+    yield Dataset("mdd/from_state", lead, "<i8", None, _RETIRED)
     yield Dataset("mdd/frames_received", lead, "<u4")
     yield Dataset("mdd/frames_missing", lead, "<u4")
     yield Dataset("mdd/frames_expected", lead, "<u4", None, {"content": "as its frames say, 0: none came"})
-    yield Dataset(
-        "mdd/frames/z_um", frames, "<f8", nan, {"units": "um", "content": "slab's centre, NaN: absent"}
-    )
-    yield Dataset("mdd/frames/held_out", frames, "u1")
-    yield Dataset(
-        "mdd/frames/used", frames, "u1", None, {"codes": "1 the volume is made of it, or judged by it"}
-    )
-    yield Dataset("mdd/frames/camera_time_s", frames, "<f8", nan, {"units": "s"})
+    used = "1 the volume is made of it, or judged by it"
+    yield Dataset("mdd/frames/used", frames, "u1", None, {"codes": used})
     yield Dataset("mdd/frames/crc32", frames, "<u4", None, {"content": "CRC-32 of the frame's bytes"})
-    yield Dataset(
-        "mdd/frames/check", frames, "<u4", None, {"content": f"CRC-32 of {', '.join(CHECKED.names or ())}"}
-    )
-    yield Dataset("mdd/frames/seq", frames, "<i8", -1, {"content": "-1: absent"})
+    check = f"CRC-32 of {', '.join(CHECKED.names or ())}"
+    yield Dataset("mdd/frames/check", frames, "<u4", None, {"content": check})
+    for name, column in FRAME_COLUMNS.items():
+        empty = column.empty or None  # what HDF5 makes is zeros
+        about = {"units": column.units, "content": column.content}
+        about = {key: text for key, text in about.items() if text}
+        yield Dataset(f"mdd/frames/{name}", frames, column.dtype, empty, about, since=column.since)
 
 
 def _live_datasets(channels: tuple[int, ...], shape: tuple[int, ...], pixel: str) -> Iterator[Dataset]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.frames import Frame, FrameInfo, Sweep
+from microdiffusion.frames import FRAME_FIELDS, Frame, Sweep, frame_info
+from microdiffusion.runfile.schema import FRAME_COLUMNS, recorded_fields
 
 
 @dataclass(slots=True)
@@ -17,74 +19,78 @@ class FrameTable:
 
     Attributes
     ----------
-    z_um, time_s : (M,) float64
-        Slab's centre and camera time.
-    held_out : (M,) bool
-    seq : (M,) int64
-        -1: no frame.
+    columns : dict of (M,) arrays
+        What is kept of each frame (`schema.FRAME_COLUMNS`), by its name.
     pixels : (M, Y, X) uint16 or float32
     expected : int
         How many frames the sweep has, as its frames say; 0: unknown.
     """
 
-    z_um: NDArray[np.float64]
-    time_s: NDArray[np.float64]
-    held_out: NDArray[np.bool_]
-    seq: NDArray[np.int64]
+    columns: dict[str, NDArray[Any]]
     pixels: NDArray[Any]
     expected: int
+
+    @classmethod
+    def read(cls, read: Callable[[str], NDArray[Any]], minor: int) -> FrameTable:
+        """Return what a file of a minor version holds; `read` gets a dataset's values of the time point."""
+        names = [field.name for field in recorded_fields(minor)]
+        # What has its seq is whole; so that is read first.
+        names.sort(key=lambda name: name != "seq")
+        columns = {name: read(f"mdd/frames/{name}") for name in names}
+        return cls(columns, read("projections"), int(read("mdd/frames_expected")))
+
+    @classmethod
+    def empty(cls, pixels: NDArray[Any]) -> FrameTable:
+        """Return a table without a frame, and room for these pixels."""
+        columns = {
+            name: np.full(len(pixels), column.empty, column.dtype) for name, column in FRAME_COLUMNS.items()
+        }
+        return cls(columns, pixels, 0)
 
     @property
     def present(self) -> NDArray[np.bool_]:
         """Which slots have a frame, (M,) bool."""
-        return (self.seq >= 0) & np.isfinite(self.z_um)
+        there: NDArray[np.bool_] = (self.columns["seq"] >= 0) & np.isfinite(self.columns["z_um"])
+        return there
 
     def put(self, frame: Frame) -> None:
         """Take in a frame that has its slot, and is not in the file yet."""
-        info = frame.info
-        if 0 <= info.index < len(self.z_um) and self.seq[info.index] < 0:
-            self.z_um[info.index] = info.z_um
-            self.time_s[info.index] = info.camera_time_s
-            self.held_out[info.index] = info.held_out
-            self.pixels[info.index] = frame.pixels
-            self.seq[info.index] = info.seq
-            self.expected = max(self.expected, info.count)
+        slot = frame.info.index
+        if 0 <= slot < len(self.pixels) and self.columns["seq"][slot] < 0:
+            for field in FRAME_FIELDS:
+                if field.name in self.columns:
+                    self.columns[field.name][slot] = field.plain(frame.info)
+            self.pixels[slot] = frame.pixels
+            self.expected = max(self.expected, frame.info.count)
 
     def frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
-        """Return the frames that are there, in the order of their slots; the exposure is not kept."""
-        return [
-            Frame(
-                FrameInfo(
-                    seq=int(self.seq[slot]),
-                    sweep=sweep,
-                    index=slot,
-                    count=max(self.expected, slot + 1),
-                    z_um=float(self.z_um[slot]),
-                    channel=channel,
-                    position=position,
-                    held_out=bool(self.held_out[slot]),
-                    camera_time_s=float(self.time_s[slot]),
-                ),
-                self.pixels[slot],
-            )
-            for slot in np.flatnonzero(self.present).tolist()
-        ]
+        """Return the frames that are there, in the order of their slots."""
+        kept = [field for field in FRAME_FIELDS if field.name in self.columns]
+        found = []
+        for slot in np.flatnonzero(self.present).tolist():
+            values = {field.name: field.convert(self.columns[field.name][slot]) for field in kept}
+            values |= {"sweep": sweep, "channel": channel, "position": position}
+            values |= {"index": slot, "count": max(self.expected, slot + 1)}
+            found.append(Frame(frame_info(values), self.pixels[slot]))
+        return found
 
 
 def assemble(rows: FrameTable, sweep: int, channel: int, position: int) -> Sweep:
     """Return the frames that are there as a sweep, ascending in z, the held-out ones apart."""
-    order = np.argsort(rows.z_um, kind="stable")
+    z_um, time_s = rows.columns["z_um"], rows.columns["camera_time_s"]
+    order = np.argsort(z_um, kind="stable")
     there = rows.present
-    kept, judges = (order[(there & (rows.held_out == flag))[order]] for flag in (False, True))
+    judging = rows.columns["held_out"] != 0
+    kept, judges = (order[(there & (judging == flag))[order]] for flag in (False, True))
     return Sweep(
         sweep=sweep,
         channel=channel,
         position=position,
-        z_um=rows.z_um[kept],
+        z_um=z_um[kept],
         projections=rows.pixels[kept].astype(np.float32),
-        held_out_z_um=rows.z_um[judges],
+        held_out_z_um=z_um[judges],
         held_out=rows.pixels[judges].astype(np.float32),
         missing=max(rows.expected - int(np.count_nonzero(there)), 0),
-        time_s=float(np.max(rows.time_s[there], initial=-np.inf)) if there.any() else float("nan"),
+        time_s=float(np.max(time_s[there], initial=-np.inf)) if there.any() else float("nan"),
         slots=np.concatenate([kept, judges]),
     )

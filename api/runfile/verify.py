@@ -32,7 +32,7 @@ from microdiffusion.runfile.layout import (
     segment_path,
 )
 from microdiffusion.runfile.pyramid import coarser
-from microdiffusion.runfile.schema import CHECKED
+from microdiffusion.runfile.schema import CHECKED, recorded_fields
 
 _MOST_FAULTS = 100
 _LEDGER_ATTEMPTS = 5
@@ -248,7 +248,8 @@ class _Session:
         self._lead = (plan.time_points, len(self._channels))
         # Statuses and seqs first: what they announce was written before.
         self.status = self._values("status")
-        self._seq = part.read(f"{self._prefix}mdd/frames/seq").reshape(*self._lead, plan.frames_per_sweep)
+        self._seq = self._frame_values("seq")
+        self._recorded = [field.name for field in recorded_fields(plan.minor)]
         self.received = np.count_nonzero(self._seq >= 0, axis=-1)
 
     def where(self, t: int, channel: int) -> str:
@@ -290,19 +291,18 @@ class _Session:
                 self._report.add(f"{self.where(t, channel)} has the unknown code {code} in /mdd/{name}")
 
     def _frames(self, told: _Told) -> None:
-        shape = self._seq.shape
-        z_um = self._part.read(f"{self._prefix}mdd/frames/z_um").reshape(shape)
-        rows = np.empty(shape, CHECKED)
-        rows["seq"], rows["z_um"] = self._seq, z_um
-        for name in ("camera_time_s", "held_out", "crc32"):
-            rows[name] = self._part.read(f"{self._prefix}mdd/frames/{name}").reshape(shape)
-        sums = rows["crc32"]
-        checks = self._part.read(f"{self._prefix}mdd/frames/check").reshape(shape)
+        columns = {name: self._frame_values(name) for name in (*self._recorded, "crc32")}
+        rows = np.empty(self._seq.shape, CHECKED)
+        for name in CHECKED.names or ():
+            rows[name] = columns[name]
+        sums, checks = columns["crc32"], self._frame_values("check")
+        lacking = {name: ~np.isfinite(columns[name]) for name in self._recorded}
         images = f"{self._prefix}projections"
         for t, channel, slot in np.argwhere(self._seq >= 0).tolist():
             what = f"frame {slot} (seq {self._seq[t, channel, slot]}) of {self.where(t, channel)}"
-            if not np.isfinite(z_um[t, channel, slot]):
-                self._report.add(f"{what} has no place in z")
+            for name, absent in lacking.items():
+                if absent[t, channel, slot]:
+                    self._report.add(f"{what} has no {name}")
             if crc32(rows[t, channel, slot].tobytes()) != checks[t, channel, slot]:
                 self._report.add(f"{what} was changed: its number, place, time or checksum")
             if self._sum(images, (*self._index(t, channel), slot)) != sums[t, channel, slot]:
@@ -396,6 +396,10 @@ class _Session:
         """Return the CRC-32 of an image; -1 where HDF5 cannot unpack it."""
         content = self._item(name, index)
         return -1 if content is None else _crc32(content)
+
+    def _frame_values(self, name: str) -> NDArray[Any]:
+        frames = self._part.plan.frames_per_sweep
+        return self._part.read(f"{self._prefix}mdd/frames/{name}").reshape(*self._lead, frames)
 
     def _values(self, name: str) -> NDArray[Any]:
         return self._part.read(f"{self._prefix}mdd/{name}").reshape(self._lead)

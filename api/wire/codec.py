@@ -16,7 +16,6 @@ number. Pure functions, safe on any thread.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
@@ -26,15 +25,15 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import WireError
-from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.frames import FRAME_FIELDS, Frame, FrameInfo, Index, frame_info
 from microdiffusion.wire.messages import (
     MAX_HELD,
     Ack,
     Answer,
     Command,
     Control,
+    FrameBody,
     FrameHeader,
-    Index,
     Reason,
     Refuse,
     RunEnd,
@@ -97,7 +96,7 @@ class _AnyVersion(BaseModel):
     mdd: Index
 
 
-_header: TypeAdapter[Control | FrameHeader] = TypeAdapter(
+_header: TypeAdapter[Control | FrameBody] = TypeAdapter(
     Annotated[Control | FrameHeader, Field(discriminator="kind")]
 )
 
@@ -134,23 +133,14 @@ def encode_frame(run: str, frame: Frame) -> list[bytes | memoryview]:
         body = little_endian.reshape(-1).view(np.uint8).data
         header = FrameHeader(
             run=run,
-            seq=operator.index(info.seq),
-            sweep=operator.index(info.sweep),
-            index=operator.index(info.index),
-            count=operator.index(info.count),
-            z_um=float(info.z_um),
-            channel=operator.index(info.channel),
-            position=operator.index(info.position),
-            held_out=bool(info.held_out),
-            exposure_ms=float(info.exposure_ms),
-            camera_time_s=float(info.camera_time_s),
             shape=pixels.shape,
             type=pixels.dtype.newbyteorder("=").name,  # type: ignore[arg-type]  # validated right here
             crc32=crc32(body),
+            **{field.name: field.plain(info) for field in FRAME_FIELDS},
         )
     except (ValidationError, TypeError, ValueError) as error:
         raise WireError(f"A frame cannot be sent: {_first_complaint(error)}.") from error
-    _check_place(header)
+    _check_place(run, info)
     text = header.model_dump_json().encode()
     return [text, body, check_of(text)]
 
@@ -167,13 +157,13 @@ def decode(parts: Parts) -> Message:
         raise _count_error(parts)
     raw = _checked_header(parts[0], parts[-1])
     header = _decode_header(raw)
-    expected_parts = 3 if isinstance(header, FrameHeader) else 2
+    expected_parts = 3 if isinstance(header, FrameBody) else 2
     if len(parts) != expected_parts:
         raise WireError(
             f"A {header.kind} message has {expected_parts} parts, this one has {len(parts)}.",
             reason=Reason.PARTS,
         )
-    if isinstance(header, FrameHeader):
+    if isinstance(header, FrameBody):
         return RunFrame(header.run, _decode_frame(header, memoryview(parts[1])))
     return header
 
@@ -221,7 +211,7 @@ def _version_error() -> WireError:
     )
 
 
-def _decode_header(raw: bytes) -> Control | FrameHeader:
+def _decode_header(raw: bytes) -> Control | FrameBody:
     try:
         header = _header.validate_json(raw)
     except ValidationError as error:
@@ -248,52 +238,41 @@ def _header_error(raw: bytes, error: ValidationError) -> WireError:
     return WireError(f"A header does not fit its kind: {_first_complaint(error)}.", reason=reason)
 
 
-def _decode_frame(header: FrameHeader, body: memoryview) -> Frame:
+def _decode_frame(header: FrameBody, body: memoryview) -> Frame:
+    info = frame_info(header.__dict__)
     dtype = np.dtype(header.type).newbyteorder("<")
     expected = math.prod(header.shape) * dtype.itemsize
     if body.nbytes != expected or expected > MAX_BODY_BYTES:
         raise WireError(
-            f"Frame {header.seq} of {header.shape} {header.type} needs a body of {expected} bytes "
+            f"Frame {info.seq} of {header.shape} {header.type} needs a body of {expected} bytes "
             f"({MAX_BODY_BYTES} at most), it came with {body.nbytes}.",
             reason=Reason.SIZE,
             run=header.run,
-            seq=header.seq,
+            seq=info.seq,
         )
-    _check_place(header)
+    _check_place(header.run, info)
     if crc32(body) != header.crc32:
         raise WireError(
-            f"The checksum of frame {header.seq} is wrong.",
+            f"The checksum of frame {info.seq} is wrong.",
             reason=Reason.CHECKSUM,
             run=header.run,
-            seq=header.seq,
+            seq=info.seq,
         )
     pixels = np.frombuffer(body, dtype=dtype).reshape(header.shape)
     if not pixels.flags.aligned:  # ZeroMQ may place a small body anywhere in its receive buffer
         pixels = pixels.copy()
     pixels.flags.writeable = False
-    info = FrameInfo(
-        seq=header.seq,
-        sweep=header.sweep,
-        index=header.index,
-        count=header.count,
-        z_um=header.z_um,
-        channel=header.channel,
-        position=header.position,
-        held_out=header.held_out,
-        exposure_ms=header.exposure_ms,
-        camera_time_s=header.camera_time_s,
-    )
     return Frame(info, pixels, crc32=header.crc32)
 
 
-def _check_place(header: FrameHeader) -> None:
-    if header.index >= header.count:
+def _check_place(run: str, info: FrameInfo) -> None:
+    if info.index >= info.count:
         raise WireError(
-            f"Frame {header.seq} claims to be number {header.index} of {header.count} frames of its sweep; "
+            f"Frame {info.seq} claims to be number {info.index} of {info.count} frames of its sweep; "
             "the index must be below the count.",
             reason=Reason.FRAME,
-            run=header.run,
-            seq=header.seq,
+            run=run,
+            seq=info.seq,
         )
 
 

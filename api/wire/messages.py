@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, create_model
 
+from microdiffusion.frames import FRAME_FIELDS, Number
 from microdiffusion.header import RunHeader
 
 MAX_HELD = 1024
 """Most frames that an answer to `start` can name as held."""
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-# Integers that every JSON reader keeps exact.
-Number = Annotated[int, Field(ge=0, lt=1 << 53)]
-Index = Annotated[int, Field(ge=0, lt=1 << 31)]
 Edge = Annotated[int, Field(ge=1, le=1 << 20)]
 Text = Annotated[str, Field(max_length=2000)]
 Value = str | bool | Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)] | FiniteFloat | None
@@ -236,25 +234,37 @@ class Refuse(Message):
     text: Text = ""
 
 
-class FrameHeader(Message):
-    """Header of a frame: its place in the run, and what its body holds; see `FrameInfo`."""
+class FrameBody(Message):
+    """What the header of a frame says of its run and its pixels."""
 
     kind: Literal["frame"] = "frame"
     run: RunId
-    seq: Number
-    sweep: Index
-    index: Index
-    count: Annotated[int, Field(ge=1, le=1 << 20)]
-    z_um: FiniteFloat
-    channel: Index
-    position: Index
-    held_out: bool
-    exposure_ms: Annotated[FiniteFloat, Field(ge=0)]
-    camera_time_s: FiniteFloat
     htype: Literal["array-1.0"] = "array-1.0"
     shape: tuple[Edge, Edge]
     type: Literal["uint16", "float32"]
     crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+_REQUIRED = frozenset(
+    [
+        "seq",
+        "sweep",
+        "index",
+        "count",
+        "z_um",
+        "channel",
+        "position",
+        "held_out",
+        "exposure_ms",
+        "camera_time_s",
+    ]
+)
+"""What this version began with. A field that came later may be absent, and is its default then."""
+_PLACE: dict[str, Any] = {
+    field.name: (field.kind, ... if field.name in _REQUIRED else field.default) for field in FRAME_FIELDS
+}
+FrameHeader = create_model("FrameHeader", __base__=FrameBody, **_PLACE)
+"""Header of a frame: `FrameBody`, and each field of `FrameInfo` as it is declared there."""
 
 
 Control: TypeAlias = RunStart | RunProgress | RunEnd | Ack | Refuse | Tell | Command | Answer

@@ -17,7 +17,7 @@ from microdiffusion.daemon.runs import LEAST_SHARE
 from microdiffusion.files import open_projections
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import FrameTable, open_hdf5, open_run
+from microdiffusion.runfile import open_hdf5, open_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,11 +150,9 @@ class RecordedRun:
 
     def __init__(self, positions: list[Run]) -> None:
         self._positions = positions
-        self._channels = len(positions[0].header.channels)
         # (T, C, M) of each position: small beside the pixels.
         self._seq = [self._all(run, "frames/seq", 3) for run in positions]
         self._z_um = [self._all(run, "frames/z_um", 3) for run in positions]
-        self._time_s = [self._all(run, "frames/camera_time_s", 3) for run in positions]
         self._held_out = [self._all(run, "frames/held_out", 3) != 0 for run in positions]
         self._expected = [self._all(run, "frames_expected", 2) for run in positions]
 
@@ -191,17 +189,7 @@ class RecordedRun:
 
     def frames(self, key: SweepKey) -> Iterator[Frame]:
         """See `Recorded`."""
-        place = (key.sweep, key.channel)
-        run = self._positions[key.position]
-        rows = FrameTable(
-            z_um=self._z_um[key.position][place],
-            time_s=self._time_s[key.position][place],
-            held_out=self._held_out[key.position][place],
-            seq=self._seq[key.position][place],
-            pixels=run.projections.filled(0)[place if self._channels > 1 else key.sweep],
-            expected=int(self._expected[key.position][place]),
-        )
-        yield from rows.frames(*key)
+        yield from self._positions[key.position].frames(key.sweep, key.channel)
 
     def ledger(self) -> Ledger:
         """See `Recorded`."""

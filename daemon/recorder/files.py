@@ -221,21 +221,9 @@ class RunFiles:
             def read(name: str) -> Any:
                 return self.segments[number].read(prefix + name, index)
 
-            # What has its seq is whole; so that is read first.
-            seq = read("mdd/frames/seq")
-            rows = FrameTable(
-                z_um=read("mdd/frames/z_um"),
-                time_s=read("mdd/frames/camera_time_s"),
-                held_out=read("mdd/frames/held_out") != 0,
-                seq=seq,
-                pixels=read("projections"),
-                expected=int(read("mdd/frames_expected")),
-            )
+            rows = FrameTable.read(read, self.plan.minor)
         elif waiting:
-            nan = np.full(frames, np.nan)
-            absent = np.full(frames, -1, np.int64)
-            pixels = np.zeros((frames, *header.shape[1:]), header.dtype)
-            rows = FrameTable(nan, nan.copy(), np.zeros(frames, bool), absent, pixels, 0)
+            rows = FrameTable.empty(np.zeros((frames, *header.shape[1:]), header.dtype))
         else:
             return None
         for frame in waiting:

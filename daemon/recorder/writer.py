@@ -39,6 +39,7 @@ from microdiffusion.runfile import (
     Ledger,
     Status,
     position_prefix,
+    recorded_fields,
     runtime_code,
 )
 
@@ -80,6 +81,7 @@ class RunWriter:
         self._unplaced_seqs = np.empty(0, np.int64)
         self._live_counters: dict[tuple[int, int], int] = {}
         self._voxels = VoxelWriter()
+        self._frame_fields = recorded_fields(files.plan.minor)
         if files.segments:
             self._notes, self._unplaced_seqs = RunData.read(files.segments[0], placed=self.book.placed)
 
@@ -132,12 +134,12 @@ class RunWriter:
         pixels = np.ascontiguousarray(frame.pixels, segment.layout.regions[f"{prefix}projections"].dtype)
         checksum = frame.crc32 if frame.crc32 is not None else crc32(pixels.reshape(-1).view(np.uint8).data)
         segment.write(f"{prefix}projections", slot, pixels)
-        segment.write(f"{prefix}mdd/frames/crc32", slot, checksum)
-        segment.write(f"{prefix}mdd/frames/held_out", slot, info.held_out)
-        segment.write(f"{prefix}mdd/frames/camera_time_s", slot, info.camera_time_s)
-        segment.write(f"{prefix}mdd/frames/z_um", slot, info.z_um)
-        checked = (info.seq, info.z_um, info.camera_time_s, info.held_out, checksum)
-        segment.write(f"{prefix}mdd/frames/check", slot, crc32(np.array(checked, CHECKED).tobytes()))
+        kept = {field.name: field.plain(info) for field in self._frame_fields} | {"crc32": checksum}
+        for name, value in kept.items():
+            if name != "seq":
+                segment.write(f"{prefix}mdd/frames/{name}", slot, value)
+        checked = np.array(tuple(kept[name] for name in CHECKED.names or ()), CHECKED)
+        segment.write(f"{prefix}mdd/frames/check", slot, crc32(checked.tobytes()))
         segment.write(f"{prefix}mdd/frames_received", index, received)
         if expected != book.expected[place.t, info.channel]:
             segment.write(f"{prefix}mdd/frames_expected", index, expected)

@@ -117,7 +117,7 @@ def test_run_that_goes_on_is_checked_as_far_as_it_goes(path: Path) -> None:
         pytest.param(change("mdd/frames/camera_time_s", (1, 1), 9.0), "of sweep 1 was changed", id="clock"),
         pytest.param(change("mdd/status", 1, 3), "no volume, and no reason", id="status without reason"),
         pytest.param(change_ledger("announced_known", 3), "instead of 0 or 1", id="announced known"),
-        pytest.param(change("mdd/frames/z_um", (1, 1), np.nan), "has no place in z", id="place"),
+        pytest.param(change("mdd/frames/z_um", (1, 1), np.nan), "has no z_um", id="place"),
         pytest.param(change("mdd/frames_received", 1, 9), "says that 9 frames are received", id="received"),
         pytest.param(change("mdd/frames_missing", 1, 9), "says that 9 frames are missing", id="missing"),
         pytest.param(change("mdd/status", 1, 0), "sweep 1 has no status", id="no status"),
