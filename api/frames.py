@@ -3,8 +3,8 @@
 Plain slotted dataclasses for the hot path; what they hold was checked where it came in (`wire`,
 `files`), and nothing is checked twice.
 
-A field of `FrameInfo` is declared once, here: its type and limits are those of the wire, its `Column` is the
-dataset of the run file that keeps it. Codec, writer, reader and checks go by `FRAME_FIELDS`.
+A field is declared once, here: its `Column` is the dataset of the run file that keeps it, and of `FrameInfo`
+type and limits are those of the wire. Codec, writer, reader and checks go by `FRAME_FIELDS` and `FIGURES`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Number = Annotated[int, Field(ge=0, lt=1 << 53)]
 """An integer that every JSON reader keeps exact."""
@@ -27,15 +25,15 @@ Index = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a number is kept for each frame: the dataset of its name below /mdd/frames of a run file.
+    """How a number is kept: the dataset of its name in a run file, below /mdd/frames where it is of a frame.
 
     Attributes
     ----------
     dtype : str
         Little-endian.
     empty : float
-        What stands where there is no frame.
-    units, content : str
+        What stands where there is no frame, or no volume.
+    units, content, codes : str
         What the dataset says of itself.
     since : int
         Minor version of the layout that brought it.
@@ -45,6 +43,7 @@ class Column:
     empty: float = 0
     units: str = ""
     content: str = ""
+    codes: str = ""
     since: int = 0
 
 
@@ -72,72 +71,12 @@ class FrameInfo:
     sweep: Index
     index: Index
     count: Annotated[int, Field(ge=1, le=1 << 20)]
-    z_um: Annotated[FiniteFloat, Column("<f8", float("nan"), "um", "slab's centre, NaN: absent")]
+    z_um: Annotated[FiniteFloat, Column("<f8", np.nan, "um", "slab's centre, NaN: absent")]
     channel: Index = 0
     position: Index = 0
     held_out: Annotated[bool, Column("u1")] = False
-    exposure_ms: Annotated[FiniteFloat, Field(ge=0), Column("<f8", float("nan"), "ms", since=1)] = 0.0
-    camera_time_s: Annotated[FiniteFloat, Column("<f8", float("nan"), "s")] = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class FrameField:
-    """A number of `FrameInfo`, as its declaration says.
-
-    Attributes
-    ----------
-    name : str
-        On the wire and in the run file.
-    kind : type
-        Its type with its limits, as pydantic takes it.
-    default : int, float or bool
-        None: it has none.
-    get, convert : callable
-        What a `FrameInfo` holds of it; a number of NumPy's as Python's own int, float or bool.
-    column : Column or None
-        How it is recorded; None: its place in the file says it.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    get: Callable[[FrameInfo], Any]
-    convert: Callable[[Any], Any]
-    column: Column | None
-
-    def plain(self, info: FrameInfo) -> Any:
-        """Return the value of a `FrameInfo`, as Python's own int, float or bool."""
-        return self.convert(self.get(info))
-
-
-def _declared(kind: Any, *path: str) -> Iterator[FrameField]:
-    """Yield the fields of a dataclass; a value type among them stands for the fields that it has."""
-    defaults = {one.name: None if one.default is MISSING else one.default for one in fields(kind)}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        base = getattr(hint, "__origin__", hint)
-        if is_dataclass(base):
-            yield from _declared(base, *path, name)
-            continue
-        column = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Column)), None)
-        get, convert = operator.attrgetter(".".join((*path, name))), operator.index if base is int else base
-        yield FrameField(name, hint, defaults[name], get, convert, column)
-
-
-FRAME_FIELDS: tuple[FrameField, ...] = tuple(_declared(FrameInfo))
-_VALUE_TYPES: dict[str, tuple[Any, list[str]]] = {
-    name: (kind, [part.name for part in fields(kind)])
-    for name, kind in get_type_hints(FrameInfo).items()
-    if is_dataclass(kind)
-}
-_NAMES = frozenset(one.name for one in fields(FrameInfo))
-
-
-def frame_info(values: Mapping[str, Any]) -> FrameInfo:
-    """Return a `FrameInfo` of values by the names of `FRAME_FIELDS`; those that lack are the defaults."""
-    given = {name: value for name, value in values.items() if name in _NAMES}
-    for name, (kind, parts) in _VALUE_TYPES.items():
-        given[name] = kind(**{part: values[part] for part in parts if part in values})
-    return FrameInfo(**given)
+    exposure_ms: Annotated[FiniteFloat, Field(ge=0), Column("<f8", np.nan, "ms", since=1)] = 0.0
+    camera_time_s: Annotated[FiniteFloat, Column("<f8", np.nan, "s")] = 0.0
 
 
 @dataclass(slots=True)
@@ -183,6 +122,13 @@ class Sweep:
     slots: NDArray[np.int64] | None = None
 
 
+IN_NOISE = Column(
+    "<f8", np.nan, content="root mean square of reprojection minus projection, in units of the noise"
+)
+_SHARE = "share of the network's answer in what was served"
+_MERGED = "1 the sweep before was used as well, as nothing had moved"
+
+
 @dataclass(slots=True)
 class Reconstruction:
     """A volume and how it came about.
@@ -220,14 +166,77 @@ class Reconstruction:
 
     volume: NDArray[np.float32]
     served: str
-    residual: float
-    held_out_error: float = float("nan")
+    residual: Annotated[float, IN_NOISE]
+    held_out_error: Annotated[float, IN_NOISE] = np.nan
     candidate_errors: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    inr_iterations: int = 0
-    network_weight: float = 0.0
-    merged: bool = False
+    inr_iterations: Annotated[int, Column("<i4")] = 0
+    network_weight: Annotated[float, Column("<f8", np.nan, content=_SHARE)] = 0.0
+    merged: Annotated[bool, Column("u1", codes=_MERGED)] = False
     runtime: str = ""
     effort: int = 0
     uncertainty: NDArray[np.float32] | None = None
     slots: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A field of `FrameInfo` or `Reconstruction`.
+
+    Attributes
+    ----------
+    name : str
+        On the wire and in the run file.
+    kind : type
+        Its type with its limits, as pydantic takes it.
+    default : int, float or bool
+        None: it has none.
+    get, convert : callable
+        What an object holds of it; a number of NumPy's as Python's own int, float or bool.
+    column : Column or None
+        How it is recorded; None: its place in the file says it.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    get: Callable[[Any], Any]
+    convert: Callable[[Any], Any]
+    column: Column | None
+
+    def plain(self, holder: Any) -> Any:
+        """Return what an object holds of it, as Python's own int, float or bool."""
+        return self.convert(self.get(holder))
+
+
+def _declared(kind: Any, *path: str) -> Iterator[Declaration]:
+    """Yield the fields of a dataclass; a value type among them stands for the fields that it has."""
+    defaults = {one.name: None if one.default is MISSING else one.default for one in fields(kind)}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        base = getattr(hint, "__origin__", hint)
+        if is_dataclass(base):
+            yield from _declared(base, *path, name)
+            continue
+        column = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Column)), None)
+        get, convert = operator.attrgetter(".".join((*path, name))), operator.index if base is int else base
+        yield Declaration(name, hint, defaults[name], get, convert, column)
+
+
+FRAME_FIELDS: tuple[Declaration, ...] = tuple(_declared(FrameInfo))
+"""The fields of a frame."""
+FIGURES: tuple[Declaration, ...] = tuple(one for one in _declared(Reconstruction) if one.column is not None)
+"""What is kept of a reconstruction as it is; `schema` names what is kept in another form."""
+_VALUE_TYPES: dict[str, tuple[Any, list[str]]] = {
+    name: (kind, [part.name for part in fields(kind)])
+    for name, kind in get_type_hints(FrameInfo).items()
+    if is_dataclass(kind)
+}
+_NAMES = frozenset(one.name for one in fields(FrameInfo))
+
+
+def frame_info(values: Mapping[str, Any]) -> FrameInfo:
+    """Return a `FrameInfo` of values by the names of `FRAME_FIELDS`; those that lack are the defaults."""
+    given = {name: value for name, value in values.items() if name in _NAMES}
+    for name, (kind, parts) in _VALUE_TYPES.items():
+        given[name] = kind(**{part: values[part] for part in parts if part in values})
+    return FrameInfo(**given)

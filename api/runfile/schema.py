@@ -10,7 +10,7 @@ engine, live volumes) lies in its first file. Functions hold no state; any threa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from math import prod
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.frames import FRAME_FIELDS, Column, FrameField
+from microdiffusion.frames import FIGURES, FRAME_FIELDS, IN_NOISE, Column, Declaration
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.pyramid import Factors, level_shape
@@ -40,7 +40,7 @@ ENGINE_BYTES = 16384
 UNPLACED_ROOM = 4096
 RECIPE_ROOM = 16
 RECIPE_BYTES = 4096
-_RETIRED = {"content": "of layout 1.0; not written any more"}
+_RETIRED = "of layout 1.0; not written any more"
 _OVERHEAD_BYTES = 4096  # of a dataset: its header, and the way to the next page
 SENDER_COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
 SENDER_ROOM = 64
@@ -141,7 +141,7 @@ CHECKED = np.dtype(
 """What /mdd/frames/check is the CRC-32 of: these columns of a frame, packed, as they are in the file."""
 
 
-def recorded_fields(minor: int) -> list[FrameField]:
+def recorded_fields(minor: int) -> list[Declaration]:
     """Return the fields of a frame that a file of a minor version keeps."""
     return [one for one in FRAME_FIELDS if one.column is not None and one.column.since <= minor]
 
@@ -231,7 +231,7 @@ def _run_datasets() -> Iterator[Dataset]:
     yield Dataset(
         "mdd/unplaced_seq", (UNPLACED_ROOM,), "<i8", -1, {"content": "the first frames without place"}
     )
-    yield Dataset("mdd/recipes", (RECIPE_ROOM,), f"S{RECIPE_BYTES}", None, _RETIRED)
+    yield Dataset("mdd/recipes", (RECIPE_ROOM,), f"S{RECIPE_BYTES}", None, {"content": _RETIRED})
     yield Dataset("mdd/events/count", (), "<i8", None, {"content": f"event n is in row n % {EVENT_ROOM}"})
     yield Dataset("mdd/events/time_s", (EVENT_ROOM,), "<f8", None, {"units": "s", "content": "since start"})
     yield Dataset("mdd/events/kind", (EVENT_ROOM,), f"S{EVENT_KIND_BYTES}")
@@ -295,62 +295,53 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     channels = () if len(header.channels) == 1 else (len(header.channels),)
     lead = (plan.time_points, *channels)
     frames = (*lead, plan.frames_per_sweep)
-    nan = np.nan
 
-    status = ", ".join(f"{code.value} {code.name.lower()}" for code in Status)
-    served = ", ".join(f"{code} {name}" for code, name in enumerate(SERVED))
-    efforts = ", ".join(f"{code} {name}" for code, name in enumerate(EFFORTS))
-    yield Dataset("mdd/status", lead, "u1", None, {"codes": status})
-    yield Dataset(
-        "mdd/reason", lead, f"S{REASON_BYTES}", None, {"content": "why it was lost, skipped or failed"}
-    )
-    yield Dataset("mdd/crc32", lead, "<u4", None, {"content": "CRC-32 (as in zlib) of the volume's bytes"})
+    def figure(name: str, dtype: str, empty: Any = None, **about: str) -> Dataset:
+        return Dataset(f"mdd/{name}", lead, dtype, empty, about)
+
+    def of_frame(name: str, dtype: str, empty: Any = None, **about: str) -> Dataset:
+        return Dataset(f"mdd/frames/{name}", frames, dtype, empty, about)
+
+    yield figure("status", "u1", codes=_codes(code.name.lower() for code in Status))
+    yield figure("reason", f"S{REASON_BYTES}", content="why it was lost, skipped or failed")
+    yield figure("crc32", "<u4", content="CRC-32 (as in zlib) of the volume's bytes")
     for number in range(1, len(plan.pyramid) + 1):
-        yield Dataset(f"mdd/pyramid_crc32/{number}", lead, "<u4", None, {"content": "CRC-32 of that level"})
+        yield figure(f"pyramid_crc32/{number}", "<u4", content="CRC-32 of that level")
     if plan.uncertainty:
-        codes = "1 the uncertainty of this time point is there"
-        yield Dataset("mdd/has_uncertainty", lead, "u1", None, {"codes": codes})
-        yield Dataset("mdd/uncertainty_crc32", lead, "<u4", None, {"content": "CRC-32 of its bytes"})
-    yield Dataset("mdd/effort", lead, "u1", None, {"codes": efforts})
-    yield Dataset("mdd/later", lead, "u1", None, {"codes": "1 reconstructed later, from the recorded frames"})
-    yield Dataset("mdd/served", lead, "u1", None, {"codes": served})
-    yield Dataset(
-        "mdd/acquired_s", lead, "<f8", nan, {"units": "s", "content": "camera time of the last frame"}
-    )
-    yield Dataset(
-        "mdd/latency_s", lead, "<f8", nan, {"units": "s", "content": "last frame to readable volume"}
-    )
+        yield figure("has_uncertainty", "u1", codes="1 the uncertainty of this time point is there")
+        yield figure("uncertainty_crc32", "<u4", content="CRC-32 of its bytes")
+    yield figure("effort", "u1", codes=_codes(EFFORTS))
+    yield figure("later", "u1", codes="1 reconstructed later, from the recorded frames")
+    yield figure("served", "u1", codes=_codes(SERVED))
+    yield figure("acquired_s", "<f8", np.nan, units="s", content="camera time of the last frame")
+    yield figure("latency_s", "<f8", np.nan, units="s", content="last frame to readable volume")
     for stage in STAGES:
-        yield Dataset(f"mdd/seconds/{stage}", lead, "<f8", nan, {"units": "s"})
-    noise = {"content": "root mean square of reprojection minus projection, in units of the noise"}
-    yield Dataset("mdd/residual", lead, "<f8", nan, noise)
-    yield Dataset("mdd/held_out_error", lead, "<f8", nan, noise)
+        yield figure(f"seconds/{stage}", "<f8", np.nan, units="s")
     for candidate in CANDIDATES:
-        yield Dataset(f"mdd/held_out_errors/{candidate}", lead, "<f8", nan, noise)
-    weight = {"content": "share of the network's answer in what was served"}
-    yield Dataset("mdd/network_weight", lead, "<f8", nan, weight)
-    yield Dataset(
-        "mdd/merged", lead, "u1", None, {"codes": "1 the sweep before was used as well, as nothing had moved"}
-    )
-    runtimes = ", ".join(f"{code} {name}" for code, name in enumerate(RUNTIMES))
-    yield Dataset("mdd/runtime", lead, "u1", None, {"codes": runtimes, "content": "what ran the network"})
-    yield Dataset("mdd/inr_iterations", lead, "<i4")
-    yield Dataset("mdd/recipe", lead, "u1", None, _RETIRED)
-    yield Dataset("mdd/state", lead, "<i8", None, _RETIRED)
-    yield Dataset("mdd/from_state", lead, "<i8", None, _RETIRED)
-    yield Dataset("mdd/frames_received", lead, "<u4")
-    yield Dataset("mdd/frames_missing", lead, "<u4")
-    yield Dataset("mdd/frames_expected", lead, "<u4", None, {"content": "as its frames say, 0: none came"})
-    used = "1 the volume is made of it, or judged by it"
-    yield Dataset("mdd/frames/used", frames, "u1", None, {"codes": used})
-    yield Dataset("mdd/frames/crc32", frames, "<u4", None, {"content": "CRC-32 of the frame's bytes"})
-    check = f"CRC-32 of {', '.join(CHECKED.names or ())}"
-    yield Dataset("mdd/frames/check", frames, "<u4", None, {"content": check})
+        yield figure(f"held_out_errors/{candidate}", "<f8", np.nan, content=IN_NOISE.content)
+    yield figure("runtime", "u1", codes=_codes(RUNTIMES), content="what ran the network")
+    for one in FIGURES:
+        if one.column is not None:
+            yield _column(f"mdd/{one.name}", lead, one.column)
+    yield figure("frames_received", "<u4")
+    yield figure("frames_missing", "<u4")
+    yield figure("frames_expected", "<u4", content="as its frames say, 0: none came")
+    for name, dtype in (("recipe", "u1"), ("state", "<i8"), ("from_state", "<i8")):
+        yield figure(name, dtype, content=_RETIRED)
+    yield of_frame("used", "u1", codes="1 the volume is made of it, or judged by it")
+    yield of_frame("crc32", "<u4", content="CRC-32 of the frame's bytes")
+    yield of_frame("check", "<u4", content=f"CRC-32 of {', '.join(CHECKED.names or ())}")
     for name, column in FRAME_COLUMNS.items():
-        empty = column.empty or None  # what HDF5 makes is zeros
-        about = {"units": column.units, "content": column.content}
-        about = {key: text for key, text in about.items() if text}
-        yield Dataset(f"mdd/frames/{name}", frames, column.dtype, empty, about, since=column.since)
+        yield _column(f"mdd/frames/{name}", frames, column)
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"{code} {name}" for code, name in enumerate(names))
+
+
+def _column(path: str, shape: tuple[int, ...], column: Column) -> Dataset:
+    about = {name: getattr(column, name) for name in ("units", "content", "codes") if getattr(column, name)}
+    return Dataset(path, shape, column.dtype, column.empty or None, about, since=column.since)
 
 
 def _live_datasets(channels: tuple[int, ...], shape: tuple[int, ...], pixel: str) -> Iterator[Dataset]:

@@ -30,7 +30,7 @@ from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.run_data import RunData, cut
 from microdiffusion.daemon.recorder.voxels import VoxelWriter
 from microdiffusion.errors import RunError
-from microdiffusion.frames import Frame, Reconstruction, Sweep
+from microdiffusion.frames import FIGURES, Frame, Reconstruction, Sweep
 from microdiffusion.runfile import (
     CHECKED,
     REASON_BYTES,
@@ -174,7 +174,7 @@ class RunWriter:
         if sums is None:
             self.settle(key, Status.FAILED, "the volume held values that are not finite")
             return None
-        figures = _figures(result) | {
+        figures = _figures(result, self.files.plan.minor) | {
             "acquired_s": acquired_s,
             "crc32": sums[0],
             **{f"pyramid_crc32/{level}": value for level, value in enumerate(sums[1:], 1)},
@@ -295,25 +295,17 @@ class RunWriter:
         return Status(int(self.book.session(place.part, position).status[place.t, channel]))
 
 
-def _figures(result: Reconstruction) -> dict[str, Any]:
+def _figures(result: Reconstruction, minor: int) -> dict[str, Any]:
     """Return what is kept of a reconstruction besides its voxels, by dataset below /mdd."""
     seconds = {stage: 0.0 for stage in STAGES if stage in result.seconds}
     for stage, value in result.seconds.items():
         name = stage if stage in STAGES else "other"
         seconds[name] = seconds.get(name, 0.0) + value
-    served = SERVED.index(result.served) if result.served in SERVED else 0
+    errors = {name: error for name, error in result.candidate_errors.items() if name in SERVED[1:]}
     return {
-        "served": served,
-        "residual": result.residual,
-        "held_out_error": result.held_out_error,
-        "inr_iterations": result.inr_iterations,
-        "network_weight": result.network_weight,
-        "merged": int(result.merged),
+        **{one.name: one.plain(result) for one in FIGURES if one.column and one.column.since <= minor},
+        "served": SERVED.index(result.served) if result.served in SERVED else 0,
         "runtime": runtime_code(result.runtime),
         **{f"seconds/{stage}": value for stage, value in seconds.items()},
-        **{
-            f"held_out_errors/{name}": value
-            for name, value in result.candidate_errors.items()
-            if name in SERVED[1:]
-        },
+        **{f"held_out_errors/{name}": error for name, error in errors.items()},
     }
