@@ -1,42 +1,89 @@
-"""Where frames wait until the daemon has them: bounded in bytes, with a counter for each way out.
+"""Frames between the camera and the daemon: bounded, with a counter for every way in which a frame leaves.
 
-Every frame that `put` took is in exactly one place, in the order of its number:
-
-    on its way (sent, unanswered)  <  head (in memory)  <  middle (in the journal alone)  <  tail (in memory)
-
-or gone and counted as acknowledged, refused, damaged or lost. Without a journal there is but the head. With
-one, the head holds what goes out next, and what the camera brings beyond it waits in the tail for the
-journal's thread, which begins when half of the memory is full. A quarter of it may be on its way and a
-quarter in the head, so that half is the camera's while the disk is busy. A frame in memory may lie in the
-journal as well.
+Each frame that `put` took is *waiting*, or *sent* and unanswered, or gone and counted as acknowledged,
+refused, lost or damaged. Where its pixels are is another matter: memory is a cache of the journal. As soon as
+half of the memory is full, or the daemon is away, the journal's thread writes the oldest frames that are in
+memory alone. A frame that has been written and is not among the next to go (a quarter of the memory) leaves
+memory, and is read back when its turn comes. Another quarter may be sent and unanswered, so half is the
+camera's while the disk is busy. Without a journal, everything stays in memory.
 
 The line keeps the order, and the daemon acknowledges in the order in which frames came in. Hence one rule
 finds what was lost: *whatever was sent before something that has been acknowledged, and is itself
-unanswered, never arrived* (unless the daemon said that it holds it), and goes back to the head. Refusals
-may overtake, so they prove nothing of the others.
+unanswered, never arrived* (unless the daemon said that it holds it), and waits again. Refusals may overtake,
+so they prove nothing of the others.
 
-`put` and `wait_for_room` may be called from any thread; `to_spill`, `unrecorded`, `recorded`, `to_fetch`,
-`fetched` and `take_released` from the journal's; everything else from the sender's. One lock, held for
-bookkeeping only: pixels are copied outside of it.
+`put` and `wait_for_room` may be called from any thread; `next_to_write`, `written`, `next_to_read`, `read`
+and `take_released` from the journal's; everything else from the sender's. One lock, held for bookkeeping
+only: pixels are copied outside of it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect
+from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import attrgetter
 
 import numpy as np
 
 from microdiffusion import wire
 from microdiffusion.errors import WireError
 from microdiffusion.frames import Frame
-from microdiffusion.sender.entry import Entry, Queue
+from microdiffusion.sender.faults import Fault
 from microdiffusion.sender.journal import Place
 
-ASIDE_S = 0.5
-"""How long a frame that is to be overtaken waits for one to come."""
+_BY_NUMBER = attrgetter("number")
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A frame in the buffer, and what happened to it so far. Whoever holds the buffer's lock may touch it.
+
+    Attributes
+    ----------
+    number : int
+        Place in the order of the buffer, without gaps.
+    frame, parts
+        Its pixels, as they were put and as they go out; both None where they are in the journal alone.
+    place : Place or None
+        Where it is in the journal.
+    unfit : bool
+        It cannot be encoded.
+    held : bool
+        The daemon has it, not safely yet.
+    gone : bool
+        It needs nothing any more.
+    """
+
+    seq: int
+    number: int
+    frame: Frame | None = None
+    parts: wire.Parts | None = None
+    place: Place | None = None
+    transmissions: int = 0
+    sent_s: float = 0.0
+    fault: Fault | None = None  # None: not drawn yet
+    unfit: bool = False
+    held: bool = False
+    gone: bool = False
+
+    def encoded(self, run: str) -> wire.Parts:
+        """Return its message on the wire; raises WireError where it cannot be sent as it is."""
+        parts, frame = self.parts, self.frame
+        if parts is None:
+            if frame is None:
+                raise WireError(f"Frame {self.seq} is not in memory.", reason="frame")
+            parts = self.parts = wire.encode_frame(run, frame)
+        return parts
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its pixels are in memory."""
+        return self.frame is not None or self.parts is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +100,7 @@ class BufferStats:
     waiting, on_the_way, buffered_bytes : int
         Of the taken: not sent yet; sent and unanswered; size of both, wherever they are.
     journaled, memory_bytes : int
-        Of these: frames that lie in the journal; size of those in memory.
+        Of these: frames that are in the journal; size of those in memory.
     """
 
     put: int
@@ -70,43 +117,50 @@ class BufferStats:
 
 
 class SendBuffer:
-    """Frames between the camera and the daemon.
+    """The frames of one sender, all of the same size.
 
     Parameters
     ----------
     capacity_bytes : int
         Most that the pixels in memory may take.
+    frame_bytes : int
+        Size of one frame's pixels.
     journal : bool
-        Whether somebody spills what does not fit.
+        Whether there is one.
     first_seq : int
         The lowest number that a frame may have.
+
+    Attributes
+    ----------
+    journal_work : Event
+        Wakes the journal's thread.
     """
 
-    def __init__(self, capacity_bytes: int, *, journal: bool = False, first_seq: int = 0) -> None:
+    def __init__(
+        self, capacity_bytes: int, frame_bytes: int, *, journal: bool = False, first_seq: int = 0
+    ) -> None:
         self.journal_work = threading.Event()
-        self._capacity = capacity_bytes
-        self._head_bytes = capacity_bytes // 4 if journal else capacity_bytes
-        self._low_water = capacity_bytes // 2
+        self._frame_bytes = frame_bytes
+        self._capacity = capacity_bytes // frame_bytes
+        self._share = max(1, self._capacity // 4) if journal else self._capacity
+        self._journal = journal
         self._changed = threading.Condition()
-        self._head, self._middle, self._tail = Queue(), Queue(), Queue()
+        self._waiting: deque[Entry] = deque()  # by number; but where a fault has one overtake another
         self._sent: dict[int, Entry] = {}  # in the order of sending
-        self._aside: Entry | None = None
-        self._memory = 0
-        self._bytes = 0
-        self._sent_bytes = 0
-        self._journaled = self._unrecorded = 0
+        self._unwritten: deque[Entry] = deque()  # in memory alone; by number; where there is a journal
+        self._stored: deque[Entry] = deque()  # in the journal alone; by number
         self._released: list[Place] = []
+        self._memory = self._copying = self._journaled = 0
         self._last_seq = first_seq - 1
         self._closed = False
         self._put = self._dropped = self._acknowledged = self._refused = self._lost = self._damaged = 0
 
     def adopt(self, records: dict[int, Place], *, announced: int, dropped: int) -> None:
-        """Begin with what a journal that was left over holds, and take no more."""
+        """Begin with the records of a left-over journal, and take no more."""
         with self._changed:
-            self._head_bytes = self._capacity // 4
             for seq, place in records.items():
-                self._middle.append(Entry(seq, place.body_bytes, place=place))
-            self._bytes = self._middle.nbytes
+                self._stored.append(Entry(seq, len(self._stored), place=place))
+            self._waiting.extend(self._stored)
             self._journaled = len(records)
             self._put, self._dropped = max(len(records), announced - dropped), dropped
             self._closed = True
@@ -120,34 +174,34 @@ class SendBuffer:
         WireError
             Its number is not above that of the frame before: answers could not be told apart.
         """
-        nbytes = int(frame.pixels.nbytes)
         with self._changed:
             if frame.info.seq <= self._last_seq:
                 raise WireError(
                     f"Frame numbers must rise, but {frame.info.seq} came after {self._last_seq}.",
                     reason="frame",
                 )
-            if self._closed or self._memory + nbytes > self._capacity:
+            if self._closed or self._memory >= self._capacity:
                 self._dropped += 1
                 return False
-            self._memory += nbytes
-            self._bytes += nbytes
             self._last_seq = frame.info.seq
+            self._memory += 1
+            self._copying += 1
         try:
             copy = Frame(frame.info, np.array(frame.pixels, order="C", copy=True))
         except BaseException:
             with self._changed:
-                self._memory -= nbytes
-                self._bytes -= nbytes
+                self._memory -= 1
+                self._copying -= 1
             raise
-        entry = Entry(frame.info.seq, nbytes, copy)
         with self._changed:
-            later = self._tail or self._middle or self._head.nbytes + nbytes > self._head_bytes
-            (self._tail if later else self._head).append(entry)
+            entry = Entry(copy.info.seq, self._put, copy)
+            self._copying -= 1
             self._put += 1
-            self._unrecorded += 1
-        if later:
-            self.journal_work.set()
+            self._waiting.append(entry)
+            if self._journal:
+                self._unwritten.append(entry)
+            if self._memory > self._capacity // 2:
+                self.journal_work.set()
         return True
 
     def count_dropped(self) -> None:
@@ -155,62 +209,52 @@ class SendBuffer:
         with self._changed:
             self._dropped += 1
 
-    def wait_for_room(self, nbytes: int, timeout_s: float) -> bool:
-        """Wait until a frame of `nbytes` would be taken; False after `timeout_s` or when closed."""
+    def wait_for_room(self, timeout_s: float) -> bool:
+        """Wait until a frame would be taken; False after `timeout_s` or when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._memory + nbytes <= self._capacity, timeout_s)
-            return not self._closed and self._memory + nbytes <= self._capacity
+            self._changed.wait_for(lambda: self._closed or self._memory < self._capacity, timeout_s)
+            return not self._closed and self._memory < self._capacity
 
     def close(self) -> None:
-        """Take no more frames, and let those go who wait for room."""
+        """Take no more frames, and release those who wait for room."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def next_to_send(self, window_bytes: int, *, last: bool = False) -> Entry | None:
+    def next_to_send(self, window_bytes: int) -> Entry | None:
         """Return the frame to send next, without taking it out.
 
-        None where none is at hand, or where it would bring what is on its way above `window_bytes` or
-        `wire.MAX_HELD` frames (one frame may always go). `last` says that no more will be put, so one that
-        was set aside need not wait; otherwise it waits for `ASIDE_S` at most.
+        None where it is not in memory, or where it would bring what is unanswered above `window_bytes` or
+        `wire.MAX_HELD` frames (one frame may always go).
         """
         with self._changed:
-            self._fill_head()
-            if self._aside is not None and not self._head and not self._middle:
-                waited_s = time.monotonic() - self._aside.sent_s
-                if last or self._closed or waited_s > ASIDE_S:
-                    self._release_aside()
-            if not self._head:
+            if not self._waiting or not self._waiting[0].in_memory:
                 return None
-            entry = self._head.entries[0]
-            most = min(window_bytes, self._head_bytes)
-            full = self._sent_bytes + entry.nbytes > most or len(self._sent) >= wire.MAX_HELD
-            return None if self._sent and full else entry
+            most = min(window_bytes // self._frame_bytes, self._share, wire.MAX_HELD)
+            return self._waiting[0] if not self._sent or len(self._sent) < most else None
 
     def mark_sent(self) -> None:
         """Note that the frame of `next_to_send` went out."""
         with self._changed:
-            entry = self._pop_head()
+            entry = self._pop_waiting()
             entry.transmissions += 1
             entry.sent_s = time.monotonic()
             entry.held = False
             self._sent[entry.seq] = entry
-            self._sent_bytes += entry.nbytes
-            self._release_aside()
 
-    def set_aside(self) -> None:
-        """Let the frame of `next_to_send` be overtaken by the one behind it."""
+    def overtake(self) -> bool:
+        """Let the frame of `next_to_send` be overtaken by the one behind it; False where there is none."""
         with self._changed:
-            entry = self._pop_head()
-            self._release_aside()
-            entry.sent_s = time.monotonic()
-            self._aside = entry
+            if len(self._waiting) < 2 or not self._waiting[1].in_memory:
+                return False
+            self._waiting[0], self._waiting[1] = self._waiting[1], self._waiting[0]
+            return True
 
     def lose(self) -> None:
         """Forget the frame of `next_to_send`, as if the line had swallowed it."""
         with self._changed:
             self._lost += 1
-            self._forget(self._pop_head())
+            self._forget(self._pop_waiting())
 
     def acknowledge(self, seqs: Iterable[int]) -> None:
         """Note that the daemon has these frames; an answer to something older is ignored."""
@@ -220,8 +264,8 @@ class SendBuffer:
                 if entry is None:
                     continue
                 if not entry.held:  # one that is held may have come on an earlier line, which proves nothing
-                    self._resend_before(seq)
-                self._take_sent(seq)
+                    self._wait_again(self._sent_before(entry))
+                del self._sent[seq]
                 self._acknowledged += 1
                 self._forget(entry)
 
@@ -231,25 +275,24 @@ class SendBuffer:
         None: again and again, because there was merely no room for it.
         """
         with self._changed:
-            if seq not in self._sent:
+            entry = self._sent.get(seq)
+            if entry is None:
                 return
-            entry = self._take_sent(seq)
             if attempts is None or entry.transmissions < attempts:
-                self._head.insert(entry)
+                self._wait_again([entry])
             else:
+                del self._sent[seq]
                 self._refused += 1
                 self._forget(entry)
 
     def resend_all(self, held: Collection[int] = ()) -> int:
-        """Put everything that is on its way back to the head, but what the daemon holds; return how many."""
+        """Have everything unanswered wait again, but what the daemon holds; return how many."""
         with self._changed:
-            again = []
             for seq, entry in self._sent.items():
                 entry.held = seq in held
                 entry.sent_s = time.monotonic()
-                if not entry.held:
-                    again.append(seq)
-            self._resend(again)
+            again = [entry for entry in self._sent.values() if not entry.held]
+            self._wait_again(again)
             return len(again)
 
     def oldest_sent_s(self) -> float | None:
@@ -260,12 +303,12 @@ class SendBuffer:
     def is_empty(self) -> bool:
         """Return whether every frame that was taken is accounted for."""
         with self._changed:
-            return self._bytes == 0
+            return not (self._waiting or self._sent or self._copying)
 
     def stats(self) -> BufferStats:
         """Return the counters of this moment."""
         with self._changed:
-            waiting = len(self._head) + len(self._middle) + len(self._tail) + (self._aside is not None)
+            buffered = len(self._waiting) + len(self._sent) + self._copying
             return BufferStats(
                 put=self._put,
                 dropped=self._dropped,
@@ -273,78 +316,62 @@ class SendBuffer:
                 refused=self._refused,
                 lost=self._lost,
                 damaged=self._damaged,
-                waiting=waiting,
+                waiting=len(self._waiting),
                 on_the_way=len(self._sent),
-                buffered_bytes=self._bytes,
+                buffered_bytes=buffered * self._frame_bytes,
                 journaled=self._journaled,
-                memory_bytes=self._memory,
+                memory_bytes=self._memory * self._frame_bytes,
             )
 
     def unsaved(self) -> int:
         """Return how many waiting frames are in memory alone."""
         with self._changed:
-            queues = (self._head.entries, self._tail.entries)
-            count = sum(entry.place is None for entries in queues for entry in entries)
-            return count + (self._aside is not None and self._aside.place is None)
+            return sum(entry.place is None for entry in self._waiting)
 
-    def to_spill(self) -> Entry | None:
-        """Return the frame to write to the journal next, which frees its memory; None where none is."""
+    def next_to_write(self, *, everything: bool = False) -> Entry | None:
+        """Return the frame to write to the journal next: the oldest that is in memory alone.
+
+        None where there is none, or, but for `everything`, memory has room.
+        """
         with self._changed:
-            self._fill_head()
-            return self._tail.entries[0] if self._tail and self._memory > self._low_water else None
+            self._skip_written()
+            wanted = everything or self._memory > self._capacity // 2
+            return self._unwritten[0] if wanted and self._unwritten else None
 
-    def unrecorded(self, *, ahead: bool = False) -> list[Entry]:
-        """Return the frames that are in memory alone, oldest first; `ahead`: those before the tail."""
-        with self._changed:
-            aside = [self._aside] if self._aside is not None else []
-            found: list[Entry] = []
-            # From the newest on: older ones have been written already, mostly, and need not be looked at.
-            before_tail = (self._head.entries, aside, self._sent.values())
-            for entries in before_tail if ahead else (self._tail.entries, *before_tail):
-                for entry in reversed(entries):
-                    if len(found) == self._unrecorded:
-                        break
-                    if entry.place is None:
-                        found.append(entry)
-            return found[::-1]
-
-    def recorded(self, entry: Entry, place: Place) -> None:
-        """Note that a frame of `to_spill` or `unrecorded` lies in the journal."""
+    def written(self, entry: Entry, place: Place) -> None:
+        """Note that the frame of `next_to_write` is in the journal."""
         with self._changed:
             if entry.gone:
                 self._released.append(place)
                 return
             entry.place = place
             self._journaled += 1
-            self._unrecorded -= 1
-            while self._tail and self._tail.entries[0].place is not None:
-                spilled = self._tail.popleft()
-                spilled.frame = spilled.parts = None
-                self._memory -= spilled.nbytes
-                self._middle.append(spilled)
-            self._changed.notify_all()
+            if entry.seq not in self._sent and entry.number - self._waiting[0].number >= self._share:
+                entry.frame = entry.parts = None
+                self._memory -= 1
+                self._stored.append(entry)
+                self._changed.notify_all()
 
-    def to_fetch(self) -> Entry | None:
+    def next_to_read(self) -> Entry | None:
         """Return the frame to read back from the journal next; None where enough are at hand."""
         with self._changed:
-            if not self._middle:
+            if not self._stored:
                 return None
-            entry = self._middle.entries[0]
-            room = self._memory + entry.nbytes <= self._capacity or not (self._head or self._sent)
-            short = self._head.nbytes + entry.nbytes <= self._head_bytes or not self._head
-            return entry if room and short else None
+            entry, first = self._stored[0], self._waiting[0]
+            room = self._memory < self._capacity or (entry is first and not self._sent)
+            return entry if room and entry.number - first.number < self._share else None
 
-    def fetched(self, entry: Entry, parts: wire.Parts | None) -> None:
-        """Take the frame of `to_fetch` with what the journal holds of it; None: that cannot be read."""
+    def read(self, entry: Entry, parts: wire.Parts | None) -> None:
+        """Take the frame of `next_to_read` with what the journal holds of it; None: that cannot be read."""
         with self._changed:
-            self._middle.popleft()
+            self._stored.popleft()
             if parts is None:
                 self._damaged += 1
+                self._waiting.remove(entry)
                 self._forget(entry)
-                return
-            entry.parts = parts
-            self._memory += entry.nbytes
-            self._head.append(entry)
+            else:
+                entry.parts = parts
+                self._memory += 1
 
     def take_released(self) -> list[Place]:
         """Return what the journal need not keep any longer."""
@@ -352,50 +379,35 @@ class SendBuffer:
             released, self._released = self._released, []
             return released
 
-    def _fill_head(self) -> None:
-        while self._tail and not self._middle:
-            if self._head and self._head.nbytes + self._tail.entries[0].nbytes > self._head_bytes:
-                return
-            self._head.append(self._tail.popleft())
-
-    def _pop_head(self) -> Entry:
-        entry = self._head.popleft()
-        if self._middle:
+    def _pop_waiting(self) -> Entry:
+        if self._stored:
             self.journal_work.set()
-        return entry
+        return self._waiting.popleft()
 
-    def _resend_before(self, seq: int) -> None:
-        earlier = []
-        for other, entry in self._sent.items():
-            if other == seq:
-                break
-            if not entry.held:
-                earlier.append(other)
-        self._resend(earlier)
+    def _sent_before(self, entry: Entry) -> list[Entry]:
+        before = takewhile(lambda other: other is not entry, self._sent.values())
+        return [other for other in before if not other.held]
 
-    def _resend(self, seqs: list[int]) -> None:
-        for seq in reversed(seqs):
-            self._head.appendleft(self._take_sent(seq))
+    def _wait_again(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            del self._sent[entry.seq]
+            self._waiting.insert(bisect(self._waiting, entry.number, key=_BY_NUMBER), entry)
 
-    def _take_sent(self, seq: int) -> Entry:
-        entry = self._sent.pop(seq)
-        self._sent_bytes -= entry.nbytes
-        return entry
-
-    def _release_aside(self) -> None:
-        if self._aside is not None:
-            self._head.appendleft(self._aside)
-            self._aside = None
+    def _skip_written(self) -> None:
+        while self._unwritten:
+            entry = self._unwritten[0]
+            if not (entry.gone or entry.unfit or entry.place is not None):
+                return
+            self._unwritten.popleft()
 
     def _forget(self, entry: Entry) -> None:
-        if entry.frame is not None or entry.parts is not None:
-            self._memory -= entry.nbytes
-        self._bytes -= entry.nbytes
+        self._memory -= entry.in_memory
+        entry.frame = entry.parts = None
         entry.gone = True
+        self._skip_written()
         if entry.place is not None:
             self._journaled -= 1
             self._released.append(entry.place)
+        if self._stored or self._released:
             self.journal_work.set()
-        else:
-            self._unrecorded -= 1
         self._changed.notify_all()

@@ -1,17 +1,16 @@
-"""A sender's connection to the daemon: made, watched, and made anew where it seems dead.
+"""A sender's connection to the daemon: opened, watched, and opened again where it seems dead.
 
 ZeroMQ reconnects by itself where TCP says that the line is broken. What TCP does not notice for minutes
-(a machine gone without a word, a process that stands still) is for the owner to notice, who then calls
-`renew`: a fresh socket, with nothing of the old one in it. What ZeroMQ keeps silent about, a handshake that
-fails for want of the right keys, becomes a sentence here.
+(a machine gone without a word, a process that hangs) is for the owner to notice, who then calls `renew`: a
+new socket, with nothing of the old one in it. ZeroMQ is silent about a handshake that fails for want of the
+right keys; here it becomes a sentence.
 
-No thread: a line belongs to one thread at a time, `trouble` and `refusal` may be read from any.
+No thread: a connection belongs to one thread at a time, `trouble` and `refusal` may be read from any.
 """
 
 from __future__ import annotations
 
 import socket
-import time
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -31,7 +30,7 @@ _MECHANISM_MISMATCH = 0x11000002
 """ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: one side asks for keys, the other has none."""
 
 
-class Line:
+class Connection:
     """A DEALER socket with its keys and its monitor.
 
     Parameters
@@ -44,7 +43,7 @@ class Line:
     Attributes
     ----------
     refusal : str
-        Why no connection will come about unless somebody changes keys; empty where none is refused.
+        Why there will be no connection unless somebody changes keys; empty where none is refused.
     trouble : str
         What seems to be wrong with the keys, without being certain.
     """
@@ -57,64 +56,56 @@ class Line:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
-        self._cut_until_s = 0.0
 
     def open(self) -> None:
-        """Connect; the daemon need not be there yet.
+        """Connect, where there is no connection; the daemon need not be there yet.
 
         Raises
         ------
         AddressError, ConfigError
             The address is malformed, or on another machine and there are no keys.
         """
-        connection = self._context.socket(zmq.DEALER)
-        connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a daemon that is not there
-        connection.setsockopt(zmq.RECONNECT_IVL, 50)
-        connection.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        connection.setsockopt(zmq.LINGER, LINGER_MS)
-        connection.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)  # a daemon sends no bodies
+        if self._socket is not None:
+            return
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a daemon that is not there
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)  # a daemon sends no bodies
         try:
-            secure_client(connection, self.address, self._security)
-            self._monitor = connection.get_monitor_socket(_WATCHED)
+            secure_client(self._socket, self.address, self._security)
+            self._monitor = self._socket.get_monitor_socket(_WATCHED)
             # What listens on all interfaces is reached on this one; Windows does not do that by itself.
-            connection.connect(self.address.replace("//0.0.0.0:", "//127.0.0.1:"))
+            self._socket.connect(self.address.replace("//0.0.0.0:", "//127.0.0.1:"))
         except zmq.ZMQError as error:
-            self._socket = connection
             self.drop()
             raise AddressError(
                 f"Cannot connect to {self.address!r} ({error.strerror}): expected an address such as "
                 "tcp://127.0.0.1:5750."
             ) from error
         except BaseException:
-            connection.close(linger=0)
+            self.drop()
             raise
-        self._socket = connection
 
-    def drop(self) -> None:
-        """Let go of the connection, and of what is in it."""
-        self._close(linger_ms=0)
+    def drop(self, *, linger_ms: int = 0) -> None:
+        """Close the connection, and forget what is in it after `linger_ms`."""
+        connection, self._socket = self._socket, None
+        monitor, self._monitor = self._monitor, None
+        if connection is not None:
+            if monitor is not None:
+                connection.disable_monitor()
+            connection.close(linger=linger_ms)
+        if monitor is not None:
+            monitor.close(linger=0)
 
     def renew(self) -> None:
-        """Begin with a fresh connection."""
+        """Begin with a new connection."""
         self.drop()
         self.open()
 
-    def cut(self, seconds: float) -> None:
-        """Let go of the connection, and take it up again after a while: a deliberate fault."""
-        self._cut_until_s = time.monotonic() + seconds
-        self.drop()
-
-    def is_cut(self) -> bool:
-        """Whether a deliberate cut lasts; connects where it is over."""
-        if time.monotonic() < self._cut_until_s:
-            return True
-        if self._socket is None:
-            self.open()
-        return False
-
     def close(self) -> None:
         """Close for good; what was sent may still go out for a second."""
-        self._close(linger_ms=LINGER_MS)
+        self.drop(linger_ms=LINGER_MS)
         self._context.term()
 
     def send(self, parts: wire.Parts) -> bool:
@@ -147,7 +138,7 @@ class Line:
         poller.poll(int(timeout_s * 1000))
 
     def broke(self) -> bool:
-        """Look at what happened to the connection; True where it was lost since the last time."""
+        """Read what happened to the connection; return whether it was lost since the last time."""
         lost = False
         while self._monitor is not None and self._monitor.poll(0):
             message = recv_monitor_message(self._monitor)
@@ -181,13 +172,3 @@ class Line:
                 f"The daemon at {self.address} breaks the connection off: perhaps its key is not the one in "
                 "wire.server_key (`mdd keys show` says it there)."
             )
-
-    def _close(self, *, linger_ms: int) -> None:
-        connection, self._socket = self._socket, None
-        monitor, self._monitor = self._monitor, None
-        if connection is not None:
-            if monitor is not None:
-                connection.disable_monitor()
-            connection.close(linger=linger_ms)
-        if monitor is not None:
-            monitor.close(linger=0)

@@ -1,6 +1,6 @@
-"""What interrupted senders have left in their journals, sent to the daemon after all.
+"""Delivery of the journals that interrupted senders have left.
 
-A journal that a living sender has open is passed over. One whose frames the daemon has all confirmed is
+A journal that a living sender has open is skipped. One whose frames the daemon has all acknowledged is
 deleted; the daemon tells frames that it has from those that it lacks, so delivering twice does no harm. Runs
 in the caller's thread, with a `Sender` for one journal after the other.
 """
@@ -70,8 +70,10 @@ def deliver(
     run_id: str | None = None,
     security: ClientKeys | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> list[Delivered]:
-    """Send what left-over journals in `folder` hold to the daemon at `address`, oldest first.
+) -> Iterator[Delivered]:
+    """Send the left-over journals in `folder` to the daemon at `address`, oldest first.
+
+    Yields what became of each journal as soon as it is known.
 
     Parameters
     ----------
@@ -87,18 +89,6 @@ def deliver(
     AddressError, ConfigError
         Nobody answers there, the address is malformed, or it asks for other keys.
     """
-    return list(deliveries(folder, address, run_id=run_id, security=security, stop=stop))
-
-
-def deliveries(
-    folder: Path,
-    address: str,
-    *,
-    run_id: str | None = None,
-    security: ClientKeys | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Delivered]:
-    """Do as `deliver`, and yield what became of each journal as soon as it is known."""
     for path in left_over(folder, run_id):
         if stop():
             return
@@ -119,21 +109,26 @@ def _deliver_one(
     journal: Journal, address: str, security: ClientKeys | None, stop: Callable[[], bool]
 ) -> Delivered:
     header, frames = journal.header, len(journal.records)
+    largest = max(place.body_bytes for place in journal.records.values())
     try:
-        largest = max(place.body_bytes for place in journal.records.values())
-        sender = Sender.of_journal(
-            address, journal, buffer_bytes=max(BUFFER_BYTES, 4 * largest), security=security
+        sender = Sender(
+            address,
+            header,
+            buffer_bytes=max(BUFFER_BYTES, 4 * largest),
+            journal=journal,
+            security=security,
+            first_seq=journal.first_seq,
         )
         sender.start()
     except BaseException:
         journal.close()
         raise
-    reason, patience_s = "", 0.0
+    reason, timeout_s = "", 0.0
     try:
         reason = _wait(sender, address, stop)
-        patience_s = 0.0 if reason else END_S
+        timeout_s = 0.0 if reason else END_S
     finally:
-        stats = sender.finish(reason=reason or "delivered from the journal", timeout_s=patience_s)
+        stats = sender.finish(reason=reason or "delivered from the journal", timeout_s=timeout_s)
     damaged = stats.refused + stats.damaged
     return Delivered(
         journal.path,

@@ -1,4 +1,4 @@
-"""Frames on the local disk that the daemon does not have yet: what one sender has spilled.
+"""Frames on the local disk that the daemon does not have yet, of one sender.
 
 A journal is a folder `<run_id>-<first_seq>-<8 digits>`: `start` (JSON: the run's header and where the
 sender's numbers begin), `lock`, and `NNNNNN.part` files of 64 MB to which records are appended:
@@ -9,8 +9,8 @@ sender's numbers begin), `lock`, and `NNNNNN.part` files of 64 MB to which recor
 
 A record without a header only says how many frames were announced and dropped so far. Invariants: a record
 that is whole can be read whatever happened after it was written (no fsync: the operating system keeps it
-when the process is killed); what is damaged or torn is passed over. A part is deleted once nothing in it is
-needed any more. The lock is held while the journal is open; when the process dies, the system lets go.
+when the process is killed); what is damaged or torn is skipped. A part is deleted once nothing in it is
+needed any more. The lock is held while the journal is open; when the process dies, the system releases it.
 
 No thread of its own and no lock inside: a journal belongs to one thread at a time.
 """
@@ -35,7 +35,7 @@ from microdiffusion.header import RunHeader
 
 PART_BYTES = 64_000_000
 MAX_RECORDS = 250_000
-"""Most frames in one journal: what is kept in memory of each of them is bounded, too."""
+"""Most frames in one journal: memory holds a few words of each of them."""
 _PREFACE = struct.Struct("<4sIQQQQII")
 _CHECKED = _PREFACE.size - 8
 _MAGIC = b"mddj"
@@ -45,7 +45,7 @@ _PARTS = "[0-9]" * 6 + ".part"
 
 
 class _Start(BaseModel):
-    """What the file `start` holds."""
+    """The file `start`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,7 +60,7 @@ class JournalFull(Exception):  # no error: the frame waits, or is dropped and co
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record lies: number of the part, offset of its header, sizes."""
+    """Position of a record: number of its part, offset of its header, sizes."""
 
     part: int
     offset: int
@@ -76,65 +76,46 @@ class _Part:
 
 
 class Journal:
-    """One sender's journal, open; made by `create` or `reopen`.
+    """One sender's journal; its folder appears with the first record. See also `reopen`.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the journal's own folder appears.
+    header, first_seq
+        The run, and where the sender's numbers begin.
+    limit_bytes : int
+        Most that all journals together may take in `folder`.
 
     Attributes
     ----------
     path : Path
-        Its folder.
-    header, first_seq
-        The run, and where the sender's numbers begin.
+        Its own folder.
     records : dict of int to Place
-        What a journal that was reopened holds, by `seq`, ascending; empty in one that was created.
+        The records of a journal that was reopened, by `seq`, ascending; empty in a new one.
     announced, dropped : int
         The last that was noted in it.
     size : int
         Bytes of its parts.
     """
 
-    def __init__(
-        self, path: Path, header: RunHeader, first_seq: int, lock: FileLock, limit_bytes: int
-    ) -> None:
-        self.path = path
+    def __init__(self, folder: Path, header: RunHeader, first_seq: int, *, limit_bytes: int) -> None:
+        self.path = folder / f"{header.run_id}-{first_seq}-{uuid.uuid4().hex[:8]}"
         self.header = header
         self.first_seq = first_seq
+        self.limit_bytes = limit_bytes
         self.records: dict[int, Place] = {}
         self.announced = self.dropped = 0
         self.size = 0
-        self._limit_bytes = limit_bytes
-        self._lock = lock
+        self._others_bytes = 0
+        self._lock: FileLock | None = None
         self._parts: dict[int, _Part] = {}
         self._next = 1
-        self._writing: tuple[int, BinaryIO] | None = None
-        self._reading: tuple[int, BinaryIO] | None = None
-
-    @classmethod
-    def create(cls, folder: Path, header: RunHeader, first_seq: int, *, limit_bytes: int) -> Journal:
-        """Begin a journal in `folder`; what other journals take there counts against `limit_bytes`, too.
-
-        Raises
-        ------
-        OSError
-            The folder cannot be written to.
-        """
-        path = folder / f"{header.run_id}-{first_seq}-{uuid.uuid4().hex[:8]}"
-        taken = _size_of_parts(folder)
-        path.mkdir(parents=True)
-        lock = _lock_of(path)
-        lock.acquire(timeout=0)
-        journal = cls(path, header, first_seq, lock, max(0, limit_bytes - taken))
-        try:
-            fresh = path / f"{_START}.new"
-            fresh.write_text(_Start(header=header, first_seq=first_seq).model_dump_json(), encoding="utf-8")
-            fresh.replace(path / _START)
-        except OSError:
-            journal.delete()
-            raise
-        return journal
+        self._writing: tuple[_Part, BinaryIO] | None = None
 
     @classmethod
     def reopen(cls, path: Path) -> Journal | None:
-        """Open a journal that was left over; None while another process or sender has it open.
+        """Open a left-over journal, to read from; None while another process or sender has it open.
 
         Raises
         ------
@@ -148,7 +129,8 @@ class Journal:
             return None
         try:
             start = _Start.model_validate_json((path / _START).read_bytes())
-            journal = cls(path, start.header, start.first_seq, lock, 0)
+            journal = cls(path.parent, start.header, start.first_seq, limit_bytes=0)
+            journal.path, journal._lock = path, lock
             journal._scan()
         except ValidationError:
             lock.release()
@@ -168,42 +150,23 @@ class Journal:
         Raises
         ------
         JournalFull
-            It would pass the limit.
+            It would exceed the limit.
         OSError
             The disk does not take it.
         """
-        body_bytes = memoryview(body).nbytes
-        nbytes = _PREFACE.size + len(header) + body_bytes
+        if self._lock is None:
+            self._create()
+        nbytes = _PREFACE.size + len(header) + memoryview(body).nbytes
         live = sum(part.live for part in self._parts.values())
-        if self.size + nbytes > self._limit_bytes or live >= MAX_RECORDS:
+        if self._others_bytes + self.size + nbytes > self.limit_bytes or live >= MAX_RECORDS:
             raise JournalFull
-        number, file = self._part_for(nbytes)
-        part = self._parts[number]
-        begin = part.size
-        try:
-            _write(file, _preface(seq, header, body_bytes, announced, dropped) + header)
-            _write(file, body)
-        except OSError:
-            self._take_back(begin)
-            raise
-        part.size += nbytes
-        part.live += 1
-        self.size += nbytes
-        self.announced, self.dropped = announced, dropped
-        return Place(number, begin + _PREFACE.size, len(header), body_bytes)
+        place = self._append(seq, header, body, announced, dropped)
+        self._parts[place.part].live += 1
+        return place
 
     def note(self, announced: int, dropped: int) -> None:
         """Write how many frames were announced and dropped; raises OSError as `append` does."""
-        number, file = self._part_for(_PREFACE.size)
-        part = self._parts[number]
-        try:
-            _write(file, _preface(0, b"", 0, announced, dropped))
-        except OSError:
-            self._take_back(part.size)
-            raise
-        part.size += _PREFACE.size
-        self.size += _PREFACE.size
-        self.announced, self.dropped = announced, dropped
+        self._append(0, b"", b"", announced, dropped)
 
     def read(self, place: Place) -> list[bytes | memoryview]:
         """Return the message on the wire that a record holds: header, body, check.
@@ -215,19 +178,11 @@ class Journal:
         OSError
             It cannot be read; perhaps it can later.
         """
+        nbytes = place.header_bytes + place.body_bytes
         try:
-            if self._reading is None or self._reading[0] != place.part:
-                self._close_reading()
-                self._reading = (place.part, self._parts[place.part].path.open("rb", buffering=0))
-            file = self._reading[1]
-            file.seek(place.offset)
-            record = _read(file, place.header_bytes + place.body_bytes)
-        except (FileNotFoundError, EOFError) as error:
+            view = memoryview(_read(self._parts[place.part].path, place.offset, nbytes))
+        except FileNotFoundError as error:
             raise DiskError(f"A frame is gone from the journal {self.path}: {error}.") from error
-        except OSError:
-            self._close_reading()
-            raise
-        view = memoryview(record)
         header = bytes(view[: place.header_bytes])
         parts: list[bytes | memoryview] = [header, view[place.header_bytes :], wire.check_of(header)]
         try:
@@ -241,18 +196,24 @@ class Journal:
         part = self._parts[place.part]
         part.live -= 1
         if part.live == 0:
-            self._drop_part(place.part)
+            if self._writing is not None and self._writing[0] is part:
+                self._close_writing()
+            del self._parts[place.part]
+            self.size -= part.size
+            with contextlib.suppress(OSError):  # then it is delivered once more, and discarded as a duplicate
+                part.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the files and let go of the lock; what it holds stays for `reopen`."""
-        self._close_reading()
+        """Close the files and release the lock; what it holds stays for `reopen`."""
         self._close_writing()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def delete(self) -> None:
         """Close the journal and delete all of it."""
-        self._close_reading()
         self._close_writing()
+        if self._lock is None:
+            return
         # What cannot be deleted now does no harm: its frames are delivered once more, and discarded.
         for path in [*self.path.glob(_START + "*"), *self.path.glob(_PARTS)]:
             with contextlib.suppress(OSError):
@@ -262,38 +223,56 @@ class Journal:
             (self.path / _LOCK).unlink(missing_ok=True)
             self.path.rmdir()
 
-    def _part_for(self, nbytes: int) -> tuple[int, BinaryIO]:
+    def _create(self) -> None:
+        self._others_bytes = _size_of_parts(self.path.parent)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock_of(self.path)
+        try:
+            self._lock.acquire(timeout=0)
+            start = _Start(header=self.header, first_seq=self.first_seq)
+            new = self.path / f"{_START}.new"
+            new.write_text(start.model_dump_json(), encoding="utf-8")
+            new.replace(self.path / _START)
+        except OSError:
+            self.delete()
+            self._lock = None
+            raise
+
+    def _append(
+        self, seq: int, header: bytes, body: bytes | memoryview, announced: int, dropped: int
+    ) -> Place:
+        body_bytes = memoryview(body).nbytes
+        nbytes = _PREFACE.size + len(header) + body_bytes
+        number, part, file = self._part_for(nbytes)
+        begin = part.size
+        try:
+            _write(file, _preface(seq, header, body_bytes, announced, dropped) + header)
+            _write(file, body)
+        except OSError:
+            try:
+                file.truncate(begin)
+                file.seek(begin)
+            except OSError:  # then the part ends with what there is of the record
+                self._close_writing()
+            raise
+        part.size += nbytes
+        self.size += nbytes
+        self.announced, self.dropped = announced, dropped
+        return Place(number, begin + _PREFACE.size, len(header), body_bytes)
+
+    def _part_for(self, nbytes: int) -> tuple[int, _Part, BinaryIO]:
         if self._writing is not None:
-            part = self._parts[self._writing[0]]
+            part, file = self._writing
             if part.size == 0 or part.size + nbytes <= PART_BYTES:
-                return self._writing
+                return self._next - 1, part, file
             self._close_writing()
         number = self._next
-        path = self.path / f"{number:06d}.part"
-        file = path.open("xb", buffering=0)
+        part = _Part(self.path / f"{number:06d}.part")
+        file = part.path.open("xb", buffering=0)
         self._next += 1
-        self._parts[number] = _Part(path)
-        self._writing = (number, file)
-        return self._writing
-
-    def _take_back(self, size: int) -> None:
-        """Cut a record that was written in part; where even that fails, the part ends with it."""
-        if self._writing is not None:
-            try:
-                self._writing[1].truncate(size)
-                self._writing[1].seek(size)
-            except OSError:
-                self._close_writing()
-
-    def _drop_part(self, number: int) -> None:
-        if self._reading is not None and self._reading[0] == number:
-            self._close_reading()
-        if self._writing is not None and self._writing[0] == number:
-            self._close_writing()
-        part = self._parts.pop(number)
-        self.size -= part.size
-        with contextlib.suppress(OSError):  # then it is delivered once more, and discarded as a duplicate
-            part.path.unlink(missing_ok=True)
+        self._parts[number] = part
+        self._writing = (part, file)
+        return number, part, file
 
     def _close_writing(self) -> None:
         if self._writing is not None:
@@ -301,18 +280,12 @@ class Journal:
                 self._writing[1].close()
             self._writing = None
 
-    def _close_reading(self) -> None:
-        if self._reading is not None:
-            self._reading[1].close()
-            self._reading = None
-
     def _scan(self) -> None:
         found: dict[int, Place] = {}
         for path in sorted(self.path.glob(_PARTS)):
             number = int(path.stem)
             part = self._parts[number] = _Part(path, size=path.stat().st_size)
             self.size += part.size
-            self._next = number + 1
             for seq, place, announced, dropped in _records(path, number, part.size):
                 self.announced = max(self.announced, announced)
                 self.dropped = max(self.dropped, dropped)
@@ -363,7 +336,7 @@ def _preface(seq: int, header: bytes, body_bytes: int, announced: int, dropped: 
 
 
 def _records(path: Path, number: int, size: int) -> Iterator[tuple[int, Place, int, int]]:
-    """Yield seq, place, announced and dropped of the records of a part; what is damaged is passed over."""
+    """Yield seq, place, announced and dropped of the records of a part; what is damaged is skipped."""
     with path.open("rb") as file:
         offset = 0
         while offset + _PREFACE.size <= size:
@@ -394,12 +367,8 @@ def _write(file: BinaryIO, data: bytes | memoryview) -> None:
         view = view[written:]
 
 
-def _read(file: BinaryIO, nbytes: int) -> bytearray:
-    record = bytearray(nbytes)
-    view = memoryview(record)
-    while view:
-        count = file.readinto(view)  # type: ignore[attr-defined]  # a raw file
-        if not count:
-            raise EOFError("the file ends too soon")
-        view = view[count:]
-    return record
+def _read(path: Path, offset: int, nbytes: int) -> bytes:
+    """Return a piece of a file, or what there is of it."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(nbytes)

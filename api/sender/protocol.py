@@ -1,11 +1,11 @@
-"""What a sender says to the daemon and what it makes of the answers.
+"""The sender's side of the protocol: what it says to the daemon, and what it makes of the answers.
 
     opening --ack of start--> open --ack of end--> ended
        ^------- an answer is overdue, the line broke, or the daemon does not know the run
 
 In *opening* nothing but `start` goes out, so the answer to it proves that everything sent before has been
 read or is gone; what is unanswered, and not held by the daemon, is then sent again. Where nothing at
-all comes back for some seconds, a fresh connection is tried.
+all comes back for some seconds, a new connection is tried.
 
 No thread: everything is called on the sender's; the attributes may be read from any.
 """
@@ -18,31 +18,33 @@ from typing import Literal
 from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, AddressError, WireError
 from microdiffusion.header import RunHeader
-from microdiffusion.sender.buffer import SendBuffer
-from microdiffusion.sender.connection import Line
-from microdiffusion.sender.entry import Entry
+from microdiffusion.sender.buffer import Entry, SendBuffer
+from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Fault, FaultSource
 
 WINDOW_BYTES = 32 << 20
-"""Most that is on its way unanswered, where the daemon does not say."""
+"""Most that is sent and unanswered, where the daemon does not say."""
 OVERDUE_S = 1.0
 """After this long without an answer the sender asks again."""
 PROGRESS_S = 1.0
-"""How often the daemon is told how far the run is."""
+"""How often the sender reports the progress of the run."""
 RENEW_S = (3.0, 10.0)
-"""After this long without a word there is a fresh connection: at first, and at most."""
+"""After this long without a word there is a new connection: at first, and at most."""
 NO_ROOM_S = 0.2
 """After this long a frame is offered again that the daemon had no room for."""
 MAX_TRANSMISSIONS = 5
 """A frame whose checksum is refused this often is damaged before it is sent."""
+OVERTAKEN_S = 0.5
+"""How long a frame that is to be overtaken waits for another one."""
+_SHORT_S = 0.01
 
 
-class Conversation:
-    """One run's conversation with the daemon.
+class SenderProtocol:
+    """One run's exchange of messages with the daemon.
 
     Parameters
     ----------
-    line : Line
+    connection : Connection
     buffer : SendBuffer
     header, first_seq
         The run, and where the sender's numbers begin.
@@ -52,7 +54,7 @@ class Conversation:
     Attributes
     ----------
     open, was_open, ended : bool
-        The daemon answers; it has, at some time; it has confirmed the end of the run, or refused it.
+        The daemon answers; it has, at some time; it has acknowledged the end of the run, or refused it.
     finishing : str or None
         Why the run ends; None while more frames may come.
     wanted, wanted_text, server
@@ -65,7 +67,7 @@ class Conversation:
 
     def __init__(
         self,
-        line: Line,
+        connection: Connection,
         buffer: SendBuffer,
         header: RunHeader,
         first_seq: int,
@@ -78,14 +80,14 @@ class Conversation:
         self.server = ""
         self.up_s = time.monotonic()
         self.sent = self.resent = 0
-        self._line = line
+        self._connection = connection
         self._buffer = buffer
         self._header = header
         self._first_seq = first_seq
         self._faults = faults
         self._quiet_until_s = self._no_room_until_s = 0.0
         self._attempt = 0
-        self._asked_s = self._told_s = -float("inf")
+        self._asked_s = self._reported_s = -float("inf")
         self._heard_s = self.up_s
         self._answered_s = 0.0
         self._renew_s = RENEW_S[0]
@@ -103,13 +105,13 @@ class Conversation:
             A frame cannot be sent as it is.
         """
         now = time.monotonic()
-        if self._line.broke() and self.open:
+        if self._connection.broke() and self.open:
             self._reopen()
-        if self._line.refusal and not self.was_open:
-            raise AddressError(self._line.refusal)
+        if self._connection.refusal and not self.was_open:
+            raise AddressError(self._connection.refusal)
         if self.open:
             self.up_s = now
-        if self._is_quiet() or self._line.is_cut():
+        if self._is_quiet():
             self._heard_s = now
             return False
         if self.open and self._is_overdue(now):
@@ -117,8 +119,8 @@ class Conversation:
         if not self.open:
             self._ask(now)
             return False
-        if now - self._told_s >= PROGRESS_S:
-            self._say_progress(now)
+        if now - self._reported_s >= PROGRESS_S:
+            self._report(now)
         while now >= self._no_room_until_s:
             entry = self._buffer.next_to_send(self._window_bytes)
             if entry is None:
@@ -126,27 +128,28 @@ class Conversation:
             if not self._transmit(entry):
                 return self.open and not self._is_quiet()
         if self.finishing is not None and self._end_sent_s is None and self._buffer.is_empty():
-            self.say_end(self.finishing)
+            self.send_end(self.finishing)
         return False
 
     def is_down(self) -> bool:
-        """Whether the daemon has not been there for a while."""
+        """Return whether the daemon has not been there for a while."""
         return time.monotonic() - self.up_s > OVERDUE_S
 
     def _ask(self, now: float) -> None:
-        """Say `start`, and now and then try a fresh connection, until it is answered."""
+        """Send `start`, and now and then try a new connection, until it is answered."""
+        self._connection.open()
         if now - self._heard_s > self._renew_s:
             self._renew_s = min(2 * self._renew_s, RENEW_S[1])
             self._heard_s = now
             self._asked_s = -float("inf")
-            self._line.renew()
+            self._connection.renew()
         if now - self._asked_s > OVERDUE_S:
             start = wire.RunStart(header=self._header, first_seq=self._first_seq, attempt=self._attempt)
-            if self._line.send(wire.encode(start)):
+            if self._connection.send(wire.encode(start)):
                 self._asked_s = now
 
     def _is_quiet(self) -> bool:
-        """Whether a deliberate stall lasts."""
+        """Return whether a deliberate fault keeps the sender from sending."""
         return time.monotonic() < self._quiet_until_s
 
     def _is_overdue(self, now: float) -> bool:
@@ -161,31 +164,22 @@ class Conversation:
         self._asked_s = -float("inf")
 
     def _transmit(self, entry: Entry) -> bool:
-        """Pass one frame to the line, faults included; False where it takes nothing now."""
-        if self._faults is not None and entry.fault is None:
-            entry.fault = self._faults.draw()
-            self._quiet_until_s = time.monotonic() + self._faults.stall_s()
-            if (cut_s := self._faults.cut_s()) > 0:
-                self._line.cut(cut_s)
-                self._reopen()
-                return False
-            if self._is_quiet():
-                return False
-        fault = Fault.NONE if entry.fault is None or entry.transmissions else entry.fault
+        """Pass one frame to the connection, faults included; False where it does not go out now."""
+        fault = Fault.NONE if self._faults is None else self._draw(entry, self._faults)
+        if self._is_quiet():
+            return False
         if fault is Fault.DROP:
             self._buffer.lose()
             return True
         if fault is Fault.REORDER:
-            entry.fault = Fault.NONE
-            self._buffer.set_aside()
-            return True
+            return self._let_overtake(entry)
         parts = entry.encoded(self._header.run_id)
         if self._faults is not None and fault is Fault.CORRUPT:
             parts = self._faults.damage(parts)
-        if not self._line.send(parts):
+        if not self._connection.send(parts):
             return False
         if fault is Fault.DUPLICATE:
-            self._line.send(parts)
+            self._connection.send(parts)
         if entry.transmissions:
             self.resent += 1
         else:
@@ -193,7 +187,29 @@ class Conversation:
         self._buffer.mark_sent()
         return True
 
-    def _say_progress(self, now: float) -> None:
+    def _draw(self, entry: Entry, faults: FaultSource) -> Fault:
+        """Return the fault of this transmission; begin a stall or a cut where it is due."""
+        if entry.fault is None:
+            entry.fault = faults.draw()
+            cut_s = faults.cut_s()
+            self._quiet_until_s = time.monotonic() + max(faults.stall_s(), cut_s)
+            if cut_s > 0:
+                self._connection.drop()
+                self._reopen()
+        return Fault.NONE if entry.transmissions else entry.fault
+
+    def _let_overtake(self, entry: Entry) -> bool:
+        """Let a frame be overtaken by the next one; False while that has to come first."""
+        now = time.monotonic()
+        entry.sent_s = entry.sent_s or now
+        is_last = self.finishing is not None or now - entry.sent_s > OVERTAKEN_S
+        if self._buffer.overtake() or is_last:
+            entry.fault = Fault.NONE
+            return True
+        self._quiet_until_s = now + _SHORT_S
+        return False
+
+    def _report(self, now: float) -> None:
         stats = self._buffer.stats()
         progress = wire.RunProgress(
             run=self._header.run_id,
@@ -203,10 +219,10 @@ class Conversation:
             # What is in memory as well is not what fills the disk.
             journal_bytes=max(0, stats.buffered_bytes - stats.memory_bytes) if stats.journaled else 0,
         )
-        if self._line.send(wire.encode(progress)):
-            self._told_s = now
+        if self._connection.send(wire.encode(progress)):
+            self._reported_s = now
 
-    def say_end(self, reason: str) -> None:
+    def send_end(self, reason: str) -> None:
         """Say that the run is over, and what became of its frames."""
         stats = self._buffer.stats()
         end = wire.RunEnd(
@@ -218,10 +234,10 @@ class Conversation:
             damaged=stats.refused + stats.damaged,
             reason=reason.encode(errors="replace").decode()[:2000],
         )
-        if self._line.send(wire.encode(end)):
+        if self._connection.send(wire.encode(end)):
             self._end_sent_s = time.monotonic()
 
-    def hear(self) -> None:
+    def receive_answers(self) -> None:
         """Take the answers that have come.
 
         Raises
@@ -229,7 +245,7 @@ class Conversation:
         AcquisitionError
             The daemon refuses the run.
         """
-        while (parts := self._line.receive()) is not None:
+        while (parts := self._connection.receive()) is not None:
             self._heard_s = time.monotonic()
             try:
                 message = wire.decode(parts)
@@ -263,7 +279,9 @@ class Conversation:
                 self._reopen()
         elif refusal.seq is None:
             self.ended = True
-            raise AcquisitionError(f"The daemon at {self._line.address} refused the run: {refusal.text}")
+            raise AcquisitionError(
+                f"The daemon at {self._connection.address} refused the run: {refusal.text}"
+            )
         elif refusal.reason == wire.Reason.WINDOW:
             self._no_room_until_s = time.monotonic() + NO_ROOM_S
             self._buffer.refuse(refusal.seq, attempts=None)

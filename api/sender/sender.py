@@ -1,10 +1,10 @@
 """The driver's end of the wire: takes frames without ever blocking, and gets them to the daemon.
 
-`Sender` owns two daemon threads: its own, which owns the `Line` to the daemon and leads the `Conversation`
-with it, and that of the `Spill`, where there is a journal. `put` may be called from a camera callback: it
+`Sender` owns two threads: its own, which owns the `Connection` to the daemon and runs the `SenderProtocol`
+over it, and that of the `Spill`, where there is a journal. `put` may be called from a camera callback: it
 copies the pixels into a `SendBuffer` and returns; it never touches the disk. A daemon that is absent at
-the start, that restarts or stands still, or a line that breaks costs no frame while there is room in memory
-and journal; the receiver discards what it gets twice. Where both are full, `put` drops and counts, and `end`
+the start, that restarts or hangs, or a line that breaks costs no frame while there is room in memory and
+journal; the receiver discards what it gets twice. Where both are full, `put` drops and counts, and `end`
 announces it. What is left at the end stays in the journal for `delivery.deliver`.
 """
 
@@ -25,10 +25,10 @@ from microdiffusion.errors import AcquisitionError, ConfigError, MddError, WireE
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.buffer import BufferStats, SendBuffer
-from microdiffusion.sender.connection import Line
+from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Faults, FaultSource
 from microdiffusion.sender.journal import Journal
-from microdiffusion.sender.protocol import Conversation
+from microdiffusion.sender.protocol import SenderProtocol
 from microdiffusion.sender.spill import Spill
 from microdiffusion.wire import ClientKeys
 
@@ -51,7 +51,7 @@ class SenderStats(BufferStats):
     unsent : int
         Of the waiting, once the sender has ended: those that the journal keeps for later.
     connected, ended : bool
-        The daemon answers; it has confirmed the end of the run.
+        The daemon answers; it has acknowledged the end of the run.
     """
 
     sent: int
@@ -74,10 +74,11 @@ class Sender:
         Most that the pixels of unanswered frames may take in memory.
     faults : Faults or None
         What goes wrong on purpose.
-    journal : Path or None
-        Folder where frames go that do not fit into memory; None: they are dropped.
+    journal : Path, Journal or None
+        Folder where frames go that do not fit into memory; None: they are dropped. A left-over journal: its
+        frames are sent, and no others; from then on it is the sender's own.
     journal_bytes : int
-        Most that journals may take there; 0 is as no folder.
+        Most that journals may take in that folder; 0 is as no folder.
     security : ClientKeys or None
         None only where the address is on loopback.
     first_seq : int
@@ -98,12 +99,11 @@ class Sender:
         *,
         buffer_bytes: int,
         faults: Faults | None = None,
-        journal: Path | None = None,
+        journal: Path | Journal | None = None,
         journal_bytes: int = 0,
         security: ClientKeys | None = None,
         first_seq: int = 0,
     ) -> None:
-        self._header = header
         self._shape = header.shape[1:]
         self._dtype = np.dtype(header.dtype)
         frame_bytes = self._shape[0] * self._shape[1] * self._dtype.itemsize
@@ -113,20 +113,18 @@ class Sender:
                 f"set wire.send_buffer_mb to {max(1, 8 * frame_bytes // 1_000_000)} or more."
             )
         wire.encode(wire.RunStart(header=header))  # too large: say so now, in the caller's thread
-        self._first_seq = first_seq
-        spills = journal is not None and journal_bytes > 0
-        self._buffer = SendBuffer(buffer_bytes, journal=spills, first_seq=first_seq)
-        self._line = Line(address, security)
-        self._talk = Conversation(
-            self._line,
-            self._buffer,
-            header,
-            first_seq,
-            FaultSource(faults) if faults is not None else None,
-        )
+        if isinstance(journal, Path):
+            own = Journal(journal, header, first_seq, limit_bytes=journal_bytes)
+            journal = own if journal_bytes > 0 else None
+        self._buffer = SendBuffer(buffer_bytes, frame_bytes, journal=journal is not None, first_seq=first_seq)
         self._spill: Spill | None = None
-        if journal is not None and journal_bytes > 0:
-            self._spill = self._make_spill(journal, journal_bytes)
+        if journal is not None:
+            self._spill = Spill(self._buffer, journal, on_read=self._wake, on_failure=self._fail)
+            if journal.records:
+                self._buffer.adopt(journal.records, announced=journal.announced, dropped=journal.dropped)
+        source = FaultSource(faults) if faults is not None else None
+        self._connection = Connection(address, security)
+        self._protocol = SenderProtocol(self._connection, self._buffer, header, first_seq, source)
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -134,31 +132,6 @@ class Sender:
         self._failure: MddError | None = None
         self._deadline_s = float("inf")
         self._unsent = 0
-
-    @classmethod
-    def of_journal(
-        cls, address: str, journal: Journal, *, buffer_bytes: int, security: ClientKeys | None = None
-    ) -> Sender:
-        """Return a sender, not started, of what a left-over journal holds; from then on it is its own."""
-        header = journal.header
-        sender = cls(
-            address, header, buffer_bytes=buffer_bytes, security=security, first_seq=journal.first_seq
-        )
-        sender._buffer.adopt(journal.records, announced=journal.announced, dropped=journal.dropped)
-        sender._spill = sender._make_spill(journal.path.parent, 0, journal)
-        return sender
-
-    def _make_spill(self, folder: Path, limit_bytes: int, journal: Journal | None = None) -> Spill:
-        return Spill(
-            self._buffer,
-            folder=folder,
-            header=self._header,
-            first_seq=self._first_seq,
-            limit_bytes=limit_bytes,
-            on_fetched=self._wake,
-            on_failure=self._fail,
-            journal=journal,
-        )
 
     def start(self) -> None:
         """Connect and start the thread. The daemon need not be there yet.
@@ -169,7 +142,7 @@ class Sender:
             The address is malformed, or on another machine and there are no keys.
         """
         try:
-            self._line.open()
+            self._connection.open()
         except MddError:
             self._release()
             raise
@@ -187,7 +160,7 @@ class Sender:
             if pixels.shape != self._shape or pixels.dtype.newbyteorder("=") != self._dtype:
                 raise WireError(
                     f"The run's frames are {self._shape} {self._dtype}, frame {info.seq} is "
-                    f"{pixels.shape} {pixels.dtype}: mend the driver or the run's header."
+                    f"{pixels.shape} {pixels.dtype}: fix the driver or the run's header."
                 )
             taken = self._buffer.put(Frame(info, pixels))
         except Exception as error:  # a camera callback that raises would hang the acquisition
@@ -203,8 +176,7 @@ class Sender:
 
         For sources that can wait (a file); a camera cannot.
         """
-        height, width = self._shape
-        return self._buffer.wait_for_room(height * width * self._dtype.itemsize, timeout_s)
+        return self._buffer.wait_for_room(timeout_s)
 
     def finish(self, *, reason: str = "finished", timeout_s: float = 10.0) -> SenderStats:
         """Take no more frames, deliver those that are left, say `end`, and close.
@@ -214,8 +186,8 @@ class Sender:
         did. Does not raise; harmless when called again.
         """
         self._deadline_s = time.monotonic() + timeout_s
-        if self._talk.finishing is None:
-            self._talk.finishing = reason
+        if self._protocol.finishing is None:
+            self._protocol.finishing = reason
         self._buffer.close()
         self._wake()
         if self._thread.ident is None:
@@ -229,27 +201,27 @@ class Sender:
         """The counters of this moment."""
         return SenderStats(
             **asdict(self._buffer.stats()),
-            sent=self._talk.sent,
-            resent=self._talk.resent,
+            sent=self._protocol.sent,
+            resent=self._protocol.resent,
             unsent=self._unsent,
-            connected=self._talk.open,
-            ended=self._talk.ended and self._failure is None,
+            connected=self._protocol.open,
+            ended=self._protocol.ended and self._failure is None,
         )
 
     @property
     def wanted(self) -> Literal["go", "pause", "stop"]:
         """What the daemon last told the driver."""
-        return self._talk.wanted
+        return self._protocol.wanted
 
     @property
     def wanted_text(self) -> str:
         """Why it did, one sentence, or empty."""
-        return self._talk.wanted_text
+        return self._protocol.wanted_text
 
     @property
     def server(self) -> str:
         """The daemon's version of mdd; empty until it has answered."""
-        return self._talk.server
+        return self._protocol.server
 
     def raise_if_failed(self) -> None:
         """Raise what ended the run early: the daemon's refusal, or a mistake of the driver."""
@@ -259,7 +231,11 @@ class Sender:
     @property
     def trouble(self) -> str:
         """What stands in the way of the frames at the moment, one sentence; empty: nothing that is known."""
-        return self._line.refusal or self._line.trouble or (self._spill.trouble if self._spill else "")
+        return (
+            self._connection.refusal
+            or self._connection.trouble
+            or (self._spill.trouble if self._spill else "")
+        )
 
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
@@ -277,14 +253,14 @@ class Sender:
 
     def _release(self) -> None:
         self._buffer.close()
-        self._line.close()
+        self._connection.close()
         if self._spill is not None:
             self._spill.stop()
         self._wake_in.close()
         self._wake_out.close()
 
     def _run(self) -> None:
-        talk = self._talk
+        protocol = self._protocol
         try:
             self._serve()
         except Exception as error:
@@ -293,19 +269,19 @@ class Sender:
             if self._spill is not None and not self._buffer.is_empty():
                 self._spill.save_all(SAVE_S)
                 self._unsent = self._buffer.stats().journaled
-            if not talk.ended:
-                talk.say_end(str(self._failure) if self._failure else talk.finishing or "broken off")
+            if not protocol.ended:
+                protocol.send_end(str(self._failure or protocol.finishing or "broken off"))
         finally:
-            talk.open = False
+            protocol.open = False
             self._release()
 
     def _serve(self) -> None:
-        talk = self._talk
-        while not talk.ended and self._failure is None and time.monotonic() <= self._deadline_s:
-            blocked = talk.step()
+        protocol = self._protocol
+        while not protocol.ended and self._failure is None and time.monotonic() <= self._deadline_s:
+            blocked = protocol.step()
             if self._spill is not None:
-                self._spill.line_down = talk.is_down()
-            self._line.wait(self._wake_out, TICK_S, to_send=blocked)
+                self._spill.line_down = protocol.is_down()
+            self._connection.wait(self._wake_out, TICK_S, to_send=blocked)
             with contextlib.suppress(BlockingIOError):
                 self._wake_out.recv(4096)
-            talk.hear()
+            protocol.receive_answers()

@@ -105,11 +105,11 @@ def _deliver_leftovers(config: Config, address: str, security: ClientKeys | None
     """Deliver what interrupted acquisitions have left here, or say why that has to wait."""
     from microdiffusion.errors import AddressError
     from microdiffusion.paths import journal_folder
-    from microdiffusion.sender import deliveries
+    from microdiffusion.sender import deliver
 
     folder = config.wire.journal or journal_folder()
     try:
-        for delivered in deliveries(folder, address, security=security, stop=wish.is_set):
+        for delivered in deliver(folder, address, security=security, stop=wish.is_set):
             logger.info("left over from earlier: %s", delivered)
     except AddressError as error:  # the daemon may come later: the camera does not wait for it
         logger.warning("what is left over from earlier waits in %s: %s", folder, error)

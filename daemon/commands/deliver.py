@@ -35,7 +35,7 @@ def run(args: Namespace) -> int:
     """Deliver; 3 where something is left."""
     from microdiffusion.errors import MissingFileError
     from microdiffusion.paths import journal_folder
-    from microdiffusion.sender import deliveries
+    from microdiffusion.sender import deliver
     from microdiffusion.wire import client_security
 
     config = options.config_from(args, {"wire.data": args.address})
@@ -46,7 +46,7 @@ def run(args: Namespace) -> int:
         return _list(folder, args.run)
     found = left = 0
     security = client_security(config.wire, config.wire.data)
-    for delivered in deliveries(folder, config.wire.data, run_id=args.run, security=security):
+    for delivered in deliver(folder, config.wire.data, run_id=args.run, security=security):
         say(str(delivered))
         found += 1
         left += not delivered.done

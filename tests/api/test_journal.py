@@ -29,9 +29,10 @@ from support.wire_support import (
 from microdiffusion import wire
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.errors import AddressError, DiskError, GeometryError, InputFileError
+from microdiffusion.sender import delivery as delivery_module
 from microdiffusion.sender import journal as journal_module
 from microdiffusion.sender import spill as spill_module
-from microdiffusion.sender.delivery import deliver
+from microdiffusion.sender.delivery import Delivered
 from microdiffusion.sender.journal import Journal, JournalFull, Place, in_use, left_over
 
 FRAME_BYTES = 16 * 24 * 2
@@ -39,12 +40,16 @@ NO_LIMIT = 1 << 30
 
 
 def create(folder: Path, limit_bytes: int = NO_LIMIT) -> Journal:
-    return Journal.create(folder, make_header(), 0, limit_bytes=limit_bytes)
+    return Journal(folder, make_header(), 0, limit_bytes=limit_bytes)
 
 
 def append(journal: Journal, seq: int) -> Place:
     header, body, _ = wire.encode_frame(RUN, make_frame(seq))
     return journal.append(seq, bytes(header), body, announced=seq + 1, dropped=seq // 10)
+
+
+def deliver(folder: Path, address: str, **options: Any) -> list[Delivered]:
+    return list(delivery_module.deliver(folder, address, **options))
 
 
 def reopen(path: Path) -> Journal:
@@ -171,6 +176,8 @@ def test_a_write_that_fails_halfway_leaves_nothing_of_its_record(
 def test_a_journal_in_use_is_seen_and_passed_over(tmp_path: Path) -> None:
     assert left_over(tmp_path / "nowhere") == []
     journal = create(tmp_path)
+    assert left_over(tmp_path) == []  # it is made with its first frame
+    append(journal, 0)
     assert left_over(tmp_path) == left_over(tmp_path, RUN) == [journal.path]
     assert left_over(tmp_path, "f" * 32) == []
     assert in_use(tmp_path, RUN)
@@ -286,7 +293,7 @@ def test_a_daemon_that_declines_leaves_the_journal_and_says_why(tmp_path: Path) 
 
 
 def test_delivering_to_nobody_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microdiffusion.sender.sender.delivery.CONNECT_S", 0.2)
+    monkeypatch.setattr(delivery_module, "CONNECT_S", 0.2)
     journal = create(tmp_path)
     append(journal, 0)
     journal.close()
@@ -322,15 +329,16 @@ def test_a_disk_that_does_not_give_a_frame_is_asked_again(
     failures = 0
     read = journal_module._read
 
-    def fail(file: Any, nbytes: int) -> bytearray:
+    def fail(path: Path, offset: int, nbytes: int) -> bytes:
         nonlocal failures
-        if file.tell() > 2000 and (failures < 3 or for_good):
+        if offset > 2000 and (failures < 3 or for_good):
             failures += 1
             raise OSError(errno.EMFILE, "too many open files")
-        return read(file, nbytes)
+        return read(path, offset, nbytes)
 
     monkeypatch.setattr(journal_module, "_read", fail)
     monkeypatch.setattr(spill_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(spill_module, "TICK_S", 0.01)
     with receiving() as receiver:
         [told] = deliver(tmp_path, receiver.address)
     assert told.done

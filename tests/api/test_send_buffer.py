@@ -13,8 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.wire_support import RUN, make_frame
 
 from microdiffusion.errors import WireError
-from microdiffusion.sender.buffer import SendBuffer
-from microdiffusion.sender.entry import Entry
+from microdiffusion.sender.buffer import Entry, SendBuffer
 from microdiffusion.sender.journal import Place
 from microdiffusion.wire.codec import decode, encode_frame
 
@@ -29,7 +28,7 @@ class BufferMachine(RuleBasedStateMachine):
     @initialize(journal=st.booleans())
     def begin(self, journal: bool) -> None:
         self.journal = journal
-        self.buffer = SendBuffer(CAPACITY, journal=journal)  # with one, a frame may be on its way
+        self.buffer = SendBuffer(CAPACITY, FRAME_BYTES, journal=journal)  # with one: 1 on the way
         self.next_seq = 0
         self.taken: set[int] = set()
         self.dropped = 0
@@ -39,7 +38,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.disk: dict[Place, int] = {}
 
     def _head(self) -> int | None:
-        entry = self.buffer.next_to_send(WINDOW, last=True)
+        entry = self.buffer.next_to_send(WINDOW)
         if entry is None:
             return None
         assert decode(entry.encoded(RUN)).frame.info.seq == entry.seq
@@ -61,16 +60,17 @@ class BufferMachine(RuleBasedStateMachine):
         seq = self._head()
         if seq is None:
             full = len(self.sent) >= (1 if self.journal else WINDOW // FRAME_BYTES)
-            assert full or set(self.sent) == self.taken or self.buffer.to_fetch() is not None
+            assert full or set(self.sent) == self.taken or self.buffer.next_to_read() is not None
             return
         assert seq not in self.sent
         self.buffer.mark_sent()
         self.sent.append(seq)
 
     @rule()
-    def set_aside(self) -> None:
-        if self._head() is not None:
-            self.buffer.set_aside()
+    def overtake(self) -> None:
+        first = self._head()
+        if first is not None and self.buffer.overtake():
+            assert self._head() != first
 
     @rule()
     def lose(self) -> None:
@@ -115,35 +115,35 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.journal)
     @rule()
     def spill(self) -> None:
-        entry = self.buffer.to_spill()
+        entry = self.buffer.next_to_write()
         if entry is not None:
             self._record(entry)
 
     @precondition(lambda self: self.journal)
     @rule()
     def save_all(self) -> None:
-        for entry in self.buffer.unrecorded():
+        while (entry := self.buffer.next_to_write(everything=True)) is not None:
             self._record(entry)
         assert self.buffer.stats().journaled == len(self.taken)
         assert self.buffer.unsaved() == 0
 
     @rule()
     def fetch(self) -> None:
-        entry = self.buffer.to_fetch()
+        entry = self.buffer.next_to_read()
         if entry is not None:
-            self.buffer.fetched(entry, encode_frame(RUN, make_frame(self.disk[entry.place])))
+            self.buffer.read(entry, encode_frame(RUN, make_frame(self.disk[entry.place])))
 
     @rule()
     def fail_to_fetch(self) -> None:
-        entry = self.buffer.to_fetch()
+        entry = self.buffer.next_to_read()
         if entry is not None:
-            self.buffer.fetched(entry, None)
+            self.buffer.read(entry, None)
             self._forget(entry.seq)
 
     def _record(self, entry: Entry) -> None:
         place = Place(1, len(self.disk), 1, FRAME_BYTES)
         self.disk[place] = entry.seq
-        self.buffer.recorded(entry, place)
+        self.buffer.written(entry, place)
 
     def _forget(self, seq: int) -> None:
         self.taken.remove(seq)
@@ -172,7 +172,7 @@ TestBufferMachine.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_frames_go_out_in_order_and_repeats_come_first() -> None:
-    buffer = SendBuffer(CAPACITY)
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES)
     for seq in range(4):
         buffer.put(make_frame(seq))
     order = []
@@ -187,7 +187,7 @@ def test_frames_go_out_in_order_and_repeats_come_first() -> None:
 
 
 def test_the_pixels_are_copied() -> None:
-    buffer = SendBuffer(CAPACITY)
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES)
     frame = make_frame(0)
     before = frame.pixels.copy()
     buffer.put(frame)
@@ -197,17 +197,17 @@ def test_the_pixels_are_copied() -> None:
 
 @pytest.mark.parametrize("seq", [3, 2], ids=["the same number", "a lower number"])
 def test_numbers_that_do_not_rise_are_an_error(seq: int) -> None:
-    buffer = SendBuffer(CAPACITY)
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES)
     buffer.put(make_frame(3))
     with pytest.raises(WireError, match="must rise"):
         buffer.put(make_frame(seq))
 
 
-def test_a_frame_that_was_set_aside_is_overtaken_by_one() -> None:
-    buffer = SendBuffer(CAPACITY)
+def test_a_frame_is_overtaken_by_one() -> None:
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES)
     for seq in range(3):
         buffer.put(make_frame(seq))
-    buffer.set_aside()
+    assert buffer.overtake()
     order = []
     while (entry := buffer.next_to_send(CAPACITY)) is not None:
         order.append(entry.seq)
@@ -216,7 +216,7 @@ def test_a_frame_that_was_set_aside_is_overtaken_by_one() -> None:
 
 
 def test_a_frame_larger_than_the_window_may_go_alone() -> None:
-    buffer = SendBuffer(CAPACITY)
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES)
     buffer.put(make_frame(0))
     buffer.put(make_frame(1))
     assert buffer.next_to_send(1).seq == 0
@@ -225,43 +225,44 @@ def test_a_frame_larger_than_the_window_may_go_alone() -> None:
 
 
 def test_waiting_for_room_ends_when_a_frame_is_acknowledged() -> None:
-    buffer = SendBuffer(FRAME_BYTES)
+    buffer = SendBuffer(FRAME_BYTES, FRAME_BYTES)
     buffer.put(make_frame(0))
     buffer.next_to_send(WINDOW)
     buffer.mark_sent()
-    assert buffer.wait_for_room(FRAME_BYTES, 0.0) is False
+    assert buffer.wait_for_room(0.0) is False
     thread = threading.Timer(0.05, buffer.acknowledge, [[0]])
     thread.start()
-    assert buffer.wait_for_room(FRAME_BYTES, 10.0) is True
+    assert buffer.wait_for_room(10.0) is True
     thread.join()
 
 
 def test_closing_lets_those_go_who_wait_for_room() -> None:
-    buffer = SendBuffer(FRAME_BYTES)
+    buffer = SendBuffer(FRAME_BYTES, FRAME_BYTES)
     buffer.put(make_frame(0))
     thread = threading.Timer(0.05, buffer.close)
     thread.start()
     begin = time.monotonic()
-    assert buffer.wait_for_room(FRAME_BYTES, 10.0) is False
+    assert buffer.wait_for_room(10.0) is False
     assert time.monotonic() - begin < 5.0
     assert buffer.put(make_frame(1)) is False
     thread.join()
 
 
 def test_with_a_journal_the_camera_fills_the_memory_while_the_disk_keeps_up() -> None:
-    buffer = SendBuffer(CAPACITY, journal=True)
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES, journal=True)
     assert all(buffer.put(make_frame(seq)) for seq in range(6))
     assert not buffer.put(make_frame(6))
-    for number in range(3):  # the journal begins when half of the memory is full
-        entry = buffer.to_spill()
-        buffer.recorded(entry, Place(1, number, 1, FRAME_BYTES))
-    assert buffer.to_spill() is None
+    for number in range(4):  # until half of the memory is free; what goes out next stays there as well
+        entry = buffer.next_to_write()
+        assert entry.seq == number
+        buffer.written(entry, Place(1, number, 1, FRAME_BYTES))
+    assert buffer.next_to_write() is None
     assert all(buffer.put(make_frame(seq)) for seq in range(7, 10))
-    assert (buffer.stats().journaled, buffer.stats().memory_bytes) == (3, CAPACITY)
+    assert (buffer.stats().journaled, buffer.stats().memory_bytes) == (4, CAPACITY)
 
 
 def test_what_the_daemon_holds_is_not_taken_for_lost_when_a_later_frame_is_acknowledged() -> None:
-    buffer = SendBuffer(CAPACITY)
+    buffer = SendBuffer(CAPACITY, FRAME_BYTES)
     for seq in range(3):
         buffer.put(make_frame(seq))
         buffer.next_to_send(CAPACITY)

@@ -30,7 +30,7 @@ from microdiffusion.errors import (
     WireError,
 )
 from microdiffusion.frames import FrameInfo
-from microdiffusion.sender import protocol as conversation_module
+from microdiffusion.sender import protocol as protocol_module
 from microdiffusion.sender.faults import Faults
 from microdiffusion.sender.sender import Sender
 
@@ -213,7 +213,7 @@ def test_frames_that_the_daemon_holds_are_not_sent_again_while_they_wait() -> No
         receiver.hold()
         put_all(sender, range(5))
         wait_until(lambda: len(receiver.frames) == 5)
-        wait_until(lambda: sender._talk._attempt > 1)  # the sender has asked what became of them
+        wait_until(lambda: sender._protocol._attempt > 1)  # the sender has asked what became of them
         receiver.release()
         stats = sender.finish()
         assert (stats.ended, stats.resent, receiver.repeats) == (True, 0, 0)
@@ -240,7 +240,7 @@ def test_a_frame_without_room_at_the_daemon_is_sent_again_later(monkeypatch: pyt
         receiver.hold()
         with sending(receiver.address) as sender:
             wait_until(lambda: sender.stats.connected)
-            sender._talk._window_bytes = 100 * FRAME_BYTES  # a sender that does not keep to it
+            sender._protocol._window_bytes = 100 * FRAME_BYTES  # a sender that does not keep to it
             put_all(sender, range(10))
             wait_until(lambda: receiver.ingest.stats.refused.get("window", 0) > 3)
             receiver.release()
@@ -250,7 +250,7 @@ def test_a_frame_without_room_at_the_daemon_is_sent_again_later(monkeypatch: pyt
 
 
 def test_progress_is_said_even_while_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation_module, "PROGRESS_S", 0.05)
+    monkeypatch.setattr(protocol_module, "PROGRESS_S", 0.05)
     with receiving() as receiver, sending(receiver.address, first_seq=1000) as sender:
         put_all(sender, range(1000, 1003))
         wait_until(lambda: len(receiver.reports) > 5)
@@ -268,7 +268,7 @@ def test_a_driver_hears_what_is_wanted_of_it() -> None:
 
 
 def test_a_daemon_that_stands_still_is_tried_with_a_fresh_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation_module, "RENEW_S", (0.2, 0.4))
+    monkeypatch.setattr(protocol_module, "RENEW_S", (0.2, 0.4))
     context = zmq.Context()
     deaf = context.socket(zmq.ROUTER)
     port = deaf.bind_to_random_port("tcp://127.0.0.1")
