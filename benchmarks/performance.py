@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -24,15 +26,22 @@ import numpy as np
 import torch
 from measuring import ROOT, machine
 from performance_figure import draw
+from torch import nn
 
 from microdiffusion.config.load import load_config
-from microdiffusion.daemon.bench.growth import all_growth
 from microdiffusion.daemon.bench.measure import Bench
 from microdiffusion.daemon.bench.network import Asked, EagerRuntime
 from microdiffusion.daemon.bench.scene import Scene, make_scene
-from microdiffusion.daemon.bench.settings import CPU_SIZES, CUDA_SIZES, BenchSettings, size_name
-from microdiffusion.daemon.bench.timing import take_turns
-from microdiffusion.daemon.bench.turn import Turn
+from microdiffusion.daemon.bench.settings import (
+    CPU_SIZES,
+    CUDA_SIZES,
+    QUICK,
+    WARM_UP,
+    BenchSettings,
+    Size,
+    size_name,
+)
+from microdiffusion.daemon.bench.timing import QUIET, Turn, take_turns
 from microdiffusion.engines.diffusion.denoiser import SlabDenoiser, load_denoiser
 from microdiffusion.engines.diffusion.runtime import Runtime
 from microdiffusion.engines.pipeline.engine import weights_path
@@ -43,6 +52,8 @@ from microdiffusion.errors import DependencyError
 
 RESULTS = ROOT / "benchmarks" / "results" / "performance.json"
 SIZE = (64, 128, 128)
+AREAS: tuple[Size, ...] = (SIZE, (64, 256, 256), (64, 512, 512))
+DEPTHS: tuple[Size, ...] = ((32, 128, 128), SIZE, (130, 128, 128))
 ROUNDS = 9
 SWEEPS = 8
 
@@ -101,11 +112,59 @@ def runtimes_of(path: Path, device: torch.device) -> list[Runtime]:
 
 
 def sizes(bench: Bench) -> dict[str, Any]:
-    """Return the whole bench of every size."""
+    """Return the whole bench of every size, and its byte floor."""
+    copied = copy_rate(bench.device)
+    found = {size_name(size): bench.size(size) for size in (*CPU_SIZES, *CUDA_SIZES)}
+    for size in (*CPU_SIZES, *CUDA_SIZES):
+        figures = found[size_name(size)]
+        figures["floors"] |= byte_floor(bench, bench.scene(size), copied)
+        figures["copy_fraction"] = figures["floors"]["bytes_s"] / figures["volume_s"]
+    return {"sizes": found, "engine": bench.about_engine(), "settings": dataclasses.asdict(bench.settings)}
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes read plus bytes written in a second of copying memory."""
+    source = torch.ones(1 << (28 if device.type == "cuda" else 26), device=device)  # beyond any cache
+    target = torch.empty_like(source)
+    seconds = take_turns({"copy": lambda: target.copy_(source)}, device, 6)["copy"]
+    return 2 * source.numel() * source.element_size() / min(seconds)
+
+
+def byte_floor(bench: Bench, scene: Scene, copied: float) -> dict[str, float]:
+    """Return the bytes that an update moves at least, and their seconds at the rate of a memory copy.
+
+    `bytes`: were everything fused that can be. Projections are read as they came (2 bytes a pixel) and once
+    more for each consistency (4); of volumes (4 bytes a voxel) the prior is written once; each evaluation
+    reads state and prior and writes its result, the consistency reads and writes that; at last the answer is
+    read and handed over. `layer_bytes`: where each of the network's layers reads its input and weights, and
+    writes its output, once.
+    """
+    evaluations = bench.settings.evaluations[0]
+    slices, rows, columns = scene.header.shape
+    pixels, voxels = scene.projections * rows * columns, slices * rows * columns
+    moved = float(pixels * (2 + 4 * (1 + evaluations)) + 4 * voxels * (1 + 5 * evaluations + 2))
+    ghost = SlabDenoiser(bench.model.shape).to("meta")
+    values = 0
+
+    def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal values
+        values += inputs[0].numel() + output.numel() + sum(p.numel() for p in layer.parameters())
+
+    for layer in ghost.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layer.register_forward_hook(count)
+    asked = bench.asked(scene)
+    with torch.no_grad():
+        for shape, times in asked.counts.items():
+            for _ in range(times):
+                ghost(*(torch.empty(part.shape, device="meta") for part in asked.batches[shape]))
+    layers = values * bench.dtype.itemsize
     return {
-        "sizes": {size_name(size): bench.size(size) for size in (*CPU_SIZES, *CUDA_SIZES)},
-        "engine": bench.about_engine(),
-        "settings": dataclasses.asdict(bench.settings),
+        "copy_bytes_per_s": copied,
+        "bytes": moved,
+        "bytes_s": moved / copied,
+        "layer_bytes": layers,
+        "layer_bytes_s": layers / copied,
     }
 
 
@@ -115,7 +174,7 @@ def networks(bench: Bench) -> dict[str, Any]:
     for network in ("small", "large"):
         engine = bench.config.engine.model_copy(update={"network": network})
         own = Bench(bench.config.model_copy(update={"engine": engine}), bench.settings)
-        result[network] = own.size(SIZE, reference=False) | {"engine": own.about_engine()}
+        result[network] = own.size(SIZE) | {"engine": own.about_engine()}
     return {"size": size_name(SIZE), "networks": result}
 
 
@@ -205,8 +264,61 @@ def _cold_over_warm(rows: list[dict[str, Any]]) -> float:
 
 
 def growth(bench: Bench) -> dict[str, Any]:
-    """Return how the cost grows."""
-    return {"growth": all_growth(bench)}
+    """Return the cost of an update against area, depth, evaluations and sessions.
+
+    Everything of one comparison takes turns, so that a machine with other work slows all of it alike.
+    """
+    evaluations = bench.settings.evaluations[0]
+
+    def over_sizes(sizes: tuple[Size, ...]) -> dict[str, Any]:
+        turns = {}
+        for size in sizes:
+            scene = bench.scene(size)
+            turns[size_name(size)] = Turn(bench.reconstructor(scene, evaluations), scene)
+        return growth_of(least(bench, turns), [math.prod(size) for size in sizes], linear=True)
+
+    scene, voxels = bench.scene(SIZE), math.prod(SIZE)
+    steps = {str(n): Turn(bench.reconstructor(scene, n), scene) for n in (1, 2, 4, 8)}
+    result = {
+        "area": over_sizes(AREAS),
+        "depth": over_sizes(DEPTHS),
+        "evaluations": growth_of(least(bench, steps), [voxels] * len(steps)),
+    }
+    shared = {str(n): sessions(bench.reconstructor(scene, evaluations), scene, n) for n in (1, 2, 4)}
+    each = {name: seconds / int(name) for name, seconds in least(bench, shared).items()}
+    return {"growth": result | {"sessions": growth_of(each, [voxels] * len(each))}}
+
+
+def sessions(reconstructor: Reconstructor, scene: Scene, count: int) -> Callable[[], None]:
+    """Return a call that updates each of so many sessions that share a reconstructor; they are warm."""
+    numbers = itertools.count(1000)
+
+    def update() -> None:
+        number = next(numbers)
+        for position in range(count):
+            sweep = scene.sweep(number, made=QUIET[number % len(QUIET)])
+            sweep.position = position
+            reconstructor.reconstruct(sweep)
+
+    for _ in range(WARM_UP):
+        update()
+    return update
+
+
+def least(bench: Bench, turns: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Return the least seconds of calls that take turns."""
+    seconds = take_turns(turns, bench.device, bench.settings.rounds)
+    return {name: min(values) for name, values in seconds.items()}
+
+
+def growth_of(seconds: dict[str, float], voxels: list[int], *, linear: bool = False) -> dict[str, Any]:
+    """Return seconds and nanoseconds per voxel, and how much more the last costs per voxel than the first."""
+    each = {name: 1e9 * s / count for (name, s), count in zip(seconds.items(), voxels, strict=True)}
+    result: dict[str, Any] = {"volume_s": seconds, "ns_per_voxel": each}
+    if linear:
+        ordered = list(each.values())
+        result["largest_over_smallest"] = ordered[-1] / ordered[0]
+    return result
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -230,7 +342,7 @@ def main() -> None:
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
     results = json.loads(arguments.json.read_text("utf-8")) if arguments.json.is_file() else {}
     if wanted:
-        settings = BenchSettings.quick() if arguments.quick else BenchSettings()
+        settings = QUICK if arguments.quick else BenchSettings()
         config = load_config("demo", overrides={"engine.device": arguments.device})
         bench = Bench(config, settings, lambda text: print(text, file=sys.stderr, flush=True))
     for part in wanted:

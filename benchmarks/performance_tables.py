@@ -2,7 +2,7 @@
 
     python benchmarks/performance_tables.py [FILE]
 
-A document of `mdd bench --json` will do as well; it has the sizes, and the growth where that was asked for.
+A document of `mdd bench --json` will do as well; it has the sizes, without their byte floors.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ def sizes(found: dict[str, Any]) -> list[str]:
             name, f"{s['floors']['flop'] / 1e9:,.0f}", ms(s["floors"]["arithmetic_s"]),
             percent(s["limit_fraction"]), percent(s["limit_fraction_volume"]),
             f"{s['floors']['bytes'] / 1e6:,.0f}", ms(s["floors"]["bytes_s"]), percent(s["copy_fraction"]),
-            ms(s["floors"]["layer_bytes_s"]), percent(s["write_fraction"]), percent(s["host_share"]),
+            ms(s["floors"]["layer_bytes_s"]), percent(s["host_share"]),
         ]
         for name, s in found.items()
+        if "bytes" in s["floors"]
     ]  # fmt: skip
     floor_head = (
         "size|GFLOP|arithmetic floor, ms|network, % of it|volume, %|MB|byte floor, ms|volume, %|"
-        "layer by layer, ms|write, % of raw|GPU idle, %"
+        "layer by layer, ms|GPU idle, %"
     )
     return [
         table(head.split("|"), figures),
@@ -145,7 +146,7 @@ def main() -> None:
     found = results.get("sizes", {})
     parts = {
         "sizes": lambda: sizes(found.get("sizes", found)),
-        "growth": lambda: growth(results["growth"].get("growth", results["growth"])),
+        "growth": lambda: growth(results["growth"]["growth"]),
         "networks": lambda: [networks(results["networks"]["networks"])],
         "runtimes": lambda: [runtimes(results["runtimes"]["runtimes"])],
         "inr": lambda: [inr(results["inr"]["specimens"])],

@@ -1,9 +1,9 @@
 """One bench: opens the engine once, then measures size after size.
 
-Owns the engine and the machine's limits. The measuring of a size goes: the whole way of its volumes; the
-network alone, in turns with plain eager code and with a matrix product; the update, in turns with the same
-update on the eager code; and in turns with parts of the reference. Single-threaded, apart from sender,
-ingest and recorder, which are the daemon's own.
+Owns the engine and the machine's limits. A size is measured in this order: the whole way of its volumes; the
+network alone, in turns with plain eager code and with matrix products; the update, in turns with the same
+update on the eager code; the update, in turns with parts of the reference. Single-threaded, apart from
+sender, ingest and recorder, which are the daemon's own.
 """
 
 from __future__ import annotations
@@ -11,29 +11,26 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from microdiffusion.config import Config
 from microdiffusion.daemon.bench import reference_cost
 from microdiffusion.daemon.bench.limits import Limits, matrix_product, measure_limits
-from microdiffusion.daemon.bench.network import Asked, EagerRuntime, Listener, cost_of, precision_of
+from microdiffusion.daemon.bench.network import Asked, EagerRuntime, Listener, Shape, flop_of, precision_of
 from microdiffusion.daemon.bench.scene import Scene, make_scene
-from microdiffusion.daemon.bench.settings import size_name
-from microdiffusion.daemon.bench.timing import PeakMemory, take_turns
-from microdiffusion.daemon.bench.turn import QUIET, Turn
+from microdiffusion.daemon.bench.settings import BenchSettings, Size, size_name
+from microdiffusion.daemon.bench.timing import QUIET, Turn, take_turns
 from microdiffusion.daemon.bench.volumes import summary, whole_way
-from microdiffusion.engines.diffusion import load_denoiser
+from microdiffusion.daemon.system import resident_mb
+from microdiffusion.engines.diffusion import Runtime, load_denoiser
+from microdiffusion.engines.evaluation import measured
 from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, weights_path
 from microdiffusion.errors import EngineError
 from microdiffusion.optics import projection_operator
 
-if TYPE_CHECKING:
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.bench.settings import BenchSettings, Size
-    from microdiffusion.engines.diffusion import Runtime
-
-_CUDA_REFERENCE = 2e14  # operations: what takes seconds there
+_CUDA_REFERENCE = 2e14  # operations: seconds there
 
 
 class Bench:
@@ -45,9 +42,7 @@ class Bench:
         The demo's, with the engine that is wanted.
     settings : BenchSettings
     progress : callable
-        Told what is being measured.
-    engine : Engine, optional
-        Opened from the configuration where it is not given.
+        Gets what is being measured, in words.
 
     Raises
     ------
@@ -56,17 +51,13 @@ class Bench:
     """
 
     def __init__(
-        self,
-        config: Config,
-        settings: BenchSettings,
-        progress: Callable[[str], None] = lambda text: None,
-        engine: Engine | None = None,
+        self, config: Config, settings: BenchSettings, progress: Callable[[str], None] = lambda text: None
     ) -> None:
         self.config = config
         self.settings = settings
         self._progress = progress
         progress("opening the engine")
-        self.engine = engine or open_engine(config.engine)
+        self.engine = open_engine(config.engine)
         if self.engine.runtime is None:
             raise EngineError("A bench needs the network: leave engine.method at mdd.")
         self.runtime: Runtime = self.engine.runtime
@@ -91,12 +82,11 @@ class Bench:
     def scene(self, size: Size) -> Scene:
         """Return the sweeps of a size."""
         self._progress(f"{size_name(size)}: the specimen")
-        return make_scene(self.config, size, seed=self.settings.seed, sessions=self.settings.sessions)
+        return make_scene(self.config, size, seed=self.settings.seed)
 
-    def size(self, size: Size, *, reference: bool = True) -> dict[str, Any]:
-        """Return all figures of one size; without the reference's, which take longest, where not wanted."""
+    def size(self, size: Size) -> dict[str, Any]:
+        """Return all figures of one size."""
         scene, name = self.scene(size), size_name(size)
-        result: dict[str, Any] = {"evaluations": self.settings.evaluations[0]}
         by_evaluations: dict[str, Any] = {}
         for evaluations in reversed(self.settings.evaluations):  # the first is the last that is measured
             self._progress(f"{name}: volumes with {evaluations} evaluations")
@@ -105,15 +95,20 @@ class Bench:
             by_evaluations[str(evaluations)] = {
                 key: figures[key] for key in ("volume_s", "pipeline_s", "cold_s", "voxels_per_s", "stages")
             }
-        result |= figures | {"by_evaluations": dict(reversed(by_evaluations.items()))}
         turn = Turn(reconstructor, scene)
         self._progress(f"{name}: the network")
-        result |= self._network(scene, result["volume_s"])
+        network = self._network(scene, figures["volume_s"])
         self._progress(f"{name}: in turns with eager float32")
-        result["ratio_eager_fp32_volume"], result["eager_fp32_volume"] = self._against_eager(turn)
-        if reference:
-            result |= self._against_reference(turn, name)
-        return result
+        eager = self._against_eager(turn)
+        return {
+            "evaluations": self.settings.evaluations[0],
+            **figures,
+            "by_evaluations": dict(reversed(by_evaluations.items())),
+            **network,
+            "ratio_eager_fp32_volume": eager["eager_s"] / eager["runtime_s"],
+            "eager_fp32_volume": eager,
+            **self._against_reference(turn, name),
+        }
 
     def reconstructor(
         self, scene: Scene, evaluations: int, runtime: Runtime | None = None, **changes: Any
@@ -127,9 +122,8 @@ class Bench:
         return replace(self.engine, runtime=runtime, name=runtime.name)
 
     def asked(self, scene: Scene) -> Asked:
-        """Return what the sampler asks of the network for one volume, the judge's test left out."""
+        """Return which batches the sampler evaluates for one volume, the test of the network left out."""
         listener = Listener(self.runtime)
-        # One sweep is enough to hear it, and the judge's test would be heard as well.
         reconstructor = self.reconstructor(
             scene, self.settings.evaluations[0], listener, fall_back=False, merge_sweeps="off"
         )
@@ -138,19 +132,18 @@ class Bench:
 
     def _volumes(self, reconstructor: Reconstructor, scene: Scene) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        with PeakMemory() as memory:
-            samples = whole_way(reconstructor, scene, self.settings, self.config.recorder)
-        figures = summary(samples, scene, self.settings.sessions)
-        figures["peak_resident_mb"] = memory.mb
-        figures["peak_cuda_mb"] = torch.cuda.max_memory_allocated(self.device) / 1e6 if cuda else None
-        figures["host_share"] = self._host_share(Turn(reconstructor, scene)) if cuda else None
-        return figures
+        before_mb = resident_mb()
+        with measured(self.device, resident_mb) as cost:
+            samples = whole_way(reconstructor, scene, self.settings.volumes, self.config.recorder)
+        return {
+            **summary(samples, scene),
+            "peak_resident_mb": None if before_mb is None else before_mb + cost.memory_mb,
+            "peak_cuda_mb": cost.device_memory_mb if cuda else None,
+            "host_share": self._host_share(Turn(reconstructor, scene)) if cuda else None,
+        }
 
     def _host_share(self, turn: Turn) -> float:
         """Return the share of an update's time in which the GPU computes nothing."""
-        turn()
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
             total_s = take_turns({"volume": turn}, self.device, 1)["volume"][0]
@@ -160,7 +153,7 @@ class Bench:
     def _network(self, scene: Scene, volume_s: float) -> dict[str, Any]:
         """Return what the network's evaluations of one volume cost, against eager code and the limits."""
         asked = self.asked(scene)
-        least: dict[str, dict[tuple[int, ...], float]] = {"runtime": {}, "eager": {}}
+        least: dict[str, dict[Shape, float]] = {"runtime": {}, "eager": {}}
         flop_per_s = 0.0
         for shape in asked.counts:
             calls: dict[str, Callable[[], object]] = {
@@ -174,26 +167,12 @@ class Bench:
                 each[shape] = min(seconds[name])
             flop_per_s = max(flop_per_s, product_flop / min(seconds["product"]))
         runtime_s, eager_s = asked.total(least["runtime"]), asked.total(least["eager"])
-        cost = cost_of(self.model, asked)
-        moved = least_bytes(scene, self.settings.evaluations[0])
-        copy_s = moved / self.limits.copy_bytes_per_s
-        layers_s = cost.layer_values * self.dtype.itemsize / self.limits.copy_bytes_per_s
+        flop = flop_of(self.model, asked)
         return {
             "ratio_eager_fp32": eager_s / runtime_s,
-            "limit_fraction": cost.flop / runtime_s / flop_per_s,
-            "limit_fraction_best": cost.flop / runtime_s / max(flop_per_s, self.limits.flop_per_s),
-            "limit_fraction_volume": cost.flop / flop_per_s / volume_s,
-            "copy_fraction": copy_s / volume_s,
-            "floors": {
-                "flop": cost.flop,
-                "flop_per_s": flop_per_s,
-                "arithmetic_s": cost.flop / flop_per_s,
-                "bytes": moved,
-                "copy_bytes_per_s": self.limits.copy_bytes_per_s,
-                "bytes_s": copy_s,
-                "layer_bytes": cost.layer_values * self.dtype.itemsize,
-                "layer_bytes_s": layers_s,
-            },
+            "limit_fraction": flop / runtime_s / flop_per_s,
+            "limit_fraction_volume": flop / flop_per_s / volume_s,
+            "floors": {"flop": flop, "flop_per_s": flop_per_s, "arithmetic_s": flop / flop_per_s},
             "network": {
                 "runtime_s": runtime_s,
                 "eager_fp32_s": eager_s,
@@ -216,13 +195,12 @@ class Bench:
 
         return products, count * flop
 
-    def _against_eager(self, turn: Turn) -> tuple[float, dict[str, float]]:
-        """Return the ratio of an update on eager code and in the runtime in use, and the seconds of both."""
+    def _against_eager(self, turn: Turn) -> dict[str, float]:
+        """Return the least seconds of an update in the runtime in use and on eager code."""
         turns = {"runtime": turn.on(self.engine), "eager": turn.on(self.engine_of(self.eager))}
         take_turns(turns, self.device, 1)
         seconds = take_turns(turns, self.device, self.settings.rounds)
-        least = {f"{name}_s": min(values) for name, values in seconds.items()}
-        return least["eager_s"] / least["runtime_s"], least
+        return {f"{name}_s": min(values) for name, values in seconds.items()}
 
     def _against_reference(self, turn: Turn, name: str) -> dict[str, Any]:
         header, sweep = turn.scene.header, turn.scene.sweep(0, made=QUIET[0])
@@ -235,27 +213,18 @@ class Bench:
         )
         images = torch.from_numpy(sweep.projections).to(self.device)
         images = (images - images.min()) / (images.max() - images.min()).clamp_min(1e-6)
-        most = _CUDA_REFERENCE if self.device.type == "cuda" else self.settings.reference_flop
+        cuda = self.device.type == "cuda"
         parts = reference_cost.reference_parts(
-            torch.from_numpy(operator).float().to(self.device), images, most
+            self.config.engine.reference,
+            torch.from_numpy(operator).float().to(self.device),
+            images,
+            _CUDA_REFERENCE if cuda else self.settings.reference_flop,
         )
         ours, measured = [], {}
         for part, call in parts.calls.items():
             self._progress(f"{name}: in turns with the reference's {part}")
             ours += take_turns({"volume": turn}, self.device, 1)["volume"]
             # On a GPU the first call chooses kernels; on a CPU a second one takes longer than that is worth.
-            measured[part] = min(call() for _ in range(2 if self.device.type == "cuda" else 1))
+            measured[part] = min(call() for _ in range(2 if cuda else 1))
         ours += take_turns({"volume": turn}, self.device, 1)["volume"]
         return reference_cost.summary(parts, measured, statistics.median(ours))
-
-
-def least_bytes(scene: Scene, evaluations: int) -> float:
-    """Return the bytes that an update moves at least, were everything fused that can be.
-
-    Projections are read as they came (2 bytes a pixel) and once more for each consistency (4); of volumes
-    (4 bytes a voxel) the prior is written once; each evaluation reads state and prior and writes its result,
-    the consistency reads and writes that; at last the answer is read and handed over.
-    """
-    slices, rows, columns = scene.header.shape
-    pixels, voxels = scene.projections * rows * columns, slices * rows * columns
-    return float(pixels * (2 + 4 * (1 + evaluations)) + 4 * voxels * (1 + 5 * evaluations + 2))

@@ -1,4 +1,4 @@
-"""The network's share of a volume: what the sampler asks for, what that costs, and in which runtime.
+"""The network's share of a volume: which batches the sampler asks for, what they cost, and in which runtime.
 
 `Listener` stands between sampler and runtime and notes the batches; they are then evaluated outside of the
 sampler, by the runtime in use and by `EagerRuntime`, in turns. Costs are counted on shapes alone.
@@ -7,21 +7,18 @@ sampler, by the runtime in use and by `EagerRuntime`, in turns. Costs are counte
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdiffusion.engines.diffusion import SlabDenoiser
+from microdiffusion.engines.diffusion import Runtime, SlabDenoiser
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from microdiffusion.engines.diffusion import Runtime
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Shape = tuple[int, ...]
+_PRECISIONS = {torch.bfloat16: ("bfloat16", "bf16"), torch.float16: ("float16", "fp16", "f16", "half")}
 
 
 class EagerRuntime:
@@ -39,9 +36,7 @@ class EagerRuntime:
     @torch.no_grad()
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X)."""
-        result: Tensor = self._model(
-            state.contiguous(), prior.contiguous(), image.contiguous(), conditions.contiguous()
-        )
+        result: Tensor = self._model(*(part.contiguous() for part in (state, prior, image, conditions)))
         return result
 
 
@@ -51,9 +46,7 @@ class Listener:
     capturable = False  # a graph would hide the calls
 
     def __init__(self, runtime: Runtime) -> None:
-        self.device = runtime.device
-        self.name = runtime.name
-        self.multiple = runtime.multiple
+        self.device, self.name, self.multiple = runtime.device, runtime.name, runtime.multiple
         self._runtime = runtime
         self.asked = Asked()
 
@@ -62,7 +55,7 @@ class Listener:
         shape = tuple(state.shape)
         self.asked.counts[shape] += 1
         if shape not in self.asked.batches:
-            self.asked.batches[shape] = (state.clone(), prior.clone(), image.clone(), conditions.clone())
+            self.asked.batches[shape] = tuple(part.clone() for part in (state, prior, image, conditions))
         return self._runtime(state, prior, image, conditions)
 
 
@@ -70,71 +63,37 @@ class Listener:
 class Asked:
     """The network evaluations of one volume, by the shape (B, WINDOW, Y, X) of the batches."""
 
-    counts: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    batches: dict[tuple[int, ...], Batch] = field(default_factory=dict)
+    counts: Counter[Shape] = field(default_factory=Counter)
+    batches: dict[Shape, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def calls(self, runtime: Runtime) -> dict[tuple[int, ...], Callable[[], Tensor]]:
+    def calls(self, runtime: Runtime) -> dict[Shape, Callable[[], Tensor]]:
         """Return, for each shape, a call of the runtime with the batch that was noted."""
-        return {shape: lambda batch=batch: runtime(*batch) for shape, batch in self.batches.items()}  # type: ignore[misc]
+        return {shape: partial(runtime, *batch) for shape, batch in self.batches.items()}
 
-    def total(self, seconds: dict[tuple[int, ...], float]) -> float:
+    def total(self, seconds: dict[Shape, float]) -> float:
         """Return the seconds of all evaluations, from those of one batch of each shape."""
         return sum(count * seconds[shape] for shape, count in self.counts.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Arithmetic and traffic of a volume's evaluations.
+def flop_of(model: SlabDenoiser, asked: Asked) -> float:
+    """Return the floating-point operations of the evaluations, two for each multiplication and addition.
 
-    Attributes
-    ----------
-    flop : float
-        Floating-point operations: two for each multiplication and addition of convolutions and products.
-    layer_values : float
-        Numbers that are read and written where each layer reads its input and weights, and writes its output,
-        once.
+    Counted on shapes: nothing is computed.
     """
-
-    flop: float
-    layer_values: float
-
-
-def cost_of(model: SlabDenoiser, asked: Asked) -> Cost:
-    """Return what the evaluations cost, counted on shapes: nothing is computed."""
     ghost = SlabDenoiser(model.shape).to("meta")
-    flop = values = 0.0
+    flop = 0.0
     for shape, count in asked.counts.items():
-        counted = 0.0
-
-        def count_layer(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            nonlocal counted
-            counted += inputs[0].numel() + output.numel()
-            counted += sum(parameter.numel() for parameter in layer.parameters())
-
-        layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-        hooks = [
-            layer.register_forward_hook(count_layer) for layer in ghost.modules() if isinstance(layer, layers)
-        ]
         batch = [torch.empty(part.shape, device="meta") for part in asked.batches[shape]]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             ghost(*batch)
-        for hook in hooks:
-            hook.remove()
         flop += count * counter.get_total_flops()
-        values += count * counted
-    return Cost(flop, values)
+    return flop
 
 
 def precision_of(runtime: Runtime) -> torch.dtype:
-    """Return the precision of a runtime's products: its `dtype`, or what its name says, or float32."""
-    dtype = getattr(runtime, "dtype", None)
-    if isinstance(dtype, torch.dtype):
-        return dtype
+    """Return the precision of a runtime's products, by its name."""
     name = runtime.name.lower()
-    for dtype, words in {
-        torch.bfloat16: ("bfloat16", "bf16"),
-        torch.float16: ("float16", "fp16", "f16", "half"),
-    }.items():
+    for dtype, words in _PRECISIONS.items():
         if any(word in name for word in words):
             return dtype
     return torch.float32

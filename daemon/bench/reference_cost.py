@@ -1,6 +1,6 @@
 """What the reference method would take for the same volume: parts of it measured, then counted up.
 
-Its default settings need days per volume on a CPU, so an update of its INR, an update of its denoiser and an
+Its settings need days per volume on a CPU, so an update of its INR, an update of its denoiser and an
 evaluation in its sampler are timed, and multiplied by how many of them its settings ask for. Where even one
 image is too much (attention over all pixels grows with their square), a smaller image is timed and scaled by
 the floating-point operations of both. On a CPU an evaluation of 128 x 128 pixels took 11.8 times as many
@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,12 +30,9 @@ from microdiffusion.engines.reference import (
     FourierMlp,
     ReferenceMethod,
     UNet,
-    ddpm,
     fit_field,
+    steps_needed,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _INR_PIXELS = 256
 _INR_UPDATES = 2
@@ -63,45 +61,37 @@ class ReferenceParts:
     times: dict[str, float]
     scaled_from: dict[str, str]
 
-    def seconds(self, measured: dict[str, float]) -> dict[str, float]:
-        """Return the seconds of each stage for the whole volume, from those of the calls."""
-        return {name: self.times[name] * measured[name] for name in self.times}
-
 
 def reference_parts(
-    operator: torch.Tensor, images: torch.Tensor, most_flop: float, config: ReferenceConfig | None = None
+    config: ReferenceConfig, operator: torch.Tensor, images: torch.Tensor, most_flop: float
 ) -> ReferenceParts:
     """Return the parts for a sweep's projections (M, Y, X), normalised, and the operator (M, Z)."""
-    config = config or ReferenceConfig()
     count, rows, columns = images.shape
     slices = operator.shape[1]
     device = images.device
-    steps = {
-        name: ddpm.steps_needed(config.timesteps, shortcut, config.interpolation)
-        for name, shortcut in {"whole": 0, "shortcut": config.shortcut}.items()
-    }
+    whole, short = (steps_needed(config.timesteps, n, config.interpolation) for n in (0, config.shortcut))
     evaluations = slices * (2 if config.guidance > 0 else 1)
-    real = _flop(rows, columns)
+    real = _flop(config.width, rows, columns)
 
     field = FourierMlp((slices, rows, columns), frequencies=config.inr_frequencies).to(device)
     pixels = min(_INR_PIXELS, rows * columns)
     plan = FieldPlan(_INR_UPDATES, pixels, config.inr_rate, config.inr_decay, config.bfloat16)
     batch = config.inr_batch_pixels or rows * columns
 
-    trained = _measured_edges(rows, columns, most_flop / _UPDATE_FLOP / _UPDATES)
-    sampled = _measured_edges(rows, columns, most_flop)
+    trained = _measured_edges(config.width, rows, columns, most_flop / _UPDATE_FLOP / _UPDATES)
+    sampled = _measured_edges(config.width, rows, columns, most_flop)
     unet = UNet(_CHANNELS, width=config.width).to(device).eval()
     # A CPU is busy with one image; a GPU is given as many as the method samples together.
     together = min(slices, max(1, _TOGETHER // (rows * columns))) if device.type == "cuda" else 1
     state = torch.randn(together, 1, *sampled, device=device)
-    told = torch.randn(together, _CHANNELS, device=device)
+    condition = torch.randn(together, _CHANNELS, device=device)
     step = torch.full((together,), 9, device=device)
 
     def evaluate() -> None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            unet(state, step, told)
+            unet(state, step, condition)
 
-    update_scale, evaluation_scale = (real / _flop(*edges) for edges in (trained, sampled))
+    update_scale, evaluation_scale = (real / _flop(config.width, *edges) for edges in (trained, sampled))
     shown = f"{_shown(sampled, evaluation_scale)}{f', {together} images together' if together > 1 else ''}"
     one = f"1 evaluation{shown}, for {evaluations} images"
     return ReferenceParts(
@@ -113,21 +103,22 @@ def reference_parts(
         {
             "inr": config.inr_steps * batch / (pixels * _INR_UPDATES),
             "training": config.epochs * count * update_scale,
-            "sampling": evaluations * steps["whole"] * evaluation_scale,
-            "shortcut": evaluations * steps["shortcut"] * evaluation_scale,
+            "sampling": evaluations * whole * evaluation_scale,
+            "shortcut": evaluations * short * evaluation_scale,
         },
         {
             "inr": f"{_INR_UPDATES} updates of {pixels} pixels, for {config.inr_steps} of {batch}",
             "training": f"1 update{_shown(trained, update_scale)}, for {config.epochs} epochs of {count}",
-            "sampling": f"{one} x {steps['whole']} steps",
-            "shortcut": f"{one} x {steps['shortcut']} steps",
+            "sampling": f"{one} x {whole} steps",
+            "shortcut": f"{one} x {short} steps",
         },
     )
 
 
 def summary(parts: ReferenceParts, measured: dict[str, float], ours_s: float) -> dict[str, Any]:
-    """Return the reference's seconds by stage, and what they are of ours, as JSON can hold them."""
-    seconds = parts.seconds({**measured, "shortcut": measured["sampling"]})
+    """Return the reference's seconds by stage, and their ratios to ours, as JSON can hold them."""
+    calls = {**measured, "shortcut": measured["sampling"]}
+    seconds = {name: times * calls[name] for name, times in parts.times.items()}
     whole = seconds["inr"] + seconds["training"] + seconds["sampling"]
     short = seconds["inr"] + seconds["shortcut"]
     return {
@@ -166,13 +157,13 @@ def _shown(edges: tuple[int, int], scale: float) -> str:
     return "" if scale == 1 else f" of {edges[0]} x {edges[1]} pixels, scaled by operations (x{scale:.3g})"
 
 
-def _measured_edges(rows: int, columns: int, most_flop: float) -> tuple[int, int]:
+def _measured_edges(width: int, rows: int, columns: int, most_flop: float) -> tuple[int, int]:
     """Return the image that is timed: the real one, or the largest halving of it that costs little enough.
 
     Its edges are what the network can halve, as the reference's method pads them.
     """
     edges = _whole(rows), _whole(columns)
-    while _flop(*edges) > most_flop and min(edges) > _SMALLEST_EDGE:
+    while _flop(width, *edges) > most_flop and min(edges) > _SMALLEST_EDGE:
         edges = _whole(edges[0] // 2), _whole(edges[1] // 2)
     return edges
 
@@ -182,11 +173,10 @@ def _whole(edge: int) -> int:
 
 
 @functools.cache
-def _flop(rows: int, columns: int) -> float:
+def _flop(width: int, rows: int, columns: int) -> float:
     """Return the operations of one evaluation of the reference's network, counted on shapes."""
-    rows, columns = _whole(rows), _whole(columns)
-    unet = UNet(_CHANNELS).to("meta").eval()
-    image, told = torch.empty(1, 1, rows, columns, device="meta"), torch.empty(1, _CHANNELS, device="meta")
+    unet = UNet(_CHANNELS, width=width).to("meta").eval()
+    image = torch.empty(1, 1, _whole(rows), _whole(columns), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(image, torch.zeros(1, device="meta"), told)
+        unet(image, torch.zeros(1, device="meta"), torch.empty(1, _CHANNELS, device="meta"))
     return float(counter.get_total_flops())

@@ -1,23 +1,18 @@
-"""What a bench says: the JSON document, and tables for the terminal."""
+"""The tables and the JSON that a bench writes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from microdiffusion.errors import DiskError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-_LINEAR = 1.3
-"""The largest size may cost so many times as much per voxel as the smallest, and is still called linear."""
 
 _FIGURES = (
     ("volume, ms", "volume_s", "ms"),
@@ -30,8 +25,6 @@ _FIGURES = (
     ("times the reference", "ratio_reference", "times"),
     ("times its shortcut, untrained", "ratio_shortcut", "times"),
     ("network, of the matrix-product rate", "limit_fraction", "percent"),
-    ("volume, of the memory-copy rate", "copy_fraction", "percent"),
-    ("recorder, of the raw write rate", "write_fraction", "percent"),
     ("GPU idle", "host_share", "percent"),
     ("peak memory, MB", "peak_resident_mb", "number"),
     ("peak GPU memory, MB", "peak_cuda_mb", "number"),
@@ -54,31 +47,34 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         ) from error
 
 
-def text(document: Mapping[str, Any], width: int | None = None) -> str:
+def tables(document: Mapping[str, Any], width: int | None = None) -> str:
     """Return the tables of a document."""
-    width = width or shutil.get_terminal_size((110, 24)).columns
-    console = Console(width=width, highlight=False, soft_wrap=True)
+    console = Console(
+        width=width or shutil.get_terminal_size((110, 24)).columns, highlight=False, soft_wrap=True
+    )
+    engine, sizes = document["engine"], document["sizes"]
+    limits = engine["limits"]
     with console.capture() as capture:
-        engine = document["engine"]
-        limits = engine["limits"]
         console.print(f"{engine['runtime']}, {engine['weights']} ({engine['reason']})")
         console.print(
-            f"limits of this machine: {limits['flop_per_s'] / 1e9:,.0f} GFLOP/s "
-            f"({limits['precision']} matrix product), "
-            f"{limits['copy_bytes_per_s'] / 1e9:.1f} GB/s (memory copy, read and written)"
+            f"{limits['precision']} matrix products on this machine: "
+            f"{limits['flop_per_s'] / 1e9:,.0f} GFLOP/s"
         )
-        console.print(_figures(document["sizes"]))
-        console.print(_stages(document["sizes"]))
-        for title, table in (document.get("growth") or {}).items():
-            console.print(_growth(title, table))
+        console.print(_figures(sizes))
+        console.print(_stages(sizes))
     return capture.get().rstrip()
 
 
-def _figures(sizes: Mapping[str, Any]) -> Table:
+def _table(corner: str, names: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for name in sizes:
+    table.add_column(corner)
+    for name in names:
         table.add_column(name, justify="right")
+    return table
+
+
+def _figures(sizes: Mapping[str, Any]) -> Table:
+    table = _table("", sizes)
     for title, key, unit in _FIGURES:
         values = [size.get(key) for size in sizes.values()]
         if any(value is not None for value in values):
@@ -95,29 +91,9 @@ def _stages(sizes: Mapping[str, Any]) -> Table:
         for name, size in sizes.items()
         for evaluations, by in size["by_evaluations"].items()
     }
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("stage, ms")
-    for name in columns:
-        table.add_column(name, justify="right")
-    stages = dict.fromkeys(stage for column in columns.values() for stage in column)
-    for stage in stages:
+    table = _table("stage, ms", columns)
+    for stage in dict.fromkeys(stage for column in columns.values() for stage in column):
         table.add_row(stage, *(_shown(column.get(stage), "ms") for column in columns.values()))
-    return table
-
-
-def _growth(title: str, figures: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"cost against {title}", title_justify="left")
-    table.add_column("")
-    per = figures["ns_per_voxel"]
-    for name in per:
-        table.add_column(name, justify="right")
-    table.add_row("volume, ms", *(_shown(figures["volume_s"][name], "ms") for name in per))
-    table.add_row("ns per voxel", *(_shown(value, "number") for value in per.values()))
-    ratio = figures.get("largest_over_smallest")
-    if ratio is not None:
-        verdict = "linear" if ratio <= _LINEAR else f"more than {_LINEAR:g}: not linear"
-        table.caption = f"largest over smallest, per voxel: {ratio:.2f} ({verdict})"
-        table.caption_justify = "left"
     return table
 
 
@@ -130,6 +106,6 @@ def _shown(value: float | None, unit: str) -> str:
         return f"{value / 1e6:,.1f}"
     if unit == "percent":
         return f"{100 * value:.1f} %"
-    if unit == "times":
-        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    if unit == "times" and value < 100:
+        return f"{value:.1f}"
     return f"{value:,.0f}"

@@ -3,7 +3,7 @@
 The demo's optics, camera and plan: slabs of 6 slices side by side, the next sweep half a step deeper, one
 projection held out in every fourth sweep, a specimen that flickers, drifts and bleaches. Tissue is grown for
 128 x 128 pixels at most and mirrored beyond, so every size sees the same density of structure (and a field
-of 512 x 512 need not be grown for a minute). A few sweeps are kept and repeat under new numbers.
+of 512 x 512 need not be grown for a minute). A few sweeps are kept and repeated under new numbers.
 """
 
 from __future__ import annotations
@@ -11,22 +11,17 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from microdiffusion.config import Config
+from microdiffusion.daemon.bench.settings import Size
 from microdiffusion.daemon.runs import Assembler
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.specimen import Specimen
 from microdiffusion.errors import RunError
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.header import RunHeader
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.bench.settings import Size
 
 PERIOD = 8
 """Sweeps that are made; even, for the alternating offset, and a multiple of the demo's held-out four."""
@@ -45,21 +40,16 @@ class Scene:
         """Projections of a sweep that are reconstructed from."""
         return sum(not frame.info.held_out for frame in self.made[0])
 
-    def frames(self, number: int, session: int = 0) -> list[Frame]:
-        """Return the frames of sweep `number` (0, 1, ...) of a session."""
-        sessions = len(self.header.channels)
-        frames = self.made[number % len(self.made)]
-        before = sum(len(self.made[n % len(self.made)]) for n in range(number)) * sessions
+    def frames(self, number: int) -> list[Frame]:
+        """Return the frames of sweep `number` (0, 1, ...)."""
+        first = sum(len(self.made[n % PERIOD]) for n in range(number))
         return [
-            Frame(
-                replace(frame.info, seq=before + session * len(frames) + at, sweep=number, channel=session),
-                frame.pixels,
-            )
-            for at, frame in enumerate(frames)
+            Frame(replace(frame.info, seq=first + at, sweep=number), frame.pixels)
+            for at, frame in enumerate(self.made[number % PERIOD])
         ]
 
     def sweep(self, number: int, made: int | None = None) -> Sweep:
-        """Return sweep `number` of the first session, as the daemon assembles it; `made`: of those frames."""
+        """Return sweep `number` as the daemon assembles it; `made`: of the frames of that sweep instead."""
         frames = self.frames(number if made is None else made)
         for frame in frames:
             frame.info = replace(frame.info, sweep=number)
@@ -67,26 +57,24 @@ class Scene:
 
 
 def assemble(assembler: Assembler, frames: list[Frame]) -> Sweep:
-    """Return the sweep that these frames make up; its first sweep need not be number 0.
+    """Return the sweep that these frames make up; its number need not follow on the one before.
 
     Raises
     ------
     RunError
         They make up none.
     """
-    over = [item for frame in frames for item in assembler.add(frame)]
-    over += assembler.finish()
+    over = [item for frame in frames for item in assembler.add(frame)] + assembler.finish()
     whole = [item for item in over if isinstance(item, Sweep) and item.sweep == frames[0].info.sweep]
     if len(whole) != 1:
         raise RunError(f"{len(frames)} frames made no sweep: please report this.")
     return whole[0]
 
 
-def make_scene(config: Config, size: Size, *, seed: int, sessions: int = 1) -> Scene:
+def make_scene(config: Config, size: Size, *, seed: int) -> Scene:
     """Return the sweeps of a volume of `size` (Z, Y, X), seen as `config` (the demo's) says."""
     slices, rows, columns = size
-    volume = config.volume.model_copy(update={"shape_z": slices})
-    config = config.model_copy(update={"volume": volume})
+    config = config.model_copy(update={"volume": config.volume.model_copy(update={"shape_z": slices})})
     plan = Plan(config)
     pixel_um = config.volume.pixel_um or 1.0
     header = RunHeader(
@@ -97,15 +85,13 @@ def make_scene(config: Config, size: Size, *, seed: int, sessions: int = 1) -> S
         z0_um=config.volume.z0_um,
         profile_weights=tuple(float(weight) for weight in plan.profile.weights),
         profile_spacing_um=plan.profile.spacing_um,
-        channels=tuple(f"session {number}" for number in range(sessions)),
         frames_per_sweep=plan.frames_per_sweep_max,
         camera=config.camera.noise,
         source="mdd bench",
     )
-    grown = min(rows, _GROWN), min(columns, _GROWN)
     specimen = Specimen(
         config.specimen.model_copy(update={"seed": seed}),
-        shape=(slices, *grown),
+        shape=(slices, min(rows, _GROWN), min(columns, _GROWN)),
         voxel_size_um=header.voxel_size_um,
         z0_um=header.z0_um,
         slab_um=header.profile.length_um,
@@ -118,12 +104,8 @@ def make_scene(config: Config, size: Size, *, seed: int, sessions: int = 1) -> S
         for index, shot in enumerate(planned.shots):
             time_s = start_s + 0.05 * index
             light = specimen.expected(shot.info.z_um, header.profile, time_s)
-            info = replace(shot.info, camera_time_s=time_s)
-            frames.append(Frame(info, header.camera.expose(_mirrored(light, rows, columns), rng)))
+            short = [(0, n - m) for n, m in zip((rows, columns), light.shape, strict=True)]
+            pixels = header.camera.expose(np.pad(light, short, mode="symmetric"), rng)
+            frames.append(Frame(replace(shot.info, camera_time_s=time_s), pixels))
         made.append(tuple(frames))
     return Scene(header, tuple(made))
-
-
-def _mirrored(light: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
-    short = rows - light.shape[0], columns - light.shape[1]
-    return np.pad(light, ((0, short[0]), (0, short[1])), mode="symmetric")

@@ -1,4 +1,4 @@
-"""What a bench measures, and how long it takes its time. No torch: made before anything is opened."""
+"""What a bench measures, and how thoroughly. No torch: these are made before anything is opened."""
 
 from __future__ import annotations
 
@@ -14,49 +14,34 @@ WARM_UP = 3
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How thorough a bench is.
+    """How thorough a bench is; `QUICK` takes a quarter of a minute on two cores.
 
     Attributes
     ----------
     evaluations : tuple of int
-        Network evaluations per volume; the first is what the main figures are measured with.
+        Network evaluations per volume; the main figures are measured with the first.
     volumes : int
         Warm volumes of each figure.
-    seconds : float or None
-        Instead: as many as fit into this time, two at least.
     rounds : int
         How often things that are compared take turns.
-    sessions : int
-        Sessions that take turns in one engine.
     seed : int
         Of the specimen.
     reference_flop : float
-        Most that one measured part of the reference may cost on a CPU, in floating-point operations: where
-        its real image costs more, a smaller one is measured, and scaled.
+        Most operations that one measured part of the reference may cost on a CPU; where its real image costs
+        more, a smaller one is measured and scaled.
     matrix_sizes : tuple of int
         Edges of the square matrices whose product is timed.
     """
 
     evaluations: tuple[int, ...] = (1, 4)
     volumes: int = 8
-    seconds: float | None = None
     rounds: int = 5
-    sessions: int = 1
     seed: int = 1
     reference_flop: float = 1e12
     matrix_sizes: tuple[int, ...] = (512, 1024, 2048)
 
-    @classmethod
-    def quick(cls, evaluations: tuple[int, ...] = (1,), seed: int = 1) -> BenchSettings:
-        """Return what is done in a quarter of a minute on two cores, with figures that say about as much."""
-        return cls(
-            evaluations=evaluations,
-            volumes=4,
-            rounds=3,
-            seed=seed,
-            reference_flop=3e11,
-            matrix_sizes=(512, 1024),
-        )
+
+QUICK = BenchSettings(evaluations=(1,), volumes=4, rounds=3, reference_flop=3e11, matrix_sizes=(512, 1024))
 
 
 def size_name(size: Size) -> str:

@@ -1,39 +1,38 @@
-"""Timing: seconds of a call, device included, and things that are compared taking turns.
+"""Timing: seconds of a call, device included, and calls that take turns.
 
-Ratios come from calls that alternate (A B A B ...), so that a machine with other work slows both alike, and
-from the least of each: other work only ever adds. Single-threaded, but for the memory's watcher.
+Ratios come from calls that alternate (A B A B ...), so that other work on the machine slows both alike, and
+from the least of each: other work only ever adds. Single-threaded.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import torch
 
-from microdiffusion.daemon.system import resident_mb
+from microdiffusion.daemon.bench.scene import Scene
+from microdiffusion.daemon.bench.settings import WARM_UP
+from microdiffusion.engines.pipeline import Engine, Reconstructor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import TracebackType
-
-_LOOK_EVERY_S = 0.01
-
-
-def seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """Return how long a call takes (s), with what it left to do on the device."""
-    synchronise(device)
-    begun = time.perf_counter()
-    action()
-    synchronise(device)
-    return time.perf_counter() - begun
+QUIET = (1, 2)
+"""Of the sweeps of a scene: both offsets, and nothing held out."""
+_FIRST = 1000  # after everything that was reconstructed before; even
 
 
 def synchronise(device: torch.device) -> None:
     """Wait for the device; a CPU is never behind."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """Return how long a call takes (s), including the work that it leaves on the device."""
+    synchronise(device)
+    begun = time.perf_counter()
+    action()
+    synchronise(device)
+    return time.perf_counter() - begun
 
 
 def take_turns(
@@ -47,28 +46,25 @@ def take_turns(
     return seconds
 
 
-class PeakMemory:
-    """Watches the process's resident memory while its block runs; `mb` is the most that was seen, or None."""
+class Turn:
+    """One more update whenever it is called: warm, and without a held-out projection."""
 
-    def __init__(self) -> None:
-        self.mb: float | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="mdd-bench-memory", daemon=True)
+    def __init__(self, reconstructor: Reconstructor, scene: Scene) -> None:
+        self.scene = scene
+        self._reconstructor = reconstructor
+        self._number = _FIRST
+        for _ in range(WARM_UP):
+            self()
 
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
+    def __call__(self) -> None:
+        """Reconstruct the next sweep."""
+        sweep = self.scene.sweep(self._number, made=QUIET[self._number % len(QUIET)])
+        self._reconstructor.reconstruct(sweep)
+        self._number += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            now = resident_mb()
-            if now is not None:
-                self.mb = max(self.mb or 0.0, now)
-            if self._over.wait(_LOOK_EVERY_S):
-                return
+    def on(self, engine: Engine) -> Turn:
+        """Return the same in another engine's runtime, warm, with a reconstructor of its own."""
+        mine = self._reconstructor
+        if engine.runtime is mine.engine.runtime:
+            return self
+        return Turn(Reconstructor(mine.header, mine.config, engine), self.scene)

@@ -1,31 +1,42 @@
-"""The whole way of a volume, timed stage by stage: receive, assemble, the engine's own stages, write."""
+"""The whole way of a volume, timed stage by stage: receive, assemble, the engine's own stages, write.
+
+`loopback` and `run_file` are the stages round the engine, done as the daemon does them: a sender and the
+daemon's `Ingest` in one process, and a real recorder in a temporary folder. Used on one thread; sender,
+ingest and recorder have their own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import statistics
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from microdiffusion.daemon.bench.scene import assemble
+from microdiffusion.config import RecorderConfig
+from microdiffusion.daemon.bench.scene import Scene, assemble
 from microdiffusion.daemon.bench.settings import WARM_UP
-from microdiffusion.daemon.bench.transport import Disk, Wire
+from microdiffusion.daemon.ingest import Ingest, PlainSink
+from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.runs import Assembler
+from microdiffusion.engines.pipeline import Reconstructor
+from microdiffusion.errors import RunError
+from microdiffusion.frames import Frame, Reconstruction
+from microdiffusion.header import RunHeader
+from microdiffusion.sender import Sender
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from microdiffusion.config import RecorderConfig
-    from microdiffusion.daemon.bench.scene import Scene
-    from microdiffusion.daemon.bench.settings import BenchSettings
-    from microdiffusion.engines.pipeline import Reconstructor
-
-_MOST = 1000
-_FILE_VOLUMES = 16  # of a run file; the next one begins where there are more
 ENGINE = ("prepare", "inr", "sampler", "consistency", "judge")
+_TIMEOUT_S = 60.0
+_BUFFER_BYTES = 1 << 28
+_FILE_VOLUMES = 16  # of a run file; the next one begins where there are more
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +51,12 @@ class Sample:
         The update: projections to volume.
     inr_iterations : int
     served : str
-    raw_write_s : float
-        Of as many bytes, written to a file in one go.
     """
 
     stages: dict[str, float]
     engine_s: float
     inr_iterations: int
     served: str
-    raw_write_s: float
 
     @property
     def pipeline_s(self) -> float:
@@ -56,83 +64,135 @@ class Sample:
         return sum(self.stages.values())
 
 
+@contextlib.contextmanager
+def loopback(header: RunHeader) -> Iterator[Callable[[list[Frame]], list[Frame]]]:
+    """Give a call that sends a sweep's frames over the wire and returns them, checked and acknowledged."""
+    arrived: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+    ingest = Ingest("tcp://127.0.0.1:*", on_start=lambda header: PlainSink(arrived.put))
+    with contextlib.ExitStack() as stack:
+        ingest.start()
+        stack.callback(ingest.stop)
+        # Every frame of a run is acknowledged within its sweep, so the buffer never holds more than one.
+        sender = Sender(ingest.address, header, buffer_bytes=_BUFFER_BYTES)
+        sender.start()
+        stack.callback(sender.finish, timeout_s=5.0)
+
+        def carry(frames: list[Frame]) -> list[Frame]:
+            for frame in frames:
+                sender.wait_for_room(_TIMEOUT_S)
+                sender.put(frame.info, frame.pixels)
+            try:
+                return [arrived.get(timeout=_TIMEOUT_S) for _ in frames]
+            except queue.Empty:
+                sender.raise_if_failed()
+                ingest.raise_if_failed()
+                raise RunError("The frames did not come through the loopback: try again.") from None
+
+        yield carry
+
+
+@contextlib.contextmanager
+def run_file(
+    header: RunHeader, config: RecorderConfig, volumes: int
+) -> Iterator[Callable[[list[Frame], Reconstruction], None]]:
+    """Give a call that records a sweep and its volume, and returns when a reader can see them."""
+    written: queue.SimpleQueue[object] = queue.SimpleQueue()
+    with tempfile.TemporaryDirectory(prefix="mdd-bench-") as folder:
+        recorder = Recorder(
+            Path(folder) / "run.h5",
+            header,
+            config.model_copy(update={"time_points": volumes}),
+            frames_per_sweep=header.frames_per_sweep,
+            configuration="{}",
+            provenance={},
+            on_written=written.put,
+        )
+        recorder.start()
+
+        def until_taken(put: Callable[[], bool]) -> None:
+            while not put():
+                recorder.raise_if_failed()
+                time.sleep(0.001)
+
+        def write(frames: list[Frame], result: Reconstruction) -> None:
+            for frame in frames:
+                until_taken(partial(recorder.put_frame, frame))
+            info = frames[0].info
+            key = info.sweep, info.channel, info.position
+            until_taken(
+                lambda: recorder.put_volume(*key, result, acquired_s=0.0, received_s=time.monotonic())
+            )
+            try:
+                written.get(timeout=_TIMEOUT_S)
+            except queue.Empty:
+                recorder.raise_if_failed()
+                raise RunError(
+                    f"Volume {info.sweep} was not written within {_TIMEOUT_S:g} s: is the disk well?"
+                ) from None
+
+        try:
+            yield write
+        finally:
+            recorder.stop()
+
+
 def whole_way(
-    reconstructor: Reconstructor, scene: Scene, settings: BenchSettings, recorder: RecorderConfig
+    reconstructor: Reconstructor, scene: Scene, volumes: int, recorder: RecorderConfig
 ) -> list[Sample]:
-    """Return the cold volume, the volumes that warm up, and then as many as the settings ask for."""
-    sessions = range(settings.sessions)
-    wanted = settings.volumes
-    room = 1 + WARM_UP + min(wanted, _FILE_VOLUMES)
+    """Return the cold volume, those that warm up, and then as many as are asked for."""
     assembler = Assembler(timeout_s=60.0)
     samples: list[Sample] = []
-    with Wire(scene.header) as wire, Disk(scene.header, recorder, room) as disk:
-        number, begun = 0, 0.0
-        while len(samples) < len(sessions) * (1 + WARM_UP) + wanted:
-            if number == 1 + WARM_UP:
-                begun = time.perf_counter()
-            for session in sessions:
-                frames, receive_s = wire.carry(scene.frames(number, session))
-                started = time.perf_counter()
-                sweep = assemble(assembler, frames)
-                assemble_s = time.perf_counter() - started
-                result = reconstructor.reconstruct(sweep)
-                write_s = disk.write(frames, result)
-                stages = {name: result.seconds.get(name, 0.0) for name in ENGINE}
-                total = result.seconds["total"]
-                more = {name: s for name, s in result.seconds.items() if name not in (*ENGINE, "total")}
-                stages |= more
-                stages["other"] = max(0.0, total - sum(stages.values()))
-                stages = {"receive": receive_s, "assemble": assemble_s, **stages, "write": write_s}
-                samples.append(Sample(stages, total, result.inr_iterations, result.served, disk.write_raw()))
-            number += 1
-            if settings.seconds is not None and begun:
-                enough = time.perf_counter() - begun > settings.seconds and len(samples) > 1 + WARM_UP + 2
-                wanted = 0 if enough else _MOST
+    room = 1 + WARM_UP + min(volumes, _FILE_VOLUMES)
+    with loopback(scene.header) as carry, run_file(scene.header, recorder, room) as write:
+        for number in range(1 + WARM_UP + volumes):
+            sent = scene.frames(number)
+            marks = [time.perf_counter()]
+            frames = carry(sent)
+            marks.append(time.perf_counter())
+            sweep = assemble(assembler, frames)
+            marks.append(time.perf_counter())
+            result = reconstructor.reconstruct(sweep)
+            marks.append(time.perf_counter())
+            write(frames, result)
+            marks.append(time.perf_counter())
+            receive_s, assemble_s, _, write_s = np.diff(marks).tolist()
+            total = result.seconds["total"]
+            stages = {name: result.seconds.get(name, 0.0) for name in ENGINE}
+            stages |= {name: s for name, s in result.seconds.items() if name != "total"}
+            stages["other"] = max(0.0, total - sum(stages.values()))
+            stages = {"receive": receive_s, "assemble": assemble_s, **stages, "write": write_s}
+            samples.append(Sample(stages, total, result.inr_iterations, result.served))
     return samples
 
 
-def summary(samples: Sequence[Sample], scene: Scene, sessions: int) -> dict[str, Any]:
-    """Return the figures of `whole_way`, as JSON can hold them: the cold volumes apart from the warm ones."""
-    cold, warm = samples[0], list(samples[sessions * (1 + WARM_UP) :])
+def summary(samples: Sequence[Sample], scene: Scene) -> dict[str, Any]:
+    """Return the figures of `whole_way`, as JSON can hold them: the cold volume apart from the warm ones."""
+    cold, warm = samples[0], list(samples[1 + WARM_UP :])
     volume_s = statistics.median(sample.engine_s for sample in warm)
     pipeline_s = [sample.pipeline_s for sample in warm]
-    middle = _middle(warm)
-    stages = {
-        name: statistics.fmean(sample.stages.get(name, 0.0) for sample in middle) for name in cold.stages
-    }
+    # The half of the volumes whose time is nearest to the median: their mean stages add up to it.
+    near = sorted(warm, key=lambda sample: abs(sample.pipeline_s - statistics.median(pipeline_s)))
+    middle = near[: max(1, (len(near) + 1) // 2)]
     voxels = int(np.prod(scene.header.shape))
-    percentiles = {
-        f"p{share}": {
-            "pipeline": float(np.percentile(pipeline_s, share)),
-            "engine": float(np.percentile([sample.engine_s for sample in warm], share)),
-        }
-        for share in (50, 95, 99)
-    }
     return {
         "voxels": voxels,
         "projections": scene.projections,
         "volumes": len(warm),
         "volume_s": volume_s,
-        "volume_best_s": min(sample.engine_s for sample in warm),
         "pipeline_s": statistics.median(pipeline_s),
         "cold_s": cold.engine_s,
         "voxels_per_s": voxels / volume_s,
         "ns_per_voxel": 1e9 * volume_s / voxels,
-        "latency_s": percentiles,
-        "stages": stages,
-        "stages_cold": cold.stages,
-        "inr_iterations": {
-            "cold": cold.inr_iterations,
-            "warm": [sample.inr_iterations for sample in warm],
+        "latency_s": {
+            f"p{share}": {
+                "pipeline": float(np.percentile(pipeline_s, share)),
+                "engine": float(np.percentile([sample.engine_s for sample in warm], share)),
+            }
+            for share in (50, 95, 99)
         },
+        "stages": {
+            name: statistics.fmean(sample.stages.get(name, 0.0) for sample in middle) for name in cold.stages
+        },
+        "inr_iterations": {"cold": cold.inr_iterations, "warm": [sample.inr_iterations for sample in warm]},
         "served": dict(Counter(sample.served for sample in warm)),
-        "write_fraction": min(sample.raw_write_s for sample in warm)
-        / min(sample.stages["write"] for sample in warm),
     }
-
-
-def _middle(samples: list[Sample]) -> list[Sample]:
-    """Return the half of the volumes whose time is nearest to the median: their mean stages add up to it."""
-    median = statistics.median(sample.pipeline_s for sample in samples)
-    near = sorted(samples, key=lambda sample: abs(sample.pipeline_s - median))
-    return near[: max(1, (len(near) + 1) // 2)]

@@ -3,12 +3,10 @@
   mdd bench                                   a minute, a table
   mdd bench --quick
   mdd bench --size 64x128x128 --size 64x256x256 --device cpu --json bench.json
-  mdd bench --growth                          cost against area, depth, evaluations and sessions
 
 Sweeps of the demo's virtual specimen go through the daemon's own wire, engine and recorder. What they are
 compared with is measured in the same run, in turns: torch eager in float32, parts of the reference method
-(scaled to the whole, and said so), matrix products, memory copies and raw writes. docs/performance.md says
-what each figure means.
+(scaled to the whole, and said so), and matrix products. docs/performance.md says what each figure means.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.bench import CPU_SIZES, CUDA_SIZES, BenchSettings, size_name
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import MissingFileError
 
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Iterator
 
-    from microdiffusion.daemon.bench import Bench, Size
+    from microdiffusion.daemon.bench import Bench, BenchSettings
 
 _LEAST = (12, 16, 16)  # two slabs of the demo, and the camera's smallest image
 _MOST_EVALUATIONS = 8
@@ -47,15 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     what.add_argument(
         "--evaluations", type=_evaluations, metavar="N,M", help="of the network, per volume (1,4)"
     )
-    what.add_argument(
-        "--sessions", type=options.count, default=1, metavar="N", help="that take turns in one engine (1)"
-    )
-    what.add_argument("--growth", action="store_true", help="also the cost over sizes, evaluations, sessions")
     how = parser.add_argument_group("how thoroughly")
     how.add_argument("--quick", action="store_true", help="a quarter of a minute, coarser figures")
-    amount = how.add_mutually_exclusive_group()
-    amount.add_argument("--volumes", type=options.count, metavar="N", help="warm volumes of each figure (8)")
-    amount.add_argument("--seconds", type=options.positive, metavar="S", help="instead: for so long")
+    how.add_argument("--volumes", type=options.count, metavar="N", help="warm volumes of each figure (8)")
     how.add_argument("--seed", type=options.seed, default=1, metavar="N", help="of the specimen (1)")
     parser.add_argument("--json", type=options.file, metavar="FILE", help="everything")
     options.add_config_options(parser)
@@ -72,7 +63,7 @@ def run(args: Namespace) -> int:
         args,
         {"engine.device": None if args.device == "auto" else args.device, "engine.network": args.network},
     )
-    from microdiffusion.daemon.bench import Bench, all_growth, report
+    from microdiffusion.daemon.bench import Bench, size_name, tables, write_json
     from microdiffusion.daemon.system import about
 
     settings = _settings(args)
@@ -85,28 +76,24 @@ def run(args: Namespace) -> int:
             "settings": {**asdict(settings), "quick": args.quick},
             "machine": about(),
         }
-        if args.growth:
-            document["growth"] = all_growth(bench, quick=args.quick)
-    say(report.text(document), styled=True)
+    say(tables(document), styled=True)
     if args.json is not None:
-        report.write_json(args.json, document)
+        write_json(args.json, document)
         say(f"wrote {args.json}")
     return 0
 
 
 def _settings(args: Namespace) -> BenchSettings:
-    settings = BenchSettings.quick() if args.quick else BenchSettings()
-    changes = {
-        "evaluations": args.evaluations,
-        "volumes": args.volumes,
-        "seconds": args.seconds,
-        "sessions": args.sessions,
-        "seed": args.seed,
-    }
+    from microdiffusion.daemon.bench import QUICK, BenchSettings
+
+    settings = QUICK if args.quick else BenchSettings()
+    changes = {"evaluations": args.evaluations, "volumes": args.volumes, "seed": args.seed}
     return replace(settings, **{key: value for key, value in changes.items() if value is not None})
 
 
-def _sizes(args: Namespace, bench: Bench) -> tuple[Size, ...]:
+def _sizes(args: Namespace, bench: Bench) -> tuple[tuple[int, int, int], ...]:
+    from microdiffusion.daemon.bench import CPU_SIZES, CUDA_SIZES
+
     if args.all_sizes:
         return (*CPU_SIZES, *CUDA_SIZES)
     if args.size:
@@ -126,7 +113,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _size(text: str) -> Size:
+def _size(text: str) -> tuple[int, int, int]:
     try:
         slices, rows, columns = (int(part) for part in text.lower().split("x"))
     except ValueError:
@@ -135,7 +122,7 @@ def _size(text: str) -> Size:
         ) from None
     size = slices, rows, columns
     if any(edge < least for edge, least in zip(size, _LEAST, strict=True)):
-        raise argparse.ArgumentTypeError(f"expected at least {size_name(_LEAST)} voxels, not {text}")
+        raise argparse.ArgumentTypeError(f"expected at least {'x'.join(map(str, _LEAST))} voxels, not {text}")
     if slices * rows * columns >= 1 << 31:
         raise argparse.ArgumentTypeError(f"expected less than 2^31 voxels, not {text}")
     return size

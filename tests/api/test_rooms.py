@@ -26,7 +26,6 @@ FOLDERS = {"api": "microdiffusion"} | {
 FLOORS = set(FOLDERS.values())
 
 SIDE_DOORS = {
-    "microdiffusion.daemon.bench.report",
     "microdiffusion.daemon.cli.options",
     "microdiffusion.daemon.cli.suggestions",
     "microdiffusion.daemon.doctor.computer",
