@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def leave_stops_to_parent() -> None:
@@ -34,3 +36,15 @@ def keyboard_ignored() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def redirect_output(log: Path | None) -> None:
+    """Send what this process prints to a file, or nowhere; C libraries included."""
+    target = os.devnull if log is None else os.fspath(log)
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)

@@ -1,11 +1,11 @@
 """The driver's own process, as the daemon sees it.
 
-`DriverProcess` owns a spawned process that runs `link.acquire`, and one pipe to it: down goes the word
-"stop", up come notes, the counters and, at most once, a failure; so a crash of a camera's driver library
-takes down neither the engine nor the recorder. Pauses go over the wire, as they do for a driver elsewhere.
-Invariants: the child ignores Ctrl-C, because the parent decides when to stop; it ends by itself within
-seconds when the parent dies, however that happens, and what it could not deliver then lies in the journal;
-what camera libraries print goes to a log file and never to the user's screen.
+`DriverProcess` owns a spawned process that runs the driver of `acquisition.driver`, and one pipe to it: down
+goes the word "stop", up come notes, the counters and, at most once, a failure; so a crash of a camera's
+library takes down neither the engine nor the recorder. Pauses go over the wire, as they do for a driver
+elsewhere. Invariants: the child ignores Ctrl-C, because the parent decides when to stop; it ends by itself
+within seconds when the parent dies, however that happens, and what it could not deliver then lies in the
+journal; what camera libraries print goes to a log file and never to the user's screen.
 
 All methods are for one thread, the owner's.
 """
@@ -23,11 +23,12 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion import errors
+from microdiffusion.drivers.sending import FINISH_S, DriverTask
 from microdiffusion.errors import AcquisitionError, MddError
-from microdiffusion.processes import keyboard_ignored, leave_stops_to_parent
+from microdiffusion.processes import keyboard_ignored, leave_stops_to_parent, redirect_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
     from pathlib import Path
 
@@ -44,7 +45,6 @@ ORPHAN_FINISH_S = 1.0
 EXIT_S = 3.0
 """How long its interpreter may take to shut down: threads of a stuck acquisition would keep it for ever."""
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,16 +53,10 @@ class DriverProcess:
 
     Parameters
     ----------
-    config : Config
-        The whole configuration.
-    address : str
-        Where the daemon takes frames.
+    config, address, resume, security
+        See `DriverTask`.
     log : Path or None
         File that receives what camera libraries print; None discards it.
-    resume : ResumeFrom or None
-        The run that is gone on with.
-    security : ClientKeys or None
-        Keys for a daemon that asks for them.
     """
 
     def __init__(
@@ -86,7 +80,6 @@ class DriverProcess:
         self._notes: list[str] = []
         self._failure: MddError | None = None
         self._stats: SenderStats | None = None
-        self._progress: SenderStats | None = None
         self._over = False
         self._started = False
         self._has_begun = False  # from then on it may hold the camera
@@ -111,27 +104,9 @@ class DriverProcess:
 
     @property
     def stats(self) -> SenderStats | None:
-        """What became of the frames; None until the run is over, or where there was none."""
+        """What has become of the frames, at most a second old; None before the first, or without any."""
         self._drain()
         return self._stats
-
-    @property
-    def progress(self) -> SenderStats | None:
-        """What has become of the frames so far, at most a second old; None before the first are taken."""
-        self._drain()
-        return self._stats or self._progress
-
-    @property
-    def exit_reason(self) -> str | None:
-        """Why the process ended, in one sentence; None while it runs or has not started."""
-        if not self._started or self.alive:
-            return None
-        self._drain()
-        if self._failure is not None:
-            return str(self._failure)
-        if self._over:
-            return "The acquisition is over."
-        return str(self._died())
 
     def take_notes(self) -> list[str]:
         """Return what the driver has told since the last call, one line each."""
@@ -142,10 +117,6 @@ class DriverProcess:
     def raise_if_failed(self) -> None:
         """Raise the driver's error, as its own class; also where the process died without a word."""
         self._drain()
-        if self._failure is None and self._started and not self._process.is_alive() and not self._over:
-            self._drain()  # it may have spoken between the two looks
-            if self._failure is None and not self._over:
-                self._failure = self._died()
         if self._failure is not None:
             raise self._failure
 
@@ -171,49 +142,54 @@ class DriverProcess:
                 )
             self._process.kill()
             self._join(2.0)
-        self._drain()
 
     def _join(self, timeout_s: float) -> None:
         """Wait for the end, reading meanwhile: a full pipe must not keep the child."""
         deadline_s = time.monotonic() + timeout_s
-        while self._drain() and self._process.is_alive():
-            if not wait([self._process.sentinel, self._pipe], max(deadline_s - time.monotonic(), 0.0)):
-                return
-        self._process.join(max(deadline_s - time.monotonic(), 0.0))
+        while self.alive and time.monotonic() < deadline_s:
+            sources: list[Any] = [self._process.sentinel]
+            if not self._pipe.closed:
+                sources.append(self._pipe)
+            wait(sources, max(deadline_s - time.monotonic(), 0.0))
 
-    def _died(self) -> MddError:
-        where = f"; what its libraries said is in {self._log}" if self._log else ""
-        return AcquisitionError(
-            f"The driver's process died (exit code {self._process.exitcode}) without telling why{where}."
-        )
-
-    def _drain(self) -> bool:
-        """Take in what the child has sent; False where it will send nothing more."""
-        if not self._started or self._pipe.closed:
-            return False
+    def _drain(self) -> None:
+        """Take in what the child has sent, and notice where it is gone."""
+        if not self._started:
+            return
+        is_gone = not self._process.is_alive()  # asked first: its last words lie in the pipe then
         try:
-            while self._pipe.poll():
-                kind, content = self._pipe.recv()
-                if kind == "note":
-                    self._notes.append(content)
-                elif kind == "begin":
-                    self._has_begun = True
-                elif kind == "progress":
-                    self._progress = content
-                elif kind == "over":
-                    self._stats, self._over = content, True
-                elif self._failure is None:
-                    self._failure = _rebuilt(*content)
+            while not self._pipe.closed and self._pipe.poll():
+                self._take_in(*self._pipe.recv())
         except (EOFError, OSError):
             self._pipe.close()
-            return False
-        return True
+        if is_gone and not self._over and self._failure is None:
+            where = f"; what its libraries said is in {self._log}" if self._log else ""
+            self._failure = AcquisitionError(
+                f"The driver's process died (exit code {self._process.exitcode}) without telling why{where}."
+            )
+
+    def _take_in(self, kind: str, content: Any) -> None:
+        if kind == "note":
+            self._notes.append(content)
+        elif kind == "begin":
+            self._has_begun = True
+        elif kind == "failure":
+            self._failure = self._failure or content
+        else:
+            self._stats, self._over = content, self._over or kind == "over"
 
 
-def _rebuilt(name: str, text: str) -> MddError:
-    kind = getattr(errors, name, AcquisitionError)
-    error: MddError = kind(text)
-    return error
+def load_driver(config: Config) -> Callable[[DriverTask], SenderStats | None]:
+    """Return the `acquire` of the driver that the configuration names, imported: which takes a while."""
+    if config.acquisition.driver == "watch":
+        from microdiffusion.drivers.passive import watch
+
+        return watch.acquire
+    import pycromanager  # noqa: F401 here rather than when the camera is opened: it is slow
+
+    from microdiffusion.drivers.micromanager import acquisition
+
+    return acquisition.acquire
 
 
 # In the child -------------------------------------------------------------------------------------
@@ -229,7 +205,7 @@ def _run(
 ) -> None:
     """Run the acquisition and tell the parent how it went."""
     leave_stops_to_parent()
-    _redirect_output(log)
+    redirect_output(log)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     stop, orphaned = threading.Event(), threading.Event()
     threading.Thread(
@@ -248,35 +224,33 @@ def _run(
         logger.info(text)  # an orphan's last words are read there
         tell("note", text)
 
+    task = DriverTask(
+        config=config,
+        address=address,
+        stop=stop,
+        note=note,
+        resume=resume,
+        security=security,
+        finish_s=lambda: ORPHAN_FINISH_S if orphaned.is_set() else FINISH_S,
+        on_stats=lambda stats: tell("progress", stats),
+    )
     code = 0
     try:
-        from microdiffusion.drivers.acquire import acquire, load_driver
-        from microdiffusion.drivers.sending import FINISH_S
-
-        load_driver(config)
+        acquire = load_driver(config)
         stats = None
         if not stop.is_set():
             tell("begin", None)
-            stats = acquire(
-                config,
-                address,
-                stop=stop,
-                note=note,
-                resume=resume,
-                security=security,
-                patience_s=lambda: ORPHAN_FINISH_S if orphaned.is_set() else FINISH_S,
-                on_stats=lambda stats: tell("progress", stats),
-            )
+            stats = acquire(task)
         tell("over", stats)
     except MddError as error:
         traceback.print_exc()
-        tell("failure", (type(error).__name__, str(error)))
+        tell("failure", error)
         code = error.exit_code
     except BaseException as error:
         traceback.print_exc()
         where = f"; details are in {log}" if log else ""
         text = f"The driver failed unexpectedly ({type(error).__name__}: {error}){where}."
-        tell("failure", ("AcquisitionError", text))
+        tell("failure", AcquisitionError(text))
         code = 3
     sys.stdout.flush()
     sys.stderr.flush()
@@ -290,8 +264,7 @@ def _watch_parent(pipe: Connection[Any, Any], stop: threading.Event, orphaned: t
     """Wait for the word "stop" or for the parent's death; an orphan ends, by force if need be."""
     parent = multiprocessing.parent_process()
     sources: list[Any] = [pipe] if parent is None else [pipe, parent.sentinel]
-    ready = wait(sources)
-    is_orphan = pipe not in ready
+    is_orphan = pipe not in wait(sources)
     if not is_orphan:
         try:
             pipe.recv()
@@ -306,15 +279,3 @@ def _watch_parent(pipe: Connection[Any, Any], stop: threading.Event, orphaned: t
     logger.warning("The process that started this driver is gone; it ends within %g s.", ORPHAN_S)
     threading.Event().wait(ORPHAN_S)
     os._exit(3)
-
-
-def _redirect_output(log: Path | None) -> None:
-    """Send what this process prints to the log, C libraries included."""
-    target = os.devnull if log is None else os.fspath(log)
-    try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
-    os.close(descriptor)

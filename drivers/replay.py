@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +24,7 @@ from microdiffusion.config import SweepConfig
 from microdiffusion.drivers.plan import load_profile
 from microdiffusion.drivers.simulate import plan_positions, project_volume
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError
-from microdiffusion.files import ProjectionFile, VolumeFile, open_projections, open_volume
+from microdiffusion.files import VolumeFile, open_projections, open_volume
 from microdiffusion.frames import FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.sender import Faults, Sender, SenderStats
@@ -40,24 +41,24 @@ HURRIED_S = 3.0
 POLL_S = 0.1
 
 
-class ReplaySource(ABC):
-    """A file whose frames can be sent; a context manager.
+Frames = Iterator[tuple[FrameInfo, "NDArray[Any]"]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySource:
+    """A file whose frames can be sent; a context manager that closes it.
 
     Attributes
     ----------
     header : RunHeader
         Describes the run; its `run_id` is new for each source.
+    frames : callable
+        Returns all frames in the order of recording: place and pixels (Y, X), one sweep in memory at most.
     """
 
     header: RunHeader
-
-    @abstractmethod
-    def frames(self) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
-        """Yield all frames in the order of recording: place and pixels (Y, X)."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the file."""
+    frames: Callable[[], Frames]
+    close: Callable[[], None]
 
     def __enter__(self) -> Self:
         return self
@@ -68,103 +69,14 @@ class ReplaySource(ABC):
         self.close()
 
 
-class ProjectionSource(ReplaySource):
-    """The frames of a projection file, as they are."""
-
-    def __init__(self, projections: ProjectionFile) -> None:
-        self.header = projections.header
-        self._projections = projections
-
-    def frames(self) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
-        """Yield the frames sweep by sweep, uint16 or float32."""
-        for sweep in range(len(self._projections)):
-            yield from self._projections.frames(sweep)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._projections.close()
-
-
-class VolumeSource(ReplaySource):
-    """The exact projections of a volume file, one sweep for each of its time points.
-
-    Parameters
-    ----------
-    volumes : VolumeFile
-        Voxels of 1 µm where the file does not say.
-    sweep : SweepConfig
-        Slabs: length, step, offset and hold-out (with `hold_out_every` above 0, one in every sweep).
-
-    Raises
-    ------
-    GeometryError, MissingFileError, InputFileError
-        Not even one slab fits into the volume; the measured axial profile cannot be read.
-    """
-
-    def __init__(self, volumes: VolumeFile, sweep: SweepConfig) -> None:
-        sweeps, shape_z, height, width = volumes.shape
-        voxel_size_um = volumes.voxel_size_um or (1.0, 1.0, 1.0)
-        self._volumes = volumes
-        self._profile = load_profile(sweep)
-        self._hold_out = sweep.hold_out_every > 0
-        self._z_um = plan_positions(
-            sweeps,
-            length_um=sweep.length_um,
-            step_um=sweep.resolved_step_um,
-            z0_um=0.0,
-            voxel_z_um=voxel_size_um[0],
-            shape_z=shape_z,
-            alternate=sweep.alternate_offset,
-            hold_out=self._hold_out,
-        )
-        self.header = RunHeader(
-            run_id=uuid.uuid4().hex,
-            name=volumes.path.stem[:200],
-            shape=(shape_z, height, width),
-            voxel_size_um=voxel_size_um,
-            z0_um=0.0,
-            profile_weights=tuple(self._profile.weights.tolist()),
-            profile_spacing_um=self._profile.spacing_um,
-            dtype="float32",
-            sweeps=sweeps,
-            frames_per_sweep=max(len(z_um) for z_um in self._z_um),
-            source=f"projected from volume file {volumes.path.name}"[:2000],
-        )
-
-    def frames(self) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
-        """Yield the projections sweep by sweep, float32, in the units of the volume."""
-        seq = 0
-        for sweep, z_um in enumerate(self._z_um):
-            projections = project_volume(
-                self._volumes.volume(sweep), z_um, self._profile, voxel_z_um=self.header.voxel_size_um[0]
-            )
-            for index, pixels in enumerate(projections):
-                yield (
-                    FrameInfo(
-                        seq=seq,
-                        sweep=sweep,
-                        index=index,
-                        count=z_um.size,
-                        z_um=float(z_um[index]),
-                        held_out=self._hold_out and index == z_um.size - 1,
-                        camera_time_s=float(sweep),
-                    ),
-                    pixels,
-                )
-                seq += 1
-
-    def close(self) -> None:
-        """Close the file."""
-        self._volumes.close()
-
-
 def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> ReplaySource:
     """Open a projection file, or else a volume file (HDF5 dataset `volume`, or TIFF).
 
     Parameters
     ----------
     sweep
-        How a volume is projected; None: the defaults. A projection file has its own plan.
+        How a volume is projected (with `hold_out_every` above 0, one projection of every sweep is held out);
+        None: the defaults. A projection file has its own plan.
 
     Raises
     ------
@@ -172,14 +84,16 @@ def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> Replay
         There is no such file, it is neither, or the slabs do not fit into the volume.
     """
     path = Path(path)
-    if not _is_volume(path):
-        return ProjectionSource(open_projections(path))
-    volumes = open_volume(path)
-    try:
-        return VolumeSource(volumes, sweep or SweepConfig())
-    except BaseException:
-        volumes.close()
-        raise
+    if _is_volume(path):
+        volumes = open_volume(path)
+        try:
+            return _project(volumes, sweep or SweepConfig())
+        except BaseException:
+            volumes.close()
+            raise
+    file = open_projections(path)
+    every = range(len(file))
+    return ReplaySource(file.header, lambda: chain.from_iterable(map(file.frames, every)), file.close)
 
 
 def _is_volume(path: Path) -> bool:
@@ -191,6 +105,58 @@ def _is_volume(path: Path) -> bool:
             return "volume" in file and "projections" not in file
     except OSError:
         return False
+
+
+def _project(volumes: VolumeFile, sweep: SweepConfig) -> ReplaySource:
+    """Return the exact projections of a volume file: one sweep for each time point, in its units, float32.
+
+    Voxels are 1 µm where the file does not say.
+    """
+    sweeps, shape_z, height, width = volumes.shape
+    voxel_size_um = volumes.voxel_size_um or (1.0, 1.0, 1.0)
+    profile = load_profile(sweep)
+    hold_out = sweep.hold_out_every > 0
+    planned = plan_positions(
+        sweeps,
+        length_um=sweep.length_um,
+        step_um=sweep.resolved_step_um,
+        z0_um=0.0,
+        voxel_z_um=voxel_size_um[0],
+        shape_z=shape_z,
+        alternate=sweep.alternate_offset,
+        hold_out=hold_out,
+    )
+    count = planned.shape[1]
+
+    def frames() -> Frames:
+        for number, z_um in enumerate(planned):
+            projections = project_volume(volumes.volume(number), z_um, profile, voxel_z_um=voxel_size_um[0])
+            for index, pixels in enumerate(projections):
+                info = FrameInfo(
+                    seq=number * count + index,
+                    sweep=number,
+                    index=index,
+                    count=count,
+                    z_um=float(z_um[index]),
+                    held_out=hold_out and index == count - 1,
+                    camera_time_s=float(number),
+                )
+                yield info, pixels
+
+    header = RunHeader(
+        run_id=uuid.uuid4().hex,
+        name=volumes.path.stem[:200],
+        shape=(shape_z, height, width),
+        voxel_size_um=voxel_size_um,
+        z0_um=0.0,
+        profile_weights=tuple(profile.weights.tolist()),
+        profile_spacing_um=profile.spacing_um,
+        dtype="float32",
+        sweeps=sweeps,
+        frames_per_sweep=count,
+        source=f"projected from volume file {volumes.path.name}"[:2000],
+    )
+    return ReplaySource(header, frames, volumes.close)
 
 
 def replay(
@@ -221,7 +187,7 @@ def replay(
     security
         None only where the address is on loopback.
     stop
-        Asked between frames; True ends the run early, in good order.
+        Asked between frames; True ends the run early, but cleanly.
     connect_timeout_s
         How long to wait for the daemon before the first frame.
 
@@ -246,24 +212,27 @@ def replay(
         security=security,
     )
     sender.start()
-    reason, patience_s = "broken off", 0.0
+    reason, finish_s = "broken off", 0.0
     try:
         _await_daemon(sender, address, stop, connect_timeout_s)
-        patience_s = HURRIED_S
-        for info, pixels in _paced(source.frames(), rate_hz, stop):
-            if rate_hz is None and not _room(sender, stop):
+        finish_s = HURRIED_S
+        start_s = time.monotonic()
+        for count, (info, pixels) in enumerate(source.frames()):
+            # A frame that is late does not delay the later ones.
+            due_s = None if rate_hz is None else start_s + count / rate_hz
+            if not _await_turn(sender, due_s, stop):
                 break
             sender.put(info, pixels)
             sender.raise_if_failed()
         if _drain(sender, stop):
-            reason, patience_s = "finished", STANDSTILL_S
+            reason, finish_s = "finished", STANDSTILL_S
         elif stop():
             reason = "stopped"
     except Exception as error:
         reason = f"broken off: {error}"
         raise
     finally:
-        stats = sender.finish(reason=reason, timeout_s=patience_s)
+        stats = sender.finish(reason=reason, timeout_s=finish_s)
     sender.raise_if_failed()
     if not stats.ended and not stop():
         left = stats.waiting + stats.on_the_way
@@ -273,7 +242,7 @@ def replay(
             else "start the replay again"
         )
         raise AcquisitionError(
-            f"The daemon at {address} stopped answering, {left} of {stats.put} frames are not confirmed: "
+            f"The daemon at {address} stopped answering, {left} of {stats.put} frames are not acknowledged: "
             f"look at its last messages; {advice}."
         )
     return stats
@@ -291,27 +260,19 @@ def _await_daemon(sender: Sender, address: str, stop: Callable[[], bool], timeou
         time.sleep(0.01)
 
 
-def _room(sender: Sender, stop: Callable[[], bool]) -> bool:
-    """Wait for room in the send buffer; False where the replay is to stop."""
-    while not sender.wait_for_room(POLL_S):
+def _await_turn(sender: Sender, due_s: float | None, stop: Callable[[], bool]) -> bool:
+    """Wait until a frame is due or, without a time, has room in the send buffer; False on `stop`."""
+    while not stop():
         sender.raise_if_failed()
-        if stop():
-            return False
-    return True
-
-
-def _paced(
-    frames: Iterator[tuple[FrameInfo, NDArray[Any]]], rate_hz: float | None, stop: Callable[[], bool]
-) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
-    """Pass frames on at a rate; a frame that is late does not delay the later ones."""
-    start_s = time.monotonic()
-    for count, frame in enumerate(frames):
-        due_s = start_s if rate_hz is None else start_s + count / rate_hz
-        while not stop() and (left_s := due_s - time.monotonic()) > 0:
-            time.sleep(min(left_s, POLL_S))
-        if stop():
-            return
-        yield frame
+        if due_s is None:
+            if sender.wait_for_room(POLL_S):
+                return True
+            continue
+        left_s = due_s - time.monotonic()
+        if left_s <= 0:
+            return True
+        time.sleep(min(left_s, POLL_S))
+    return False
 
 
 def _drain(sender: Sender, stop: Callable[[], bool]) -> bool:

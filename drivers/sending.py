@@ -1,8 +1,9 @@
-"""The sender of a driver, with the buffers, journal and keys of the configuration. No state; any thread."""
+"""What every driver is given: what to do, for whom, whom to tell; and the sender that follows from it."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from microdiffusion.errors import ConfigError
@@ -10,9 +11,11 @@ from microdiffusion.paths import journal_folder
 from microdiffusion.sender import Sender, SenderStats
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from microdiffusion.config import Config
+    from microdiffusion.drivers.plan import ResumeFrom
     from microdiffusion.header import RunHeader
     from microdiffusion.wire import ClientKeys
 
@@ -22,55 +25,83 @@ STATS_S = 1.0
 """How often the counters are told."""
 
 
-def open_sender(
-    config: Config,
-    address: str,
-    header: RunHeader,
-    security: ClientKeys | None,
-    *,
-    first_seq: int = 0,
-    journal: bool = True,
-) -> Sender:
-    """Return a sender, not started, with the buffers, the journal and the keys of the configuration.
+def _finish_s() -> float:
+    return FINISH_S
 
-    Parameters
+
+def _ignore(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverTask:
+    """What a driver is to do.
+
+    Attributes
     ----------
-    first_seq : int
-        The lowest number of its frames.
-    journal : bool
-        False for frames that lie on a disk already: they can wait there.
-
-    Raises
-    ------
-    ConfigError, WireError
-        See `Sender`.
+    config : Config
+        The whole configuration.
+    address : str
+        Where the daemon takes frames.
+    stop : Event
+        Ends the run early; the frames that were taken are still delivered.
+    note : callable
+        Is told, in one line each, what a user may want to know.
+    resume : ResumeFrom or None
+        The run to resume: its next sweep, its next frame number, its camera time.
+    security : ClientKeys or None
+        Keys for a daemon that asks for them.
+    finish_s : callable
+        Asked at the end: how long the rest may take to be delivered.
+    on_stats : callable
+        Is told the sender's counters about once a second.
     """
-    return Sender(
-        address,
-        header,
-        buffer_bytes=int(config.wire.send_buffer_mb * 1e6),
-        journal=(config.wire.journal or journal_folder()) if journal else None,
-        journal_bytes=int(config.wire.journal_gb * 1e9),
-        security=security,
-        first_seq=first_seq,
-    )
 
+    config: Config
+    address: str
+    stop: threading.Event
+    note: Callable[[str], None] = _ignore
+    resume: ResumeFrom | None = None
+    security: ClientKeys | None = None
+    finish_s: Callable[[], float] = _finish_s
+    on_stats: Callable[[SenderStats], None] = _ignore
 
-def require_port(address: str) -> None:
-    """Raise `ConfigError` where `address` leaves the port to whoever listens there."""
-    if address.endswith(":*"):
-        raise ConfigError(
-            f"The daemon has a port, {address} names none: give one, as in tcp://127.0.0.1:5750."
+    def open_sender(self, header: RunHeader, *, first_seq: int = 0, journal: bool = True) -> Sender:
+        """Return a sender, not started, with the buffers, the journal and the keys of the configuration.
+
+        Parameters
+        ----------
+        first_seq : int
+            The lowest number of its frames.
+        journal : bool
+            False for frames that lie on a disk already: they can wait there.
+
+        Raises
+        ------
+        ConfigError, WireError
+            See `Sender`.
+        """
+        wire = self.config.wire
+        return Sender(
+            self.address,
+            header,
+            buffer_bytes=int(wire.send_buffer_mb * 1e6),
+            journal=(wire.journal or journal_folder()) if journal else None,
+            journal_bytes=int(wire.journal_gb * 1e9),
+            security=self.security,
+            first_seq=first_seq,
         )
+
+    def is_stopped(self, sender: Sender | None) -> bool:
+        """Whether the user, or the daemon on their behalf, has ended the run."""
+        return self.stop.is_set() or (sender is not None and sender.wanted == "stop")
 
 
 class SenderProgress:
     """Tells a sender's counters now and then, and what stands in its way; for one thread."""
 
-    def __init__(
-        self, sender: Sender, note: Callable[[str], None], on_stats: Callable[[SenderStats], None] | None
-    ) -> None:
-        self._sender, self._note, self._on_stats = sender, note, on_stats
+    def __init__(self, sender: Sender, task: DriverTask) -> None:
+        self._sender, self._task = sender, task
         self._told_s = -float("inf")
         self._trouble = ""
 
@@ -79,8 +110,15 @@ class SenderProgress:
         if time.monotonic() - self._told_s < STATS_S:
             return
         self._told_s = time.monotonic()
-        if self._on_stats is not None:
-            self._on_stats(self._sender.stats)
+        self._task.on_stats(self._sender.stats)
         before, self._trouble = self._trouble, self._sender.trouble
         if self._trouble and self._trouble != before:
-            self._note(self._trouble)
+            self._task.note(self._trouble)
+
+
+def require_port(address: str) -> None:
+    """Raise `ConfigError` where `address` leaves the port to whoever listens there."""
+    if address.endswith(":*"):
+        raise ConfigError(
+            f"The daemon has a port, {address} names none: give one, as in tcp://127.0.0.1:5750."
+        )

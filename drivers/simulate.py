@@ -149,127 +149,107 @@ def simulate(
     """
     _check_positive(length_um=length_um, step_um=step_um, gain=gain)
     _check_not_negative(noise=noise, read_noise=read_noise)
+    camera = None
     if photons is not None:
         _check_positive(photons=photons)
+        camera = CameraNoise(offset=offset, gain=gain, read_noise=read_noise)
         if noise:
             raise ConfigError("Give noise (Gaussian) or photons (camera), not both.")
     elif read_noise or offset or gain != 1.0:
         raise ConfigError("gain, offset and read_noise describe a camera and need photons: give photons too.")
+    if sweeps is not None and sweeps < 1:
+        raise ConfigError(f"sweeps should be 1 or more, not {sweeps}: correct it.")
+    profile = AxialProfile.box(length_um)
     with open_volume(volume_path) as source:
         voxel = voxel_size_um or source.voxel_size_um or (1.0, 1.0, 1.0)
         _check_positive(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
-        volumes, shape_z = source.shape[:2]
-        sweeps = volumes if sweeps is None else sweeps
-        if sweeps < 1:
-            raise ConfigError(f"sweeps should be 1 or more, not {sweeps}: correct it.")
         z_um = plan_positions(
-            sweeps,
+            sweeps or len(source),
             length_um=length_um,
             step_um=step_um,
             z0_um=0.0,
             voxel_z_um=voxel[0],
-            shape_z=shape_z,
+            shape_z=source.shape[1],
             alternate=alternate,
             hold_out=hold_out,
         )
-        held_out = np.zeros(z_um.shape[1], dtype=np.bool_)
-        held_out[-1] = hold_out
-        camera = None
-        if photons is not None:
-            camera = CameraNoise(offset=offset, gain=gain, read_noise=read_noise)
-        scene = _Scene(source, AxialProfile.box(length_um), voxel[0], z_um, camera, seed)
-        scene.measure(normalise=normalise, noise=noise, photons=photons)
+        scale = _Scale.of(source, normalise=normalise, photons=photons)
+        sigma = np.float32(noise * np.ptp(scale.light(0))) if noise else None
+
+        def projections() -> Iterator[NDArray[Any]]:
+            rng = np.random.default_rng(seed)
+            for sweep, slabs_um in enumerate(z_um):
+                light = project_volume(scale.light(sweep), slabs_um, profile, voxel_z_um=voxel[0])
+                if camera is not None:
+                    yield camera.expose(light, rng)
+                elif sigma is not None:
+                    yield light + sigma * rng.standard_normal(light.shape, dtype=np.float32)
+                else:
+                    yield light
+
+        def truths() -> Iterator[NDArray[np.float32]]:
+            for sweep in range(len(z_um)):
+                light = scale.light(sweep)
+                yield light if camera is None else light * np.float32(gain) + np.float32(offset)
+
         write_projections(
             output,
-            scene.projections(),
-            z_um=z_um if sweeps > 1 else z_um[0],
-            profile=scene.profile,
+            projections(),
+            z_um=z_um if len(z_um) > 1 else z_um[0],
+            profile=profile,
             voxel_size_um=voxel,
             z0_um=0.0,
-            shape_z=shape_z,
-            time_s=np.arange(sweeps, dtype=np.float64),
+            shape_z=source.shape[1],
+            time_s=np.arange(len(z_um), dtype=np.float64),
             camera=camera,
-            held_out=held_out if hold_out else None,
-            truth=scene.truths(),
+            held_out=np.arange(z_um.shape[1]) == z_um.shape[1] - 1 if hold_out else None,
+            truth=truths(),
             attributes={"source": f"simulated from {source.path.name}, seed {seed}"},
         )
     return Path(output)
 
 
-@dataclass(slots=True)
-class _Scene:
-    """A volume file seen through beam and camera."""
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """How brightness in a volume file becomes light, fixed by the first volume for all time points.
+
+    Brightness `low` is no light, and light ends at `limits`.
+    """
 
     source: VolumeFile
-    profile: AxialProfile
-    voxel_z_um: float
-    z_um: NDArray[np.float64]
-    camera: CameraNoise | None
-    seed: int
-    low: float = 0.0
-    scale: float = 1.0
-    clip: tuple[float, float] = (-math.inf, math.inf)
-    sigma: float = 0.0
+    low: float
+    factor: float
+    limits: tuple[float, float]
 
-    def measure(self, *, normalise: bool, noise: float, photons: float | None) -> None:
-        """Fix scale and noise from the first volume, so that all time points share them."""
-        first = self.source.volume(0)
+    @classmethod
+    def of(cls, source: VolumeFile, *, normalise: bool, photons: float | None) -> _Scale:
+        first = source.volume(0)
+        scale = cls(source, 0.0, 1.0, (-math.inf, math.inf))
         if normalise:
-            self.low, high = (float(value) for value in np.percentile(first, (1.0, 99.9)))
-            if high <= self.low:
+            low, high = (float(value) for value in np.percentile(first, (1.0, 99.9)))
+            if high <= low:
                 raise InputFileError(
-                    f"{self.source.path}: the volume is empty or constant (percentiles 1 and 99.9 are both "
+                    f"{source.path}: the volume is empty or constant (percentiles 1 and 99.9 are both "
                     f"{high:g}), so it cannot be normalised: give another."
                 )
-            self.scale = 1.0 / (high - self.low)
-            self.clip = (0.0, 1.0)
-        if noise:
-            self.sigma = noise * float(np.ptp(self._scaled(first)))
-        if photons is not None:
-            self._expose(first, photons)
-
-    def _expose(self, first: NDArray[np.float32], photons: float) -> None:
-        scaled = self._scaled(first)
-        brightest = float(np.percentile(scaled, 99.9))
+            scale = cls(source, low, 1.0 / (high - low), (0.0, 1.0))
+        if photons is None:
+            return scale
+        light = scale.light(0)
+        brightest = float(np.percentile(light, 99.9))
         if brightest <= 0:
-            brightest = float(scaled.max())
+            brightest = float(light.max())
         if brightest <= 0:
-            raise InputFileError(f"{self.source.path}: the volume holds no light: give another.")
-        self.scale *= photons / brightest
-        self.clip = (0.0, self.clip[1] * photons / brightest)
+            raise InputFileError(f"{source.path}: the volume holds no light: give another.")
+        more = photons / brightest
+        return cls(source, scale.low, scale.factor * more, (0.0, scale.limits[1] * more))
 
-    def _scaled(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        low, high = (np.float32(bound) for bound in self.clip)
-        scaled = (volume - np.float32(self.low)) * np.float32(self.scale)
+    def light(self, sweep: int) -> NDArray[np.float32]:
+        """Return the volume (Z, Y, X) that a sweep sees: beyond the last, the last."""
+        volume = self.source.volume(min(sweep, len(self.source) - 1))
+        scaled = (volume - np.float32(self.low)) * np.float32(self.factor)
+        low, high = (np.float32(limit) for limit in self.limits)
         return np.asarray(np.clip(scaled, low, high), dtype=np.float32)
-
-    def _volume(self, sweep: int) -> NDArray[np.float32]:
-        return self.source.volume(min(sweep, len(self.source) - 1))
-
-    def truths(self) -> Iterator[NDArray[np.float32]]:
-        """Yield each volume (Z, Y, X) in the units of the projections."""
-        for sweep in range(len(self.z_um)):
-            light = self._scaled(self._volume(sweep))
-            if self.camera is not None and self.camera.gain is not None:
-                light = light * np.float32(self.camera.gain) + np.float32(self.camera.offset)
-            yield light
-
-    def projections(self) -> Iterator[NDArray[Any]]:
-        """Yield each sweep (M, Y, X): float32, or uint16 through the camera."""
-        rng = np.random.default_rng(self.seed)
-        for sweep in range(len(self.z_um)):
-            light = project_volume(
-                self._scaled(self._volume(sweep)),
-                self.z_um[sweep],
-                self.profile,
-                voxel_z_um=self.voxel_z_um,
-            )
-            if self.camera is not None and self.camera.gain is not None:
-                yield self.camera.expose(light, rng)
-            elif self.sigma:
-                yield light + np.float32(self.sigma) * rng.standard_normal(light.shape, dtype=np.float32)
-            else:
-                yield light
 
 
 def _check_positive(**values: float) -> None:

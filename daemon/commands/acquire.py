@@ -123,8 +123,8 @@ def _watch(driver: DriverProcess, is_enough: Callable[[], bool]) -> None:
         _tell(driver)
         if time.monotonic() - told_s >= STATS_S:
             told_s = time.monotonic()
-            if driver.progress is not None:
-                logger.info(_line(driver.progress))
+            if driver.stats is not None:
+                logger.info(_line(driver.stats))
 
 
 def _tell(driver: DriverProcess) -> None:

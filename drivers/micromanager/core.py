@@ -10,6 +10,7 @@ Runs on the main thread of the driver process.
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from microdiffusion.errors import AcquisitionError, MissingFileError
 from microdiffusion.header import RunHeader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
     from microdiffusion.drivers.plan import Plan
 
@@ -42,9 +45,7 @@ def open_core(acquisition: AcquisitionConfig) -> Any:
     MissingFileError
         The adapter folder or the configuration file does not exist.
     """
-    if acquisition.backend == "java":
-        return _connect(acquisition.port)
-    return _load(acquisition)
+    return _connect(acquisition.port) if acquisition.backend == "java" else _load(acquisition)
 
 
 def _connect(port: int) -> Any:
@@ -57,7 +58,7 @@ def _connect(port: int) -> Any:
     except Exception as error:  # the bridge raises bare Exception
         raise AcquisitionError(
             f"What listens at port {port} does not answer as a pycro-manager server does "
-            f"({_first_line(error)}): {server_menu(port)}, and keep Micro-Manager and pycromanager of about "
+            f"({first_line(error)}): {server_menu(port)}, and keep Micro-Manager and pycromanager of about "
             "the same age."
         ) from error
     return core
@@ -75,11 +76,9 @@ def _load(acquisition: AcquisitionConfig) -> Any:
             raise MissingFileError(
                 f"The Micro-Manager folder {adapters} does not exist: correct acquisition.mm_app_path."
             )
-    file = (
-        adapters / DEMO_CONFIG
-        if acquisition.mm_config is None
-        else acquisition.mm_config.expanduser().resolve()
-    )
+    file = adapters / DEMO_CONFIG
+    if acquisition.mm_config is not None:
+        file = acquisition.mm_config.expanduser().resolve()
     if not file.is_file():
         raise MissingFileError(
             f"The Micro-Manager configuration {file} does not exist: correct acquisition.mm_config."
@@ -92,7 +91,7 @@ def _load(acquisition: AcquisitionConfig) -> Any:
             str(adapters), config_file=str(file), python_backend=True, buffer_size_mb=_CIRCULAR_BUFFER_MB
         )
     except Exception as error:  # the core raises bare RuntimeError for all it dislikes
-        text = _first_line(error)
+        text = first_line(error)
         advice = (
             f"pymmcore here has device interface {_interface_of_pymmcore()}, so install the pymmcore whose "
             "fourth number is the interface of these adapters"
@@ -159,16 +158,27 @@ def prepare(core: Any, config: Config, plan: Plan, *, run_id: str | None = None)
     )
 
 
-def _check_devices(core: Any, acquisition: AcquisitionConfig) -> None:
-    missing = (
-        "The Micro-Manager configuration names no {}: choose one under Devices > Device Property Browser, {}."
+def named_devices(core: Any) -> tuple[str, str]:
+    """Return the labels of camera and focus stage; raise `AcquisitionError` where there is none."""
+    return (
+        _named(core.get_camera_device(), "camera", "Core-Camera"),
+        _named(core.get_focus_device(), "focus stage", "Core-Focus"),
     )
-    if not core.get_camera_device():
-        raise AcquisitionError(missing.format("camera", "Core-Camera"))
-    if not core.get_focus_device():
-        raise AcquisitionError(missing.format("focus stage", "Core-Focus"))
-    if acquisition.positions_um and not core.get_xy_stage_device():
-        raise AcquisitionError(missing.format("XY stage, which positions need", "Core-XYStage"))
+
+
+def _named(device: object, what: str, label: str) -> str:
+    if not device:
+        raise AcquisitionError(
+            f"The Micro-Manager configuration names no {what}: choose one under Devices > Device Property "
+            f"Browser, {label}."
+        )
+    return str(device)
+
+
+def _check_devices(core: Any, acquisition: AcquisitionConfig) -> None:
+    named_devices(core)
+    if acquisition.positions_um:
+        _named(core.get_xy_stage_device(), "XY stage, which positions need", "Core-XYStage")
     if acquisition.channels:
         groups = names_of(core.get_available_config_groups())
         group = acquisition.channel_group
@@ -212,6 +222,20 @@ def _set_region(core: Any, camera: CameraConfig) -> tuple[int, int]:
     return int(core.get_image_height()), int(core.get_image_width())
 
 
+@contextmanager
+def focus_restored(core: Any, note: Callable[[str], None]) -> Iterator[None]:
+    """Move the focus stage back, at the end, to where it is now."""
+    stage = core.get_focus_device()
+    before_um = float(core.get_position(stage))
+    try:
+        yield
+    finally:
+        try:
+            core.set_position(stage, before_um)
+        except Exception as error:
+            note(f"The focus stage could not be moved back to {before_um:g} µm: {error}")
+
+
 def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
     """Return one line about the instrument."""
     camera = core.get_camera_device()
@@ -230,6 +254,7 @@ def names_of(vector: Any) -> list[str]:
     return [str(item) for item in vector]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error of the core or the bridge says first, to be put into a sentence."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__

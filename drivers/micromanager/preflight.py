@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from microdiffusion.drivers.micromanager.core import first_line
 from microdiffusion.errors import AcquisitionError
 
 if TYPE_CHECKING:
@@ -35,15 +36,14 @@ def check_travel(core: Any, plan: Plan, voxel_z_um: float) -> None:
     if high - low > voxel_z_um and reached[1] - reached[0] < -0.5 * (high - low):
         raise AcquisitionError(
             f"The focus stage {stage} moves backwards: sent from {low:g} to {high:g} µm it says "
-            f"{reached[0]:g} and "
-            f"{reached[1]:g} µm; reverse its axis in Micro-Manager (Devices > Device Property Browser)."
+            f"{reached[0]:g} and {reached[1]:g} µm; reverse its axis in Micro-Manager (Devices > Device "
+            "Property Browser)."
         )
     for wanted, found in zip((low, high), reached, strict=True):
         if abs(found - wanted) > _TOLERANCE * voxel_z_um:
             raise AcquisitionError(
                 f"The focus stage {stage} was sent to {wanted:g} µm and says {found:g} µm: check its "
-                "limits, its "
-                "unit and its joystick in Micro-Manager, or correct volume.z0_um."
+                "limits, its unit and its joystick in Micro-Manager, or correct volume.z0_um."
             )
 
 
@@ -54,8 +54,7 @@ def exposure_remark(core: Any, config: Config) -> str:
         return ""
     return (
         f"the camera exposes for {found:g} ms, not for {wanted:g} as configured: set "
-        "acquisition.exposure_ms to "
-        "what it can do"
+        "acquisition.exposure_ms to what it can do"
     )
 
 
@@ -65,9 +64,7 @@ def _go(core: Any, stage: str, z_um: float, ends: tuple[float, float]) -> float:
         core.wait_for_device(stage)
         return float(core.get_position(stage))
     except Exception as error:  # the core raises bare RuntimeError for all it dislikes
-        text = str(error).strip().partition("\n")[0].rstrip(".")
         raise AcquisitionError(
-            f"The focus stage {stage} does not go to {z_um:g} µm ({text}): the run needs {ends[0]:g} to "
-            f"{ends[1]:g} "
-            "µm; correct volume.z0_um and volume.shape_z, or the stage's limits."
+            f"The focus stage {stage} does not go to {z_um:g} µm ({first_line(error)}): the run needs "
+            f"{ends[0]:g} to {ends[1]:g} µm; correct volume.z0_um and volume.shape_z, or the stage's limits."
         ) from error

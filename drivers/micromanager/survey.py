@@ -7,13 +7,12 @@ like, and a bridge that hangs must not hold up who asks.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion import errors
-from microdiffusion.drivers.micromanager.core import names_of, open_core
+from microdiffusion.drivers.micromanager.core import named_devices, names_of, open_core
 from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.processes import redirect_output
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -76,10 +75,9 @@ def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> S
         if not here.poll(timeout_s):
             raise AcquisitionError(
                 f"Micro-Manager's core says nothing for {timeout_s:g} s: restart Micro-Manager, and see "
-                "that its "
-                "devices answer."
+                "that its devices answer."
             )
-        kind, content = here.recv()
+        found: Survey | MddError = here.recv()
     except EOFError:
         raise AcquisitionError(
             "The process that asks Micro-Manager's core died: a device adapter may have crashed; open the "
@@ -89,12 +87,9 @@ def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> S
         child.kill()
         child.join()
         here.close()
-    if kind == "survey":
-        found: Survey = content
-        return found
-    name, text = content
-    error: MddError = getattr(errors, name, AcquisitionError)(text)
-    raise error
+    if isinstance(found, MddError):
+        raise found
+    return found
 
 
 def ask(core: Any) -> Survey:
@@ -105,14 +100,7 @@ def ask(core: Any) -> Survey:
     AcquisitionError
         There is no camera or no focus stage.
     """
-    camera, stage = core.get_camera_device(), core.get_focus_device()
-    for device, what in ((camera, "camera"), (stage, "focus stage")):
-        if not device:
-            raise AcquisitionError(
-                f"The Micro-Manager configuration names no {what}: choose one under Devices > Device "
-                "Property "
-                f"Browser, Core-{'Camera' if what == 'camera' else 'Focus'}."
-            )
+    camera, stage = named_devices(core)
     limits = None
     if core.has_property(stage, "Position") and core.has_property_limits(stage, "Position"):
         limits = (
@@ -121,9 +109,9 @@ def ask(core: Any) -> Survey:
         )
     return Survey(
         core=str(core.get_version_info()),
-        camera=str(camera),
+        camera=camera,
         camera_description=str(core.get_device_description(camera)),
-        stage=str(stage),
+        stage=stage,
         width=int(core.get_image_width()),
         height=int(core.get_image_height()),
         bit_depth=int(core.get_image_bit_depth()),
@@ -141,14 +129,12 @@ def ask(core: Any) -> Survey:
 
 
 def _run(acquisition: AcquisitionConfig, pipe: Connection) -> None:
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for standard in (1, 2):
-        os.dup2(silence, standard)
+    redirect_output(None)
     try:
-        pipe.send(("survey", ask(open_core(acquisition))))
+        pipe.send(ask(open_core(acquisition)))
     except MddError as error:
-        pipe.send(("error", (type(error).__name__, str(error))))
+        pipe.send(error)
     except Exception as error:
         text = f"Micro-Manager's core does not say what it has ({error}): open its configuration there first."
-        pipe.send(("error", ("AcquisitionError", text)))
+        pipe.send(AcquisitionError(text))
     pipe.close()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.drivers.micromanager.acquisition import close_acquisition
-from microdiffusion.drivers.micromanager.core import open_core, prepare
+from microdiffusion.drivers.micromanager.acquisition import ImageWatch, close_acquisition
+from microdiffusion.drivers.micromanager.core import focus_restored, open_core, prepare
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.specimen import specimen_of_run
 from microdiffusion.errors import AcquisitionError
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import Config
-
-SILENCE_S = 30.0
 
 
 def take_stack(
@@ -69,14 +67,25 @@ def take_stack(
             failure.append(error)
         came.set()
 
-    focus_um = float(core.get_position(core.get_focus_device()))
-    try:
-        _run(config, z_um, take, lambda: len(found) + len(failure) >= len(z_um), came)
-    finally:
+    def is_complete() -> bool:
+        return len(found) + len(failure) >= len(z_um)
+
+    with focus_restored(core, note):
+        from pycromanager import Acquisition
+
+        exposure_ms = config.acquisition.exposure_ms
+        acquisition = Acquisition(
+            name="calibration", image_process_fn=take, show_display=False, port=config.acquisition.port
+        )
         try:
-            core.set_position(core.get_focus_device(), focus_um)
-        except Exception as error:
-            note(f"The focus stage could not be moved back to {focus_um:g} µm: {error}")
+            acquisition.acquire(
+                [{"axes": {"z": n}, "z": float(z), "exposure": exposure_ms} for n, z in enumerate(z_um)]
+            )
+            watch = ImageWatch(came, exposure_ms)
+            while not is_complete():
+                watch.wait()
+        finally:
+            close_acquisition(acquisition, abort=not is_complete())
     if failure:
         raise AcquisitionError(f"An image could not be used: {failure[0]}.") from failure[0]
     if len(found) < len(z_um):
@@ -91,37 +100,3 @@ def take_stack(
         header.voxel_size_um[1:],
         full,
     )
-
-
-def _run(
-    config: Config,
-    z_um: NDArray[np.float64],
-    take: Callable[[NDArray[Any], dict[str, Any]], None],
-    is_complete: Callable[[], bool],
-    came: threading.Event,
-) -> None:
-    from pycromanager import Acquisition
-
-    acquisition = Acquisition(
-        name="calibration",
-        image_process_fn=take,
-        show_display=False,
-        port=config.acquisition.port,
-    )
-    exposure_ms = config.acquisition.exposure_ms
-    try:
-        acquisition.acquire(
-            [{"axes": {"z": n}, "z": float(z), "exposure": exposure_ms} for n, z in enumerate(z_um)]
-        )
-        last_s = time.monotonic()
-        while not is_complete():
-            if came.wait(0.05):
-                came.clear()
-                last_s = time.monotonic()
-            elif time.monotonic() - last_s > SILENCE_S + exposure_ms / 100.0:
-                raise AcquisitionError(
-                    "No image has come for a while: the camera or a stage has stopped answering; check them "
-                    "in Micro-Manager."
-                )
-    finally:
-        close_acquisition(acquisition, abort=not is_complete())

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from microdiffusion.config import Config, load_config
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.relay import PassiveRun
-from microdiffusion.drivers.sending import FINISH_S, open_sender, require_port
+from microdiffusion.drivers.sending import FINISH_S, DriverTask, require_port
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.text import count_noun
 from microdiffusion.wire import client_security
@@ -85,21 +85,21 @@ class Attached:
     def __init__(
         self, config: Config, address: str, *, note: Callable[[str], None] | None, finish_s: float
     ) -> None:
-        security = client_security(config.wire, address)
         self.problem: MddError | None = None
         self.stats: SenderStats | None = None
         self._note, self._warn = note or logger.info, note or logger.warning
-        self._finish_s = finish_s
-        self._run = PassiveRun(
-            config,
-            lambda header: open_sender(config, address, header, security),
+        task = DriverTask(
+            config=config,
+            address=address,
+            stop=threading.Event(),
             note=lambda text: self._say(text, self._note),
-            source="hook in a pycromanager acquisition",
+            security=client_security(config.wire, address),
+            finish_s=lambda: finish_s,
         )
+        self._run = PassiveRun(task, source="hook in a pycromanager acquisition")
         self._lock = threading.Lock()  # of the run
         self._closed = False
-        self._to_read: deque[tuple[dict[str, Any], Any]] = deque()
-        self._news = threading.Event()
+        self._to_read: SimpleQueue[tuple[dict[str, Any], Any] | None] = SimpleQueue()
         self._reader: threading.Thread | None = None
 
     def process(self, image: NDArray[Any], metadata: dict[str, Any]) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -107,7 +107,7 @@ class Attached:
         try:
             with self._lock:
                 if not self._closed:
-                    self._take(metadata["Axes"], metadata, image)
+                    self._take(Image(metadata["Axes"], metadata, image))
         except Exception as error:
             self._give_up(error)
         return image, metadata
@@ -121,8 +121,7 @@ class Attached:
                 if self._reader is None:
                     self._reader = threading.Thread(target=self._read, name="mdd-hook-reader", daemon=True)
                     self._reader.start()
-            self._to_read.append((dict(axes), dataset))
-            self._news.set()
+                self._to_read.put((dict(axes), dataset))
         except Exception as error:
             self._give_up(error)
 
@@ -135,13 +134,12 @@ class Attached:
             if self._closed:
                 return self.stats
             self._closed = True
-        self._news.set()
+            self._to_read.put(None)
         if self._reader is not None:
             self._reader.join()
         try:
-            with self._lock:
-                if self.problem is None:
-                    self._run.settle()
+            if self.problem is None:
+                self._run.settle()
         except Exception as error:
             self._give_up(error)
         self._finish()
@@ -160,57 +158,43 @@ class Attached:
     ) -> None:
         self.close()
 
-    def _take(self, axes: dict[str, Any], metadata: dict[str, Any], pixels: NDArray[Any]) -> None:
-        if self.problem is not None or self._is_told_to_stop():
-            return
-        self._run.take(Image(axes, metadata, pixels))
-        if self._run.sender is not None:
-            self._run.sender.raise_if_failed()
-
-    def _is_told_to_stop(self) -> bool:
-        """Whether the daemon wants no more: it can end the run, not somebody's acquisition."""
-        sender = self._run.sender
-        if sender is None or sender.wanted != "stop":
-            return False
-        self._give_up(AcquisitionError("The daemon has stopped the run: further images are not passed on."))
-        return True
-
     def _read(self) -> None:
         """Read what was saved; on a thread of its own."""
-        while True:
-            self._news.wait()
-            self._news.clear()
-            while self._to_read:
-                axes, dataset = self._to_read.popleft()
-                try:
-                    pixels, metadata = dataset.read_image(**axes), dataset.read_metadata(**axes)
-                    with self._lock:
-                        self._take(axes, metadata, pixels)
-                except Exception as error:
-                    self._give_up(error)
-            if self._closed:
-                return
+        for axes, dataset in iter(self._to_read.get, None):
+            try:
+                image = Image(axes, dataset.read_metadata(**axes), dataset.read_image(**axes))
+                with self._lock:
+                    self._take(image)
+            except Exception as error:
+                self._give_up(error)
+
+    def _take(self, image: Image) -> None:
+        if self.problem is not None:
+            return
+        sender = self._run.sender
+        if sender is not None and sender.wanted == "stop":
+            raise AcquisitionError("The daemon has stopped the run: further images are not passed on.")
+        self._run.take(image)
 
     def _finish(self) -> None:
-        sender = self._run.sender
-        if sender is None:
-            return
         reason = "finished" if self.problem is None else f"broken off: {self.problem}"
-        self.stats = sender.finish(reason=reason, timeout_s=self._finish_s)
+        self.stats = stats = self._run.finish(reason)
+        if stats is None:
+            return
         try:
-            sender.raise_if_failed()
+            self._run.raise_if_failed()
         except MddError as error:
             self._give_up(error)
-        text = f"{count_noun(self.stats.put, 'frame')} passed on, {self.stats.acknowledged} confirmed"
+        text = f"{count_noun(stats.put, 'frame')} passed on, {stats.acknowledged} acknowledged"
         if self._run.unplaced:
             text += f", {count_noun(self._run.unplaced, 'image')} without a place"
         # What still waits has a journal to wait in, or is gone with the sender's memory.
-        lost = self.stats.dropped + self.stats.waiting - self.stats.unsent
+        lost = stats.dropped + stats.waiting - stats.unsent
         if lost:
             text += f", {lost} lost"
-        if self.stats.unsent:
-            text += f"; {self.stats.unsent} were not delivered and lie in the journal: see `mdd deliver`"
-        self._say(text, self._warn if lost or self.stats.unsent else self._note)
+        if stats.unsent:
+            text += f"; {stats.unsent} were not delivered and lie in the journal: see `mdd deliver`"
+        self._say(text, self._warn if lost or stats.unsent else self._note)
 
     def _give_up(self, error: Exception) -> None:
         if self.problem is not None:

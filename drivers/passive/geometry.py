@@ -1,6 +1,6 @@
 """What the first time point of somebody else's acquisition shows: slabs, channels, positions, geometry.
 
-`learn` orders its images into sweeps, `make_header` holds that against the configured beam and volume and
+`infer` orders its images into sweeps, `make_header` holds that against the configured beam and volume and
 returns the run's header. What does not fit is refused in one sentence, because it is all that its user will
 read of it. Metadata have other names in pycromanager's engine than in Micro-Manager's own; only this module
 knows them. Pure functions, safe on any thread.
@@ -101,6 +101,8 @@ class Layout:
         Centre of each slab in the first time point, µm.
     others : tuple
         The values of all other axes, the same for each image.
+    shape : (Y, X)
+        Pixels of an image.
     """
 
     first_time: int
@@ -109,9 +111,20 @@ class Layout:
     slabs: tuple[Axis, ...]
     z_um: tuple[float, ...]
     others: tuple[tuple[str, Axis], ...]
+    shape: tuple[int, ...]
+
+    def place_of(self, image: Image) -> tuple[int, int, int, int] | None:
+        """Return sweep, channel, position and index of an image; None where it has no place."""
+        channel, position, slab = image.place
+        sweep = image.time - self.first_time
+        fits = image.pixels.shape == self.shape and image.pixels.dtype in (np.uint8, np.uint16)
+        known = channel in self.channels and position in self.positions and slab in self.slabs
+        if not fits or not known or sweep < 0 or image.others != self.others:
+            return None
+        return sweep, self.channels.index(channel), self.positions.index(position), self.slabs.index(slab)
 
 
-def learn(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: tuple[float, ...]) -> Layout:
+def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: tuple[float, ...]) -> Layout:
     """Return the layout that the images of a first time point show.
 
     Parameters
@@ -140,41 +153,43 @@ def learn(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: t
                 f"The images have different sizes, {first.pixels.shape} and {image.pixels.shape} pixels: "
                 "use one region of interest for all."
             )
-    places = [image.place for image in images]
-    if len(set(places)) < len(places):
+    if len({image.place for image in images}) < len(images):
         raise AcquisitionError(
             "Two images of the first time point have the same axes: let the acquisition number its sweeps "
             "along the axis time."
         )
-    slabs = _values(place[2] for place in places)
+    channels, positions, slabs = (_values(image.place[axis] for image in images) for axis in range(3))
+    names = acquisition.channels
+    if names and all(isinstance(channel, str) and channel for channel in channels):
+        unknown = [channel for channel in channels if channel not in names]
+        if unknown:
+            raise AcquisitionError(
+                f"The images have a channel {unknown[0]!r}, acquisition.channels has {', '.join(names)}: "
+                "name it there, or leave these out."
+            )
+        channels = names
     return Layout(
         first_time=first.time,
-        channels=_channels([place[0] for place in places], acquisition.channels),
-        positions=_values((place[1] for place in places), len(acquisition.positions_um)),
+        channels=_filled_up(channels, len(names)),
+        positions=_filled_up(positions, len(acquisition.positions_um)),
         slabs=slabs,
         z_um=_depths(images, slabs, planned_um),
         others=first.others,
+        shape=first.pixels.shape,
     )
 
 
-def _channels(seen: list[Axis], names: tuple[str, ...]) -> tuple[Axis, ...]:
-    if not names or all(isinstance(value, int) or value == "" for value in seen):
-        return _values(seen, len(names))
-    unknown = [value for value in seen if value not in names]
-    if unknown:
-        raise AcquisitionError(
-            f"The images have a channel {unknown[0]!r}, acquisition.channels has {', '.join(names)}: name it "
-            "there, or leave these out."
-        )
-    return names
-
-
-def _values(seen: Iterable[Axis], configured: int = 0) -> tuple[Axis, ...]:
+def _values(seen: Iterable[Axis]) -> tuple[Axis, ...]:
     """Return the values of an axis: numbers ascending, names in the order of coming."""
-    values = list(dict.fromkeys(seen))
-    if all(isinstance(value, int) for value in values):
-        return tuple(range(configured)) if configured > len(values) else tuple(sorted(values))
-    return tuple(values)
+    values = tuple(dict.fromkeys(seen))
+    numbers = [value for value in values if isinstance(value, int)]
+    return tuple(sorted(numbers)) if len(numbers) == len(values) else values
+
+
+def _filled_up(values: tuple[Axis, ...], configured: int) -> tuple[Axis, ...]:
+    """Return the values of an axis with those that come later: where they are numbers, all configured."""
+    is_counted = all(isinstance(value, int) for value in values)
+    return tuple(range(configured)) if is_counted and configured > len(values) else values
 
 
 def _depths(
@@ -182,7 +197,7 @@ def _depths(
 ) -> tuple[float, ...]:
     """Return where each slab's centre is, µm: as the images say, or else as planned."""
     found = {image.place[2]: image.number(Z_KEYS) for image in images}
-    known = [z for z in (found[slab] for slab in slabs) if z is not None]
+    known = tuple(z for z in (found[slab] for slab in slabs) if z is not None)
     if not known and len(slabs) == len(planned_um):
         return planned_um
     if len(known) < len(slabs):
@@ -191,7 +206,7 @@ def _depths(
             f"and a sweep of {len(slabs)} is not the planned one of {len(planned_um)}: let the acquisition "
             "move the focus stage, or make [sweep] and [volume] those of the acquisition."
         )
-    return tuple(known)
+    return known
 
 
 def make_header(

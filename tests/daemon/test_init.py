@@ -12,7 +12,7 @@ import pytest
 from microdiffusion.config.load import load_config
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.cli.suggestions import Value, suggestions, written
-from microdiffusion.drivers.micromanager import survey as mm_survey
+from microdiffusion.drivers import micromanager
 from microdiffusion.drivers.micromanager.survey import Survey
 from microdiffusion.errors import ConfigError
 
@@ -44,7 +44,7 @@ def surveyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         asked.append(acquisition)
         return FOUND
 
-    monkeypatch.setattr(mm_survey, "survey", survey)
+    monkeypatch.setattr(micromanager, "survey", survey)
     monkeypatch.chdir(tmp_path)
     return asked
 

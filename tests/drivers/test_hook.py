@@ -16,8 +16,8 @@ import pytest
 from support.driver_support import Daemon, Image, Outbox, image_of, passive_config, wait_until
 
 from microdiffusion.config.models import Config
-from microdiffusion.drivers.passive import attach as hook
-from microdiffusion.drivers.passive.attach import attach
+from microdiffusion.drivers import attach
+from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, ConfigError, GeometryError
 
 TIMES, SLABS = 4, 5
@@ -110,7 +110,7 @@ def test_without_a_daemon_the_acquisition_goes_on_as_ever(somebody: Callable[...
     means, notes, problem, took_s = somebody(demo_config(), "tcp://127.0.0.1:9")
     assert len(means) == TIMES * SLABS
     assert problem == "None"
-    assert "20 frames passed on, 0 confirmed, 20 lost" in notes[-1]
+    assert "20 frames passed on, 0 acknowledged, 20 lost" in notes[-1]
     assert took_s < 10.0
 
 
@@ -134,7 +134,7 @@ class Dataset:
 def outbox(monkeypatch: pytest.MonkeyPatch) -> Outbox:
     """Stand in for the sender of whatever is attached."""
     outbox = Outbox()
-    monkeypatch.setattr(hook, "open_sender", lambda *_, **__: outbox)
+    monkeypatch.setattr(DriverTask, "open_sender", lambda *_, **__: outbox)
     return outbox
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.driver_support import SLABS_UM, Outbox, image_of, passive_config, p
 
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.relay import PassiveRun
+from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, GeometryError, MddError
 from microdiffusion.header import RunHeader
 
@@ -26,11 +28,17 @@ class Stage:
         self.headers: list[RunHeader] = []
         self.notes: list[str] = []
 
-        def open_sender(header: RunHeader) -> Any:
-            self.headers.append(header)
-            return self.outbox
+        stage = self
 
-        self.run = PassiveRun(passive_config(**tables), open_sender, note=self.notes.append)
+        class Task(DriverTask):
+            def open_sender(self, header: RunHeader, **_: Any) -> Any:
+                stage.headers.append(header)
+                return stage.outbox
+
+        task = Task(
+            config=passive_config(**tables), address="", stop=threading.Event(), note=self.notes.append
+        )
+        self.run = PassiveRun(task, source="a test")
 
     def take(self, images: Sequence[Image]) -> None:
         for image in images:

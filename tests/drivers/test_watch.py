@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.driver_support import SLABS_UM, Daemon, DatasetWriter, image_of, passive_config, wait_until
 
-from microdiffusion.drivers import sending as link
 from microdiffusion.drivers.passive import watch as watching
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.plan import ResumeFrom
+from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
 from microdiffusion.sender.sender import SenderStats
 
@@ -274,8 +274,14 @@ class Watch:
 
     def _run(self, address: str, resume: ResumeFrom | None) -> None:
         try:
-            self.stats = link.acquire(
-                self._config, address, stop=self.stop, note=self.notes.append, resume=resume
+            self.stats = watching.acquire(
+                DriverTask(
+                    config=self._config,
+                    address=address,
+                    stop=self.stop,
+                    note=self.notes.append,
+                    resume=resume,
+                )
             )
         except Exception as error:
             self.failure = error

@@ -58,6 +58,7 @@ class Outbox:
         self.wanted, self.wanted_text = "go", ""
         self.started = False
         self.finished: str | None = None
+        self.trouble, self.stats = "", SimpleNamespace()
 
     def start(self) -> None:
         self.started = True

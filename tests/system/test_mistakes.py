@@ -32,6 +32,7 @@ from microdiffusion.drivers.micromanager import server as mm_server
 from microdiffusion.drivers.micromanager.core import DEMO_CONFIG
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.replay import replay
+from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
@@ -401,9 +402,9 @@ def test_sweeps_that_do_not_keep_their_interval_are_told_once() -> None:
     told: list[str] = []
     config = Config.model_validate({"acquisition": {"sweep_interval_s": 0.001, "sweeps": 3}})
     hook = SimpleNamespace(outstanding=0, progress=micromanager.threading.Event(), expect=lambda _: None)
-    stop = micromanager.threading.Event()
-    feeder = micromanager._Feeder(config, hook, Outbox(), stop, note=told.append)  # type: ignore[arg-type]
-    slow = SimpleNamespace(acquire=lambda _: stop.wait(0.05))
+    task = DriverTask(config=config, address="", stop=micromanager.threading.Event(), note=told.append)
+    feeder = micromanager._Feeder(task, hook, Outbox())  # type: ignore[arg-type]
+    slow = SimpleNamespace(acquire=lambda _: task.stop.wait(0.05))
     feeder._hand_over(slow, Plan(config).sweeps())
     assert len(told) == 1
     assert "longer than acquisition.sweep_interval_s" in told[0]
