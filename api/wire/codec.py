@@ -26,46 +26,7 @@ from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import WireError
 from microdiffusion.frames import FRAME_FIELDS, Frame, FrameInfo, Index, frame_info
-from microdiffusion.wire.messages import (
-    MAX_HELD,
-    Ack,
-    Answer,
-    Command,
-    Control,
-    FrameBody,
-    FrameHeader,
-    Reason,
-    Refuse,
-    RunEnd,
-    RunProgress,
-    RunStart,
-    Tell,
-)
-
-__all__ = [
-    "CHECK_BYTES",
-    "MAX_BODY_BYTES",
-    "MAX_HEADER_BYTES",
-    "MAX_HELD",
-    "VERSION",
-    "Ack",
-    "Answer",
-    "Command",
-    "Control",
-    "Message",
-    "Parts",
-    "Reason",
-    "Refuse",
-    "RunEnd",
-    "RunFrame",
-    "RunProgress",
-    "RunStart",
-    "Tell",
-    "check_of",
-    "decode",
-    "encode",
-    "encode_frame",
-]
+from microdiffusion.wire.messages import Control, FrameBody, FrameHeader, Reason
 
 VERSION = 2
 MAX_HEADER_BYTES = 64 * 1024

@@ -42,15 +42,15 @@ class Reason(StrEnum):
     DECLINED = "declined"
 
 
-class Message(BaseModel):
-    """What all messages have in common: strict, frozen, and of this version."""
+class WireModel(BaseModel):
+    """Base of all messages: strict, frozen, and of this version."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     mdd: Literal[2] = 2
 
 
-class RunStart(Message):
+class RunStart(WireModel):
     """A run begins, or its sender wants to know who listens (again).
 
     Attributes
@@ -71,7 +71,7 @@ class RunStart(Message):
     attempt: Number = 0
 
 
-class RunProgress(Message):
+class RunProgress(WireModel):
     """How far a run has come, said each second; unanswered. A sender that is killed leaves the last one.
 
     Attributes
@@ -94,7 +94,7 @@ class RunProgress(Message):
     journal_bytes: Number = 0
 
 
-class RunEnd(Message):
+class RunEnd(WireModel):
     """A run is over; `announced - dropped - unsent - damaged - received` were lost on the line.
 
     Attributes
@@ -124,7 +124,7 @@ class RunEnd(Message):
     reason: Text = "finished"
 
 
-class Tell(Message):
+class Tell(WireModel):
     """What the daemon wants of a run's driver.
 
     Attributes
@@ -141,7 +141,7 @@ class Tell(Message):
     text: Text = ""
 
 
-class Command(Message):
+class Command(WireModel):
     """A request on the control socket.
 
     Attributes
@@ -161,7 +161,7 @@ class Command(Message):
     number: Number = 0
 
 
-class Answer(Message):
+class Answer(WireModel):
     """What became of a `Command`.
 
     Attributes
@@ -183,7 +183,7 @@ class Answer(Message):
     values: Annotated[Mapping[Annotated[str, Field(max_length=200)], Value], Field(max_length=256)] = {}
 
 
-class Ack(Message):
+class Ack(WireModel):
     """The daemon has it.
 
     Attributes
@@ -212,7 +212,7 @@ class Ack(Message):
     ended: bool = False
 
 
-class Refuse(Message):
+class Refuse(WireModel):
     """The daemon does not take it.
 
     Attributes
@@ -234,7 +234,7 @@ class Refuse(Message):
     text: Text = ""
 
 
-class FrameBody(Message):
+class FrameBody(WireModel):
     """What the header of a frame says of its run and its pixels."""
 
     kind: Literal["frame"] = "frame"

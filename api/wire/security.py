@@ -1,4 +1,4 @@
-"""Who may talk to whom: this machine's keys, the keys that it trusts, and sockets that ask for them.
+"""Keys: this machine's own, those that it trusts, and sockets that ask for them.
 
 CURVE (ZeroMQ's own: Curve25519, each message encrypted and authenticated) between daemon and driver. A folder
 holds one pair for this user on this machine, used on either side, and the public keys of the others:
@@ -7,14 +7,13 @@ holds one pair for this user on this machine, used on either side, and the publi
 
 Invariants: on any address but loopback a socket without keys is refused before it binds or connects; a
 server socket lets nobody in whose key is not in the folder *now* (keys may be trusted and forgotten
-while it runs), and nobody at all once its `Gate` is gone. The secret file is readable by its owner alone.
+while it runs), and nobody at all once its `Gate` is closed. The secret file is readable by its owner alone.
 A `Gate` owns one thread and is the owner's to close; everything else may be called from any thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 import zmq
 from zmq.auth.base import Authenticator
 
+from microdiffusion.addresses import is_loopback
 from microdiffusion.config import WireConfig
 from microdiffusion.errors import AddressError, ConfigError, MissingFileError
 from microdiffusion.paths import keys_folder
@@ -38,14 +38,14 @@ TRUSTED = "trusted"
 _KEY = re.compile(r"[!-~]{40}")
 _ADDRESS = re.compile(r"tcp://[^\s;]+:(\d+|\*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DOMAIN = b"mdd"
+_DOMAIN = "mdd"
 _TICK_MS = 100
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """What a client needs: the daemon's public key and a pair of its own; Z85 text of 40 characters each."""
+    """A client's keys: the daemon's public key and a pair of its own; Z85 text of 40 characters each."""
 
     server_key: str
     public: str
@@ -60,28 +60,23 @@ class ClientKeys:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """What a daemon needs: a pair of its own, and whom it trusts.
+    """A daemon's keys: a pair of its own, and whom it trusts.
 
     Attributes
     ----------
     public, secret : str
         Z85 text of 40 characters each.
-    trusted : frozenset of str
-        Public keys that are let in, besides its own.
     folder : Path or None
-        Where the trusted keys are looked up at each connection, instead of in `trusted`.
+        Where the trusted keys are looked up at each connection; None: its own are the only ones.
     """
 
     public: str
     secret: str = field(repr=False)
-    trusted: frozenset[str] = frozenset()
     folder: Path | None = None
 
     def trusts(self, key: str) -> bool:
         """Return whether the owner of the public key `key` is let in."""
-        if key == self.public:
-            return True
-        return key in (self.trusted if self.folder is None else trusted_keys(self.folder).values())
+        return key == self.public or (self.folder is not None and key in trusted_keys(self.folder).values())
 
     def as_client(self) -> ClientKeys:
         """Return keys for a client of this daemon that runs on its own machine, for its own user."""
@@ -92,37 +87,31 @@ class ServerKeys:
         socket.curve_server = True
         socket.curve_publickey = self.public.encode()
         socket.curve_secretkey = self.secret.encode()
-        socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
+        socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
         # Without this, ZeroMQ lets everybody in who knows the public key where nobody answers for the domain.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 class Gate:
-    """Decides who is let in to the server sockets of one context; close it before the context is ended.
+    """Decides who is let in to the server sockets of one context; close it before the context is terminated.
 
-    Attributes
-    ----------
-    denied : int
-        Connections that were turned away.
+    Without arguments, a gate that does nothing.
     """
 
     def __init__(self, context: zmq.Context[Any] | None = None, keys: ServerKeys | None = None) -> None:
-        self.denied = 0
         self._keys = keys
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         if context is not None and keys is not None:
             self._authenticator = Authenticator(context)
-            self._authenticator.configure_curve_callback(_DOMAIN.decode(), credentials_provider=self)
+            self._authenticator.configure_curve_callback(_DOMAIN, credentials_provider=self)
             self._authenticator.start()
             self._thread = threading.Thread(target=self._run, name="mdd-gate", daemon=True)
             self._thread.start()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Return whether the owner of `key` is let in; asked by the authenticator."""
-        trusted = self._keys is not None and self._keys.trusts(key.decode())
-        self.denied += not trusted
-        return trusted
+        """Return whether the owner of `key` is let in; called by the authenticator."""
+        return self._keys is not None and self._keys.trusts(key.decode())
 
     def close(self) -> None:
         """Let nobody in any more; harmless when called again."""
@@ -151,7 +140,7 @@ class Gate:
 def secure_server(socket: zmq.Socket[Any], address: str, keys: ServerKeys | None) -> Gate:
     """Prepare a server socket for `address`, before it binds; one guarded socket for each context.
 
-    Returns the gate, to be closed before the context is ended; one that does nothing where there are no keys.
+    Returns the gate, to be closed before the context is terminated.
 
     Raises
     ------
@@ -166,13 +155,7 @@ def secure_server(socket: zmq.Socket[Any], address: str, keys: ServerKeys | None
 
 
 def secure_client(socket: zmq.Socket[Any], address: str, keys: ClientKeys | None) -> None:
-    """Prepare a client socket for `address`, before it connects.
-
-    Raises
-    ------
-    ConfigError
-        There are no keys, but the address is on another machine.
-    """
+    """Prepare a client socket for `address`, before it connects; errors as of `secure_server`."""
     if keys is None:
         require_loopback(address)
     else:
@@ -197,24 +180,10 @@ def require_loopback(address: str) -> None:
 
 
 def when_elsewhere(address: str) -> str:
-    """Return what to add to "no daemon answered": elsewhere, that is also what a stranger is told."""
+    """Return a hint to add to "no daemon answered": on other machines, strangers get no answer either."""
     if is_loopback(address):
         return ""
     return "; elsewhere it answers only whom it trusts (`mdd keys trust` there, wire.server_key here)"
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether only this machine can be at the other end of `address` (``tcp://HOST:PORT``)."""
-    scheme, _, rest = address.partition("://")
-    if scheme in ("inproc", "ipc"):
-        return True
-    host = rest.rpartition(":")[0]
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
-    except ValueError:
-        return False
 
 
 def client_security(wire: WireConfig, address: str) -> ClientKeys | None:
@@ -252,7 +221,7 @@ def server_security(wire: WireConfig, address: str) -> ServerKeys | None:
 
 
 def own_security(wire: WireConfig, address: str) -> ClientKeys | None:
-    """Return what a daemon's own driver needs to send to it at `address`; errors as of `server_security`."""
+    """Return the keys of a daemon's own driver for its `address`; errors as of `server_security`."""
     keys = server_security(wire, address)
     return None if keys is None else keys.as_client()
 
@@ -268,7 +237,7 @@ def new_keys(folder: Path) -> str:
     if (folder / SECRET).exists():
         raise ConfigError(
             f"{folder} holds keys already: `mdd keys show` says the public one; delete {SECRET} and {PUBLIC} "
-            "there to make new ones, which everybody then has to trust anew."
+            "there to make new ones, which everybody then has to trust again."
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     public = "-"
@@ -293,15 +262,13 @@ def public_key(folder: Path) -> str:
 
 
 def server_keys(folder: Path) -> ServerKeys:
-    """Return this machine's keys, and those that it trusts; errors as of `public_key`."""
-    public, secret = _read_pair(folder)
-    return ServerKeys(public, secret, frozenset(trusted_keys(folder).values()), folder)
+    """Return this machine's keys, for a daemon; errors as of `public_key`."""
+    return ServerKeys(*_read_pair(folder), folder)
 
 
 def client_keys(folder: Path, server_key: str) -> ClientKeys:
     """Return this machine's keys with the public key of a daemon; errors as of `public_key`."""
-    public, secret = _read_pair(folder)
-    return ClientKeys(_checked_key(server_key, "wire.server_key"), public, secret)
+    return ClientKeys(_checked_key(server_key, "wire.server_key"), *_read_pair(folder))
 
 
 def trust(folder: Path, name: str, key: str) -> None:
@@ -322,7 +289,7 @@ def trust(folder: Path, name: str, key: str) -> None:
 
 
 def forget(folder: Path, name: str) -> None:
-    """Let `name` in no more; a connection that stands is not cut.
+    """Let `name` in no more; an open connection is not cut.
 
     Raises
     ------
@@ -337,7 +304,7 @@ def forget(folder: Path, name: str) -> None:
 
 
 def trusted_keys(folder: Path) -> dict[str, str]:
-    """Return name and public key of those who are let in; files that hold no key are passed over."""
+    """Return name and public key of those who are let in; files that hold no key are skipped."""
     keys = {}
     for path in sorted((folder / TRUSTED).glob("*.public")):
         with suppress(ConfigError, OSError):
@@ -377,5 +344,5 @@ def _read_key(path: Path) -> str:
 def _checked_key(text: str, where: str) -> str:
     text = text.strip()
     if not _KEY.fullmatch(text):
-        raise ConfigError(f"A key is 40 printable characters, {where} holds {len(text)}: copy it anew.")
+        raise ConfigError(f"A key is 40 printable characters, {where} holds {len(text)}: copy it once more.")
     return text

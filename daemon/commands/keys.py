@@ -39,20 +39,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Do it."""
     from microdiffusion.paths import keys_folder
-    from microdiffusion.wire import security as keys
+    from microdiffusion.wire import forget, new_keys, public_key, trust, trusted_keys
 
     folder = options.config_from(args).wire.keys or keys_folder()
     if args.what == "new":
-        say(keys.new_keys(folder))
+        say(new_keys(folder))
     elif args.what == "show":
-        say(keys.public_key(folder))
+        say(public_key(folder))
     elif args.what == "trust":
-        keys.trust(folder, args.name, args.key)
+        trust(folder, args.name, args.key)
         say(f"{args.name} is trusted")
     elif args.what == "forget":
-        keys.forget(folder, args.name)
+        forget(folder, args.name)
         say(f"{args.name} is let in no more")
     else:
-        for name, key in keys.trusted_keys(folder).items():
+        for name, key in trusted_keys(folder).items():
             say(f"{name:<20} {key}")
     return 0

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from microdiffusion.addresses import is_loopback
 from microdiffusion.config import WireConfig
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.errors import MddError
-from microdiffusion.wire import is_loopback, server_security
+from microdiffusion.wire import server_security
 
 THEME = "Ports and keys"
 _NAMES = ("data", "status", "control")

@@ -10,6 +10,7 @@ import zmq
 from support.wire_support import RUN, make_header, put_all, receiving, sending, wait_until
 
 from microdiffusion import wire
+from microdiffusion.addresses import is_loopback
 from microdiffusion.config.models import WireConfig
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.errors import AddressError, ConfigError, MissingFileError
@@ -154,7 +155,7 @@ def test_without_keys_no_other_machine_is_talked_to() -> None:
     ],
 )
 def test_loopback_is_told_from_everything_else(address: str, expected: bool) -> None:
-    assert keys.is_loopback(address) is expected
+    assert is_loopback(address) is expected
 
 
 def test_the_configuration_says_where_keys_are_needed(server: Path, client: Path) -> None:

@@ -15,7 +15,7 @@ from support.wire_support import RUN, make_frame
 from microdiffusion.errors import WireError
 from microdiffusion.sender.buffer import Entry, SendBuffer
 from microdiffusion.sender.journal import Place
-from microdiffusion.wire.codec import decode, encode_frame
+from microdiffusion.wire import decode, encode_frame
 
 FRAME_BYTES = 16 * 24 * 2
 CAPACITY = 6 * FRAME_BYTES

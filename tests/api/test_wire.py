@@ -18,7 +18,7 @@ from support.wire_support import RUN, make_frame, make_header
 from microdiffusion import wire
 from microdiffusion.errors import WireError
 from microdiffusion.frames import Frame, FrameInfo
-from microdiffusion.wire.codec import (
+from microdiffusion.wire import (
     Ack,
     Answer,
     Command,

@@ -16,7 +16,7 @@ from microdiffusion.errors import MddError
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
-from microdiffusion.wire.codec import RunEnd, RunProgress
+from microdiffusion.wire import RunEnd, RunProgress
 
 RUN = "0123456789abcdef" * 2
 FREE_PORT = "tcp://127.0.0.1:*"

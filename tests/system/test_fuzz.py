@@ -20,9 +20,10 @@ from microdiffusion.errors import WireError
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_spoilt_messages_are_refused_with_a_reason_and_soon() -> None:
+@pytest.mark.parametrize("messages", [5_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_spoilt_messages_are_refused_with_a_reason_and_soon(messages: int) -> None:
     mutator, reasons, slowest_s = Mutator(0), Counter[str](), 0.0
-    for _ in range(20_000):
+    for _ in range(messages):
         message = mutator.message()
         begin_s = time.thread_time()
         try:
@@ -49,13 +50,16 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_malformed_run_files_are_refused_and_take_nothing_down(sound: Path, tmp_path: Path) -> None:
-    findings = open_all([sound, *malformed_files(tmp_path, sound, 250, seed=1)], tmp_path, sound)
+@pytest.mark.parametrize("files", [60, pytest.param(250, marks=pytest.mark.slow)])
+def test_malformed_run_files_are_refused_and_take_nothing_down(
+    files: int, sound: Path, tmp_path: Path
+) -> None:
+    findings = open_all([sound, *malformed_files(tmp_path, sound, files, seed=1)], tmp_path, sound)
     assert findings.strange == []
     # The sound one is; most of the others are not; some still open, and what they hold is judged.
     assert findings.outcomes["sound"] >= 1
-    assert findings.outcomes["not sound"] > 100
-    assert findings.outcomes["read: refused"] > 100
+    assert findings.outcomes["not sound"] > 0.4 * files
+    assert findings.outcomes["read: refused"] > 0.4 * files
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stage of the faults is for POSIX")
