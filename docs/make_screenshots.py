@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI, TerminalTheme
 
-from microdiffusion.daemon.dashboard.panels import screen
+from microdiffusion.daemon.dashboard.screen import screen
 from microdiffusion.daemon.dashboard.state import Choices
 from microdiffusion.daemon.status import subscribe
 from microdiffusion.daemon.status.models import Alarm, StatusSnapshot
@@ -101,7 +101,7 @@ def draw(
         force_terminal=True,
         color_system="truecolor",
     )
-    lines = screen(snapshot, columns, rows, colour=True, choices=choices or Choices(commands=True))
+    lines = screen(snapshot, columns, rows, choices=choices or Choices(commands=True))
     drawn = [segment for line in lines for segment in (*line, Segment.line())]
     console.print(Segments(drawn), end="", no_wrap=True, crop=False)
     svg = console.export_svg(title=f"mdd top, {columns} x {rows}", theme=theme, unique_id=name)

@@ -1,6 +1,7 @@
 """The live terminal dashboard."""
 
-from microdiffusion.daemon.dashboard.app import LiveDashboard, open_display, page
+from microdiffusion.daemon.dashboard.app import LiveDashboard, open_display
+from microdiffusion.daemon.dashboard.panels import page
 from microdiffusion.daemon.dashboard.remote import Remote, control_beside
 from microdiffusion.daemon.dashboard.terminal import enable_windows_sequences
 

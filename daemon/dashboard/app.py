@@ -1,81 +1,60 @@
-"""Where snapshots are shown: live in a terminal, or as a line of the log every ten seconds.
+"""The live dashboard: draws every snapshot on the whole terminal and takes keys; or a log without a terminal.
 
-Runs on the thread that calls `show` and `wait` (the main thread); owns no thread of its own. `view` says how
-a snapshot looks, `display` knows terminals and keys; here they meet.
+Runs on the thread that calls `show` and `wait` (the main thread); owns no thread of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from microdiffusion.config import DashboardConfig
-from microdiffusion.daemon.dashboard import graphics
-from microdiffusion.daemon.dashboard.keyboard import Keyboard
-from microdiffusion.daemon.dashboard.panels import screen
-from microdiffusion.daemon.dashboard.preview import Painter
+from microdiffusion.daemon.dashboard.preview import FORGET_KITTY, Painter, find_painter
+from microdiffusion.daemon.dashboard.screen import screen
 from microdiffusion.daemon.dashboard.state import Choices
 from microdiffusion.daemon.dashboard.terminal import Terminal
-from microdiffusion.daemon.status import StatusSnapshot, log_line, page
+from microdiffusion.daemon.status import StatusSnapshot, log_line
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
     from microdiffusion.daemon.dashboard.state import Request
     from microdiffusion.daemon.signals import StopRequest
     from microdiffusion.daemon.status import Preview
 
-__all__ = ["Display", "LiveDashboard", "LogDisplay", "open_display", "page"]
+    Perform = Callable[[str, str], str]
 
 LOG_INTERVAL_S = 10.0
-_LOOK_S = 0.25  # how soon a wish to stop is seen while keys are waited for
+_LOOK_S = 0.25  # how soon a stop request is seen while keys are waited for
 MESSAGE_S = 6.0
-"""How long the last line says what came of a key."""
+"""How long the last line shows the answer to a key."""
 
 logger = logging.getLogger("microdiffusion.daemon")
 
 
-class Display(Protocol):
-    """Shows snapshots between __enter__ and __exit__."""
-
-    def show(self, snapshot: StatusSnapshot) -> None:
-        """Show this one now, or leave it out."""
-
-    def wait(self, timeout_s: float, stopping: StopRequest | None = None) -> None:
-        """Wait until the next one is due, or until `stopping` is set."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
 def open_display(
-    config: DashboardConfig, *, live: bool, perform: Callable[[str, str], str] | None = None
-) -> Display:
+    config: DashboardConfig, *, live: bool, perform: Perform | None = None
+) -> LiveDashboard | LogDisplay:
     """Return the live dashboard, or the log where `live` is False (no terminal)."""
     return LiveDashboard(config, perform=perform, asks_to_quit=True) if live else LogDisplay()
 
 
 class LiveDashboard:
-    """Draws every snapshot on the whole terminal, takes keys, and gives the terminal back at the end.
+    """Draws snapshots between __enter__ and __exit__, which restores the terminal.
 
     Parameters
     ----------
     config : DashboardConfig, optional
     perform : callable, optional
-        Carries out a command and a value ("quit" among them) and returns what to say, now or later; None:
-        nothing may be asked of the daemon from here. A `UserError` is a refusal.
+        Carries out a command and a value ("quit" among them) and returns an answer, now or later; None:
+        the daemon takes no commands from here. A `UserError` is a refusal.
     asks_to_quit : bool
-        Whether to ask before leaving.
+        Whether quitting has to be confirmed.
     console
         Where; None: stdout.
     """
@@ -84,7 +63,7 @@ class LiveDashboard:
         self,
         config: DashboardConfig | None = None,
         *,
-        perform: Callable[[str, str], str] | None = None,
+        perform: Perform | None = None,
         asks_to_quit: bool = False,
         console: Console | None = None,
     ) -> None:
@@ -93,45 +72,47 @@ class LiveDashboard:
         self._perform = perform
         self.choices = Choices(commands=perform is not None, asks_to_quit=asks_to_quit)
         self._terminal = Terminal(self._console)
-        self._keyboard = Keyboard()
-        self._painter = Painter("blocks" if _has_colours(self._console) else "none")
-        self._gallery: dict[str, Preview] = {}
+        self._ascii_only = not self._console.encoding.lower().startswith("utf")
+        # Half blocks take 256 colours to be told apart.
+        colours = self._console.color_system in ("256", "truecolor") and not self._console.no_color
+        self._painter = Painter("blocks" if colours and not self._ascii_only else "none")
+        self._previews: dict[str, Preview] = {}
         self._newest = ""
         self._snapshot = StatusSnapshot()
         self._extent = (0, 0, 0, 0)
         self._said_s = 0.0
 
-    def allow(self, perform: Callable[[str, str], str] | None) -> None:
-        """Say from now on who carries out commands; None: nobody."""
+    def allow(self, perform: Perform | None) -> None:
+        """Set who carries out commands from now on; None: nobody."""
         self._perform = perform
         self.choices.commands = perform is not None
 
     def show(self, snapshot: StatusSnapshot) -> None:
         """Draw."""
         if snapshot.preview is not None:
-            # Told again it is no news: the newest one stays the one that came last.
-            if self._gallery.get(snapshot.session) != snapshot.preview:
+            # One that is sent again is not news: the newest stays the one that came last.
+            if self._previews.get(snapshot.session) != snapshot.preview:
                 self._newest = snapshot.session
-            self._gallery[snapshot.session] = snapshot.preview
+            self._previews[snapshot.session] = snapshot.preview
         self._snapshot = snapshot
         self._draw()
 
     def wait(self, timeout_s: float, stopping: StopRequest | None = None) -> None:
-        """Wait, and do what the keys that are pressed meanwhile ask for."""
+        """Wait until the next snapshot is due or `stopping` is set, and obey the keys that are pressed."""
         deadline = time.monotonic() + timeout_s
         while stopping is None or not stopping.is_set():
             left = max(0.0, deadline - time.monotonic())
-            if not self._keyboard.works:
+            if not self._terminal.has_keys:
                 _wait(left, stopping)
                 return
-            for key in self._keyboard.read(min(left, _LOOK_S)):
+            for key in self._terminal.keys(min(left, _LOOK_S)):
                 self.press(key)
             if time.monotonic() >= deadline:
                 return
 
     def press(self, key: str) -> None:
-        """Do what a key asks for, and draw."""
-        request = self.choices.press(key, self._snapshot, self._gallery)
+        """Obey a key, and draw."""
+        request = self.choices.press(key, self._snapshot, self._previews)
         if request is not None:
             self._ask(request)
         self._said_s = time.monotonic()
@@ -144,35 +125,27 @@ class LiveDashboard:
 
     def __enter__(self) -> Self:
         self._terminal.open()
-        self._keyboard.open()
-        self._choose_graphics()
-        self._terminal.watch_suspend(self._keyboard.close, self._keyboard.open)
+        self._find_painter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._terminal.unwatch_suspend()
-        self._keyboard.close()
+    def __exit__(self, *_: object) -> None:
         self._terminal.close()
 
-    def _choose_graphics(self) -> None:
+    def _find_painter(self) -> None:
+        """Ask the terminal for pictures, at the start and whenever its window or its characters change."""
         setting = self._config.graphics
         if setting == "none":
             self._painter = Painter("none")
-        elif graphics.wants(setting, os.environ):
-            found, cell = graphics.ask(self._terminal, self._keyboard)
-            kind: graphics.Graphics = found if setting == "auto" else setting
-            if kind in ("kitty", "sixel"):
-                self._painter = Painter(kind, cell)
-                self._terminal.forget_pictures = graphics.FORGET_KITTY if kind == "kitty" else ""
+        elif setting != "blocks" and not self._console.no_color:
+            found = find_painter(self._terminal, setting)
+            if found.graphics in ("kitty", "sixel"):
+                self._painter = found
+                self._terminal.forget_pictures = FORGET_KITTY if found.graphics == "kitty" else ""
         self._extent = self._terminal.extent
 
     def _ask(self, request: Request) -> None:
-        if self._perform is None and request.command != "quit":
-            return
         if self._perform is None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # nobody to ask, so the request is to quit
         try:
             self.say(self._perform(request.command, request.value))
         except UserError as error:
@@ -183,21 +156,18 @@ class LiveDashboard:
         if choices.message and time.monotonic() - self._said_s > MESSAGE_S:
             choices.message = ""
         if self._painter.graphics in ("kitty", "sixel") and self._terminal.extent != self._extent:
-            self._choose_graphics()  # the window has another size, perhaps its characters too
-        name = choices.session if choices.session in self._gallery else self._newest
-        shown = self._snapshot.model_copy(update={"preview": self._gallery.get(name), "session": name})
-        width, height = self._terminal.size
+            self._find_painter()
+        name = choices.session if choices.session in self._previews else self._newest
+        shown = self._snapshot.model_copy(update={"preview": self._previews.get(name), "session": name})
         lines = screen(
             shown,
-            width,
-            height,
-            colour=_has_colours(self._console),
-            bars=_has_blocks(self._console),
-            preview=self._config.preview,
-            choices=choices,
+            *self._terminal.size,
             painter=self._painter,
+            choices=choices,
+            preview=self._config.preview,
+            ascii_only=self._ascii_only,
         )
-        self._terminal.draw(lines, self._painter.placed(lines))
+        self._terminal.draw(lines, self._painter.pictures)
 
 
 class LogDisplay:
@@ -226,9 +196,7 @@ class LogDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         return None
 
 
@@ -237,17 +205,3 @@ def _wait(timeout_s: float, stopping: StopRequest | None) -> None:
         time.sleep(timeout_s)
     else:
         stopping.wait(timeout_s)
-
-
-def _has_colours(console: Console) -> bool:
-    """Whether half blocks can be told apart: 256 colours or more, and characters beyond Latin-1."""
-    return (
-        not console.no_color
-        and "NO_COLOR" not in os.environ
-        and console.color_system in ("256", "truecolor")
-        and _has_blocks(console)
-    )
-
-
-def _has_blocks(console: Console) -> bool:
-    return console.encoding.lower().startswith("utf")

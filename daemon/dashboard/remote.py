@@ -1,8 +1,8 @@
-"""Keys of `mdd top` on their way to the daemon: over its control channel, where that is the same daemon's.
+"""Requests of `mdd top` to the daemon, over its control channel.
 
-A question may take seconds when nobody answers, so each goes on a thread of its own; `tell` brings the
-answers to the dashboard on the main thread. Nothing is allowed until an answer carries the number that the
-status carries: with tunnels and two daemons on a machine, another one might listen at the address.
+A request may take seconds when nobody answers, so each goes on a thread of its own; `tell` brings the answers
+to the dashboard on the main thread. Keys are enabled only once the answering daemon carries the number that
+the status carries: with tunnels and two daemons on a machine, another one might listen at the address.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.status import StatusSnapshot
     from microdiffusion.wire import Answer
 
-AGAIN_S = 15.0
+RETRY_S = 15.0
 TIMEOUT_S = 3.0
 
 
 class Remote:
-    """Carries out what keys ask for.
+    """Carries out requests.
 
     Parameters
     ----------
@@ -38,27 +38,27 @@ class Remote:
     def __init__(self, wire: WireConfig) -> None:
         self._wire = wire
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._there = ""
-        self._asked_s = -AGAIN_S
+        self._daemon = ""  # the number of the one that answers
+        self._asked_s = -RETRY_S
         self._busy = threading.Event()
 
     def look(self, snapshot: StatusSnapshot, dashboard: LiveDashboard) -> None:
-        """Allow the keys once the daemon whose status this is answers; forbid them when it is another one."""
-        same = bool(snapshot.daemon) and snapshot.daemon == self._there
+        """Enable the keys once the daemon of this status answers; disable them when it is another one."""
+        same = bool(snapshot.daemon) and snapshot.daemon == self._daemon
         if same is not dashboard.choices.commands:
             dashboard.allow(self.perform if same else None)
-        if not same and time.monotonic() - self._asked_s >= AGAIN_S:
+        if not same and time.monotonic() - self._asked_s >= RETRY_S:
             self._asked_s = time.monotonic()
             threading.Thread(target=self._find, daemon=True).start()
 
     def perform(self, command: str, value: str) -> str:
-        """Ask the daemon; what it says comes later."""
+        """Send a request; its answer comes later."""
         if command == "quit":
             raise KeyboardInterrupt
         if self._busy.is_set():
             return "the daemon has not answered yet"
         self._busy.set()
-        threading.Thread(target=self._ask, args=(command, value), daemon=True).start()
+        threading.Thread(target=self._send, args=(command, value), daemon=True).start()
         return f"{command} ..."
 
     def tell(self, dashboard: LiveDashboard) -> None:
@@ -68,19 +68,19 @@ class Remote:
 
     def _find(self) -> None:
         try:
-            self._there = str(self._answer("status", "").values.get("daemon", ""))
+            self._daemon = str(self._ask("status", "").values.get("daemon", ""))
         except MddError:
-            self._there = ""
+            self._daemon = ""
 
-    def _ask(self, command: str, value: str) -> None:
+    def _send(self, command: str, value: str) -> None:
         try:
-            self._answers.put(self._answer(command, value).text)
+            self._answers.put(self._ask(command, value).text)
         except MddError as error:
             self._answers.put(str(error))
         finally:
             self._busy.clear()
 
-    def _answer(self, command: str, value: str) -> Answer:
+    def _ask(self, command: str, value: str) -> Answer:
         wire = self._wire
         security = client_security(wire, wire.control)
         return ask(wire.control, command, value=value, timeout_s=TIMEOUT_S, security=security)

@@ -1,6 +1,6 @@
 """What the user has chosen to see, and what the keys do.
 
-`Choices.press` takes a key and changes what is shown, or returns what is asked of the daemon. A state machine
+`Choices.press` takes a key and changes what is shown, or returns a request to the daemon. A state machine
 without clock, terminal or daemon; main thread.
 """
 
@@ -9,38 +9,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from microdiffusion.daemon.dashboard.contrast import CONTRASTS, MOST_STEPS, Contrast
+from microdiffusion.daemon.dashboard.preview import CONTRASTS, Contrast
 from microdiffusion.daemon.status import state_of
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.status import Preview, StatusSnapshot
 
-Asking = Literal["", "mark", "quit"]
-
 KEYS = (
-    ("space", "pause the acquisition, or go on"),
-    ("s", "snapshot: the newest volume as a TIFF beside the run file"),
-    ("m", "mark: put a remark, with the time, into the run file"),
+    ("space", "pause or resume the acquisition"),
+    ("s", "snapshot: save the newest volume as a TIFF beside the run file"),
+    ("m", "mark: save a remark, with the time, in the run file"),
     ("c", "contrast: auto, held (as it is now), percentile"),
-    ("+ -", "lift what is dim, or press it down"),
-    ("v", "maximum projections, or the middle slices"),
-    ("tab", "the next session: run, channel, position"),
+    ("+ -", "brighten or darken dim structures (gamma)"),
+    ("v", "maximum projections or middle slices"),
+    ("tab", "next session: run, channel, position"),
     ("?", "this help"),
-    ("q", "leave; in `mdd serve`, stop the run and close its file"),
+    ("q", "quit; in `mdd serve`, stop the run and close its file"),
 )
-CONTRASTS_MEAN: dict[Contrast, str] = {
+COMMANDING = ("space", "s", "m")
+_CONTRAST_HELP: dict[Contrast, str] = {
     "auto": "each volume its own window",
     "held": "the window of this moment",
     "percentile": "from the 60th percentile on, without haze",
 }
-COMMANDING = ("space", "s", "m")
+MOST_STEPS = 6
 MOST_CHARACTERS = 120
 """Of a remark; an event of the run file has room for 160 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of the daemon: a command of `control.COMMANDS` and its value, or "quit"."""
+    """A request to the daemon: a command of `control.COMMANDS` and its value, or "quit"."""
 
     command: str
     value: str = ""
@@ -55,11 +54,11 @@ class Choices:
     commands : bool
         Whether the daemon takes commands from here.
     asks_to_quit : bool
-        Whether leaving ends something, so that it is asked for twice.
+        Whether quitting ends something, so that it has to be confirmed.
     session : str
         Whose preview; empty: the newest one's.
     message : str
-        What came of the last request.
+        The answer to the last request.
     """
 
     commands: bool = False
@@ -70,24 +69,25 @@ class Choices:
     held: dict[str, tuple[float, float]] = field(default_factory=dict)
     session: str = ""
     help: bool = False
-    asking: Asking = ""
+    asking: Literal["", "mark", "quit"] = ""
     text: str = ""
     message: str = ""
 
     def press(self, key: str, snapshot: StatusSnapshot, previews: dict[str, Preview]) -> Request | None:
-        """Take a key; return what is to be asked of the daemon, if anything is."""
-        if self.asking:
-            return self._answer(key)
+        """Take a key; return a request to the daemon, if it makes one."""
+        if self.asking == "quit":
+            self.asking = ""
+            return Request("quit") if key in ("y", "Y", "enter") else None
+        if self.asking == "mark":
+            return self._type(key)
         self.message = ""
         if self.help and key in ("escape", "?", "h", "q", "enter"):
             self.help = False
-            return None
-        if key == "q":
-            if not self.asks_to_quit:
-                return Request("quit")
+        elif key == "q" and self.asks_to_quit:
             self.asking = "quit"
-            return None
-        if key in ("?", "h"):
+        elif key == "q":
+            return Request("quit")
+        elif key in ("?", "h"):
             self.help = True
         elif key in COMMANDING:
             return self._command(key, snapshot)
@@ -95,20 +95,20 @@ class Choices:
             self.slices = not self.slices
         elif key == "c":
             self.contrast = CONTRASTS[(CONTRASTS.index(self.contrast) + 1) % len(CONTRASTS)]
-            self.message = f"contrast: {self.contrast} ({CONTRASTS_MEAN[self.contrast]})"
+            self.message = f"contrast: {self.contrast} ({_CONTRAST_HELP[self.contrast]})"
             if self.contrast == "held":
                 self.held = {name: (each.low, each.high) for name, each in previews.items()}
         elif key in ("+", "=", "-"):
             step = -1 if key == "-" else 1
             self.gamma_step = max(-MOST_STEPS, min(MOST_STEPS, self.gamma_step + step))
-            self.message = f"dim parts: {self.gamma_step:+d} (0: as they are, at most {MOST_STEPS:+d})"
+            self.message = f"gamma: {self.gamma_step:+d} (-{MOST_STEPS} to +{MOST_STEPS}, 0 is neutral)"
         elif key in ("tab", "shift-tab", "left", "right"):
             self._next_session(previews, -1 if key in ("shift-tab", "left") else 1)
         return None
 
     def _command(self, key: str, snapshot: StatusSnapshot) -> Request | None:
         if not self.commands:
-            self.message = "read-only: the daemon's control channel is not reached from here (--control)"
+            self.message = "read-only: the daemon's control channel cannot be reached from here (--control)"
             return None
         if key == "space":
             return Request("go" if state_of(snapshot) == "paused" else "pause")
@@ -117,17 +117,12 @@ class Choices:
         self.asking, self.text = "mark", ""
         return None
 
-    def _answer(self, key: str) -> Request | None:
-        asking = self.asking
-        if asking == "quit":
+    def _type(self, key: str) -> Request | None:
+        """Edit the remark; return it once it is complete."""
+        if key in ("escape", "enter"):
             self.asking = ""
-            return Request("quit") if key in ("y", "Y", "enter") else None
-        if key == "escape":
-            self.asking = ""
-        elif key == "enter":
-            self.asking = ""
-            return Request("mark", self.text.strip() or "mark")
-        elif key == "backspace":
+            return Request("mark", self.text.strip() or "mark") if key == "enter" else None
+        if key == "backspace":
             self.text = self.text[:-1]
         elif key == "space":
             self.text += " "
@@ -138,7 +133,7 @@ class Choices:
     def _next_session(self, previews: dict[str, Preview], step: int) -> None:
         names = ["", *sorted(previews)]  # the first one: whichever is newest
         if len(names) <= 2:
-            self.message = "there is one session"
+            self.message = "there is only one session"
             return
         place = names.index(self.session) if self.session in names else 0
         self.session = names[(place + step) % len(names)]

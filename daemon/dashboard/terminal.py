@@ -1,86 +1,95 @@
-"""A terminal's whole screen: lines are written where they changed, and everything is given back at the end.
+"""The terminal: its whole screen, and single keys.
 
-`Terminal` owns the alternate screen, the cursor and line wrapping between `open` and `close`, and gives them
-back also where the process ends by an exception or `sys.exit`, or is suspended (Ctrl-Z). Belongs to the
-main thread. Works over whatever `rich.console.Console` writes to, which knows colours, size and encoding.
+`Terminal` takes the alternate screen, the cursor, line wrapping and the input's mode between `open` and
+`close`, and restores them also where the process ends by an exception or `sys.exit`, or is suspended
+(Ctrl-Z). Only what changed is written. Belongs to the main thread. Colours, size and encoding are those of
+the `rich.console.Console` that it writes to.
 """
 
 from __future__ import annotations
 
 import atexit
+import codecs
+import itertools
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.color import ColorSystem
-from rich.style import Style
+from rich.console import COLOR_SYSTEMS
+from rich.segment import Segment
 
 from microdiffusion.text import strip_control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+    from typing import Any
 
     from rich.console import Console
-    from rich.segment import Segment
+
+    Line = list[Segment]
 
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 # Terminals that know it draw what is between at once; the others ignore it.
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
-
-_SYSTEMS = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-    "windows": ColorSystem.STANDARD,
+_KEYS = {
+    "\t": "tab",
+    "\x1b[Z": "shift-tab",
+    "\x1b[C": "right",
+    "\x1b[D": "left",
+    "\r": "enter",
+    "\n": "enter",
+    "\x1b": "escape",
+    "\x7f": "backspace",
+    "\b": "backspace",
+    " ": "space",
 }
+# A key's sequence (CSI or SS3), a terminal's late answer to a question (OSC, APC, DCS), or one character.
+_TOKEN = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[@-~]|[\]_P][^\x07\x1b]*(?:\x07|\x1b\\))|.", re.DOTALL)
+PICTURE = "picture"
+"""In a style's meta: the number of the picture that these cells belong to."""
 
-
-HOLE = "hole"
-"""In a style's meta: these cells are a picture's, and are passed over."""
+Place = tuple[int, int]
+"""Row and column, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture over the text: its cells, from row and column (from 0), and what draws it there."""
+    """A picture over the text: how many cells it covers, and the sequence that draws it at the cursor."""
 
-    row: int
-    column: int
     rows: int
     columns: int
     data: str
 
 
 class Terminal:
-    """Draws lines of segments on the whole screen.
+    """Draws lines of segments on the whole screen, and reads keys.
 
-    Parameters
+    Attributes
     ----------
-    console : Console
     forget_pictures : str
-        What to send before pictures go to other places.
+        Sent before pictures move.
     """
 
-    def __init__(self, console: Console, *, forget_pictures: str = "") -> None:
+    def __init__(self, console: Console) -> None:
+        self.forget_pictures = ""
         self._console = console
-        self.forget_pictures = forget_pictures
-        self._system = _SYSTEMS.get(console.color_system or "")
-        self._plain = console.no_color or "NO_COLOR" in os.environ
+        self._system = COLOR_SYSTEMS.get(console.color_system or "")
+        self._input = _Input()
         self._open = False
-        self._drawn: list[str] = []
-        self._pictures: list[Picture] = []
+        self._drawn: dict[Place, str] = {}
         self._extent = (0, 0, 0, 0)
         self._suspend = False
-        self._before_suspend: Callable[[], None] = lambda: None
-        self._after_suspend: Callable[[], object] = lambda: None
-        self._handlers: dict[int, object] = {}
+        self._suspend_handler: Any = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines, at this moment."""
+        """Columns and lines, now."""
         width, height = self._console.size
         return width, height
 
@@ -91,129 +100,219 @@ class Terminal:
 
     @property
     def cell(self) -> tuple[int, int] | None:
-        """Height and width of a character in pixels, as far as the system knows; a border is left over."""
+        """Height and width of a character in pixels, if the system knows; a border is left over."""
         columns, rows, width, height = self.extent
         cell = height // max(1, rows), width // max(1, columns)
         return cell if all(cell) else None
 
     def open(self) -> None:
-        """Take the screen."""
+        """Take the screen and the keys."""
         enable_windows_sequences()
         self._open = True
-        self._drawn = []
-        self._pictures = []
-        self._write(_ENTER)
+        self._drawn = {}
+        self.write(_ENTER)
+        self._input.open()
         atexit.register(self.close)
-
-    def close(self) -> None:
-        """Give it back."""
-        if self._open:
-            self._open = False
-            atexit.unregister(self.close)
-            self._write(self.forget_pictures + _LEAVE)
-
-    def watch_suspend(self, before: Callable[[], None], after: Callable[[], object]) -> None:
-        """Give everything back while Ctrl-Z holds the process; until `unwatch_suspend`."""
-        self._before_suspend, self._after_suspend = before, after
         stop = getattr(signal, "SIGTSTP", None)
         if stop is not None and threading.current_thread() is threading.main_thread():
-            self._handlers[stop] = signal.signal(stop, self._on_suspend)
+            self._suspend_handler = signal.signal(stop, self._on_suspend)
 
-    def unwatch_suspend(self) -> None:
-        """Leave Ctrl-Z to the system again."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._handlers = {}
+    def close(self) -> None:
+        """Restore both."""
+        if not self._open:
+            return
+        self._open = False
+        atexit.unregister(self.close)
+        if self._suspend_handler is not None:
+            signal.signal(signal.SIGTSTP, self._suspend_handler)
+        self._input.close()
+        self.write(self.forget_pictures + _LEAVE)
 
-    def draw(self, lines: list[list[Segment]], pictures: list[Picture] | None = None) -> None:
-        """Show these lines, from the top, and the pictures over them."""
+    @property
+    def has_keys(self) -> bool:
+        """Whether keys can be read: not without a terminal, and not in the background."""
+        return self._input.works
+
+    def keys(self, timeout_s: float) -> list[str]:
+        """Return the keys that were pressed, waiting at most `timeout_s` for the first."""
+        return names_of(self.read(timeout_s))
+
+    def read(self, timeout_s: float) -> str:
+        """Return what the terminal sent, unchanged."""
+        return self._input.read(timeout_s) if self.has_keys else ""
+
+    def draw(self, lines: Sequence[Line], pictures: Sequence[Picture] = ()) -> None:
+        """Show these lines, from the top, and the pictures over the cells that are marked as theirs."""
         if self._suspend:
             self._suspend_now()
-        pictures = pictures or []
-        out: list[str] = []
-        places = [(each.row, each.column, each.rows, each.columns) for each in pictures]
-        old = [(each.row, each.column, each.rows, each.columns) for each in self._pictures]
         extent = self.extent
-        if extent != self._extent or places != old:
-            self._extent = extent
-            self._drawn, self._pictures = [], []
-            out.append(self.forget_pictures + "\x1b[2J")
         columns, rows = extent[:2]
-        ansi = [self._line(line, columns, beside=bool(pictures)) for line in lines[:rows]]
-        for row, text in enumerate(ansi):
-            if row >= len(self._drawn) or self._drawn[row] != text:
-                out.append(f"\x1b[{row + 1};1H{text}")
-        out += [f"\x1b[{row + 1};1H\x1b[2K" for row in range(len(ansi), len(self._drawn))]
+        padded = [Segment.adjust_line_length(line, columns) for line in lines[:rows]]
+        pieces = self._pieces(padded, pictures)
+        out: list[str] = []
+        if extent != self._extent or pieces.keys() != self._drawn.keys():
+            self._extent, self._drawn = extent, {}
+            out.append(self.forget_pictures + "\x1b[2J")
         out += [
-            f"\x1b[{each.row + 1};{each.column + 1}H{each.data}"
-            for each in pictures
-            if each not in self._pictures
+            f"\x1b[{row + 1};{column + 1}H{text}"
+            for (row, column), text in pieces.items()
+            if text and text != self._drawn.get((row, column))
         ]
-        self._drawn, self._pictures = ansi, pictures
+        self._drawn = pieces
         if out:
-            self._write(_BEGIN + "".join(out) + _END)
+            self.write(_BEGIN + "".join(out) + _END)
 
-    def ask(self, text: str) -> None:
-        """Send a question whose answer comes as input."""
-        self._write(text)
-
-    def _line(self, line: list[Segment], columns: int, *, beside: bool) -> str:
-        """Return what writes a line over what was there, perhaps beside a picture."""
-        beside = beside and any(segment.style is not None and HOLE in segment.style.meta for segment in line)
-        # Cleared before, not after: the last cell of a full line would go with the rest. Beside a picture
-        # only what is right of it all: clearing takes a Sixel picture away.
-        parts = [] if beside else ["\x1b[2K"]
-        for segment in line:
-            style, text = segment.style, strip_control(segment.text)
-            if beside and style is not None and HOLE in style.meta:
-                parts.append(f"\x1b[{segment.cell_length}C" if segment.text else "")
-            elif style is None or not style or self._system is None:
-                parts.append(text)
-            elif self._plain:
-                parts.append(_colourless(style).render(text, color_system=self._system))
-            else:
-                parts.append(style.render(text, color_system=self._system))
-        if beside and sum(segment.cell_length for segment in line) < columns:
-            parts.append("\x1b[K")
-        return "".join(parts)
-
-    def _write(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        """Write a sequence."""
         file = self._console.file
         encoding = getattr(file, "encoding", None) or "utf-8"
         try:
             file.write(text.encode(encoding, errors="replace").decode(encoding))
             file.flush()
         except (OSError, ValueError):
-            # The terminal is gone or refuses, which is no reason to end a run. Should it come back, it is
-            # drawn anew.
-            self._extent, self._drawn, self._pictures = (0, 0, 0, 0), [], []
+            self._drawn = {}  # gone, which is no reason to end a run; if it comes back, all is redrawn
+
+    def _pieces(self, lines: Sequence[Line], pictures: Sequence[Picture]) -> dict[Place, str]:
+        """Return what to write where: the text beside pictures, each picture at its first cell."""
+        pieces: dict[Place, str] = {}
+        drawn: set[int] = set()
+        for row, line in enumerate(lines):
+            column = 0
+            for number, group in itertools.groupby(line, _picture_of):
+                segments = list(group)
+                width = Segment.get_line_length(segments)
+                if number is None:
+                    pieces[row, column] = self._text(segments)
+                elif number not in drawn:
+                    drawn.add(number)
+                    picture = pictures[number]
+                    whole = width == picture.columns and row + picture.rows <= len(lines)
+                    pieces[row, column] = picture.data if whole else ""
+                column += width
+        return pieces
+
+    def _text(self, segments: list[Segment]) -> str:
+        parts = []
+        for segment in Segment.remove_color(segments) if self._console.no_color else segments:
+            text = strip_control(segment.text)
+            if segment.style and self._system is not None:
+                text = segment.style.render(text, color_system=self._system)
+            parts.append(text)
+        return "".join(parts)
 
     def _on_suspend(self, *_: object) -> None:
         self._suspend = True  # a handler must not write: it may have come in the middle of a write
 
     def _suspend_now(self) -> None:
         self._suspend = False
-        self._before_suspend()
         self.close()
         if sys.platform != "win32":
-            os.kill(os.getpid(), signal.SIGSTOP)  # the shell goes on; we do with `fg`
+            os.kill(os.getpid(), signal.SIGSTOP)  # the shell takes over; `fg` resumes here
         self.open()
-        self._after_suspend()
 
 
-def _colourless(style: Style) -> Style:
-    """Return bold, dim and reverse alone: they are no colours, and NO_COLOR lets them be."""
-    return Style(bold=style.bold, dim=style.dim, reverse=style.reverse)
+def _picture_of(segment: Segment) -> int | None:
+    return segment.style.meta.get(PICTURE) if segment.style is not None else None
+
+
+def names_of(text: str) -> list[str]:
+    """Return the keys in what a terminal sent: printable characters as they are, others by name."""
+    keys = (_KEYS.get(token.replace("\x1bO", "\x1b["), token) for token in _TOKEN.findall(text))
+    return [key for key in keys if key.isprintable()]
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    class _Input:
+        """Keys of the console; it has nothing to wait on, so it is asked every `POLL_S`."""
+
+        POLL_S = 0.03
+
+        def __init__(self) -> None:
+            self.works = False
+
+        def open(self) -> None:
+            self.works = sys.stdin is not None and sys.stdin.isatty()
+
+        def close(self) -> None:
+            self.works = False
+
+        def read(self, timeout_s: float) -> str:
+            deadline = time.monotonic() + timeout_s
+            text = ""
+            while True:
+                while msvcrt.kbhit():
+                    character = msvcrt.getwch()
+                    if character in ("\x00", "\xe0"):  # a key without a character: its code follows
+                        text += {"M": "\x1b[C", "K": "\x1b[D"}.get(msvcrt.getwch(), "")
+                    elif character == "\x03":
+                        signal.raise_signal(signal.SIGINT)
+                    else:
+                        text += character
+                if text or time.monotonic() >= deadline:
+                    return text
+                time.sleep(self.POLL_S)
+
+else:
+    import fcntl
+    import select
+    import struct
+    import termios
+    import tty
+
+    class _Input:
+        """Keys of the process's terminal; in the background none: the shell stops whoever reads there."""
+
+        def __init__(self) -> None:
+            self._fd = -1
+            self._mode: Any = None
+            self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+
+        def open(self) -> None:
+            try:
+                self._fd = sys.stdin.fileno()
+                if self._in_foreground():
+                    self._mode = termios.tcgetattr(self._fd)
+                    tty.setcbreak(self._fd, termios.TCSADRAIN)  # Ctrl-C and Ctrl-Z keep their meaning
+            except (OSError, ValueError, AttributeError, termios.error):  # closed, replaced, or no terminal
+                self._mode = None
+
+        def close(self) -> None:
+            mode, self._mode = self._mode, None
+            if mode is not None and self._in_foreground():
+                try:
+                    termios.tcsetattr(self._fd, termios.TCSADRAIN, mode)
+                except (OSError, termios.error):  # the terminal is gone
+                    return
+
+        @property
+        def works(self) -> bool:
+            return self._mode is not None and self._in_foreground()
+
+        def read(self, timeout_s: float) -> str:
+            ready, _, _ = select.select([self._fd], [], [], max(0.0, timeout_s))
+            if not ready:
+                return ""
+            try:
+                data = os.read(self._fd, 4096)
+            except OSError:
+                data = b""
+            if not data:  # the terminal was closed
+                self._mode = None
+            return self._decoder.decode(data)
+
+        def _in_foreground(self) -> bool:
+            try:
+                return os.tcgetpgrp(self._fd) == os.getpgrp()
+            except OSError:
+                return False
 
 
 def _pixels(console: Console) -> tuple[int, int]:
     """Return width and height of the terminal's text in pixels; 0 where the system does not know."""
     if sys.platform == "win32":
         return 0, 0
-    import fcntl
-    import struct
-    import termios
-
     try:
         answer = fcntl.ioctl(console.file.fileno(), termios.TIOCGWINSZ, bytes(8))
     except (OSError, ValueError, AttributeError):  # no terminal

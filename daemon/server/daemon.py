@@ -157,9 +157,8 @@ class Daemon:
             stack.enter_context(self._watchman.exporter())
             self._service.ready(f"listening at {self._ingest.address}")
             self._tell_unclosed()
-            display = stack.enter_context(
-                open_display(config.dashboard, live=dashboard, perform=self._by_key)
-            )
+            display = open_display(config.dashboard, live=dashboard, perform=self._by_key)
+            stack.enter_context(display)
 
             def show() -> None:
                 snapshot = self._watchman.complete(self.board.snapshot())

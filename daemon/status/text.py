@@ -1,64 +1,33 @@
-"""A status snapshot in words: figures with their units, the plain page, and the line of the log.
+"""A status snapshot in words: figures with their units, the headline figures, the line of the log.
 
-Pure functions; what a screen of them looks like is `view`'s.
+Pure functions.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from microdiffusion.daemon.status.models import HEADLINE
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
-    from microdiffusion.daemon.status.models import Alarm, Latency, RunSummary, StatusSnapshot
+    from microdiffusion.daemon.status.models import Latency, RunSummary, StatusSnapshot
 
 Level = Literal["info", "warning", "error"]
 
 LITTLE_DISK = 2_000_000_000
 """Free bytes below which the disk is shown as an error."""
 
-Tile = tuple[str, str, str, Level]
-"""Label, headline, what stands below it, and how grave that is."""
 
+class Tile(NamedTuple):
+    """A headline figure, what stands below it, how serious that is, and the history that is its trend."""
 
-def page(snapshot: StatusSnapshot) -> str:
-    """Return everything but the preview as plain text, a topic a line."""
-    alarms = snapshot.alarms
-    run, engine, sweep = snapshot.run, snapshot.engine, snapshot.sweep
-    several = len(snapshot.runs) > 1
-    residual = snapshot.quality.residual
-    steps = count_noun(engine.steps, "step")
-    rows = [
-        ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
-        ("time", times(snapshot.time_utc)),
-        *(
-            (f"alarm {each.level}", f"for {_since(snapshot, each)} {each.text}: {each.cure}")
-            for each in alarms
-        ),
-        ("run", f"{run.name} {run.id}".strip()),
-        ("source", run.source),
-        ("file", run.file),
-        ("engine", f"{engine.method}, {steps}, guidance {engine.guidance:g}, {engine.weights}"),
-        ("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
-        ("building", engine.building),
-        (
-            "sweep",
-            f"{sweep.number}, {sweep.received}/{sweep.count} frames",
-        ),
-        *((tile[0], ", ".join(text for text in tile[1:3] if text)) for tile in figures(snapshot)),
-        ("residual", "" if residual is None else f"{residual:.2f} × noise"),
-        *((f"stage {name}", f"{seconds(p.p50)}, p95 {seconds(p.p95)}") for name, p in stages(snapshot)),
-        *((f"run {number}", run_line(each)) for number, each in enumerate(snapshot.runs, 1) if several),
-        *((f"queue {name}", depth_of(part.bytes, part.limit)) for name, part in snapshot.queues.items()),
-        *((note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes),
-    ]
-    return "\n".join(f"{name:<18} {text}" for name, text in rows if text.strip(" ,"))
-
-
-def _since(snapshot: StatusSnapshot, alarm: Alarm) -> str:
-    return duration(max(0.0, snapshot.elapsed_s - alarm.since_s))
+    label: str
+    figure: str
+    below: str = ""
+    level: Level = "info"
+    trend: str = ""
 
 
 def state_of(snapshot: StatusSnapshot) -> str:
@@ -71,7 +40,7 @@ def run_line(run: RunSummary) -> str:
     """Return one of several runs in a line."""
     text = f"{run.name}, {run.state}, {count_noun(run.frames, 'frame')}, {count_noun(run.written, 'volume')}"
     if run.waiting:
-        text += f", {count_noun(run.waiting, 'sweep waits', 'sweeps wait')}"
+        text += f", {count_noun(run.waiting, 'sweep waiting', 'sweeps waiting')}"
     return f"{text}; {run.waits_for}" if run.waits_for else text
 
 
@@ -159,61 +128,57 @@ def figures(snapshot: StatusSnapshot) -> list[Tile]:
     """Return the headline figures, the most important first: what has no room is left out."""
     latency = snapshot.latencies.get(HEADLINE)
     frames, volumes, quality = snapshot.frames, snapshot.volumes, snapshot.quality
-    bad = {"lost": volumes.lost, "failed": volumes.failed, "skipped": volumes.skipped}
-    wrong = _listed(bad)
+    without = _listed({"lost": volumes.lost, "failed": volumes.failed, "skipped": volumes.skipped})
+    absent = _listed(
+        {"missing": frames.missing, "dropped": frames.dropped_by_sender, "refused": frames.refused}
+    )
     waiting = sum(run.waiting for run in snapshot.runs)
-    away = {"missing": frames.missing, "dropped": frames.dropped_by_sender, "refused": frames.refused}
-    absent = _listed(away)
-    free = snapshot.disk_free_bytes
-    memory = snapshot.memory_mb
+    free, memory, error = snapshot.disk_free_bytes, snapshot.memory_mb, quality.held_out_error
     return [
-        (
+        Tile(
             "sweep → disk",
             seconds(latency.p50) if latency else "–",
             f"p95 {seconds(latency.p95)}" if latency else "",
-            "info",
+            trend="latency_s",
         ),
-        (
+        Tile(
             "volumes",
             f"{volumes.written} written",
-            wrong or (f"none lost, {waiting} wait" if waiting > 1 else "none lost"),
-            ("error" if volumes.lost or volumes.failed else "warning") if wrong else "info",
+            without or (f"none lost, {waiting} waiting" if waiting > 1 else "none lost"),
+            "error" if volumes.lost or volumes.failed else "warning" if without else "info",
+            trend="residual",
         ),
-        (
+        Tile(
             "held-out error",
-            f"{quality.held_out_error:.2f} × noise" if quality.held_out_error is not None else "–",
+            f"{error:.2f} × noise" if error is not None else "–",
             f"served {quality.served}" if quality.served else "",
-            "info",
+            trend="held_out_error",
         ),
-        (
+        Tile(
             "frames",
             f"{snapshot.frame_rate_hz:.1f} /s",
             f"{frames.received}, {absent or 'none missing'}",
             "warning" if absent else "info",
+            trend="frame_rate_hz",
         ),
-        (
+        Tile(
             "disk",
             f"{size(free)} free" if free is not None else "–",
             snapshot.run.file.replace("\\", "/").rpartition("/")[2],
             "error" if free is not None and free < LITTLE_DISK else "info",
         ),
-        (
+        Tile(
             "memory",
             size(1e6 * sum(memory.values())) if memory else "–",
             ", ".join(f"{name} {mb:.0f}" for name, mb in memory.items()),
-            "info",
         ),
     ]
 
 
-def stages(snapshot: StatusSnapshot) -> list[tuple[str, Latency]]:
-    """Return the latencies of the stages that make up the headline."""
-    return [(name, part) for name, part in snapshot.latencies.items() if name != HEADLINE]
-
-
-def depth_of(depth: int, limit: int) -> str:
-    """Return how full a queue is: "3.1 MB of 512 MB"."""
-    return f"{size(depth)} of {size(limit)}" if limit else size(depth)
+def stages_of(snapshot: StatusSnapshot) -> list[tuple[str, Latency]]:
+    """Return the latencies of the stages that make up the headline, their total first."""
+    parts = [(name, part) for name, part in snapshot.latencies.items() if name != HEADLINE]
+    return sorted(parts, key=lambda part: part[0] != "total")
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -1,7 +1,10 @@
-"""What the dashboard draws, at every size of terminal, and what it logs without one."""
+"""What the dashboard shows at every size of terminal, what its keys do, and what is logged without one."""
+
+from __future__ import annotations
 
 import io
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -9,22 +12,35 @@ from rich.console import Console
 from rich.segment import Segment
 
 from microdiffusion.config.models import DashboardConfig
-from microdiffusion.daemon.dashboard import halfblock
-from microdiffusion.daemon.dashboard.app import LiveDashboard, LogDisplay, open_display, page
-from microdiffusion.daemon.dashboard.halfblock import RAMP, image_lines
-from microdiffusion.daemon.dashboard.panels import screen
+from microdiffusion.daemon.control import COMMANDS
+from microdiffusion.daemon.dashboard import preview
+from microdiffusion.daemon.dashboard.app import LiveDashboard, LogDisplay, open_display
+from microdiffusion.daemon.dashboard.panels import page
+from microdiffusion.daemon.dashboard.preview import RAMP, Painter, half_blocks, ramp, windowed
+from microdiffusion.daemon.dashboard.screen import SPARKS, screen, sparkline
+from microdiffusion.daemon.dashboard.state import Choices, Request
 from microdiffusion.daemon.status import (
     HEADLINE,
+    Alarm,
     EngineStatus,
     FrameCounts,
     QueueDepth,
     RunStatus,
+    RunSummary,
     StatusBoard,
+    StatusSnapshot,
     SweepProgress,
+    duration,
+    log_line,
+    make_preview,
+    seconds,
+    size,
+    times,
 )
-from microdiffusion.daemon.status.models import RunSummary, StatusSnapshot
-from microdiffusion.daemon.status.previews import make_preview
-from microdiffusion.daemon.status.text import duration, log_line, seconds, size
+from microdiffusion.errors import UserError
+
+RNG = np.random.default_rng(0)
+PREVIEW = make_preview(RNG.random((24, 64, 64), np.float32), (2, 1, 1), sweep=7, served="mdd")
 
 
 def busy_snapshot(**changes: object) -> StatusSnapshot:
@@ -82,14 +98,14 @@ SIZES = [
 )
 @pytest.mark.parametrize(("width", "height"), SIZES, ids=lambda value: str(value))
 def test_a_screen_never_exceeds_the_terminal(snapshot, width, height, colour):
-    lines = screen(snapshot, width, height, colour=colour)
+    lines = screen(snapshot, width, height, painter=Painter("blocks" if colour else "none"))
     assert len(lines) <= height
     assert max(Segment.get_line_length(line) for line in lines) <= width
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48)], ids=["small", "large"])
 def test_the_headline_figures_are_on_every_usual_terminal(width, height):
-    shown = text(screen(busy_snapshot(), width, height, colour=True))
+    shown = text(screen(busy_snapshot(), width, height))
     for figure in (
         "● running",
         "demo",
@@ -112,24 +128,24 @@ def test_the_headline_figures_are_on_every_usual_terminal(width, height):
 
 
 def test_a_small_screen_is_used_to_its_last_line():
-    lines = screen(busy_snapshot(), 80, 24, colour=True)
+    lines = screen(busy_snapshot(), 80, 24)
     assert len(lines) == 24
     assert text(lines).count("▀") > 500
 
 
 def test_without_a_volume_the_screen_says_so():
-    assert "no volume yet" in text(screen(busy_snapshot(preview=None), 80, 24, colour=True))
+    assert "no volume yet" in text(screen(busy_snapshot(preview=None), 80, 24))
 
 
 def test_the_preview_may_be_left_out():
-    shown = text(screen(busy_snapshot(), 160, 48, colour=True, preview=False))
+    shown = text(screen(busy_snapshot(), 160, 48, preview=False))
     assert "▀" not in shown
     assert "note 3" in shown
 
 
 def test_images_in_colour_put_two_pixels_into_a_cell():
     image = np.array([[0, 255], [255, 0]], np.uint8)
-    (line,) = image_lines(image, rows=1, columns=2, colour=True)
+    (line,) = half_blocks(image, 1, 2)
     left, right = (segment.style for segment in line)
     assert (left.color, left.bgcolor) == (right.bgcolor, right.color)
     assert left.color != left.bgcolor
@@ -137,7 +153,7 @@ def test_images_in_colour_put_two_pixels_into_a_cell():
 
 def test_images_without_colour_are_a_ramp_of_characters():
     image = np.linspace(0, 255, 10).astype(np.uint8)[None, :]
-    (line,) = image_lines(image, rows=1, columns=10, colour=False)
+    (line,) = ramp(image, 1, 10)
     assert line[0].text == RAMP
 
 
@@ -146,7 +162,7 @@ def rendered(monkeypatch, *, environ: dict[str, str], **options: object) -> str:
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    halfblock._style.cache_clear()  # rich styles remember the first terminal that they were written for
+    preview._half_block.cache_clear()  # rich styles remember the first terminal that they were written for
     file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     console = Console(file=file, width=80, height=24, force_terminal=True, **options)
     with LiveDashboard(console=console) as dashboard:
@@ -193,10 +209,10 @@ def test_several_runs_are_all_shown_and_what_holds_one_up_is_said():
     full = RunSummary(name="run-full", state="go", waits_for="the disk is full")
     snapshot = busy_snapshot(runs=(*runs, full))
     shown = page(snapshot)
-    assert "run-2, go, 10 frames, 2 volumes, 2 sweeps wait" in shown
+    assert "run-2, go, 10 frames, 2 volumes, 2 sweeps waiting" in shown
     assert "the disk is full" in shown
-    assert "1 of 4 runs" in text(screen(snapshot, 80, 24, colour=False))
-    large = text(screen(snapshot, 160, 60, colour=False))
+    assert "1 of 4 runs" in text(screen(snapshot, 80, 24, painter=Painter("none")))
+    large = text(screen(snapshot, 160, 60, painter=Painter("none")))
     assert all(run.name in large for run in snapshot.runs)
     pairs = dict(pair.split("=") for pair in log_line(snapshot).split(" "))
     assert (pairs["runs"], pairs["sweeps_waiting"]) == ("4", "3")
@@ -209,7 +225,7 @@ def test_several_runs_are_all_shown_and_what_holds_one_up_is_said():
 )
 def test_a_pause_is_shown(told, state):
     snapshot = busy_snapshot(runs=tuple(RunSummary(name="run", state=each) for each in told))
-    assert f"● {state} " in text(screen(snapshot, 80, 24, colour=False))
+    assert f"● {state} " in text(screen(snapshot, 80, 24, painter=Painter("none")))
     assert page(snapshot).startswith(f"{'state':<18} {state}, ")
 
 
@@ -263,3 +279,156 @@ def test_notes_are_logged_once_with_their_level(caplog):
 )
 def test_figures_have_the_unit_that_reads_best(shown, expected):
     assert shown == expected
+
+
+def press(choices: Choices, keys: list[str], snapshot: StatusSnapshot | None = None) -> list[Request]:
+    found = [choices.press(key, snapshot or StatusSnapshot(), {"a": PREVIEW, "b": PREVIEW}) for key in keys]
+    return [request for request in found if request is not None]
+
+
+def test_keys_ask_for_what_the_help_says() -> None:
+    choices = Choices(commands=True)
+    paused = StatusSnapshot(state="running", runs=(RunSummary(state="pause"),))
+    assert press(choices, ["space"]) == [Request("pause")]
+    assert press(choices, ["space"], paused) == [Request("go")]
+    assert press(choices, ["m", *"new lens", "backspace", "enter"]) == [Request("mark", "new len")]
+    assert press(choices, ["m", "x", "escape"]) == []
+    assert press(choices, ["tab", "tab", "s"]) == [Request("snapshot", "b")]
+    assert press(choices, ["tab", "s"]) == [Request("snapshot", "")]
+    assert {"pause", "go", "mark", "snapshot"} <= set(COMMANDS)
+
+
+def test_where_nothing_may_be_asked_nothing_is() -> None:
+    choices = Choices()
+    assert press(choices, ["space", "s", "m", "x"]) == []
+    assert press(choices, ["s"]) == []
+    assert "read-only" in choices.message
+    assert press(choices, ["q"]) == [Request("quit")]
+
+
+def test_leaving_what_would_end_is_asked_for_twice() -> None:
+    choices = Choices(commands=True, asks_to_quit=True)
+    assert press(choices, ["q"]) == []
+    assert choices.asking == "quit"
+    assert press(choices, ["n"]) == []
+    assert press(choices, ["q", "y"]) == [Request("quit")]
+
+
+def test_the_help_is_closed_by_the_keys_that_it_names() -> None:
+    for key in ("?", "escape", "q"):
+        choices = Choices(commands=True)
+        press(choices, ["?"])
+        assert choices.help
+        assert "pause or resume the acquisition" in text(screen(StatusSnapshot(), 80, 24, choices=choices))
+        assert press(choices, [key]) == []
+        assert not choices.help
+
+
+def test_contrast_held_makes_brightness_comparable_and_gamma_lifts_what_is_dim() -> None:
+    bright = make_preview(4 * RNG.random((24, 64, 64), np.float32), (2, 1, 1))
+    held = (PREVIEW.low, PREVIEW.high)
+    assert (windowed(PREVIEW, PREVIEW.images, "auto", 0, None)[0] == PREVIEW.images[0]).all()
+    (own, *_), (same, *_) = (windowed(each, each.images, "held", 0, held) for each in (PREVIEW, bright))
+    assert abs(own.astype(int) - PREVIEW.images[0]).max() <= 1
+    assert same.mean() > 1.3 * own.mean(), "four times as bright is drawn brighter"
+    (lifted, *_), (pressed, *_) = (windowed(PREVIEW, PREVIEW.images, "auto", step, None) for step in (3, -3))
+    assert pressed.mean() < PREVIEW.images[0].mean() < lifted.mean()
+    (dark, *_) = windowed(PREVIEW, PREVIEW.images, "percentile", 0, None)
+    assert (dark == 0).mean() > 0.3
+
+
+def test_slices_are_shown_instead_of_projections() -> None:
+    volume = np.zeros((24, 64, 64), np.float32)
+    volume[3] = 1.0  # nothing of it in the middle slice
+    snapshot = StatusSnapshot(preview=make_preview(volume, (2, 1, 1), sweep=3), session="run · 488")
+    for extent in ((80, 24), (160, 48)):
+        shown = text(screen(snapshot, *extent, painter=Painter("none")))
+        assert "slice" not in "".join(shown.splitlines()[:-1]), "the last line names the key"
+        sliced = text(screen(snapshot, *extent, painter=Painter("none"), choices=Choices(slices=True)))
+        assert "XY slice" in sliced or "middle slices, sweep 3, run · 488" in sliced
+        assert shown.count("@") > sliced.count("@")
+
+
+def test_a_row_of_values_is_a_row_of_bars() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 20) == SPARKS
+    assert sparkline(range(100), 3)[-1] == SPARKS[-1]
+    assert len(sparkline(range(100), 30)) == 30
+    assert sparkline([1.0, float("nan"), 1.0], 5) == "▇▇" or set(sparkline([1.0, 1.0], 5)) == {SPARKS[-1]}
+    assert (sparkline([], 5), sparkline([0.0, 0.0], 5), sparkline([1.0], 0)) == ("", "▁▁", "")
+
+
+def test_alarms_stand_above_everything_with_their_cure_at_any_width() -> None:
+    alarms = tuple(
+        Alarm(
+            kind=str(number), level=level, text=f"trouble {number}", cure="do this about it " * 4, since_s=3
+        )
+        for number, level in enumerate(("error", "warning", "warning", "warning"))
+    )
+    snapshot = StatusSnapshot(alarms=alarms, elapsed_s=63.0, preview=PREVIEW)
+    small = text(screen(snapshot, 80, 24))
+    assert "0:01:00 trouble 0" in small
+    assert "do this about it" in small
+    assert small.count("▀") > 300, "and the preview is still there"
+    assert "4 more alarms" not in small
+    assert "2 more alarms" in text(screen(snapshot, 80, 50))
+    large = text(screen(snapshot, 200, 60))
+    assert all(f"trouble {number}: do this" in large for number in range(4))
+    assert "alarm error        for 0:01:00 trouble 0: do this" in page(snapshot)
+
+
+def test_times_are_local_and_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(time, "tzset"):
+        pytest.skip("the zone of a process cannot be set here")
+    for zone, expected in (("UTC0", "21:14:05 UTC"), ("CET-1CEST", "22:14:05 CET, 21:14:05 UTC")):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert times("2026-11-26T21:14:05.123+00:00") == expected
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_no_style_of_the_dashboard_is_black_or_white() -> None:
+    snapshot = StatusSnapshot(
+        alarms=(Alarm(kind="a", level="error", text="t", cure="c", since_s=0),), history={"latency_s": (1.0,)}
+    )
+    for extent in ((80, 24), (160, 48)):
+        for line in screen(snapshot, *extent):
+            for segment in line:
+                colours = [segment.style.color, segment.style.bgcolor] if segment.style else []
+                for colour in colours:
+                    assert colour is None or colour.name in ("green", "yellow", "red", "cyan")
+
+
+class RecordingTerminal:
+    size = (120, 24)
+    shown = ""
+
+    def draw(self, lines: list[list[Segment]], pictures: object) -> None:
+        self.shown = text(lines)
+
+
+def test_the_dashboard_remembers_each_session_s_preview() -> None:
+    dashboard = LiveDashboard(console=Console(file=io.StringIO()))
+    other = make_preview(RNG.random((24, 64, 64), np.float32), (2, 1, 1), sweep=99)
+    dashboard._terminal = terminal = RecordingTerminal()
+    dashboard.show(StatusSnapshot(preview=PREVIEW, session="a"))
+    dashboard.show(StatusSnapshot(preview=other, session="b"))
+    dashboard.show(StatusSnapshot())
+    assert "sweep 99, b" in terminal.shown
+    dashboard.press("tab")
+    assert "sweep 7, a" in terminal.shown
+
+
+def test_what_came_of_a_key_is_said_in_the_last_line() -> None:
+    def perform(command: str, value: str) -> str:
+        if command == "pause":
+            raise UserError("No run is open.")
+        return f"{command} {value}"
+
+    dashboard = LiveDashboard(perform=perform, console=Console(file=io.StringIO()))
+    dashboard._terminal = terminal = RecordingTerminal()
+    dashboard.press("space")
+    assert "No run is open." in terminal.shown.splitlines()[-1]
+    for key in ("m", "x", "enter"):
+        dashboard.press(key)
+    assert "mark x" in terminal.shown.splitlines()[-1]

@@ -23,7 +23,14 @@ from microdiffusion.daemon.status import (
     StatusSnapshot,
     subscribe,
 )
-from microdiffusion.daemon.status.previews import EDGE, Preview, make_preview, resize_max
+from microdiffusion.daemon.status.previews import (
+    AGAIN_S,
+    EDGE,
+    LatestPreviews,
+    Preview,
+    make_preview,
+    resize_max,
+)
 from microdiffusion.daemon.system import disk_free_bytes, resident_mb
 from microdiffusion.errors import AddressError, UserError
 
@@ -304,3 +311,18 @@ def test_queues_of_several_producers_are_kept_together(board):
         "engine": 1,
         "recorder": 2,
     }
+
+
+def test_previews_of_sessions_take_turns_and_come_again_for_who_joins_late() -> None:
+    picture = make_preview(np.zeros((4, 8, 8)), (1, 1, 1))
+    shelf = LatestPreviews()
+    assert shelf.next(0.0) == ("", None)
+    for name in ("b", "a"):
+        shelf.put(name, picture)
+    assert {shelf.next(0.0)[0], shelf.next(0.1)[0]} == {"a", "b"}
+    assert shelf.next(0.2) == ("", None), "no news"
+    shelf.put("b", picture)
+    assert shelf.next(0.3)[0] == "b"
+    assert {shelf.next(AGAIN_S + 0.5)[0], shelf.next(AGAIN_S + 0.6)[0]} == {"a", "b"}
+    shelf.put("a", None)
+    assert shelf.sessions == ("b",)

@@ -1,10 +1,11 @@
-"""Keys, pictures and the terminal: what is pressed does what the help says, and everything is given back."""
+"""The terminal: keys, pictures, drawing only what changed; and everything is restored at the end."""
 
 from __future__ import annotations
 
 import base64
 import io
 import itertools
+import json
 import os
 import re
 import select
@@ -17,35 +18,29 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-import tifffile
 from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from support.mdd_process import command, free_port
-from support.run_file_writer import put_volume, recorder, volume
 
-from microdiffusion.daemon.control import COMMANDS, ControlServer
-from microdiffusion.daemon.dashboard import graphics
+from microdiffusion.config.models import WireConfig
+from microdiffusion.daemon.control import ControlServer
+from microdiffusion.daemon.dashboard import preview
 from microdiffusion.daemon.dashboard import terminal as display_terminal
 from microdiffusion.daemon.dashboard.app import LiveDashboard
-from microdiffusion.daemon.dashboard.contrast import windowed
-from microdiffusion.daemon.dashboard.keyboard import names_of
-from microdiffusion.daemon.dashboard.lines import alarm_lines
-from microdiffusion.daemon.dashboard.panels import screen
 from microdiffusion.daemon.dashboard.preview import Painter
-from microdiffusion.daemon.dashboard.sparkline import BARS, sparkline
-from microdiffusion.daemon.dashboard.state import Choices, Request
-from microdiffusion.daemon.dashboard.terminal import Picture, Terminal
-from microdiffusion.daemon.server.commander import Commander
-from microdiffusion.daemon.server.save_tiff import save_newest
-from microdiffusion.daemon.status import StatusBoard, StatusPublisher
-from microdiffusion.daemon.status.models import Alarm, QueueDepth, RunSummary, StatusSnapshot
-from microdiffusion.daemon.status.previews import AGAIN_S, LatestPreviews, make_preview
-from microdiffusion.daemon.status.text import page, times
-from microdiffusion.errors import UserError
+from microdiffusion.daemon.dashboard.remote import Remote
+from microdiffusion.daemon.dashboard.screen import screen
+from microdiffusion.daemon.dashboard.terminal import PICTURE, Picture, Terminal, names_of
+from microdiffusion.daemon.status import (
+    QueueDepth,
+    StatusBoard,
+    StatusPublisher,
+    StatusSnapshot,
+    make_preview,
+)
 from microdiffusion.wire.messages import Command
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
@@ -54,19 +49,12 @@ RNG = np.random.default_rng(0)
 PREVIEW = make_preview(RNG.random((24, 64, 64), np.float32), (2, 1, 1), sweep=7, served="mdd")
 
 
-def text(lines: list[list[Segment]]) -> str:
-    return "\n".join("".join(segment.text for segment in line) for line in lines)
-
-
-# Keys ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("sent", "keys"),
     [
         ("q", ["q"]),
         (" \t\r\x7f\x1b", ["space", "tab", "enter", "backspace", "escape"]),
-        ("\x1b[A\x1b[B\x1bOC\x1b[D\x1b[Z", ["up", "down", "right", "left", "shift-tab"]),
+        ("\x1b[A\x1bOC\x1b[D\x1b[Z", ["right", "left", "shift-tab"]),
         ("aµ😀", ["a", "µ", "😀"]),
         ("\x1b[?62;4c\x1b_Gi=31;OK\x1b\\q", ["q"]),
         ("\x1b]11;rgb:ffff/ffff/ffff\x07x", ["x"]),
@@ -76,119 +64,6 @@ def text(lines: list[list[Segment]]) -> str:
 )
 def test_what_a_terminal_sends_is_told_by_name(sent: str, keys: list[str]) -> None:
     assert names_of(sent) == keys
-
-
-def press(choices: Choices, keys: list[str], snapshot: StatusSnapshot | None = None) -> list[Request]:
-    found = [choices.press(key, snapshot or StatusSnapshot(), {"a": PREVIEW, "b": PREVIEW}) for key in keys]
-    return [request for request in found if request is not None]
-
-
-def test_keys_ask_for_what_the_help_says() -> None:
-    choices = Choices(commands=True)
-    paused = StatusSnapshot(state="running", runs=(RunSummary(state="pause"),))
-    assert press(choices, ["space"]) == [Request("pause")]
-    assert press(choices, ["space"], paused) == [Request("go")]
-    assert press(choices, ["m", *"new lens", "backspace", "enter"]) == [Request("mark", "new len")]
-    assert press(choices, ["m", "x", "escape"]) == []
-    assert press(choices, ["tab", "tab", "s"]) == [Request("snapshot", "b")]
-    assert press(choices, ["tab", "s"]) == [Request("snapshot", "")]
-    assert {"pause", "go", "mark", "snapshot"} <= set(COMMANDS)
-
-
-def test_where_nothing_may_be_asked_nothing_is() -> None:
-    choices = Choices()
-    assert press(choices, ["space", "s", "m", "x"]) == []
-    assert press(choices, ["s"]) == []
-    assert "read-only" in choices.message
-    assert press(choices, ["q"]) == [Request("quit")]
-
-
-def test_leaving_what_would_end_is_asked_for_twice() -> None:
-    choices = Choices(commands=True, asks_to_quit=True)
-    assert press(choices, ["q"]) == []
-    assert choices.asking == "quit"
-    assert press(choices, ["n"]) == []
-    assert press(choices, ["q", "y"]) == [Request("quit")]
-
-
-def test_the_help_is_closed_by_the_keys_that_it_names() -> None:
-    for key in ("?", "escape", "q"):
-        choices = Choices(commands=True)
-        press(choices, ["?"])
-        assert choices.help
-        assert "pause the acquisition" in text(screen(StatusSnapshot(), 80, 24, colour=True, choices=choices))
-        assert press(choices, [key]) == []
-        assert not choices.help
-
-
-# What is drawn -------------------------------------------------------------------------------------
-
-
-def test_contrast_held_makes_brightness_comparable_and_gamma_lifts_what_is_dim() -> None:
-    bright = make_preview(4 * RNG.random((24, 64, 64), np.float32), (2, 1, 1))
-    held = (PREVIEW.low, PREVIEW.high)
-    assert (windowed(PREVIEW, PREVIEW.images, "auto", 0, None)[0] == PREVIEW.images[0]).all()
-    (own, *_), (same, *_) = (windowed(each, each.images, "held", 0, held) for each in (PREVIEW, bright))
-    assert abs(own.astype(int) - PREVIEW.images[0]).max() <= 1
-    assert same.mean() > 1.3 * own.mean(), "four times as bright is drawn brighter"
-    (lifted, *_), (pressed, *_) = (windowed(PREVIEW, PREVIEW.images, "auto", step, None) for step in (3, -3))
-    assert pressed.mean() < PREVIEW.images[0].mean() < lifted.mean()
-    (dark, *_) = windowed(PREVIEW, PREVIEW.images, "percentile", 0, None)
-    assert (dark == 0).mean() > 0.3
-
-
-def test_slices_are_shown_instead_of_projections() -> None:
-    volume = np.zeros((24, 64, 64), np.float32)
-    volume[3] = 1.0  # nothing of it in the middle slice
-    snapshot = StatusSnapshot(preview=make_preview(volume, (2, 1, 1), sweep=3), session="run · 488")
-    for size in ((80, 24), (160, 48)):
-        shown = text(screen(snapshot, *size, colour=False))
-        assert "slice" not in "".join(shown.splitlines()[:-1]), "the last line names the key"
-        sliced = text(screen(snapshot, *size, colour=False, choices=Choices(slices=True)))
-        assert "XY slice" in sliced or "middle slices, sweep 3, run · 488" in sliced
-        assert shown.count("@") > sliced.count("@")
-
-
-def test_a_row_of_values_is_a_row_of_bars() -> None:
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 20) == BARS
-    assert sparkline(range(100), 3)[-1] == BARS[-1]
-    assert len(sparkline(range(100), 30)) == 30
-    assert sparkline([1.0, float("nan"), 1.0], 5) == "▇▇" or set(sparkline([1.0, 1.0], 5)) == {BARS[-1]}
-    assert (sparkline([], 5), sparkline([0.0, 0.0], 5), sparkline([1.0], 0)) == ("", "▁▁", "")
-
-
-def test_alarms_stand_above_everything_with_their_cure_at_any_width() -> None:
-    alarms = tuple(
-        Alarm(
-            kind=str(number), level=level, text=f"trouble {number}", cure="do this about it " * 4, since_s=3
-        )
-        for number, level in enumerate(("error", "warning", "warning", "warning"))
-    )
-    snapshot = StatusSnapshot(alarms=alarms, elapsed_s=63.0, preview=PREVIEW)
-    small = text(screen(snapshot, 80, 24, colour=True))
-    assert "0:01:00 trouble 0" in small
-    assert "do this about it" in small
-    assert small.count("▀") > 300, "and the preview is still there"
-    large = text(screen(snapshot, 200, 60, colour=True))
-    assert all(f"trouble {number}: do this" in large for number in range(4))
-    assert "alarm error        for 0:01:00 trouble 0: do this" in page(snapshot)
-    shown = text(alarm_lines(snapshot, 60, 4))
-    assert "3 more alarms" in shown
-    assert len(shown.splitlines()) <= 4
-
-
-def test_times_are_local_and_utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hasattr(time, "tzset"):
-        pytest.skip("the zone of a process cannot be set here")
-    for zone, expected in (("UTC0", "21:14:05 UTC"), ("CET-1CEST", "22:14:05 CET, 21:14:05 UTC")):
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-        assert times("2026-11-26T21:14:05.123+00:00") == expected
-    monkeypatch.undo()
-    time.tzset()
-
-
-# Pictures ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,12 +79,12 @@ def test_times_are_local_and_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["kitty", "sixel", "sixel of unknown cells", "4 is the class, not Sixel", "refused", "silent"],
 )
 def test_what_a_terminal_can_draw_is_what_it_answers(answer: str, expected: object) -> None:
-    assert graphics.understood(answer) == expected
+    assert preview.understood(answer) == expected
 
 
 def test_where_the_terminal_does_not_tell_its_cells_the_system_does() -> None:
-    assert graphics.understood("\x1b[?63;1;4c", (13, 6)) == ("sixel", (13, 6))
-    assert graphics.understood("\x1b[6;16;8t\x1b[?63;1;4c", (13, 6)) == ("sixel", (16, 8))
+    assert preview.understood("\x1b[?63;1;4c", (13, 6)) == ("sixel", (13, 6))
+    assert preview.understood("\x1b[6;16;8t\x1b[?63;1;4c", (13, 6)) == ("sixel", (16, 8))
 
 
 @pytest.mark.parametrize(
@@ -221,21 +96,21 @@ def test_where_the_terminal_does_not_tell_its_cells_the_system_does() -> None:
     ],
 )
 def test_tmux_is_not_asked_for_what_it_would_take_for_a_title(environ: dict[str, str], asked: bool) -> None:
-    question = graphics.question(environ)
+    question = preview.question(environ)
     assert ("\x1b_" in question) is asked
     assert question.endswith("\x1b[c")
 
 
 def test_a_kitty_picture_holds_every_pixel() -> None:
     image = RNG.integers(0, 256, (96, 70), np.uint8)
-    data = graphics.kitty(image, rows=20, columns=30, number=2)
+    data = preview.kitty(image, 20, 30, number=2)
     pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", data)
     assert "".join(f"\x1b_G{head};{body}\x1b\\" for head, body in pieces) == data
     assert {"s=70", "v=96", "c=30", "r=20", "i=2", "C=1"} <= set(pieces[0][0].split(","))
-    assert all(len(body) <= graphics.CHUNK for _, body in pieces)
+    assert all(len(body) <= preview.CHUNK for _, body in pieces)
     pixels = zlib.decompress(base64.b64decode("".join(body for _, body in pieces)))
     colours = np.frombuffer(pixels, np.uint8).reshape(96, 70, 3)
-    assert (colours == graphics.palette(256)[image]).all()
+    assert (colours == preview.palette(256)[image]).all()
 
 
 def decode_sixel(data: str) -> np.ndarray:
@@ -263,12 +138,12 @@ def decode_sixel(data: str) -> np.ndarray:
 
 def test_a_sixel_picture_holds_every_pixel_and_stays_within_its_cells() -> None:
     image = RNG.integers(0, 256, (30, 40), np.uint8)
-    data = graphics.sixel(image, rows=7, columns=9, cell=(10, 5))
+    data = preview.sixel(image, 70, 45)
     found = decode_sixel(data)
     assert found.shape == (66, 45), "whole bands of six, not more than 70 rows"
     assert not data.endswith("-\x1b\\"), "a band more would begin below, and scroll a full screen"
     rows, columns = np.arange(66) * 30 // 66, np.arange(45) * 40 // 45
-    assert (found == image[rows][:, columns].astype(int) * graphics.SIXEL_LEVELS // 256).all()
+    assert (found == image[rows][:, columns].astype(int) * preview.SIXEL_LEVELS // 256).all()
 
 
 def test_pictures_are_put_where_the_screen_left_room_for_them() -> None:
@@ -276,26 +151,20 @@ def test_pictures_are_put_where_the_screen_left_room_for_them() -> None:
     cells = ((20, 10), (17, 7), (13, 6), (16, 12))
     for (width, height), cell in itertools.product(((80, 24), (100, 30), (120, 40), (160, 48)), cells):
         painter = Painter("kitty", cell)
-        lines = screen(snapshot, width, height, colour=True, painter=painter)
-        pictures = painter.placed(lines)
+        lines = screen(snapshot, width, height, painter=painter)
+        pictures = painter.pictures
         assert len(pictures) == 3
         shape = pictures[0].rows * cell[0] / (pictures[0].columns * cell[1])
         assert shape == pytest.approx(1.0, abs=0.1), "a square of the specimen is one on the screen"
-        for picture in pictures:
-            assert picture.row + picture.rows <= height
-            assert picture.column + picture.columns <= width
-            for line in lines[picture.row : picture.row + picture.rows]:
-                row = "".join(segment.text for segment in line).ljust(width)
-                assert not row[picture.column : picture.column + picture.columns].strip()
-        assert "▀" not in text(lines)
+        for number, picture in enumerate(pictures):
+            cells = [s for line in lines for s in line if s.style and s.style.meta == {PICTURE: number}]
+            assert [segment.text for segment in cells] == [" " * picture.columns] * picture.rows
+        assert not any("▀" in segment.text for line in lines for segment in line)
 
 
-# The terminal --------------------------------------------------------------------------------------
-
-
-def console() -> tuple[Console, Callable[[], str]]:
+def console(no_color: bool | None = False) -> tuple[Console, Callable[[], str]]:
     file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    made = Console(file=file, width=40, height=6, force_terminal=True, color_system="256", no_color=False)
+    made = Console(file=file, width=40, height=6, force_terminal=True, color_system="256", no_color=no_color)
 
     def written() -> str:
         file.flush()
@@ -350,7 +219,7 @@ def test_only_lines_that_changed_are_written() -> None:
     terminal.draw([[Segment("one")], [Segment("2")], [Segment("three")]])
     assert re.findall(r"\x1b\[(\d);1H", written()) == ["2"]
     terminal.draw([[Segment("one")], [Segment("2")]])
-    assert re.findall(r"\x1b\[(\d);1H\x1b\[2K(.*?)\x1b", written()) == [("3", "")]
+    assert "\x1b[2J" in written(), "another number of lines: all is drawn anew"
     terminal.draw([[Segment("one")], [Segment("2")]])
     assert written() == ""
     terminal.close()
@@ -360,16 +229,21 @@ def test_only_lines_that_changed_are_written() -> None:
 
 def test_pictures_are_sent_once_and_anew_when_they_move() -> None:
     made, written = console()
-    terminal = Terminal(made, forget_pictures="FORGET")
+    terminal = Terminal(made)
+    terminal.forget_pictures = "FORGET"
     terminal.open()
-    lines = [[Segment(" " * 8)]] * 4
-    terminal.draw(lines, [Picture(1, 2, 2, 4, "PIXELS")])
+    blank, cells = [Segment(" " * 8)], Segment(" " * 4, Style.from_meta({PICTURE: 0}))
+    beside = [Segment("  "), cells, Segment("  ")]
+    picture = Picture(rows=2, columns=4, data="PIXELS")
+    terminal.draw([blank, beside, beside, blank], [picture])
     assert "\x1b[2;3HPIXELS" in written()
-    terminal.draw(lines, [Picture(1, 2, 2, 4, "PIXELS")])
+    terminal.draw([blank, beside, beside, blank], [picture])
     assert written() == ""
-    terminal.draw(lines, [Picture(0, 2, 2, 4, "PIXELS")])
+    terminal.draw([beside, beside, blank, blank], [picture])
     shown = written()
     assert shown.index("FORGET") < shown.index("\x1b[1;3HPIXELS")
+    terminal.draw([blank, blank, blank, beside], [picture])
+    assert "PIXELS" not in written(), "it would scroll the screen"
     terminal.close()
 
 
@@ -378,26 +252,20 @@ def test_a_text_beside_a_picture_changes_without_touching_it() -> None:
     terminal, painter = Terminal(made), Painter("sixel", (16, 8))
     terminal.open()
 
-    def drawn(snapshot: StatusSnapshot) -> tuple[list[Picture], str]:
+    def drawn(snapshot: StatusSnapshot) -> str:
         made.file.seek(0)
         made.file.truncate()
-        lines = screen(snapshot, 160, 48, colour=True, painter=painter)
-        pictures = painter.placed(lines)
-        terminal.draw(lines, pictures)
-        return pictures, made.file.getvalue()
+        terminal.draw(screen(snapshot, 160, 48, painter=painter), painter.pictures)
+        return made.file.getvalue()
 
     queues = {name: QueueDepth(bytes=1) for name in ("engine", "recorder")}
-    pictures, first = drawn(StatusSnapshot(preview=PREVIEW, queues=queues))
+    first = drawn(StatusSnapshot(preview=PREVIEW, queues=queues))
     assert first.count("\x1bP0;1;0q") == 3
     queues = {name: QueueDepth(bytes=2) for name in queues}
-    _, second = drawn(StatusSnapshot(preview=PREVIEW, queues=queues))
-    changed = dict(re.findall(r"\x1b\[(\d+);1H(.*?)(?=\x1b\[\d+;1H|\x1b\[\?2026l)", second))
-    xy = pictures[0]
-    beside = [changed[str(row + 1)] for row in range(xy.row, xy.row + xy.rows) if str(row + 1) in changed]
-    assert len(beside) == 2
-    for text in beside:
-        assert "\x1b[2K" not in text
-        assert f"\x1b[{xy.columns}C" in text, "the cursor goes over the picture's cells"
+    second = drawn(StatusSnapshot(preview=PREVIEW, queues=queues))
+    changed = re.findall(r"\x1b\[\d+;(\d+)H(.*?)(?=\x1b\[\d+;\d+H|\x1b\[\?2026l)", second)
+    assert [column for column, _ in changed] == ["1", "1"], "the line of each queue, up to the picture"
+    assert all("2 B" in each and "\x1b[2K" not in each and "\x1b[K" not in each for _, each in changed)
     assert "\x1bP" not in second
     terminal.draw([[Segment("help")]])
     assert "\x1b[2J" in made.file.getvalue()
@@ -408,9 +276,7 @@ def test_a_picture_follows_the_size_of_the_characters(monkeypatch: pytest.Monkey
     pixels = (484, 316)  # a border of 2 is not the characters'
     monkeypatch.setattr(display_terminal, "_pixels", lambda _: pixels)
     # What xterm answers: Sixel, and nothing about its characters.
-    monkeypatch.setattr(
-        graphics, "ask", lambda terminal, _: graphics.understood("\x1b[?63;4c", terminal.cell)
-    )
+    monkeypatch.setattr(preview, "_ask", lambda terminal: preview.understood("\x1b[?63;4c", terminal.cell))
     monkeypatch.delenv("NO_COLOR", raising=False)
     made = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="256")
     dashboard = LiveDashboard(console=made)
@@ -422,7 +288,7 @@ def test_a_picture_follows_the_size_of_the_characters(monkeypatch: pytest.Monkey
         dashboard.show(StatusSnapshot(preview=PREVIEW))
         return set(re.findall(r'q"1;1;(\d+;\d+)', made.file.getvalue()))
 
-    dashboard._choose_graphics()
+    dashboard._find_painter()
     small = sizes()
     assert len(small) > 0
     assert sizes() == set(), "the same picture is not sent again"
@@ -434,83 +300,13 @@ def test_a_picture_follows_the_size_of_the_characters(monkeypatch: pytest.Monkey
 
 def test_no_colour_keeps_bold_and_drops_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    made, written = console()
+    made, written = console(no_color=None)
     terminal = Terminal(made)
     terminal.open()
     written()
     terminal.draw([[Segment("x", Style(color="red", bold=True)), Segment("y", Style(bgcolor="blue"))]])
     assert "\x1b[1mx\x1b[0my" in written()
     terminal.close()
-
-
-def test_no_style_of_the_dashboard_is_black_or_white() -> None:
-    snapshot = StatusSnapshot(
-        alarms=(Alarm(kind="a", level="error", text="t", cure="c", since_s=0),), history={"latency_s": (1.0,)}
-    )
-    for size in ((80, 24), (160, 48)):
-        for line in screen(snapshot, *size, colour=True):
-            for segment in line:
-                colours = [segment.style.color, segment.style.bgcolor] if segment.style else []
-                for colour in colours:
-                    assert colour is None or colour.name in ("green", "yellow", "red", "cyan")
-
-
-# Sessions ------------------------------------------------------------------------------------------
-
-
-def test_previews_of_sessions_take_turns_and_come_again_for_who_joins_late() -> None:
-    shelf = LatestPreviews()
-    assert shelf.next(0.0) == ("", None)
-    for name in ("b", "a"):
-        shelf.put(name, PREVIEW)
-    assert {shelf.next(0.0)[0], shelf.next(0.1)[0]} == {"a", "b"}
-    assert shelf.next(0.2) == ("", None), "no news"
-    shelf.put("b", PREVIEW)
-    assert shelf.next(0.3)[0] == "b"
-    assert {shelf.next(AGAIN_S + 0.5)[0], shelf.next(AGAIN_S + 0.6)[0]} == {"a", "b"}
-    shelf.put("a", None)
-    assert shelf.sessions == ("b",)
-
-
-def test_the_dashboard_remembers_each_session_s_preview() -> None:
-    made, written = console()
-    dashboard = LiveDashboard(console=made)
-    other = make_preview(RNG.random((24, 64, 64), np.float32), (2, 1, 1), sweep=99)
-    dashboard._terminal = terminal = RecordingTerminal()
-    dashboard.show(StatusSnapshot(preview=PREVIEW, session="a"))
-    dashboard.show(StatusSnapshot(preview=other, session="b"))
-    dashboard.show(StatusSnapshot())
-    assert "sweep 99, b" in terminal.shown
-    for key in ("tab",):
-        dashboard.press(key)
-    assert "sweep 7, a" in terminal.shown
-    assert written() == ""
-
-
-class RecordingTerminal:
-    size = (120, 24)
-    shown = ""
-
-    def draw(self, lines: list[list[Segment]], pictures: object) -> None:
-        self.shown = text(lines)
-
-
-def test_what_came_of_a_key_is_said_in_the_last_line() -> None:
-    def perform(command: str, value: str) -> str:
-        if command == "pause":
-            raise UserError("No run is open.")
-        return f"{command} {value}"
-
-    dashboard = LiveDashboard(perform=perform, console=console()[0])
-    dashboard._terminal = terminal = RecordingTerminal()
-    dashboard.press("space")
-    assert "No run is open." in terminal.shown.splitlines()[-1]
-    for key in ("m", "x", "enter"):
-        dashboard.press(key)
-    assert "mark x" in terminal.shown.splitlines()[-1]
-
-
-# In a real terminal --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -623,7 +419,7 @@ def test_keys_reach_the_daemon_from_another_terminal_which_is_left_as_it_was(dae
     try:
         top.wait_for("space")  # the line of keys, once the control channel has answered
         top.send("m")
-        top.wait_for("remark, then Enter")
+        top.wait_for("remark (Enter saves")
         top.send("lens µ\r")
         top.wait_for("mark is done")
         top.send("q")
@@ -680,26 +476,21 @@ def test_who_looks_for_a_daemon_says_where_before_it_waits(tmp_path: Path) -> No
 
 
 def test_another_daemon_s_control_channel_is_not_used(daemon, tmp_path: Path) -> None:
-    from microdiffusion.config.models import WireConfig
-    from microdiffusion.daemon.dashboard.remote import Remote
-
     _, control, _ = daemon
     dashboard = LiveDashboard(console=console()[0])
     remote = Remote(WireConfig(control=control))
     remote.look(StatusSnapshot(daemon="another one"), dashboard)
     deadline = time.monotonic() + 20
-    while not remote._there and time.monotonic() < deadline:
+    while not remote._daemon and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert remote._there
+    assert remote._daemon
     remote.look(StatusSnapshot(daemon="another one"), dashboard)
     assert not dashboard.choices.commands
-    remote.look(StatusSnapshot(daemon=remote._there), dashboard)
+    remote.look(StatusSnapshot(daemon=remote._daemon), dashboard)
     assert dashboard.choices.commands
 
 
 def test_the_status_is_printed_plain_and_as_json(daemon, tmp_path: Path) -> None:
-    import json
-
     plain = subprocess.run(
         [command(), "top", "--address", daemon[0], "--once"], capture_output=True, text=True, timeout=60
     )
@@ -710,55 +501,3 @@ def test_the_status_is_printed_plain_and_as_json(daemon, tmp_path: Path) -> None
     )
     status = json.loads(found.stdout)
     assert (status["state"], status["alarms"]) == ("running", [])
-
-
-# Marks and snapshots -------------------------------------------------------------------------------
-
-
-class NoRun:
-    board = StatusBoard()
-
-    class open_runs:
-        unclosed = ()
-
-        @staticmethod
-        def mark(text: str) -> int:
-            return 0
-
-
-@pytest.mark.parametrize("what", ["mark", "snapshot"])
-def test_without_a_run_there_is_nothing_to_mark_or_save(what: str) -> None:
-    with pytest.raises(UserError, match="No run is open"):
-        Commander(NoRun()).obey(Command(command=what))  # type: ignore[arg-type]
-
-
-def test_a_snapshot_is_the_newest_volume_with_its_voxels_while_the_run_goes_on(tmp_path: Path) -> None:
-    run = recorder(tmp_path / "run.h5")
-    run.start()
-    try:
-        with pytest.raises(UserError, match="no volume is written yet"):
-            save_newest(tmp_path / "run.h5", 0, 0)
-        for sweep in (0, 2):
-            put_volume(run, sweep)
-        done = threading.Event()
-        run.call(done.set)
-        assert done.wait(20)
-        path = save_newest(tmp_path / "run.h5", 0, 0)
-    finally:
-        run.stop()
-    assert path.name == "run_t00002.tif"
-    with tifffile.TiffFile(path) as file:
-        assert (file.asarray() == volume(2)).all()
-        assert file.imagej_metadata["spacing"] == 2.0
-        assert file.pages[0].tags["XResolution"].value == (4, 1), "voxels of 0.25 µm"
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_mark_is_an_event_of_the_run_file(tmp_path: Path) -> None:
-    run = recorder(tmp_path / "run.h5")
-    run.start()
-    run.put_event("mark", "new objective µ")
-    run.stop()
-    with h5py.File(tmp_path / "run.h5") as file:
-        assert file["mdd/events/kind"][0] == b"mark"
-        assert file["mdd/events/text"][0].decode() == "new objective µ"

@@ -1,0 +1,342 @@
+"""The whole screen: the panels, and what stands around them.
+
+From the top: header; one to six tiles (the headline figures and their trends); alarms; the preview with
+details; keys. A small terminal has the preview as a strip of three images and a line each for some panels; a
+large one has it unfolded like a box beside all of them. Pure functions of one snapshot, the user's choices
+and the size that there is, so `mdd serve` and `mdd top` show the same, and a test needs no terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.segment import Segment, SegmentLines
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from microdiffusion.daemon.dashboard.panels import (
+    ACCENT,
+    BAD,
+    BOLD,
+    DIM,
+    GOOD,
+    LEVEL_STYLES,
+    LINES,
+    PANELS,
+    WARN,
+    Space,
+    age,
+    bar,
+    notes,
+)
+from microdiffusion.daemon.dashboard.preview import Painter, windowed
+from microdiffusion.daemon.dashboard.state import COMMANDING, KEYS, Choices
+from microdiffusion.daemon.status import duration, figures, state_of, times
+from microdiffusion.text import count_noun
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from microdiffusion.daemon.dashboard.terminal import Line
+    from microdiffusion.daemon.status import Alarm, StatusSnapshot, Tile
+
+STATE_STYLES = {"running": GOOD, "closed": GOOD, "failed": BAD}
+BADGES = {"warning": (" ? ", "reverse yellow"), "error": (" ! ", "reverse bold red")}
+TILE_WIDTH = 20
+DETAILS_WIDTH = 54
+"""Columns of the panels in a large terminal."""
+LARGE = (2 * DETAILS_WIDTH, 34)
+GAP = 2
+SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+
+_CONSOLE = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
+
+
+def screen(
+    snapshot: StatusSnapshot,
+    width: int,
+    height: int,
+    *,
+    painter: Painter | None = None,
+    choices: Choices | None = None,
+    preview: bool = True,
+    ascii_only: bool = False,
+) -> list[Line]:
+    """Return at most `height` lines of at most `width` cells.
+
+    Parameters
+    ----------
+    painter
+        Draws the preview; None: in half blocks.
+    preview
+        Whether to draw it at all.
+    ascii_only
+        Whether trends must do without characters beyond ASCII.
+    """
+    space = Space(width, height, choices or Choices(), painter or Painter(), ascii_only)
+    space.painter.begin()
+    if space.choices.help:
+        return _lines(_help(space), width)[:height]
+    below = _lines(_footer(snapshot, space), width) if height >= 12 else []
+    lines = _lines(Group(_header(snapshot, space), _rule(width), _tiles(snapshot, space)), width)
+    room = height - len(below) - len(lines)
+    most = min(6 if height >= LARGE[1] else 2, room - 1)
+    lines += _lines(_alarms(snapshot, replace(space, height=most)), width)
+    rest = replace(space, height=height - len(below) - len(lines))
+    large = preview and width >= LARGE[0] and height >= LARGE[1]
+    lines += _large(snapshot, rest) if large else _small(snapshot, rest, preview=preview)
+    lines = lines[: height - len(below)]
+    return [*lines, *([] for _ in range(height - len(below) - len(lines))), *below]
+
+
+def _small(snapshot: StatusSnapshot, space: Space, *, preview: bool) -> list[Line]:
+    below = [line for panel in LINES for line in _lines(panel(snapshot, space), space.width, height=1)]
+    room = space.height - len(below)
+    middle: RenderableType = _rule(space.width)
+    if preview and room >= 7:
+        middle = _strip(snapshot, replace(space, height=room - 2))
+        room = 3
+    latest = notes(snapshot, replace(space, height=room))
+    return [*_lines(middle, space.width), *below, *(_lines(latest, space.width)[1:] if latest else [])]
+
+
+def _large(snapshot: StatusSnapshot, space: Space) -> list[Line]:
+    height = space.height - 1
+    room = replace(space, width=space.width - DETAILS_WIDTH - 2, height=height)
+    right = _lines(_unfolded(snapshot, room), room.width)
+    # What the preview leaves, the panels take.
+    width = space.width - max(Segment.get_line_length(line) for line in right) - 2
+    left: list[Line] = []
+    for panel in PANELS:
+        section = panel(snapshot, replace(space, width=width, height=height - len(left) - 1))
+        if section is not None:
+            left += [*([[]] if left else []), *_lines(section, width)]
+    blank: list[Line] = [[] for _ in range(height)]
+    rows = zip([*left, *blank][:height], [*right, *blank], strict=False)
+    beside = [[*Segment.adjust_line_length(line, width + 1), *picture] for line, picture in rows]
+    return [*_lines(_rule(space.width), space.width), *beside]
+
+
+def _lines(renderable: RenderableType, width: int, height: int | None = None) -> list[Line]:
+    options = _CONSOLE.options.update(width=width, height=height, no_wrap=True, overflow="ellipsis")
+    return _CONSOLE.render_lines(renderable, options, pad=False)
+
+
+def _header(snapshot: StatusSnapshot, space: Space) -> Text:
+    """Show state, run, sweep, engine, and the time since the start."""
+    state, sweep, engine = state_of(snapshot), snapshot.sweep, snapshot.engine
+    several = f" (1 of {len(snapshot.runs)} runs)" if len(snapshot.runs) > 1 else ""
+    left = Text.assemble(
+        (f" ● {state}  ", STATE_STYLES.get(state, WARN)), (snapshot.run.name, BOLD), (f"{several}  ", DIM)
+    )
+    if sweep.count:
+        progress = bar(sweep.received / sweep.count, 10)
+        left = Text.assemble(
+            left, f"sweep {sweep.number} ", progress, (f" {sweep.received}/{sweep.count}", DIM)
+        )
+    else:
+        left.append("no frame yet", DIM)
+    since = f"{duration(snapshot.elapsed_s)} "
+    steps = f" {count_noun(engine.steps, 'step')}" if engine.method == "mdd" else ""
+    what = f"{engine.method}{steps}  {engine.building or engine.device}  " if engine.method else ""
+    return _spread(left, [Text.assemble((what, DIM), since), Text(since)], space.width)
+
+
+def _tiles(snapshot: StatusSnapshot, space: Space) -> Table:
+    """Show the headline figures side by side, under each its trend."""
+    shown = figures(snapshot)[: max(1, space.width // TILE_WIDTH)]
+    grid = Table.grid(expand=True)
+    for _ in shown:
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    grid.add_row(*(Text(f" {tile.label.upper()} ", DIM) for tile in shown))
+    grid.add_row(*(Text(f" {tile.figure} ", BOLD) for tile in shown))
+    grid.add_row(*(Text(f" {tile.below} ", LEVEL_STYLES[tile.level]) for tile in shown))
+    if snapshot.history:
+        grid.add_row(*(_trend(tile, snapshot, space.width // len(shown) - 2, space) for tile in shown))
+    return grid
+
+
+def _trend(tile: Tile, snapshot: StatusSnapshot, width: int, space: Space) -> Text:
+    values = snapshot.history.get(tile.trend, ())
+    # The tile of the volumes is a count: its trend says of what it is.
+    label = "residual " if tile.trend == "residual" and values else ""
+    sparks = ASCII_SPARKS if space.ascii_only else SPARKS
+    return Text.assemble((f" {label}", DIM), (sparkline(values, width - len(label), sparks), ACCENT))
+
+
+def sparkline(values: Sequence[float], width: int, sparks: str = SPARKS) -> str:
+    """Return the latest values as at most `width` small bars, the highest one full.
+
+    The lowest is not zero but a tenth below the smallest value, or zero where that is close: a figure that
+    hardly changes shows that, and one that doubles shows it, too.
+    """
+    shown = [value for value in values[-width:] if math.isfinite(value)] if width > 0 else []
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    floor = 0.0 if low < 0.5 * high else 0.9 * low
+    if high <= floor:
+        return sparks[0] * len(shown)
+    top = len(sparks) - 1
+    places = (round(top * (value - floor) / (high - floor)) for value in shown)
+    return "".join(sparks[min(top, max(0, place))] for place in places)
+
+
+def _alarms(snapshot: StatusSnapshot, space: Space) -> Group:
+    """Show the most urgent alarms; a cure that does not fit has the next line."""
+    lines: list[Text] = []
+    for number, alarm in enumerate(snapshot.alarms):
+        drawn = _alarm(alarm, age(alarm, snapshot), space.width)
+        left = len(snapshot.alarms) - number
+        if len(lines) + len(drawn) > space.height - (left > 1 and space.height > 2):
+            lines.append(Text(f" {count_noun(left, 'more alarm')}", DIM))
+            break
+        lines += drawn
+    return Group(*lines[: max(0, space.height)])
+
+
+def _alarm(alarm: Alarm, since: str, width: int) -> list[Text]:
+    head = Text.assemble(" ", BADGES[alarm.level], (f" {since} ", DIM))
+    if head.cell_len + cell_len(alarm.text) + cell_len(alarm.cure) + 3 <= width:
+        return [Text.assemble(head, (alarm.text, BOLD), f": {alarm.cure}")]
+    return [Text.assemble(head, (alarm.text, BOLD)), Text(" " * head.cell_len + alarm.cure)]
+
+
+def _footer(snapshot: StatusSnapshot, space: Space) -> Text:
+    """Show a question, the answer to the last request, or the keys with the time of day."""
+    choices = space.choices
+    if choices.asking == "mark":
+        return Text(f" remark (Enter saves, Esc cancels): {choices.text}▏", BOLD)
+    if choices.asking == "quit":
+        return Text(" stop the acquisition and close the run file? y confirms, any other key cancels", BOLD)
+    if choices.message:
+        return Text(f" {choices.message}", BOLD)
+    gamma = f" {choices.gamma_step:+d}" if choices.gamma_step else ""
+    keys = {
+        "?": "help",
+        "q": "quit",
+        "space": "pause",
+        "s": "snapshot",
+        "m": "mark",
+        "v": "projections" if choices.slices else "slices",
+        "c": f"contrast {choices.contrast}{gamma}",
+        "tab": "session",
+    }
+    clock = Text(f"{times(snapshot.time_utc)} ", DIM)
+    line = Text(" ")
+    for key, what in keys.items():
+        pair = Text.assemble((key, BOLD), (f" {what}  ", DIM))
+        usable = choices.commands or key not in COMMANDING
+        if usable and line.cell_len + pair.cell_len + clock.cell_len < space.width:
+            line.append_text(pair)
+    return _spread(line, [clock], space.width)
+
+
+def _help(space: Space) -> Group:
+    lines = [Text(" KEYS", BOLD), Text()]
+    for key, what in KEYS:
+        usable = space.choices.commands or key not in COMMANDING
+        note = "" if usable else "  (read-only here)"
+        lines.append(Text.assemble((f"  {key:<7}", BOLD), (what + note, "" if usable else DIM)))
+    closing = (
+        "The figures and the alarms are explained in docs/dashboard.md.",
+        "Ctrl-C quits as q does; Ctrl-Z suspends, fg resumes.",
+        "?, Esc or q closes this help.",
+    )
+    return Group(*lines, Text(), *(Text(f"  {text}", DIM) for text in closing))
+
+
+def _drawn(snapshot: StatusSnapshot, space: Space, scale: float) -> tuple[list[tuple[list[Line], int]], str]:
+    """Return the lines and the width of the images XY, XZ and YZ as the user wants them; and their title."""
+    preview, choices, painter = snapshot.preview, space.choices, space.painter
+    if preview is None:
+        raise ValueError("there is no preview")
+    slices = preview.slices if choices.slices else None
+    held = choices.held.get(choices.session, next(iter(choices.held.values()), None))
+    images = windowed(preview, slices or preview.images, choices.contrast, choices.gamma_step, held)
+    drawn = []
+    for image in images:
+        rows = max(1, round(image.shape[0] * scale / painter.aspect))
+        columns = max(1, round(image.shape[1] * scale))
+        drawn.append((painter.lines(image, rows=rows, columns=columns), columns))
+    name = "projections" if slices is None else "middle slices"
+    sweep = f"sweep {preview.sweep}" if preview.sweep >= 0 else ""
+    return drawn, ", ".join(filter(None, (name, sweep, snapshot.session)))
+
+
+def _strip(snapshot: StatusSnapshot, space: Space) -> RenderableType:
+    """Show XY, XZ and YZ side by side under a rule with their names."""
+    preview, rows = snapshot.preview, space.height - 1
+    if preview is None:
+        return Group(_rule(space.width), *_centred("no volume yet", space.width, rows))
+    z, y, x = preview.size
+    scale = min(1.0, space.painter.aspect * rows / max(y, z), (space.width - 2 - 2 * GAP) / (2 * x + z))
+    drawn, title = _drawn(snapshot, space, scale)
+    kind = " slice" if title.startswith("middle") else ""
+    rule = "─"
+    lines: list[Line] = [[Segment(" ")] for _ in range(rows)]
+    for (name, down, across), (image, columns) in zip(
+        (("XY", y, x), ("XZ", z, x), ("YZ", y, z)), drawn, strict=True
+    ):
+        extent = f" {name}{kind} {down * preview.pixel_um:.0f} × {across * preview.pixel_um:.0f} µm "
+        label = extent if len(extent) <= columns else f" {name}{kind} "
+        rule += label.ljust(columns + GAP, "─")
+        for row, line in enumerate(lines):
+            line += image[row] if row < len(image) else [Segment(" " * columns)]
+            line.append(Segment(" " * GAP))
+    room = space.width - len(rule) - 1
+    label = _cropped(f" {title} ", room) if room > 16 else ""
+    rule += f"{label}─".rjust(room + 1, "─")
+    return Group(Text(rule, DIM), SegmentLines(lines, new_lines=True))
+
+
+def _unfolded(snapshot: StatusSnapshot, space: Space) -> RenderableType:
+    """Show XY with YZ at its right and XZ below, enlarged twice at most."""
+    preview, width, height = snapshot.preview, space.width, space.height
+    if preview is None:
+        return Group(*_centred("no volume yet", width, height))
+    z, y, x = preview.size
+    scale = min(2.0, space.painter.aspect * (height - 2) / (y + z), (width - GAP) / (x + z))
+    ((xy, columns), (xz, below), (yz, _)), title = _drawn(snapshot, space, scale)
+    pixel = preview.pixel_um
+    head = f"XY  {y * pixel:.0f} × {x * pixel:.0f} µm"
+    lines = [[*left, Segment(" " * GAP), *right] for left, right in zip(xy, yz, strict=True)]
+    if width - below > 12 + GAP:
+        xz[0] = [*xz[0], Segment(" " * GAP + _cropped(title, width - below - GAP), Style(dim=True))]
+    return Group(
+        Text(f"{head:<{columns + GAP}}YZ", DIM),
+        SegmentLines(lines, new_lines=True),
+        Text(f"XZ  {z * pixel:.0f} µm deep", DIM),
+        SegmentLines(xz, new_lines=True),
+    )
+
+
+def _spread(left: Text, rights: Sequence[Text], width: int) -> Text:
+    """Return `left`, and at the other end the first of `rights` that fits."""
+    for right in rights:
+        gap = width - left.cell_len - right.cell_len
+        if gap >= 1:
+            return Text.assemble(left, " " * gap, right)
+    return left
+
+
+def _rule(width: int) -> Text:
+    return Text("─" * width, DIM)
+
+
+def _centred(text: str, width: int, rows: int) -> list[Text]:
+    return [Text(text.center(width) if row == rows // 2 else "", DIM) for row in range(rows)]
+
+
+def _cropped(text: str, width: int) -> str:
+    cropped = Text(text)
+    cropped.truncate(width, overflow="ellipsis")
+    return cropped.plain
