@@ -36,7 +36,8 @@ from microdiffusion.config.models import (
     RecorderConfig,
     WireConfig,
 )
-from microdiffusion.daemon.dashboard.panels import screen
+from microdiffusion.daemon.dashboard.panels import page
+from microdiffusion.daemon.dashboard.screen import screen
 from microdiffusion.daemon.engine import worker as engine_child
 from microdiffusion.daemon.engine.builder import EngineBuilder
 from microdiffusion.daemon.engine.messages import Begin, Told, Work
@@ -44,7 +45,6 @@ from microdiffusion.daemon.engine.process import EngineProcess
 from microdiffusion.daemon.engine.scheduler import Job
 from microdiffusion.daemon.server import daemon as daemon_module
 from microdiffusion.daemon.status.models import EngineStatus, StatusSnapshot
-from microdiffusion.daemon.status.text import page
 from microdiffusion.drivers.replay import open_source, replay
 from microdiffusion.engines.pipeline import reconstructor
 from microdiffusion.engines.pipeline.engine import Engine
@@ -501,7 +501,7 @@ def test_the_dashboard_shows_how_far_a_build_is() -> None:
     engine = EngineStatus(device="torch cuda float16", building=text, method="mdd", steps=1)
     snapshot = StatusSnapshot(engine=engine)
     assert f"building           {text}" in page(snapshot)
-    drawn = screen(snapshot, 120, 40, colour=False)
+    drawn = screen(snapshot, 120, 40)
     assert any(text in "".join(segment.text for segment in line) for line in drawn)
     assert "building" not in page(StatusSnapshot(engine=engine.model_copy(update={"building": ""})))
 
