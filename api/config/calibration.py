@@ -1,22 +1,22 @@
-"""What `mdd calibrate` measured, as small TOML files that a configuration names.
+"""Calibration files: the measurements of `mdd calibrate`, as small TOML files that a configuration names.
 
-Owns the two kinds of file, `beam` and `camera`: written with their uncertainty, date and source, read back
-with every refusal as one sentence. What they mean for a configuration is `config_load`'s matter. Pure
-functions; writing is all or nothing.
+Two kinds, `beam` and `camera`, written with their uncertainty, date and source; each refusal to read one is
+one sentence. `load` applies them to a configuration. Pure functions; writing is all or nothing.
 """
 
 from __future__ import annotations
 
 import os
+import textwrap
 import tomllib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from microdiffusion.config.reference import toml_value
 from microdiffusion.errors import DiskError, InputFileError, MissingFileError
 from microdiffusion.header import NonNegative, Positive
 from microdiffusion.optics import AxialProfile
@@ -26,7 +26,7 @@ Column = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=65536
 
 
 class _Part(BaseModel):
-    """A table of a calibration file: frozen; what a later version adds is not looked at."""
+    """A table of a calibration file: frozen; keys of a later version are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -131,9 +131,9 @@ def _read(path: Path, model: type[_File], kind: str) -> _File:
             f"The calibration {path} cannot be read ({error}): make it with {command}."
         ) from None
     if parsed.get("kind") != kind:
-        what = f"of kind {parsed['kind']!r}" if "kind" in parsed else "no calibration"
+        found = f"of kind {parsed['kind']!r}" if "kind" in parsed else "no calibration"
         raise InputFileError(
-            f"{path} is {what}, not a {kind} calibration: name the file that {command} wrote."
+            f"{path} is {found}, not a {kind} calibration: name the file that {command} wrote."
         )
     try:
         return model.model_validate(parsed)
@@ -142,7 +142,7 @@ def _read(path: Path, model: type[_File], kind: str) -> _File:
         place = ".".join(str(part) for part in first["loc"])
         raise InputFileError(
             f"The calibration {path} is damaged ({place + ': ' if place else ''}{first['msg']}): make it "
-            f"anew with {command}."
+            f"again with {command}."
         ) from None
 
 
@@ -154,21 +154,19 @@ def write_calibration(path: Path, content: BeamFile | CameraFile) -> None:
     DiskError
         The file cannot be written.
     """
-    key = "sweep" if content.kind == "beam" else "camera"
-    what = (
-        "The beam's axial profile, by depth minus slab centre; length_um: full width at half maximum."
-        if content.kind == "beam"
-        else "The camera: counts of a dark frame and their noise, counts per photon."
-    )
+    key, meaning = {
+        "beam": ("sweep", "The beam's axial profile, by depth minus slab centre; length_um: its FWHM."),
+        "camera": ("camera", "The camera: counts of a dark frame and their noise, counts per photon."),
+    }[content.kind]
     lines = [
-        f"# {what}",
+        f"# {meaning}",
         f"# Measured by `mdd calibrate {content.kind}`; to use it, in the configuration:",
         "#",
         f"#     [{key}]",
         f'#     calibration = "{path.name}"',
         "",
+        *_table(content.model_dump(mode="json")),
     ]
-    lines += _table(content.model_dump(mode="json"))
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,26 +178,20 @@ def write_calibration(path: Path, content: BeamFile | CameraFile) -> None:
 
 
 def _table(values: Mapping[str, Any], above: str = "") -> list[str]:
-    from microdiffusion.config.reference import toml_value
-
     lines, tables = [], []
     for name, value in values.items():
         if isinstance(value, dict):
-            full = f"{above}{name}"
-            tables += ["", f"[{full}]", *_table(value, f"{full}.")]
-        elif isinstance(value, list) and len(value) > 4 and all(isinstance(v, int | float) for v in value):
-            rows = [value[n : n + 8] for n in range(0, len(value), 8)]
-            lines += [f"{name} = [", *(f"    {', '.join(_number(v) for v in row)}," for row in rows), "]"]
-        elif isinstance(value, float):
-            lines.append(f"{name} = {_number(value)}")
-        elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
-            lines.append(f"{name} = [{', '.join(_number(v) for v in value)}]")
-        else:
-            key = name if name.replace("-", "").replace("_", "").isalnum() else toml_value(name)
-            lines.append(f"{key} = {toml_value(value)}")
+            tables += ["", f"[{above}{name}]", *_table(value, f"{above}{name}.")]
+            continue
+        key = name if name.replace("-", "").replace("_", "").isalnum() else toml_value(name)
+        line = f"{key} = {toml_value(_rounded(value))}"
+        is_column = isinstance(value, list) and all(isinstance(item, float) for item in value)
+        lines += textwrap.wrap(line, 100, subsequent_indent="    ") if is_column else [line]
     return lines + tables
 
 
-def _number(value: float) -> str:
-    """Return a number with six significant digits, as TOML has it."""
-    return repr(float(np.format_float_positional(value, precision=6, fractional=False)))
+def _rounded(value: Any) -> Any:
+    """Return a value with six significant digits, where it is a float or has some."""
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import WireError
-from microdiffusion.frames import FRAME_FIELDS, Frame, FrameInfo, Index, frame_info
+from microdiffusion.frames import FRAME_FIELDS, Frame, FrameInfo, frame_info
 from microdiffusion.wire.messages import Control, FrameBody, FrameHeader, Reason
 
 VERSION = 2
@@ -51,10 +51,6 @@ Message: TypeAlias = RunFrame | Control
 
 class _Envelope(BaseModel):
     mdd: Literal[2]
-
-
-class _AnyVersion(BaseModel):
-    mdd: Index
 
 
 _header: TypeAdapter[Control | FrameBody] = TypeAdapter(
@@ -115,7 +111,7 @@ def decode(parts: Parts) -> Message:
         The message breaks the format; `reason` says how, `run` and `seq` whose frame it was if known.
     """
     if len(parts) not in (2, 3):
-        raise _count_error(parts)
+        raise WireError(f"A message has two or three parts, not {len(parts)}.", reason=Reason.PARTS)
     raw = _checked_header(parts[0], parts[-1])
     header = _decode_header(raw)
     expected_parts = 3 if isinstance(header, FrameBody) else 2
@@ -143,25 +139,10 @@ def _checked_header(part: bytes | memoryview, check: bytes | memoryview) -> byte
         )
     raw = bytes(part)
     if memoryview(check).nbytes != CHECK_BYTES:
-        raise _count_error([raw])
+        raise WireError(f"A message ends with a check of {CHECK_BYTES} bytes.", reason=Reason.PARTS)
     if bytes(check) != check_of(raw):
         raise WireError("The checksum of a header is wrong.", reason=Reason.CHECKSUM)
     return raw
-
-
-def _count_error(parts: Parts) -> WireError:
-    """Return what is wrong with a message that does not end with its check: perhaps just its version."""
-    if parts and memoryview(parts[0]).nbytes <= MAX_HEADER_BYTES:
-        try:
-            other = _AnyVersion.model_validate_json(bytes(parts[0])).mdd
-        except ValidationError:
-            other = VERSION
-        if other != VERSION:
-            return _version_error()
-    return WireError(
-        "A message has two or three parts, the last of four bytes; this one is not like that.",
-        reason=Reason.PARTS,
-    )
 
 
 def _version_error() -> WireError:

@@ -1,7 +1,7 @@
-"""What driver and daemon say to each other, field by field; `wire` turns it into bytes and back.
+"""The messages between driver and daemon, field by field; `codec` turns them into bytes and back.
 
 Frozen pydantic models: whatever comes off the line is checked here, and nowhere after. Every text, list and
-number is bounded. No state; any thread.
+number is bounded. `docs/wire.md` has the meaning of each field. No state; any thread.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Reason(StrEnum):
     KIND = "kind"
     SIZE = "size"
     CHECKSUM = "checksum"
-    WINDOW = "window"  # more on its way than the daemon said that it takes
-    FRAME = "frame"  # well-formed, but it does not belong into the run as its header describes it
+    WINDOW = "window"  # more is unanswered than the daemon allows
+    FRAME = "frame"  # well-formed, but it does not belong to the run as its header describes it
     UNKNOWN_RUN = "unknown-run"
     BUSY = "busy"
     CLOSED = "closed"
@@ -51,18 +51,12 @@ class WireModel(BaseModel):
 
 
 class RunStart(WireModel):
-    """A run begins, or its sender wants to know who listens (again).
+    """A run begins, or its sender asks (again) who is there.
 
-    Attributes
-    ----------
-    header : RunHeader
-        Geometry, beam and camera.
-    first_seq : int
-        Where this sender's frame numbers begin: above 0 where it goes on with a run that another one left.
-        It tells the senders of one run apart, whatever their sockets.
-    attempt : int
-        Echoed in the answer. TCP keeps the order, so whatever was sent before this message and is
-        unanswered when its answer comes is lost.
+    `first_seq` is where this sender's frame numbers begin: above 0 where it continues a run that another one
+    left. It tells the senders of one run apart, whatever their sockets. `attempt` is echoed in the answer.
+    TCP keeps the order, so whatever was sent before this message and is unanswered when its answer comes is
+    lost.
     """
 
     kind: Literal["start"] = "start"
@@ -72,18 +66,10 @@ class RunStart(WireModel):
 
 
 class RunProgress(WireModel):
-    """How far a run has come, said each second; unanswered. A sender that is killed leaves the last one.
+    """Progress of a run, each second; not answered. A sender that is killed leaves the last one.
 
-    Attributes
-    ----------
-    first_seq : int
-        Whose numbers these are; see `RunStart`.
-    announced : int
-        Frames that the camera took so far.
-    dropped : int
-        Those of them that the sender had no room for and never will send.
-    journal_bytes : int
-        Pixels that wait in the sender's journal, on its disk.
+    `announced` frames were taken by the camera so far; of these, `dropped` will never be sent, for want of
+    room. `journal_bytes` of pixels wait on the sender's disk.
     """
 
     kind: Literal["progress"] = "progress"
@@ -97,21 +83,8 @@ class RunProgress(WireModel):
 class RunEnd(WireModel):
     """A run is over; `announced - dropped - unsent - damaged - received` were lost on the line.
 
-    Attributes
-    ----------
-    first_seq : int
-        Whose numbers these are; see `RunStart`.
-    announced : int
-        Frames that the camera took.
-    dropped : int
-        Those of them that the sender had no room for and never will send.
-    unsent : int
-        Those that are left with the sender: its journal may deliver them later. Where a frame arrived
-        without the sender hearing of it, it is received, not unsent.
-    damaged : int
-        Those that were refused for good.
-    reason : str
-        "finished", or why it broke off.
+    `unsent` frames are left with the sender, whose journal may deliver them later (one that arrived without
+    the sender hearing of it is received, not unsent); `damaged` ones were refused for good.
     """
 
     kind: Literal["end"] = "end"
@@ -125,15 +98,7 @@ class RunEnd(WireModel):
 
 
 class Tell(WireModel):
-    """What the daemon wants of a run's driver.
-
-    Attributes
-    ----------
-    what : str
-        "go" on, "pause" before the next sweep, or "stop" in good order.
-    text : str
-        Why, one sentence for the user.
-    """
+    """A request to a run's driver: "go" on, "pause" before the next sweep, or "stop"; `text` says why."""
 
     kind: Literal["tell"] = "tell"
     run: RunId
@@ -142,17 +107,7 @@ class Tell(WireModel):
 
 
 class Command(WireModel):
-    """A request on the control socket.
-
-    Attributes
-    ----------
-    command : str
-        Its name; the daemon knows which there are.
-    key, value : str
-        Of a setting, as after `--set`; empty where the command needs none.
-    number : int
-        Echoed in the answer.
-    """
+    """A request on the control socket; `key` and `value` of a setting, empty where it needs none."""
 
     kind: Literal["command"] = "command"
     command: Annotated[str, Field(max_length=64)]
@@ -162,19 +117,7 @@ class Command(WireModel):
 
 
 class Answer(WireModel):
-    """What became of a `Command`.
-
-    Attributes
-    ----------
-    number : int
-        That of the command.
-    ok : bool
-        Whether it was obeyed.
-    text : str
-        One sentence for the user.
-    values : dict of str to str, int, float, bool or None
-        What was asked for.
-    """
+    """The answer to the `Command` of this number: whether it was carried out, and one sentence."""
 
     kind: Literal["answer"] = "answer"
     number: Number
@@ -184,22 +127,12 @@ class Answer(WireModel):
 
 
 class Ack(WireModel):
-    """The daemon has it.
+    """Acknowledgement: the daemon has it.
 
-    Attributes
-    ----------
-    received : tuple of int
-        `seq` of frames that are safe with the daemon, duplicates included; in the order in which they came.
-    attempt : int or None
-        Answer to the `start` with this number; the three that follow are said in this answer alone.
-    window_bytes : int or None
-        Most pixels, in bytes, that may be on their way or waiting unconfirmed.
-    held : tuple of int
-        `seq` of frames that are there but not safe yet: they need not be sent again.
-    server : str
-        The daemon's version of mdd.
-    ended : bool
-        Answer to `end`.
+    `received` are frames that are safe with the daemon, duplicates included, in the order in which they came.
+    `attempt` answers the `start` of this number; `window_bytes` (most that may be sent and unanswered),
+    `held` (frames that are there but not safe yet: they need not be sent again) and `server` (the daemon's
+    version) come with it. `ended` answers `end`.
     """
 
     kind: Literal["ack"] = "ack"
@@ -213,18 +146,9 @@ class Ack(WireModel):
 
 
 class Refuse(WireModel):
-    """The daemon does not take it.
+    """The daemon does not take it: the frame `seq`, or the whole run where that is None.
 
-    Attributes
-    ----------
-    run : str or None
-        None where the message did not say.
-    seq : int or None
-        The frame; None where the run as a whole is refused.
-    reason : str
-        One of `Reason`, or the code of a newer daemon.
-    text : str
-        One sentence for the user.
+    `reason` is one of `Reason`, or the code of a newer daemon; `text` is one sentence for the user.
     """
 
     kind: Literal["refuse"] = "refuse"
@@ -235,7 +159,7 @@ class Refuse(WireModel):
 
 
 class FrameBody(WireModel):
-    """What the header of a frame says of its run and its pixels."""
+    """Header of a frame: its run and its pixels."""
 
     kind: Literal["frame"] = "frame"
     run: RunId
@@ -245,23 +169,8 @@ class FrameBody(WireModel):
     crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
-_REQUIRED = frozenset(
-    [
-        "seq",
-        "sweep",
-        "index",
-        "count",
-        "z_um",
-        "channel",
-        "position",
-        "held_out",
-        "exposure_ms",
-        "camera_time_s",
-    ]
-)
-"""What this version began with. A field that came later may be absent, and is its default then."""
 _PLACE: dict[str, Any] = {
-    field.name: (field.kind, ... if field.name in _REQUIRED else field.default) for field in FRAME_FIELDS
+    field.name: (field.kind, ... if field.default is None else field.default) for field in FRAME_FIELDS
 }
 FrameHeader = create_model("FrameHeader", __base__=FrameBody, **_PLACE)
 """Header of a frame: `FrameBody`, and each field of `FrameInfo` as it is declared there."""
