@@ -61,7 +61,7 @@ def make_run(path: Path, volumes: int, shape: tuple[int, int, int]) -> None:
         profile_spacing_um=6.0,
         sweeps=volumes,
     )
-    recorder = Recorder(
+    recorder = Recorder.create(
         path,
         header,
         RecorderConfig(time_points=volumes),

@@ -98,7 +98,7 @@ def run_file(
     """Give a call that records a sweep and its volume, and returns when a reader can see them."""
     written: queue.SimpleQueue[object] = queue.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="mdd-bench-") as folder:
-        recorder = Recorder(
+        recorder = Recorder.create(
             Path(folder) / "run.h5",
             header,
             config.model_copy(update={"time_points": volumes}),

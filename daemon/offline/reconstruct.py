@@ -83,7 +83,7 @@ def reconstruct_file(
                 f"{path} holds no sweep with enough frames: there is nothing to reconstruct."
             )
         reconstructor, info = _open(recorded.header, config, report, building)
-        recorder = Recorder(
+        recorder = Recorder.create(
             partial,
             recorded.header,
             # One file holds all of it, whatever room a live run would reserve.

@@ -56,7 +56,7 @@ class RunFiles:
     path : Path
         The run's first file.
     plan : RunPlan
-        Of that file.
+        Of that file; a new one gets less room where `most_bytes` do not hold it.
     most_bytes : int
         Most that one file may hold.
 
@@ -109,6 +109,7 @@ class RunFiles:
         InputFileError, NoRoomError, DiskError
             It exists, there is no room for it, or it cannot be written.
         """
+        self.plan = _fitted(self.plan, self._most_bytes)
         self._append(Segment.create(self.path, self.plan))
 
     def go_on(self) -> None:
@@ -165,8 +166,8 @@ class RunFiles:
         first, room = self.book.stop, self.plan.planned
         if self.plan.header.sweeps is not None:
             room = min(room, self.plan.header.sweeps - first)
-        further = replace(self.plan, segment=len(self.segments), first_time_point=first)
-        return with_room(further, room, self._most_bytes)
+        further = replace(self.plan, segment=len(self.segments), first_time_point=first, time_points=room)
+        return _fitted(further, self._most_bytes)
 
     def short_of_room(self) -> str:
         """Return a sentence where the next file of the run would find no room now; empty: all is well.
@@ -307,9 +308,9 @@ class RunFiles:
                 segment.park()
 
 
-def with_room(plan: RunPlan, time_points: int, most_bytes: int) -> RunPlan:
-    """Return the plan of a new file with room for `time_points`, or for as many as `most_bytes` hold."""
+def _fitted(plan: RunPlan, most_bytes: int) -> RunPlan:
+    """Return the plan of a new file with as much room as `most_bytes` hold."""
     one = file_bytes(replace(plan, time_points=1))
     each = file_bytes(replace(plan, time_points=2)) - one
-    room = max(1, min(time_points, (most_bytes - one) // each + 1))
+    room = max(1, min(plan.time_points, (most_bytes - one) // each + 1))
     return replace(plan, time_points=room, planned_time_points=room)

@@ -1,9 +1,9 @@
-"""What waits for the recorder's thread: jobs in order, bounded in bytes, and rolling volumes beside them.
+"""What waits for the recorder's thread: writes in order, bounded in bytes, and rolling volumes beside them.
 
-Owns the lock and the order; what a job does is the recorder's matter. Of each session only the newest rolling
-volume waits, and one is handed out only after a rest of three times what the last one took: together they
-take a quarter of the thread's time at most, so that frames and volumes never wait long for them. Any thread
-puts; one thread takes.
+Owns the lock and the order; what a write does is the recorder's matter. Of each session only the newest
+rolling volume waits, and one is handed out only after a rest of three times what the last one took: together
+they take a quarter of the thread's time at most, so that frames and volumes never wait long for them. Any
+thread puts; one thread takes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from microdiffusion.frames import Frame
+
 _REST = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Something to do, and the bytes that it holds meanwhile."""
+class Write:
+    """Something to do, the bytes that it holds meanwhile, and the frame that it writes, if it is one."""
 
     work: Callable[[], None]
     size: int = 0
+    frame: Frame | None = None
 
 
-class JobQueue:
-    """A queue of jobs.
+class WriteQueue:
+    """A queue of writes.
 
     Parameters
     ----------
     limit : int
-        Most bytes that wait; a single job of any size is taken where nothing waits.
+        Most bytes that wait; a single write of any size is taken where nothing waits.
 
     Attributes
     ----------
@@ -45,22 +48,23 @@ class JobQueue:
         self.changed = threading.Condition()
         self.stopping = False
         self._limit = limit
-        self._jobs: deque[Job] = deque()
-        self._newest: dict[Hashable, Job] = {}
+        self._writes: deque[Write] = deque()
+        self._begun: Write | None = None
+        self._newest: dict[Hashable, Write] = {}
         self._rolling_due_s = 0.0
         self._bytes = 0
 
     @property
     def bytes(self) -> int:
-        """Bytes that wait, or are being worked on."""
+        """Bytes that wait, or are being written."""
         return self._bytes
 
-    def put(self, work: Callable[[], None], size: int = 0) -> bool:
-        """Queue a job; False where there is no room. One of no size is always taken until the stop."""
+    def put(self, work: Callable[[], None], size: int = 0, frame: Frame | None = None) -> bool:
+        """Queue a write; False where there is no room. One of no size is always taken until the stop."""
         with self.changed:
             if not self._has_room(size):
                 return False
-            self._jobs.append(Job(work, size))
+            self._writes.append(Write(work, size, frame))
             self._bytes += size
             self.changed.notify_all()
         return True
@@ -79,27 +83,37 @@ class JobQueue:
             if self.stopping or (waiting is None and not self._has_room(size)):
                 return False
             self._bytes += size - (waiting.size if waiting is not None else 0)
-            self._newest[session] = Job(timed, size)
+            self._newest[session] = Write(timed, size)
             self.changed.notify_all()
         return True
 
-    def next(self) -> Job | None:
-        """Wait for a job; None when nothing waits any more after the stop."""
+    def frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
+        """Return the frames of a sweep that wait, or are being written, in their order."""
+        with self.changed:
+            writes = [self._begun, *self._writes]
+        found = [write.frame for write in writes if write is not None and write.frame is not None]
+        key = (sweep, channel, position)
+        return [one for one in found if (one.info.sweep, one.info.channel, one.info.position) == key]
+
+    def next(self) -> Write | None:
+        """Wait for a write; None when nothing waits any more after the stop."""
         with self.changed:
             while True:
                 rest_s = self._rolling_due_s - time.monotonic()
                 if self._newest and (rest_s <= 0 or self.stopping):
                     return self._newest.pop(next(iter(self._newest)))
-                if self._jobs:
-                    return self._jobs.popleft()
+                if self._writes:
+                    self._begun = self._writes.popleft()
+                    return self._begun
                 if self.stopping:
                     return None
                 self.changed.wait(rest_s if self._newest else None)
 
-    def done(self, job: Job) -> None:
-        """Note that a job's bytes are free again."""
+    def done(self, write: Write) -> None:
+        """Note that a write's bytes are free again."""
         with self.changed:
-            self._bytes -= job.size
+            self._bytes -= write.size
+            self._begun = None
 
     def stop(self) -> None:
         """Take nothing more; what waits is still handed out."""
@@ -111,7 +125,8 @@ class JobQueue:
         """Drop all that waits, and take nothing more."""
         with self.changed:
             self.stopping = True
-            self._jobs.clear()
+            self._writes.clear()
+            self._begun = None
             self._newest.clear()
             self._bytes = 0
             self.changed.notify_all()

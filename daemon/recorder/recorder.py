@@ -1,24 +1,27 @@
 """The recorder: takes frames, volumes and notes from the daemon's threads and puts them into the run file.
 
-Owns one thread, which alone writes the run's files (`writer.RunWriter`), and the order of its work
-(`queue.JobQueue`). Callers never wait for the disk: what they hand over goes into a queue that is bounded
+Owns one thread, which alone writes the run's files (`writer.RunWriter`), and what it is to do
+(`queue.WriteQueue`). Callers never wait for the disk: what they hand over goes into a queue that is bounded
 in bytes, and a full queue is answered with False. They must not change an array that they handed over.
 
 Invariants
-- Jobs are done in the order in which they were handed over; `taken` of a frame is called on the recorder's
+- Writes are done in the order in which they were handed over; `done` of a frame is called on the recorder's
   thread when its bytes are in the operating system's hands and the file says that it is there.
 - A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
-  waits is not taken. A disk that fails otherwise ends the thread.
-- When a run is closed in order, no time point that was begun, or passed over, is left without a status.
+  waits is not acknowledged. A disk that fails otherwise ends the thread.
+- When a run is closed, no time point that was begun, or passed over, is left without a status.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +30,9 @@ from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.events import tell
 from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.lock import RunLock
-from microdiffusion.daemon.recorder.files import RunFiles, with_room
+from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.index import Key
-from microdiffusion.daemon.recorder.queue import JobQueue
-from microdiffusion.daemon.recorder.retry import Patience
+from microdiffusion.daemon.recorder.queue import WriteQueue
 from microdiffusion.daemon.recorder.writer import RunWriter, Written
 from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
 from microdiffusion.frames import Frame, Reconstruction, Sweep
@@ -40,38 +42,52 @@ from microdiffusion.text import count_noun
 
 __all__ = ["Recorder", "Written"]
 
+_RETRY_S = 1.0
+_T = TypeVar("_T")
+
 
 class Recorder:
     """Writes a run; `start`, then the `put` methods, `call` and `mark` from any thread, then `stop`.
 
+    Made by `create` or `resume`.
+
     Parameters
     ----------
-    path : Path
-        The run's first file, which must not exist.
-    header : RunHeader
+    files : RunFiles
+        Of a new run, or of one that is there.
     config : RecorderConfig
-    frames_per_sweep : int
-        Most frames of a sweep, held-out ones included.
-    configuration : str
-        The resolved configuration, JSON.
-    provenance : mapping of str to str
-        Versions, device ... as far as known; see `put_engine`.
+    lock : RunLock
+        Of the run; held by whoever looked into files that are there.
     on_written : callable
         Called in the recorder's thread for each volume that can be read from the disk.
-    live : bool
-        Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
-    uncertainty : bool
-        Whether volumes will come with their uncertainty.
 
     Attributes
     ----------
     header : RunHeader
     received : FrameRanges
         `seq` of every frame that was in the file when the recorder was made; then the owner's, not used here.
+    waiting_for : str
+        Why the disk cannot take more now, in a sentence; empty where it can.
     """
 
     def __init__(
-        self,
+        self, files: RunFiles, config: RecorderConfig, lock: RunLock, on_written: Callable[[Written], None]
+    ) -> None:
+        self._files = files
+        self._writer = RunWriter(files, config)
+        self.header = files.plan.header
+        self.received: FrameRanges = self._writer.received()
+        self.waiting_for = ""
+        self._on_written = on_written
+        self._lock = lock
+        self._queue = WriteQueue(int(config.queue_mb * 1e6))
+        self._left = 0  # frames that a disk still full at the end kept from being written
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    @classmethod
+    def create(
+        cls,
         path: Path,
         header: RunHeader,
         config: RecorderConfig,
@@ -82,11 +98,27 @@ class Recorder:
         on_written: Callable[[Written], None],
         live: bool = False,
         uncertainty: bool = False,
-    ) -> None:
-        room = min(config.time_points, header.sweeps or config.time_points)
+    ) -> Recorder:
+        """Return the recorder of a new run; `start` makes its file.
+
+        Parameters
+        ----------
+        path
+            The run's first file, which must not exist.
+        frames_per_sweep
+            Most frames of a sweep, held-out ones included.
+        configuration
+            The resolved configuration, JSON.
+        provenance
+            Versions, device ... as far as known; see `put_engine`.
+        live
+            Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
+        uncertainty
+            Whether volumes will come with their uncertainty.
+        """
         plan = RunPlan(
             header=header,
-            time_points=1,
+            time_points=min(config.time_points, header.sweeps or config.time_points),
             frames_per_sweep=frames_per_sweep,
             configuration=configuration,
             provenance=dict(provenance),
@@ -95,27 +127,11 @@ class Recorder:
             pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
             uncertainty=uncertainty,
         )
-        most_bytes = int(config.file_gb * 1e9)
-        files = RunFiles(path, with_room(plan, room, most_bytes), most_bytes=most_bytes)
-        self._set_up(files, config, on_written)
-
-    def _set_up(self, files: RunFiles, config: RecorderConfig, on_written: Callable[[Written], None]) -> None:
-        self._files = files
-        self._writer = RunWriter(files, config)
-        self.header = files.plan.header
-        self.received: FrameRanges = self._writer.received()
-        self._on_written = on_written
-        self._lock = RunLock(files.path)
-        self._queue = JobQueue(int(config.queue_mb * 1e6))
-        self._left = 0  # frames that a disk still full at the end kept from being taken
-        self._waiting_frames: dict[Key, list[Frame]] = {}
-        self._patience = Patience(self._queue, self._disk_event)
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        return cls(RunFiles(path, plan, most_bytes=_most_bytes(config)), config, RunLock(path), on_written)
 
     @classmethod
     def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
-        """Return a recorder that goes on with a run file, closed in order or cut off; then `start` it.
+        """Return a recorder that resumes a run, closed or cut off; then `start` it.
 
         Parameters
         ----------
@@ -129,17 +145,13 @@ class Recorder:
         DiskError
             It cannot be opened for writing.
         """
-        recorder = cls.__new__(cls)
         lock = RunLock(path)
         lock.acquire()
         try:
-            files = RunFiles.reopened(path, most_bytes=int(config.file_gb * 1e9))
-            recorder._set_up(files, config, on_written)  # noqa: SLF001
+            return cls(RunFiles.reopened(path, most_bytes=_most_bytes(config)), config, lock, on_written)
         except BaseException:
             lock.release()
             raise
-        recorder._lock = lock  # noqa: SLF001
-        return recorder
 
     @property
     def queue_bytes(self) -> int:
@@ -182,11 +194,6 @@ class Recorder:
         return self._files.last_time_s
 
     @property
-    def waiting_for(self) -> str:
-        """Why the disk cannot take more now, in a sentence; empty where it can."""
-        return self._patience.waiting_for
-
-    @property
     def short_of_room(self) -> str:
         """What the disk will soon have too little room for, in a sentence; empty: all is well."""
         return self._writer.short_of_room
@@ -225,39 +232,15 @@ class Recorder:
             raise
         self._thread.start()
 
-    def put_frame(self, frame: Frame, taken: Callable[[], None] | None = None) -> bool:
+    def put_frame(self, frame: Frame, done: Callable[[], None] | None = None) -> bool:
         """Hand over a frame; False where the queue is full, or the recorder has failed.
 
         Parameters
         ----------
-        taken
+        done
             Called on the recorder's thread when the frame is in the file, or was counted as without place.
         """
-        info = frame.info
-        key = (info.sweep, info.channel, info.position)
-
-        def work() -> None:
-            if self._left:  # taken in order, or not at all
-                self._left += 1
-                return
-            try:
-                self._patience.until_done(lambda: self._writer.write_frame(frame))
-            except NoRoomError:
-                self._left = 1
-                raise
-            with self._queue.changed:
-                frames = self._waiting_frames[key]
-                frames.pop(0)
-                if not frames:
-                    del self._waiting_frames[key]
-            if taken is not None:
-                taken()
-
-        with self._queue.changed:
-            if not self._queue.put(work, frame.pixels.nbytes):
-                return False
-            self._waiting_frames.setdefault(key, []).append(frame)
-        return True
+        return self._queue.put(partial(self._write_frame, frame, done), frame.pixels.nbytes, frame)
 
     def put_volume(
         self,
@@ -287,15 +270,18 @@ class Recorder:
             Whether it was reconstructed from the recorded frames; where the time point had another status
             before, the file says so by itself.
         """
-        key = (sweep, channel, position)
 
         def work() -> None:
-            def write() -> Written | None:
-                return self._writer.write_volume(
-                    key, result, acquired_s=acquired_s, received_s=received_s, effort=effort, later=later
+            written = self._retried(
+                lambda: self._writer.write_volume(
+                    (sweep, channel, position),
+                    result,
+                    acquired_s=acquired_s,
+                    received_s=received_s,
+                    effort=effort,
+                    later=later,
                 )
-
-            written = self._patience.until_done(write)
+            )
             if written is not None:
                 self._on_written(written)
 
@@ -316,7 +302,7 @@ class Recorder:
             return False
 
         def work() -> None:
-            self._patience.until_done(lambda: self._writer.write_live(sweep, result, newest_seq))
+            self._retried(lambda: self._writer.write_live(sweep, result, newest_seq))
 
         return self._queue.put_newest((sweep.channel, sweep.position), work, result.volume.nbytes)
 
@@ -342,7 +328,7 @@ class Recorder:
 
         Not done where the recorder has stopped or failed. Done again where the disk was full.
         """
-        self._queue.put(lambda: self._patience.until_done(work))
+        self._queue.put(lambda: self._retried(work))
 
     def load_sweep(self, sweep: int, channel: int, position: int) -> Sweep | None:
         """Return a sweep's frames, from the file and those that still wait for it; any thread.
@@ -362,7 +348,7 @@ class Recorder:
         return loaded
 
     def load_frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
-        """Return the frames of a sweep as they came, but for their exposure; as `load_sweep`.
+        """Return the frames of a sweep as they came; as `load_sweep`.
 
         Raises
         ------
@@ -404,25 +390,20 @@ class Recorder:
             )
         self.raise_if_failed()
 
-    def _disk_event(self, text: str) -> None:
-        tell("disk", text, self.header.name)
-        self._writer.notes.write_event("disk", text)
-
     def _rows(self, key: Key) -> FrameTable | None:
-        with self._queue.changed:
-            waiting = list(self._waiting_frames.get(key, ()))
-        return self._files.read_frames(key, waiting)
+        # Those that wait first: what is written meanwhile is in the file then.
+        return self._files.read_frames(key, self._queue.frames(*key))
 
     def _run(self) -> None:
         failure: Exception | None = None
         try:
-            while (job := self._queue.next()) is not None:
+            while (write := self._queue.next()) is not None:
                 try:
-                    job.work()
+                    write.work()
                 except NoRoomError as error:  # only when it stops; what needs no room is still done
                     failure = failure or error
-                self._queue.done(job)
-            self._patience.until_done(self._writer.finish)
+                self._queue.done(write)
+            self._retried(self._writer.finish)
             if self._left:
                 left = count_noun(self._left, "frame was", "frames were")
                 failure = NoRoomError(f"{left} not taken at the end of the run: {failure}")
@@ -437,11 +418,53 @@ class Recorder:
             except MddError as error:  # a disk that was full, or failed, still is at the last
                 failure = failure or error
             if failure is not None:
-                self._fail(failure)
+                self._failure = failure
+                self._queue.clear()
             self._lock.release()
 
-    def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._queue.clear()
-        with self._queue.changed:
-            self._waiting_frames.clear()
+    def _write_frame(self, frame: Frame, done: Callable[[], None] | None) -> None:
+        if self._left:  # in order, or not at all
+            self._left += 1
+            return
+        try:
+            self._retried(lambda: self._writer.write_frame(frame))
+        except NoRoomError:
+            self._left = 1
+            raise
+        if done is not None:
+            done()
+
+    def _retried(self, work: Callable[[], _T]) -> _T:
+        """Do what may be done twice; where the disk is full, again each second.
+
+        Raises
+        ------
+        NoRoomError
+            The recorder is being stopped, and the disk is still full.
+        """
+        while True:
+            stopping = self._queue.stopping  # before the attempt, so that there is one after the stop
+            try:
+                result = work()
+            except NoRoomError as error:
+                if stopping:
+                    raise
+                if not self.waiting_for:
+                    self._disk_event(f"waiting: {error}")
+                self.waiting_for = str(error)
+                with self._queue.changed:
+                    self._queue.changed.wait_for(lambda: self._queue.stopping, _RETRY_S)
+            else:
+                if self.waiting_for:
+                    self.waiting_for = ""
+                    self._disk_event("there is room again")
+                return result
+
+    def _disk_event(self, text: str) -> None:
+        tell("disk", text, self.header.name)
+        with contextlib.suppress(NoRoomError):
+            self._writer.notes.write_event("disk", text)
+
+
+def _most_bytes(config: RecorderConfig) -> int:
+    return int(config.file_gb * 1e9)

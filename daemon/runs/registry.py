@@ -222,7 +222,7 @@ class OpenRuns:
         path = self._finder.find(header.run_id)
         if path is not None:
             return self._taken_up(path, header)
-        recorder = Recorder(
+        recorder = Recorder.create(
             self._new_path(header.name),
             header,
             self._config.recorder,

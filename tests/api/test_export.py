@@ -224,7 +224,7 @@ def test_zeros_that_were_written_are_no_gap_in_ome_zarr(tmp_path: Path) -> None:
 def test_uncertainties_are_images_of_their_own(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     path = tmp_path / "run.h5"
-    target = Recorder(
+    target = Recorder.create(
         path,
         header(),
         RecorderConfig(time_points=2),

@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Path:
     """Return a run of two channels and positions that wrote sweep 1 of one session, and skipped the rest."""
     path = tmp_path / "run.h5"
     about = header(channels=CHANNELS, positions=POSITIONS, sweeps=SWEEPS, frames_per_sweep=8)
-    recorder = Recorder(
+    recorder = Recorder.create(
         path,
         about,
         RecorderConfig(time_points=SWEEPS),

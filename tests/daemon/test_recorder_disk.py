@@ -39,7 +39,7 @@ class Disk:
         self._write_at, self._reserve = segment._write_at, segment._reserve_blocks
         monkeypatch.setattr(segment, "_write_at", self.write_at)
         monkeypatch.setattr(segment, "_reserve_blocks", self.reserve)
-        monkeypatch.setattr("microdiffusion.daemon.recorder.retry._RETRY_S", 0.01)
+        monkeypatch.setattr("microdiffusion.daemon.recorder.recorder._RETRY_S", 0.01)
 
     def write_at(self, descriptor: int, data: memoryview, offset: int) -> int:
         if self.full_inside:

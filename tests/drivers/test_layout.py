@@ -175,7 +175,7 @@ def test_uncertainty_is_there_where_it_was_given(tmp_path: Path) -> None:
     from microdiffusion.daemon.recorder.recorder import Recorder
 
     path = tmp_path / "run.h5"
-    target = Recorder(
+    target = Recorder.create(
         path,
         header(sweeps=2),
         RecorderConfig(),

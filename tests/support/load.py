@@ -196,7 +196,7 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
 
 
 def _recorder(folder: Path, header: RunHeader) -> Recorder:
-    recorder = Recorder(
+    recorder = Recorder.create(
         folder / "load.h5",
         header,
         RecorderConfig(output=folder, time_points=SWEEPS_PER_FILE),

@@ -58,7 +58,7 @@ class Volumes:
             profile_spacing_um=4.0,
         )
         self._done: list[int] = []
-        self.recorder = Recorder(
+        self.recorder = Recorder.create(
             path,
             header,
             RecorderConfig(**{"time_points": time_points, "queue_mb": 4096.0, **values}),

@@ -63,7 +63,7 @@ def recorder(
     live: bool = False,
     **config: Any,
 ) -> Recorder:
-    return Recorder(
+    return Recorder.create(
         path,
         run or header(),
         RecorderConfig(**({"time_points": 8} | config)),
