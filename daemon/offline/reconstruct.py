@@ -141,7 +141,7 @@ def catch_up(
     recorder = Recorder.resume(path, config.recorder, on_written=lambda written: None)
     try:
         # Session by session: each is easier in one go, and only one is in memory.
-        keys = [SweepKey(*key) for key in recorder.unfinished(_UNFINISHED)]
+        keys = [SweepKey(*key) for key in recorder.index.unfinished(_UNFINISHED)]
         keys.sort(key=lambda key: (key.position, key.channel, key.sweep))
         if not keys:
             return 0, 0

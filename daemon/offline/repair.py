@@ -76,14 +76,14 @@ def _close(path: Path, report: Repair) -> None:
     with open_run(path) as run:
         if run.closed:
             return
-    files = RunFiles.reopened(path, most_bytes=1 << 62)
+    files = RunFiles.open(path, most_bytes=1 << 62)
     try:
         writer = RunWriter(files, RecorderConfig())
-        before = dict(files.book.counts)
-        files.go_on()
-        writer.notes.write_event("repair", "closed by mdd repair")
+        before = dict(files.index.counts)
+        files.resume()
+        writer.data.write_event("repair", "closed by mdd repair")
         writer.finish()
-        lost = files.book.counts[Status.LOST] - before[Status.LOST]
+        lost = files.index.counts[Status.LOST] - before[Status.LOST]
     finally:
         files.close()
     lacking = count_noun(lost, "time point without a volume is", "time points without a volume are")

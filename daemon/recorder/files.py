@@ -1,9 +1,9 @@
-"""The files of a run: which time point lies in which, making room for more, taking over those that are there.
+"""The files of a run: which time point is kept in which, room for more, and files that are there already.
 
-Owns the run's files (`segment.Segment`) and the book of what is in them (`index.RunIndex`), which
-the writer keeps. A run longer than one file goes on in the next one; a file that was cut when it was
-closed is made longer first. Few files are open at a time. Used by one thread at a time, the recorder's once
-it runs, but for `read_frames`.
+Owns the run's files (`segment.Segment`) and the index of what is in them (`index.RunIndex`), which the writer
+keeps. A run longer than one file goes on in a further one; a file that was trimmed when it was closed is
+lengthened first. Few files are open at a time. Used by one thread at a time, the recorder's once it runs, but
+for `read_frames`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from microdiffusion.daemon.recorder.index import Key, RunIndex
+from microdiffusion.daemon.recorder.index import Key, PositionIndex, RunIndex
 from microdiffusion.daemon.recorder.segment import Segment, free_bytes, size_text
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import Frame
@@ -39,48 +40,92 @@ _AHEAD = 10  # a sweep that is more files further on is a mistake, not an outage
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A time point's file, group, index there, and how to find it in the book."""
+    """Where a time point is kept.
 
+    Attributes
+    ----------
+    key : Key
+    segment : Segment
+        Its file.
+    prefix : str
+        The group of its position there.
+    index : tuple of int
+        Of the time point, below that: (t,) or (t, channel).
+    known : PositionIndex
+        What the run's index says of that position; `row` is the time point's there.
+    row : (t, channel)
+    """
+
+    key: Key
     segment: Segment
     prefix: str
     index: tuple[int, ...]
-    part: int
-    t: int
+    known: PositionIndex
+    row: tuple[int, int]
+
+    @property
+    def status(self) -> Status:
+        """The time point's status."""
+        return Status(int(self.known.status[self.row]))
+
+    @property
+    def received(self) -> int:
+        """How many frames it has."""
+        return int(self.known.received[self.row])
+
+    @property
+    def expected(self) -> int:
+        """How many frames it should have, as those say; 0: there are none."""
+        return int(self.known.expected[self.row])
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the type of a dataset's numbers."""
+        return self.segment.layout.regions[self.prefix + name].dtype
+
+    def write(self, name: str, value: ArrayLike, *slot: int) -> None:
+        """Write what a dataset holds of the time point, or of one of its frames."""
+        self.segment.write(self.prefix + name, (*self.index, *slot), value)
 
 
 class RunFiles:
-    """The files of a run. Made for a new run, or by `reopened`.
+    """The files of a run. Made by `create` or `open`.
 
-    Parameters
+    Attributes
     ----------
     path : Path
         The run's first file.
     plan : RunPlan
-        Of that file; a new one gets less room where `most_bytes` do not hold it.
-    most_bytes : int
-        Most that one file may hold.
-
-    Attributes
-    ----------
-    plan : RunPlan
+        Of that file.
     segments : list of Segment
         The files so far.
-    book : RunIndex
+    index : RunIndex
     last_time_s : float
         Camera time of the newest frame.
     """
 
-    def __init__(self, path: Path, plan: RunPlan, *, most_bytes: int) -> None:
-        self.path = path
-        self._most_bytes = most_bytes
-        self.plan = plan
+    def __init__(self, first: Segment, *, most_bytes: int) -> None:
+        self.path = first.path
+        self.plan = first.layout.plan
         self.segments: list[Segment] = []
-        self.book = RunIndex(len(plan.header.channels), plan.frames_per_sweep)
+        self.index = RunIndex(len(self.plan.header.channels), self.plan.frames_per_sweep)
         self.last_time_s = 0.0
+        self._most_bytes = most_bytes
+        self._append(first)
 
     @classmethod
-    def reopened(cls, path: Path, *, most_bytes: int) -> RunFiles:
-        """Return the files of a run that is there; nothing is written before `go_on`.
+    def create(cls, path: Path, plan: RunPlan, *, most_bytes: int) -> RunFiles:
+        """Create the first file of a run, with less room than planned where `most_bytes` do not hold it.
+
+        Raises
+        ------
+        InputFileError, NoRoomError, DiskError
+            It exists, there is no room for it, or it cannot be written.
+        """
+        return cls(Segment.create(path, _fitted(plan, most_bytes)), most_bytes=most_bytes)
+
+    @classmethod
+    def open(cls, path: Path, *, most_bytes: int) -> RunFiles:
+        """Open the files of a run that is there; nothing is written before `resume`.
 
         Raises
         ------
@@ -92,28 +137,21 @@ class RunFiles:
         if not path.is_file():
             raise MissingFileError(f"There is no run file at {path}: check the path.")
         first = Segment.open(path)
-        files = cls(path, first.layout.plan, most_bytes=most_bytes)
+        if first.layout.plan.segment:
+            raise _foreign(first, 0, first.layout.plan)
+        files = cls(first, most_bytes=most_bytes)
         try:
-            files._take_over(first)
+            files._load(0)
+            while (further := segment_path(path, len(files.segments))).is_file():
+                files._append(files._belonging(Segment.open(further)))
+                files._load(len(files.segments) - 1)
         except BaseException:
-            first.close()
             files.close()
             raise
         return files
 
-    def create(self) -> None:
-        """Create the first file.
-
-        Raises
-        ------
-        InputFileError, NoRoomError, DiskError
-            It exists, there is no room for it, or it cannot be written.
-        """
-        self.plan = _fitted(self.plan, self._most_bytes)
-        self._append(Segment.create(self.path, self.plan))
-
-    def go_on(self) -> None:
-        """Say in all files that the run goes on.
+    def resume(self) -> None:
+        """Say in all files that the run goes on, and complete what a kill broke off.
 
         Raises
         ------
@@ -125,7 +163,11 @@ class RunFiles:
             segment.write("mdd/closed", (), Closed.OPEN)
             if segment not in self.segments[-_OPEN_FILES:]:
                 segment.park()
-        self._mend()
+        for number, segment in enumerate(self.segments):
+            for position in range(len(self.plan.header.positions)):
+                self._complete(number, position)
+            if segment not in self.segments[-_OPEN_FILES:]:
+                segment.park()
 
     def place(self, key: Key) -> Place | None:
         """Return a time point's place; None where the run has none for it.
@@ -135,39 +177,39 @@ class RunFiles:
         NoRoomError, DiskError
             A further file is needed and cannot be made.
         """
-        sweep, channel, position = key
-        header = self.plan.header
-        if (
-            sweep < 0
-            or (header.sweeps is not None and sweep >= header.sweeps)
-            or not 0 <= channel < len(header.channels)
-            or not 0 <= position < len(header.positions)
-            or sweep >= self.book.stop + _AHEAD * self.plan.planned
-        ):
+        sweep, _, _ = key
+        if not self._is_possible(key) or sweep >= self.index.stop + _AHEAD * self.plan.planned:
             return None
-        while sweep >= self.book.stop:
+        while sweep >= self.index.stop:
             self._make_room()
-        part, t = self.book.part_of(sweep)
-        index = (t,) if len(header.channels) == 1 else (t, channel)
-        return Place(self.segments[part], position_prefix(position), index, part, t)
+        return self._place(key)
 
-    def _make_room(self) -> None:
-        """Make the last file as long as it was planned, or else begin a further one."""
-        last = self.segments[-1]
-        plan = last.layout.plan
-        if plan.planned > plan.time_points and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):
-            self.book.lengthen_last(plan.planned)
-            return
-        further = self._further()
-        self._append(Segment.create(segment_path(self.path, further.segment), further))
+    def read_frames(self, key: Key, waiting: Sequence[Frame] = ()) -> FrameTable | None:
+        """Return the slots of a sweep, with those that wait to be written; None: no room for it. Any thread.
 
-    def _further(self) -> RunPlan:
-        """Return the plan of the next file."""
-        first, room = self.book.stop, self.plan.planned
-        if self.plan.header.sweeps is not None:
-            room = min(room, self.plan.header.sweeps - first)
-        further = replace(self.plan, segment=len(self.segments), first_time_point=first, time_points=room)
-        return _fitted(further, self._most_bytes)
+        Raises
+        ------
+        DiskError
+            The file cannot be read.
+        """
+        if not self._is_possible(key):
+            return None
+        if key[0] < self.index.stop:
+            place = self._place(key)
+
+            def read(name: str) -> Any:
+                return place.segment.read(place.prefix + name, place.index)
+
+            rows = FrameTable.read(read, self.plan.minor)
+        elif waiting:
+            header = self.plan.header
+            pixels = np.zeros((self.plan.frames_per_sweep, *header.shape[1:]), header.dtype)
+            rows = FrameTable.empty(pixels)
+        else:
+            return None
+        for frame in waiting:
+            rows.put(frame)
+        return rows
 
     def short_of_room(self) -> str:
         """Return a sentence where the next file of the run would find no room now; empty: all is well.
@@ -175,8 +217,8 @@ class RunFiles:
         Asked from the middle of a file on, while there is time to make room.
         """
         last, sweeps = self.segments[-1].layout.plan, self.plan.header.sweeps
-        used = self.book.last_sweep + 1 - last.first_time_point
-        if 2 * used < last.time_points or (sweeps is not None and sweeps <= self.book.stop):
+        used = self.index.last_sweep + 1 - last.first_time_point
+        if 2 * used < last.time_points or (sweeps is not None and sweeps <= self.index.stop):
             return ""
         needed = file_bytes(self._further())
         try:
@@ -190,47 +232,6 @@ class RunFiles:
             f"and the disk has {size_text(free)}; free some"
         )
 
-    def _append(self, segment: Segment) -> None:
-        if self.segments:
-            # Further files are alike: their layouts are kept once.
-            latest = self.segments[-1].layout
-            if latest.regions == segment.layout.regions:
-                segment.layout = replace(segment.layout, regions=latest.regions)
-        for older in self.segments[:-_OPEN_FILES]:
-            older.park()
-        self.segments.append(segment)
-        plan = segment.layout.plan
-        self.book.add_part(plan.first_time_point, plan.time_points)
-
-    def read_frames(self, key: Key, waiting: Sequence[Frame] = ()) -> FrameTable | None:
-        """Return the slots of a sweep, with those that wait to be written; None: no room for it. Any thread.
-
-        Raises
-        ------
-        DiskError
-            The file cannot be read.
-        """
-        sweep, channel, position = key
-        header, frames = self.plan.header, self.plan.frames_per_sweep
-        if sweep < 0 or not (0 <= channel < len(header.channels) and 0 <= position < len(header.positions)):
-            return None
-        if sweep < self.book.stop:
-            number, t = self.book.part_of(sweep)
-            index = (t,) if len(header.channels) == 1 else (t, channel)
-            prefix = position_prefix(position)
-
-            def read(name: str) -> Any:
-                return self.segments[number].read(prefix + name, index)
-
-            rows = FrameTable.read(read, self.plan.minor)
-        elif waiting:
-            rows = FrameTable.empty(np.zeros((frames, *header.shape[1:]), header.dtype))
-        else:
-            return None
-        for frame in waiting:
-            rows.put(frame)
-        return rows
-
     def finish(self, *, durable: bool) -> None:
         """Say in all files that the run is closed; trim the last one to what was used."""
         for segment in self.segments:
@@ -240,7 +241,7 @@ class RunFiles:
             if segment is not self.segments[-1]:
                 segment.close()
         last = self.segments[-1]
-        used = self.book.last_sweep + 1 - last.layout.plan.first_time_point
+        used = self.index.last_sweep + 1 - last.layout.plan.first_time_point
         last.trim(max(used, 1), most_bytes=_TRIM_MOST_BYTES)
 
     def close(self) -> None:
@@ -255,57 +256,98 @@ class RunFiles:
             for segment in self.segments:
                 closing.callback(segment.close)
 
-    def _take_over(self, first: Segment) -> None:
-        """Take in the files of a run that is there, and what they hold."""
-        segment: Segment | None = first
-        while segment is not None:
-            plan, number = segment.layout.plan, len(self.segments)
-            if (plan.header, plan.segment, plan.first_time_point, plan.frames_per_sweep) != (
-                self.plan.header,
-                number,
-                self.book.stop,
-                self.plan.frames_per_sweep,
-            ):
-                segment.close()
-                raise InputFileError(
-                    f"{segment.path} is not part {number} of run {self.plan.header.run_id}: "
-                    "give the run's first file, with its own further files beside it."
-                )
-            self._append(segment)
-            self._load(segment, number)
-            following = segment_path(self.path, number + 1)
-            segment = Segment.open(following) if following.is_file() else None
+    def _is_possible(self, key: Key) -> bool:
+        """Return whether the run has such a sweep, channel and position."""
+        sweep, channel, position = key
+        header = self.plan.header
+        return (
+            sweep >= 0
+            and (header.sweeps is None or sweep < header.sweeps)
+            and 0 <= channel < len(header.channels)
+            and 0 <= position < len(header.positions)
+        )
 
-    def _load(self, segment: Segment, number: int) -> None:
+    def _place(self, key: Key) -> Place:
+        sweep, channel, position = key
+        part, t = self.index.part_of(sweep)
+        known = self.index.position(part, position)
+        segment, prefix = self.segments[part], position_prefix(position)
+        return Place(key, segment, prefix, self._at(t, channel), known, (t, channel))
+
+    def _at(self, t: int, channel: int) -> tuple[int, ...]:
+        return (t,) if len(self.plan.header.channels) == 1 else (t, channel)
+
+    def _make_room(self) -> None:
+        """Make the last file as long as it was planned, or else begin a further one."""
+        last = self.segments[-1]
+        plan = last.layout.plan
+        if plan.planned > plan.time_points and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):
+            self.index.lengthen_last(plan.planned)
+            return
+        further = self._further()
+        self._append(Segment.create(segment_path(self.path, further.segment), further))
+
+    def _further(self) -> RunPlan:
+        """Return the plan of the next file."""
+        first, room = self.index.stop, self.plan.planned
+        if self.plan.header.sweeps is not None:
+            room = min(room, self.plan.header.sweeps - first)
+        further = replace(self.plan, segment=len(self.segments), first_time_point=first, time_points=room)
+        return _fitted(further, self._most_bytes)
+
+    def _append(self, segment: Segment) -> None:
+        if self.segments:
+            # Further files are alike: their layouts are kept once.
+            latest = self.segments[-1].layout
+            if latest.regions == segment.layout.regions:
+                segment.layout = replace(segment.layout, regions=latest.regions)
+        for older in self.segments[:-_OPEN_FILES]:
+            older.park()
+        self.segments.append(segment)
+        self.index.add_part(segment.layout.plan)
+
+    def _belonging(self, segment: Segment) -> Segment:
+        """Return a further file where it is the next one of this run."""
+        plan, number = segment.layout.plan, len(self.segments)
+        expected = (self.plan.header, number, self.index.stop, self.plan.frames_per_sweep)
+        if (plan.header, plan.segment, plan.first_time_point, plan.frames_per_sweep) != expected:
+            raise _foreign(segment, number, self.plan)
+        return segment
+
+    def _load(self, number: int) -> None:
+        """Take over what a file holds."""
+        segment = self.segments[number]
         for position in range(len(self.plan.header.positions)):
             prefix = position_prefix(position)
-            seq = segment.read(f"{prefix}mdd/frames/seq")
-            status = segment.read(f"{prefix}mdd/status")
-            expected = segment.read(f"{prefix}mdd/frames_expected")
-            self.book.load(number, position, {"status": status, "expected": expected, "seq": seq})
-            times = segment.read(f"{prefix}mdd/frames/camera_time_s")[seq >= 0]
-            self.last_time_s = max(self.last_time_s, float(np.max(times, initial=0.0)))
+            status, expected, seq, times = (
+                segment.read(f"{prefix}mdd/{name}")
+                for name in ("status", "frames_expected", "frames/seq", "frames/camera_time_s")
+            )
+            self.index.load(number, position, status, expected, seq)
+            self.last_time_s = max(self.last_time_s, float(np.max(times[seq >= 0], initial=0.0)))
 
-    def _mend(self) -> None:
-        """Write anew what a kill left behind: a count behind its frames, a gap without its reason."""
-        for number, segment in enumerate(self.segments):
-            for position in range(len(self.plan.header.positions)):
-                prefix = position_prefix(position)
-                book = self.book.session(number, position)
-                on_disk = segment.read(f"{prefix}mdd/frames_received").reshape(book.received.shape)
-                for t, channel in np.argwhere(on_disk != book.received).tolist():
-                    index = (t,) if len(self.plan.header.channels) == 1 else (t, channel)
-                    received = int(book.received[t, channel])
-                    segment.write(f"{prefix}mdd/frames_received", index, received)
-                    if book.status[t, channel] != Status.EMPTY:
-                        missing = max(int(book.expected[t, channel]) - received, 0)
-                        segment.write(f"{prefix}mdd/frames_missing", index, missing)
-                reasons = segment.read(f"{prefix}mdd/reason").reshape(book.status.shape)
-                for t, channel in np.argwhere((book.status > Status.WRITTEN) & (reasons == b"")).tolist():
-                    index = (t,) if len(self.plan.header.channels) == 1 else (t, channel)
-                    segment.write(f"{prefix}mdd/reason", index, _BROKEN_OFF)
-            if segment not in self.segments[-_OPEN_FILES:]:
-                segment.park()
+    def _complete(self, number: int, position: int) -> None:
+        """Write what a kill broke off: a count behind its frames, a gap without its reason."""
+        segment, prefix = self.segments[number], position_prefix(position)
+        known, there = self.index.position(number, position), slice(segment.layout.plan.time_points)
+        status, received = known.status[there], known.received[there]
+        on_disk = segment.read(f"{prefix}mdd/frames_received").reshape(received.shape)
+        for t, channel in np.argwhere(on_disk != received).tolist():
+            place = self._place((segment.layout.plan.first_time_point + t, channel, position))
+            place.write("mdd/frames_received", place.received)
+            if place.status is not Status.EMPTY:
+                place.write("mdd/frames_missing", max(place.expected - place.received, 0))
+        reasons = segment.read(f"{prefix}mdd/reason").reshape(status.shape)
+        for t, channel in np.argwhere((status > Status.WRITTEN) & (reasons == b"")).tolist():
+            segment.write(f"{prefix}mdd/reason", self._at(t, channel), _BROKEN_OFF)
+
+
+def _foreign(segment: Segment, number: int, run: RunPlan) -> InputFileError:
+    segment.close()
+    return InputFileError(
+        f"{segment.path} is not part {number} of run {run.header.run_id}: "
+        "give the run's first file, with its own further files beside it."
+    )
 
 
 def _fitted(plan: RunPlan, most_bytes: int) -> RunPlan:

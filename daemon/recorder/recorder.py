@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,9 @@ class Recorder:
         Of a new run, or of one that is there.
     config : RecorderConfig
     lock : RunLock
-        Of the run; held by whoever looked into files that are there.
+        Of the run, held; released when the thread ends.
+    resumes : bool
+        Whether the run was there before.
     on_written : callable
         Called in the recorder's thread for each volume that can be read from the disk.
 
@@ -66,20 +68,30 @@ class Recorder:
     header : RunHeader
     received : FrameRanges
         `seq` of every frame that was in the file when the recorder was made; then the owner's, not used here.
+    index : RunIndex
+        What is in the files; ask on the recorder's thread (`call`), or before the start.
     waiting_for : str
         Why the disk cannot take more now, in a sentence; empty where it can.
     """
 
     def __init__(
-        self, files: RunFiles, config: RecorderConfig, lock: RunLock, on_written: Callable[[Written], None]
+        self,
+        files: RunFiles,
+        config: RecorderConfig,
+        lock: RunLock,
+        on_written: Callable[[Written], None],
+        *,
+        resumes: bool,
     ) -> None:
         self._files = files
         self._writer = RunWriter(files, config)
         self.header = files.plan.header
+        self.index = files.index
         self.received: FrameRanges = self._writer.received()
         self.waiting_for = ""
         self._on_written = on_written
         self._lock = lock
+        self._resumes = resumes
         self._queue = WriteQueue(int(config.queue_mb * 1e6))
         self._left = 0  # frames that a disk still full at the end kept from being written
         self._failure: Exception | None = None
@@ -99,7 +111,7 @@ class Recorder:
         live: bool = False,
         uncertainty: bool = False,
     ) -> Recorder:
-        """Return the recorder of a new run; `start` makes its file.
+        """Make the file of a new run and return its recorder; then `start` it.
 
         Parameters
         ----------
@@ -115,6 +127,13 @@ class Recorder:
             Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
         uncertainty
             Whether volumes will come with their uncertainty.
+
+        Raises
+        ------
+        InputFileError
+            The file exists, or another process writes it.
+        NoRoomError, DiskError
+            There is not enough room for all of its time points; it cannot be created.
         """
         plan = RunPlan(
             header=header,
@@ -127,7 +146,10 @@ class Recorder:
             pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
             uncertainty=uncertainty,
         )
-        return cls(RunFiles(path, plan, most_bytes=_most_bytes(config)), config, RunLock(path), on_written)
+        lock = RunLock(path)
+        with _held(lock):
+            files = RunFiles.create(path, plan, most_bytes=_most_bytes(config))
+            return cls(files, config, lock, on_written, resumes=False)
 
     @classmethod
     def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
@@ -146,12 +168,9 @@ class Recorder:
             It cannot be opened for writing.
         """
         lock = RunLock(path)
-        lock.acquire()
-        try:
-            return cls(RunFiles.reopened(path, most_bytes=_most_bytes(config)), config, lock, on_written)
-        except BaseException:
-            lock.release()
-            raise
+        with _held(lock):
+            files = RunFiles.open(path, most_bytes=_most_bytes(config))
+            return cls(files, config, lock, on_written, resumes=True)
 
     @property
     def queue_bytes(self) -> int:
@@ -166,27 +185,22 @@ class Recorder:
     @property
     def counts(self) -> dict[Status, int]:
         """Number of time points (of each channel and position) that are written, lost, skipped, failed."""
-        return dict(self._files.book.counts)
-
-    @property
-    def unplaced(self) -> int:
-        """Frames that have no place in the file: beyond the planned sweeps or frames per sweep."""
-        return self._writer.notes.unplaced
+        return dict(self.index.counts)
 
     @property
     def ledger(self) -> Ledger:
         """Where the frames went, as the file says now."""
-        return self._writer.notes.ledger
+        return self._writer.data.ledger
 
     @property
     def senders(self) -> NDArray[np.int64]:
         """What each sender said last, as the file says now: (64, 6) int64, unused rows negative."""
-        return self._writer.notes.senders
+        return self._writer.data.senders
 
     @property
     def next_sweep(self) -> int:
         """The sweep after the highest one with a frame."""
-        return self._files.book.next_sweep
+        return self.index.next_sweep
 
     @property
     def last_time_s(self) -> float:
@@ -198,38 +212,21 @@ class Recorder:
         """What the disk will soon have too little room for, in a sentence; empty: all is well."""
         return self._writer.short_of_room
 
-    def unfinished(self, wanted: Collection[Status] = (Status.EMPTY,)) -> list[Key]:
-        """Return (sweep, channel, position) that have frames and one of these statuses, oldest first.
-
-        Of a run that goes on, ask on the recorder's thread (`call`), or before the start.
-        """
-        return self._files.book.unfinished(wanted)
-
-    def is_whole(self, key: Key) -> bool:
-        """Return whether all frames of (sweep, channel, position) are in the file; ask as `unfinished`."""
-        return self._files.book.is_whole(key)
-
-    def last_sweep(self, channel: int, position: int) -> int:
-        """Return the highest sweep of a channel and position that anything is known of; -1: none."""
-        return self._files.book.last_sweep_of(channel, position)
-
     def start(self) -> None:
-        """Create the run file, or open it again, and start the thread.
+        """Start the thread; a run that was there says in its files that it goes on.
 
         Raises
         ------
-        InputFileError
-            The file exists, or another process writes it.
         NoRoomError, DiskError
-            There is not enough room for all of its time points; it cannot be created.
+            Those cannot be written.
         """
-        self._lock.acquire()
-        try:
-            self._writer.start()
-        except BaseException:
-            self._files.close()
-            self._lock.release()
-            raise
+        if self._resumes:
+            try:
+                self._writer.resume()
+            except BaseException:
+                self._files.close()
+                self._lock.release()
+                raise
         self._thread.start()
 
     def put_frame(self, frame: Frame, done: Callable[[], None] | None = None) -> bool:
@@ -316,12 +313,12 @@ class Recorder:
 
     def put_engine(self, provenance: Mapping[str, str]) -> None:
         """Hand over what the engine said of itself: device, weights ..."""
-        self.call(lambda: self._writer.notes.write_engine(provenance))
+        self.call(lambda: self._writer.data.write_engine(provenance))
 
     def put_event(self, kind: str, text: str) -> None:
         """Hand over something worth knowing: its kind (16 bytes) and a sentence (160 bytes)."""
         tell(kind, text, self.header.name)
-        self.call(lambda: self._writer.notes.write_event(kind, text))
+        self.call(lambda: self._writer.data.write_event(kind, text))
 
     def call(self, work: Callable[[], None]) -> None:
         """Have something done on the recorder's thread, after all that was handed over before.
@@ -360,7 +357,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Let go of what is known of each frame and time point, after the stop; counts stay."""
-        self._files.book.forget()
+        self.index.forget()
 
     def raise_if_failed(self) -> None:
         """Raise what ended the recorder's thread, if something did."""
@@ -463,7 +460,18 @@ class Recorder:
     def _disk_event(self, text: str) -> None:
         tell("disk", text, self.header.name)
         with contextlib.suppress(NoRoomError):
-            self._writer.notes.write_event("disk", text)
+            self._writer.data.write_event("disk", text)
+
+
+@contextlib.contextmanager
+def _held(lock: RunLock) -> Iterator[None]:
+    """Take a lock; it is held where the block ends well, for whoever has it then."""
+    lock.acquire()
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _most_bytes(config: RecorderConfig) -> int:

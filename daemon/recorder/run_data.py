@@ -21,8 +21,6 @@ from microdiffusion.runfile import (
     EVENT_KIND_BYTES,
     EVENT_ROOM,
     REASON_BYTES,
-    SENDER_COLUMNS,
-    SENDER_ROOM,
     UNPLACED_ROOM,
 )
 
@@ -30,12 +28,14 @@ _VALUE_CHARACTERS = 500
 
 
 class RunData:
-    """The notes of a run.
+    """The data of a run.
 
     Parameters
     ----------
     first : Segment
-        The run's first file.
+        The run's first file, new or there already.
+    placed : int
+        Frames that have their place in the run's files.
 
     Attributes
     ----------
@@ -44,34 +44,24 @@ class RunData:
         See `schema.SENDER_COLUMNS`.
     unplaced : int
         Frames that have no place in the file.
+    unplaced_seqs : (N,) int64
+        `seq` of the first of those, when the file was opened.
     """
 
-    def __init__(self, first: Segment) -> None:
+    def __init__(self, first: Segment, *, placed: int) -> None:
         self._first = first
-        self.ledger = Ledger()
-        self.senders = np.full((SENDER_ROOM, len(SENDER_COLUMNS)), -1, np.int64)
-        self.unplaced = 0
-        self._events = 0
-        self._began_s = time.monotonic()
-
-    @classmethod
-    def read(cls, first: Segment, *, placed: int) -> tuple[RunData, NDArray[np.int64]]:
-        """Return the notes of a run that is there, and the `seq` of its frames without place."""
-        notes = cls(first)
-        notes.senders = first.read("mdd/senders")
-        columns = first.read("mdd/ledger").tolist()
-        ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))
-        kept = first.read("mdd/unplaced_seq")
-        kept = kept[kept >= 0]
-        notes.unplaced = max(ledger.unplaced, len(kept))
-        notes.ledger = ledger.settled(received=placed + notes.unplaced, unplaced=notes.unplaced)
-        notes._events = max(int(first.read("mdd/events/count")), 0)
+        self.senders: NDArray[np.int64] = first.read("mdd/senders")
+        ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
+        seqs = first.read("mdd/unplaced_seq")
+        self.unplaced_seqs: NDArray[np.int64] = seqs[seqs >= 0]
+        self.unplaced = max(ledger.unplaced, len(self.unplaced_seqs))
+        self.ledger = ledger.settled(received=placed + self.unplaced, unplaced=self.unplaced)
+        self._events = max(int(first.read("mdd/events/count")), 0)
         elapsed_s = _seconds_since(first.layout.plan.created_utc)
-        if notes._events:  # a clock that was set back must not put an event before the one it follows
-            last_s = float(first.read("mdd/events/time_s")[(notes._events - 1) % EVENT_ROOM])
+        if self._events:  # a clock that was set back must not put an event before the one it follows
+            last_s = float(first.read("mdd/events/time_s")[(self._events - 1) % EVENT_ROOM])
             elapsed_s = max(elapsed_s, last_s)
-        notes._began_s = time.monotonic() - elapsed_s
-        return notes, kept
+        self._began_s = time.monotonic() - elapsed_s
 
     def write_ledger(self, ledger: Ledger, *, placed: int, senders: NDArray[np.int64] | None = None) -> None:
         """Write where the frames went, and what each sender said; `placed` frames are in the file."""

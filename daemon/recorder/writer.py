@@ -1,7 +1,7 @@
 """What goes where, and in which order, when a run file is filled: the recorder's hand.
 
-Keeps the run's files (`files.RunFiles`), their book, and the notes (`run_data.RunData`). Used by one
-thread at a time, the recorder's once it runs.
+Keeps the run's files (`files.RunFiles`) with their index, and what the run has once (`run_data.RunData`).
+Used by one thread at a time, the recorder's once it runs.
 
 Invariants of the file
 - A frame counts when its `seq` is there, which is written last: pixels, figures, then seq. A slot that has
@@ -9,7 +9,7 @@ Invariants of the file
 - A volume's voxels, its coarser levels and figures are written before its status says "written". With
   `durable` each of the two steps is forced to the disk. What is written stays written: a later mark for the
   same time point changes nothing.
-- Everything may be done twice: the book changes after the file, so an attempt that a full disk broke off is
+- Everything may be done twice: the index changes after the file, so an attempt that a full disk broke off is
   simply made again.
 """
 
@@ -29,7 +29,6 @@ from microdiffusion.daemon.recorder.files import Place, RunFiles
 from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.run_data import RunData, cut
 from microdiffusion.daemon.recorder.voxels import VoxelWriter
-from microdiffusion.errors import RunError
 from microdiffusion.frames import FIGURES, Frame, Reconstruction, Sweep
 from microdiffusion.runfile import (
     CHECKED,
@@ -61,92 +60,82 @@ class Written:
 
 
 class RunWriter:
-    """Fills a run's files; `start` first.
+    """Fills a run's files.
 
     Parameters
     ----------
     files : RunFiles
-        Of a new run, or of one that is there.
     config : RecorderConfig
+
+    Attributes
+    ----------
+    data : RunData
+        What the run has once.
+    live : bool
+        Whether there is room for rolling volumes.
+    short_of_room : str
+        What the disk will soon have too little room for, in a sentence; empty: all is well. Any thread.
     """
 
     def __init__(self, files: RunFiles, config: RecorderConfig) -> None:
         self.files = files
-        self.book = files.book
+        self.index = files.index
+        self.data = RunData(files.segments[0], placed=self.index.placed)
         self.live = files.plan.live
-        self.short_of_room = ""  # what is told of a disk that will be full; read from any thread
+        self.short_of_room = ""
         self._looked_s = -_LOOK_S
         self._durable = config.durable
-        self._notes: RunData | None = None
-        self._unplaced_seqs = np.empty(0, np.int64)
         self._live_counters: dict[tuple[int, int], int] = {}
         self._voxels = VoxelWriter()
         self._frame_fields = recorded_fields(files.plan.minor)
-        if files.segments:
-            self._notes, self._unplaced_seqs = RunData.read(files.segments[0], placed=self.book.placed)
-
-    @property
-    def notes(self) -> RunData:
-        """What the run has once; there as soon as its first file is."""
-        if self._notes is None:
-            raise RunError("The run file is not there yet: start the recorder first.")
-        return self._notes
 
     def received(self) -> FrameRanges:
         """Return the `seq` of every frame that the run has."""
-        seqs = np.union1d(self.book.seqs(), self._unplaced_seqs)
+        seqs = np.union1d(self.index.seqs(), self.data.unplaced_seqs)
         return FrameRanges(seqs.tolist())
 
-    def start(self) -> None:
-        """Create the first file, or say in all of them that the run goes on.
+    def resume(self) -> None:
+        """Say in all files that the run goes on.
 
         Raises
         ------
-        InputFileError, NoRoomError, DiskError
-            The file exists, there is no room for it, or it cannot be written.
+        NoRoomError, DiskError
+            They cannot be written.
         """
-        if self.files.segments:
-            self.files.go_on()
-            self.notes.write_event("run", "the run is gone on with")
-        else:
-            self.files.create()
-            self._notes = RunData(self.files.segments[0])
+        self.files.resume()
+        self.data.write_event("run", "the run was resumed")
 
     def write_frame(self, frame: Frame) -> None:
         """Write a frame into its slot; one without a slot of its own is counted."""
-        info = frame.info
+        info, slot = frame.info, frame.info.index
         key = (info.sweep, info.channel, info.position)
         # The slot first: no file is made for a frame that has none.
-        place = self.files.place(key) if 0 <= info.index < self.files.plan.frames_per_sweep else None
+        place = self.files.place(key) if 0 <= slot < self.files.plan.frames_per_sweep else None
         if place is None:
-            self.notes.unplace(info.seq, placed=self.book.placed)
+            self.data.unplace(info.seq, placed=self.index.placed)
             return
-        book = self.book.session(place.part, info.position)
-        there = int(book.seq[place.t, info.channel, info.index]) - 1
+        there = int(place.known.seq[(*place.row, slot)]) - 1
         if there >= 0:
             if there != info.seq:
-                self.notes.unplace(info.seq, placed=self.book.placed)
+                self.data.unplace(info.seq, placed=self.index.placed)
             return
-        segment, prefix, index = place.segment, place.prefix, place.index
-        slot = (*index, info.index)
-        received = int(book.received[place.t, info.channel]) + 1
-        expected = max(int(book.expected[place.t, info.channel]), info.count)
-        pixels = np.ascontiguousarray(frame.pixels, segment.layout.regions[f"{prefix}projections"].dtype)
+        received, expected = place.received + 1, max(place.expected, info.count)
+        pixels = np.ascontiguousarray(frame.pixels, place.dtype("projections"))
         checksum = frame.crc32 if frame.crc32 is not None else crc32(pixels.reshape(-1).view(np.uint8).data)
-        segment.write(f"{prefix}projections", slot, pixels)
+        place.write("projections", pixels, slot)
         kept = {field.name: field.plain(info) for field in self._frame_fields} | {"crc32": checksum}
         for name, value in kept.items():
             if name != "seq":
-                segment.write(f"{prefix}mdd/frames/{name}", slot, value)
+                place.write(f"mdd/frames/{name}", value, slot)
         checked = np.array(tuple(kept[name] for name in CHECKED.names or ()), CHECKED)
-        segment.write(f"{prefix}mdd/frames/check", slot, crc32(checked.tobytes()))
-        segment.write(f"{prefix}mdd/frames_received", index, received)
-        if expected != book.expected[place.t, info.channel]:
-            segment.write(f"{prefix}mdd/frames_expected", index, expected)
-        if book.status[place.t, info.channel] != Status.EMPTY:  # it came after all
-            segment.write(f"{prefix}mdd/frames_missing", index, max(expected - received, 0))
-        segment.write(f"{prefix}mdd/frames/seq", slot, info.seq)
-        self.book.add_frame(key, info.index, info.seq, info.count)
+        place.write("mdd/frames/check", crc32(checked.tobytes()), slot)
+        place.write("mdd/frames_received", received)
+        if expected != place.expected:
+            place.write("mdd/frames_expected", expected)
+        if place.status is not Status.EMPTY:  # it came after all
+            place.write("mdd/frames_missing", max(expected - received, 0))
+        place.write("mdd/frames/seq", info.seq, slot)
+        self.index.add_frame(key, slot, info.seq, info.count)
         self.files.last_time_s = max(self.files.last_time_s, info.camera_time_s)
 
     def write_volume(
@@ -161,15 +150,12 @@ class RunWriter:
     ) -> Written | None:
         """Write a volume; None where its time point has one, has no place, or the volume is not finite."""
         place = self.files.place(key)
-        if place is None:
+        if place is None or place.status is Status.WRITTEN:
             return None
-        status = self._status(key, place)
-        if status is Status.WRITTEN:
-            return None
-        later = later or status is not Status.EMPTY
-        segment, prefix, index = place.segment, place.prefix, place.index
+        later = later or place.status is not Status.EMPTY
+        coarser = f"{place.prefix}pyramid/"
         sums = self._voxels.write(
-            segment, f"{prefix}volume", index, result.volume, coarser=f"{prefix}pyramid/"
+            place.segment, f"{place.prefix}volume", place.index, result.volume, coarser=coarser
         )
         if sums is None:
             self.settle(key, Status.FAILED, "the volume held values that are not finite")
@@ -181,48 +167,37 @@ class RunWriter:
             **self._write_uncertainty(place, result),
             "effort": effort,
             "later": int(later),
+            "frames/used": _used(place, result),
         }
         for name, value in figures.items():
-            segment.write(f"{prefix}mdd/{name}", index, value)
-        self._write_used(place, key, result)
+            place.write(f"mdd/{name}", value)
         latency_s = self._write_latency(place, received_s)
         if self._durable:
-            segment.force()
+            place.segment.force()
             latency_s = self._write_latency(place, received_s)  # a power cut leaves one of the two
         self.settle(key, Status.WRITTEN, "")
         if self._durable:
-            segment.force()
+            place.segment.force()
         return Written(*key, latency_s, later)
 
     @staticmethod
     def _write_latency(place: Place, received_s: float) -> float:
         """Write how long a volume took until now, s; its status follows at once."""
         latency_s = time.monotonic() - received_s
-        place.segment.write(f"{place.prefix}mdd/latency_s", place.index, latency_s)
+        place.write("mdd/latency_s", latency_s)
         return latency_s
 
     def _write_uncertainty(self, place: Place, result: Reconstruction) -> dict[str, int]:
         """Write the uncertainty where there is one and room for it, and return its figures."""
-        if not place.segment.layout.plan.uncertainty:
+        if not self.files.plan.uncertainty:
             return {}
         sums = None
         if result.uncertainty is not None:
-            sums = self._voxels.write(
-                place.segment, f"{place.prefix}uncertainty", place.index, result.uncertainty
-            )
+            name = f"{place.prefix}uncertainty"
+            sums = self._voxels.write(place.segment, name, place.index, result.uncertainty)
         if sums is None:  # absent, or not finite
             return {"has_uncertainty": 0, "uncertainty_crc32": 0}
         return {"has_uncertainty": 1, "uncertainty_crc32": sums[0]}
-
-    def _write_used(self, place: Place, key: Key, result: Reconstruction) -> None:
-        """Write which frames a volume is made of."""
-        _, channel, position = key
-        there = self.book.session(place.part, position).seq[place.t, channel] > 0
-        used = there.astype(np.uint8)
-        if result.slots is not None:  # a frame may have come after its sweep was closed
-            used[:] = 0
-            used[result.slots[result.slots < len(used)]] = 1
-        place.segment.write(f"{place.prefix}mdd/frames/used", place.index, used)
 
     def write_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> None:
         """Write a rolling volume into the buffer that nobody reads, then count on."""
@@ -253,16 +228,12 @@ class RunWriter:
     def settle(self, key: Key, status: Status, reason: str) -> None:
         """Give a time point its status: reason and counts first."""
         place = self.files.place(key)
-        if place is None or self._status(key, place) is Status.WRITTEN:
+        if place is None or place.status is Status.WRITTEN:
             return
-        _, channel, position = key
-        book = self.book.session(place.part, position)
-        missing = int(book.expected[place.t, channel]) - int(book.received[place.t, channel])
-        segment, prefix, index = place.segment, place.prefix, place.index
-        segment.write(f"{prefix}mdd/reason", index, cut(reason, REASON_BYTES))
-        segment.write(f"{prefix}mdd/frames_missing", index, max(missing, 0))
-        segment.write(f"{prefix}mdd/status", index, status)
-        self.book.settle(key, status)
+        place.write("mdd/reason", cut(reason, REASON_BYTES))
+        place.write("mdd/frames_missing", max(place.expected - place.received, 0))
+        place.write("mdd/status", status)
+        self.index.settle(key, status)
         if time.monotonic() - self._looked_s > _LOOK_S:
             self._looked_s = time.monotonic()
             self._look_ahead()
@@ -271,28 +242,31 @@ class RunWriter:
         """Say in the file, once, when the disk will be too small for the run's next file."""
         short = self.files.short_of_room()
         if short and not self.short_of_room:
-            self.notes.write_event("disk", short)
+            self.data.write_event("disk", short)
         self.short_of_room = short
 
     def write_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None) -> None:
         """Write where the frames went, and what each sender said; received is counted here."""
-        self.notes.write_ledger(ledger, placed=self.book.placed, senders=senders)
+        self.data.write_ledger(ledger, placed=self.index.placed, senders=senders)
 
     def finish(self) -> None:
         """Give every time point its status, close the files, trim the last one to what was used."""
-        for key, begun in self.book.gaps():
-            reason = (
-                "the run ended before this sweep was reconstructed"
-                if begun
-                else "no frame of this sweep came"
-            )
+        for key, begun in self.index.gaps():
+            reason = "no frame of this sweep came"
+            if begun:
+                reason = "the run ended before this sweep was reconstructed"
             self.settle(key, Status.LOST, reason)
-        self.notes.write_ledger(self.notes.ledger, placed=self.book.placed)
+        self.write_ledger(self.data.ledger, None)
         self.files.finish(durable=self._durable)
 
-    def _status(self, key: Key, place: Place) -> Status:
-        _, channel, position = key
-        return Status(int(self.book.session(place.part, position).status[place.t, channel]))
+
+def _used(place: Place, result: Reconstruction) -> NDArray[np.uint8]:
+    """Return which frames a volume is made of, (M,); one may have come after its sweep was closed."""
+    there: NDArray[np.bool_] = place.known.seq[place.row] > 0
+    if result.slots is not None:
+        there[:] = False
+        there[result.slots[result.slots < len(there)]] = True
+    return there.astype(np.uint8)
 
 
 def _figures(result: Reconstruction, minor: int) -> dict[str, Any]:

@@ -49,11 +49,11 @@ class RecoveredRun:
         """
         undone = {Status.EMPTY} if policy == "live" else {Status.EMPTY, Status.SKIPPED}
         settled = [status for status in Status if status not in undone]
-        unfinished = tuple(recorder.unfinished(undone))
+        unfinished = tuple(recorder.index.unfinished(undone))
         return cls(
             unfinished,
-            frozenset(recorder.unfinished(settled)),
-            frozenset(key for key in unfinished if recorder.is_whole(key)),
+            frozenset(recorder.index.unfinished(settled)),
+            frozenset(key for key in unfinished if recorder.index.is_whole(key)),
         )
 
     def feed(
@@ -80,7 +80,7 @@ class RecoveredRun:
         header = recorder.header
         for channel in range(len(header.channels)):
             for position in range(len(header.positions)):
-                first = opened.get((channel, position), recorder.last_sweep(channel, position) + 1)
+                first = opened.get((channel, position), recorder.index.last_sweep_of(channel, position) + 1)
                 assembler.start_at(channel, position, first)
         over: list[Sweep | LostSweep] = []
         for frame in (frame for sweep in reversed(frames) for frame in sweep):

@@ -222,4 +222,4 @@ def test_a_run_that_is_over_keeps_its_figures_and_no_frame(tmp_path: Path) -> No
     assert [each.counts[Status.SKIPPED] for each in place.runs.closed] == [3]
     assert run.recorder.counts[Status.SKIPPED] == 3
     assert run.recorder.next_sweep == 3
-    assert sum(len(part.sessions) for part in run.recorder._files.book._parts) == 0
+    assert sum(len(part.positions) for part in run.recorder.index._parts) == 0

@@ -69,7 +69,7 @@ def test_killed_run_goes_on_where_it_stopped(path: Path) -> None:
     assert (len(second.received), second.received.highest) == (13, 12)
     assert second.next_sweep == 5
     assert second.last_time_s == 4.0
-    assert second.unfinished() == [(4, 0, 0)]
+    assert second.index.unfinished([Status.EMPTY]) == [(4, 0, 0)]
     assert second.counts[Status.WRITTEN] == 4
     assert second.ledger == Ledger(announced=14, received=13, missing=1, dropped_by_sender=1, duplicates=3)
     second.start()
@@ -88,7 +88,7 @@ def test_killed_run_goes_on_where_it_stopped(path: Path) -> None:
         assert run.values("later").tolist() == [0, 0, 0, 0, 0, 1]
         assert run.values("reason").tolist() == [b""] * 6
         np.testing.assert_array_equal(run.volume[:], [volume(sweep) for sweep in range(6)])
-        assert [event.text for event in run.events] == ["before", "the run is gone on with"]
+        assert [event.text for event in run.events] == ["before", "the run was resumed"]
         assert run.events[0].time_s <= run.events[1].time_s
 
 
@@ -188,7 +188,7 @@ def test_planned_run_that_is_gone_on_with_keeps_to_its_plan(path: Path) -> None:
             second.put_frame(frame(sweep, index))
     put_volume(second, 2)
     second.stop()
-    assert second.unplaced == 3
+    assert second.ledger.unplaced == 3
     with open_run(path) as run:
         assert run.status.tolist() == [1, 2, 1]
         assert run.ledger.received == 12
