@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, volume, wait
+from support.run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, resumed, volume, wait
 
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.recorder import segment
