@@ -23,7 +23,7 @@ _RESOLVED = 1 / 7
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ImageScores:
     """One answer's scores over the slices that count.
 
     Attributes
@@ -256,13 +256,13 @@ def score(
     *,
     data_range: float = 1.0,
     slices: NDArray[np.bool_] | None = None,
-) -> Scores:
+) -> ImageScores:
     """Return all scores, over the slices (Z,) of the mask `slices` where one is given."""
     estimate, truth = _pair(estimate, truth)
     if slices is not None:
         estimate, truth = estimate[slices], truth[slices]
     axial = axial_correlation(estimate, truth)
-    return Scores(
+    return ImageScores(
         psnr_db=float(np.mean(psnr_per_slice(estimate, truth, data_range=data_range))),
         ssim=float(np.mean(ssim_per_slice(estimate, truth, data_range=data_range))),
         ssim_3d=ssim_3d(estimate, truth, data_range=data_range) if min(truth.shape) >= 7 else float("nan"),

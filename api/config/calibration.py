@@ -25,13 +25,13 @@ Interval = tuple[FiniteFloat, FiniteFloat]
 Column = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=65536)]
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     """A table of a calibration file: frozen; keys of a later version are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Origin(_Part):
+class CalibrationOrigin(_Frozen):
     """Where a calibration comes from: times are ISO 8601."""
 
     date_utc: str
@@ -41,7 +41,7 @@ class Origin(_Part):
     warnings: tuple[str, ...] = ()
 
 
-class BeamFile(_Part):
+class BeamFile(_Frozen):
     """A measured beam, µm; intervals of 95 %.
 
     Attributes
@@ -67,7 +67,7 @@ class BeamFile(_Part):
     low: tuple[NonNegative, ...] = ()
     high: tuple[NonNegative, ...] = ()
     figures: dict[str, float | int | str] = {}
-    origin: Origin
+    origin: CalibrationOrigin
 
     @model_validator(mode="after")
     def _some_light(self) -> Self:
@@ -81,7 +81,7 @@ class BeamFile(_Part):
         return AxialProfile.sampled(self.weights, self.spacing_um)
 
 
-class CameraFile(_Part):
+class CameraFile(_Frozen):
     """A measured camera, counts; intervals of 95 %."""
 
     kind: Literal["camera"]
@@ -92,7 +92,7 @@ class CameraFile(_Part):
     gain: Positive
     gain_interval: Interval
     figures: dict[str, float | int | str] = {}
-    origin: Origin
+    origin: CalibrationOrigin
 
 
 _File = TypeVar("_File", BeamFile, CameraFile)

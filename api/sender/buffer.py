@@ -34,22 +34,22 @@ from microdiffusion import wire
 from microdiffusion.errors import WireError
 from microdiffusion.frames import Frame
 from microdiffusion.sender.faults import Fault
-from microdiffusion.sender.journal import Place
+from microdiffusion.sender.journal import Location
 
 _BY_NUMBER = attrgetter("number")
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class BufferedFrame:
     """A frame in the buffer, and what happened to it so far. Whoever holds the buffer's lock may touch it.
 
     Attributes
     ----------
     number : int
-        Place in the order of the buffer, without gaps.
+        Position in the order of the buffer, without gaps.
     frame, parts
         Its pixels, as they were put and as they go out; both None where they are in the journal alone.
-    place : Place or None
+    location : Location or None
         Where it is in the journal.
     unfit : bool
         It cannot be encoded.
@@ -63,7 +63,7 @@ class Entry:
     number: int
     frame: Frame | None = None
     parts: wire.Parts | None = None
-    place: Place | None = None
+    location: Location | None = None
     transmissions: int = 0
     sent_s: float = 0.0
     fault: Fault | None = None  # None: not drawn yet
@@ -145,21 +145,21 @@ class SendBuffer:
         self._share = max(1, self._capacity // 4) if journal else self._capacity
         self._journal = journal
         self._changed = threading.Condition()
-        self._waiting: deque[Entry] = deque()  # by number; but where a fault has one overtake another
-        self._sent: dict[int, Entry] = {}  # in the order of sending
-        self._unwritten: deque[Entry] = deque()  # in memory alone; by number; where there is a journal
-        self._stored: deque[Entry] = deque()  # in the journal alone; by number
-        self._released: list[Place] = []
+        self._waiting: deque[BufferedFrame] = deque()  # by number, unless a fault swapped two
+        self._sent: dict[int, BufferedFrame] = {}  # in the order of sending
+        self._unwritten: deque[BufferedFrame] = deque()  # in memory alone, by number; with a journal
+        self._stored: deque[BufferedFrame] = deque()  # in the journal alone, by number
+        self._released: list[Location] = []
         self._memory = self._copying = self._journaled = 0
         self._last_seq = first_seq - 1
         self._closed = False
         self._put = self._dropped = self._acknowledged = self._refused = self._lost = self._damaged = 0
 
-    def adopt(self, records: dict[int, Place], *, announced: int, dropped: int) -> None:
+    def adopt(self, records: dict[int, Location], *, announced: int, dropped: int) -> None:
         """Begin with the records of a left-over journal, and take no more."""
         with self._changed:
-            for seq, place in records.items():
-                self._stored.append(Entry(seq, len(self._stored), place=place))
+            for seq, location in records.items():
+                self._stored.append(BufferedFrame(seq, len(self._stored), location=location))
             self._waiting.extend(self._stored)
             self._journaled = len(records)
             self._put, self._dropped = max(len(records), announced - dropped), dropped
@@ -194,7 +194,7 @@ class SendBuffer:
                 self._copying -= 1
             raise
         with self._changed:
-            entry = Entry(copy.info.seq, self._put, copy)
+            entry = BufferedFrame(copy.info.seq, self._put, copy)
             self._copying -= 1
             self._put += 1
             self._waiting.append(entry)
@@ -221,7 +221,7 @@ class SendBuffer:
             self._closed = True
             self._changed.notify_all()
 
-    def next_to_send(self, window_bytes: int) -> Entry | None:
+    def next_to_send(self, window_bytes: int) -> BufferedFrame | None:
         """Return the frame to send next, without taking it out.
 
         None where it is not in memory, or where it would bring what is unanswered above `window_bytes` or
@@ -326,9 +326,9 @@ class SendBuffer:
     def unsaved(self) -> int:
         """Return how many waiting frames are in memory alone."""
         with self._changed:
-            return sum(entry.place is None for entry in self._waiting)
+            return sum(entry.location is None for entry in self._waiting)
 
-    def next_to_write(self, *, everything: bool = False) -> Entry | None:
+    def next_to_write(self, *, everything: bool = False) -> BufferedFrame | None:
         """Return the frame to write to the journal next: the oldest that is in memory alone.
 
         None where there is none, or, but for `everything`, memory has room.
@@ -338,13 +338,13 @@ class SendBuffer:
             wanted = everything or self._memory > self._capacity // 2
             return self._unwritten[0] if wanted and self._unwritten else None
 
-    def written(self, entry: Entry, place: Place) -> None:
+    def written(self, entry: BufferedFrame, location: Location) -> None:
         """Note that the frame of `next_to_write` is in the journal."""
         with self._changed:
             if entry.gone:
-                self._released.append(place)
+                self._released.append(location)
                 return
-            entry.place = place
+            entry.location = location
             self._journaled += 1
             if entry.seq not in self._sent and entry.number - self._waiting[0].number >= self._share:
                 entry.frame = entry.parts = None
@@ -352,7 +352,7 @@ class SendBuffer:
                 self._stored.append(entry)
                 self._changed.notify_all()
 
-    def next_to_read(self) -> Entry | None:
+    def next_to_read(self) -> BufferedFrame | None:
         """Return the frame to read back from the journal next; None where enough are at hand."""
         with self._changed:
             if not self._stored:
@@ -361,7 +361,7 @@ class SendBuffer:
             room = self._memory < self._capacity or (entry is first and not self._sent)
             return entry if room and entry.number - first.number < self._share else None
 
-    def read(self, entry: Entry, parts: wire.Parts | None) -> None:
+    def read(self, entry: BufferedFrame, parts: wire.Parts | None) -> None:
         """Take the frame of `next_to_read` with what the journal holds of it; None: that cannot be read."""
         with self._changed:
             self._stored.popleft()
@@ -373,22 +373,22 @@ class SendBuffer:
                 entry.parts = parts
                 self._memory += 1
 
-    def take_released(self) -> list[Place]:
+    def take_released(self) -> list[Location]:
         """Return what the journal need not keep any longer."""
         with self._changed:
             released, self._released = self._released, []
             return released
 
-    def _pop_waiting(self) -> Entry:
+    def _pop_waiting(self) -> BufferedFrame:
         if self._stored:
             self.journal_work.set()
         return self._waiting.popleft()
 
-    def _sent_before(self, entry: Entry) -> list[Entry]:
+    def _sent_before(self, entry: BufferedFrame) -> list[BufferedFrame]:
         before = takewhile(lambda other: other is not entry, self._sent.values())
         return [other for other in before if not other.held]
 
-    def _wait_again(self, entries: Iterable[Entry]) -> None:
+    def _wait_again(self, entries: Iterable[BufferedFrame]) -> None:
         for entry in entries:
             del self._sent[entry.seq]
             self._waiting.insert(bisect(self._waiting, entry.number, key=_BY_NUMBER), entry)
@@ -396,18 +396,18 @@ class SendBuffer:
     def _skip_written(self) -> None:
         while self._unwritten:
             entry = self._unwritten[0]
-            if not (entry.gone or entry.unfit or entry.place is not None):
+            if not (entry.gone or entry.unfit or entry.location is not None):
                 return
             self._unwritten.popleft()
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: BufferedFrame) -> None:
         self._memory -= entry.in_memory
         entry.frame = entry.parts = None
         entry.gone = True
         self._skip_written()
-        if entry.place is not None:
+        if entry.location is not None:
             self._journaled -= 1
-            self._released.append(entry.place)
+            self._released.append(entry.location)
         if self._stored or self._released:
             self.journal_work.set()
         self._changed.notify_all()

@@ -109,7 +109,7 @@ def _deliver_one(
     journal: Journal, address: str, security: ClientKeys | None, stop: Callable[[], bool]
 ) -> Delivered:
     header, frames = journal.header, len(journal.records)
-    largest = max(place.body_bytes for place in journal.records.values())
+    largest = max(location.body_bytes for location in journal.records.values())
     try:
         sender = Sender(
             address,

@@ -59,7 +59,7 @@ class JournalFull(Exception):  # no error: the frame waits, or is dropped and co
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Position of a record: number of its part, offset of its header, sizes."""
 
     part: int
@@ -69,7 +69,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class _Part:
+class _PartFile:
     path: Path
     size: int = 0
     live: int = 0  # records that are still needed
@@ -91,7 +91,7 @@ class Journal:
     ----------
     path : Path
         Its own folder.
-    records : dict of int to Place
+    records : dict of int to Location
         The records of a journal that was reopened, by `seq`, ascending; empty in a new one.
     announced, dropped : int
         The last that was noted in it.
@@ -104,14 +104,14 @@ class Journal:
         self.header = header
         self.first_seq = first_seq
         self.limit_bytes = limit_bytes
-        self.records: dict[int, Place] = {}
+        self.records: dict[int, Location] = {}
         self.announced = self.dropped = 0
         self.size = 0
         self._others_bytes = 0
         self._lock: FileLock | None = None
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _PartFile] = {}
         self._next = 1
-        self._writing: tuple[_Part, BinaryIO] | None = None
+        self._writing: tuple[_PartFile, BinaryIO] | None = None
 
     @classmethod
     def reopen(cls, path: Path) -> Journal | None:
@@ -144,8 +144,8 @@ class Journal:
 
     def append(
         self, seq: int, header: bytes, body: bytes | memoryview, *, announced: int, dropped: int
-    ) -> Place:
-        """Write a record and return its place; where that fails, nothing of it is left.
+    ) -> Location:
+        """Write a record and return its location; where that fails, nothing of it is left.
 
         Raises
         ------
@@ -160,15 +160,15 @@ class Journal:
         live = sum(part.live for part in self._parts.values())
         if self._others_bytes + self.size + nbytes > self.limit_bytes or live >= MAX_RECORDS:
             raise JournalFull
-        place = self._append(seq, header, body, announced, dropped)
-        self._parts[place.part].live += 1
-        return place
+        location = self._append(seq, header, body, announced, dropped)
+        self._parts[location.part].live += 1
+        return location
 
     def note(self, announced: int, dropped: int) -> None:
         """Write how many frames were announced and dropped; raises OSError as `append` does."""
         self._append(0, b"", b"", announced, dropped)
 
-    def read(self, place: Place) -> list[bytes | memoryview]:
+    def read(self, location: Location) -> list[bytes | memoryview]:
         """Return the message on the wire that a record holds: header, body, check.
 
         Raises
@@ -178,27 +178,27 @@ class Journal:
         OSError
             It cannot be read; perhaps it can later.
         """
-        nbytes = place.header_bytes + place.body_bytes
+        nbytes = location.header_bytes + location.body_bytes
         try:
-            view = memoryview(_read(self._parts[place.part].path, place.offset, nbytes))
+            view = memoryview(_read(self._parts[location.part].path, location.offset, nbytes))
         except FileNotFoundError as error:
             raise DiskError(f"A frame is gone from the journal {self.path}: {error}.") from error
-        header = bytes(view[: place.header_bytes])
-        parts: list[bytes | memoryview] = [header, view[place.header_bytes :], wire.check_of(header)]
+        header = bytes(view[: location.header_bytes])
+        parts: list[bytes | memoryview] = [header, view[location.header_bytes :], wire.check_of(header)]
         try:
             wire.decode(parts)
         except WireError as error:
             raise DiskError(f"A frame in the journal {self.path} is damaged: {error}") from error
         return parts
 
-    def release(self, place: Place) -> None:
+    def release(self, location: Location) -> None:
         """Note that a record is not needed any more; the last one of a part takes the file with it."""
-        part = self._parts[place.part]
+        part = self._parts[location.part]
         part.live -= 1
         if part.live == 0:
             if self._writing is not None and self._writing[0] is part:
                 self._close_writing()
-            del self._parts[place.part]
+            del self._parts[location.part]
             self.size -= part.size
             with contextlib.suppress(OSError):  # then it is delivered once more, and discarded as a duplicate
                 part.path.unlink(missing_ok=True)
@@ -240,7 +240,7 @@ class Journal:
 
     def _append(
         self, seq: int, header: bytes, body: bytes | memoryview, announced: int, dropped: int
-    ) -> Place:
+    ) -> Location:
         body_bytes = memoryview(body).nbytes
         nbytes = _PREFACE.size + len(header) + body_bytes
         number, part, file = self._part_for(nbytes)
@@ -258,16 +258,16 @@ class Journal:
         part.size += nbytes
         self.size += nbytes
         self.announced, self.dropped = announced, dropped
-        return Place(number, begin + _PREFACE.size, len(header), body_bytes)
+        return Location(number, begin + _PREFACE.size, len(header), body_bytes)
 
-    def _part_for(self, nbytes: int) -> tuple[int, _Part, BinaryIO]:
+    def _part_for(self, nbytes: int) -> tuple[int, _PartFile, BinaryIO]:
         if self._writing is not None:
             part, file = self._writing
             if part.size == 0 or part.size + nbytes <= PART_BYTES:
                 return self._next - 1, part, file
             self._close_writing()
         number = self._next
-        part = _Part(self.path / f"{number:06d}.part")
+        part = _PartFile(self.path / f"{number:06d}.part")
         file = part.path.open("xb", buffering=0)
         self._next += 1
         self._parts[number] = part
@@ -281,16 +281,16 @@ class Journal:
             self._writing = None
 
     def _scan(self) -> None:
-        found: dict[int, Place] = {}
+        found: dict[int, Location] = {}
         for path in sorted(self.path.glob(_PARTS)):
             number = int(path.stem)
-            part = self._parts[number] = _Part(path, size=path.stat().st_size)
+            part = self._parts[number] = _PartFile(path, size=path.stat().st_size)
             self.size += part.size
-            for seq, place, announced, dropped in _records(path, number, part.size):
+            for seq, location, announced, dropped in _records(path, number, part.size):
                 self.announced = max(self.announced, announced)
                 self.dropped = max(self.dropped, dropped)
-                if place.header_bytes and seq not in found:
-                    found[seq] = place
+                if location.header_bytes and seq not in found:
+                    found[seq] = location
                     part.live += 1
         self.records = dict(sorted(found.items()))
 
@@ -335,8 +335,8 @@ def _preface(seq: int, header: bytes, body_bytes: int, announced: int, dropped: 
     return text + struct.pack("<II", crc32(text + header), 0)
 
 
-def _records(path: Path, number: int, size: int) -> Iterator[tuple[int, Place, int, int]]:
-    """Yield seq, place, announced and dropped of the records of a part; what is damaged is skipped."""
+def _records(path: Path, number: int, size: int) -> Iterator[tuple[int, Location, int, int]]:
+    """Yield seq, location, announced and dropped of the records of a part; what is damaged is skipped."""
     with path.open("rb") as file:
         offset = 0
         while offset + _PREFACE.size <= size:
@@ -354,7 +354,7 @@ def _records(path: Path, number: int, size: int) -> Iterator[tuple[int, Place, i
                 found = file.read().find(_MAGIC)
                 offset = offset + 1 + found if found >= 0 else size
                 continue
-            yield seq, Place(number, offset + _PREFACE.size, header_bytes, body_bytes), announced, dropped
+            yield seq, Location(number, offset + _PREFACE.size, header_bytes, body_bytes), announced, dropped
             offset = end
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, AddressError, WireError
 from microdiffusion.header import RunHeader
-from microdiffusion.sender.buffer import Entry, SendBuffer
+from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
 from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Fault, FaultSource
 
@@ -163,7 +163,7 @@ class SenderProtocol:
         self._attempt += 1
         self._asked_s = -float("inf")
 
-    def _transmit(self, entry: Entry) -> bool:
+    def _transmit(self, entry: BufferedFrame) -> bool:
         """Pass one frame to the connection, faults included; False where it does not go out now."""
         fault = Fault.NONE if self._faults is None else self._draw(entry, self._faults)
         if self._is_quiet():
@@ -187,7 +187,7 @@ class SenderProtocol:
         self._buffer.mark_sent()
         return True
 
-    def _draw(self, entry: Entry, faults: FaultSource) -> Fault:
+    def _draw(self, entry: BufferedFrame, faults: FaultSource) -> Fault:
         """Return the fault of this transmission; begin a stall or a cut where it is due."""
         if entry.fault is None:
             entry.fault = faults.draw()
@@ -198,7 +198,7 @@ class SenderProtocol:
                 self._reopen()
         return Fault.NONE if entry.transmissions else entry.fault
 
-    def _let_overtake(self, entry: Entry) -> bool:
+    def _let_overtake(self, entry: BufferedFrame) -> bool:
         """Let a frame be overtaken by the next one; False while that has to come first."""
         now = time.monotonic()
         entry.sent_s = entry.sent_s or now

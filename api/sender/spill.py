@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from microdiffusion import wire
 from microdiffusion.errors import DiskError, WireError
-from microdiffusion.sender.buffer import Entry, SendBuffer
+from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
 from microdiffusion.sender.journal import Journal, JournalFull
 
 RETRY_S = 0.5
@@ -101,17 +101,17 @@ class Spill:
             self._close()
 
     def _release(self) -> None:
-        for place in self._buffer.take_released():
-            self._journal.release(place)
+        for location in self._buffer.take_released():
+            self._journal.release(location)
 
     def _read_one(self) -> bool:
         """Read one frame back; False where none is wanted, or it has to wait."""
         entry = self._buffer.next_to_read()
-        if entry is None or entry.place is None or time.monotonic() < self._read_again_s:
+        if entry is None or entry.location is None or time.monotonic() < self._read_again_s:
             return False
         parts: wire.Parts | None = None
         try:
-            parts = self._journal.read(entry.place)
+            parts = self._journal.read(entry.location)
         except DiskError:
             pass
         except OSError as error:  # too many open files, a share that is away: the frame is still there
@@ -152,7 +152,7 @@ class Spill:
         self._write_again_s = time.monotonic() + RETRY_S
         return False
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: BufferedFrame) -> None:
         try:
             header, body = entry.encoded(self._journal.header.run_id)[:2]
         except WireError as error:
@@ -162,10 +162,10 @@ class Spill:
             return
         stats = self._buffer.stats()
         announced = stats.put + stats.dropped
-        place = self._journal.append(
+        location = self._journal.append(
             entry.seq, bytes(header), body, announced=announced, dropped=stats.dropped
         )
-        self._buffer.written(entry, place)
+        self._buffer.written(entry, location)
 
     def _close(self) -> None:
         self._release()

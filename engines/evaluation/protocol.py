@@ -21,7 +21,7 @@ from microdiffusion.errors import GeometryError, InputFileError, MddError
 from microdiffusion.files import open_volume
 from microdiffusion.frames import Sweep
 from microdiffusion.header import CameraNoise, RunHeader
-from microdiffusion.metrics import Scores, held_out_error, score, seen_slices
+from microdiffusion.metrics import ImageScores, held_out_error, score, seen_slices
 from microdiffusion.optics import projection_operator, sweep_positions
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Case:
     judge_noise: NDArray[np.float32]
     seen: NDArray[np.bool_]
 
-    def scores(self, estimate: NDArray[np.float32]) -> Scores:
+    def scores(self, estimate: NDArray[np.float32]) -> ImageScores:
         """Return the scores of an answer (Z, Y, X)."""
         return score(np.clip(estimate, 0.0, 1.0), self.truth, slices=self.seen)
 

@@ -33,7 +33,7 @@ from microdiffusion.sender import delivery as delivery_module
 from microdiffusion.sender import journal as journal_module
 from microdiffusion.sender import spill as spill_module
 from microdiffusion.sender.delivery import Delivered
-from microdiffusion.sender.journal import Journal, JournalFull, Place, in_use, left_over
+from microdiffusion.sender.journal import Journal, JournalFull, Location, in_use, left_over
 
 FRAME_BYTES = 16 * 24 * 2
 NO_LIMIT = 1 << 30
@@ -43,7 +43,7 @@ def create(folder: Path, limit_bytes: int = NO_LIMIT) -> Journal:
     return Journal(folder, make_header(), 0, limit_bytes=limit_bytes)
 
 
-def append(journal: Journal, seq: int) -> Place:
+def append(journal: Journal, seq: int) -> Location:
     header, body, _ = wire.encode_frame(RUN, make_frame(seq))
     return journal.append(seq, bytes(header), body, announced=seq + 1, dropped=seq // 10)
 
@@ -59,13 +59,13 @@ def reopen(path: Path) -> Journal:
 
 
 def seqs_in(journal: Journal) -> list[int]:
-    return [wire.decode(journal.read(place)).frame.info.seq for place in journal.records.values()]
+    return [wire.decode(journal.read(location)).frame.info.seq for location in journal.records.values()]
 
 
 def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
     journal = create(tmp_path)
-    places = [append(journal, seq) for seq in (3, 1, 2)]
-    frame = wire.decode(journal.read(places[1])).frame
+    locations = [append(journal, seq) for seq in (3, 1, 2)]
+    frame = wire.decode(journal.read(locations[1])).frame
     assert (frame.pixels == make_frame(1).pixels).all()
     assert frame.info == make_frame(1).info
     journal.note(announced=30, dropped=4)
@@ -83,7 +83,7 @@ def test_a_journal_that_was_cut_or_damaged_anywhere_gives_all_the_rest(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     journal = create(tmp_path_factory.mktemp("journal"))
-    places = [append(journal, seq) for seq in range(4)]
+    locations = [append(journal, seq) for seq in range(4)]
     journal.close()
     [part] = journal.path.glob("*.part")
     whole = part.read_bytes()
@@ -93,14 +93,14 @@ def test_a_journal_that_was_cut_or_damaged_anywhere_gives_all_the_rest(
     part.write_bytes(damaged)
     again = reopen(journal.path)
     sound = []
-    for seq, place in again.records.items():
+    for seq, location in again.records.items():
         try:
-            sound.append(wire.decode(again.read(place)).frame.info.seq)
+            sound.append(wire.decode(again.read(location)).frame.info.seq)
         except DiskError:
             assert not cut
             continue
         assert sound[-1] == seq
-    ends = [place.offset + place.header_bytes + place.body_bytes for place in places]
+    ends = [location.offset + location.header_bytes + location.body_bytes for location in locations]
     begins = [0, *ends[:-1]]
     others = [seq for seq in range(4) if ends[seq] <= at or (begins[seq] > at and not cut)]
     assert set(others) <= set(sound)
@@ -111,11 +111,11 @@ def test_a_journal_that_was_cut_or_damaged_anywhere_gives_all_the_rest(
 def test_a_part_goes_when_nothing_in_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "PART_BYTES", 3 * (FRAME_BYTES + 600))
     journal = create(tmp_path)
-    places = [append(journal, seq) for seq in range(8)]
+    locations = [append(journal, seq) for seq in range(8)]
     assert len(list(journal.path.glob("*.part"))) == 3
     sizes = []
-    for place in places:
-        journal.release(place)
+    for location in locations:
+        journal.release(location)
         sizes.append(journal.size)
     assert sizes[-1] == 0
     assert sorted(sizes, reverse=True) == sizes
@@ -140,10 +140,10 @@ def test_no_more_frames_than_agreed_go_into_a_journal(
 ) -> None:
     monkeypatch.setattr(journal_module, "MAX_RECORDS", 2)
     journal = create(tmp_path)
-    places = [append(journal, seq) for seq in range(2)]
+    locations = [append(journal, seq) for seq in range(2)]
     with pytest.raises(JournalFull):
         append(journal, 2)
-    journal.release(places[0])
+    journal.release(locations[0])
     append(journal, 2)
     journal.close()
 
@@ -305,11 +305,11 @@ def test_delivering_to_nobody_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_damaged_frames_in_a_journal_are_counted_and_the_others_delivered(tmp_path: Path) -> None:
     journal = create(tmp_path)
-    places = [append(journal, seq) for seq in range(5)]
+    locations = [append(journal, seq) for seq in range(5)]
     journal.close()
     [part] = journal.path.glob("*.part")
     data = bytearray(part.read_bytes())
-    data[places[2].offset + places[2].header_bytes + 7] ^= 1
+    data[locations[2].offset + locations[2].header_bytes + 7] ^= 1
     part.write_bytes(data)
     with receiving() as receiver:
         [told] = deliver(tmp_path, receiver.address)

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.wire_support import RUN, make_frame
 
 from microdiffusion.errors import WireError
-from microdiffusion.sender.buffer import Entry, SendBuffer
-from microdiffusion.sender.journal import Place
+from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
+from microdiffusion.sender.journal import Location
 from microdiffusion.wire import decode, encode_frame
 
 FRAME_BYTES = 16 * 24 * 2
@@ -35,7 +35,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.sent: list[int] = []  # in the order of sending
         self.held: set[int] = set()
         self.gone: set[int] = set()
-        self.disk: dict[Place, int] = {}
+        self.disk: dict[Location, int] = {}
 
     def _head(self) -> int | None:
         entry = self.buffer.next_to_send(WINDOW)
@@ -131,7 +131,7 @@ class BufferMachine(RuleBasedStateMachine):
     def fetch(self) -> None:
         entry = self.buffer.next_to_read()
         if entry is not None:
-            self.buffer.read(entry, encode_frame(RUN, make_frame(self.disk[entry.place])))
+            self.buffer.read(entry, encode_frame(RUN, make_frame(self.disk[entry.location])))
 
     @rule()
     def fail_to_fetch(self) -> None:
@@ -140,10 +140,10 @@ class BufferMachine(RuleBasedStateMachine):
             self.buffer.read(entry, None)
             self._forget(entry.seq)
 
-    def _record(self, entry: Entry) -> None:
-        place = Place(1, len(self.disk), 1, FRAME_BYTES)
-        self.disk[place] = entry.seq
-        self.buffer.written(entry, place)
+    def _record(self, entry: BufferedFrame) -> None:
+        location = Location(1, len(self.disk), 1, FRAME_BYTES)
+        self.disk[location] = entry.seq
+        self.buffer.written(entry, location)
 
     def _forget(self, seq: int) -> None:
         self.taken.remove(seq)
@@ -163,8 +163,8 @@ class BufferMachine(RuleBasedStateMachine):
         assert stats.put == len(self.taken) + len(self.gone)
         assert stats.dropped == self.dropped
         assert self.buffer.is_empty() is (not self.taken)
-        for place in self.buffer.take_released():
-            assert self.disk[place] in self.gone
+        for location in self.buffer.take_released():
+            assert self.disk[location] in self.gone
 
 
 TestBufferMachine = BufferMachine.TestCase
@@ -255,7 +255,7 @@ def test_with_a_journal_the_camera_fills_the_memory_while_the_disk_keeps_up() ->
     for number in range(4):  # until half of the memory is free; what goes out next stays there as well
         entry = buffer.next_to_write()
         assert entry.seq == number
-        buffer.written(entry, Place(1, number, 1, FRAME_BYTES))
+        buffer.written(entry, Location(1, number, 1, FRAME_BYTES))
     assert buffer.next_to_write() is None
     assert all(buffer.put(make_frame(seq)) for seq in range(7, 10))
     assert (buffer.stats().journaled, buffer.stats().memory_bytes) == (4, CAPACITY)
