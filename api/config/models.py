@@ -218,6 +218,9 @@ class EngineConfig(Table):
     uncertainty: bool = key(False, "write beside each volume by how much each voxel may be off")
     tile: int = key(256, "edge of the lateral tiles, pixels", ge=32, le=4096, multiple_of=16)
     cuda_graphs: bool = key(True, "on CUDA, replay a sweep's update as one graph; false: step by step")
+    compile: bool = key(
+        True, "build TensorRT's engine before the start where none is kept; false: torch serves instead"
+    )
     torch_compile: bool = key(
         False, "on CUDA with torch, fuse the network (torch.compile); the first sweeps wait"
     )

@@ -52,6 +52,8 @@ class BuildBar:
                 say(f"{self._title}: {100 * share:.0f} %")
             return
         if self._task is None:
+            if share >= 1:  # there was nothing to build
+                return
             self._task = self._bar.add_task(self._title, total=1.0)
             self._bar.start()
         self._bar.update(self._task, completed=share)

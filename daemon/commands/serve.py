@@ -36,6 +36,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the camera's own pixels, not the virtual specimen's",
     )
     parser.add_argument("--resume", type=options.file, metavar="RUN", help="go on with this run file")
+    parser.add_argument(
+        "--no-compile",
+        action="store_false",
+        dest="compile",
+        default=None,
+        help="serve with torch where TensorRT's engine would have to be built first",
+    )
     parser.add_argument("--headless", action="store_true", help="log, even in a terminal")
 
 
@@ -47,7 +54,11 @@ def run(args: Namespace) -> int:
 
 
 def _serve(args: Namespace, wish: StopRequest) -> int:
-    given: dict[str, object] = {"recorder.output": args.output, "acquisition.specimen": args.specimen}
+    given: dict[str, object] = {
+        "recorder.output": args.output,
+        "acquisition.specimen": args.specimen,
+        "engine.compile": args.compile,
+    }
     recorded: dict[str, object] = {}
     if args.resume is not None:
         if args.output is not None:

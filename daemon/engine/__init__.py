@@ -1,8 +1,8 @@
 """The engine process as the daemon sees it: what is queued, who works, what is restarted."""
 
-from microdiffusion.daemon.engine.messages import EngineInfo
+from microdiffusion.daemon.engine.messages import EngineInfo, provenance
 from microdiffusion.daemon.engine.process import EngineProcess
-from microdiffusion.daemon.engine.provenance import provenance
-from microdiffusion.daemon.engine.scheduler import Job
+from microdiffusion.daemon.engine.sinks import SweepJob
+from microdiffusion.daemon.engine.work_queue import WorkQueue
 
-__all__ = ["EngineInfo", "EngineProcess", "Job", "provenance"]
+__all__ = ["EngineInfo", "EngineProcess", "SweepJob", "WorkQueue", "provenance"]

@@ -1,36 +1,39 @@
-"""What daemon and engine process say to each other through their pipe.
+"""What the daemon and the engine's process say to each other through their pipe.
 
-Down go `Begin`, `Work`, `End`, `Configure` and `ChangeOver`; up come `EngineInfo` once, then for each `Work`
-one answer (a `Reconstruction` or an `EngineError`), for each `ChangeOver` a `Changed`, and a `Changed` or a
-`Told` whenever there is something to tell. Plain data; the pipe is private to the two.
+Down go `Begin`, `Work`, `End` and `Configure`. Up come `Building` while an engine of TensorRT is built,
+`EngineInfo` once the engine is open, then one answer for each `Work` (a `Reconstruction` or an
+`EngineError`), and a `Notice` whenever there is something to tell. Plain data; the pipe is private to the
+two.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import platform
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from microdiffusion import __version__
+from microdiffusion.daemon.system import package_versions
 
 if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
+    from microdiffusion.daemon.engine.sinks import Lane
     from microdiffusion.engines.pipeline import Engine
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
+_PACKAGES = (
+    *("numpy", "h5py", "pyzmq", "pydantic", "torch", "pycromanager", "pymmcore", "mm-test-adapters"),
+    *("openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the child found.
+    """What serves.
 
-    Attributes
-    ----------
-    device, reason : str
-        Runtime, device and precision, and why these.
-    weights, weights_sha256 : str
-        File name and checksum.
-    fallback : str
-        Which runtime failed and was replaced, as a sentence.
-    pending : str
-        The runtime that is being built, and will replace this one.
+    `device` names runtime, device and precision, `reason` says why these; `weights` is a file name, with its
+    checksum. `fallback` is one sentence where a runtime failed and torch took its place.
     """
 
     device: str
@@ -38,19 +41,36 @@ class EngineInfo:
     weights: str
     weights_sha256: str
     fallback: str = ""
-    pending: str = ""
 
     @classmethod
     def of(cls, engine: Engine) -> EngineInfo:
         """Return what there is to say of an open engine."""
-        return cls(
-            engine.name,
-            engine.reason,
-            engine.weights,
-            engine.weights_sha256,
-            engine.fallback,
-            engine.pending,
-        )
+        return cls(engine.name, engine.reason, engine.weights, engine.weights_sha256, engine.fallback)
+
+
+def provenance(info: EngineInfo | None) -> dict[str, str]:
+    """Return what is needed to know how a volume came about; without the engine's part where it is None."""
+    versions = {
+        "mdd": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **package_versions(_PACKAGES),
+    }
+    if info is None:
+        return versions
+    return {
+        **versions,
+        "device": info.device,
+        "weights": info.weights or "none",
+        "weights_sha256": info.weights_sha256 or "none",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """The share of a build that is done; 1 as the first word: there is nothing to build."""
+
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +93,7 @@ class Work:
 
     run_id: str
     sweep: Sweep
-    lane: Literal["sweep", "rolling", "later"]
+    lane: Lane
     effort: int
 
 
@@ -85,21 +105,8 @@ class Configure:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeOver:
-    """Asks the child to open the engine again and to go on with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """What serves now, or None and why it goes on as before; `failure` also says why it had to change."""
-
-    info: EngineInfo | None
-    failure: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Something for the user and for the next child: `tile` where smaller tiles are needed from now on."""
+class Notice:
+    """Something for the user, and `changes` of the configuration for this process and the ones after it."""
 
     text: str
-    tile: int | None = None
+    changes: dict[str, object] = field(default_factory=dict)

@@ -23,9 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from microdiffusion.daemon.engine.effort import Ladder
-from microdiffusion.daemon.engine.jobs import Job, Lane
-
-__all__ = ["Dropped", "Job", "Lane", "Scheduler"]
+from microdiffusion.daemon.engine.sinks import Lane, SweepJob
 
 Policy = Literal["archive", "live", "wait"]
 LANES: tuple[Lane, ...] = ("sweep", "rolling", "later")
@@ -44,8 +42,8 @@ class _Session:
     position: int
     ladder: Ladder
     used_s: float = 0.0
-    sweeps: deque[Job] = field(default_factory=deque)
-    rolling: Job | None = None
+    sweeps: deque[SweepJob] = field(default_factory=deque)
+    rolling: SweepJob | None = None
     # What was put off, as two columns: 10^5 of them are some megabytes.
     put_off: deque[int] = field(default_factory=deque)
     put_off_received_s: deque[float] = field(default_factory=deque)
@@ -80,7 +78,7 @@ class _Run:
 class Dropped:
     """A sweep that gets no volume, and why; `put_off` where it gets one later."""
 
-    job: Job
+    job: SweepJob
     reason: str
     put_off: bool = False
 
@@ -90,7 +88,6 @@ class Scheduler:
 
     Parameters
     ----------
-    policy : "archive", "live" or "wait"
     backlog : int
         Sweeps of a session that wait in memory.
     most_bytes : int
@@ -100,8 +97,6 @@ class Scheduler:
 
     Attributes
     ----------
-    serving : bool
-        Whether the engine takes work. Waiting for it to open is no reason for less effort.
     thinned : int
         Rolling updates that a newer one replaced.
     """
@@ -115,19 +110,14 @@ class Scheduler:
         self._most_bytes = most_bytes
         self._rungs = rungs
         self._runs: dict[str, _Run] = {}
-        self._again: deque[Job] = deque()
+        self._again: deque[SweepJob] = deque()
         self._nbytes = 0
         self._reached_s = 0.0
         self._serving_since_s = float("inf")
 
-    @property
-    def serving(self) -> bool:
-        """Whether the engine takes work."""
-        return self._serving_since_s != float("inf")
-
     def set_serving(self, serving: bool, now_s: float) -> None:
-        """Say whether the engine takes work; what waited before that waited for no load."""
-        if serving != self.serving:
+        """Say whether the engine takes work; waiting for it to open is no reason for less effort."""
+        if serving != self._serving:
             self._serving_since_s = now_s if serving else float("inf")
 
     def set_rungs(self, rungs: tuple[int, ...]) -> None:
@@ -140,11 +130,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Sweeps and rolling updates that wait in memory."""
-        return len(self._again) + sum(
-            len(session.sweeps) + (session.rolling is not None)
-            for run in self._runs.values()
-            for session in run.sessions.values()
-        )
+        return len(self._again) + sum(len(s.sweeps) + (s.rolling is not None) for s in self._sessions())
 
     @property
     def waiting_bytes(self) -> int:
@@ -154,24 +140,27 @@ class Scheduler:
     @property
     def backlog(self) -> int:
         """Sweeps that were put off."""
-        return sum(len(s.put_off) for run in self._runs.values() for s in run.sessions.values())
+        return sum(len(session.put_off) for session in self._sessions())
 
     def pending(self, run_id: str) -> int:
-        """Sweeps of a run that wait, in memory or put off; rolling updates do not count."""
-        run = self._runs.get(run_id)
+        """Return the sweeps of a run that wait, in memory or put off; rolling updates do not count."""
         again = sum(job.run_id == run_id for job in self._again)
-        return again + sum(len(s.sweeps) + len(s.put_off) for s in run.sessions.values()) if run else again
+        return again + sum(len(s.sweeps) + len(s.put_off) for s in self._sessions(run_id))
 
     def put_off_of(self, run_id: str) -> int:
-        """Sweeps of a run that were put off."""
-        run = self._runs.get(run_id)
-        return sum(len(s.put_off) for s in run.sessions.values()) if run else 0
+        """Return the sweeps of a run that were put off."""
+        return sum(len(session.put_off) for session in self._sessions(run_id))
+
+    def _sessions(self, run_id: str | None = None) -> Iterator[_Session]:
+        for name, run in self._runs.items():
+            if run_id in (None, name):
+                yield from run.sessions.values()
 
     def begin(self, run_id: str) -> None:
         """Take in a run; again does no harm."""
         self._runs.setdefault(run_id, _Run(used_s=self._reached_s))
 
-    def end(self, run_id: str) -> Iterator[Job]:
+    def end(self, run_id: str) -> Iterator[SweepJob]:
         """Forget a run; return what waited of it, in memory or put off."""
         run = self._runs.pop(run_id, None)
         left = [job for job in self._again if job.run_id == run_id]
@@ -184,13 +173,12 @@ class Scheduler:
 
     def drop_rolling(self, run_id: str) -> None:
         """Forget a run's rolling updates: nobody looks any more."""
-        run = self._runs.get(run_id)
-        for session in run.sessions.values() if run else ():
-            if run and session.rolling is not None:
-                self._take_bytes(run, -session.rolling.nbytes)
+        for session in self._sessions(run_id):
+            if session.rolling is not None:
+                self._take_bytes(self._runs[run_id], -session.rolling.nbytes)
                 session.rolling = None
 
-    def add(self, job: Job, now_s: float) -> list[Dropped]:
+    def add(self, job: SweepJob, now_s: float) -> list[Dropped]:
         """Queue a job; return what had to go for it.
 
         Raises
@@ -224,24 +212,20 @@ class Scheduler:
             The run was not begun, or is over.
         """
         run = self._runs[run_id]
-        session = self._session(run, Job(run_id, sweep, channel, position))
+        session = self._session(run, SweepJob(run_id, sweep, channel, position))
         self._wake(run, session)
         session.put_off.append(sweep)
         session.put_off_received_s.append(received_s)
 
     def has_room(self, run_id: str) -> bool:
-        """Whether a further sweep of a run would wait without any being dropped."""
-        run = self._runs.get(run_id)
-        full = run is not None and any(len(s.sweeps) >= self._backlog for s in run.sessions.values())
+        """Return whether a further sweep of a run would wait without any being dropped."""
+        full = any(len(session.sweeps) >= self._backlog for session in self._sessions(run_id))
         return not full and self._nbytes < self._most_bytes
 
-    def next(self, now_s: float, blocked: Collection[str] = ()) -> Job | None:
+    def next(self, now_s: float, blocked: Collection[str] = ()) -> SweepJob | None:
         """Take the next job; one of lane "later" comes without its projections.
 
-        Parameters
-        ----------
-        blocked : collection of run ids
-            Runs that cannot take a volume now.
+        `blocked` are runs that cannot take a volume now.
         """
         for job in self._again:
             if job.run_id not in blocked:
@@ -263,7 +247,7 @@ class Scheduler:
                 return self._take(run_id, run, session, lane, now_s)
         return None
 
-    def used(self, job: Job, seconds: float) -> None:
+    def used(self, job: SweepJob, seconds: float) -> None:
         """Charge what a job took of the engine's time."""
         run = self._runs.get(job.run_id)
         if run is not None:
@@ -274,13 +258,13 @@ class Scheduler:
                 if job.lane == "later":
                     session.tries = 0
 
-    def again(self, job: Job) -> None:
+    def again(self, job: SweepJob) -> None:
         """Put a job back that was taken and not done; it is the next one. A rolling one is not worth it."""
         if job.run_id in self._runs and job.lane != "rolling":
             self._again.append(job)
             self._nbytes += job.nbytes
 
-    def not_there(self, job: Job, now_s: float) -> Dropped | None:
+    def not_there(self, job: SweepJob, now_s: float) -> Dropped | None:
         """Put back one of lane "later" whose frames are not in the file yet; give it up after some tries."""
         run = self._runs.get(job.run_id)
         if run is None:
@@ -295,7 +279,11 @@ class Scheduler:
         session.retry_s = now_s + _RETRY_S
         return None
 
-    def _session(self, run: _Run, job: Job) -> _Session:
+    @property
+    def _serving(self) -> bool:
+        return self._serving_since_s != float("inf")
+
+    def _session(self, run: _Run, job: SweepJob) -> _Session:
         key = (job.channel, job.position)
         session = run.sessions.get(key)
         if session is None:
@@ -313,10 +301,10 @@ class Scheduler:
         run.nbytes += nbytes
         self._nbytes += nbytes
 
-    def _take(self, run_id: str, run: _Run, session: _Session, lane: Lane, now_s: float) -> Job:
+    def _take(self, run_id: str, run: _Run, session: _Session, lane: Lane, now_s: float) -> SweepJob:
         if lane == "later":
             number, received_s = session.put_off.popleft(), session.put_off_received_s.popleft()
-            return Job(run_id, number, session.channel, session.position, "later", received_s=received_s)
+            return SweepJob(run_id, number, session.channel, session.position, "later", received_s=received_s)
         if lane == "rolling" and session.rolling is not None:
             job, session.rolling = session.rolling, None
         else:
@@ -331,7 +319,7 @@ class Scheduler:
     def _over_the_backlog(self, run: _Run, session: _Session, now_s: float) -> list[Dropped]:
         dropped: list[Dropped] = []
         while len(session.sweeps) > self._backlog:
-            if self.policy == "live" and self.serving and not session.ladder.at_the_top:
+            if self.policy == "live" and self._serving and not session.ladder.at_the_top:
                 # Before a sweep is skipped there is less effort to try; that takes a sweep or two to tell.
                 session.ladder.began(now_s, max(session.sweeps[0].queued_s, self._serving_since_s))
                 if len(session.sweeps) <= 2 * self._backlog + 2:
@@ -339,7 +327,7 @@ class Scheduler:
             dropped.append(self._drop(run, session))
         return dropped
 
-    def _over_the_bytes(self, newest: Job) -> list[Dropped]:
+    def _over_the_bytes(self, newest: SweepJob) -> list[Dropped]:
         dropped: list[Dropped] = []
         for run in self._runs.values():
             for session in run.sessions.values():
@@ -376,9 +364,11 @@ class Scheduler:
         return Dropped(job, BUSY)
 
     @staticmethod
-    def _all_of(run_id: str, run: _Run | None, left: list[Job]) -> Iterator[Job]:
+    def _all_of(run_id: str, run: _Run | None, left: list[SweepJob]) -> Iterator[SweepJob]:
         yield from left
         for session in run.sessions.values() if run is not None else ():
             for number, received_s in zip(session.put_off, session.put_off_received_s, strict=True):
-                yield Job(run_id, number, session.channel, session.position, "later", received_s=received_s)
+                yield SweepJob(
+                    run_id, number, session.channel, session.position, "later", received_s=received_s
+                )
             yield from session.sweeps

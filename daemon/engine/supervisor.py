@@ -1,53 +1,48 @@
-"""The engine's child process: its start, its end, and how often it may die.
+"""The engine's process: its start, its end, and how often it may die.
 
-Belongs to `EngineProcess`; `spawn` and `bury` are called on its thread, `kill` by its owner at the end.
+Belongs to `EngineProcess`; `start` and `reap` are called on its thread, the others by its owner.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microdiffusion.config import EngineConfig
-from microdiffusion.daemon.engine.worker import serve_engine
+from microdiffusion.daemon.engine.worker import Opener, serve_engine
 from microdiffusion.errors import EngineError
 from microdiffusion.processes import keyboard_ignored
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext, SpawnProcess
 
-    from microdiffusion.engines.pipeline import Engine
-
 MAX_RESTARTS = 5
 RESTARTS_WITHIN_S = 600.0
 
 
 class Supervisor:
-    """Keeps one child alive.
+    """Keeps one process alive.
 
     Parameters
     ----------
     context : SpawnContext
     opener : callable
-        What the child opens.
+        What the process opens.
     state : Path or None
         Folder of its sessions.
 
     Attributes
     ----------
     pipe : Connection or None
-        To the present child.
+        To the present process.
     restarts : int
         So far.
     """
 
-    def __init__(
-        self, context: SpawnContext, opener: Callable[[EngineConfig], Engine], state: Path | None
-    ) -> None:
+    def __init__(self, context: SpawnContext, opener: Opener, state: Path | None) -> None:
         self._context = context
         self._opener = opener
         self._state = state
@@ -58,7 +53,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """Process number of the child."""
+        """Process number."""
         return self._process.pid if self._process is not None else None
 
     @property
@@ -66,9 +61,9 @@ class Supervisor:
         """How many died within the last minutes."""
         return len(self._died_s)
 
-    def spawn(self, config: EngineConfig) -> None:
-        """Start a child."""
-        ours, theirs = self._context.Pipe()
+    def start(self, config: EngineConfig) -> None:
+        """Start a process."""
+        self.pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(
             target=serve_engine,
             args=(theirs, config, self._opener, self._state),
@@ -78,17 +73,10 @@ class Supervisor:
         with keyboard_ignored():
             self._process.start()
         theirs.close()
-        self.pipe = ours
 
-    def bury(self) -> object:
-        """Take note of a child that died; return its exit code."""
-        code: object = None
-        if self._process is not None:
-            self._process.join(5)
-            if self._process.is_alive():  # its pipe broke, and it hangs in its end
-                self._process.kill()
-                self._process.join(5)
-            code = self._process.exitcode
+    def reap(self) -> object:
+        """Take note that the process died; return its exit code."""
+        self._end(5.0)  # its pipe broke, and it may hang in its end
         if self.pipe is not None:
             self.pipe.close()
         now_s = time.monotonic()
@@ -96,7 +84,7 @@ class Supervisor:
         self._died_s.append(now_s)
         while self._died_s[0] < now_s - RESTARTS_WITHIN_S:
             self._died_s.popleft()
-        return code
+        return None if self._process is None else self._process.exitcode
 
     def check(self, code: object) -> None:
         """Raise where it is no use to start another one.
@@ -113,17 +101,20 @@ class Supervisor:
                 'Try a smaller engine.tile or engine.device = "cpu".'
             )
 
-    def put_down(self) -> None:
-        """Kill the child, and leave it to be buried by whoever finds its pipe broken. Any thread."""
+    def kill(self) -> None:
+        """Kill the process, and leave it to whoever finds its pipe broken. Any thread."""
         if self._process is not None:
             self._process.kill()
 
-    def kill(self, timeout_s: float) -> None:
-        """Close the pipe, at which the child ends; kill it if it does not in time. Any thread."""
-        if self._process is None:
-            return
+    def stop(self, timeout_s: float) -> None:
+        """Close the pipe, at which the process ends; kill it if it does not in time. Any thread."""
         if self.pipe is not None:
             self.pipe.close()
+        self._end(timeout_s)
+
+    def _end(self, timeout_s: float) -> None:
+        if self._process is None:
+            return
         self._process.join(timeout_s)
         if self._process.is_alive():
             self._process.kill()

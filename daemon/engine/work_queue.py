@@ -1,8 +1,8 @@
-"""The engine's desk: what comes in for it, what is in its hands, and where what it makes goes.
+"""The work of the engine, of all runs: what waits, what is being done, which volumes wait for their run.
 
-`WorkQueue` is the part of `EngineProcess` that knows no process: any thread submits, the engine's thread
-takes what is next, settles it and delivers. A lock guards the queue and what is in hand; sinks are never
-called with it. Nothing here waits but `drain`.
+`WorkQueue` knows no process: any thread submits, the engine's thread takes what is next, settles it and
+delivers. A lock guards the scheduler and what is in hand; sinks are never called with it. Nothing here waits
+but `drain`. What a sink raises ends the work for its run alone.
 
 Every sweep that is submitted ends in exactly one of `EngineSink.volume` and `EngineSink.lost`; a rolling one
 ends in `EngineSink.live`, or in nothing where a newer one came.
@@ -12,55 +12,69 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pydantic import ValidationError
+
+from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.engine.effort import efforts
-from microdiffusion.daemon.engine.scheduler import Dropped, Job, Lane, Scheduler
-from microdiffusion.daemon.engine.settings import changed
-from microdiffusion.daemon.engine.sinks import EngineSink, EngineSinks
+from microdiffusion.daemon.engine.scheduler import Dropped, Scheduler
+from microdiffusion.daemon.engine.sinks import EngineSink, Lane, ServedRun, SweepJob
 from microdiffusion.engines.memory import memory_statement
-from microdiffusion.errors import EngineError, MddError
-from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.errors import ConfigError, EngineError, MddError
+from microdiffusion.frames import Reconstruction
 
 if TYPE_CHECKING:
-    from microdiffusion.config import EngineConfig
-    from microdiffusion.daemon.engine.successor import Note
+    from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
+Note = Callable[[str, Literal["info", "warning"]], None]
+"""Takes something that the user should know."""
+
+LIVE = ("engine.steps", "engine.guidance", "engine.policy", "engine.update")
+"""Settings that may change while a run goes on: they leave sessions, run files and processes as they are."""
 MAX_ATTEMPTS = 2
 """Engine processes that may die over one sweep."""
 
 _EFFORTS = ("full effort", "one evaluation of the network", "the INR without the network")
 
+_T = TypeVar("_T")
+
 
 class WorkQueue:
-    """What waits for the engine, of all runs.
+    """The engine's work.
 
     Parameters
     ----------
     config : EngineConfig
     waiting_bytes : int
-        Most that the projections of waiting sweeps may take; one sweep may always wait.
+        Most that the projections of waiting sweeps may take, over all runs; one sweep may always wait.
     on_note : callable
-        Something that the user should know, and whether it is "info" or a "warning".
+    wake : callable
+        Has the engine's thread look.
     """
 
-    def __init__(self, config: EngineConfig, *, waiting_bytes: int, on_note: Note) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        waiting_bytes: int,
+        on_note: Note = lambda text, level: None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
         self._on_note = on_note
-        self._sinks = EngineSinks(self._broke)
+        self._wake = wake
         self._lock = threading.Lock()
         self._scheduler = Scheduler(
             policy=config.policy, backlog=config.backlog, most_bytes=waiting_bytes, rungs=efforts(config)
         )
-        self._ended: deque[str] = deque()  # runs that the child has to be told about
-        self._running: Job | None = None
-        self._busy = False  # the child is at something, perhaps a sweep that nobody waits for any more
-        self._handed_s = 0.0
-        self._undelivered: list[tuple[Job, Reconstruction]] = []
-        self._delivering: Job | None = None
+        self._runs: dict[str, ServedRun] = {}
+        self._ended: list[str] = []  # runs that the engine's process has to be told about
+        self._running: SweepJob | None = None
+        self._undelivered: list[tuple[SweepJob, Reconstruction]] = []
+        self._delivering: SweepJob | None = None
         self._efforts: dict[tuple[str, int, int], int] = {}
         self._failure: MddError | None = None
 
@@ -70,28 +84,10 @@ class WorkQueue:
         return self._config
 
     @property
-    def waiting(self) -> int:
-        """Sweeps that wait in memory, are being reconstructed, or whose volume is not handed over yet."""
-        with self._lock:
-            return self._scheduler.waiting + self._in_hand(None)
-
-    @property
     def waiting_bytes(self) -> int:
         """Size of the projections that wait."""
         with self._lock:
             return self._scheduler.waiting_bytes
-
-    @property
-    def backlog(self) -> int:
-        """Sweeps that were put off: their frames are in the run files."""
-        with self._lock:
-            return self._scheduler.backlog
-
-    @property
-    def thinned(self) -> int:
-        """Rolling updates that a newer one replaced."""
-        with self._lock:
-            return self._scheduler.thinned
 
     @property
     def idle(self) -> bool:
@@ -99,31 +95,27 @@ class WorkQueue:
         with self._lock:
             return not (self._scheduler.waiting or self._scheduler.backlog or self._in_hand(None))
 
+    @property
+    def has_undelivered(self) -> bool:
+        """Whether volumes wait for room in their run."""
+        return bool(self._undelivered)
+
     def pending(self, run_id: str) -> int:
-        """Sweeps of a run that have neither a volume nor a reason for none yet, those put off included."""
+        """Return how many sweeps of a run have neither a volume nor a reason for none yet."""
         with self._lock:
             return self._scheduler.pending(run_id) + self._in_hand(run_id)
 
-    def backlog_of(self, run_id: str) -> int:
-        """Sweeps of a run that were put off."""
-        with self._lock:
-            return self._scheduler.put_off_of(run_id)
+    # Any thread -----------------------------------------------------------------------------------
 
     def begin(self, header: RunHeader, sink: EngineSink, *, file: str = "RUN.h5") -> None:
         """Serve a run: its sweeps may come from now on, whether the engine is ready or not.
 
-        Parameters
-        ----------
-        header : RunHeader
-        sink : EngineSink
-            Takes what becomes of them.
-        file : str
-            The run file's name, for the advice on what was not done.
+        `file` is the run file's name, for the advice on what was not done.
         """
         with self._lock:
-            self._sinks.begin(header, sink, file)
+            self._runs[header.run_id] = ServedRun(header, sink, file)
             self._scheduler.begin(header.run_id)
-            headers = self._sinks.headers
+            headers = [run.header for run in self._runs.values()]
         self._on_note(memory_statement(headers, self._config), "info")
         self._wake()
 
@@ -136,16 +128,15 @@ class WorkQueue:
             The run was not begun, or is over.
         """
         now_s = time.monotonic()
-        job = Job.of(run_id, sweep, lane=lane, newest_seq=newest_seq, now_s=now_s)
+        job = SweepJob.of(run_id, sweep, lane=lane, newest_seq=newest_seq, now_s=now_s)
         with self._lock:
-            run = self._sinks.get(run_id)
-            if run is not None and run.failure is not None:
+            if self.failure_of(run_id) is not None:
                 return
             try:
                 dropped = self._scheduler.add(job, now_s)
             except KeyError:
                 raise EngineError(f"A sweep came for the run {run_id}, which is not open here.") from None
-        self._tell_dropped(dropped)
+        self._drop(dropped)
         self._wake()
 
     def put_off(self, run_id: str, sweep: int, channel: int, position: int) -> None:
@@ -164,38 +155,44 @@ class WorkQueue:
         self._wake()
 
     def has_room(self, run_id: str) -> bool:
-        """Whether a further sweep of a run would wait without any being put off or skipped."""
+        """Return whether a further sweep of a run would wait without any being put off or skipped."""
         with self._lock:
             return self._scheduler.has_room(run_id)
 
     def set(self, key: str, value: Any) -> None:
-        """Change a setting (`settings.LIVE`) from the next sweep on.
+        """Change one of the `LIVE` settings from the next sweep on; `value` may be its text.
 
         Raises
         ------
         ConfigError
             It may not be changed while the daemon runs, or the value is impossible.
         """
+        if key not in LIVE:
+            raise ConfigError(
+                f"{key} cannot be changed while the daemon runs, only {', '.join(LIVE)}: "
+                "set it in the configuration and start again."
+            )
+        try:
+            self.change({key.removeprefix("engine."): value})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"{key} = {value!r} is not possible: {reason}.") from None
+        self.tell_all("engine", f"{key} = {value} from now on")
+        self._wake()
+
+    def change(self, changes: Mapping[str, object]) -> tuple[EngineConfig, EngineConfig]:
+        """Change settings; return the configuration before and after."""
         with self._lock:
-            self._config = changed(self._config, key, value)
+            before = self._config
+            self._config = EngineConfig.model_validate(before.model_dump() | dict(changes))
             self._scheduler.policy = self._config.policy
             self._scheduler.set_rungs(efforts(self._config))
-        self._sinks.event_for_all("engine", f"{key} = {value} from now on")
-        self._wake()
+            return before, self._config
 
     def drain(self, run_id: str, timeout_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
         """Wait until nothing of a run waits, what was put off included; then give up what is left.
 
-        Parameters
-        ----------
-        timeout_s : float
-        hurry : callable
-            Asked often; True: give up now.
-
-        Returns
-        -------
-        bool
-            Whether all was done.
+        `hurry` is asked often whether to give up now. Returns whether all was done.
         """
         with self._lock:
             self._scheduler.drop_rolling(run_id)
@@ -212,35 +209,33 @@ class WorkQueue:
     def give_up(self, run_id: str) -> None:
         """Skip all that waits of a run; an answer that still comes is not taken."""
         with self._lock:
-            left: list[Job] = [job for job, _ in self._undelivered if job.run_id == run_id]
+            left = [job for job, _ in self._undelivered if job.run_id == run_id]
             self._undelivered = [each for each in self._undelivered if each[0].run_id != run_id]
             if self._running is not None and self._running.run_id == run_id:
                 if self._running.lane != "rolling":
                     left.append(self._running)
                 self._running = None
             left.extend(self._scheduler.end(run_id))
-            run = self._sinks.get(run_id)
+            run = self._runs.get(run_id)
             if run is not None:
                 self._scheduler.begin(run_id)
         file = "RUN.h5" if run is None else run.file
         for job in left:
-            self._sinks.lost(
-                job, "skipped", f"the run was closed before its turn came: mdd reconstruct {file}"
-            )
+            self._lost(job, "skipped", f"the run was closed before its turn came: mdd reconstruct {file}")
 
     def end(self, run_id: str) -> None:
         """Forget a run and its sessions; what still waits is skipped."""
         self.give_up(run_id)
         with self._lock:
             self._scheduler.end(run_id)
-            self._sinks.end(run_id)
+            self._runs.pop(run_id, None)
             self._efforts = {key: value for key, value in self._efforts.items() if key[0] != run_id}
             self._ended.append(run_id)
         self._wake()
 
     def failure_of(self, run_id: str) -> MddError | None:
         """Return what a run's sink raised, which ended the engine's work for that run alone."""
-        run = self._sinks.get(run_id)
+        run = self._runs.get(run_id)
         return None if run is None else run.failure
 
     def raise_if_failed(self) -> None:
@@ -248,11 +243,40 @@ class WorkQueue:
         if self._failure is not None:
             raise self._failure
 
-    def _wake(self) -> None:
-        """Have the engine's thread look."""
+    def tell_all(self, kind: str, text: str) -> None:
+        """Tell every run what is different from now on."""
+        for run_id in list(self._runs):
+            self._event(run_id, kind, text)
 
-    def _next(self) -> Job | None:
-        """Take what is next, its frames in memory, for the child to do; None where there is nothing."""
+    # The engine's thread --------------------------------------------------------------------------
+
+    def fail(self, error: MddError) -> None:
+        """Take note that there is no engine any more."""
+        self._failure = error
+
+    def set_serving(self, serving: bool) -> None:
+        """Say whether the engine takes work: what waited before that waited for no load."""
+        with self._lock:
+            self._scheduler.set_serving(serving, time.monotonic())
+
+    def take_ended(self) -> list[str]:
+        """Return the runs that ended since the last call."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+        return ended
+
+    def is_open(self, run_id: str) -> bool:
+        """Return whether a run is served."""
+        return run_id in self._runs
+
+    def close(self) -> list[str]:
+        """Skip all that waits; return the runs that ended since they were asked for."""
+        for run_id in list(self._runs):
+            self.give_up(run_id)
+        return self.take_ended()
+
+    def next(self) -> tuple[SweepJob, RunHeader] | None:
+        """Take what is next, its frames in memory, and its run; None where there is nothing."""
         while True:
             with self._lock:
                 full = {job.run_id for job, _ in self._undelivered}
@@ -262,17 +286,67 @@ class WorkQueue:
             if job.sweep is None and not self._load(job):
                 continue
             with self._lock:
-                if self._running is job and self._sinks.get(job.run_id) is not None:
-                    self._busy, self._handed_s = True, time.monotonic()
+                run = self._runs.get(job.run_id)
+                if self._running is job and run is not None:
                     break
         self._tell_effort(job)
-        return job
+        return job, run.header
 
-    def _load(self, job: Job) -> bool:
+    def done(self, answer: object, seconds: float) -> None:
+        """Take the answer to the sweep that was taken, and what it took of the engine's time."""
+        with self._lock:
+            job, self._running = self._running, None
+            if job is None:  # given up meanwhile
+                return
+            self._scheduler.used(job, seconds)
+            if isinstance(answer, Reconstruction) and job.lane != "rolling":
+                self._undelivered.append((job, answer))
+                return
+        if isinstance(answer, Reconstruction):
+            self._call(job.run_id, lambda sink: sink.live(job, answer), None)
+        elif job.lane != "rolling":
+            self._lost(job, "failed", str(answer))
+
+    def died(self, code: object) -> None:
+        """Take note that the engine's process died: its sweep is tried once more."""
+        with self._lock:
+            job, self._running = self._running, None
+            self._scheduler.set_serving(False, time.monotonic())
+            if job is not None:
+                job.attempts += 1
+                if job.attempts < MAX_ATTEMPTS:
+                    self._scheduler.again(job)
+                    job = None
+        if job is not None and job.lane != "rolling":
+            self._lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
+
+    def deliver(self) -> None:
+        """Offer each volume to its run."""
+        for _ in range(len(self._undelivered)):
+            with self._lock:
+                if not self._undelivered:
+                    return
+                job, result = self._undelivered.pop(0)
+                self._delivering = job
+            taken = self._volume(job, result)
+            with self._lock:
+                self._delivering = None
+                run = self._runs.get(job.run_id)
+                if not taken and run is not None and run.failure is None:
+                    self._undelivered.append((job, result))
+                caught_up = run is not None and run.behind and not self._scheduler.put_off_of(job.run_id)
+                if run is not None and caught_up:
+                    run.behind = False
+            if caught_up:
+                self._event(job.run_id, "backlog", "the sweeps that waited in the run file are caught up")
+
+    def _load(self, job: SweepJob) -> bool:
         """Fetch the frames of a sweep that was put off; False where they are not there."""
+        run = self._runs.get(job.run_id)
         reason = ""
         try:
-            job.sweep = self._sinks.load(job)
+            # Not through `_call`: that frames cannot be read is one sweep's trouble, and not the run's.
+            job.sweep = None if run is None or run.failure is not None else run.sink.load(job)
         except MddError as error:
             reason = str(error)
         except Exception as error:  # an OSError would look as if the engine's process had died
@@ -286,79 +360,57 @@ class WorkQueue:
                 dropped = self._scheduler.not_there(job, time.monotonic())
                 reason = "" if dropped is None else dropped.reason
         if reason and not given_up:
-            self._sinks.lost(job, "failed", reason)
+            self._lost(job, "failed", reason)
         return False
 
-    def _done(self, answer: object) -> None:
-        """Take the child's answer to the sweep that it was given."""
-        with self._lock:
-            self._busy = False
-            job, self._running = self._running, None
-            if job is None:
-                return
-            self._scheduler.used(job, time.monotonic() - self._handed_s)
-            if isinstance(answer, Reconstruction) and job.lane != "rolling":
-                self._undelivered.append((job, answer))
-                return
-        if not isinstance(answer, Reconstruction):
-            if job.lane != "rolling":
-                self._sinks.lost(job, "failed", str(answer))
-            return
-        self._sinks.live(job, answer)
-
-    def _died(self, code: object) -> None:
-        """Take note that the child died: its sweep is tried once more."""
-        with self._lock:
-            job, self._running = self._running, None
-            self._busy = False
-            self._scheduler.set_serving(False, time.monotonic())
-            if job is not None:
-                job.attempts += 1
-                if job.attempts < MAX_ATTEMPTS:
-                    self._scheduler.again(job)
-                    job = None
-        if job is not None and job.lane != "rolling":
-            self._sinks.lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
+    # Helpers --------------------------------------------------------------------------------------
 
     def _in_hand(self, run_id: str | None) -> int:
         """Return the sweeps (of a run) that were taken from the scheduler; with the lock."""
         hand = [*(job for job, _ in self._undelivered), self._running, self._delivering]
         return sum(job is not None and job.lane != "rolling" and run_id in (None, job.run_id) for job in hand)
 
-    def _deliver(self) -> None:
-        """Offer each volume to its run."""
-        for _ in range(len(self._undelivered)):
-            with self._lock:
-                if not self._undelivered:
-                    return
-                job, result = self._undelivered.pop(0)
-                self._delivering = job
-            taken = self._sinks.volume(job, result)
-            with self._lock:
-                self._delivering = None
-                if not taken and self._sinks.works(job.run_id):
-                    self._undelivered.append((job, result))
-                behind = self._scheduler.put_off_of(job.run_id) > 0
-            if not behind:
-                self._sinks.caught_up(job.run_id)
-
-    def _broke(self, run_id: str, failure: MddError) -> None:
-        """End the work for a run whose sink raised, and for nobody else."""
+    def _call(self, run_id: str, work: Callable[[EngineSink], _T], otherwise: _T) -> _T:
+        """Return `work(sink)`; `otherwise` where the run is over, or its sink raises or has raised."""
+        run = self._runs.get(run_id)
+        if run is None or run.failure is not None:
+            return otherwise
+        try:
+            return work(run.sink)
+        except Exception as error:  # one run's disk is no other's trouble
+            failure = EngineError(f"The run could not take what the engine made ({error}).")
+            failure.__cause__ = error
+            run.failure = error if isinstance(error, MddError) else failure
         with self._lock:
             self._scheduler.end(run_id)
             self._undelivered = [each for each in self._undelivered if each[0].run_id != run_id]
-        self._on_note(str(failure), "warning")
+        self._on_note(str(run.failure), "warning")
+        return otherwise
 
-    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+    def _volume(self, job: SweepJob, result: Reconstruction) -> bool:
+        return self._call(job.run_id, lambda sink: sink.volume(job, result), True)
+
+    def _lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
+        self._call(job.run_id, lambda sink: sink.lost(job, outcome, reason), None)
+
+    def _event(self, run_id: str, kind: str, text: str) -> None:
+        self._call(run_id, lambda sink: sink.event(kind, text), None)
+
+    def _drop(self, dropped: list[Dropped]) -> None:
         for each in dropped:
-            if each.put_off:
-                self._sinks.fell_behind(each.job)
-            else:
-                self._sinks.lost(each.job, "skipped", each.reason)
+            run = self._runs.get(each.job.run_id)
+            if not each.put_off:
+                self._lost(each.job, "skipped", each.reason)
+            elif run is not None and not run.behind:
+                run.behind = True
+                text = f"from sweep {each.job.sweep_number} on some are done later"
+                self._event(
+                    each.job.run_id, "backlog", f"sweeps come faster than the engine takes them: {text}"
+                )
 
-    def _tell_effort(self, job: Job) -> None:
+    def _tell_effort(self, job: SweepJob) -> None:
         key = (job.run_id, job.channel, job.position)
         if job.lane == "sweep" and self._efforts.get(key, 0) != job.effort:
             self._efforts[key] = job.effort
-            what = _EFFORTS[job.effort]
-            self._sinks.event(job.run_id, "effort", f"from sweep {job.sweep_number} on: {what}")
+            text = f"from sweep {job.sweep_number} on: {_EFFORTS[job.effort]}"
+            self._event(job.run_id, "effort", text)

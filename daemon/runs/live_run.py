@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.engine import EngineProcess, Job
+    from microdiffusion.daemon.engine import EngineProcess, SweepJob
     from microdiffusion.daemon.ingest import Ingest
     from microdiffusion.daemon.recorder import Key, Recorder
     from microdiffusion.daemon.runs.recovered import RecoveredRun
@@ -99,7 +99,7 @@ class LiveRun:
         self._wanted: Literal["go", "pause", "stop"] = "go"
         self._ledger_s = 0.0
         self._watch = RunHealth(recorder, board, int(config.recorder.queue_mb * 1e6))
-        engine.begin(self.header, self, file=recorder.paths[0].name)
+        engine.queue.begin(self.header, self, file=recorder.paths[0].name)
         self._light = ExposureMonitor(self.header, self.warn)
         self._settled_before: frozenset[Key] = frozenset()
         self._lost: set[Key] = set()  # for want of frames
@@ -141,7 +141,7 @@ class LiveRun:
         )
         self._settle(over)
         if rolling is not None:
-            self._engine.submit(self.header.run_id, rolling, lane="rolling", newest_seq=info.seq)
+            self._engine.queue.submit(self.header.run_id, rolling, lane="rolling", newest_seq=info.seq)
 
     def duplicate(self) -> None:
         """Pass over a frame that came again; ingest counts them."""
@@ -170,7 +170,7 @@ class LiveRun:
 
     # As the engine's sink -------------------------------------------------------------------------
 
-    def volume(self, job: Job, result: Reconstruction) -> bool:
+    def volume(self, job: SweepJob, result: Reconstruction) -> bool:
         """Take a time point's volume; False where the recorder has no room now."""
         if not self.recorder.put_volume(
             job.sweep_number,
@@ -195,14 +195,14 @@ class LiveRun:
             self._show(job, result)
         return True
 
-    def live(self, job: Job, result: Reconstruction) -> None:
+    def live(self, job: SweepJob, result: Reconstruction) -> None:
         """Take a rolling volume; it is shown, and in the file until the next one comes."""
         if job.sweep is not None:
             self.recorder.put_live(job.sweep, result, job.newest_seq)
         self._board.add_latency(LIVE, time.monotonic() - job.received_s)
         self._show(job, result)
 
-    def lost(self, job: Job, outcome: str, reason: str) -> None:
+    def lost(self, job: SweepJob, outcome: str, reason: str) -> None:
         """Note that the engine gives no volume for this sweep (now)."""
         status = Status.SKIPPED if outcome == "skipped" else Status.FAILED
         self.recorder.mark(job.sweep_number, job.channel, job.position, status, reason)
@@ -210,7 +210,7 @@ class LiveRun:
         self._board.note(f"sweep {job.sweep_number} {outcome}: {reason}", "warning")
         self._release()
 
-    def load(self, job: Job) -> Sweep | None:
+    def load(self, job: SweepJob) -> Sweep | None:
         """Return the recorded frames of a sweep that was put off."""
         sweep = self.recorder.load_sweep(job.sweep_number, job.channel, job.position)
         if sweep is not None and not enough(sweep):
@@ -251,7 +251,7 @@ class LiveRun:
                 over = self._assembler.tick(now_s)
             self._settle(over)
         self.recorder.raise_if_failed()
-        failure = self._engine.failure_of(self.header.run_id)
+        failure = self._engine.queue.failure_of(self.header.run_id)
         if failure is not None:
             raise failure
         self._watch.engine(self._engine.info)
@@ -274,7 +274,7 @@ class LiveRun:
     def summary(self) -> RunSummary:
         """Return the run in a few figures."""
         counts = self.recorder.counts
-        waiting = self._engine.pending(self.header.run_id)
+        waiting = self._engine.queue.pending(self.header.run_id)
         ledger = self._ledger()
         return RunSummary(
             name=self.header.name,
@@ -307,8 +307,8 @@ class LiveRun:
             self._finish("the daemon closed the run")
         run_id = self.header.run_id
         self._put_off_what_came_late()
-        self._engine.drain(run_id, drain_s, hurry)
-        self._engine.end(run_id)
+        self._engine.queue.drain(run_id, drain_s, hurry)
+        self._engine.queue.end(run_id)
         self._watch.engine(self._engine.info)
         # What is still held back was not written for want of a reader of volumes: it is in the file.
         while self._withheld:
@@ -327,7 +327,7 @@ class LiveRun:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _show(self, job: Job, result: Reconstruction) -> None:
+    def _show(self, job: SweepJob, result: Reconstruction) -> None:
         """Put a volume on the board, under the name of its session."""
         preview = make_preview(
             result.volume, self.header.voxel_size_um, sweep=job.sweep_number, served=result.served
@@ -345,7 +345,7 @@ class LiveRun:
 
     def _recorded(self, taken: Callable[[], None]) -> None:
         """Confirm a frame that is in the file, or hold the confirmation back while the engine is busy."""
-        if self._engine.config.policy == "wait":
+        if self._engine.queue.config.policy == "wait":
             self._withheld.append(taken)
             self._release()
         else:
@@ -354,7 +354,7 @@ class LiveRun:
             self._pump()
 
     def _release(self) -> None:
-        while self._withheld and self._engine.has_room(self.header.run_id):
+        while self._withheld and self._engine.queue.has_room(self.header.run_id):
             try:
                 self._withheld.popleft()()
             except IndexError:  # another thread was quicker
@@ -362,7 +362,7 @@ class LiveRun:
 
     def _rolling(self, frame: Frame, over: list[Sweep | LostSweep]) -> Sweep | None:
         """Return the newest sweep's worth of frames, where a volume after every projection is wanted."""
-        if self._engine.config.update != "projection" or frame.info.held_out or over:
+        if self._engine.queue.config.update != "projection" or frame.info.held_out or over:
             return None  # a sweep that is whole gets its own volume
         return self._assembler.window(frame.info.channel, frame.info.position)
 
@@ -388,15 +388,15 @@ class LiveRun:
                     self._board.note(
                         f"sweep {item.sweep}: {count_noun(item.missing, 'frame')} missing", "warning"
                     )
-                self._engine.submit(self.header.run_id, item)
+                self._engine.queue.submit(self.header.run_id, item)
 
     def _put_off_what_came_late(self) -> None:
         """Have reconstructed, as the last, what was lost for want of frames that came after all."""
         run_id = self.header.run_id
-        if self._engine.config.policy == "live" or self._engine.failure_of(run_id) is not None:
+        if self._engine.queue.config.policy == "live" or self._engine.queue.failure_of(run_id) is not None:
             return
         for sweep, channel, position in sorted(self._came_after_all):
-            self._engine.put_off(run_id, sweep, channel, position)
+            self._engine.queue.put_off(run_id, sweep, channel, position)
 
     def _take_up(self, found: RecoveredRun) -> None:
         """Go on with a file: open sweeps wait for their frames, the others are caught up."""
@@ -404,7 +404,7 @@ class LiveRun:
         # Neither is of a sweep that the assembler should hear of.
         self._settled_before = found.settled | frozenset(complete)
         for sweep, channel, position in complete:
-            self._engine.put_off(self.header.run_id, sweep, channel, position)
+            self._engine.queue.put_off(self.header.run_id, sweep, channel, position)
         self._settle(over)
         frames, sweeps = count_noun(len(self.received), "frame"), count_noun(len(found.settled), "sweep")
         text = f"{frames} and {sweeps} were there"

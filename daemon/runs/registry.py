@@ -244,7 +244,7 @@ class OpenRuns:
         try:
             return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
         except BaseException:
-            self._engine.end(recorder.header.run_id)
+            self._engine.queue.end(recorder.header.run_id)
             recorder.stop()
             raise
 

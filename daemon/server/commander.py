@@ -91,7 +91,7 @@ class Commander:
         return _DONE[what], {}
 
     def _set(self, key: str, value: str) -> str:
-        self._daemon.engine.set(key, value)  # which puts it down in the files of the open runs
+        self._daemon.engine.queue.set(key, value)  # which puts it down in the files of the open runs
         text = f"{key} = {value} from the next sweep on"
         self._daemon.board.note(text)
         return text

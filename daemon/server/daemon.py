@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import open_display
-from microdiffusion.daemon.engine import EngineProcess
+from microdiffusion.daemon.engine import EngineInfo, EngineProcess
 from microdiffusion.daemon.ingest import Ingest
 from microdiffusion.daemon.monitoring import Monitor
 from microdiffusion.daemon.runs import OpenRuns
@@ -27,13 +27,19 @@ from microdiffusion.daemon.server.resume import Leftovers, remove_remains, resum
 from microdiffusion.daemon.server.sources import STOP_S, open_source
 from microdiffusion.daemon.server.systemd import ServiceManager
 from microdiffusion.daemon.signals import StopRequest
-from microdiffusion.daemon.status import EngineStatus, QueueDepth, StatusBoard, StatusPublisher, log_line
+from microdiffusion.daemon.status import (
+    EngineStatus,
+    QueueDepth,
+    StatusBoard,
+    StatusPublisher,
+    duration,
+    log_line,
+)
 from microdiffusion.errors import AcquisitionError, DiskError
 from microdiffusion.wire import Command, server_security
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config, EngineConfig
-    from microdiffusion.daemon.engine import EngineInfo
     from microdiffusion.daemon.runs import ClosedRun
     from microdiffusion.daemon.server.sources import Feed, Source
 
@@ -85,6 +91,7 @@ class Daemon:
         self._began_s: float | None = None
         self._source: Source | None = None
         self._source_started = False
+        self._source_wanted = False
         self._service = ServiceManager()
         self._watched = True  # whether ingest has to give signs of life
         self._told_stuck = False
@@ -107,7 +114,7 @@ class Daemon:
         self._runs.listen(self._ingest)
         self._commander = Commander(self)
         self._watchman = Monitor(config, self.board)
-        self._told: tuple[EngineInfo, str, EngineConfig] | None = None
+        self._told: tuple[EngineInfo | None, str, EngineConfig] | None = None
 
     @property
     def runs(self) -> list[ClosedRun]:
@@ -213,12 +220,21 @@ class Daemon:
         return self._commander.obey(Command(command=command, value=value), by="with a key")[0]
 
     def start_source(self) -> bool:
-        """Begin the acquisition that waits for a command; False where there is none, or it has begun."""
-        if self._source is None or self._source_started:
+        """Begin the acquisition that waits for a command; False where there is none, or it has begun.
+
+        Where an engine is built first, it begins when that is open.
+        """
+        if self._source is None or self._source_wanted:
             return False
-        self._source.start()
-        self._source_started = True
+        self._source_wanted = True
+        self._start_source()
         return True
+
+    def _start_source(self) -> None:
+        due = self._source_wanted and not self._source_started
+        if due and self._source is not None and not self._engine.may_build:
+            self._source.start()
+            self._source_started = True
 
     def _tell_unclosed(self) -> None:
         """Say which runs an earlier daemon left open: their senders may never come back."""
@@ -274,11 +290,13 @@ class Daemon:
             self.start_source()
 
     def _tell_engine(self) -> None:
-        """Show what serves now, and what is being built: either may change while a run goes on."""
-        info, building, engine = self._engine.info, self._engine.building, self._engine.config
-        if info is None or (info, building, engine) == self._told:
+        """Show what serves now, or how far the build of its engine is."""
+        info, engine = self._engine.info, self._engine.queue.config
+        building = _progress(self._engine.building)
+        if (info, building, engine) == self._told or (info is None and not building):
             return
         self._told = (info, building, engine)
+        info = info or EngineInfo("", "", "", "")
         self.board.watch_process("engine", self._engine.pid)
         self.board.put(
             engine=EngineStatus(
@@ -322,6 +340,7 @@ class Daemon:
         self._ingest.raise_if_failed()
         self._engine.raise_if_failed()
         self._tell_engine()
+        self._start_source()
         self._go_on_acquiring()
         self._watch_source()
         self._runs.tick(time.monotonic(), drain_s=self._drain_s(), hurry=self._hurried)
@@ -329,7 +348,7 @@ class Daemon:
             self._began_s = time.monotonic()
         self.board.put(
             state="running" if len(self._runs) else "waiting",
-            queues={"engine": QueueDepth(bytes=self._engine.waiting_bytes)},
+            queues={"engine": QueueDepth(bytes=self._engine.queue.waiting_bytes)},
         )
 
     def _watch_source(self) -> None:
@@ -389,6 +408,15 @@ class Daemon:
         """
         wish = self.stopping
         return wish.hurry or time.monotonic() - max(wish.asked_s, self._before_runs_s) > CLOSE_S
+
+
+def _progress(building: tuple[float, float] | None) -> str:
+    """Return how far a build is, in words."""
+    if building is None:
+        return ""
+    share, left_s = building
+    left = f", {duration(left_s)} left" if share > 0 else ""
+    return f"TensorRT {100 * share:.0f} %{left}"
 
 
 def _make_folder(path: Path) -> None:

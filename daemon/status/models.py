@@ -68,7 +68,7 @@ class RunSummary(Part):
 
 
 class EngineStatus(Part):
-    """What reconstructs, where, and why there; `building` says how far a faster runtime's build is."""
+    """What reconstructs, where, and why there; `building` says how far the build of its engine is."""
 
     device: str = ""
     device_reason: str = ""

@@ -74,6 +74,8 @@ def log_fields(snapshot: StatusSnapshot) -> list[tuple[str, str | int | float]]:
         ("runs", len(snapshot.runs)),
         ("sweeps_waiting", sum(run.waiting for run in snapshot.runs)),
     ]
+    if snapshot.engine.building:
+        pairs.append(("building", snapshot.engine.building.replace(" ", "_")))
     if latency := snapshot.latencies.get(HEADLINE):
         pairs += [(f"{HEADLINE}_p50_s", round(latency.p50, 3)), (f"{HEADLINE}_p95_s", round(latency.p95, 3))]
     if quality.held_out_error is not None:

@@ -45,7 +45,7 @@ class CudaRecorder:
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """Return what replays the function's work."""
         if not self._graphs:
-            # The allocator refuses the pool of graphs that are all gone, as after a change of runtime.
+            # The allocator refuses the pool of graphs that are all gone, as after other settings.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream behind as the current one; the outer context undoes that.

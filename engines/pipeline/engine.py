@@ -37,8 +37,8 @@ class Engine:
         None for the methods that need no network.
     weights, weights_sha256 : str
         File name and checksum; empty without a network.
-    fallback, pending : str
-        See `Choice`: what failed and was replaced by torch; what torch stands in for until it is built.
+    fallback : str
+        See `Choice`: what failed and was replaced by torch.
     """
 
     device: torch.device
@@ -48,7 +48,6 @@ class Engine:
     weights: str = ""
     weights_sha256: str = ""
     fallback: str = ""
-    pending: str = ""
 
 
 def shipped_weights(network: str = "small") -> Path:
@@ -67,13 +66,8 @@ def weights_path(config: EngineConfig, device: torch.device) -> Path:
     return config.weights or shipped_weights(network)
 
 
-def open_engine(config: EngineConfig, *, build: bool = True, progress: Progress | None = None) -> Engine:
-    """Open device and weights.
-
-    Parameters
-    ----------
-    build, progress
-        See `open_runtime`: whether a TensorRT engine that is not kept is built now, and who is told how far.
+def open_engine(config: EngineConfig, *, progress: Progress | None = None) -> Engine:
+    """Open device and weights; where an engine of TensorRT has to be built, `progress` is told how far it is.
 
     Raises
     ------
@@ -91,7 +85,7 @@ def open_engine(config: EngineConfig, *, build: bool = True, progress: Progress 
     if config.method != "mdd":
         return Engine(device, f"torch {device} float32", reason)
     path = weights_path(config, device)
-    choice = open_runtime(load_denoiser(path), device, config, build=build, progress=progress)
+    choice = open_runtime(load_denoiser(path), device, config, progress=progress)
     runtime = choice.runtime
     return Engine(
         device,
@@ -101,7 +95,6 @@ def open_engine(config: EngineConfig, *, build: bool = True, progress: Progress 
         path.name,
         hashlib.sha256(path.read_bytes()).hexdigest(),
         choice.fallback,
-        choice.pending,
     )
 
 

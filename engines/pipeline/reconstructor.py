@@ -150,23 +150,14 @@ class Reconstructor:
         self._updates: dict[tuple[Geometry, UpdateSettings], Update] = {}
         self._graphs = Graphs() if self.device.type == "cuda" and config.cuda_graphs else None
 
-    def use(self, engine: Engine) -> None:
-        """Go on with `engine` from the next sweep on: the same network and device, another runtime."""
-        self.engine = engine
-        self._runtime = engine.runtime
-        self._forget_updates()
-
     def configure(self, config: EngineConfig) -> None:
         """Go on with other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
         self.config = config
         if _settings(config) != self._settings:
             self._settings = _settings(config)
-            self._forget_updates()
-
-    def _forget_updates(self) -> None:
-        self._updates.clear()
-        if self._graphs is not None:
-            self._graphs.clear()
+            self._updates.clear()
+            if self._graphs is not None:
+                self._graphs.clear()
 
     @torch.no_grad()
     def reconstruct(self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0) -> Reconstruction:

@@ -1,9 +1,9 @@
 """Which runtime serves the network on a device, and why.
 
 CUDA: TensorRT where it is installed, CPU: OpenVINO where it is installed; each compared with torch before it
-serves, and given up for torch, with one warning, where it fails: a slower answer is worth more than none.
-An engine of TensorRT's that still has to be built is built here and now, or left to the caller, who is
-given torch meanwhile. Runs on the engine's thread.
+serves, and given up for torch, with one warning, where it fails: a slower answer is worth more than none. An
+engine of TensorRT's that is not kept yet is built here and now, unless the configuration says to serve with
+torch instead. Runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -35,21 +35,13 @@ _CHECKED = (2, 64)  # windows and pixels that a runtime on the CPU is compared w
 class Choice:
     """The runtime that serves.
 
-    Attributes
-    ----------
-    runtime : Runtime
-    why : str
-        Why this one, to be added to the device's reason.
-    fallback : str
-        One sentence, where another one was to serve and failed.
-    pending : str
-        A faster one, with its version, whose engine has to be built first.
+    `why` is added to the device's reason; `fallback` is one sentence, where another one was to serve and
+    failed.
     """
 
     runtime: Runtime
     why: str = ""
     fallback: str = ""
-    pending: str = ""
 
 
 def open_runtime(
@@ -57,7 +49,6 @@ def open_runtime(
     device: torch.device,
     config: EngineConfig,
     *,
-    build: bool = True,
     progress: Progress | None = None,
 ) -> Choice:
     """Return the runtime that engine.runtime asks for.
@@ -66,10 +57,8 @@ def open_runtime(
     ----------
     model : SlabDenoiser
         Torch takes it as it is and changes its precision and place.
-    build : bool
-        Whether to build an engine that is not kept; if not, torch serves and `pending` says for what.
     progress : callable, optional
-        Told the share of a build that is done.
+        See `open_tensorrt`.
 
     Raises
     ------
@@ -83,7 +72,7 @@ def open_runtime(
     if wanted == "torch":
         return Choice(_torch(model, device, config))
     if device.type == "cuda":
-        return _on_cuda(model, device, config, build=build, progress=progress)
+        return _on_cuda(model, device, config, progress)
     return _on_cpu(model, device, config)
 
 
@@ -103,7 +92,7 @@ def _check_device(wanted: str, device: torch.device) -> None:
 
 
 def _on_cuda(
-    model: SlabDenoiser, device: torch.device, config: EngineConfig, *, build: bool, progress: Progress | None
+    model: SlabDenoiser, device: torch.device, config: EngineConfig, progress: Progress | None
 ) -> Choice:
     asked = config.runtime == "tensorrt"
     trt = find_tensorrt()
@@ -114,9 +103,9 @@ def _on_cuda(
     name = f"{trt.__name__} {trt.__version__}"
     profile = Profile.of(config.tile, model.shape.multiple)
     try:
-        opened = open_tensorrt(model, device, profile, trt, build=build, progress=progress)
+        opened = open_tensorrt(model, device, profile, trt, build=config.compile, progress=progress)
     except NotBuiltError:
-        return Choice(TorchRuntime(model, device), f"; torch, {name} is being built", pending=name)
+        return Choice(_torch(model, device, config), f"; torch, no engine of {name} is built, as configured")
     except Exception as error:  # TensorRT's bindings raise what they like, and torch can always go on
         if asked and isinstance(error, DependencyError):
             raise

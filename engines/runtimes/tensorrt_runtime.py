@@ -224,7 +224,7 @@ def open_tensorrt(
     build : bool
         Whether to build where no engine is kept that can be used; takes seconds to minutes.
     progress : callable, optional
-        See `build_engine`.
+        Told the share of a build that is done, see `build_engine`; 1 at once where none is needed.
 
     Raises
     ------
@@ -239,15 +239,22 @@ def open_tensorrt(
     opened: list[TensorRTRuntime] = []
     fresh: list[bytes] = []
 
+    def told(share: float) -> None:
+        if progress is not None:
+            progress(share)
+
     def make() -> bytes:
         if not build:
             raise not_built
+        told(0.0)
         # TensorRT builds for the current device, which need not be the one that serves.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             fresh.append(build_engine(trt, graph, profile, progress=progress))
         return fresh[0]
 
     def use(engine: bytes) -> bool:
+        if not fresh:
+            told(1.0)
         try:
             opened[:] = [TensorRTRuntime(device, model.shape.multiple, profile, trt, engine)]
             if not fresh:
@@ -259,8 +266,10 @@ def open_tensorrt(
     not_built = NotBuiltError(f"No engine of {trt.__name__} {trt.__version__} is built yet.")
     graph_key = export_key(model, torch.float16)
     kept_graph = cache.load(graph_key)
-    if kept_graph is None and not build:  # exporting takes seconds, and without a graph there is no engine
-        raise not_built
+    if kept_graph is None:
+        if not build:  # exporting takes seconds, and without a graph there is no engine
+            raise not_built
+        told(0.0)
     graph = kept_graph or export_onnx(model, torch.float16)
     if kept_graph is None:
         cache.store(graph_key, graph)

@@ -35,7 +35,6 @@ SIDE_DOORS = {
     "microdiffusion.daemon.doctor.network",
     "microdiffusion.daemon.doctor.packages",
     "microdiffusion.daemon.doctor.page",
-    "microdiffusion.daemon.engine.provenance",
     "microdiffusion.daemon.offline.recompute",
     "microdiffusion.daemon.server.serve",
     "microdiffusion.drivers.micromanager.acquisition",

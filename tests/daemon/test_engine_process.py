@@ -19,93 +19,20 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support.engine_owner import FAST, RUN, Owner
 from support.sample_data import SHAPE, header, specimen, sweep_of
 
 from microdiffusion.config.models import EngineConfig, InrConfig
 from microdiffusion.daemon.engine import process as engine_process
 from microdiffusion.daemon.engine import scheduler as schedule
-from microdiffusion.daemon.engine import supervisor as engine_keeper
-from microdiffusion.daemon.engine.messages import Told
+from microdiffusion.daemon.engine import supervisor
+from microdiffusion.daemon.engine.messages import Notice
 from microdiffusion.daemon.engine.process import EngineProcess
-from microdiffusion.daemon.engine.scheduler import Job
+from microdiffusion.daemon.engine.sinks import SweepJob
 from microdiffusion.errors import ConfigError, DiskError, EngineError, InputFileError, MissingFileError
 from microdiffusion.frames import Reconstruction, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.processes import keyboard_ignored
-
-FAST = {"method": "linear", "threads": 1, "device": "cpu"}
-
-
-RUN = header().run_id
-
-
-class Owner:
-    """The daemon's side of one run: keeps what the engine says."""
-
-    def __init__(
-        self,
-        waiting_bytes: int = 1 << 30,
-        state: Path | None = None,
-        engine: EngineProcess | None = None,
-        **config: Any,
-    ) -> None:
-        self.volumes: list[tuple[Job, Reconstruction]] = []
-        self.rolling: list[Job] = []
-        self.lost_jobs: list[tuple[int, str, str]] = []
-        self.events: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        self.on_disk: dict[int, Sweep] = {}
-        self.loaded: list[int] = []
-        self.has_room = True
-        self.offered: list[int] = []
-        self.engine = engine or EngineProcess(
-            EngineConfig(**{**FAST, **config}),
-            waiting_bytes=waiting_bytes,
-            state=state,
-            on_note=lambda text, level: self.notes.append(text),
-        )
-
-    def begin(self, **changes: Any) -> None:
-        self.engine.begin(header(**changes), self, file="run.h5")
-
-    def submit(self, *sweeps: Sweep) -> None:
-        for sweep in sweeps:
-            self.on_disk[sweep.sweep] = sweep
-            self.engine.submit(RUN, sweep)
-
-    def volume(self, job: Job, result: Reconstruction) -> bool:
-        self.offered.append(job.sweep_number)
-        if self.has_room:
-            self.volumes.append((job, result))
-        return self.has_room
-
-    def live(self, job: Job, result: Reconstruction) -> None:
-        self.rolling.append(job)
-
-    def lost(self, job: Job, outcome: str, reason: str) -> None:
-        self.lost_jobs.append((job.sweep_number, outcome, reason))
-
-    def load(self, job: Job) -> Sweep | None:
-        self.loaded.append(job.sweep_number)
-        return self.on_disk.get(job.sweep_number)
-
-    def event(self, kind: str, text: str) -> None:
-        self.events.append((kind, text))
-
-    @property
-    def done(self) -> list[int]:
-        return [job.sweep_number for job, _ in self.volumes]
-
-    @property
-    def settled(self) -> list[int]:
-        return sorted(self.done + [number for number, _, _ in self.lost_jobs])
-
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while not condition():
-            self.engine.raise_if_failed()
-            assert time.monotonic() < deadline_s, (self.settled, self.lost_jobs)
-            time.sleep(0.01)
 
 
 @pytest.fixture
@@ -126,11 +53,11 @@ def start() -> Iterator[Callable[..., Owner]]:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[EngineProcess]:
     """Return an engine that is open already, for tests that leave it as it was: opening takes seconds."""
-    engine = Owner().engine
-    engine.start()
-    engine.wait_ready()
-    yield engine
-    engine.stop()
+    owner = Owner()
+    owner.engine.start()
+    owner.ready()
+    yield owner.engine
+    owner.engine.stop()
 
 
 @pytest.fixture
@@ -139,10 +66,10 @@ def lend(shared: EngineProcess) -> Iterator[Callable[[], Owner]]:
         return Owner(engine=shared)
 
     yield lender
-    shared.end(RUN)
-    shared.end("e" * 32)
+    shared.queue.end(RUN)
+    shared.queue.end("e" * 32)
     assert shared.restarts == 0
-    assert shared.idle
+    assert shared.queue.idle
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +85,14 @@ def test_every_sweep_comes_back_as_its_own_volume(
     start: Callable[..., Owner], sweeps: list[Sweep], weights: Path
 ) -> None:
     owner = start(method="mdd", weights=weights, backlog=10, inr=InrConfig(cold_steps=2, warm_steps=1))
-    info = owner.engine.wait_ready()
+    info = owner.ready()
     assert info.weights == weights.name
     assert len(info.weights_sha256) == 64
     assert info.device.split()[0] in ("torch", "openvino")
     owner.begin()
     for sweep in sweeps:
         owner.submit(sweep)
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     assert owner.lost_jobs == []
     assert owner.done == [0, 1, 2, 3, 4, 5]
     for job, result in owner.volumes:
@@ -184,7 +111,7 @@ def test_sweeps_may_be_submitted_before_the_engine_is_ready(
     owner.begin()
     for sweep in sweeps[:3]:
         owner.submit(sweep)
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     assert owner.settled == [0, 1, 2]
     assert owner.lost_jobs == []
 
@@ -193,20 +120,20 @@ def test_live_the_newest_sweeps_win_where_the_engine_is_slower(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start(backlog=2, policy="live")
-    owner.engine.wait_ready()
+    owner.ready()
     owner.has_room = False  # the recorder is full, so the first one stays on its way
     owner.begin()
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.wait(lambda: owner.queue.waiting_bytes == 0)
     owner.submit(*sweeps[1:])
-    assert not owner.engine.has_room(RUN)
+    assert not owner.queue.has_room(RUN)
     assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [
         (n, "skipped") for n in (1, 2, 3)
     ]
     assert {reason for _, _, reason in owner.lost_jobs} == {"the engine was busy with other sweeps"}
-    assert owner.engine.waiting_bytes == 2 * _nbytes(sweeps[0])
+    assert owner.queue.waiting_bytes == 2 * _nbytes(sweeps[0])
     owner.has_room = True
-    assert owner.engine.drain(RUN, 30)
+    assert owner.queue.drain(RUN, 30)
     assert owner.done == [0, 4, 5]
 
 
@@ -217,32 +144,32 @@ def test_archived_sweeps_wait_in_the_run_file_and_are_caught_up(
     owner.has_room = False
     owner.begin()
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.wait(lambda: owner.queue.waiting_bytes == 0)
     owner.submit(*sweeps[1:])
     assert owner.lost_jobs == []
-    assert owner.engine.backlog == 3
-    assert owner.engine.pending(RUN) == 6
+    assert owner.queue._scheduler.backlog == 3
+    assert owner.queue.pending(RUN) == 6
     faster = "sweeps come faster than the engine takes them: from sweep 1 on some are done later"
     assert owner.events == [("backlog", faster)]
     owner.has_room = True
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     # The newest first, then what was put off, oldest first.
     assert owner.done == [0, 4, 5, 1, 2, 3]
     assert owner.loaded == [1, 2, 3]
     assert [job.lane for job, _ in owner.volumes] == ["sweep"] * 3 + ["later"] * 3
     assert owner.events[1:] == [("backlog", "the sweeps that waited in the run file are caught up")]
-    assert owner.engine.idle
+    assert owner.queue.idle
 
 
 def test_what_is_not_caught_up_in_time_is_skipped_with_advice(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start(backlog=1)
-    owner.engine.wait_ready()
+    owner.ready()
     owner.begin()
     psutil.Process(owner.engine.pid).suspend()
     owner.submit(*sweeps[:4])
-    assert not owner.engine.drain(RUN, 60, hurry=lambda: True)
+    assert not owner.queue.drain(RUN, 60, hurry=lambda: True)
     psutil.Process(owner.engine.pid).resume()
     assert sorted(number for number, _, _ in owner.lost_jobs) == [0, 1, 2, 3]
     assert {(outcome, reason) for _, outcome, reason in owner.lost_jobs} == {
@@ -256,8 +183,8 @@ def test_a_sweep_that_was_put_off_and_is_not_in_the_file_fails(
     monkeypatch.setattr(schedule, "_RETRY_S", 0.01)
     owner = lend()
     owner.begin()
-    owner.engine.put_off(RUN, 7, 0, 0)
-    assert owner.engine.drain(RUN, 60)
+    owner.queue.put_off(RUN, 7, 0, 0)
+    assert owner.queue.drain(RUN, 60)
     assert owner.lost_jobs == [(7, "failed", "its frames could not be read from the run file")]
     assert owner.loaded == [7] * 10
 
@@ -266,15 +193,15 @@ def test_a_sweep_that_was_put_off_and_is_not_in_the_file_fails(
 def test_frames_that_cannot_be_read_fail_their_sweep_and_nothing_else(
     lend: Callable[[], Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def load(job: Job) -> Sweep:
+    def load(job: SweepJob) -> Sweep:
         raise error
 
     owner = lend()  # which sees to it that its engine is not started again for this
     monkeypatch.setattr(owner, "load", load)
     owner.begin()
-    owner.engine.put_off(RUN, 7, 0, 0)
+    owner.queue.put_off(RUN, 7, 0, 0)
     owner.submit(sweeps[0])
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     reason = f"its frames could not be read ({type(error).__name__}: {error})"
     assert owner.lost_jobs == [(7, "failed", reason)]
     assert owner.done == [0]
@@ -283,34 +210,34 @@ def test_frames_that_cannot_be_read_fail_their_sweep_and_nothing_else(
 def test_a_run_without_room_holds_up_no_other(lend: Callable[[], Owner], sweeps: list[Sweep]) -> None:
     owner, other = lend(), Owner()
     owner.begin()
-    owner.engine.begin(header(run_id="e" * 32), other)
+    owner.queue.begin(header(run_id="e" * 32), other)
     owner.has_room = False
     for sweep in sweeps[:2]:
         owner.submit(sweep)
-        owner.engine.submit("e" * 32, sweep)
+        owner.queue.submit("e" * 32, sweep)
     owner.wait(lambda: other.done == [0, 1])
     assert owner.done == []
-    assert owner.engine.pending(RUN) == 2
+    assert owner.queue.pending(RUN) == 2
     owner.has_room = True
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     assert owner.done == [0, 1]
 
 
 def test_rolling_updates_are_for_the_live_view_alone(lend: Callable[[], Owner], sweeps: list[Sweep]) -> None:
     owner = lend()
-    before = owner.engine.thinned
+    before = owner.queue._scheduler.thinned
     owner.has_room = False
     owner.begin()
     owner.submit(sweeps[0])
     owner.wait(lambda: bool(owner.offered))
     # While the run takes nothing, each replaces the one before.
     for number, sweep in enumerate(sweeps[:4]):
-        owner.engine.submit(RUN, sweep, lane="rolling", newest_seq=10 * number)
+        owner.queue.submit(RUN, sweep, lane="rolling", newest_seq=10 * number)
     owner.submit(sweeps[4])
     owner.has_room = True
     owner.wait(lambda: bool(owner.rolling) and owner.done == [0, 4])
     assert [(job.sweep_number, job.newest_seq) for job in owner.rolling] == [(3, 30)]
-    assert owner.engine.thinned - before == 3
+    assert owner.queue._scheduler.thinned - before == 3
 
 
 def test_a_volume_on_its_way_to_the_recorder_counts_as_work(
@@ -321,15 +248,15 @@ def test_a_volume_on_its_way_to_the_recorder_counts_as_work(
     owner.begin()
     owner.submit(sweeps[0])
     owner.wait(lambda: bool(owner.offered))
-    assert owner.engine.pending(RUN) == 1  # closing now would lose it
+    assert owner.queue.pending(RUN) == 1  # closing now would lose it
     owner.has_room = True
-    assert owner.engine.drain(RUN, 10)
+    assert owner.queue.drain(RUN, 10)
     assert owner.done == [0]
     owner.has_room = False
     owner.submit(sweeps[1])
-    assert not owner.engine.drain(RUN, 60, hurry=lambda: owner.offered[-1] == 1)
+    assert not owner.queue.drain(RUN, 60, hurry=lambda: owner.offered[-1] == 1)
     assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [(1, "skipped")]
-    assert owner.engine.pending(RUN) == 0
+    assert owner.queue.pending(RUN) == 0
 
 
 def test_a_sweep_that_fails_is_named_and_the_next_ones_work(
@@ -341,7 +268,7 @@ def test_a_sweep_that_fails_is_named_and_the_next_ones_work(
     outside.z_um = outside.z_um + 500.0
     owner.submit(outside)
     owner.submit(sweeps[1])
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     ((number, outcome, reason),) = owner.lost_jobs
     assert (number, outcome) == (0, "failed")
     assert "lies outside of the volume" in reason
@@ -354,23 +281,23 @@ def test_a_killed_engine_is_started_again_and_its_sweep_is_done(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start()
-    owner.engine.wait_ready()
+    owner.ready()
     first = owner.engine.pid
     assert first is not None
     psutil.Process(first).suspend()  # so that it is caught in the middle of the sweep
     owner.begin()
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.wait(lambda: owner.queue.waiting_bytes == 0)
     os.kill(first, signal.SIGKILL)
     owner.submit(sweeps[1])  # at once: nothing waits for the next process
-    assert owner.engine.drain(RUN, 100)
+    assert owner.queue.drain(RUN, 100)
     assert owner.done == [0, 1]
     assert owner.lost_jobs == []
     died = f"the engine process died (exit code {-signal.SIGKILL}): it is started again"
     assert owner.events == [("engine", died)]
     assert owner.engine.restarts == 1
     assert owner.engine.pid != first
-    owner.engine.wait_ready(0)
+    owner.ready()
     assert not psutil.pid_exists(first)
 
 
@@ -378,7 +305,7 @@ def test_a_killed_engine_is_started_again_and_its_sweep_is_done(
 def test_an_engine_that_keeps_dying_is_given_up_with_advice(
     start: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_keeper, "MAX_RESTARTS", 1)
+    monkeypatch.setattr(supervisor, "MAX_RESTARTS", 1)
     owner = start()
     killed: set[int | None] = {None}
     deadline_s = time.monotonic() + 60
@@ -390,39 +317,39 @@ def test_an_engine_that_keeps_dying_is_given_up_with_advice(
             killed.add(pid)
         time.sleep(0.01)
     with pytest.raises(EngineError, match=r"died 2 times .*engine\.tile"):
-        owner.engine.wait_ready(30)
+        owner.ready()
 
 
 def test_an_engine_that_does_not_answer_is_ended_and_replaced(
     start: Callable[..., Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = start()
-    owner.engine.wait_ready()
+    owner.ready()
     child = psutil.Process(owner.engine.pid)
     child.suspend()
     owner.begin()
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.wait(lambda: owner.queue.waiting_bytes == 0)
     monkeypatch.setattr(engine_process, "HANG_S", 0.2)
     owner.wait(lambda: owner.engine.restarts == 1)
     monkeypatch.setattr(engine_process, "HANG_S", 600.0)
     assert not child.is_running()
-    assert owner.engine.drain(RUN, 60)
+    assert owner.queue.drain(RUN, 60)
     assert owner.done == [0]
-    assert any("the engine has not answered for" in note for note in owner.notes)
+    assert any("the engine has not answered for" in note for note in owner.warnings)
 
 
 def test_an_engine_that_stands_still_while_a_large_sweep_goes_to_it_is_replaced_too(
     start: Callable[..., Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = start()
-    owner.engine.wait_ready()
+    owner.ready()
     child = psutil.Process(owner.engine.pid)
     child.suspend()
     owner.begin()
     more = 1 + (8 << 20) // sweeps[0].projections.nbytes  # than any pipe holds
     owner.submit(replace(sweeps[0], projections=np.repeat(sweeps[0].projections, more, axis=0)))
-    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.wait(lambda: owner.queue.waiting_bytes == 0)
     monkeypatch.setattr(engine_process, "HANG_S", 0.2)
     monkeypatch.setattr(engine_process, "_WATCHED_S", 0.2)
 
@@ -440,16 +367,16 @@ def test_a_sweep_that_kills_twice_is_given_up(start: Callable[..., Owner], sweep
     owner = start(backlog=5)
     owner.begin()
     for _ in range(2):
-        owner.engine.wait_ready()
+        owner.ready()
         child = psutil.Process(owner.engine.pid)
         child.suspend()
         if not owner.on_disk:
             owner.submit(sweeps[0])
-        owner.wait(lambda: owner.engine.waiting_bytes == 0)
+        owner.wait(lambda: owner.queue.waiting_bytes == 0)
         child.kill()
         owner.wait(lambda pid=child.pid: owner.engine.pid != pid)  # type: ignore[misc]
     owner.submit(sweeps[1])
-    assert owner.engine.drain(RUN, 100)
+    assert owner.queue.drain(RUN, 100)
     assert owner.done == [1]
     code = -signal.SIGKILL
     assert owner.lost_jobs == [(0, "failed", f"the engine died twice over this sweep (exit code {code})")]
@@ -460,9 +387,9 @@ def test_what_waits_is_bounded_in_bytes(start: Callable[..., Owner], sweeps: lis
     owner = start(backlog=100, waiting_bytes=int(2.5 * one), policy="live")
     owner.begin()
     owner.submit(*sweeps[:4])  # the engine is not open yet
-    assert owner.engine.waiting_bytes <= 2.5 * one
+    assert owner.queue.waiting_bytes <= 2.5 * one
     assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [(0, "skipped"), (1, "skipped")]
-    assert owner.engine.drain(RUN, 100)
+    assert owner.queue.drain(RUN, 100)
     assert owner.done == [2, 3]
 
 
@@ -470,23 +397,23 @@ def test_what_is_given_up_is_skipped_and_answers_no_other_sweep(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner, other = start(), Owner()
-    owner.engine.wait_ready()
+    owner.ready()
     child = psutil.Process(owner.engine.pid)
     child.suspend()
     owner.begin()
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.engine.waiting_bytes == 0)
+    owner.wait(lambda: owner.queue.waiting_bytes == 0)
     owner.submit(sweeps[1])
-    assert not owner.engine.drain(RUN, 60, hurry=lambda: True)
+    assert not owner.queue.drain(RUN, 60, hurry=lambda: True)
     assert [(number, outcome) for number, outcome, _ in owner.lost_jobs] == [(0, "skipped"), (1, "skipped")]
-    assert owner.engine.pending(RUN) == 0
-    owner.engine.end(RUN)
+    assert owner.queue.pending(RUN) == 0
+    owner.queue.end(RUN)
     # The child is still at the first one; its answer must not become another run's volume.
     small = header(run_id="f" * 32, shape=(24, 16, 16))
-    owner.engine.begin(small, other)
-    owner.engine.submit(small.run_id, sweep_of(specimen(shape=(24, 16, 16)), 2))
+    owner.queue.begin(small, other)
+    owner.queue.submit(small.run_id, sweep_of(specimen(shape=(24, 16, 16)), 2))
     child.resume()
-    assert owner.engine.drain(small.run_id, 100)
+    assert owner.queue.drain(small.run_id, 100)
     ((job, result),) = other.volumes
     assert job.sweep_number == 2
     assert result.volume.shape == (24, 16, 16)
@@ -507,7 +434,7 @@ def test_what_cannot_be_opened_is_raised_as_it_is(
 ) -> None:
     owner = start(method="mdd", **config)
     with pytest.raises(kind, match=message):
-        owner.engine.wait_ready()
+        owner.ready()
     assert owner.engine.restarts == 0
     with pytest.raises(kind):
         owner.engine.raise_if_failed()
@@ -516,17 +443,17 @@ def test_what_cannot_be_opened_is_raised_as_it_is(
 def test_what_was_set_while_the_engine_took_smaller_tiles_reaches_it() -> None:
     engine = EngineProcess(EngineConfig(**FAST, steps=4), waiting_bytes=1 << 30)
     known = engine._configured
-    engine.set("engine.steps", 2)
-    engine._told(Told("the GPU's memory is too small", 64))
-    assert (engine.config.steps, engine.config.tile) == (2, 64)
+    engine.queue.set("engine.steps", 2)
+    engine._take(Notice("the GPU's memory is too small", {"tile": 64}))
+    assert (engine.queue.config.steps, engine.queue.config.tile) == (2, 64)
     assert engine._configured is known, "the child has yet to hear of it"
-    engine._configured = engine.config
-    engine._told(Told("the GPU's memory is too small", 64))
-    assert engine._configured is engine.config
+    engine._configured = engine.queue.config
+    engine._take(Notice("the GPU's memory is too small", {"tile": 64}))
+    assert engine._configured is engine.queue.config
     engine.stop()
 
 
-def _open_but_not_for_one(config: EngineConfig) -> Any:
+def _open_but_not_for_one(config: EngineConfig, progress: Any) -> Any:
     from microdiffusion.engines.pipeline.engine import open_engine
     from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 
@@ -538,7 +465,7 @@ def _open_but_not_for_one(config: EngineConfig) -> Any:
         begin(self, header, *arguments, **named)
 
     Reconstructor.__init__ = begin_unless  # type: ignore[method-assign]
-    return open_engine(config, build=False)
+    return open_engine(config, progress=progress)
 
 
 def test_a_run_that_the_engine_cannot_begin_ends_no_other() -> None:
@@ -548,9 +475,9 @@ def test_a_run_that_the_engine_cannot_begin_ends_no_other() -> None:
     engine.start()
     try:
         good.begin()
-        engine.begin(header(run_id="e" * 32), bad)
-        engine.submit("e" * 32, sweep_of(specimen(), 0))
-        engine.submit("e" * 32, sweep_of(specimen(), 1))
+        engine.queue.begin(header(run_id="e" * 32), bad)
+        engine.queue.submit("e" * 32, sweep_of(specimen(), 0))
+        engine.queue.submit("e" * 32, sweep_of(specimen(), 1))
         good.submit(sweep_of(specimen(), 0))
         good.wait(lambda: good.settled == [0] and bad.settled == [0, 1])
         assert good.done == [0]
@@ -594,31 +521,24 @@ def _tell_mask(pipe: Connection) -> None:
     pipe.send(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
-def test_an_engine_that_is_not_ready_in_time_says_so(start: Callable[..., Owner]) -> None:
-    owner = start()
-    with pytest.raises(EngineError, match=r"did not get ready within 0\.01 s"):
-        owner.engine.wait_ready(0.01)
-    assert not owner.engine.is_ready(0.0)
-
-
 def test_an_error_of_one_runs_disk_ends_the_work_for_that_run_alone(
     lend: Callable[[], Owner], sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(job: Job, result: Reconstruction) -> bool:
+    def full(job: SweepJob, result: Reconstruction) -> bool:
         raise DiskError("the disk is full")
 
     owner, other = lend(), Owner()
     monkeypatch.setattr(owner, "volume", full)
     owner.begin()
-    owner.engine.begin(header(run_id="e" * 32), other)
+    owner.queue.begin(header(run_id="e" * 32), other)
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.engine.failure_of(RUN) is not None)
+    owner.wait(lambda: owner.queue.failure_of(RUN) is not None)
     owner.submit(sweeps[1])
-    owner.engine.submit("e" * 32, sweeps[2])
-    assert owner.engine.drain("e" * 32, 30)
+    owner.queue.submit("e" * 32, sweeps[2])
+    assert owner.queue.drain("e" * 32, 30)
     assert other.done == [2]
-    assert owner.engine.drain(RUN, 0)
-    assert str(owner.engine.failure_of(RUN)) == "the disk is full"
+    assert owner.queue.drain(RUN, 0)
+    assert str(owner.queue.failure_of(RUN)) == "the disk is full"
     assert owner.engine.restarts == 0
 
 
@@ -635,10 +555,10 @@ def test_settings_that_may_change_do_so_between_two_sweeps(
     owner.begin()
     owner.submit(sweeps[0])
     owner.wait(lambda: owner.done == [0])
-    owner.engine.set("engine.steps", "3")
+    owner.queue.set("engine.steps", "3")
     owner.submit(sweeps[1])
-    assert owner.engine.drain(RUN, 30)
-    assert owner.engine.config.steps == 3
+    assert owner.queue.drain(RUN, 30)
+    assert owner.queue.config.steps == 3
     assert owner.events == [("engine", "engine.steps = 3 from now on")]
     first, second = (result for _, result in owner.volumes)
     assert second.inr_iterations == 1  # still warm
@@ -662,8 +582,8 @@ def test_settings_that_may_change_do_so_between_two_sweeps(
 def test_nothing_else_may_change(key: str, value: Any, message: str) -> None:
     owner = Owner()
     with pytest.raises(ConfigError, match=message):
-        owner.engine.set(key, value)
-    assert owner.engine.config == EngineConfig(**FAST)
+        owner.queue.set(key, value)
+    assert owner.queue.config == EngineConfig(**FAST)
 
 
 def test_memory_is_said_before_the_start() -> None:
@@ -677,7 +597,7 @@ def test_stopping_ends_the_process_at_once_and_twice_does_no_harm(
     start: Callable[..., Owner], sweeps: list[Sweep]
 ) -> None:
     owner = start()
-    owner.engine.wait_ready()
+    owner.ready()
     pid = owner.engine.pid
     assert pid is not None
     process = psutil.Process(pid)
@@ -702,8 +622,8 @@ PARENT = """
             waiting_bytes=1 << 30,
         )
         engine.start()
-        if sys.argv[1] == "ready":
-            engine.wait_ready()
+        while sys.argv[1] == "ready" and engine.info is None:
+            time.sleep(0.01)
         print(engine.pid, flush=True)
         time.sleep(600)
 """

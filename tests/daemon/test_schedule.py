@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.daemon.engine.effort import Ladder, efforts
-from microdiffusion.daemon.engine.scheduler import BUSY, NOT_THERE, Dropped, Job, Lane, Scheduler
+from microdiffusion.daemon.engine.scheduler import BUSY, NOT_THERE, Dropped, Scheduler
+from microdiffusion.daemon.engine.sinks import Lane, SweepJob
 from microdiffusion.frames import Sweep
 
 EMPTY = np.zeros(0)
@@ -26,8 +27,8 @@ def a_sweep(number: int, nbytes: int = 400, channel: int = 0, position: int = 0)
     return Sweep(number, channel, position, EMPTY, pixels, EMPTY, pixels[:, :, :0], received_s=float(number))
 
 
-def job(number: int, run: str = "a", lane: Lane = "sweep", now_s: float = 0.0, **where: Any) -> Job:
-    return Job.of(run, a_sweep(number, **where), lane=lane, now_s=now_s)
+def job(number: int, run: str = "a", lane: Lane = "sweep", now_s: float = 0.0, **where: Any) -> SweepJob:
+    return SweepJob.of(run, a_sweep(number, **where), lane=lane, now_s=now_s)
 
 
 def scheduler(*runs: str, **changes: Any) -> Scheduler:
@@ -322,7 +323,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.number = 0
         self.submitted: set[tuple[str, int]] = set()
         self.ended: list[tuple[str, int]] = []
-        self.running: Job | None = None
+        self.running: SweepJob | None = None
 
     @rule(
         run=st.sampled_from("ab"),

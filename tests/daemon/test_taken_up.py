@@ -13,7 +13,7 @@ from support.run_file_writer import FRAMES, frame, header, recorder, wait
 
 from microdiffusion.config.models import Config
 from microdiffusion.daemon.engine.process import EngineProcess
-from microdiffusion.daemon.engine.scheduler import Job
+from microdiffusion.daemon.engine.sinks import SweepJob
 from microdiffusion.daemon.ingest.receiver import Ingest, NotYet
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.live_run import LiveRun
@@ -91,7 +91,7 @@ def test_a_session_that_had_not_come_to_the_newest_sweep_is_gone_on_with_where_i
     for each in sweep(1, 1):
         give(run, each)
     # Three that were whole in the file, and the one that was not begun when the daemon died.
-    assert place.engine.pending(run.header.run_id) == 4
+    assert place.engine.queue.pending(run.header.run_id) == 4
 
 
 def test_sweeps_that_wait_for_the_engine_are_not_lost_while_an_older_one_waits_for_frames(
@@ -100,10 +100,10 @@ def test_sweeps_that_wait_for_the_engine_are_not_lost_while_an_older_one_waits_f
     path = tmp_path / "run.h5"
     killed(path, *sweep(0), *sweep(1, frames=2), *sweep(2), *sweep(3, frames=2))
     run = place.runs.resume(path)
-    assert place.engine.backlog_of(run.header.run_id) == 2
+    assert place.engine.queue._scheduler.put_off_of(run.header.run_id) == 2
     give(run, sweep(3)[2])
     run.end(RunEnd(run=run.header.run_id, announced=11, dropped=0))
-    assert place.engine.pending(run.header.run_id) == 4
+    assert place.engine.queue.pending(run.header.run_id) == 4
     place.close()
     assert place.board.snapshot().volumes.lost == 0
     assert statuses(path)[:4] == [Status.SKIPPED] * 4
@@ -124,8 +124,8 @@ def test_what_a_long_run_lacks_is_not_all_read_into_memory(
     )
     run = place.runs.resume(path)
     assert read == [7, 6, 5]  # two fit, and the third shows that there is no more room
-    assert place.engine.backlog_of(run.header.run_id) == 6
-    assert place.engine.pending(run.header.run_id) == 6
+    assert place.engine.queue._scheduler.put_off_of(run.header.run_id) == 6
+    assert place.engine.queue.pending(run.header.run_id) == 6
 
 
 def test_too_few_frames_of_a_sweep_that_was_put_off_are_no_volume(place: Place, tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_too_few_frames_of_a_sweep_that_was_put_off_are_no_volume(place: Place, 
     killed(path, *sweep(0, frames=1), *sweep(1))
     run = place.runs.resume(path)
     with pytest.raises(RunError, match="too few"):
-        run.load(Job(run.header.run_id, 0, 0, 0, "later"))
-    assert run.load(Job(run.header.run_id, 1, 0, 0, "later")) is not None
+        run.load(SweepJob(run.header.run_id, 0, 0, 0, "later"))
+    assert run.load(SweepJob(run.header.run_id, 1, 0, 0, "later")) is not None
 
 
 def test_a_sender_of_another_geometry_leaves_the_file_as_it_was(place: Place, tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_a_sender_of_another_geometry_leaves_the_file_as_it_was(place: Place, tm
     with pytest.raises(ConfigError, match="another geometry"):
         place.runs.on_start(header(voxel_size_um=(2.0, 0.5, 0.5)))
     assert path.read_bytes() == before
-    assert place.engine.idle
+    assert place.engine.queue.idle
     assert len(place.runs) == 0
     run = place.runs.on_start(header())  # and its own sender goes on with it
-    assert place.engine.pending(run.header.run_id) == 2
+    assert place.engine.queue.pending(run.header.run_id) == 2
 
 
 def test_a_run_that_is_gone_on_with_is_counted_once(place: Place, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_sender_that_comes_back_does_not_wait_until_its_run_is_caught_up(
         place.runs.on_start(header())
     wait(lambda: (place.runs.tick(0.0, drain_s=0.0, hurry=lambda: False), not len(place.runs))[1])
     again = place.runs.on_start(header())
-    assert place.engine.pending(again.header.run_id) == 2
+    assert place.engine.queue.pending(again.header.run_id) == 2
 
 
 def test_a_sweep_whose_frames_come_after_it_was_given_up_is_reconstructed_at_the_end(

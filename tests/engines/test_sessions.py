@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from support.engine_owner import RUN, Owner
 from support.sample_data import SHAPE, header, specimen, sweep_of
-from test_engine_process import RUN, Owner
 
 from microdiffusion.config.models import EngineConfig, InrConfig
 from microdiffusion.daemon.engine.process import forget_stale
@@ -302,9 +302,9 @@ def test_a_killed_engine_goes_on_warm(weights: Path, sweeps: list[Sweep], tmp_pa
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         owner.submit(sweeps[2])
-        assert owner.engine.drain(RUN, 60)
+        assert owner.queue.drain(RUN, 60)
         assert [result.inr_iterations for _, result in owner.volumes] == [4, 1, 1]
-        owner.engine.end(RUN)
+        owner.queue.end(RUN)
         owner.wait(lambda: not file.parent.exists())
     finally:
         owner.engine.stop()
