@@ -42,7 +42,7 @@ def main() -> None:
         kind="saturated",
         level="warning",
         text="3.1 % of the camera's pixels are saturated",
-        cure="lower the laser's power, the exposure or the camera's gain",
+        fix="lower the laser's power, the exposure or the camera's gain",
         since_s=snapshot.elapsed_s - 12.0,
     )
     slices = Choices(commands=True, slices=True, gamma_step=2)

@@ -190,7 +190,7 @@ def page(snapshot: StatusSnapshot) -> str:
         ("state", f"{state_of(snapshot)}, {duration(snapshot.elapsed_s)}"),
         ("time", times(snapshot.time_utc)),
         *(
-            (f"alarm {alarm.level}", f"for {age(alarm, snapshot)} {alarm.text}: {alarm.cure}")
+            (f"alarm {alarm.level}", f"for {age(alarm, snapshot)} {alarm.text}: {alarm.fix}")
             for alarm in snapshot.alarms
         ),
         ("run", f"{snapshot.run.name} {snapshot.run.id}"),

@@ -191,7 +191,7 @@ def sparkline(values: Sequence[float], width: int, sparks: str = SPARKS) -> str:
 
 
 def _alarms(snapshot: StatusSnapshot, space: Space) -> Group:
-    """Show the most urgent alarms; a cure that does not fit has the next line."""
+    """Show the most urgent alarms; a fix that does not fit has the next line."""
     lines: list[Text] = []
     for number, alarm in enumerate(snapshot.alarms):
         drawn = _alarm(alarm, age(alarm, snapshot), space.width)
@@ -205,9 +205,9 @@ def _alarms(snapshot: StatusSnapshot, space: Space) -> Group:
 
 def _alarm(alarm: Alarm, since: str, width: int) -> list[Text]:
     head = Text.assemble(" ", BADGES[alarm.level], (f" {since} ", DIM))
-    if head.cell_len + cell_len(alarm.text) + cell_len(alarm.cure) + 3 <= width:
-        return [Text.assemble(head, (alarm.text, BOLD), f": {alarm.cure}")]
-    return [Text.assemble(head, (alarm.text, BOLD)), Text(" " * head.cell_len + alarm.cure)]
+    if head.cell_len + cell_len(alarm.text) + cell_len(alarm.fix) + 3 <= width:
+        return [Text.assemble(head, (alarm.text, BOLD), f": {alarm.fix}")]
+    return [Text.assemble(head, (alarm.text, BOLD)), Text(" " * head.cell_len + alarm.fix)]
 
 
 def _footer(snapshot: StatusSnapshot, space: Space) -> Text:

@@ -1,12 +1,8 @@
 """The daemon's log beside its run files: one JSON object a line, rotated by size.
 
-Owns one thread, which alone touches the files. `put` never waits: what it is given goes into a queue that is
-bounded, and what does not fit is counted and said later (`log_gap`). A disk that is full or gone costs lines
-of the log and nothing else; a file that somebody holds open where that forbids its renaming (Windows) grows
-on until it is let go. Two daemons in one folder have a log each: who comes second takes `mdd_2`.
-
-Each line has `time` (UTC, ISO 8601), `level` (info, warning, error), `event`, `text` and `pid`; further
-fields by event, see docs/monitoring.md.
+`put` and whatever runs report to `EVENTS` go into a bounded queue; one thread alone touches the files.
+Nothing waits for it: what the queue or the disk does not take is counted and lost. Two daemons in one folder
+have a log each: the second takes `mdd_2`. Fields by event: docs/monitoring.md.
 """
 
 from __future__ import annotations
@@ -17,21 +13,20 @@ import logging
 import os
 import queue
 import threading
-import time
 from datetime import UTC, datetime
+from logging.handlers import QueueHandler, RotatingFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from microdiffusion.daemon.events import EVENTS
 from microdiffusion.daemon.lock import RunLock
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
+    from io import TextIOWrapper
 
 QUEUED = 4096
-RETRY_S = 1.0
 MOST_IN_A_FOLDER = 64
 
 Level = Literal["info", "warning", "error"]
@@ -45,9 +40,9 @@ class JsonLog:
     folder : Path
         Of the run files.
     max_mb : float
-        Size at which a file is put aside, MB.
+        Size at which a file is rotated, MB.
     keep : int
-        Files that are kept besides the one that is written: `mdd.log.1.jsonl` is the newest of them.
+        Older files that are kept; `mdd.log.1.jsonl` is the newest of them.
 
     Attributes
     ----------
@@ -58,171 +53,119 @@ class JsonLog:
     """
 
     def __init__(self, folder: Path, *, max_mb: float = 10.0, keep: int = 5) -> None:
-        self._folder = folder
-        self._max_bytes = int(max_mb * 1e6)
-        self._keep = keep
-        self._name = "mdd"
-        self.path = self._path()
+        self.path = folder / "mdd.log.jsonl"
         self.dropped = 0
-        self._gap = 0
-        self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUED)
-        self._lock: RunLock | None = None
-        self._file = -1
-        self._size = 0
-        self._again_bytes = 0  # the size at which a file that could not be put aside is tried again
-        self._torn = False
-        self._retry_s = 0.0
-        self._tap = _EventTap(self)
+        self._lock = RunLock(self.path)
+        self._file = _Rotated(self.path, int(max_mb * 1e6), keep, self._drop)
+        self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUED)
+        self._handler = _Bounded(self._queue, self._drop)
         self._thread = threading.Thread(target=self._run, name="mdd-log", daemon=True)
 
     def start(self) -> None:
         """Take a name that is free, and begin. What goes wrong costs the log, never the start."""
-        for number in range(1, MOST_IN_A_FOLDER + 1):
-            self._name = "mdd" if number == 1 else f"mdd_{number}"
-            self.path = self._path()
-            lock = RunLock(self.path)
-            try:
-                lock.acquire()
-            except InputFileError:
-                continue
-            except DiskError:
-                break
-            self._lock = lock
-            break
+        with contextlib.suppress(DiskError):
+            for name in ("mdd", *(f"mdd_{number}" for number in range(2, MOST_IN_A_FOLDER))):
+                self.path = self.path.with_name(f"{name}.log.jsonl")
+                self._lock = RunLock(self.path)
+                with contextlib.suppress(InputFileError):
+                    self._lock.acquire()
+                    break
+        self._file.baseFilename = str(self.path.absolute())
         self._thread.start()
-        EVENTS.addHandler(self._tap)
+        EVENTS.addHandler(self._handler)
 
     def put(
         self, event: str, text: str, level: Level = "info", fields: Mapping[str, object] | None = None
     ) -> None:
         """Add a line with further `fields`; any thread, at once."""
-        if not self._thread.is_alive():
-            return
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "level": level,
-            "event": event,
-            "text": text,
-            "pid": os.getpid(),
-            **(fields or {}),
-        }
-        data = json.dumps(line, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
-        try:
-            self._queue.put_nowait(data)
-        except queue.Full:
-            self._lose()
+        if self._thread.is_alive():
+            line = {"levelname": level, "kind": event, "msg": text, "fields": fields or {}}
+            self._handler.handle(logging.makeLogRecord(line))
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Write what waits, for `timeout_s` at most, and close; a disk that hangs is left to itself."""
-        EVENTS.removeHandler(self._tap)
-        if not self._thread.is_alive():
-            return
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_s)
-        self._thread.join(timeout_s)
-
-    def _path(self, number: int = 0) -> Path:
-        return self._folder / (f"{self._name}.log.{number}.jsonl" if number else f"{self._name}.log.jsonl")
-
-    def _lose(self) -> None:
-        self.dropped += 1
-        self._gap += 1
+        EVENTS.removeHandler(self._handler)
+        if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=timeout_s)
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._file.stream = None  # which `logging` would wait for when the process ends
 
     def _run(self) -> None:
-        try:
-            while (data := self._queue.get()) is not None:
-                self._write(data)
-        finally:
-            self._close()
-            if self._lock is not None:
-                self._lock.release()
+        while (record := self._queue.get()) is not None:
+            self._file.emit(record)
+        self._file.close()
+        self._lock.release()
 
-    def _write(self, data: bytes) -> None:
-        if time.monotonic() < self._retry_s:
-            self._lose()
-            return
-        try:
-            self._make_room(len(data))
-            if self._gap:
-                told, gap = self._gap, self._line_of_gap()
-                self._append(gap)
-                self._gap -= told
-            self._append(data)
-        except OSError:
-            self._lose()
-            self._close()
-            self._retry_s = time.monotonic() + RETRY_S
+    def _drop(self) -> None:
+        self.dropped += 1
 
-    def _append(self, data: bytes) -> None:
-        if self._torn:  # half of a line is there: the next one begins on a line of its own
-            data = b"\n" + data
-        written = os.write(self._file, data)
-        self._size += written
-        self._torn = written < len(data)
-        if self._torn:
-            raise OSError("the disk took half a line")
 
-    def _make_room(self, more: int) -> None:
-        if self._file >= 0 and self._is_full(more):
-            self._close()
-            try:
-                self._put_aside()
-                self._again_bytes = 0
-            except OSError:
-                self._again_bytes = self._size + more + self._max_bytes // 10
-        if self._file < 0:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
-            self._file = os.open(self.path, flags | getattr(os, "O_NOINHERIT", 0), 0o644)
-            self._size = os.fstat(self._file).st_size
-            self._torn = self._torn or self._ends_torn()
-            if self._is_full(more):
-                self._make_room(more)
+class _Bounded(QueueHandler):
+    """Makes lines of records, on the thread that logs, and queues them."""
 
-    def _is_full(self, more: int) -> bool:
-        return bool(self._size) and self._size + more > max(self._max_bytes, self._again_bytes)
+    def __init__(self, lines: queue.Queue[logging.LogRecord | None], dropped: Callable[[], None]) -> None:
+        super().__init__(lines)
+        self._dropped = dropped
 
-    def _put_aside(self) -> None:
-        """Move every file on by one, up to the first number that is free: trying again costs no old file."""
-        if not self._keep:
-            self.path.unlink(missing_ok=True)
-            return
-        free = next((n for n in range(1, self._keep) if not self._path(n).exists()), self._keep)
-        for number in range(free, 0, -1):
-            self._path(number - 1).replace(self._path(number))
-
-    def _ends_torn(self) -> bool:
-        """Whether an earlier daemon was killed, or its disk full, in the middle of a line."""
-        if not self._size:
-            return False
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != b"\n"
-
-    def _line_of_gap(self) -> bytes:
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = getattr(record, "fields", {"run": getattr(record, "run", "")})
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "level": "warning",
-            "event": "log_gap",
-            "text": f"{count_noun(self._gap, 'line')} could not be written",
-            "pid": os.getpid(),
-            "lines": self._gap,
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "kind", "event"),
+            "text": record.getMessage(),
+            "pid": record.process,
+            **fields,
         }
-        return json.dumps(line).encode() + b"\n"
+        return json.dumps(line, ensure_ascii=False, default=str)
 
-    def _close(self) -> None:
-        if self._file >= 0:
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self._dropped()
+
+
+class _Rotated(RotatingFileHandler):
+    """Writes lines into `mdd.log.jsonl`; older files are `mdd.log.1.jsonl` and so on."""
+
+    def __init__(self, path: Path, max_bytes: int, keep: int, dropped: Callable[[], None]) -> None:
+        super().__init__(
+            path, maxBytes=max_bytes, backupCount=keep, encoding="utf-8", delay=True, errors="replace"
+        )
+        self._dropped = dropped
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Count the line, and open the file again for the next one."""
+        self._dropped()
+        stream, self.stream = self.stream, None
+        if stream is not None:
             with contextlib.suppress(OSError):
-                os.close(self._file)
-            self._file = -1
+                stream.close()
 
+    def _open(self) -> TextIOWrapper:
+        """Open the file; half of a line, of a full disk or a daemon that was killed, becomes a line."""
+        stream = super()._open()
+        with Path(self.baseFilename).open("rb") as file:
+            if stream.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                stream.write("\n")
+        return stream
 
-class _EventTap(logging.Handler):
-    """Puts what runs say to `EVENTS` into the log."""
+    def doRollover(self) -> None:
+        """Rotate, unless somebody has the file open where that forbids renaming it (Windows): it grows on."""
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+        with contextlib.suppress(OSError):
+            os.replace(self.baseFilename, f"{self.baseFilename}.full")
+            super().doRollover()
+            Path(f"{self.baseFilename}.full").unlink(missing_ok=True)  # there if no older file is kept
 
-    def __init__(self, log: JsonLog) -> None:
-        super().__init__(logging.INFO)
-        self._log = log
+    def rotation_filename(self, default_name: str) -> str:
+        name, _, number = default_name.rpartition(".")
+        return f"{name.removesuffix('.jsonl')}.{number}.jsonl"
 
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = {"run": getattr(record, "run", "")}
-        self._log.put(getattr(record, "kind", "event"), record.getMessage(), fields=fields)
+    def rotate(self, source: str, dest: str) -> None:
+        os.replace(f"{source}.full", dest)

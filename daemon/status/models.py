@@ -150,12 +150,12 @@ class Note(Part):
 
 
 class Alarm(Part):
-    """Something that wants to be seen to: what, what helps, and since when (s since the daemon's start)."""
+    """Something that needs attention: what, how to fix it, and since when (s since the daemon's start)."""
 
     kind: str
     level: Literal["warning", "error"]
     text: str
-    cure: str
+    fix: str = ""
     since_s: float
 
 

@@ -39,22 +39,26 @@ def last(alarms: Alarms, snapshots: Iterator[StatusSnapshot]) -> tuple[Alarm, ..
 
 CALM: dict[str, object] = {"run": {"silent_s": 0.1}}
 CASES = {
-    "disk-full": ({"run": {"waits_for": "the disk is full"}}, "error", "takes nothing"),
+    "disk-full": ({"run": {"waits_for": "the disk is full"}}, "error", "accepts no data"),
     "dropped": ({"frames_total": FrameTotals(dropped=7)}, "error", "7 frames dropped"),
-    "journal": ({"run": {"journal_bytes": 3_000_000_000}}, "warning", "3.0 GB wait"),
+    "journal": ({"run": {"journal_bytes": 3_000_000_000}}, "warning", "3.0 GB waiting"),
     "silent": ({"run": {"silent_s": 34.0}}, "error", "no frame for 0:00:34"),
     "disk-low": ({"disk_free_bytes": 1_000_000_000}, "error", "1.0 GB free"),
     "refused": ({"frames_total": FrameTotals(refused=2)}, "warning", "2 messages refused"),
     "lost": ({"volumes": VolumeCounts(lost=1)}, "error", "1 sweep lost"),
     "skipped": ({"volumes": VolumeCounts(skipped=1)}, "warning", "1 sweep skipped"),
     "saturated": ({"run": {"saturated": 0.04}}, "warning", "4 % of the camera's pixels"),
-    "behind": ({"run": {"waiting": 14}}, "warning", "14 sweeps wait"),
-    "disk-slow": ({"queues": {"recorder": QueueDepth(bytes=95, limit=100)}}, "warning", "wait for the disk"),
+    "behind": ({"run": {"waiting": 14}}, "warning", "14 sweeps waiting"),
+    "disk-slow": (
+        {"queues": {"recorder": QueueDepth(bytes=95, limit=100)}},
+        "warning",
+        "waiting for the disk",
+    ),
     "queue-engine": ({"queues": {"engine": QueueDepth(bytes=95, limit=100)}}, "warning", "is full"),
     "held-out": (
         {"history": {"held_out_error": (1.0,) * 8 + (1.9,) * 3}},
         "warning",
-        "1.90 x noise, was 1.00",
+        "1.90 × noise, was 1.00",
     ),
     "clock": ({"clock_step_s": 3600.0}, "warning", "set by +3600 s"),
 }
@@ -70,7 +74,7 @@ def test_an_alarm_comes_says_what_helps_and_goes(kind: str) -> None:
     assert [(alarm.kind, alarm.level) for alarm in stand] == [(kind, level)]
     (alarm,) = stand
     assert text in alarm.text
-    assert 20 < len(alarm.cure) <= 66, "one line of 80 columns, after the time"
+    assert 20 < len(alarm.fix) <= 66, "one line of 80 columns, after the time"
     assert alarm.since_s in (5, 15), "15: what has to last for ten seconds"
     # Counters keep their values: what was lost is no alarm for ever.
     after = {name: value for name, value in trouble.items() if name in ("frames_total", "volumes")}

@@ -359,9 +359,7 @@ def test_a_row_of_values_is_a_row_of_bars() -> None:
 
 def test_alarms_stand_above_everything_with_their_cure_at_any_width() -> None:
     alarms = tuple(
-        Alarm(
-            kind=str(number), level=level, text=f"trouble {number}", cure="do this about it " * 4, since_s=3
-        )
+        Alarm(kind=str(number), level=level, text=f"trouble {number}", fix="do this about it " * 4, since_s=3)
         for number, level in enumerate(("error", "warning", "warning", "warning"))
     )
     snapshot = StatusSnapshot(alarms=alarms, elapsed_s=63.0, preview=PREVIEW)
@@ -389,7 +387,7 @@ def test_times_are_local_and_utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_style_of_the_dashboard_is_black_or_white() -> None:
     snapshot = StatusSnapshot(
-        alarms=(Alarm(kind="a", level="error", text="t", cure="c", since_s=0),), history={"latency_s": (1.0,)}
+        alarms=(Alarm(kind="a", level="error", text="t", fix="c", since_s=0),), history={"latency_s": (1.0,)}
     )
     for extent in ((80, 24), (160, 48)):
         for line in screen(snapshot, *extent):
