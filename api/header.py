@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from microdiffusion.optics import AxialProfile
+from microdiffusion.optics import AxialProfile, projection_operator
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -121,3 +121,9 @@ class RunHeader(BaseModel):
     def profile(self) -> AxialProfile:
         """The beam's axial profile."""
         return AxialProfile.sampled(self.profile_weights, self.profile_spacing_um)
+
+    def operator_at(self, z_um: ArrayLike) -> NDArray[np.float64]:
+        """Return the projection operator (M, Z) of slabs at `z_um` (M,), µm; see `projection_operator`."""
+        return projection_operator(
+            z_um, self.profile, z0_um=self.z0_um, voxel_z_um=self.voxel_size_um[0], shape_z=self.shape[0]
+        )

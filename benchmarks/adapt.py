@@ -20,7 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from measuring import ROOT, machine, operator_of, scores_of
+from measuring import ROOT, machine, scores_of
 
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion.denoiser import load_denoiser, save_denoiser
@@ -78,7 +78,7 @@ def true_scores(session: Session, weights: Path, truth: np.ndarray) -> dict[str,
         scores_of(
             reconstructor.reconstruct(sweep).volume,
             truth,
-            seen_slices(operator_of(session.header, sweep.z_um)),
+            seen_slices(session.header.operator_at(sweep.z_um)),
         )
         for sweep in session.for_fitting()
     ]

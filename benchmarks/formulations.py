@@ -20,7 +20,7 @@ from typing import Any, get_args
 import h5py
 import numpy as np
 import torch
-from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
+from measuring import HELD_OUT, ROOT, machine, scores_of
 from variants import LENGTH, sweep_of
 
 from microdiffusion.engines.diffusion import (
@@ -53,7 +53,7 @@ def score(weights: Path, formulation: str, volumes: Path) -> list[dict[str, Any]
         with h5py.File(volumes / f"{name}.h5") as file:
             truth = protocol_crop(file["volume"][()].astype(np.float32))
         header, sweep = sweep_of(truth, NOISE)
-        matrix = operator_of(header, sweep.z_um)
+        matrix = header.operator_at(sweep.z_um)
         operator = torch.from_numpy(matrix.astype(np.float32))
         low, high = (float(v) for v in np.percentile(sweep.projections, [1.0, 99.9]))
         images = torch.from_numpy(sweep.projections - low) / (high - low)

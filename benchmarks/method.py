@@ -32,9 +32,8 @@ from microdiffusion.daemon.system import resident_mb
 from microdiffusion.engines.evaluation.methods import CLASSICAL, parse_methods
 from microdiffusion.engines.evaluation.pictures import volume_picture
 from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
-from microdiffusion.engines.evaluation.report import write_json
+from microdiffusion.engines.evaluation.report import better_classical, per_volume, summarise, write_json
 from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
-from microdiffusion.engines.evaluation.summary import better_classical, per_volume, summarise
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.metrics import bootstrap_interval

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import ROOT, machine, operator_of
+from measuring import ROOT, machine
 from method import weights_of
 
 from microdiffusion.engines.evaluation.methods import parse_methods
@@ -48,7 +48,7 @@ def main() -> None:
                 method.answer(case, engine).volume for method in parse_methods("mdd:1:fall_back=false,inr")
             )
             sweep = case.sweep
-            held = operator_of(case.header, sweep.held_out_z_um)
+            held = case.header.operator_at(sweep.held_out_z_um)
             seen = case.seen
             row = {
                 "volume": path.stem,

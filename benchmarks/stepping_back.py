@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from measuring import ROOT, machine, operator_of
+from measuring import ROOT, machine
 from support.strange_specimens import STRANGE
 
 from microdiffusion.config.models import EngineConfig
@@ -78,7 +78,7 @@ def sweep_of(
     def take(positions: np.ndarray) -> np.ndarray:
         if not positions.size:
             return np.empty((0, *truth.shape[1:]), np.float32)
-        clean = np.tensordot(operator_of(header, positions), truth, 1)
+        clean = np.tensordot(header.operator_at(positions), truth, 1)
         return np.asarray(clean + noise * rng.standard_normal(clean.shape), dtype=np.float32)
 
     return Sweep(number, 0, 0, z, take(z), held, take(held))
@@ -129,7 +129,7 @@ def stepping_back(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[
                 header = header_of(truth, noise if known else None)
                 sweep = sweep_of(header, truth, step, noise, 0, judge=True)
                 blind = replace(sweep, held_out_z_um=np.empty(0), held_out=sweep.held_out[:0])
-                seen = seen_slices(operator_of(header, sweep.z_um))
+                seen = seen_slices(header.operator_at(sweep.z_um))
                 psnr = {"tikhonov": scores(bench.run(header, [sweep], method="tikhonov"), truth, seen)[0]}
                 for judged, shown in ((True, sweep), (False, blind)):
                     psnr["inr"] = scores(
@@ -176,7 +176,7 @@ def merging(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[str, A
                     for k in range(count)
                 ]
                 # The slices that both sweeps saw, so that the sets can be compared.
-                seen = seen_slices(operator_of(header, history[-1].z_um))
+                seen = seen_slices(header.operator_at(history[-1].z_um))
                 row: dict[str, Any] = {"specimen": name, "noise": noise, "motion": motion}
                 for method in ("mdd", "inr", "tikhonov"):
                     for mode in ("off", "still"):

@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from measuring import HELD_OUT, ROOT, machine, operator_of, scores_of
+from measuring import HELD_OUT, ROOT, machine, scores_of
 
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.pipeline.engine import open_engine
@@ -63,7 +63,7 @@ def sweep_of(truth: np.ndarray, noise: float) -> tuple[RunHeader, Sweep]:
     rng = np.random.default_rng(0)
 
     def take(positions: np.ndarray) -> np.ndarray:
-        clean = np.tensordot(operator_of(header, positions), truth, 1)
+        clean = np.tensordot(header.operator_at(positions), truth, 1)
         return (clean + noise * rng.standard_normal(clean.shape)).astype(np.float32)
 
     return header, Sweep(0, 0, 0, z, take(z), judge, take(judge))
@@ -89,7 +89,7 @@ def main() -> None:
             with h5py.File(arguments.volumes / f"{name}.h5") as file:
                 truth = protocol_crop(file["volume"][()].astype(np.float32))
             header, sweep = sweep_of(truth, noise)
-            seen = seen_slices(operator_of(header, sweep.z_um))
+            seen = seen_slices(header.operator_at(sweep.z_um))
             for variant, settings in VARIANTS.items():
                 config = EngineConfig(weights=arguments.weights, **settings)
                 reconstructor = Reconstructor(header, config, open_engine(config))

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Two workers with torch's threads on every core wait for each other most of the time. Before torch comes in.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How long an example takes says something of the machine, not of the code.
 settings.register_profile("mdd", deadline=None)
 settings.load_profile("mdd")

@@ -1,22 +1,45 @@
 """Outputs that are there whole or not at all.
 
-Owns the way of an output to its name: it is made in a hidden folder beside it, and gets its name when it is
-complete. Whatever ends the work before (an error, Ctrl-C, a full disk) takes the folder with it; an output
-that exists is never touched. Functions hold no state; any thread.
+Owns the way of an output to its name: it is made beside it under a hidden name, and gets its own when it is
+complete. Whatever ends the work before (an error, Ctrl-C, a full disk) removes it. `staged` never touches an
+output that exists; `replacing` takes the place of one. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 
 _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; it takes its place when the body succeeds.
+
+    Raises
+    ------
+    DiskError
+        The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+        raise DiskError(
+            f"{path} cannot be written ({error}): check the folder and its free space."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

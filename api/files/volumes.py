@@ -81,10 +81,13 @@ class VolumeFile:
         Raises
         ------
         InputFileError
-            It holds NaN or infinity.
+            It is damaged, or holds NaN or infinity.
         """
-        block = self._data[time_point] if self._data.ndim == 4 else self._data[()]
-        volume = np.asarray(block, dtype=np.float32)
+        try:
+            block = self._data[time_point] if self._data.ndim == 4 else self._data[()]
+            volume = np.asarray(block, dtype=np.float32)
+        except Exception as error:  # four libraries, each with errors of its own for damaged pixels
+            raise InputFileError(f"{self.path} cannot be read ({error}): copy or save it again.") from error
         if not np.all(np.isfinite(volume)):
             raise InputFileError(
                 f"{self.path}: the volume of time point {time_point} holds values that are not finite "

@@ -28,7 +28,6 @@ from microdiffusion.engines.diffusion import Runtime, load_denoiser
 from microdiffusion.engines.evaluation import measured
 from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, weights_path
 from microdiffusion.errors import EngineError
-from microdiffusion.optics import projection_operator
 
 _CUDA_REFERENCE = 2e14  # operations: seconds there
 
@@ -204,13 +203,7 @@ class Bench:
 
     def _against_reference(self, turn: Turn, name: str) -> dict[str, Any]:
         header, sweep = turn.scene.header, turn.scene.sweep(0, made=QUIET[0])
-        operator = projection_operator(
-            sweep.z_um,
-            header.profile,
-            z0_um=header.z0_um,
-            voxel_z_um=header.voxel_size_um[0],
-            shape_z=header.shape[0],
-        )
+        operator = header.operator_at(sweep.z_um)
         images = torch.from_numpy(sweep.projections).to(self.device)
         images = (images - images.min()) / (images.max() - images.min()).clamp_min(1e-6)
         cuda = self.device.type == "cuda"

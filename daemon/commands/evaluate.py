@@ -82,7 +82,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Evaluate; 3 where not one score came out."""
     from microdiffusion.daemon.system import about
-    from microdiffusion.engines.evaluation import Hooks, Perceptual, evaluate, pictures, report
+    from microdiffusion.engines import evaluation
 
     plan = _plan(args)
     outputs = [path for path in (args.json, args.csv, args.markdown) if path is not None]
@@ -90,55 +90,54 @@ def run(args: Namespace) -> int:
         if not folder.is_dir():
             raise MissingFileError(f"The folder {folder} of the results does not exist: create it first.")
     if args.pictures is not None:
-        pictures.check_available()
+        evaluation.check_matplotlib()
         args.pictures.mkdir(parents=True, exist_ok=True)
-    perceptual = Perceptual() if args.lpips else None
     machine = about()
 
     def save(results: Results) -> None:
-        content = report.document(plan, results, machine)
+        content = evaluation.document(plan, results, machine)
         if args.json is not None:
-            report.write_json(args.json, content)
+            evaluation.write_json(args.json, content)
         if args.csv is not None:
-            report.write_csv(args.csv, results)
+            evaluation.write_csv(args.csv, results)
         if args.markdown is not None:
-            report.write_markdown(args.markdown, content, results)
+            evaluation.write_markdown(args.markdown, content, results)
 
     def show(name: str, step: float, case: Any, answers: Any) -> None:
-        pictures.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)
+        evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)
 
     with _warnings(), _progress(plan.runs()) as progress:
-        hooks = Hooks(progress, resident_mb, show if args.pictures is not None else None, save)
-        results = evaluate(plan, hooks, perceptual)
+        hooks = evaluation.Hooks(progress, resident_mb, show if args.pictures is not None else None, save)
+        results = evaluation.evaluate(plan, hooks)
     if not results.rows:
         complain("mdd: nothing could be evaluated; the warnings above say why.")
         return 3
     save(results)
     if args.pictures is not None and len(plan.steps) > 1:
-        pictures.step_curves(args.pictures / "steps.png", results)
-    say(report.markdown(report.document(plan, results, machine), results))
+        evaluation.step_curves(args.pictures / "steps.png", results)
+    say(evaluation.markdown(evaluation.document(plan, results, machine), results))
     for path in outputs + ([args.pictures] if args.pictures is not None else []):
         say(f"wrote {path}")
     return 0
 
 
 def _plan(args: Namespace) -> Plan:
-    from microdiffusion.engines.evaluation import Plan, Protocol, parse_methods
+    from microdiffusion.engines.evaluation import Lpips, Plan, Protocol, parse_methods
     from microdiffusion.files import volume_paths
 
     engine: dict[str, Any] = {"device": args.device}
     if args.weights is not None:
         engine["weights"] = args.weights
-    methods = parse_methods(args.methods)
     return Plan(
+        methods=parse_methods(args.methods),
         files=volume_paths(args.folder),
-        methods=methods,
         protocol=Protocol(
             length=args.length, noise=args.noise, photons=args.photons, crop=args.crop, held_out=args.held_out
         ),
         steps=args.steps,
         seeds=args.seeds,
         engine=engine,
+        lpips=Lpips() if args.lpips else None,
     )
 
 

@@ -1,9 +1,35 @@
 """Scores reconstruction methods on volumes whose truth is known."""
 
-from microdiffusion.engines.evaluation.measure import measured
-from microdiffusion.engines.evaluation.methods import parse_methods
-from microdiffusion.engines.evaluation.perceptual import Perceptual
-from microdiffusion.engines.evaluation.protocol import Protocol
-from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.methods import measured, parse_methods
+from microdiffusion.engines.evaluation.pictures import check_matplotlib, step_curves, volume_picture
+from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise
+from microdiffusion.engines.evaluation.report import (
+    document,
+    markdown,
+    write_csv,
+    write_json,
+    write_markdown,
+)
+from microdiffusion.engines.evaluation.runner import Hooks, Lpips, Plan, Results, evaluate
 
-__all__ = ["Hooks", "Perceptual", "Plan", "Protocol", "Results", "evaluate", "measured", "parse_methods"]
+__all__ = [
+    "Case",
+    "Hooks",
+    "Lpips",
+    "Plan",
+    "Protocol",
+    "Results",
+    "check_matplotlib",
+    "document",
+    "evaluate",
+    "make_case",
+    "markdown",
+    "measured",
+    "normalise",
+    "parse_methods",
+    "step_curves",
+    "volume_picture",
+    "write_csv",
+    "write_json",
+    "write_markdown",
+]

@@ -3,7 +3,7 @@
 Nearest slab, non-negative total variation, Richardson-Lucy, an explicit voxel grid and the INR of the
 reference; linear interpolation, Tikhonov and our INR are the engine's own and come from the `Reconstructor`.
 
-What a method has to choose (TV's weight, the number of iterations) it chooses from what an acquisition
+A method's free parameters (TV's weight, the number of iterations) are chosen from what an acquisition
 knows: by the held-out projection where the sweep has one, with the one-standard-error rule (Breiman et al.
 1984, section 3.4.3; of answers that predict it as well as the best does, to within that figure's own
 uncertainty, the smoothest), else by Morozov's discrepancy principle (the smoothest answer that still
@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.evaluation.total_variation import TvAnswer, total_variation
+from microdiffusion.engines.evaluation.total_variation import total_variation
 from microdiffusion.engines.projections import (
     along_z,
     interpolation_matrix,
@@ -34,13 +34,8 @@ from microdiffusion.engines.projections import (
     tikhonov_matrix,
 )
 from microdiffusion.engines.reference import QUICK, reference_inr
-from microdiffusion.optics import projection_operator
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.frames import Sweep
-    from microdiffusion.header import RunHeader
+from microdiffusion.frames import Sweep
+from microdiffusion.header import RunHeader
 
 # Multiples of the noise's standard deviation: below, TV only fills gaps. Above 0.2 dense real volumes lose
 # about 1 dB, and one held-out projection is often too few pixels to notice.
@@ -81,26 +76,20 @@ class Problem:
 
     @classmethod
     def of(cls, header: RunHeader, sweep: Sweep, device: torch.device) -> Problem:
-        """Derive it from a sweep of a run."""
-        voxel, z0, slices = header.voxel_size_um[0], header.z0_um, header.shape[0]
-
-        def matrix_of(z_um: NDArray[np.float64]) -> NDArray[np.float64]:
-            if not z_um.size:
-                return np.zeros((0, slices))
-            return projection_operator(z_um, header.profile, z0_um=z0, voxel_z_um=voxel, shape_z=slices)
+        """Return the problem of a sweep of a run."""
 
         def tensor(array: NDArray[np.float64] | NDArray[np.float32]) -> Tensor:
             return torch.from_numpy(array.astype(np.float32)).to(device)
 
         counts, judge = tensor(sweep.projections), tensor(sweep.held_out)
-        matrix = matrix_of(sweep.z_um)
+        matrix = header.operator_at(sweep.z_um)
         return cls(
             matrix=matrix,
-            centres=(sweep.z_um - z0) / voxel,
+            centres=(sweep.z_um - header.z0_um) / header.voxel_size_um[0],
             operator=tensor(matrix),
             images=counts - header.camera.offset,
             variance=noise_variance(counts, header.camera),
-            judge=tensor(matrix_of(sweep.held_out_z_um)),
+            judge=tensor(header.operator_at(sweep.held_out_z_um)),
             judge_images=judge - header.camera.offset,
             judge_variance=noise_variance(judge, header.camera) if len(judge) else judge,
             offset=header.camera.offset,
@@ -127,9 +116,8 @@ class Problem:
 
     def closed(self, weights: NDArray[np.float64]) -> Tensor:
         """Return the answer of a matrix (Z, M), without its negative values."""
-        return along_z(
-            torch.from_numpy(weights.astype(np.float32)).to(self.images.device), self.images
-        ).clamp_min(0)
+        matrix = torch.from_numpy(weights.astype(np.float32)).to(self.images.device)
+        return along_z(matrix, self.images).clamp_min(0)
 
     def residual(self, volume: Tensor) -> float:
         """Return the root mean square of A x - p in units of the noise."""
@@ -158,7 +146,7 @@ def nearest(problem: Problem) -> Tensor:
 def tv(
     problem: Problem, *, weight: float | None = None, axial: float | None = None, iterations: int = 200
 ) -> Tensor:
-    """Return the non-negative TV answer; see `tv.total_variation`.
+    """Return the non-negative TV answer; see `total_variation`.
 
     `weight` is λ in units of the noise's standard deviation, `axial` the weight of the differences along z.
     None: chosen as the module's docstring says, on the middle of the field. (Without a held-out projection
@@ -167,12 +155,17 @@ def tv(
     if weight is None or axial is None:
         weight, axial = _tv_settings(problem.middle(_TV_FIELD), weight, axial)
     start = problem.closed(tikhonov_matrix(problem.matrix))
-    return _tv(problem, weight, axial, iterations, start, None).volume
+    return _tv(problem, weight, axial, iterations, start)[0]
 
 
 def _tv(
-    problem: Problem, weight: float, axial: float, iterations: int, start: Tensor, dual: Tensor | None
-) -> TvAnswer:
+    problem: Problem,
+    weight: float,
+    axial: float,
+    iterations: int,
+    start: Tensor,
+    dual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     return total_variation(
         problem.operator,
         problem.images,
@@ -195,16 +188,16 @@ def _tv_settings(problem: Problem, weight: float | None, axial: float | None) ->
         if held_out:
             guess = weight or _TV_WEIGHTS[1]
             errors = {
-                stretch: problem.judged(_tv(problem, guess, stretch, _TV_SEARCH, start, None).volume)[0]
+                stretch: problem.judged(_tv(problem, guess, stretch, _TV_SEARCH, start)[0])[0]
                 for stretch in _TV_AXIAL
             }
             axial = min(errors, key=errors.__getitem__)
     if weight is None:
         tried: list[tuple[float, float, float]] = []
-        volume, dual = start, None
+        volume: Tensor = start
+        dual: Tensor | None = None
         for candidate in _TV_WEIGHTS:
-            answer = _tv(problem, candidate, axial, _TV_SEARCH, volume, dual)
-            volume, dual = answer.volume, answer.dual
+            volume, dual = _tv(problem, candidate, axial, _TV_SEARCH, volume, dual)
             judged = problem.judged(volume) if held_out else (problem.residual(volume) ** 2, 0.0)
             tried.append((candidate, *judged))
         _, error, uncertain = min(tried, key=lambda row: row[1])

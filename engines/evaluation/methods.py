@@ -1,39 +1,37 @@
 """The methods that can be compared, by name, and one call for all of them.
 
 A name is ``method[:EVALUATIONS][:key=value...]``, e.g. ``mdd``, ``mdd:4``, ``mdd:4:guidance=0``,
-``mdd:consistency=false:fall_back=false``, ``inr:inr.bandwidth_z=0.05``, ``tv:weight=0.1``. What the daemon
-can serve goes through its own `Reconstructor`, and the keys are those of the table `[engine]`; baselines
-take the arguments of their functions in `baselines.py`.
+``mdd:consistency=false:fall_back=false``, ``inr:inr.bandwidth_z=0.05``, ``tv:weight=0.1``. The methods that
+the daemon can serve go through its own `Reconstructor`, and their keys are those of the table `[engine]`;
+baselines take the arguments of their functions in `baselines.py`.
 
 Every call starts from nothing (a cold INR, seeds of its own), so neither the order of methods nor other
-volumes change an answer. One thread.
+volumes change an answer. One thread, besides the one that reads the memory of a call.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.engines.evaluation import baselines
-from microdiffusion.engines.evaluation.measure import Measured, measured
+from microdiffusion.engines.evaluation.protocol import Case
 from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, pick_device
 from microdiffusion.engines.reference import steps_needed
 from microdiffusion.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.engines.evaluation.protocol import Case
-
 CLASSICAL = ("nearest", "linear", "tikhonov", "tv", "rl")
-"""Answers without a network or a neural field: what `mdd` has to beat."""
+"""Answers without a network or a neural field: the ones that `mdd` has to beat."""
 
 _ENGINE: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
@@ -54,11 +52,69 @@ _BASELINES: dict[str, Callable[..., torch.Tensor]] = {
 }
 NAMES = (*_BASELINES, *_ENGINE)
 """Every method's name, without options."""
+_INTERVAL_S = 0.005
+
+
+@dataclass(slots=True)
+class Cost:
+    """Seconds and memory of a call.
+
+    Pages that an earlier call left with the allocator are used again and do not count, so the memory of
+    small volumes is rough.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time, including the device's.
+    memory_mb : float
+        Peak resident memory above that at the begin, MB; NaN where the system does not say.
+    device_memory_mb : float
+        Peak of torch's allocator on the CUDA device, MB; NaN elsewhere.
+    """
+
+    seconds: float = float("nan")
+    memory_mb: float = float("nan")
+    device_memory_mb: float = float("nan")
+
+
+@contextmanager
+def measured(device: torch.device, resident_mb: Callable[[], float | None]) -> Iterator[Cost]:
+    """Measure the body, its memory on a thread; the value is filled when it ends."""
+    cost = Cost()
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    before = resident_mb()
+    highest = before or 0.0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(_INTERVAL_S):
+            highest = max(highest, resident_mb() or 0.0)
+
+    watcher = threading.Thread(target=watch, name="memory", daemon=True)
+    if before is not None:
+        watcher.start()
+    begun = time.perf_counter()
+    try:
+        yield cost
+        if cuda:
+            torch.cuda.synchronize(device)
+    finally:
+        cost.seconds = time.perf_counter() - begun
+        done.set()
+        if before is not None:
+            watcher.join()
+            cost.memory_mb = max(highest, resident_mb() or 0.0) - before
+        if cuda:
+            cost.device_memory_mb = torch.cuda.max_memory_allocated(device) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a method gave.
+    """The answer of a method.
 
     Attributes
     ----------
@@ -67,14 +123,13 @@ class Answer:
         Which of its candidates a method of the engine served; else its own name.
     evaluations : int
         Passes of the whole volume through a network, guidance counted twice.
-    cost : Measured
-        Seconds and memory of the call.
+    cost : Cost
     """
 
     volume: NDArray[Any]
     served: str
     evaluations: int
-    cost: Measured
+    cost: Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +156,14 @@ class Method:
         return self.name in CLASSICAL
 
     def config(self, base: Mapping[str, Any]) -> EngineConfig:
-        """Return the engine's table: `base`, what the method stands for, then its options.
+        """Return the engine's table: `base`, the keys that the name stands for, then its options.
 
         Raises
         ------
         ConfigError
             An option is unknown or impossible.
         """
-        table = _merged(_merged(dict(base), _ENGINE.get(self.kind, {})), self.options)
+        table = _merged(_merged(base, _ENGINE.get(self.kind, {})), self.options)
         try:
             return EngineConfig.model_validate(table)
         except ValidationError as error:
@@ -120,13 +175,7 @@ class Method:
             ) from None
 
     def open(self, base: Mapping[str, Any]) -> Engine | None:
-        """Open device and weights, ahead of all measuring; None for the baselines.
-
-        Raises
-        ------
-        ConfigError, DependencyError, MissingFileError, InputFileError
-            See `open_engine`.
-        """
+        """Open device and weights, ahead of all measuring (see `open_engine`); None for the baselines."""
         return open_engine(self.config(base)) if self.kind in _ENGINE else None
 
     def answer(
@@ -151,30 +200,24 @@ class Method:
         resident_mb : callable
             Resident memory of this process, MB.
         report : callable
-            Told the stage, how much of it is done and how much there is, by methods that take hours.
+            Gets the stage, how much of it is done and how much there is, from methods that take hours.
         """
         # Whatever draws from torch's own generator draws the same, in any order of methods.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self.kind not in _ENGINE:
-                return self._baseline(case, base, seed, resident_mb)
-            config = self.config({**base, "seed": seed})
-            reconstructor = Reconstructor(case.header, config, engine, report=report)
-            with measured(reconstructor.device, resident_mb) as cost:
-                result = reconstructor.reconstruct(case.sweep)
-            return Answer(result.volume, result.served, evaluations(config), cost)
-
-    def _baseline(
-        self, case: Case, base: Mapping[str, Any], seed: int, resident_mb: Callable[[], float | None]
-    ) -> Answer:
-        function = _BASELINES[self.kind]
-        options = self.options | ({"seed": seed} if "seed" in inspect.signature(function).parameters else {})
-        device, _ = pick_device(str(base.get("device", "auto")))
-        with measured(device, resident_mb) as cost, torch.no_grad():
-            problem = baselines.Problem.of(case.header, case.sweep, device)
-            volume = function(problem, **options) + problem.offset
-            array = volume.cpu().numpy()
-        return Answer(array, self.kind, 0, cost)
+            if self.kind in _ENGINE:
+                config = self.config({**base, "seed": seed})
+                reconstructor = Reconstructor(case.header, config, engine, report=report)
+                with measured(reconstructor.device, resident_mb) as cost:
+                    result = reconstructor.reconstruct(case.sweep)
+                return Answer(result.volume, result.served, evaluations(config), cost)
+            function = _BASELINES[self.kind]
+            seeded = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
+            device, _ = pick_device(str(base.get("device", "auto")))
+            with measured(device, resident_mb) as cost, torch.no_grad():
+                problem = baselines.Problem.of(case.header, case.sweep, device)
+                volume = (function(problem, **self.options, **seeded) + problem.offset).cpu().numpy()
+            return Answer(volume, self.kind, 0, cost)
 
 
 def evaluations(config: EngineConfig) -> int:
@@ -196,7 +239,7 @@ def parse_methods(text: str) -> list[Method]:
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ConfigError(f"Expected methods like linear,tv,mdd, not {text!r}: the known are {_known()}.")
+        raise ConfigError(f"Expected methods like linear,tv,mdd, not {text!r}: known are {', '.join(NAMES)}.")
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"The method {name!r} is named twice: leave one out.")
@@ -206,7 +249,7 @@ def parse_methods(text: str) -> list[Method]:
 def _parse(name: str) -> Method:
     kind, *parts = name.split(":")
     if kind not in NAMES:
-        raise ConfigError(f"There is no method {kind!r}: the known are {_known()}.")
+        raise ConfigError(f"There is no method {kind!r}: known are {', '.join(NAMES)}.")
     options: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")
@@ -217,11 +260,10 @@ def _parse(name: str) -> Method:
         if kind in _BASELINES:
             options[key] = _argument(name, kind, key, value)
         else:
-            table = options
-            *outer, last = key.split(".")
-            for level in outer:
-                table = table.setdefault(level, {})
-            table[last] = value
+            nested: Any = value
+            for level in reversed(key.split(".")):
+                nested = {level: nested}
+            options = _merged(options, nested)
     method = Method(name, kind, options)
     if kind in _ENGINE:
         method.config({})
@@ -245,11 +287,7 @@ def _argument(name: str, kind: str, key: str, value: str) -> float | int:
     return number
 
 
-def _known() -> str:
-    return ", ".join(NAMES)
-
-
-def _merged(table: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(table)
     for key, value in over.items():
         known = result.get(key)

@@ -13,23 +13,20 @@ Noise is drawn from the seed and the volume's shape alone: neither other volumes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from microdiffusion.errors import GeometryError, InputFileError, MddError
+from microdiffusion.errors import GeometryError, InputFileError
 from microdiffusion.files import open_volume
 from microdiffusion.frames import Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import ImageScores, held_out_error, score, seen_slices
-from microdiffusion.optics import projection_operator, sweep_positions
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
+from microdiffusion.optics import sweep_positions
 
 PERCENTILES = (1.0, 99.9)
+CROP = (130, 128, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class Protocol:
     offset: float = 0.0
     noise: float = 0.01
     photons: float | None = None
-    crop: tuple[int, int, int] | None = (130, 128, 128)
+    crop: tuple[int, int, int] | None = CROP
     held_out: bool = True
 
 
@@ -68,7 +65,7 @@ class Case:
     ----------
     truth : (Z, Y, X) float32
     header, sweep
-        What a method is given.
+        Input of a method.
     operator : (M, Z) float64
         Of the sweep's slabs.
     judge_operator : (1, Z) float64
@@ -96,7 +93,7 @@ class Case:
         return held_out_error(estimate, self.judge_operator, self.judge, self.judge_noise)
 
 
-def read_truth(path: Path, crop: tuple[int, int, int] | None = (130, 128, 128)) -> NDArray[np.float32]:
+def read_truth(path: Path, crop: tuple[int, int, int] | None = CROP) -> NDArray[np.float32]:
     """Return the truth (Z, Y, X) that a volume file gives; see `open_volume` and `normalise`.
 
     Raises
@@ -104,23 +101,15 @@ def read_truth(path: Path, crop: tuple[int, int, int] | None = (130, 128, 128)) 
     MissingFileError, InputFileError, DependencyError
         The file is absent or damaged, holds no volume or more than one, or needs a library.
     """
-    try:
-        with open_volume(path) as file:
-            if len(file) > 1:
-                raise InputFileError(
-                    f"{path} holds {len(file)} time points, but a truth is one volume: take one out."
-                )
-            volume = file.volume(0)
-    except MddError:
-        raise
-    except Exception as error:  # four libraries, each with errors of its own for damaged pixels
-        raise InputFileError(f"{path} cannot be read ({error}): copy or save it again.") from error
-    return normalise(volume, crop)
+    with open_volume(path) as file:
+        if len(file) > 1:
+            raise InputFileError(
+                f"{path} holds {len(file)} time points, but a truth is one volume: extract one of them."
+            )
+        return normalise(file.volume(0), crop)
 
 
-def normalise(
-    volume: NDArray[np.float32], crop: tuple[int, int, int] | None = (130, 128, 128)
-) -> NDArray[np.float32]:
+def normalise(volume: NDArray[np.float32], crop: tuple[int, int, int] | None = CROP) -> NDArray[np.float32]:
     """Return the middle of a volume (Z, Y, X), scaled by percentiles and clipped to [0, 1].
 
     Raises
@@ -131,10 +120,8 @@ def normalise(
     limits = crop or volume.shape
     start = [max(0, (n - m) // 2) for n, m in zip(volume.shape, limits, strict=True)]
     part = volume[tuple(slice(s, s + m) for s, m in zip(start, limits, strict=True))]
-    if part.ndim != 3 or min(part.shape[1:]) < 7:
-        raise InputFileError(
-            f"A volume needs three axes and at least 7 x 7 pixels, not {part.shape}: take a larger one."
-        )
+    if min(part.shape[1:]) < 7:
+        raise InputFileError(f"A volume needs at least 7 x 7 pixels, not {part.shape}: use a larger one.")
     low, high = np.percentile(part, PERCENTILES)
     if not (np.isfinite(high - low) and high > low):
         raise InputFileError(
@@ -164,9 +151,8 @@ def make_case(truth: NDArray[np.float32], protocol: Protocol, seed: int = 0) -> 
     if z_um.size < 2:
         raise GeometryError(
             f"Only {z_um.size} slab of {protocol.length:g} slices fits into a volume of {slices} at a step "
-            f"of {protocol.step:g}: take a thicker volume or a shorter step."
+            f"of {protocol.step:g}: use a thicker volume or a shorter step."
         )
-    camera = CameraNoise(gain=1.0 / protocol.photons) if protocol.photons else CameraNoise()
     header = RunHeader(
         run_id="0" * 32,
         name="evaluation",
@@ -177,27 +163,23 @@ def make_case(truth: NDArray[np.float32], protocol: Protocol, seed: int = 0) -> 
         profile_spacing_um=protocol.length,
         dtype="float32",
         frames_per_sweep=z_um.size + 1,
-        camera=camera,
+        camera=CameraNoise(gain=1.0 / protocol.photons) if protocol.photons else CameraNoise(),
     )
     middle = z_um.size // 2
     judge_z = z_um[middle - 1 : middle + 1].mean(keepdims=True)
     rng = np.random.default_rng(seed)
-    operator, measured, _ = _look(truth, z_um, header, protocol, rng)
-    judge_operator, judge, judge_noise = _look(truth, judge_z, header, protocol, rng)
+    operator, judge_operator = header.operator_at(z_um), header.operator_at(judge_z)
+    measured, _ = _expose(truth, operator, protocol, rng)
+    judge, judge_noise = _expose(truth, judge_operator, protocol, rng)
     shown = judge_z.size if protocol.held_out else 0
     sweep = Sweep(0, 0, 0, z_um, measured, judge_z[:shown], judge[:shown])
     return Case(truth, header, sweep, operator, judge_operator, judge, judge_noise, seen_slices(operator))
 
 
-def _look(
-    truth: NDArray[np.float32],
-    z_um: NDArray[np.float64],
-    header: RunHeader,
-    protocol: Protocol,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-    """Return the operator, the noisy projections, and the standard deviation of their noise."""
-    operator = projection_operator(z_um, header.profile, z0_um=0.0, voxel_z_um=1.0, shape_z=truth.shape[0])
+def _expose(
+    truth: NDArray[np.float32], operator: NDArray[np.float64], protocol: Protocol, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return noisy projections (M, Y, X) and the standard deviation of their noise."""
     clean = np.tensordot(operator, truth, axes=1)
     if protocol.photons is not None:
         measured = rng.poisson(protocol.photons * clean) / protocol.photons
@@ -206,4 +188,4 @@ def _look(
     else:
         measured = clean + protocol.noise * rng.standard_normal(clean.shape)
         sigma = np.full(clean.shape, max(protocol.noise, 1e-4))
-    return operator, measured.astype(np.float32), sigma.astype(np.float32)
+    return measured.astype(np.float32), sigma.astype(np.float32)

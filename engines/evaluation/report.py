@@ -1,7 +1,9 @@
-"""The results on paper: JSON with everything, CSV with the rows, Markdown with the tables.
+"""From rows to figures, and the files that hold them: JSON (everything), CSV (rows), Markdown (tables).
 
-All three are written whole under a temporary name and then renamed, so that an interrupted evaluation leaves
-the last complete one.
+Volumes are what is sampled: seeds of one volume are averaged first, and intervals are bootstrapped over
+volumes (percentile, 95 %). The classical answer to beat is the best one of each volume, picked with the truth
+at hand and for each score anew, so it is better than any single method. Files replace earlier ones when they
+are complete, so that an interrupted evaluation leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -10,32 +12,161 @@ import csv
 import io
 import json
 import math
-import os
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from microdiffusion.engines.evaluation.summary import better_classical, per_volume, summarise
+import numpy as np
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from microdiffusion.engines.evaluation.runner import Plan, Results, Row
+from microdiffusion.files import replacing
+from microdiffusion.metrics import bootstrap_interval
 
-    from microdiffusion.engines.evaluation.runner import Plan, Results
+SCORES = {
+    "psnr_db": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "ssim_3d": ("SSIM 3D", 3),
+    "foreground_psnr_db": ("foreground PSNR dB", 2),
+    "dice": ("Dice", 3),
+    "sharpness": ("z-energy", 2),
+    "foreground_sharpness": ("foreground z-energy", 2),
+    "axial_cutoff": ("axial cut-off", 3),
+    "axial_area": ("axial FSC", 3),
+    "lpips": ("LPIPS", 3),
+    "held_out_error": ("held-out", 2),
+}
+"""Key of a row -> title of the column, digits."""
+COSTS = {
+    "evaluations": ("evaluations", 0),
+    "seconds": ("s", 2),
+    "memory_mb": ("MB", 0),
+    "device_memory_mb": ("GPU MB", 0),
+}
+GAINS = ("psnr_db", "ssim")
 
-_COLUMNS: tuple[tuple[str, str, int], ...] = (
-    ("psnr_db", "PSNR dB", 2),
-    ("ssim", "SSIM", 3),
-    ("ssim_3d", "SSIM 3D", 3),
-    ("foreground_psnr_db", "foreground PSNR dB", 2),
-    ("dice", "Dice", 3),
-    ("sharpness", "z-energy", 2),
-    ("foreground_sharpness", "foreground z-energy", 2),
-    ("axial_cutoff", "axial cut-off", 3),
-    ("axial_area", "axial FSC", 3),
-    ("lpips", "LPIPS", 3),
-    ("held_out_error", "held-out", 2),
-    ("evaluations", "evaluations", 0),
-    ("seconds", "s", 2),
-    ("memory_mb", "MB", 0),
-)
+Table = dict[str, dict[str, dict[str, float]]]
+"""Method -> volume -> score, the mean over the seeds."""
+
+
+def summarise(results: Results) -> dict[str, Any]:
+    """Return the summary, by step and method, as it goes into the JSON file.
+
+    Returns
+    -------
+    dict
+        ``{"6": {"methods": {name: {"volumes", score: {"mean", "interval"}, "gain": {...}}},
+        "held_out": {...}}}``
+    """
+    steps = sorted({row["step"] for row in results.rows})
+    return {
+        f"{step:g}": _step([row for row in results.rows if row["step"] == step], results.classical)
+        for step in steps
+    }
+
+
+def per_volume(rows: Iterable[Row]) -> Table:
+    """Return the mean over the seeds of each score."""
+    collected: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        collected[row["method"]][row["volume"]].append(row)
+    return {
+        method: {
+            volume: {
+                key: _mean([float(row[key]) for row in same]) for key in SCORES | COSTS if key in same[0]
+            }
+            for volume, same in volumes.items()
+        }
+        for method, volumes in collected.items()
+    }
+
+
+def better_classical(table: Table, classical: Iterable[str], score: str) -> dict[str, tuple[float, str]]:
+    """Return volume -> (score, method) of the best classical answer."""
+    best: dict[str, tuple[float, str]] = {}
+    for method in classical:
+        for volume, scores in table.get(method, {}).items():
+            if volume not in best or scores[score] > best[volume][0]:
+                best[volume] = (scores[score], method)
+    return best
+
+
+def _step(rows: list[Row], classical: tuple[str, ...]) -> dict[str, Any]:
+    table = per_volume(rows)
+    best = {score: better_classical(table, classical, score) for score in GAINS}
+    methods: dict[str, Any] = {}
+    for method, volumes in table.items():
+        entry: dict[str, Any] = {"volumes": len(volumes)}
+        for key in SCORES | COSTS:
+            values = [scores[key] for scores in volumes.values() if key in scores]
+            if values:
+                entry[key] = {"mean": _mean(values), "interval": bootstrap_interval(values)}
+        if any(best.values()):
+            entry["gain"] = {
+                score: _gain({v: volumes[v][score] - best[score][v][0] for v in volumes if v in best[score]})
+                for score in GAINS
+            }
+        methods[method] = entry
+    return {
+        "methods": methods,
+        "better_classical": {
+            score: {volume: {"method": method, "score": value} for volume, (value, method) in found.items()}
+            for score, found in best.items()
+        },
+        "held_out": _held_out(table),
+    }
+
+
+def _gain(gains: dict[str, float]) -> dict[str, Any]:
+    """Return mean, interval, and the volume that gains least."""
+    if not gains:
+        return {}
+    worst = min(gains, key=gains.__getitem__)
+    values = list(gains.values())
+    return {
+        "mean": _mean(values),
+        "interval": bootstrap_interval(values),
+        "least": gains[worst],
+        "least_on": worst,
+        "worse_on": sum(value < 0 for value in values),
+    }
+
+
+def _held_out(table: Table) -> dict[str, Any]:
+    """Return how well the held-out error ranks the methods by their true error (Spearman).
+
+    `within` is the mean over volumes of the rank correlation over methods, which is what choosing among
+    answers needs; `pooled` that of all pairs of method and volume. 1: the order of the true error (RMSE,
+    from the PSNR).
+    """
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for volumes in table.values():
+        for volume, scores in volumes.items():
+            pairs[volume].append((scores["held_out_error"], -scores["psnr_db"]))
+    within = {volume: _spearman(pairs[volume]) for volume in sorted(pairs)}
+    values = list(within.values())
+    return {
+        "within": {"mean": _mean(values), "interval": bootstrap_interval(values), "volumes": within},
+        "pooled": _spearman([pair for some in pairs.values() for pair in some]),
+    }
+
+
+def _spearman(pairs: list[tuple[float, float]]) -> float:
+    """Return the rank correlation; NaN for fewer than three pairs or where one side is constant."""
+    from scipy.stats import rankdata
+
+    array = np.array([pair for pair in pairs if not np.isnan(pair).any()])
+    if len(array) < 3:
+        return float("nan")
+    ranks = rankdata(array, axis=0)
+    if np.any(np.ptp(ranks, axis=0) == 0):
+        return float("nan")
+    return float(np.corrcoef(ranks.T)[0, 1])
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def document(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +203,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_csv(path: Path, results: Results) -> None:
     """Write one line per row; what is not a number stays empty."""
-    columns = list(dict.fromkeys(key for row in results.rows for key in row))
     text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in results.rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(
@@ -89,14 +220,14 @@ def write_markdown(path: Path, content: dict[str, Any], results: Results) -> Non
 
 def markdown(content: dict[str, Any], results: Results) -> str:
     """Return the tables as Markdown."""
-    lines = [_conditions(content), ""]
+    lines = [_conditions(content["protocol"]), ""]
     for step, summary in content["summary"].items():
-        rows = [row for row in results.rows if f"{row['step']:g}" == step]
-        methods = summary["methods"]
-        lines += [f"## Step {step}", "", *_means(methods), ""]
+        lines += [f"## Step {step}", "", *_means(summary["methods"]), ""]
         if results.classical:
-            lines += [*_gains(methods), ""]
-        lines += [*_volumes(rows, results.classical), ""]
+            lines += ["Gain over the best classical answer of each volume:", ""]
+            lines += [*_gains(summary["methods"]), ""]
+        rows = [row for row in results.rows if f"{row['step']:g}" == step]
+        lines += ["PSNR / SSIM of each volume:", "", *_volumes(rows, results.classical), ""]
         held_out = summary["held_out"]
         lines += [
             "Rank correlation (Spearman) of held-out error and true error over the methods: "
@@ -109,15 +240,10 @@ def markdown(content: dict[str, Any], results: Results) -> str:
     return "\n".join(lines)
 
 
-def _conditions(content: dict[str, Any]) -> str:
-    protocol = content["protocol"]
-    crop = protocol["crop"]
+def _conditions(protocol: dict[str, Any]) -> str:
+    crop, photons = protocol["crop"], protocol["photons"]
     size = f"the middle {' x '.join(map(str, crop))} at most" if crop else "the whole volume"
-    noise = (
-        f"{protocol['photons']:g} photons per pixel at 1"
-        if protocol["photons"]
-        else f"white noise of {protocol['noise']:g}"
-    )
+    noise = f"{photons:g} photons per pixel at 1" if photons else f"white noise of {protocol['noise']:g}"
     shown = "shown to the methods" if protocol["held_out_shown_to_methods"] else "shown to no method"
     return (
         f"Slab of {protocol['length']:g} slices, {noise}, {size}, percentiles 1 and 99.9 to [0, 1]; scores "
@@ -128,45 +254,40 @@ def _conditions(content: dict[str, Any]) -> str:
 
 
 def _means(methods: dict[str, Any]) -> list[str]:
-    columns = [column for column in _COLUMNS if any(column[0] in entry for entry in methods.values())]
-    lines = _header(["method", *(title for _, title, _ in columns)])
+    shown = SCORES | COSTS
+    columns = [
+        key for key in shown if any(not _unknown(e.get(key, {}).get("mean")) for e in methods.values())
+    ]
+    lines = _header(["method", *(shown[key][0] for key in columns)])
     for name, entry in methods.items():
-        cells = []
-        for key, _, digits in columns:
-            figure = entry.get(key, {"mean": math.nan, "interval": (math.nan, math.nan)})
-            cell = _number(figure["mean"], digits)
-            if key in ("psnr_db", "ssim"):
-                cell += f" {_interval(figure['interval'], digits)}"
-            cells.append(cell)
-        lines.append(_line([f"`{name}`", *cells]))
+        cells = [f"`{name}`"]
+        for key in columns:
+            digits = shown[key][1]
+            figure = entry.get(key, {"mean": None})
+            cells.append(_number(figure["mean"], digits))
+            if key in GAINS:
+                cells[-1] += f" {_interval(figure['interval'], digits)}"
+        lines.append(_line(cells))
     return lines
 
 
 def _gains(methods: dict[str, Any]) -> list[str]:
-    lines = ["Gain over the best classical answer of each volume:", ""]
-    lines += _header(["method", "PSNR dB", "SSIM", "least PSNR gain", "worse on"])
+    lines = _header(["method", "PSNR dB", "SSIM", "least PSNR gain", "worse on"])
     for name, entry in methods.items():
         psnr, ssim = entry["gain"]["psnr_db"], entry["gain"]["ssim"]
         if psnr and ssim:
-            cells = [f"`{name}`"]
-            cells += [f"{g['mean']:+.{d}f} {_interval(g['interval'], d)}" for g, d in ((psnr, 2), (ssim, 3))]
-            cells += [
-                f"{psnr['least']:+.2f} ({psnr['least_on']})",
-                f"{psnr['worse_on']} of {entry['volumes']}",
-            ]
-            lines.append(_line(cells))
+            means = [f"{g['mean']:+.{d}f} {_interval(g['interval'], d)}" for g, d in ((psnr, 2), (ssim, 3))]
+            least = f"{psnr['least']:+.2f} ({psnr['least_on']})"
+            lines.append(_line([f"`{name}`", *means, least, f"{psnr['worse_on']} of {entry['volumes']}"]))
     return lines
 
 
-def _volumes(rows: list[dict[str, Any]], classical: tuple[str, ...]) -> list[str]:
+def _volumes(rows: list[Row], classical: tuple[str, ...]) -> list[str]:
     table = per_volume(rows)
     best = better_classical(table, classical, "psnr_db")
-    names = sorted({volume for scores in table.values() for volume in scores})
-    lines = ["PSNR / SSIM of each volume:", ""]
-    lines += _header(
-        ["volume", *(f"`{method}`" for method in table), *(["best classical"] if classical else [])]
-    )
-    for volume in names:
+    last = ["best classical"] if classical else []
+    lines = _header(["volume", *(f"`{method}`" for method in table), *last])
+    for volume in sorted({volume for scores in table.values() for volume in scores}):
         cells = [volume]
         for scores in table.values():
             known = scores.get(volume)
@@ -185,8 +306,8 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _number(value: float, digits: int) -> str:
-    return "" if _unknown(value) else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or _unknown(value) else f"{value:.{digits}f}"
 
 
 def _interval(interval: tuple[float, float], digits: int) -> str:
@@ -208,6 +329,5 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

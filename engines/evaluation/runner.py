@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
-from microdiffusion.errors import MddError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.engines.evaluation.methods import Answer, Method
-    from microdiffusion.engines.evaluation.perceptual import Perceptual
-    from microdiffusion.engines.evaluation.protocol import Case
-    from microdiffusion.engines.pipeline import Engine
+from microdiffusion.engines.evaluation.methods import Method
+from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, read_truth
+from microdiffusion.engines.pipeline import Engine
+from microdiffusion.errors import DependencyError, MddError
 
 logger = logging.getLogger("microdiffusion.evaluation")
 
 Row = dict[str, Any]
-"""Volume, step, seed, method, its scores, and what the call took."""
+"""Volume, step, seed, method, its scores, and the cost of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +43,8 @@ class Plan:
         Seeds 0 to N - 1, of the noise and of the methods alike.
     engine : mapping
         Keys of the table `[engine]` that hold for all methods.
+    lpips : Lpips, optional
+        Scores the answers too.
     """
 
     files: Sequence[Path]
@@ -56,6 +53,7 @@ class Plan:
     steps: Sequence[float] = (6.0, 8.0)
     seeds: int = 1
     engine: Mapping[str, Any] = field(default_factory=dict)
+    lpips: Lpips | None = None
 
     def runs(self) -> int:
         """Return how many calls of methods that makes."""
@@ -64,23 +62,28 @@ class Plan:
 
 @dataclass(slots=True)
 class Results:
-    """What came out: rows, and what was left out with the reason."""
+    """The rows, and what was left out with the reason."""
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     classical: tuple[str, ...] = ()
 
+    def leave_out(self, what: str) -> None:
+        """Note what has no row."""
+        self.skipped.append(what)
+        logger.warning("left out %s", what)
+
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Whom the runner tells, and whom it asks.
+    """The runner's callbacks.
 
     Attributes
     ----------
     progress : callable
         Gets the number of calls done and what comes next.
     resident_mb : callable
-        The process's memory.
+        Returns the process's memory.
     show : callable
         Gets the volume's name, step, case and answers by method, of seed 0.
     saved : callable
@@ -93,7 +96,7 @@ class Hooks:
     saved: Callable[[Results], None] = lambda results: None
 
 
-def evaluate(plan: Plan, hooks: Hooks | None = None, perceptual: Perceptual | None = None) -> Results:
+def evaluate(plan: Plan, hooks: Hooks | None = None) -> Results:
     """Run the plan.
 
     Raises
@@ -104,85 +107,107 @@ def evaluate(plan: Plan, hooks: Hooks | None = None, perceptual: Perceptual | No
     hooks = hooks or Hooks()
     engines = {method.name: method.open(plan.engine) for method in plan.methods}
     results = Results(classical=tuple(method.name for method in plan.methods if method.classical))
-    each = len(plan.methods) * len(plan.steps) * plan.seeds
+    each = len(plan.methods) * plan.seeds
     for number, path in enumerate(plan.files):
-        hooks.progress(number * each, path.stem)
+        done = number * each * len(plan.steps)
+        hooks.progress(done, path.stem)
         try:
             truth = read_truth(path, plan.protocol.crop)
         except MddError as error:
-            _leave_out(results, f"{path.name}: {error}")
+            results.leave_out(f"{path.name}: {error}")
             continue
-        _volume(plan, engines, path.stem, truth, number * each, hooks, results, perceptual)
+        for place, step in enumerate(plan.steps):
+            _step(plan, engines, path.stem, truth, step, done + place * each, hooks, results)
         hooks.saved(results)
     hooks.progress(plan.runs(), "done")
     return results
 
 
-def _volume(
+def _step(
     plan: Plan,
     engines: Mapping[str, Engine | None],
     name: str,
     truth: NDArray[np.float32],
+    step: float,
     done: int,
     hooks: Hooks,
     results: Results,
-    perceptual: Perceptual | None,
 ) -> None:
-    for step in plan.steps:
-        protocol = dataclasses.replace(plan.protocol, step=step)
-        for seed in range(plan.seeds):
+    """Run all seeds and methods on one volume at one step."""
+    for seed in range(plan.seeds):
+        try:
+            case = make_case(truth, dataclasses.replace(plan.protocol, step=step), seed)
+        except MddError as error:
+            results.leave_out(f"{name}, step {step:g}: {error}")
+            return
+        answers: dict[str, NDArray[Any]] = {}
+        for method in plan.methods:
+            what = f"{name}, step {step:g}: {method.name}"
+
+            def report(stage: str, part: int, whole: int, done: int = done, what: str = what) -> None:
+                hooks.progress(done, f"{what}, {stage} {part} of {whole}")
+
+            hooks.progress(done, what)
+            done += 1
             try:
-                case = make_case(truth, protocol, seed)
-            except MddError as error:
-                _leave_out(results, f"{name}, step {step:g}: {error}")
-                done += len(plan.methods)
-                continue
-            answers: dict[str, NDArray[Any]] = {}
-            for place, method in enumerate(plan.methods, done):
-                what = f"{name}, step {step:g}: {method.name}"
-                hooks.progress(place, what)
-                try:
-                    answer = method.answer(
-                        case,
-                        plan.engine,
-                        engine=engines[method.name],
-                        seed=seed,
-                        resident_mb=hooks.resident_mb,
-                        report=_stages(hooks, place, what),
-                    )
-                    scores = _scores(case, answer, perceptual)
-                except Exception as error:  # one method's bug or lack of memory must not cost the others
-                    _leave_out(
-                        results, f"{name}, step {step:g}, {method.name}: {type(error).__name__}: {error}"
-                    )
-                    continue
-                answers[method.name] = answer.volume
-                results.rows.append(
-                    {"volume": name, "step": step, "seed": seed, "method": method.name, **scores}
+                answer = method.answer(
+                    case,
+                    plan.engine,
+                    engine=engines[method.name],
+                    seed=seed,
+                    resident_mb=hooks.resident_mb,
+                    report=report,
                 )
-            done += len(plan.methods)
-            if seed == 0 and answers and hooks.show is not None:
-                hooks.show(name, step, case, answers)
+                scores = dataclasses.asdict(case.scores(answer.volume))
+                if plan.lpips is not None:
+                    scores["lpips"] = plan.lpips(answer.volume[case.seen], case.truth[case.seen])
+                scores["held_out_error"] = case.held_out_error(answer.volume)
+            except Exception as error:  # one method's bug or lack of memory must not cost the others
+                results.leave_out(f"{name}, step {step:g}, {method.name}: {type(error).__name__}: {error}")
+                continue
+            answers[method.name] = answer.volume
+            key = {"volume": name, "step": step, "seed": seed, "method": method.name}
+            served = {"served": answer.served, "evaluations": answer.evaluations}
+            results.rows.append(key | scores | served | dataclasses.asdict(answer.cost))
+        if seed == 0 and answers and hooks.show is not None:
+            hooks.show(name, step, case, answers)
 
 
-def _stages(hooks: Hooks, done: int, what: str) -> Callable[[str, int, int], None]:
-    """Return who hears of the stages of one call."""
-    return lambda stage, part, whole: hooks.progress(done, f"{what}, {stage} {part} of {whole}")
+class Lpips:
+    """LPIPS, the learned perceptual distance of Zhang et al. (2018), with its network loaded.
 
+    A network for photographs says which of two pictures looks more like a third; it knows nothing of
+    fluorescence, so it is one figure beside the others, and asked for by name. The first use downloads
+    AlexNet's weights (torchvision does, 230 MB).
 
-def _scores(case: Case, answer: Answer, perceptual: Perceptual | None) -> dict[str, Any]:
-    scores: dict[str, Any] = dataclasses.asdict(case.scores(answer.volume))
-    if perceptual is not None:
-        scores["lpips"] = perceptual(answer.volume[case.seen], case.truth[case.seen])
-    return {
-        **scores,
-        "held_out_error": case.held_out_error(answer.volume),
-        "served": answer.served,
-        "evaluations": answer.evaluations,
-        **dataclasses.asdict(answer.cost),
-    }
+    Raises
+    ------
+    DependencyError
+        The package is not installed, or its weights cannot be had.
+    """
 
+    def __init__(self) -> None:
+        try:
+            import lpips
+        except ImportError as error:
+            raise DependencyError(
+                'LPIPS is not installed: pip install "microdiffusion-daemon[lpips]", or leave out --lpips.'
+            ) from error
+        try:
+            self._distance: Any = lpips.LPIPS(net="alex", verbose=False).eval()
+        except Exception as error:  # of torchvision, the network or the disk
+            raise DependencyError(
+                f"LPIPS cannot load AlexNet's weights ({error}): connect to the internet once, or leave out "
+                "--lpips."
+            ) from error
 
-def _leave_out(results: Results, what: str) -> None:
-    results.skipped.append(what)
-    logger.warning("left out %s", what)
+    @torch.no_grad()
+    def __call__(self, estimate: NDArray[Any], truth: NDArray[Any]) -> float:
+        """Return the mean distance over the slices of two volumes (Z, Y, X) in [0, 1]; 0 is equal."""
+
+        def pictures(volume: NDArray[Any]) -> torch.Tensor:
+            grey = torch.from_numpy(np.asarray(volume, dtype=np.float32)).clamp(0, 1) * 2 - 1
+            return grey[:, None].expand(-1, 3, -1, -1)
+
+        pairs = zip(pictures(estimate).split(8), pictures(truth).split(8), strict=True)
+        return float(torch.cat([self._distance(a, b).flatten() for a, b in pairs]).mean())

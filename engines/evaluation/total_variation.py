@@ -13,32 +13,10 @@ Tensors are float32 on one device; volumes (Z, Y, X), projections (M, Y, X). Pur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from microdiffusion.engines.projections import along_z
-
-
-@dataclass(frozen=True, slots=True)
-class TvAnswer:
-    """A volume (Z, Y, X) with what the solver needs to go on from it.
-
-    Attributes
-    ----------
-    volume : (Z, Y, X)
-    dual : (3, Z, Y, X)
-        Dual of the differences; a start for a neighbouring weight.
-    iterations : int
-    change : float
-        Relative change of the volume in the last iteration.
-    """
-
-    volume: Tensor
-    dual: Tensor
-    iterations: int
-    change: float
 
 
 def total_variation(
@@ -52,8 +30,10 @@ def total_variation(
     axial: float = 1.0,
     iterations: int = 200,
     tolerance: float = 2e-5,
-) -> TvAnswer:
-    """Solve the problem of the module's docstring.
+) -> tuple[Tensor, Tensor]:
+    """Return the volume (Z, Y, X) that solves the problem of the module's docstring, and the dual.
+
+    The dual (3, Z, Y, X) of the differences is a start for a neighbouring weight.
 
     Parameters
     ----------
@@ -78,32 +58,16 @@ def total_variation(
     sigma = (1.0 / tau - curvature / 2) / (4.0 * (2.0 + axial**2))
     volume = start.clamp_min(0.0)
     dual = torch.zeros(3, *volume.shape, device=volume.device) if dual is None else dual.clone()
-    taken, change = 0, float("inf")
     for taken in range(1, iterations + 1):
         gradient = along_z(operator.T, relative * (along_z(operator, volume) - images))
         _add_adjoint(gradient, dual, axial)
         following = gradient.mul_(-tau).add_(volume).clamp_min_(0.0)
         # Over-relaxed point 2 x⁺ - x.
         _ascend(dual, following.mul(2.0).sub_(volume), sigma, axial, weight)
-        if taken % 10 == 0 or taken == iterations:
-            change = float((following - volume).norm() / following.norm().clamp_min(1e-12))
-        volume = following
-        if change < tolerance:
+        before, volume = volume, following
+        if taken % 10 == 0 and (volume - before).norm() < tolerance * volume.norm().clamp_min(1e-12):
             break
-    return TvAnswer(volume, dual, taken, change)
-
-
-def objective(
-    operator: Tensor, images: Tensor, variance: Tensor, volume: Tensor, *, weight: float, axial: float = 1.0
-) -> float:
-    """Return the value of what `total_variation` minimises."""
-    relative = variance.mean() / variance
-    data = 0.5 * (relative * (along_z(operator, volume) - images).square()).double().sum()
-    slopes = torch.zeros(3, *volume.shape, device=volume.device)
-    slopes[0, :-1] = axial * volume.diff(dim=0)
-    slopes[1, :, :-1] = volume.diff(dim=1)
-    slopes[2, :, :, :-1] = volume.diff(dim=2)
-    return float(data + weight * slopes.norm(dim=0).double().sum())
+    return volume, dual
 
 
 def _add_adjoint(target: Tensor, dual: Tensor, axial: float) -> None:

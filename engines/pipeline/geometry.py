@@ -22,7 +22,6 @@ from microdiffusion.engines.projections import (
     tikhonov_matrix,
 )
 from microdiffusion.engines.trust import CoarseTest
-from microdiffusion.optics import projection_operator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +82,7 @@ class Geometries:
         if known is not None:
             return known
         z_um = (self._header.z0_um + places * (voxel_um / 20)).astype(np.float64)
-        matrix = self._matrix(z_um)
+        matrix = self._header.operator_at(z_um)
         centres = (z_um - self._header.z0_um) / voxel_um
         length = self._header.profile.length_um / voxel_um
         operator = _tensor(matrix, self._device)
@@ -104,20 +103,11 @@ class Geometries:
 
     def rows(self, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the operator (M, Z) float64 of slabs at `z_um`."""
-        return self._matrix(z_um)
+        return self._header.operator_at(z_um)
 
     def operator(self, z_um: NDArray[np.float64]) -> Tensor:
         """Return the operator (M, Z) of slabs at `z_um` alone, as for held-out projections."""
-        return _tensor(self._matrix(z_um), self._device)
-
-    def _matrix(self, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
-        return projection_operator(
-            z_um,
-            self._header.profile,
-            z0_um=self._header.z0_um,
-            voxel_z_um=self._header.voxel_size_um[0],
-            shape_z=self._header.shape[0],
-        )
+        return _tensor(self._header.operator_at(z_um), self._device)
 
 
 def _tensor(array: NDArray[np.float64], device: torch.device) -> Tensor:

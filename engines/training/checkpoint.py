@@ -7,41 +7,18 @@ remembers which plan it belongs to; another plan is refused, and told in which w
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from microdiffusion.engines.diffusion import SlabDenoiser, load_denoiser, save_denoiser
-from microdiffusion.errors import ConfigError, DiskError, InputFileError, MissingFileError
+from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
+from microdiffusion.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes its place when the body succeeds.
-
-    Raises
-    ------
-    DiskError
-        The file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-        raise DiskError(
-            f"{path} cannot be written ({error}): check the folder and its free space."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_weights(model: SlabDenoiser, path: Path, notes: Mapping[str, str]) -> None:

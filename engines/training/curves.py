@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.engines.training.checkpoint import replacing
+from microdiffusion.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,7 +29,6 @@ from microdiffusion.engines.training import data as scenes
 from microdiffusion.engines.training.batches import Stream
 from microdiffusion.engines.training.checkpoint import (
     load_checkpoint,
-    replacing,
     save_checkpoint,
     start_from,
     write_weights,
@@ -43,6 +42,7 @@ from microdiffusion.engines.training.report import Outcome, write_card
 from microdiffusion.engines.training.sources import Sources, gather
 from microdiffusion.engines.training.validation import Table, validate
 from microdiffusion.errors import ConfigError, EngineError, MissingFileError
+from microdiffusion.files import replacing
 
 __all__ = ["Progress", "TrainingPlan", "train"]
 

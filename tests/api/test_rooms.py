@@ -41,8 +41,6 @@ SIDE_DOORS = {
     "microdiffusion.drivers.micromanager.survey",
     "microdiffusion.drivers.passive.watch",
     "microdiffusion.engines.diffusion.denoiser",
-    "microdiffusion.engines.evaluation.pictures",
-    "microdiffusion.engines.evaluation.report",
     "microdiffusion.engines.pipeline.recipe",
     "microdiffusion.engines.reference.ddpm",
     "microdiffusion.engines.training.adapt",

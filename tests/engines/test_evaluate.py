@@ -18,14 +18,13 @@ from support.sample_data import specimen
 
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.system import resident_mb
-from microdiffusion.engines.evaluation import baselines, report, summary
+from microdiffusion.engines.evaluation import baselines, report
 from microdiffusion.engines.evaluation.baselines import Problem
-from microdiffusion.engines.evaluation.measure import measured
-from microdiffusion.engines.evaluation.methods import NAMES, evaluations, parse_methods
-from microdiffusion.engines.evaluation.perceptual import Perceptual
+from microdiffusion.engines.evaluation.methods import NAMES, evaluations, measured, parse_methods
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise, read_truth
-from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
-from microdiffusion.engines.evaluation.total_variation import objective, total_variation
+from microdiffusion.engines.evaluation.runner import Hooks, Lpips, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.total_variation import total_variation
+from microdiffusion.engines.projections import along_z
 from microdiffusion.errors import ConfigError, DependencyError, GeometryError, InputFileError
 from microdiffusion.files.volumes import volume_paths
 
@@ -126,7 +125,7 @@ def test_tv_of_white_noise_is_that_of_scikit_image() -> None:
     clean[3:7, 3:7, 4:9] = 1.0
     noisy = 0.5 + clean + rng.uniform(-0.2, 0.2, clean.shape)
     images = torch.from_numpy(noisy.astype(np.float32))
-    ours = total_variation(
+    ours, _ = total_variation(
         torch.eye(8),
         images,
         torch.ones_like(images),
@@ -136,18 +135,29 @@ def test_tv_of_white_noise_is_that_of_scikit_image() -> None:
         tolerance=0,
     )
     theirs = restoration.denoise_tv_chambolle(noisy, weight=0.15, eps=1e-12, max_num_iter=3000)
-    np.testing.assert_allclose(ours.volume.numpy(), theirs, atol=5e-3)
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=5e-3)
     assert np.abs(theirs - noisy).max() > 0.1
 
 
 def test_tv_of_one_line_has_the_known_solution() -> None:
     # A step of height h over n and n samples: TV denoising takes λ / n off each side.
     line = torch.cat([torch.full((4, 1, 1), 1.0), torch.full((4, 1, 1), 3.0)])
-    answer = total_variation(
+    answer, _ = total_variation(
         torch.eye(8), line, torch.ones_like(line), weight=0.8, start=line, iterations=2000, tolerance=0
     )
     expected = [1.2] * 4 + [2.8] * 4
-    np.testing.assert_allclose(answer.volume[:, 0, 0].numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(answer[:, 0, 0].numpy(), expected, atol=1e-4)
+
+
+def objective(problem: Problem, volume: torch.Tensor, *, weight: float, axial: float) -> float:
+    """Return the value that `total_variation` minimises."""
+    relative = problem.variance.mean() / problem.variance
+    data = 0.5 * (relative * (along_z(problem.operator, volume) - problem.images).square()).double().sum()
+    slopes = torch.zeros(3, *volume.shape, device=volume.device)
+    slopes[0, :-1] = axial * volume.diff(dim=0)
+    slopes[1, :, :-1] = volume.diff(dim=1)
+    slopes[2, :, :, :-1] = volume.diff(dim=2)
+    return float(data + weight * slopes.norm(dim=0).double().sum())
 
 
 def test_tv_goes_down_to_its_minimum(problem: Problem) -> None:
@@ -156,27 +166,22 @@ def test_tv_goes_down_to_its_minimum(problem: Problem) -> None:
     start = problem.linear()
     values = []
     for iterations in (10, 50, 400):
-        answer = total_variation(
+        best, _ = total_variation(
             problem.operator, problem.images, problem.variance, start=start, iterations=iterations, **common
         )
-        assert float(answer.volume.min()) >= 0
-        values.append(
-            objective(
-                problem.operator, problem.images, problem.variance, answer.volume, weight=weight, axial=1.5
-            )
-        )
+        assert float(best.min()) >= 0
+        values.append(objective(problem, best, weight=weight, axial=1.5))
     assert values[0] > values[1] > values[2]
-    best = answer.volume
     rng = torch.Generator().manual_seed(0)
     for _ in range(3):  # no direction leads further down
         other = (best + 0.02 * torch.randn(best.shape, generator=rng)).clamp_min(0)
-        value = objective(problem.operator, problem.images, problem.variance, other, weight=weight, axial=1.5)
+        value = objective(problem, other, weight=weight, axial=1.5)
         assert value > values[2]
     # From another start to the same answer.
-    again = total_variation(
+    again, _ = total_variation(
         problem.operator, problem.images, problem.variance, start=0 * start, iterations=400, **common
     )
-    assert float((again.volume - best).square().mean().sqrt()) < 0.01
+    assert float((again - best).square().mean().sqrt()) < 0.01
 
 
 def test_tv_trusts_a_noisy_pixel_less(problem: Problem) -> None:
@@ -184,11 +189,11 @@ def test_tv_trusts_a_noisy_pixel_less(problem: Problem) -> None:
     spot = (slice(None), slice(8, 12), slice(8, 12))
     images[spot] += 0.5
     common = {"weight": 0.2 * problem.sigma, "start": problem.linear(), "iterations": 100}
-    trusting = total_variation(problem.operator, images, problem.variance, **common).volume[spot]
+    trusting = total_variation(problem.operator, images, problem.variance, **common)[0][spot]
     variance[spot] *= 1000
     # The weight is relative to the mean variance, which has grown.
     common["weight"] *= float(problem.variance.mean() / variance.mean())
-    wary = total_variation(problem.operator, images, variance, **common).volume[spot]
+    wary = total_variation(problem.operator, images, variance, **common)[0][spot]
     assert float(wary.mean()) < float(trusting.mean()) - 0.1
 
 
@@ -285,12 +290,13 @@ def test_evaluations_of_the_reference_are_counted_as_its_sampler_takes_them(name
     assert evaluations(parse_methods(name)[0].config({})) == count
 
 
-def test_reference_inr_is_a_method_that_takes_its_seed(case: Case) -> None:
-    (method,) = parse_methods("microdiffusion-inr:steps=30:batch_pixels=64")
+def test_reference_inr_is_a_method_that_takes_its_seed(truth: np.ndarray) -> None:
+    case = make_case(truth[:, :16, :16], Protocol())
+    (method,) = parse_methods("microdiffusion-inr:steps=8:batch_pixels=64")
     first, again, other = (method.answer(case, {"device": "cpu"}, seed=s).volume for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
-    assert case.scores(first).psnr_db > 15
+    assert case.scores(first).psnr_db > 10
 
 
 def test_stages_of_a_slow_method_are_passed_on(folder: Path) -> None:
@@ -332,7 +338,7 @@ def test_answers_do_not_depend_on_the_order_of_methods(folder: Path, weights: Pa
 
     def figures(methods: str, files: list[Path]) -> dict[tuple[str, str], dict[str, float]]:
         plan = Plan(files, parse_methods(methods), steps=(6.0,), engine=engine)
-        costs = {*summary.COSTS} - {"evaluations"}
+        costs = {*report.COSTS} - {"evaluations"}
         return {
             (row["volume"], row["method"]): {k: v for k, v in row.items() if k not in costs}
             for row in evaluate(plan).rows
@@ -391,7 +397,7 @@ def rows_of(
     psnr: dict[str, dict[str, float]], held_out: dict[str, dict[str, float]] | None = None
 ) -> Results:
     """Return results whose scores are all 0 but for PSNR (method -> volume -> dB) and held-out error."""
-    other = dict.fromkeys((*summary.SCORES, *summary.COSTS), 0.0)
+    other = dict.fromkeys((*report.SCORES, *report.COSTS), 0.0)
     rows = [
         {
             "volume": volume,
@@ -417,7 +423,7 @@ def test_gain_is_over_the_best_classical_answer_of_each_volume() -> None:
             "mdd": {"a": 32.0, "b": 22.5, "c": 27.5},
         }
     )
-    step = summary.summarise(results)["6"]
+    step = report.summarise(results)["6"]
     gain = step["methods"]["mdd"]["gain"]["psnr_db"]
     assert gain["mean"] == pytest.approx((2 - 0.5 + 2) / 3)
     assert (gain["least"], gain["least_on"], gain["worse_on"]) == (pytest.approx(-0.5), "b", 1)
@@ -440,7 +446,7 @@ def test_worth_of_the_held_out_projection_is_a_rank_correlation(
 ) -> None:
     psnr = {"linear": {"a": 25.0}, "tv": {"a": 26.0}, "mdd": {"a": 27.0}}
     results = rows_of(psnr, {method: {"a": error} for method, error in held_out.items()})
-    found = summary.summarise(results)["6"]["held_out"]["within"]["mean"]
+    found = report.summarise(results)["6"]["held_out"]["within"]["mean"]
     assert found == pytest.approx(within, nan_ok=True)
 
 
@@ -510,7 +516,7 @@ def test_command_writes_table_rows_json_and_pictures(
     assert len(content["rows"]) == 3 * 2 * 3
     assert content["skipped"] == [next(s for s in content["skipped"] if "broken.h5" in s)]
     row = content["rows"][0]
-    assert {*summary.SCORES} - {"lpips"} <= row.keys()
+    assert {*report.SCORES} - {"lpips"} <= row.keys()
     assert 15 < row["psnr_db"] < 60
     mdd = content["summary"]["6"]["methods"]["mdd:2:inr.cold_steps=5"]
     assert mdd["evaluations"]["mean"] == 2
@@ -574,7 +580,7 @@ def test_bad_input_ends_with_one_sentence(
 def test_lpips_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(DependencyError, match=r"pip install .*\[lpips\]"):
-        Perceptual()
+        Lpips()
 
 
 def test_numbers_that_do_not_exist_are_null_and_empty(tmp_path: Path) -> None:
@@ -592,5 +598,5 @@ def test_every_method_has_a_line_in_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name in NAMES:
         assert f"| `{name}` |" in text
-    for score in summary.SCORES:
+    for score in report.SCORES:
         assert f"`{score}`" in text
