@@ -1,15 +1,16 @@
 """The plan of a run: which slab is taken when, and the acquisition events that take it.
 
-From the configuration alone follow, sweep by sweep, the frames' places (`FrameInfo`) and the events that
+The configuration alone determines, sweep by sweep, the frames' places (`FrameInfo`) and the events that
 pycromanager understands. Odd sweeps start half a step deeper, so that two sweeps together overlap by half
-at no dose. Every n-th sweep, the first one included, ends with one projection half-way between two
-neighbouring slabs, which the reconstruction never sees: it judges it. A run that is gone on with has the
-plan that it began with, from another sweep on. The plan is pure and endless where the run is: sweeps are
-made when they are asked for. Safe on any thread.
+at no extra dose. Every n-th sweep, the first one included, ends with a held-out projection half-way between
+two neighbouring slabs: the reconstruction never sees it and is judged by it. A resumed run follows its
+original plan from a later sweep on. Sweeps are made lazily, without end where the run has none. Safe on any
+thread.
 """
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +22,7 @@ import numpy as np
 from microdiffusion.config import read_beam
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import FrameInfo
+from microdiffusion.header import RunHeader
 from microdiffusion.optics import AxialProfile, sweep_positions
 
 if TYPE_CHECKING:
@@ -37,16 +39,16 @@ Key = tuple[int, int, str, int]
 
 @dataclass(frozen=True, slots=True)
 class ResumeFrom:
-    """Where a run that was interrupted is gone on with.
+    """Where an interrupted run is resumed.
 
     Attributes
     ----------
     run_id : str
         The run, as in its header.
     sweep, seq : int
-        First sweep to take, and the number of its first frame: both beyond all that the run file holds.
+        First sweep to take, and the number of its first frame: both beyond everything in the run file.
     time_s : float
-        Camera time from which its frames count on, s since the start of the run.
+        Camera time at which its frames continue, s since the start of the run.
     """
 
     run_id: str
@@ -65,14 +67,14 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSweep:
-    """All shots of one time point, in the order of taking: position, channel, depth.
+    """All shots of one time point, in the order of acquisition: position, channel, depth.
 
     Attributes
     ----------
     number : int
         Time point, 0 for the first.
     start_s : float
-        Not before this time, seconds since the first sweep of the plan that is taken.
+        Earliest start, seconds after that of the first sweep taken.
     """
 
     number: int
@@ -81,7 +83,7 @@ class PlannedSweep:
 
 
 class Plan:
-    """What a configuration wants to be taken.
+    """The sweeps that a configuration asks for.
 
     Raises
     ------
@@ -93,6 +95,7 @@ class Plan:
 
     def __init__(self, config: Config) -> None:
         self.profile = load_profile(config.sweep)
+        self._config = config
         self._acquisition = config.acquisition
         self._sweep = config.sweep
         shift = 0.5 * config.sweep.resolved_step_um if config.sweep.alternate_offset else 0.0
@@ -111,11 +114,43 @@ class Plan:
 
     @property
     def frames_per_sweep_max(self) -> int:
-        """Most frames that a sweep of one channel and position has, the held-out one included."""
+        """Largest number of frames in a sweep of one channel and position, the held-out one included."""
         return max(len(depths) + self._can_hold_out(depths) for depths in self._depths)
 
+    def header(
+        self,
+        image: tuple[int, ...],
+        pixel_um: float,
+        *,
+        source: str,
+        run_id: str | None = None,
+        channels: tuple[str, ...] = ("default",),
+        positions: tuple[str, ...] = ("0",),
+        frames_per_sweep: int | None = None,
+    ) -> RunHeader:
+        """Return the header of a run with images of (Y, X) pixels, each of `pixel_um` in the specimen.
+
+        `run_id` names a run to resume; `frames_per_sweep` is for sweeps that are not those of the plan.
+        """
+        volume = self._config.volume
+        return RunHeader(
+            run_id=run_id or uuid.uuid4().hex,
+            name=self._config.name,
+            shape=(volume.shape_z, image[0], image[1]),
+            voxel_size_um=(volume.voxel_z_um, pixel_um, pixel_um),
+            z0_um=volume.z0_um,
+            profile_weights=tuple(float(weight) for weight in self.profile.weights),
+            profile_spacing_um=self.profile.spacing_um,
+            channels=channels,
+            positions=positions,
+            sweeps=self._acquisition.sweeps,
+            frames_per_sweep=frames_per_sweep or self.frames_per_sweep_max,
+            camera=self._config.camera.noise,
+            source=source[:2000],
+        )
+
     def slabs(self, sweep: int) -> tuple[tuple[float, bool], ...]:
-        """Return centre (µm) and held-out flag of each slab of a sweep, in the order of taking."""
+        """Return centre (µm) and held-out flag of each slab of a sweep, in the order of acquisition."""
         depths = self._depths[sweep % 2]
         taken = [(float(z), False) for z in depths]
         if self._can_hold_out(depths) and sweep % self._sweep.hold_out_every == 0:
@@ -124,14 +159,9 @@ class Plan:
         return tuple(taken)
 
     def sweeps(self, *, first: int = 0, seq: int = 0) -> Iterator[PlannedSweep]:
-        """Yield the sweeps of the run from the `first` on, for ever where the configuration names no end.
+        """Yield the sweeps from number `first` on, endlessly where no number of sweeps is configured.
 
-        Parameters
-        ----------
-        first : int
-            Number of the first sweep that is yielded; the configured number of sweeps counts those before.
-        seq : int
-            Number of its first frame.
+        `seq` is the number of the first frame. The configured number of sweeps includes those before `first`.
         """
         end = self._acquisition.sweeps
         for number in count(first) if end is None else range(first, end):
@@ -160,7 +190,7 @@ class Plan:
         return self._sweep.hold_out_every > 0 and len(depths) > 1
 
     def _event(self, info: FrameInfo) -> Event:
-        """Return the pycromanager event of a frame; axes that have one value only are left out."""
+        """Return the pycromanager event of a frame; axes with a single value are omitted."""
         axes: dict[str, int | str] = {"time": info.sweep, "z": info.index}
         event: Event = {"axes": axes, "z": info.z_um, "exposure": info.exposure_ms}
         if self._acquisition.channels:
@@ -174,20 +204,20 @@ class Plan:
 
 
 def frame_key(axes: Mapping[str, Any]) -> Key:
-    """Return what tells a frame of a run from all others, from the axes of its event or its metadata."""
+    """Return the key that identifies a frame in its run, from the axes of its event or its metadata."""
     return int(axes["time"]), int(axes.get("position", 0)), str(axes.get("channel", "")), int(axes["z"])
 
 
 def load_profile(sweep: SweepConfig) -> AxialProfile:
     """Return the beam's axial profile: the measured one where there is a file, else a box.
 
-    The stage position of a frame is z = 0 of the table. Where the table is not symmetric about it, the
-    shorter side is filled up with zeros.
+    z = 0 of the table is the stage position of a frame. Where the table is not symmetric about it, the
+    shorter side is padded with zeros.
 
     Raises
     ------
     MissingFileError, InputFileError
-        The file does not exist, or is no table of evenly spaced z and non-negative intensity.
+        The file does not exist, or is not a table of evenly spaced z and non-negative intensity.
     """
     if sweep.calibration is not None:
         return read_beam(sweep.calibration).profile
@@ -232,7 +262,7 @@ def _read_table(path: Path) -> NDArray[np.float64]:
 
 
 def _scattered(turn: int, count: int) -> int:
-    """Return the `turn`-th of `count` places in an order that jumps about and leaves none out."""
+    """Return the `turn`-th of `count` places in a scattered order that visits all of them."""
     stride = max(round(count * 0.618), 1)
     while gcd(stride, count) != 1:
         stride += 1

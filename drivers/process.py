@@ -1,11 +1,11 @@
 """The driver's own process, as the daemon sees it.
 
-`DriverProcess` owns a spawned process that runs the driver of `acquisition.driver`, and one pipe to it: down
-goes the word "stop", up come notes, the counters and, at most once, a failure; so a crash of a camera's
-library takes down neither the engine nor the recorder. Pauses go over the wire, as they do for a driver
-elsewhere. Invariants: the child ignores Ctrl-C, because the parent decides when to stop; it ends by itself
-within seconds when the parent dies, however that happens, and what it could not deliver then lies in the
-journal; what camera libraries print goes to a log file and never to the user's screen.
+`DriverProcess` owns a spawned process that runs the driver of `acquisition.driver`, and one pipe to it: the
+parent sends the word "stop"; the child sends notes, counters and, at most once, a failure. A crash of a
+camera library thus takes down neither the engine nor the recorder. Pauses go over the wire, as for a driver
+on another machine. Invariants: the child ignores Ctrl-C, because the parent decides when to stop; it ends by
+itself within seconds when the parent dies, however that happens, and leaves undelivered frames in the
+journal; output of camera libraries goes to a log file, never to the user's screen.
 
 All methods are for one thread, the owner's.
 """
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from microdiffusion.wire import ClientKeys
 
 ORPHAN_S = 18.0
-"""How long a child without a parent may take to end in an orderly way: the end of an acquisition that is
-slow to close, then `ORPHAN_FINISH_S`, then writing the rest to the journal."""
+"""How long a child whose parent is gone may take for a clean shutdown: closing a slow acquisition, then
+`ORPHAN_FINISH_S`, then writing the rest to the journal."""
 ORPHAN_FINISH_S = 1.0
-"""How long of this it tries to deliver the rest: who started it is gone, and most likely the daemon."""
+"""How much of this it spends on delivery: the daemon is most likely gone as well."""
 EXIT_S = 3.0
-"""How long its interpreter may take to shut down: threads of a stuck acquisition would keep it for ever."""
+"""How long its interpreter may take to exit: threads of a stuck acquisition would keep it for ever."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class DriverProcess:
     config, address, resume, security
         See `DriverTask`.
     log : Path or None
-        File that receives what camera libraries print; None discards it.
+        File that receives the output of camera libraries; None discards it.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class DriverProcess:
         self._has_begun = False  # from then on it may hold the camera
 
     def start(self) -> None:
-        """Start the process. Returns at once; whether the microscope could start comes later."""
+        """Start the process and return at once, before the microscope has started."""
         with keyboard_ignored():
             self._process.start()
         self._started = True
@@ -104,47 +104,47 @@ class DriverProcess:
 
     @property
     def stats(self) -> SenderStats | None:
-        """What has become of the frames, at most a second old; None before the first, or without any."""
+        """The sender's counters, at most a second old; None before the first frame, or without any."""
         self._drain()
         return self._stats
 
     def take_notes(self) -> list[str]:
-        """Return what the driver has told since the last call, one line each."""
+        """Return the driver's messages since the last call, one line each."""
         self._drain()
         notes, self._notes = self._notes, []
         return notes
 
     def raise_if_failed(self) -> None:
-        """Raise the driver's error, as its own class; also where the process died without a word."""
+        """Raise the driver's error, if any, as its own class; also if the process died without giving one."""
         self._drain()
         if self._failure is not None:
             raise self._failure
 
     def ask_to_stop(self) -> None:
-        """Let the run end in an orderly way; returns at once."""
+        """Ask for a clean shutdown; returns at once."""
         if self._started:
             with suppress(OSError):  # it may be gone already
                 self._pipe.send("stop")
 
     def stop(self, timeout_s: float = 15.0) -> None:
-        """End the run in an orderly way, and after `timeout_s` in any way. Harmless when called again."""
+        """Shut the run down cleanly, and kill the process after `timeout_s`. May be called again."""
         if not self._started:
             return
         self.ask_to_stop()
         self._join(timeout_s)
         if self._process.is_alive():
             if not self._has_begun:
-                self._over = True  # it was still being loaded, on a machine that is busy: nothing was touched
+                self._over = True  # it was still loading, on a busy machine: nothing was touched
             elif self._failure is None and not self._over:
                 self._failure = AcquisitionError(
-                    f"The driver did not stop within {timeout_s:g} s and was ended: the camera may need a "
+                    f"The driver did not stop within {timeout_s:g} s and was killed: the camera may need a "
                     "restart."
                 )
             self._process.kill()
             self._join(2.0)
 
     def _join(self, timeout_s: float) -> None:
-        """Wait for the end, reading meanwhile: a full pipe must not keep the child."""
+        """Wait for the end while reading: a full pipe must not block the child."""
         deadline_s = time.monotonic() + timeout_s
         while self.alive and time.monotonic() < deadline_s:
             sources: list[Any] = [self._process.sentinel]
@@ -153,22 +153,23 @@ class DriverProcess:
             wait(sources, max(deadline_s - time.monotonic(), 0.0))
 
     def _drain(self) -> None:
-        """Take in what the child has sent, and notice where it is gone."""
+        """Read what the child has sent, and notice if it is gone."""
         if not self._started:
             return
         is_gone = not self._process.is_alive()  # asked first: its last words lie in the pipe then
         try:
             while not self._pipe.closed and self._pipe.poll():
-                self._take_in(*self._pipe.recv())
+                self._handle(*self._pipe.recv())
         except (EOFError, OSError):
             self._pipe.close()
         if is_gone and not self._over and self._failure is None:
-            where = f"; what its libraries said is in {self._log}" if self._log else ""
+            where = f"; the output of its libraries is in {self._log}" if self._log else ""
+            code = self._process.exitcode
             self._failure = AcquisitionError(
-                f"The driver's process died (exit code {self._process.exitcode}) without telling why{where}."
+                f"The driver's process died without giving a reason (exit code {code}){where}."
             )
 
-    def _take_in(self, kind: str, content: Any) -> None:
+    def _handle(self, kind: str, content: Any) -> None:
         if kind == "note":
             self._notes.append(content)
         elif kind == "begin":
@@ -180,7 +181,7 @@ class DriverProcess:
 
 
 def load_driver(config: Config) -> Callable[[DriverTask], SenderStats | None]:
-    """Return the `acquire` of the driver that the configuration names, imported: which takes a while."""
+    """Return `acquire` of the configured driver; importing it takes a while."""
     if config.acquisition.driver == "watch":
         from microdiffusion.drivers.passive import watch
 
@@ -203,7 +204,7 @@ def _run(
     resume: ResumeFrom | None,
     security: ClientKeys | None,
 ) -> None:
-    """Run the acquisition and tell the parent how it went."""
+    """Run the acquisition and report to the parent."""
     leave_stops_to_parent()
     redirect_output(log)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
@@ -218,10 +219,10 @@ def _run(
             with lock:
                 pipe.send((kind, content))
         except OSError:
-            stop.set()  # nobody listens any more
+            stop.set()  # the parent is gone
 
     def note(text: str) -> None:
-        logger.info(text)  # an orphan's last words are read there
+        logger.info(text)  # the log is all that remains of an orphan
         tell("note", text)
 
     task = DriverTask(
@@ -261,7 +262,7 @@ def _run(
 
 
 def _watch_parent(pipe: Connection[Any, Any], stop: threading.Event, orphaned: threading.Event) -> None:
-    """Wait for the word "stop" or for the parent's death; an orphan ends, by force if need be."""
+    """Wait for the word "stop" or the parent's death; end an orphan, by force if necessary."""
     parent = multiprocessing.parent_process()
     sources: list[Any] = [pipe] if parent is None else [pipe, parent.sentinel]
     is_orphan = pipe not in wait(sources)

@@ -1,10 +1,10 @@
-"""Recorded projections, or a volume projected on the way, sent over the wire like a camera's frames.
+"""Recorded projections, or a volume projected on the fly, sent over the wire like a camera's frames.
 
 `open_source` reads a projection file or a plain volume file, `replay` sends it. Everything runs in the
 caller's thread, except for the `Sender`'s own. Frames are read one at a time (of a volume: one sweep), so
-memory is bounded by the send buffer and one sweep. With a rate, a replay behaves like a camera: it does
-not wait; what the buffer has no room for goes to the journal, and what that has no room for is dropped and
-counted. Without one it goes as fast as the daemon acknowledges, and needs neither.
+memory is bounded by the send buffer and one sweep. With a rate, a replay behaves like a camera: it does not
+wait; frames for which the buffer has no room go to the journal, and those for which it has none either are
+dropped and counted. Without a rate it sends as fast as the daemon acknowledges, and needs neither.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 STANDSTILL_S = 60.0
-"""How long the daemon may go without taking a frame, at the end, before the replay gives up."""
+"""How long the daemon may go without acknowledging a frame, at the end, before the replay gives up."""
 HURRIED_S = 3.0
-"""How long a replay that was stopped or broke off tries to say so."""
+"""How long a replay that was stopped or failed tries to announce its end."""
 POLL_S = 0.1
 
 
@@ -97,7 +97,7 @@ def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> Replay
 
 
 def _is_volume(path: Path) -> bool:
-    """Whether to read `path` as a volume; what is neither is left to `open_projections` to refuse."""
+    """Return whether to read `path` as a volume; `open_projections` refuses what is neither."""
     if path.suffix.lower() in {".tif", ".tiff"}:
         return True
     try:
@@ -172,22 +172,22 @@ def replay(
     stop: Callable[[], bool] = lambda: False,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> SenderStats:
-    """Send all frames of `source` to the daemon at `address`, and return what became of them.
+    """Send all frames of `source` to the daemon at `address`, and return the counters.
 
     Parameters
     ----------
     rate_hz
         Frames per second; None: as fast as the daemon acknowledges.
     faults
-        What goes wrong on purpose.
+        Faults to inject.
     buffer_bytes
-        Most that waits for the daemon in memory.
+        Largest amount that waits for the daemon in memory.
     journal, journal_bytes
-        Where, with a rate, the rest waits, and how much at most; see `Sender`.
+        Folder for further frames, with a rate, and its largest size; see `Sender`.
     security
         None only where the address is on loopback.
     stop
-        Asked between frames; True ends the run early, but cleanly.
+        Called between frames; True ends the run early, but cleanly.
     connect_timeout_s
         How long to wait for the daemon before the first frame.
 
@@ -196,7 +196,7 @@ def replay(
     ConfigError
         The rate is not positive, or the buffer does not hold one frame.
     AddressError
-        The address is malformed, or nobody answers there.
+        The address is malformed, or there is no answer.
     AcquisitionError
         The daemon refused the run, or stopped answering.
     """
@@ -276,7 +276,7 @@ def _await_turn(sender: Sender, due_s: float | None, stop: Callable[[], bool]) -
 
 
 def _drain(sender: Sender, stop: Callable[[], bool]) -> bool:
-    """Wait until the daemon has everything; False where it took nothing for too long, or on `stop`."""
+    """Wait until the daemon has acknowledged everything; False on `stop` or if it makes no progress."""
     left, since_s = -1, time.monotonic()
     while (now_left := sender.stats.buffered_bytes) and not stop():
         sender.raise_if_failed()

@@ -1,4 +1,4 @@
-"""What every driver is given: what to do, for whom, whom to tell; and the sender that follows from it."""
+"""The task that every driver is given, and its sender."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from microdiffusion.wire import ClientKeys
 
 FINISH_S = 6.0
-"""How long the end of a run may take to deliver what is left; what then remains goes to the journal."""
+"""How long the end of a run may take to deliver the remaining frames; then they go to the journal."""
 STATS_S = 1.0
-"""How often the counters are told."""
+"""How often the counters are reported."""
 
 
 def _finish_s() -> float:
@@ -35,26 +35,26 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverTask:
-    """What a driver is to do.
+    """One acquisition, and who is told about it.
 
     Attributes
     ----------
     config : Config
         The whole configuration.
     address : str
-        Where the daemon takes frames.
+        Where the daemon receives frames.
     stop : Event
-        Ends the run early; the frames that were taken are still delivered.
+        Ends the run early; the frames acquired so far are still delivered.
     note : callable
-        Is told, in one line each, what a user may want to know.
+        Called with messages for the user, one line each.
     resume : ResumeFrom or None
         The run to resume: its next sweep, its next frame number, its camera time.
     security : ClientKeys or None
-        Keys for a daemon that asks for them.
+        Keys for a daemon that requires them.
     finish_s : callable
-        Asked at the end: how long the rest may take to be delivered.
+        Returns, at the end, how long delivering the remaining frames may take.
     on_stats : callable
-        Is told the sender's counters about once a second.
+        Called with the sender's counters about once a second.
     """
 
     config: Config
@@ -74,7 +74,7 @@ class DriverTask:
         first_seq : int
             The lowest number of its frames.
         journal : bool
-            False for frames that lie on a disk already: they can wait there.
+            False for frames that are on a disk already and can wait there.
 
         Raises
         ------
@@ -98,18 +98,18 @@ class DriverTask:
 
 
 class SenderProgress:
-    """Tells a sender's counters now and then, and what stands in its way; for one thread."""
+    """Reports a sender's counters and its troubles, once a second at most; for one thread."""
 
     def __init__(self, sender: Sender, task: DriverTask) -> None:
         self._sender, self._task = sender, task
-        self._told_s = -float("inf")
+        self._reported_s = -float("inf")
         self._trouble = ""
 
     def __call__(self) -> None:
-        """Tell, if it is time."""
-        if time.monotonic() - self._told_s < STATS_S:
+        """Report, if it is time."""
+        if time.monotonic() - self._reported_s < STATS_S:
             return
-        self._told_s = time.monotonic()
+        self._reported_s = time.monotonic()
         self._task.on_stats(self._sender.stats)
         before, self._trouble = self._trouble, self._sender.trouble
         if self._trouble and self._trouble != before:
@@ -117,8 +117,8 @@ class SenderProgress:
 
 
 def require_port(address: str) -> None:
-    """Raise `ConfigError` where `address` leaves the port to whoever listens there."""
+    """Raise `ConfigError` where `address` leaves the port open."""
     if address.endswith(":*"):
         raise ConfigError(
-            f"The daemon has a port, {address} names none: give one, as in tcp://127.0.0.1:5750."
+            f"The address {address} names no port: give the daemon's, as in tcp://127.0.0.1:5750."
         )

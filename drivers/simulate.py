@@ -1,9 +1,9 @@
-"""Projections from a volume: what a Bessel microscope would have recorded of it.
+"""Projections of a volume, as a Bessel microscope would have recorded them.
 
-Owns the way from a volume file to a projection file (`mdd simulate`). The truth is kept in the file, in
-the units of the projections, so that whatever is reconstructed from it can be judged. Time points pass
-one at a time, so memory is bounded by one volume and its projections. Pure numpy, any thread; seeded:
-the same arguments give the same file.
+Turns a volume file into a projection file (`mdd simulate`). The truth is kept in the file, in the units of
+the projections, so that reconstructions can be scored. Time points are processed one at a time, so memory
+is bounded by one volume and its projections. Pure numpy, any thread; seeded: the same arguments give the same
+file.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def plan_positions(
 ) -> NDArray[np.float64]:
     """Return the slab centres (T, M) µm of all sweeps.
 
-    With `alternate` every odd sweep starts half a step deeper; its last slab is moved back to the
-    volume's end where it would stick out, so that all sweeps have the same number. With `hold_out` the
-    last projection of a sweep lies half-way between two neighbouring slabs, another pair each time.
+    With `alternate` every odd sweep starts half a step deeper; its last slab is moved back to the end of the
+    volume where it would overhang, so that all sweeps have the same number of slabs. With `hold_out` the last
+    projection of a sweep is half-way between two neighbouring slabs, a different pair each time.
 
     Raises
     ------
@@ -122,9 +122,9 @@ def simulate(
     length_um, step_um
         Slab length (box profile) and distance of neighbouring slabs, µm.
     output
-        The projection file; replaced where it exists, untouched where something fails.
+        The projection file; an existing one is replaced, or left untouched on failure.
     voxel_size_um : (z, y, x), optional
-        µm; None: what the file says, else 1 µm.
+        µm; None: that of the file, or else 1 µm.
     noise
         Standard deviation of Gaussian noise, relative to the range of the first volume. Gives float32.
     photons
@@ -137,15 +137,15 @@ def simulate(
     alternate, hold_out
         See `plan_positions`.
     sweeps
-        Number of sweeps; None: one for each volume. More than there are volumes: the last one stays, as a
-        specimen that keeps still.
+        Number of sweeps; None: one for each volume. Beyond the last volume, that volume is repeated: a
+        specimen that does not move.
 
     Raises
     ------
     ConfigError
         A length, step or noise figure is impossible, or both kinds of noise are given.
     GeometryError, InputFileError, MissingFileError, DiskError
-        Slabs do not fit; the volume cannot be used; the output cannot be written.
+        Slabs do not fit; the volume is unusable; the output cannot be written.
     """
     _check_positive(length_um=length_um, step_um=step_um, gain=gain)
     _check_not_negative(noise=noise, read_noise=read_noise)
@@ -211,9 +211,9 @@ def simulate(
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """How brightness in a volume file becomes light, fixed by the first volume for all time points.
+    """Conversion of a volume file's values to light, the same for all time points.
 
-    Brightness `low` is no light, and light ends at `limits`.
+    The value `low` is no light; light is clipped to `limits`.
     """
 
     source: VolumeFile
@@ -223,6 +223,7 @@ class _Scale:
 
     @classmethod
     def of(cls, source: VolumeFile, *, normalise: bool, photons: float | None) -> _Scale:
+        """Return the scale that the first volume determines."""
         first = source.volume(0)
         scale = cls(source, 0.0, 1.0, (-math.inf, math.inf))
         if normalise:
@@ -245,7 +246,7 @@ class _Scale:
         return cls(source, scale.low, scale.factor * more, (0.0, scale.limits[1] * more))
 
     def light(self, sweep: int) -> NDArray[np.float32]:
-        """Return the volume (Z, Y, X) that a sweep sees: beyond the last, the last."""
+        """Return the volume (Z, Y, X) of a sweep; beyond the last, the last."""
         volume = self.source.volume(min(sweep, len(self.source) - 1))
         scaled = (volume - np.float32(self.low)) * np.float32(self.factor)
         low, high = (np.float32(limit) for limit in self.limits)

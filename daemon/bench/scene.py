@@ -8,7 +8,6 @@ of 512 x 512 need not be grown for a minute). A few sweeps are kept and repeated
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -76,19 +75,7 @@ def make_scene(config: Config, size: Size, *, seed: int) -> Scene:
     slices, rows, columns = size
     config = config.model_copy(update={"volume": config.volume.model_copy(update={"shape_z": slices})})
     plan = Plan(config)
-    pixel_um = config.volume.pixel_um or 1.0
-    header = RunHeader(
-        run_id=uuid.uuid4().hex,
-        name="bench",
-        shape=size,
-        voxel_size_um=(config.volume.voxel_z_um, pixel_um, pixel_um),
-        z0_um=config.volume.z0_um,
-        profile_weights=tuple(float(weight) for weight in plan.profile.weights),
-        profile_spacing_um=plan.profile.spacing_um,
-        frames_per_sweep=plan.frames_per_sweep_max,
-        camera=config.camera.noise,
-        source="mdd bench",
-    )
+    header = plan.header((rows, columns), config.volume.pixel_um or 1.0, source="mdd bench")
     specimen = Specimen(
         config.specimen.model_copy(update={"seed": seed}),
         shape=(slices, min(rows, _GROWN), min(columns, _GROWN)),

@@ -153,9 +153,7 @@ def _verdict(stats: SenderStats | None) -> int:
         return 0
     logger.info(_line(stats))
     if stats.unsent:
-        left = count_noun(
-            stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie"
-        )
+        left = count_noun(stats.unsent, "frame was not delivered and is", "frames were not delivered and are")
         raise AcquisitionError(f"{left} in the journal: run `mdd deliver` when the daemon is there again.")
     lost = stats.dropped + stats.refused + stats.waiting + stats.on_the_way
     if lost:

@@ -1,17 +1,17 @@
 """A run of a real Micro-Manager: a pycromanager `Acquisition` whose images go to the daemon.
 
-Three threads meet here, all in the driver's own process. The caller's feeds the acquisition sweep by sweep
-and watches it; pycromanager's image thread calls `FrameHook.take` with every image; the `Sender`'s puts
-frames on the wire, and hears from the daemon whether to go on, to pause or to stop.
+Three threads meet here, all in the driver's own process. The caller's thread feeds the acquisition sweep by
+sweep and watches it; pycromanager's image thread calls `FrameHook.take` with every image; the `Sender`'s
+thread puts frames on the wire, and hears from the daemon whether to continue, pause or stop.
 
 Invariants
-- At most two sweeps of events wait in the engine. So an endless run takes no memory, and stopping has
-  little to cancel. The pace is kept here and not by the events' `min_start_time`, on which the engine
-  cannot be interrupted.
-- In a pause no further sweep is handed over, and the stages stay where they are; the pace of the sweeps
-  starts afresh after it. How long it lasts does not matter: the sender keeps the run alive.
-- Whatever ends the run, the acquisition is told so and given a few seconds; one that does not come back is
-  abandoned and reported, never waited for without end.
+- At most two sweeps of events are queued in the engine, so an endless run needs no memory and a stop has
+  little to cancel. The interval is timed here rather than by the events' `min_start_time`, because the engine
+  cannot be interrupted while it waits for that.
+- During a pause no further sweep is queued, and the stages stay where they are; afterwards the interval is
+  counted afresh. A pause may last any time: the sender keeps the run alive.
+- However the run ends, the acquisition is closed and given a few seconds; one that does not return is
+  abandoned and reported, never waited for indefinitely.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 GRACE_S = 1.5
-"""How long sweeps that have begun may still take after a stop."""
+"""How long queued sweeps may still take after a stop."""
 CLOSE_S = 8.0
 """How long a finished acquisition may take to shut down."""
 SILENCE_S = 30.0
-"""Without an image for this long (and ten exposures) the microscope counts as stuck."""
+"""The microscope counts as stuck after this time, plus ten exposures, without an image."""
 
 
 def acquire(task: DriverTask) -> SenderStats:
     """Run the acquisition that the configuration describes and send its frames.
 
-    Returns when the last sweep is taken or, at most a few seconds after, `task.stop` is set or the daemon
-    says stop. One call per process with the Python backend: pycromanager keeps the first core for ever.
+    Returns after the last sweep, or within a few seconds of `task.stop` or a stop by the daemon. With the
+    Python backend, call it once per process: pycromanager keeps the first core for ever.
 
     Raises
     ------
     UserError
         The plan does not fit the volume, or a file is missing.
     AcquisitionError
-        The microscope could not start or broke off, frames were lost in the hook, or the daemon refused.
+        The microscope could not start or failed, frames were lost in the hook, or the daemon refused.
     """
     config, resume, note = task.config, task.resume, task.note
     plan = Plan(config)
@@ -85,7 +85,7 @@ def acquire(task: DriverTask) -> SenderStats:
         stats = sender.finish(reason=reason, timeout_s=task.finish_s())
         if stats.unsent:
             left = count_noun(
-                stats.unsent, "frame was not delivered and lies", "frames were not delivered and lie"
+                stats.unsent, "frame was not delivered and is", "frames were not delivered and are"
             )
             note(f"{left} in the journal: see `mdd deliver`")
     hook.raise_if_failed()
@@ -94,7 +94,7 @@ def acquire(task: DriverTask) -> SenderStats:
 
 
 class _Feeder:
-    """Hands sweeps to an acquisition as it gets through them, and as the daemon wants them."""
+    """Queues sweeps in an acquisition, as fast as it takes them and as the daemon wants them."""
 
     def __init__(self, task: DriverTask, hook: FrameHook, sender: Sender) -> None:
         self._task, self._hook, self._sender = task, hook, sender
@@ -104,7 +104,7 @@ class _Feeder:
         self._over = threading.Event()  # the acquisition has ended from Micro-Manager's side
 
     def run(self, sweeps: Iterable[PlannedSweep]) -> str:
-        """Take all sweeps in an acquisition of pycromanager; return why it ended: "finished" or "stopped"."""
+        """Acquire all sweeps with pycromanager; return why it ended: "finished" or "stopped"."""
         from pycromanager import Acquisition
 
         acquisition = Acquisition(
@@ -126,8 +126,8 @@ class _Feeder:
         return "finished" if complete else "stopped"
 
     def feed(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
-        """Take all sweeps; True when every frame has come, False where the run was stopped or ended."""
-        complete = self._hand_over(acquisition, sweeps) and self._wait(lambda: self._hook.outstanding == 0)
+        """Acquire all sweeps; True when every frame has come, False if the run was stopped or ended."""
+        complete = self._queue(acquisition, sweeps) and self._wait(lambda: self._hook.outstanding == 0)
         if self._sender.wanted == "stop":
             self._task.note(f"the daemon ends the run {self._sender.wanted_text}".rstrip())
         deadline_s = time.monotonic() + GRACE_S
@@ -137,20 +137,20 @@ class _Feeder:
         return complete
 
     def _listen(self, notification: Any) -> None:
-        # An exception here would kill pycromanager's dispatcher and hang the run, so: nothing that can raise.
+        # An exception would kill pycromanager's dispatcher and hang the run: nothing here may raise.
         if notification is not None and getattr(notification, "milestone", None) == "acq_events_finished":
             self._over.set()
 
-    def _hand_over(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
+    def _queue(self, acquisition: Any, sweeps: Iterable[PlannedSweep]) -> bool:
         began_s = time.monotonic()
         for sweep in sweeps:
-            # The engine works on one sweep while the next already waits.
+            # The engine works on one sweep while the next is queued.
             if not self._wait(partial(self._has_room_for, sweep)):
                 return False
             if not self._wait(partial(_is_past, began_s + sweep.start_s), idle=True):
                 return False
             if self._sender.wanted == "pause":
-                self._task.note("paused: no further sweep is taken until the daemon says go")
+                self._task.note("paused: no further sweep is acquired until the daemon says go")
                 if not self._wait(lambda: self._sender.wanted == "go", idle=True):
                     return False
                 self._task.note("resumed")
@@ -164,7 +164,7 @@ class _Feeder:
         return self._hook.outstanding <= len(sweep.shots)
 
     def _tell_late(self, late_s: float) -> None:
-        """Say once that the sweeps do not keep their interval."""
+        """Tell once that the sweeps do not keep their interval."""
         if self._told_late or not self._interval_s or late_s <= 2 * self._interval_s:
             return
         self._told_late = True
@@ -174,9 +174,9 @@ class _Feeder:
         )
 
     def _wait(self, is_met: Callable[[], bool], *, idle: bool = False) -> bool:
-        """Wait until `is_met`; False where the run was stopped or ended before.
+        """Wait until `is_met`; False if the run was stopped or ended before.
 
-        With `idle` nothing needs to happen meanwhile; otherwise images must keep coming.
+        Images must keep coming meanwhile, unless `idle`.
         """
         watch = ImageWatch(self._hook.progress, self._task.config.acquisition.exposure_ms)
         while not is_met():
@@ -193,7 +193,7 @@ def _is_past(moment_s: float) -> bool:
 
 
 class ImageWatch:
-    """Waits for images, and gives up on a microscope that has fallen silent.
+    """Waits for images, with a timeout for a microscope that is stuck.
 
     Parameters
     ----------
@@ -207,13 +207,7 @@ class ImageWatch:
         self._last_s = time.monotonic()
 
     def wait(self, *, idle: bool = False) -> None:
-        """Wait for an image, a short time at most; `idle`: none need come.
-
-        Raises
-        ------
-        AcquisitionError
-            None has come for too long.
-        """
+        """Wait a moment for an image; raise `AcquisitionError` after the timeout, unless `idle`."""
         if self._came.wait(TICK_S):
             self._came.clear()
             self._last_s = time.monotonic()
@@ -225,17 +219,17 @@ class ImageWatch:
 
 
 def close_acquisition(acquisition: Any, *, abort: bool) -> None:
-    """End the acquisition, and wait for it as long as is reasonable.
+    """End the acquisition, and wait up to `CLOSE_S` for it.
 
     Raises
     ------
     AcquisitionError
-        It broke off with an error of its own, or does not end.
+        It failed with an error of its own, or does not end.
     """
     failures: list[BaseException] = []
 
     def shut_down() -> None:
-        # `await_completion` passes over an error if the engine has already wound up, so ask first.
+        # `await_completion` ignores an error if the engine has already shut down, so check first.
         for step in (
             getattr(acquisition, "_check_for_exceptions", None),
             acquisition.abort if abort else None,
@@ -255,7 +249,7 @@ def close_acquisition(acquisition: Any, *, abort: bool) -> None:
         raise AcquisitionError(f"The acquisition did not end within {CLOSE_S:.0f} s of being told to.")
     if failures:
         cause = failures[0]
-        while cause.__context__ is not None:  # the engine wraps it in general remarks
+        while cause.__context__ is not None:  # the engine wraps it in general messages
             cause = cause.__context__
         raise AcquisitionError(
             f"The acquisition broke off ({first_line(cause)}): check the device in Micro-Manager."

@@ -1,15 +1,13 @@
-"""Micro-Manager's core on either backend: opening it, checking what is attached, setting the camera up.
+"""Micro-Manager's core on either backend: open it, check the devices, set the camera up.
 
 `open_core` returns the core object of the process: with the Python backend a pymmcore of our own (one for
-the life of the process: pycromanager's engine holds on to the first), with the Java backend a proxy of the
-running Micro-Manager. `prepare` turns the core's own values into the run's header. Everything that can be
-wrong here is what users meet first, so each refusal names the menu, the option or the file to change.
-Runs on the main thread of the driver process.
+the life of the process: pycromanager's engine keeps the first), with the Java backend a proxy of the running
+Micro-Manager. `prepare` turns the core's values into the run's header. Users meet these errors first, so each
+names the menu, the option or the file to change. Runs on the main thread of the driver process.
 """
 
 from __future__ import annotations
 
-import uuid
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +20,13 @@ from microdiffusion.drivers.micromanager.server import (
     server_menu,
 )
 from microdiffusion.errors import AcquisitionError, MissingFileError
-from microdiffusion.header import RunHeader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
     from microdiffusion.drivers.plan import Plan
+    from microdiffusion.header import RunHeader
 
 DEMO_CONFIG = "MMConfig_demo.cfg"
 _CIRCULAR_BUFFER_MB = 256
@@ -41,7 +39,8 @@ def open_core(acquisition: AcquisitionConfig) -> Any:
     Raises
     ------
     AcquisitionError
-        No server at the port, device adapters of another interface, or a configuration that does not load.
+        There is no server at the port, the device adapters have another interface, or the configuration does
+        not load.
     MissingFileError
         The adapter folder or the configuration file does not exist.
     """
@@ -58,8 +57,8 @@ def _connect(port: int) -> Any:
     except Exception as error:  # the bridge raises bare Exception
         raise AcquisitionError(
             f"What listens at port {port} does not answer as a pycro-manager server does "
-            f"({first_line(error)}): {server_menu(port)}, and keep Micro-Manager and pycromanager of about "
-            "the same age."
+            f"({first_line(error)}): {server_menu(port)}, and use releases of Micro-Manager and pycromanager "
+            "of about the same date."
         ) from error
     return core
 
@@ -124,7 +123,7 @@ def prepare(core: Any, config: Config, plan: Plan, *, run_id: str | None = None)
     Parameters
     ----------
     run_id : str or None
-        The run that is gone on with; None: a run of its own.
+        The run to resume; None: a new one.
 
     Raises
     ------
@@ -137,24 +136,17 @@ def prepare(core: Any, config: Config, plan: Plan, *, run_id: str | None = None)
     pixel_um = config.volume.pixel_um or float(core.get_pixel_size_um())
     if pixel_um <= 0:
         raise AcquisitionError(
-            "Micro-Manager knows no pixel size for the present objective: calibrate it under Devices > Pixel "
+            "Micro-Manager knows no pixel size for the current objective: calibrate it under Devices > Pixel "
             "Size Calibration, or set volume.pixel_um."
         )
     positions = range(max(len(config.acquisition.positions_um), 1))
-    return RunHeader(
-        run_id=run_id or uuid.uuid4().hex,
-        name=config.name,
-        shape=(config.volume.shape_z, height, width),
-        voxel_size_um=(config.volume.voxel_z_um, pixel_um, pixel_um),
-        z0_um=config.volume.z0_um,
-        profile_weights=tuple(float(w) for w in plan.profile.weights),
-        profile_spacing_um=plan.profile.spacing_um,
+    return plan.header(
+        (height, width),
+        pixel_um,
+        source=_describe(core, config.acquisition),
+        run_id=run_id,
         channels=config.acquisition.channels or ("default",),
         positions=tuple(str(position) for position in positions),
-        sweeps=config.acquisition.sweeps,
-        frames_per_sweep=plan.frames_per_sweep_max,
-        camera=config.camera.noise,
-        source=_describe(core, config.acquisition),
     )
 
 
@@ -218,13 +210,13 @@ def _set_region(core: Any, camera: CameraConfig) -> tuple[int, int]:
         )
     if (height, width) != (rows, columns):
         core.set_roi((columns - width) // 2, (rows - height) // 2, width, height)
-    # Some cameras round a region to what they can do; the header holds what they did.
+    # Some cameras round the region; the header holds the actual one.
     return int(core.get_image_height()), int(core.get_image_width())
 
 
 @contextmanager
 def focus_restored(core: Any, note: Callable[[str], None]) -> Iterator[None]:
-    """Move the focus stage back, at the end, to where it is now."""
+    """Move the focus stage back to its present position at the end."""
     stage = core.get_focus_device()
     before_um = float(core.get_position(stage))
     try:
@@ -237,7 +229,7 @@ def focus_restored(core: Any, note: Callable[[str], None]) -> Iterator[None]:
 
 
 def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
-    """Return one line about the instrument."""
+    """Return one line that describes the instrument."""
     camera = core.get_camera_device()
     return (
         f"Micro-Manager ({acquisition.backend}), {core.get_version_info()}, {camera} "
@@ -255,6 +247,6 @@ def names_of(vector: Any) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of the core or the bridge says first, to be put into a sentence."""
+    """Return the first line of an error of the core or the bridge, to be quoted in a sentence."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,8 +1,8 @@
-"""What pycromanager calls with every image: gives it its place in the run and puts it into the sender.
+"""The image hook of pycromanager: gives each image its place in the run and passes it to the sender.
 
-The hook never raises and never blocks, because either would hang the acquisition; what goes wrong in it is
-kept and raised after the run. It returns None, so that no image stays in pycromanager's storage. `take` runs
-on pycromanager's image thread, everything else on the one that feeds the acquisition.
+The hook never raises and never blocks, because either would hang the acquisition; its errors are kept and
+raised after the run. It returns None, so that no image stays in pycromanager's storage. `take` runs on
+pycromanager's image thread, everything else on the thread that feeds the acquisition.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 
 class FrameHook:
-    """What pycromanager calls with every image.
+    """The hook of one acquisition.
 
     Parameters
     ----------
     sender : Sender
-        Where frames go.
+        Receives the frames.
     header : RunHeader
         Geometry and camera of the run.
     specimens : one per position, or empty
-        Whose projections replace the camera's pixels; empty lets these through.
+        Their projections replace the camera's pixels; empty keeps these.
     seed : int
-        Seed of the specimen's noise; each frame draws from a generator of its own.
+        Seed of the specimen's noise; each frame has its own generator.
     time_s : float
-        Camera time at which this acquisition begins, s since the start of the run.
+        Camera time at the start of this acquisition, s since the start of the run.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class FrameHook:
         self._began_s = time.monotonic()
 
     def expect(self, sweep: PlannedSweep) -> None:
-        """Announce the frames of a sweep, before its events are handed over."""
+        """Announce the frames of a sweep, before its events are queued."""
         with self._lock:
             self._expected.update((frame_key(shot.event["axes"]), shot.info) for shot in sweep.shots)
 
     @property
     def outstanding(self) -> int:
-        """Frames that were announced and have not come."""
+        """Number of frames that were announced and have not come."""
         with self._lock:
             return len(self._expected)
 
     def take(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
-        """Send one image on. Never raises; returns None, so that pycromanager keeps nothing."""
+        """Pass an image on. Never raises; returns None, so that pycromanager keeps nothing."""
         try:
             self._take(image, metadata)
         except Exception as error:
@@ -92,7 +92,7 @@ class FrameHook:
             self.progress.set()
 
     def raise_if_failed(self) -> None:
-        """Raise what went wrong with frames, if anything did."""
+        """Raise the first error, if there was one."""
         error = self._first_failure
         if error is not None:
             raise AcquisitionError(
@@ -105,7 +105,7 @@ class FrameHook:
         with self._lock:
             planned = self._expected.pop(frame_key(axes), None)
         if planned is None:
-            raise AcquisitionError(f"an image came that nobody asked for, axes {axes}")
+            raise AcquisitionError(f"an unexpected image came, axes {axes}")
         elapsed_ms = metadata.get("ElapsedTime-ms")
         time_s = time.monotonic() - self._began_s if elapsed_ms is None else float(elapsed_ms) / 1000.0
         info = replace(

@@ -1,7 +1,7 @@
-"""What Micro-Manager's core reports of the instrument, to begin a configuration with.
+"""What Micro-Manager's core reports about the instrument, as a start for a configuration.
 
-`survey` asks in a process of its own: a core is for the life of a process, device adapters print what they
-like, and a bridge that hangs must not hold up who asks.
+`survey` asks in a separate process: a core lasts for the life of its process, device adapters print freely,
+and a bridge that hangs must not block the caller.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The instrument as the core sees it.
+    """The instrument, as reported by the core.
 
     Attributes
     ----------
     core, camera, camera_description, stage : str
-        Version of the core; labels of camera and focus stage, empty where there is none.
+        Version of the core; labels of camera and focus stage.
     width, height, bit_depth, bytes_per_pixel, components : int
         Of the camera's image.
     pixel_um : float
-        Camera pixel in the specimen, µm; 0 where Micro-Manager knows none.
+        Camera pixel in the specimen, µm; 0 if Micro-Manager knows none.
     exposure_ms, stage_um : float
-        As they are now.
+        Current values.
     stage_limits_um : (low, high) or None
-        Where the stage says how far it goes.
+        Travel range, if the stage reports it.
     groups : mapping of str to tuple of str
         Configuration groups and their presets.
     """
@@ -64,7 +64,7 @@ def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> S
     Raises
     ------
     MddError
-        See `open_core`; or it has neither camera nor stage, or says nothing within `timeout_s`.
+        See `open_core`; or it has no camera or stage, or does not answer within `timeout_s`.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -74,8 +74,8 @@ def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> S
     try:
         if not here.poll(timeout_s):
             raise AcquisitionError(
-                f"Micro-Manager's core says nothing for {timeout_s:g} s: restart Micro-Manager, and see "
-                "that its devices answer."
+                f"Micro-Manager's core has not answered for {timeout_s:g} s: restart Micro-Manager, and "
+                "check that its devices respond."
             )
         found: Survey | MddError = here.recv()
     except EOFError:
@@ -93,13 +93,7 @@ def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> S
 
 
 def ask(core: Any) -> Survey:
-    """Return what a core reports.
-
-    Raises
-    ------
-    AcquisitionError
-        There is no camera or no focus stage.
-    """
+    """Return what a core reports; raise `AcquisitionError` without camera or focus stage."""
     camera, stage = named_devices(core)
     limits = None
     if core.has_property(stage, "Position") and core.has_property_limits(stage, "Position"):
@@ -135,6 +129,6 @@ def _run(acquisition: AcquisitionConfig, pipe: Connection) -> None:
     except MddError as error:
         pipe.send(error)
     except Exception as error:
-        text = f"Micro-Manager's core does not say what it has ({error}): open its configuration there first."
+        text = f"Micro-Manager's core cannot be asked ({error}): open its configuration there first."
         pipe.send(AcquisitionError(text))
     pipe.close()

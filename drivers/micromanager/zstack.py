@@ -1,8 +1,8 @@
-"""A z-stack of one position, taken by pycromanager: what `mdd calibrate beam --acquire` looks at.
+"""A z-stack of one position, acquired with pycromanager, for `mdd calibrate beam --acquire`.
 
-No daemon and no wire: the images stay here, in memory. Checks and settings of the devices are those of a
-run (`mm_core.prepare`); the focus goes back to where it was. Main thread of a process that does nothing
-else: with the Python backend there is one core per process.
+No daemon and no wire: the images stay in memory here. Checks and settings of the devices are those of a run
+(`core.prepare`); the focus stage is moved back afterwards. Runs on the main thread of a process that does
+nothing else: with the Python backend there is one core per process.
 """
 
 from __future__ import annotations
@@ -32,15 +32,12 @@ def take_stack(
 ) -> tuple[NDArray[np.uint16], NDArray[np.float64], tuple[float, float], float | None]:
     """Return images (Z, Y, X) uint16, stage positions (Z,) µm, pixel (y, x) µm, and the camera's limit.
 
-    Parameters
-    ----------
-    z_um : (Z,)
-        Where to look, in this order.
+    `z_um` (Z,) are the positions, in the order of acquisition.
 
     Raises
     ------
     AcquisitionError
-        The microscope could not start, broke off, or images are missing.
+        The microscope could not start or failed, or images are missing.
     """
     core = open_core(config.acquisition)
     header = prepare(core, config, Plan(config))
@@ -52,7 +49,7 @@ def take_stack(
     began_s = time.monotonic()
 
     def take(image: NDArray[Any], metadata: dict[str, Any]) -> None:
-        # Never raises and keeps nothing with pycromanager: either would stop or swell the acquisition.
+        # Never raises, and leaves nothing in pycromanager's storage.
         try:
             index = int(metadata["Axes"]["z"])
             position = float(metadata.get("ZPosition_um_Intended", z_um[index]))

@@ -1,4 +1,4 @@
-"""A hook for an acquisition of your own: its images go to mdd as well, and nothing else changes.
+"""A hook for your own acquisition: its images go to mdd as well, and nothing else changes.
 
     from microdiffusion.drivers import attach
 
@@ -6,11 +6,11 @@
         with Acquisition(directory="data", name="run", image_process_fn=mdd.process) as acquisition:
             acquisition.acquire(multi_d_acquisition_events(num_time_points=9, z_start=0, z_end=60, z_step=12))
 
-`process` is an `image_process_fn` that returns each image as it came, so saving goes on as before; `saved` is
-an `image_saved_fn`, for acquisitions that have an `image_process_fn` of their own. Invariants: neither ever
-raises, since that would break off or hang the acquisition, and neither waits: `process` copies the image into
-the sender's buffer, `saved` only notes its axes, and a thread of ours reads it from where it was saved. What
-goes wrong is told in one sentence, then mdd keeps out of the way.
+`process` is an `image_process_fn` that returns each image unchanged, so saving continues as before; `saved`
+is an `image_saved_fn`, for acquisitions that already have an `image_process_fn`. Invariants: neither ever
+raises, since that would abort or hang the acquisition, and neither waits: `process` copies the image into the
+sender's buffer, `saved` only notes its axes, and a thread of ours reads it back from where it was saved. A
+problem is reported in one sentence, and from then on mdd keeps out of the way.
 """
 
 from __future__ import annotations
@@ -47,23 +47,24 @@ def attach(
     note: Callable[[str], None] | None = None,
     finish_s: float = FINISH_S,
 ) -> Attached:
-    """Return a hook for one acquisition; close it, or leave its `with` block, when that is over.
+    """Return a hook for one acquisition; close it, or leave its `with` block, after the acquisition.
 
     Parameters
     ----------
     config : Config, file or name of a preset
-        Beam ([sweep]), volume ([volume]) and the camera's noise; the first sweep shows its number of slabs.
+        Beam ([sweep]), volume ([volume]) and the camera's noise; the number of slabs is learnt from the first
+        sweep.
     address : str or None
-        Where the daemon takes frames; None: `wire.data`.
+        Where the daemon receives frames; None: `wire.data`.
     note : callable or None
-        Is told, in one line each, what a user may want to know; None: the log, problems as warnings.
+        Called with messages for the user, one line each; None: the log, problems as warnings.
     finish_s : float
-        How long closing may take to deliver what is left; then it goes to the journal.
+        How long closing may take to deliver the remaining frames; then they go to the journal.
 
     Raises
     ------
     UserError
-        The configuration cannot be used, or keys are missing.
+        The configuration is unusable, or keys are missing.
     """
     checked = config if isinstance(config, Config) else load_config(config)
     address = address or checked.wire.data
@@ -72,14 +73,14 @@ def attach(
 
 
 class Attached:
-    """What `attach` returns; a context manager. `process` and `saved` are for the acquisition's threads.
+    """A hook for one acquisition; a context manager. Its threads call `process` and `saved`.
 
     Attributes
     ----------
     problem : MddError or None
-        Why images are not passed on (any more).
+        Why images are no longer passed on.
     stats : SenderStats or None
-        What became of the frames; None until it is closed, or where the run did not begin.
+        The sender's counters; None until it is closed, or if the run did not begin.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Attached:
         self._reader: threading.Thread | None = None
 
     def process(self, image: NDArray[Any], metadata: dict[str, Any]) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Pass an image on and return it as it came: for `image_process_fn`."""
+        """Pass an image on and return it unchanged: for `image_process_fn`."""
         try:
             with self._lock:
                 if not self._closed:
@@ -113,7 +114,7 @@ class Attached:
         return image, metadata
 
     def saved(self, axes: dict[str, Any], dataset: Any) -> None:
-        """Note that an image was saved, to be read and passed on: for `image_saved_fn`."""
+        """Note a saved image, to be read back and passed on: for `image_saved_fn`."""
         try:
             with self._lock:
                 if self._closed or self.problem is not None:
@@ -126,9 +127,10 @@ class Attached:
             self._give_up(error)
 
     def close(self) -> SenderStats | None:
-        """Deliver what is left, say that the run is over, and return what became of its frames.
+        """Deliver the remaining frames, end the run, and return the sender's counters.
 
-        Takes `finish_s` at most, beyond reading what was saved. Does not raise; harmless when called again.
+        Takes at most `finish_s`, plus the time to read back saved images. Does not raise; may be called
+        again.
         """
         with self._lock:
             if self._closed:
@@ -146,7 +148,7 @@ class Attached:
         return self.stats
 
     def raise_if_failed(self) -> None:
-        """Raise why images were not passed on, if they were not."""
+        """Raise the problem, if there was one."""
         if self.problem is not None:
             raise self.problem
 
@@ -159,7 +161,7 @@ class Attached:
         self.close()
 
     def _read(self) -> None:
-        """Read what was saved; on a thread of its own."""
+        """Read saved images back; on its own thread."""
         for axes, dataset in iter(self._to_read.get, None):
             try:
                 image = Image(axes, dataset.read_metadata(**axes), dataset.read_image(**axes))
@@ -188,12 +190,12 @@ class Attached:
         text = f"{count_noun(stats.put, 'frame')} passed on, {stats.acknowledged} acknowledged"
         if self._run.unplaced:
             text += f", {count_noun(self._run.unplaced, 'image')} without a place"
-        # What still waits has a journal to wait in, or is gone with the sender's memory.
+        # Frames that still wait are in the journal, or lost with the sender's memory.
         lost = stats.dropped + stats.waiting - stats.unsent
         if lost:
             text += f", {lost} lost"
         if stats.unsent:
-            text += f"; {stats.unsent} were not delivered and lie in the journal: see `mdd deliver`"
+            text += f"; {stats.unsent} were not delivered and are in the journal: see `mdd deliver`"
         self._say(text, self._warn if lost or stats.unsent else self._note)
 
     def _give_up(self, error: Exception) -> None:
@@ -204,10 +206,10 @@ class Attached:
             error = AcquisitionError(f"An image could not be passed on ({type(cause).__name__}: {cause}).")
             error.__cause__ = cause
         self.problem = error
-        self._say(f"mdd gets no images of this acquisition any more: {error}", self._warn)
+        self._say(f"mdd receives no more images of this acquisition: {error}", self._warn)
 
     def _say(self, text: str, note: Callable[[str], object]) -> None:
         try:
             note(text)
-        except Exception:  # whatever a user's function does, the acquisition goes on
-            logger.exception("The hook's note could not be told: %s", text)
+        except Exception:  # whatever a user's function does, the acquisition continues
+            logger.exception("note= raised an error with the message: %s", text)

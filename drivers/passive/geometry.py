@@ -1,9 +1,9 @@
-"""What the first time point of somebody else's acquisition shows: slabs, channels, positions, geometry.
+"""Infers the geometry of somebody else's acquisition from the images of its first time point.
 
-`infer` orders its images into sweeps, `make_header` holds that against the configured beam and volume and
-returns the run's header. What does not fit is refused in one sentence, because it is all that its user will
-read of it. Metadata have other names in pycromanager's engine than in Micro-Manager's own; only this module
-knows them. Pure functions, safe on any thread.
+`infer` orders the images into sweeps, `make_header` checks them against the configured beam and volume and
+returns the run's header. What does not fit is refused in one sentence. Metadata keys differ between
+pycromanager's engine and Micro-Manager's own; only this module knows them. Pure functions, safe on any
+thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microdiffusion.errors import AcquisitionError, GeometryError
-from microdiffusion.header import RunHeader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,12 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import AcquisitionConfig, Config
-    from microdiffusion.optics import AxialProfile
+    from microdiffusion.drivers.plan import Plan
+    from microdiffusion.header import RunHeader
 
 Axis = int | str
 
 AXES = ("time", "z", "channel", "position")
-# As pycromanager's engine calls them, then as Micro-Manager's own does.
+# Keys of pycromanager's engine, then of Micro-Manager's own.
 Z_KEYS = ("ZPosition_um_Intended", "ZPositionUm")
 PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
 EXPOSURE_KEYS = ("Exposure", "Exposure-ms")
@@ -37,7 +37,7 @@ TIME_KEYS = ("ElapsedTime-ms",)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A camera image as it was found: `pixels` is (Y, X) uint8 or uint16."""
+    """A camera image with its axes and metadata: `pixels` is (Y, X) uint8 or uint16."""
 
     axes: Mapping[str, Axis]
     metadata: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Image:
 
     @property
     def time(self) -> int:
-        """Its time point; 0 where there is but one. Raises `AcquisitionError` where it is no number."""
+        """Its time point; 0 without a time axis. Raises `AcquisitionError` if it is not a number."""
         value = self.axes.get("time", 0)
         try:
             return int(value)
@@ -61,11 +61,11 @@ class Image:
 
     @property
     def others(self) -> tuple[tuple[str, Axis], ...]:
-        """Its axes besides these, and time."""
+        """Its other axes."""
         return tuple(sorted((name, value) for name, value in self.axes.items() if name not in AXES))
 
     def number(self, keys: tuple[str, ...]) -> float | None:
-        """Return the first of the keys of its metadata that holds a finite number; None where none does."""
+        """Return the first finite number under one of these keys of its metadata; None without any."""
         for key in keys:
             try:
                 value = float(self.metadata[key])
@@ -76,10 +76,10 @@ class Image:
         return None
 
     def check_pixels(self) -> None:
-        """Raise `AcquisitionError` where the pixels are not those of a monochrome camera."""
+        """Raise `AcquisitionError` if the pixels are not those of a monochrome camera."""
         if self.pixels.ndim != 2:
             raise AcquisitionError(
-                f"The images are in colour ({self.pixels.shape}): a projection has one value a pixel; "
+                f"The images are in colour ({self.pixels.shape}): a projection has one value per pixel; "
                 "choose a monochrome camera or pixel type."
             )
         if self.pixels.dtype not in (np.uint8, np.uint16):
@@ -91,7 +91,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How an acquisition is laid out; each tuple holds an axis's values in their order.
+    """The layout of an acquisition; each tuple holds the values of an axis in order.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class Layout:
     shape: tuple[int, ...]
 
     def place_of(self, image: Image) -> tuple[int, int, int, int] | None:
-        """Return sweep, channel, position and index of an image; None where it has no place."""
+        """Return sweep, channel, position and index of an image; None if it has no place in the run."""
         channel, position, slab = image.place
         sweep = image.time - self.first_time
         fits = image.pixels.shape == self.shape and image.pixels.dtype in (np.uint8, np.uint16)
@@ -125,16 +125,16 @@ class Layout:
 
 
 def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: tuple[float, ...]) -> Layout:
-    """Return the layout that the images of a first time point show.
+    """Return the layout of an acquisition from the images of its first time point.
 
     Parameters
     ----------
     images : at least one
-        In the order of taking.
+        In the order of acquisition.
     acquisition : AcquisitionConfig
-        Channels and positions, where not all of them come in the first time point.
+        Channels and positions, if not all of them come in the first time point.
     planned_um : tuple of float
-        Where the configuration plans the slabs, for images that do not say.
+        Configured centres of the slabs, for images without a stage position.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: t
         if unknown:
             raise AcquisitionError(
                 f"The images have a channel {unknown[0]!r}, acquisition.channels has {', '.join(names)}: "
-                "name it there, or leave these out."
+                "name it there, or leave these names out."
             )
         channels = names
     return Layout(
@@ -180,14 +180,14 @@ def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: t
 
 
 def _values(seen: Iterable[Axis]) -> tuple[Axis, ...]:
-    """Return the values of an axis: numbers ascending, names in the order of coming."""
+    """Return the values of an axis: numbers ascending, names in the order of their appearance."""
     values = tuple(dict.fromkeys(seen))
     numbers = [value for value in values if isinstance(value, int)]
     return tuple(sorted(numbers)) if len(numbers) == len(values) else values
 
 
 def _filled_up(values: tuple[Axis, ...], configured: int) -> tuple[Axis, ...]:
-    """Return the values of an axis with those that come later: where they are numbers, all configured."""
+    """Return the values of an axis; numbers are completed to the configured count, as some may come later."""
     is_counted = all(isinstance(value, int) for value in values)
     return tuple(range(configured)) if is_counted and configured > len(values) else values
 
@@ -195,7 +195,7 @@ def _filled_up(values: tuple[Axis, ...], configured: int) -> tuple[Axis, ...]:
 def _depths(
     images: Sequence[Image], slabs: tuple[Axis, ...], planned_um: tuple[float, ...]
 ) -> tuple[float, ...]:
-    """Return where each slab's centre is, µm: as the images say, or else as planned."""
+    """Return the centre of each slab, µm: that of the images' metadata, or else the planned one."""
     found = {image.place[2]: image.number(Z_KEYS) for image in images}
     known = tuple(z for z in (found[slab] for slab in slabs) if z is not None)
     if not known and len(slabs) == len(planned_um):
@@ -211,11 +211,11 @@ def _depths(
 
 def make_header(
     config: Config,
+    plan: Plan,
     layout: Layout,
     first: Image,
-    profile: AxialProfile,
     *,
-    run_id: str,
+    run_id: str | None,
     source: str,
     note: Callable[[str], None],
 ) -> RunHeader:
@@ -224,47 +224,40 @@ def make_header(
     Raises
     ------
     AcquisitionError
-        The images are of another size than configured, or their pixel size is not known.
+        The images have another size than configured, or their pixel size is unknown.
     GeometryError
-        The slabs do not lie in the volume.
+        The slabs are not in the volume.
     """
-    acquisition, volume = config.acquisition, config.volume
-    height, width = first.pixels.shape
+    height, width = layout.shape
     wanted = (config.camera.height or height, config.camera.width or width)
     if wanted != (height, width):
         raise AcquisitionError(
             f"The images are {width} x {height} pixels, camera.width and camera.height say {wanted[1]} x "
-            f"{wanted[0]}: leave these out where somebody else sets the camera up."
+            f"{wanted[0]}: leave these out if another program sets the camera up."
         )
-    pixel_um = volume.pixel_um or first.number(PIXEL_KEYS) or 0.0
+    pixel_um = config.volume.pixel_um or first.number(PIXEL_KEYS) or 0.0
     if pixel_um <= 0:
         raise AcquisitionError(
             "The images do not say how large a pixel is: calibrate it under Devices > Pixel Size "
             "Calibration, or set volume.pixel_um."
         )
     _check_slabs(config, np.sort(layout.z_um), note)
-    names = acquisition.channels
+    names = config.acquisition.channels
     if len(names) != len(layout.channels):
         names = tuple(str(channel) or "default" for channel in layout.channels)
-    return RunHeader(
+    return plan.header(
+        layout.shape,
+        pixel_um,
+        source=source,
         run_id=run_id,
-        name=config.name,
-        shape=(volume.shape_z, height, width),
-        voxel_size_um=(volume.voxel_z_um, pixel_um, pixel_um),
-        z0_um=volume.z0_um,
-        profile_weights=tuple(float(w) for w in profile.weights),
-        profile_spacing_um=profile.spacing_um,
         channels=names,
         positions=tuple(str(position) for position in layout.positions),
-        sweeps=acquisition.sweeps,
         frames_per_sweep=len(layout.slabs),
-        camera=config.camera.noise,
-        source=source[:2000],
     )
 
 
 def _check_slabs(config: Config, z_um: NDArray[np.float64], note: Callable[[str], None]) -> None:
-    """Refuse slabs that lie outside of the volume, and say which slices stay dark."""
+    """Refuse slabs outside the volume, and tell which slices stay dark."""
     voxel, length = config.volume.voxel_z_um, config.sweep.length_um
     low = config.volume.z0_um - 0.5 * voxel
     high = low + config.volume.shape_z * voxel

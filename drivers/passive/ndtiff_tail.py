@@ -1,14 +1,14 @@
-"""An NDTiff data set (format 3) while it is being written, image by image.
+"""Reads an NDTiff data set (format 3) while it is being written, image by image.
 
-The published reader takes the index once, and one of the writers buffers the index by kilobytes: so the
-images are found where they are, by following the chain of TIFF directories that each file is, from one poll
-to the next. Facts that this rests on (the format's description, and both writers): a file is laid out at
-4 GiB and cut to its length when it is complete, and then its last directory points nowhere; directory, pixels
-and metadata of an image are appended in this order; where an image belongs is in its metadata under "Axes"
-(pycromanager's engine), or else in NDTiff.index (Micro-Manager's own), whose unwritten rest is zeros (Java)
-or missing (Python). All numbers are little-endian.
+The published reader reads the index once, and one of the writers buffers the index by kilobytes, so images
+are found by following each file's chain of TIFF directories from one poll to the next. Facts that this rests
+on (the format's description, and both writers): a file is preallocated at 4 GiB and truncated when it is
+complete, and then its last directory points nowhere; directory, pixels and metadata of an image are appended
+in this order; the axes of an image are in its metadata under "Axes" (pycromanager's engine), or else in
+NDTiff.index (Micro-Manager's own), whose unwritten rest is zeros (Java) or missing (Python). All numbers are
+little-endian.
 
-Invariants: an image is handed out once, in the order of saving, and only when its metadata, which are written
+Invariants: each image is yielded once, in the order of saving, and only when its metadata, which are written
 last, can be read; nothing is written, locked or mapped into memory. For one thread.
 """
 
@@ -41,7 +41,7 @@ _INDEX_BLOCK = 1 << 20
 
 
 def dataset_folder(folder: Path) -> Path | None:
-    """Return where the full-resolution images of a data set lie; None where `folder` is no data set."""
+    """Return the folder of a data set's full-resolution images; None where `folder` is not a data set."""
     for place in (folder / _FULL, folder):
         if (place / INDEX).is_file() or any(_FILE.fullmatch(path.name) for path in place.glob("*.tif")):
             return place
@@ -49,13 +49,13 @@ def dataset_folder(folder: Path) -> Path | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether all files of a data set have been cut to their length, which ends the writing of each."""
+    """Return whether all files of a data set have been truncated, which ends the writing of each."""
     sizes = [path.stat().st_size for path in folder.glob("*.tif") if _FILE.fullmatch(path.name)]
     return bool(sizes) and max(sizes) < _LAID_OUT_BYTES
 
 
 class GrowingDataset:
-    """Finds the images of a data set as they are written; a context manager is not needed, `close` is.
+    """Finds the images of a data set as they are written; to be closed with `close`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class GrowingDataset:
     Attributes
     ----------
     damaged : int
-        Images that were passed over, because their metadata cannot be read.
+        Images that were skipped because their metadata cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,21 +85,21 @@ class GrowingDataset:
             A file is missing, or is not what its name promises; the pixels are not those of a monochrome
             camera.
         """
-        while self._open() is not None:
+        while self._file is not None or self._open():
             image = self._next()
-            if image is None:
-                if not (self._is_over() and self._paths().get(self._number + 1)):
-                    return
+            if image is not None:
+                yield image
+            elif self._is_over() and self._number + 1 in self._paths():
                 self.close()
                 self._number += 1
-                continue
-            yield image
+            else:
+                return
 
     @property
     def is_complete(self) -> bool:
-        """Whether the newest file is complete and all of it has been handed out.
+        """Whether the newest file is complete and all of it has been yielded.
 
-        Between two files of a large data set this is true for a moment, too.
+        This is also true for a moment between two files of a large data set.
         """
         return self._file is not None and self._is_over() and self._number + 1 not in self._paths()
 
@@ -116,33 +116,30 @@ class GrowingDataset:
             raise AcquisitionError(f"The folder {self._folder} cannot be read any more: {error}.") from error
         return {int(match[2] or 0): path for match, path in found if match}
 
-    def _open(self) -> BinaryIO | None:
-        """Return the file that is read; None where it does not exist, or holds nothing yet."""
-        if self._file is not None:
-            return self._file
+    def _open(self) -> bool:
+        """Open the next file; False where it does not exist, or holds nothing yet."""
         paths = self._paths()
         path = paths.get(self._number)
         if path is None:
             if paths and max(paths) > self._number:
                 raise AcquisitionError(
                     f"File {self._number} of the data set {self._folder} is missing, but there is "
-                    f"{paths[max(paths)].name}: let all files of a data set lie in its folder."
+                    f"{paths[max(paths)].name}: keep all files of a data set in its folder."
                 )
-            return None
+            return False
         try:
             file = path.open("rb", buffering=0)
         except OSError as error:
             raise AcquisitionError(f"{path} cannot be read: {error}.") from error
         head = file.read(16)
         magic, _, mark, version = struct.unpack("<4sIII", head.ljust(16, b"\0"))
-        if version == 0:  # laid out, but not begun
-            file.close()
-            return None
-        if magic != _MAGIC or mark != _MARK:
-            file.close()
+        if version != 0 and magic == _MAGIC and mark == _MARK:
+            self._file, self._link = file, 4
+            return True
+        file.close()
+        if version != 0:
             raise AcquisitionError(f"{path} is not NDTiff, version 3 or newer: save it as NDTiff.")
-        self._file, self._link = file, 4
-        return file
+        return False  # preallocated, but not begun
 
     def _is_over(self) -> bool:
         """Whether nothing will follow the last directory of the open file."""
@@ -153,18 +150,17 @@ class GrowingDataset:
 
     def _word(self, offset: int) -> int:
         data = self._read(offset, 4)
-        return int(struct.unpack("<I", data)[0]) if len(data) == 4 else 0
+        return int.from_bytes(data, "little") if len(data) == 4 else 0
 
     def _read(self, offset: int, count: int) -> bytes:
-        """Return what there is of `count` bytes."""
+        """Return as many of `count` bytes as there are."""
         if self._file is None:
             return b""
         self._file.seek(offset)
-        parts, left = [], count
-        while left > 0 and (part := self._file.read(left)):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts) if len(parts) != 1 else parts[0]
+        data = b""
+        while len(data) < count and (part := self._file.read(count - len(data))):
+            data = data + part if data else part
+        return data
 
     def _next(self) -> Image | None:
         """Return the next image; None where it is not complete yet."""
@@ -177,7 +173,7 @@ class GrowingDataset:
             if metadata is None:
                 if not self._directory(self._word(link))[0]:
                     return None
-                # What follows is there already, so waiting would not mend it.
+                # The next image is there already, so waiting would not repair this one.
                 self._link = link
                 self.damaged += 1
                 continue
@@ -192,7 +188,7 @@ class GrowingDataset:
         return None
 
     def _directory(self, offset: int) -> tuple[dict[int, tuple[int, int]], int]:
-        """Return tag to (value, count), none if not written, and where the next one's offset stands."""
+        """Return tag to (value, count), none if not written, and the place of the next one's offset."""
         head = self._read(offset, 2)
         number = struct.unpack("<H", head)[0] if len(head) == 2 else 0
         if not 0 < number <= _MOST_TAGS:
@@ -200,23 +196,18 @@ class GrowingDataset:
         data = self._read(offset + 2, 12 * number)
         if len(data) < 12 * number:
             return {}, 0
-        tags = {}
-        for tag, _, count, value in struct.iter_unpack("<HHII", data):
-            tags[tag] = (value, count)
+        tags = {tag: (value, count) for tag, _, count, value in struct.iter_unpack("<HHII", data)}
         return (tags if tags.keys() >= _NEEDED else {}), offset + 2 + 12 * number
 
     def _pixels(self, tags: dict[int, int]) -> Any:
-        """Return the pixels (Y, X).
-
-        The number of bytes says their kind: one writer calls everything 16 bit.
-        """
+        """Return the pixels (Y, X); the number of bytes tells the type: one writer always says 16 bit."""
         height, width = tags[_HEIGHT], tags[_WIDTH]
         if tags.get(_COMPRESSION, 1) != 1:
-            raise AcquisitionError(f"{self._folder} is compressed: only uncompressed NDTiff is understood.")
+            raise AcquisitionError(f"{self._folder} is compressed: only uncompressed NDTiff is supported.")
         if tags.get(_SAMPLES, 1) != 1 or tags[_BYTES] not in (height * width, 2 * height * width):
             raise AcquisitionError(
                 f"The images in {self._folder} are in colour or neither 8 nor 16 bit: a projection has one "
-                "value a pixel; choose a monochrome camera or pixel type."
+                "value per pixel; choose a monochrome camera or pixel type."
             )
         dtype = np.dtype(np.uint8 if tags[_BYTES] == height * width else "<u2")
         data = self._read(tags[_OFFSET], tags[_BYTES])
@@ -226,7 +217,7 @@ class GrowingDataset:
 
 
 class _Index:
-    """The axes of images whose metadata do not hold them: NDTiff.index, read as it grows."""
+    """NDTiff.index, read as it grows: the axes of images whose metadata do not hold them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -253,15 +244,15 @@ class _Index:
             raise AcquisitionError(f"{self._path} cannot be read: {error}.") from error
 
     def _parse(self, data: bytes) -> bool:
-        """Take in the entries that are whole; False where there is none."""
+        """Parse the complete entries; False where there is none."""
         place = 0
         while (entry := _entry(data, place)) is not None:
             text, name, offset, end = entry
             match, axes = _FILE.fullmatch(name), _parsed(text)
             if match is None or axes is None:
                 raise AcquisitionError(
-                    f"{self._path} is damaged at byte {self._read_to + place}: the images after it have no "
-                    "place."
+                    f"{self._path} is damaged at byte {self._read_to + place}: the images after it cannot be "
+                    "placed."
                 )
             self._axes[int(match[2] or 0), offset] = axes
             place = end
@@ -272,7 +263,7 @@ class _Index:
 def _entry(data: bytes, place: int) -> tuple[bytes, str, int, int] | None:
     """Return axes, file name, offset of the pixels, and the end of the entry at `place`.
 
-    None where it is not whole: what is not written yet is missing, or zero.
+    None where it is incomplete: what is not written yet is missing, or zero.
     """
     texts = []
     for _ in range(2):
@@ -285,7 +276,7 @@ def _entry(data: bytes, place: int) -> tuple[bytes, str, int, int] | None:
     if len(data) < place + 32:
         return None
     offset, *_, metadata_length, _ = struct.unpack_from("<8I", data, place)
-    if metadata_length == 0:  # what stands before it may be half written
+    if metadata_length == 0:  # the fields before it may be half written
         return None
     return texts[0], texts[1].decode(errors="replace"), offset, place + 32
 

@@ -1,19 +1,19 @@
-"""Images of an acquisition that somebody else drives, passed on as a run of ours.
+"""Turns images of somebody else's acquisition into the frames of a run.
 
-A `PassiveRun` takes images with their axes and metadata, as pycromanager's hooks and NDTiff files have them.
-The first time point is held back: it shows what a sweep is (`geometry`). If that fits the configured beam and
-volume, the run begins, and what was held back is the first to go; if not, it is refused and nothing is sent.
-Where the images are exactly those that [sweep] and [volume] plan, the run begins as soon as they are there.
+A `PassiveRun` takes images with their axes and metadata, as pycromanager's hooks and NDTiff files provide
+them. The first time point is held back, because it shows what a sweep is (`geometry`). If it fits the
+configured beam and volume, the run begins and the held images are sent first; if not, it is refused and
+nothing is sent. If the images are exactly those planned by [sweep] and [volume], the run begins as soon as
+they are complete.
 
-Invariants: memory is bounded (what is held back by `wire.send_buffer_mb`, the rest by the sender); the number
-of a frame follows from the order of the images alone, so the same images give the same frames again; an image
-that has no place in the run is counted and told, and harms nothing. For one thread at a time.
+Invariants: memory is bounded (held images by `wire.send_buffer_mb`, the rest by the sender); a frame's number
+follows from the order of the images alone, so the same images give the same frames again; an image that has
+no place in the run is counted, reported once and left out. For one thread at a time.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from microdiffusion.sender import Sender, SenderStats
 
 TOLERANCE = 0.05
-"""How far, in slices, a stage may be from where it was planned to be."""
+"""Largest deviation of a stage position from the plan, in slices."""
 
 
 class PassiveRun:
-    """One run of images that come by.
+    """One run.
 
     Parameters
     ----------
     task : DriverTask
-        Beam, volume, camera; `acquisition.channels` and `positions_um` where not all of them come at once.
+        Beam, volume, camera; `acquisition.channels` and `positions_um` if not all of them come at once.
     source : str
-        Where the images come from, for the header.
+        Description of the source, for the header.
     journal : bool
-        False where the images lie on a disk already.
+        False if the images are on a disk already.
 
     Attributes
     ----------
@@ -70,9 +70,8 @@ class PassiveRun:
         self.unplaced = 0
         self._task, self._config = task, task.config
         self._source, self._journal = source, journal
-        plan = Plan(task.config)
-        self._profile = plan.profile
-        self._planned_um = tuple(z for z, held_out in plan.slabs(0) if not held_out)
+        self._plan = Plan(task.config)
+        self._planned_um = tuple(z for z, held_out in self._plan.slabs(0) if not held_out)
         self._held: list[Image] = []
         self._layout: Layout | None = None
         self._tell_progress: SenderProgress | None = None
@@ -85,8 +84,8 @@ class PassiveRun:
         Raises
         ------
         AcquisitionError, GeometryError
-            The images do not suit, or not the configured beam and volume: the run cannot begin. The daemon
-            refused it.
+            The images do not form sweeps, or do not fit the configured beam and volume; the daemon refused
+            the run.
         ConfigError, AddressError
             See `Sender`.
         """
@@ -99,17 +98,17 @@ class PassiveRun:
         self._send(image)
 
     def settle(self) -> None:
-        """Begin the run with what is held back, if anything is; errors as of `take`."""
+        """Begin the run with the held images, if there are any; errors as of `take`."""
         if self._layout is not None or not self._held:
             return
         layout = infer(self._held, self._config.acquisition, self._planned_um)
         resume = self._task.resume
         header = make_header(
             self._config,
+            self._plan,
             layout,
             self._held[0],
-            self._profile,
-            run_id=resume.run_id if resume else uuid.uuid4().hex,
+            run_id=resume.run_id if resume else None,
             source=self._source,
             note=self._task.note,
         )
@@ -127,13 +126,13 @@ class PassiveRun:
             self._send(image)
 
     def finish(self, reason: str) -> SenderStats | None:
-        """Deliver what is left, say that the run is over, and return what became of its frames, if any."""
+        """Deliver the remaining frames, end the run, and return the sender's counters, if it had begun."""
         if self.sender is None:
             return None
         return self.sender.finish(reason=reason, timeout_s=self._task.finish_s())
 
     def raise_if_failed(self) -> None:
-        """Raise the daemon's refusal, if it refused the run."""
+        """Raise the sender's error, if there was one."""
         if self.sender is not None:
             self.sender.raise_if_failed()
 
@@ -144,12 +143,12 @@ class PassiveRun:
         if 2 * held_bytes > limit_mb * 1e6:  # the sender copies them, as 16 bit
             raise AcquisitionError(
                 f"The first time point fills more than half of wire.send_buffer_mb ({limit_mb:g}): let the "
-                "acquisition number its sweeps along the axis time, or raise that."
+                "acquisition number its sweeps along the axis time, or raise that limit."
             )
         self._held.append(Image(dict(image.axes), dict(image.metadata), image.pixels.copy()))
 
     def _is_as_planned(self) -> bool:
-        """Whether the first time point is complete, as [sweep], [volume] and [acquisition] plan it."""
+        """Return whether the held images are the complete sweep that the configuration plans."""
         acquisition = self._config.acquisition
         for axis, configured in (("channel", acquisition.channels), ("position", acquisition.positions_um)):
             if not configured and any(axis in image.axes for image in self._held):
@@ -170,7 +169,7 @@ class PassiveRun:
             if self.unplaced == 1:
                 self._task.note(
                     f"an image of axes {dict(image.axes)} and {image.pixels.shape} pixels has no place in "
-                    "what the first time point has shown: it is left out, as are all others of this kind"
+                    "a run like its first time point: it is left out, as are all others of this kind"
                 )
             return
         sweep, channel, position, index = place

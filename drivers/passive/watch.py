@@ -1,14 +1,13 @@
-"""Somebody else's acquisition, followed through the NDTiff data set that it saves.
+"""Follows somebody else's acquisition through the NDTiff data set that it saves.
 
-`acquire` waits for a data set to appear in `acquisition.watch` (or takes the folder itself, where it is one)
-and sends its images from the first on, while they are being saved; then it waits for the next. What was
-complete before it began is left alone. A data set ends when its last file is complete, or when nothing has
-been added for as long as the daemon waits for a sender (`wire.silent_s`) beyond
-`acquisition.sweep_interval_s`.
+`acquire` waits for a data set to appear in `acquisition.watch` (or uses that folder, if it is a data set) and
+sends its images from the first on, while they are being saved; then it waits for the next. Data sets that
+were already complete are ignored. A data set ends when its last file is complete, or when nothing has been
+added for `wire.silent_s` + `acquisition.sweep_interval_s`.
 
-Invariants: the images stay where they were saved, so nothing is dropped: where the daemon cannot take more,
-this waits; memory is bounded by the sender's buffer. The same data set gives the same frames again, so a run
-that is resumed gets what it lacks, and the daemon discards what it has. Runs on the caller's thread.
+Invariants: the images stay where they were saved, so nothing is dropped: if the daemon cannot take more,
+reading waits; memory is bounded by the sender's buffer. The same data set gives the same frames again, so a
+resumed run gets what it lacks, and the daemon discards what it has. Runs on the caller's thread.
 """
 
 from __future__ import annotations
@@ -33,24 +32,24 @@ POLL_S = 0.05
 LOOK_S = 0.5
 """How often the folder is searched."""
 SETTLE_S = 2.0
-"""How long a complete last file must stay the last: large data sets have several."""
+"""How long a complete last file must remain the last: large data sets have several."""
 DEPTHS = ("*", "*/*")
-"""Where data sets are looked for: Micro-Manager's save root, and folders in it."""
+"""Where data sets are searched: Micro-Manager's save root, and folders in it."""
 
 
 def acquire(task: DriverTask) -> SenderStats | None:
     """Send the data sets that are saved in `acquisition.watch`, one run each, until stopped.
 
-    Returns what became of the last one's frames; None where there was none. A data set that cannot be used is
-    told, and the next is waited for. Where the folder is a data set itself, it is the only one, and this
-    returns at its end. `task.resume` means the newest data set, whether it is still being written or not.
+    Returns the sender's counters of the last one, if there was one. A data set that is unusable is reported
+    and skipped. If the folder is a data set itself, it is the only one, and this returns at its end.
+    `task.resume` refers to the newest data set, complete or not.
 
     Raises
     ------
     MissingFileError
         The folder does not exist.
     AcquisitionError, GeometryError
-        The only data set cannot be read, or does not fit the configuration; the daemon refused.
+        The only data set cannot be read, or does not fit the configuration; the daemon refused the run.
     """
     folder = task.config.acquisition.watch
     if folder is None or not folder.is_dir():
@@ -71,20 +70,20 @@ def acquire(task: DriverTask) -> SenderStats | None:
         try:
             stats = _follow(task, found) or stats
         except (AcquisitionError, GeometryError) as error:
-            task.note(f"the data set {found.name} is left: {error}")
+            task.note(f"the data set {found.name} is skipped: {error}")
         task = replace(task, resume=None)
     return stats
 
 
 class _Search:
-    """Finds data sets that are new, or still being written; each once."""
+    """Finds each data set that is new, or still being written, once."""
 
     def __init__(self, root: Path, quiet_s: float, *, newest: bool) -> None:
         self._root = root
         self._known: set[Path] = set()
         found = self._new()
         latest = max(found, key=_changed_s, default=None) if newest else None
-        # The times of files go by the clock on the wall.
+        # The files' times are wall-clock times.
         self._due = [
             place
             for place in found
@@ -118,12 +117,12 @@ def _changed_s(folder: Path) -> float:
 
 
 def _quiet_s(config: Config) -> float:
-    """Return how long nothing may be added to a data set before it has ended."""
+    """Return the time without additions after which a data set has ended."""
     return config.wire.silent_s + config.acquisition.sweep_interval_s
 
 
 def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
-    """Send a data set to its end and return what became of its frames; None where it has none."""
+    """Send a data set to its end and return the sender's counters; None if it has no images."""
     task.note(f"following the data set {folder}")
     dataset = GrowingDataset(folder)
     run = PassiveRun(task, source=f"NDTiff data set {folder.name}", journal=False)
@@ -139,7 +138,7 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     run.raise_if_failed()
     text = f"the data set {folder.name} has ended ({reason})"
     if dataset.damaged:
-        text += f", {dataset.damaged} damaged images passed over"
+        text += f", {dataset.damaged} damaged images skipped"
     if run.unplaced:
         text += f", {run.unplaced} images without a place"
     task.note(text)
@@ -147,7 +146,7 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
 
 
 def _pass_on(task: DriverTask, dataset: GrowingDataset, run: PassiveRun) -> str:
-    """Pass on all images; return why they ended: "finished", "nothing new" or "stopped"."""
+    """Pass all images on; return why this ended: "finished", "nothing new" or "stopped"."""
     quiet_s = _quiet_s(task.config)
     changed_s = time.monotonic()
     while True:
@@ -168,7 +167,7 @@ def _pass_on(task: DriverTask, dataset: GrowingDataset, run: PassiveRun) -> str:
 
 
 def _await_room(task: DriverTask, sender: Sender) -> bool:
-    """Wait until the sender takes a frame and the daemon wants some; False where the run is stopped."""
+    """Wait until the sender has room and the daemon is not pausing; False if the run is stopped."""
     while sender.wanted == "pause" or not sender.wait_for_room(POLL_S):
         sender.raise_if_failed()
         if task.is_stopped(sender):
@@ -179,7 +178,7 @@ def _await_room(task: DriverTask, sender: Sender) -> bool:
 
 
 def _await_delivery(task: DriverTask, sender: Sender) -> bool:
-    """Wait until the daemon has everything; False where the run is stopped before."""
+    """Wait until the daemon has acknowledged everything; False if the run is stopped before."""
     while sender.stats.buffered_bytes:
         sender.raise_if_failed()
         if task.is_stopped(sender):

@@ -487,22 +487,22 @@ class Server:
 
 def test_the_servers_version_is_what_it_answers() -> None:
     with Server(b'{"type": "none", "version": "5.1.0"}') as server:
-        assert ask_server(server.port, 10) == "5.1.0"
+        assert ask_server(server.port) == "5.1.0"
     with Server(b'{"type": "none"}') as server:
-        assert ask_server(server.port, 10) == "2.0.0"
+        assert ask_server(server.port) == "2.0.0"
     with (
         Server(b"hello") as server,
         pytest.raises(AcquisitionError, match="does not answer as a pycro-manager"),
     ):
-        ask_server(server.port, 10)
+        ask_server(server.port)
 
 
 def test_a_listener_that_says_nothing_holds_nobody_up() -> None:
     silent = pytest.raises(AcquisitionError, match="does not answer as a pycro-manager server")
     with socket.create_server(("127.0.0.1", 0)) as other, silent:
-        ask_server(other.getsockname()[1], 0.1)
+        ask_server(other.getsockname()[1])
     with pytest.raises(AcquisitionError, match="Run pycro-manager server on port"):
-        ask_server(1, 0.5)
+        ask_server(1)
 
 
 # Running them ---------------------------------------------------------------------------------------

@@ -443,7 +443,9 @@ def test_a_data_set_that_cannot_be_used_is_told_and_the_next_is_followed(
     follower = watch(tmp_path)
     follower.wait_for_note("waiting for a data set")
     write(tmp_path, [image_of(t, 0, z_um=500.0) for t in range(2)], name="elsewhere")
-    follower.wait_for_note("the data set elsewhere_1 is left: The slabs of the first time point reach from")
+    follower.wait_for_note(
+        "the data set elsewhere_1 is skipped: The slabs of the first time point reach from"
+    )
     write(tmp_path, sweeps(range(2)), name="good")
     assert wait_until(lambda: len(daemon.ends) == 1)
     assert len(daemon.frames) == 8

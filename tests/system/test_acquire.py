@@ -95,7 +95,7 @@ def test_what_a_daemon_that_was_away_has_missed_comes_first_the_next_time(
     address = f"tcp://127.0.0.1:{free_port()}"
     first = acquire(address)
     assert first.finish() == 3
-    assert f"mdd: {FRAMES} frames were not delivered and lie in the journal: run `mdd deliver`" in first.err
+    assert f"mdd: {FRAMES} frames were not delivered and are in the journal: run `mdd deliver`" in first.err
     daemon = Daemon(address)
     try:
         second = acquire(address)
@@ -145,7 +145,7 @@ def test_a_daemon_that_turns_the_run_away_is_quoted(
 
 REFUSED = {
     "no driver": ('[acquisition]\ndriver = "none"\n', "tcp://127.0.0.1:5750", "nothing to acquire"),
-    "no port": ("", "tcp://127.0.0.1:*", "names none"),
+    "no port": ("", "tcp://127.0.0.1:*", "names no port"),
     "no keys": ("", "tcp://192.0.2.7:5750", "wire.server_key"),
     "no folder": (
         '[acquisition]\ndriver = "watch"\nwatch = "nowhere"\n',

@@ -369,9 +369,9 @@ def at_a_stop(z_um: float) -> float:
 
 STAGES = {
     "stage axis reversed": (lambda z: -z, "moves backwards", "reverse its axis"),
-    "stage that stops short": (at_a_stop, "was sent to 42 µm and says 20 µm", "check its limits"),
-    "stage in other units": (lambda z: z / 1000, "was sent to 6 µm and says 0.006", "its unit"),
-    "stage that stays": (lambda z: 0.0, "says 0 µm", "joystick"),
+    "stage that stops short": (at_a_stop, "was sent to 42 µm and reports 20 µm", "check its limits"),
+    "stage in other units": (lambda z: z / 1000, "was sent to 6 µm and reports 0.006", "its unit"),
+    "stage that stays": (lambda z: 0.0, "reports 0 µm", "joystick"),
 }
 
 
@@ -405,7 +405,7 @@ def test_sweeps_that_do_not_keep_their_interval_are_told_once() -> None:
     task = DriverTask(config=config, address="", stop=micromanager.threading.Event(), note=told.append)
     feeder = micromanager._Feeder(task, hook, Outbox())  # type: ignore[arg-type]
     slow = SimpleNamespace(acquire=lambda _: task.stop.wait(0.05))
-    feeder._hand_over(slow, Plan(config).sweeps())
+    feeder._queue(slow, Plan(config).sweeps())
     assert len(told) == 1
     assert "longer than acquisition.sweep_interval_s" in told[0]
 
@@ -413,7 +413,7 @@ def test_sweeps_that_do_not_keep_their_interval_are_told_once() -> None:
 def test_a_server_of_another_version_is_refused() -> None:
     mm_server.check_version("5.0.0", "5.1.0")
     with pytest.raises(
-        AcquisitionError, match=r"speaks version 4.2.0, .* speaks 5.1.0: update Micro-Manager"
+        AcquisitionError, match=r"has protocol version 4.2.0, .* has 5.1.0: update Micro-Manager"
     ):
         mm_server.check_version("4.2.0", "5.1.0")
 
