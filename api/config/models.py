@@ -299,6 +299,9 @@ class RecorderConfig(Table):
     durable: bool = key(False, "force each volume to the disk (survives a power cut)")
     pyramid: bool = key(True, "write coarser copies of each volume beside it")
     bigdataviewer: bool = key(False, "make a link beside the run file that BigDataViewer opens, live")
+    compress_after: Literal["off", "gzip", "lz4"] = key(
+        "off", "compress each run when it is over, in place (`mdd repack`); no run is resumed in such a file"
+    )
     file_gb: Positive = key(64.0, "a run goes on in a further file before one is larger, GB")
     queue_mb: Positive = key(512.0, "most that waits to be written, MB")
 

@@ -53,6 +53,7 @@ def snapshot_run(
     *,
     compression: str = "none",
     chunks: Chunks | None = None,
+    mark: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Copy what a run holds now into one file, and return what `verify_run` said of it.
@@ -67,6 +68,8 @@ def snapshot_run(
         Of its images: "none", "gzip" or "lz4".
     chunks : (planes, rows, columns)
         Of its images, where they are compressed; None: whole planes, 1 MiB at most.
+    mark
+        Whether the copy says in its provenance that it is one: no run is resumed in it by itself.
     progress
         Called with the time points that are done, and how many there are.
 
@@ -90,11 +93,12 @@ def snapshot_run(
         closed = int(parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
         sessions = [_Session.read(parts, number) for number in range(len(plan.header.positions))]
         used = max(1, *(session.used for session in sessions))
+        marks = {SNAPSHOT: datetime.now(UTC).isoformat(timespec="seconds")} if mark else {}
         copied = replace(
             plan,
             time_points=used,
             live=plan.live and closed,
-            provenance=dict(plan.provenance) | {SNAPSHOT: datetime.now(UTC).isoformat(timespec="seconds")},
+            provenance=dict(plan.provenance) | marks,
             # What grew had no room planned: an open-ended run's plan is more than a file could set aside.
             planned_time_points=plan.planned if plan.compression == "none" else used,
             compression=compression,

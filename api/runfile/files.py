@@ -182,8 +182,12 @@ class RunParts:
             if not path.is_file():
                 return
             part = RunFile(path)
-            # A copy of the run's first file that has such a name is none of its further files.
-            if (part.plan.header.run_id, part.plan.segment) != (self.plan.header.run_id, len(self._parts)):
+            # A copy of the run's first file that has such a name is none of its further files, and one whose
+            # time points are in a compressed file already is on its way to be removed.
+            plan, before = part.plan, self._parts[-1].plan
+            following = before.first_time_point + before.time_points
+            expected = (self.plan.header.run_id, len(self._parts), following)
+            if (plan.header.run_id, plan.segment, plan.first_time_point) != expected:
                 part.close()
                 return
             self._parts.append(part)

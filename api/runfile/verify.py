@@ -135,6 +135,9 @@ def _parts(path: Path, report: Report) -> Iterator[RunFile]:
             file.close()
             report.add(f"{part.name} is not part {number} of this run: give the run's first file")
             return
+        if first.compression != "none" and plan.first_time_point < following:
+            file.close()  # it was compressed with the rest, and is on its way to be removed
+            return
         if plan.first_time_point != following:
             report.add(f"{part.name} begins with sweep {plan.first_time_point} instead of {following}")
         following = plan.first_time_point + plan.time_points

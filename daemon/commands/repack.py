@@ -1,12 +1,14 @@
-"""Copy a run into one compressed file, or make such a copy static again. The run itself is left as it is.
+"""Copy a run into one compressed file, or make such a copy static again.
 
-What a run that still goes on holds is copied too, as by `mdd snapshot`. The copy is checked, every byte,
-before it gets its name.
+With OUT the run itself is left as it is, and of a run that still goes on what it holds is copied, as by
+`mdd snapshot`. With --in-place the copy takes the place of a closed run, of all of its files. Every byte of a
+copy is checked before it gets its name; whatever ends the work before, Ctrl-C too, leaves the run as it was.
 
 mdd repack runs/demo.h5 archive/demo.h5                      compressed by gzip: every HDF5 reads it
 mdd repack runs/demo.h5 archive/demo.h5 --compression lz4    faster; readers need hdf5plugin
 mdd repack runs/demo.h5 archive/demo.h5 --chunks 16,64,64    for views that cut through z
-mdd repack archive/demo.h5 runs/demo_again.h5 --compression none
+mdd repack runs/demo.h5 --in-place
+mdd repack runs/demo.h5 --in-place --compression none        undo it, to resume the run
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", type=options.file, metavar="RUN")
-    parser.add_argument("output", type=options.file, metavar="OUT", help="the copy, which must not exist")
+    parser.add_argument(
+        "output", type=options.file, nargs="?", metavar="OUT", help="the copy, which must not exist"
+    )
+    parser.add_argument("--in-place", action="store_true", help="put the copy in the run's place")
     parser.add_argument(
         "--compression",
         choices=("gzip", "lz4", "none"),
@@ -45,14 +50,22 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Copy, and say what it saved."""
     from microdiffusion.daemon.cli import ProgressBar
+    from microdiffusion.daemon.recorder import compress_in_place
+    from microdiffusion.errors import UserError
     from microdiffusion.runfile import snapshot_run
 
-    with ProgressBar(f"repacking {args.file.name}", "time points", quiet=args.quiet) as progress:
-        report = snapshot_run(
-            args.file, args.output, compression=args.compression, chunks=args.chunks, progress=progress
-        )
+    if (args.output is None) is not args.in_place:
+        raise UserError("Give either the copy's name, OUT, or --in-place.")
+    output = args.file if args.in_place else args.output
     files = _files(args.file)
-    before, after = sum(path.stat().st_size for path in files), args.output.stat().st_size
+    before = sum(path.stat().st_size for path in files)
+    with ProgressBar(f"repacking {args.file.name}", "time points", quiet=args.quiet) as progress:
+        how = {"compression": args.compression, "chunks": args.chunks, "progress": progress}
+        if args.in_place:
+            report = compress_in_place(args.file, **how)
+        else:
+            report = snapshot_run(args.file, output, **how)
+    after = output.stat().st_size
     if args.json:
         import json
         from dataclasses import asdict
@@ -63,7 +76,7 @@ def run(args: Namespace) -> int:
     else:
         state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
         held = f"{count_noun(report.volumes, 'volume')} and {count_noun(report.frames, 'frame')}"
-        say(f"wrote {args.output}: {held} of {state}, checked")
+        say(f"wrote {output}: {held} of {state}, checked")
         say(
             f"  {before / 1e6:.1f} MB in {count_noun(len(files), 'file')} became {after / 1e6:.1f} MB "
             f"(compression {args.compression}): {before / after:.2f} to 1"

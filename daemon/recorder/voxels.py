@@ -23,13 +23,6 @@ _BLOCK = 1 << 17  # voxels; 512 KiB of float32
 _MOST = 65535
 
 
-def as_kept(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a finite volume as a run file keeps it."""
-    if dtype.kind != "u":
-        return np.ascontiguousarray(volume, np.float32)
-    return np.clip(np.rint(volume), 0, _MOST).astype("<u2")
-
-
 class VoxelWriter:
     """Writes volumes (Z, Y, X) float32 as a run file keeps them; holds one block, and a plane of sums."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import provenance
 from microdiffusion.daemon.ingest import NotYet
-from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.recorder import Compressor, Recorder
 from microdiffusion.daemon.runs.find_run import RunFinder
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.recovered import RecoveredRun
@@ -76,6 +76,8 @@ class OpenRuns:
         Those that are over, in the order in which they ended; the latest `REMEMBERED` of them.
     failures : dict of str to MddError
         What went wrong with which run (its run_id): it could not be written, or not be closed in order.
+    compressor : Compressor
+        Of those that are over.
     """
 
     def __init__(self, config: Config, engine: EngineProcess, board: StatusBoard) -> None:
@@ -94,6 +96,7 @@ class OpenRuns:
         self.closed: list[ClosedRun] = []
         self._forgotten_written = 0
         self.failures: dict[str, MddError] = {}
+        self.compressor = Compressor(config.recorder.compress_after, board.note)
 
     def listen(self, ingest: Ingest) -> None:
         """Say where the frames come in; before the first run."""
@@ -181,6 +184,7 @@ class OpenRuns:
             if run.ended.is_set():
                 self._close(run, drain_s, hurry)
         self._collect()
+        self.compressor.look()
         self._board.put(runs=self.summaries())
 
     def summaries(self) -> tuple[RunSummary, ...]:
@@ -327,6 +331,8 @@ class OpenRuns:
             error = future.exception()
             if error is not None:
                 self._fail(run, error)
+            elif run.header.run_id not in self.failures:
+                self.compressor.start(run.recorder.paths[0], run.recorder.ledger)
 
 
 def _require_same(header: RunHeader, wanted: RunHeader, path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from microdiffusion.daemon.recorder import remove_leftovers
 from microdiffusion.drivers.plan import ResumeFrom
 from microdiffusion.errors import InputFileError, MddError, RunError
 from microdiffusion.paths import journal_folder
@@ -104,7 +105,8 @@ class Leftovers:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove run files that were being made when a daemon was killed: they hold nothing but their room."""
+    """Remove files that were being made when a daemon, or a compression, was killed."""
+    remove_leftovers(folder)
     for path in folder.glob(".*.h5.tmp"):
         with suppress(OSError):  # gone meanwhile
             if time.time() - path.stat().st_mtime > _MAKING_S:

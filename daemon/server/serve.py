@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.server.daemon import Daemon
 from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
-from microdiffusion.runfile import Status
+from microdiffusion.runfile import Status, require_compression
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def serve(
     ------
     ConfigError
         The method cannot be live.
+    DependencyError
+        The compression needs a package that is missing.
     MddError
         See `Daemon.serve`; the summary of what was written is printed first.
     """
@@ -58,6 +60,7 @@ def serve(
             f"There are no weights at {config.engine.weights}: check engine.weights, or leave it out for "
             "those that ship with mdd."
         )
+    require_compression(config.recorder.compress_after)  # refused now, not when the first run is over
     wish = StopRequest() if wish is None else wish
     with wish.heard():
         if wish.is_set():  # before anything was begun
@@ -74,6 +77,7 @@ def serve(
             daemon.serve(dashboard=dashboard)
         finally:
             _print("".join(map(_summary, daemon.runs)))
+            _print("".join(f"{text}\n" for text in daemon.open_runs.compressor.left()))
     stopped = wish.is_set()  # by the user, perhaps before there was anything to write
     if daemon.runs and not stopped and not daemon.open_runs.written:
         raise RunError(

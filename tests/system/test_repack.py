@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.mdd_process import Mdd
 from support.run_file_writer import (
     FRAMES,
     frame,
@@ -20,12 +22,15 @@ from support.run_file_writer import (
     volume,
     wait,
 )
+from support.sample_data import write_sample
 
 from microdiffusion import open_run
 from microdiffusion.daemon.cli.dispatch import main
+from microdiffusion.daemon.lock import RunLock
+from microdiffusion.daemon.recorder import compress_in_place, remove_leftovers
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.find_run import RunFinder
-from microdiffusion.errors import DependencyError, InputFileError, NoRoomError
+from microdiffusion.errors import DependencyError, DiskError, InputFileError, NoRoomError
 from microdiffusion.export import export_run
 from microdiffusion.export.bdv_link import link_run
 from microdiffusion.ledger import Ledger
@@ -271,3 +276,118 @@ def test_nothing_is_left_of_a_copy_that_failed(
     with pytest.raises(error):
         snapshot_run(path, path.with_name("copy.h5"), compression=compression, progress=progress)
     assert {one.name for one in path.parent.iterdir()} == names
+
+
+def test_in_place_the_copy_is_the_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = recorder(path, time_points=2)
+    target.start()
+    for sweep in range(5):
+        put_sweep(target, sweep)
+    target.stop()
+    link_run(path)
+    before = {one.name for one in path.parent.iterdir()}
+    assert main(["repack", str(path), "--in-place"]) == 0
+    assert "3 files became" in capsys.readouterr().out
+    assert before - {one.name for one in path.parent.iterdir()} == {"run_s001.h5", "run_s002.h5"}
+    report = verify_run(path)
+    assert (report.faults, report.closed, report.files, report.volumes) == ([], True, 1, 5)
+    assert RunFinder(path.parent).find(header().run_id) == path, "it is the run, not a copy of it"
+    with h5py.File(path.parent / "run_bdv.h5") as file:
+        np.testing.assert_array_equal(file["t00004/s00/0/cells"][:].view("u2"), volume(4))
+    with pytest.raises(InputFileError, match="--compression none"):
+        resumed(path)
+    assert main(["repack", str(path), "--in-place", "--compression", "none"]) == 0
+    again = resumed(path)
+    again.start()
+    put_sweep(again, 5)
+    again.stop()
+    assert (verify_run(path).faults, verify_run(path).volumes) == ([], 6)
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "open", "interrupted", "being written", "no replacing"])
+def test_in_place_the_run_stays_as_it_was_where_it_does_not_succeed(
+    path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = recorder(path, time_points=2)
+    target.start()
+    for sweep in range(3):
+        put_sweep(target, sweep)
+    error, progress = InputFileError, lambda done, total: None
+    if trouble in ("open", "being written"):
+        wait(lambda: target.counts[Status.WRITTEN] == 3)
+    else:
+        target.stop()
+    if trouble == "damaged":
+        content = bytearray(path.read_bytes())
+        content[content.index(volume(0).astype("<u2").tobytes()) + 5] ^= 1
+        path.write_bytes(content)
+    elif trouble == "being written":
+        for part in path.parent.glob("*.h5"):
+            with h5py.File(part, "r+", locking=False) as file:
+                file["mdd/closed"][()] = 1
+    elif trouble == "interrupted":
+        error = KeyboardInterrupt
+
+        def progress(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    elif trouble == "no replacing":
+        error = DiskError
+        monkeypatch.setattr("microdiffusion.daemon.recorder.compress.os.replace", full_disk)
+    there = {one.name: one.read_bytes() for one in path.parent.glob("*.h5")}
+    with pytest.raises(error):
+        compress_in_place(path, progress=progress)
+    assert {one.name: one.read_bytes() for one in path.parent.glob("*.h5")} == there
+    assert list(path.parent.glob(".*packed*")) == []
+    target.stop()
+
+
+def full_disk(*paths: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_further_files_that_a_kill_left_behind_the_compressed_one_are_passed_over(path: Path) -> None:
+    target = recorder(path, time_points=2)
+    target.start()
+    for sweep in range(4):
+        put_sweep(target, sweep)
+    target.stop()
+    left = segment_path(path, 1).read_bytes()
+    compress_in_place(path)
+    segment_path(path, 1).write_bytes(left)
+    assert (verify_run(path).faults, verify_run(path).volumes) == ([], 4)
+    with open_run(path) as run:
+        assert (len(run), len(run.paths)) == (4, 1)
+    folder = path.parent / f"..{path.name}.packed.part-x"
+    folder.mkdir()
+    lock = RunLock(path)
+    lock.acquire()
+    remove_leftovers(path.parent)
+    assert folder.exists(), "another process is at it"
+    lock.release()
+    remove_leftovers(path.parent)
+    assert not folder.exists()
+    compress_in_place(path)
+    assert [one.name for one in path.parent.iterdir()] == ["run.h5"]
+
+
+def test_the_daemon_compresses_a_run_when_it_is_over(tmp_path: Path) -> None:
+    source = write_sample(tmp_path / "projections.h5", sweeps=3)
+    output = tmp_path / "runs"
+    settings = ["engine.method=linear", "engine.device=cpu", "recorder.compress_after=gzip"]
+    arguments = ["replay", source, "--serve", "--output", output]
+    for setting in settings:
+        arguments += ["--set", setting]
+    with Mdd(*arguments, folder=tmp_path) as mdd:
+        assert mdd.finish() == 0, mdd.err
+        said = mdd.out
+    (path,) = output.glob("*.h5")
+    if "is being compressed by process" in said:
+        assert f"{path} is being compressed by process" in said
+    wait(lambda: is_compressed(path), 60.0)
+    assert (verify_run(path).faults, verify_run(path).volumes) == ([], 3)
+
+
+def is_compressed(path: Path) -> bool:
+    with h5py.File(path) as file:
+        return file["volume"].compression == "gzip"
