@@ -1,9 +1,9 @@
 """Every error that mdd raises on purpose.
 
-Two families, and the exit code of the command follows the family: what the user can mend
-(`UserError`, 2) and what failed while running (`RunError`, 3). Each class is also the built-in kind
-that a caller would expect, so `except ValueError` in a notebook works. A message is one sentence that
-says what was expected, what came, and what to do next; the command line prints it without a traceback.
+Two families, and the exit code of the command follows the family: what the user can fix (`UserError`, 2)
+and what failed at run time (`RunError`, 3). Each class is also the built-in kind that a caller would expect,
+so `except ValueError` in a notebook works. A message is one sentence that says what was expected, what came,
+and what to do next; the command line prints it without a traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class MddError(Exception):
 
 
 class UserError(MddError):
-    """Something that the user can mend: a file, a value, an address. Exit code 2."""
+    """A mistake that the user can fix: a file, a value, an address. Exit code 2."""
 
     exit_code = 2
 
@@ -30,11 +30,11 @@ class InputFileError(UserError, ValueError):
 
 
 class GapError(UserError, LookupError):
-    """What was asked for is a gap of a run: nothing is there to be read, for the reason that is told."""
+    """The requested time point of a run was not recorded; the message says why."""
 
 
 class DamagedError(InputFileError):
-    """What was read does not have the checksum that was recorded with it."""
+    """Data do not have the checksum that was recorded with them."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -50,7 +50,7 @@ class AddressError(UserError, OSError):
 
 
 class DependencyError(UserError, ImportError):
-    """An optional dependency is absent; the message holds the install line."""
+    """An optional dependency is not installed; the message has the install line."""
 
 
 class WireError(MddError, ValueError):
@@ -61,7 +61,7 @@ class WireError(MddError, ValueError):
     reason : str
         Short code that the receiver counts by (`wire.Reason`).
     run, seq
-        Whose frame it was, where the message said so.
+        The frame that was meant, where the message said so.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class WireError(MddError, ValueError):
 
 
 class RunError(MddError, RuntimeError):
-    """Something failed while running. Exit code 3."""
+    """A failure at run time. Exit code 3."""
 
 
 class AcquisitionError(RunError):
-    """The acquisition could not start or broke off."""
+    """The acquisition could not start or was aborted."""
 
 
 class EngineError(RunError):
@@ -90,4 +90,4 @@ class DiskError(RunError, OSError):
 
 
 class NoRoomError(DiskError):
-    """The disk is full; it may have room again in a while."""
+    """The disk is full; it may have room again later."""

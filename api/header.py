@@ -1,7 +1,7 @@
-"""What one run is: geometry, beam, camera. Travels in the `start` message and in the run file.
+"""The header of a run: geometry, beam and camera. It travels in the `start` message and in the run file.
 
-A frozen pydantic model, because it arrives over the wire and from files: everything is checked here,
-once, and the hot path trusts it.
+A frozen pydantic model, because it arrives over the wire and from files: everything is checked here, once,
+and the hot path trusts it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_SESSIONS = 10_000
 
 
 def _printable(text: str) -> str:
-    """Return a text without what would steer a terminal, or end a name: it comes from other machines."""
+    """Replace characters that would steer a terminal, or end a name: the text comes from other machines."""
     return "".join(character if character.isprintable() else "_" for character in text)
 
 
@@ -33,14 +33,14 @@ Name = Annotated[str, AfterValidator(_printable)]
 
 
 class CameraNoise(BaseModel):
-    """What turns photons into counts.
+    """The camera's conversion of photons into counts.
 
     Attributes
     ----------
     offset : float
         Counts of a dark frame. Volumes keep it: a uniform specimen of value v has projections of value v.
     gain : float or None
-        Counts per photon; None where nobody measured it (the engine then estimates the noise).
+        Counts per photon; None where it was not measured (the engine then estimates the noise).
     read_noise : float
         Standard deviation of a dark frame, counts.
     """

@@ -1,4 +1,4 @@
-"""The ledger of a run: where every frame went, to the frame.
+"""The ledger of a run: an account of every frame.
 
 Owns the columns of /mdd/ledger and their arithmetic. The invariants hold at every moment, also while the
 run goes on and when its sender was killed:
@@ -6,8 +6,8 @@ run goes on and when its sender was killed:
     announced = received + missing
     missing = dropped_by_sender + unsent + damaged + on_the_line
 
-What the sender says (announced, dropped, unsent, damaged) comes now and then, what the daemon knows
-(received) with every frame, so the two are brought together here and nowhere else. Pure; any thread.
+The sender's reports (announced, dropped, unsent, damaged) come now and then, the daemon's own count
+(received) changes with every frame; the two are reconciled here and nowhere else. Pure; any thread.
 
 >>> Ledger(announced=10, dropped_by_sender=1, announced_known=1).settled(received=8, unplaced=0)
 Ledger(announced=10, received=8, missing=2, dropped_by_sender=1, unsent=0, damaged=0, on_the_line=1, \
@@ -26,14 +26,14 @@ from microdiffusion.text import count_noun
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Where the frames of a run went. The columns of /mdd/ledger, in this order.
+    """The columns of /mdd/ledger, in this order.
 
     Attributes
     ----------
     announced : int
         Frames that the camera took, as the sender said; at least what has been accounted for.
     received, missing : int
-        Frames that are in the file's hands; the others.
+        Frames that are in the file; the others.
     dropped_by_sender, unsent, damaged, on_the_line : int
         Why they are missing: the sender had no room; it ended before they were sent (its journal may
         hold them); they were refused each time they were sent; or they are on their way, and at the end
@@ -89,7 +89,7 @@ class Ledger:
         )
 
     def complaint(self) -> str:
-        """Return what does not add up, in words; empty where all does."""
+        """Return a phrase for what does not add up, empty where all does."""
         negative = [name for name in LEDGER_COLUMNS if getattr(self, name) < 0]
         if negative:
             return f"the ledger's {', '.join(negative)} cannot be negative"
@@ -106,7 +106,7 @@ class Ledger:
         return ""
 
     def sentence(self) -> str:
-        """Return where the frames are in a few words: "all 10 frames", "8 of 10 frames (2 on the line)"."""
+        """Return the account in a few words: "all 10 frames", "8 of 10 frames (2 on the line)"."""
         if not self.missing:
             return f"all {count_noun(self.received, 'frame')}"
         reasons = ", ".join(

@@ -1,4 +1,4 @@
-"""How good a volume is: fidelity and sharpness against the truth, and how sure such figures are.
+"""Image quality: fidelity and sharpness of a volume against the truth, and confidence intervals.
 
 Volumes are (Z, Y, X), estimate first, truth second, in the same units. The data range is always an
 argument or 1, never taken from the data: scores of different answers stay comparable. Empty background
@@ -24,7 +24,7 @@ _RESOLVED = 1 / 7
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """One answer's scores over the slices that count.
+    """Scores of one answer over the slices that count.
 
     Attributes
     ----------
@@ -199,7 +199,7 @@ def held_out_error(
     projections: NDArray[Any],
     noise: NDArray[Any] | float,
 ) -> float:
-    """Return how badly a volume predicts projections that it was not made from, in units of their noise.
+    """Return the misfit of projections that a volume was not made from, in units of their noise.
 
     Root mean square of ``(A x - p) / σ``: 1 is as good as the noise allows.
 
@@ -236,7 +236,7 @@ def bootstrap_interval(
 
 
 def seen_slices(operator: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which slices (Z,) count: those that a projection saw, and those between two that did.
+    """Return a mask (Z,) of the slices that count: those that a projection saw, and those in between.
 
     Parameters
     ----------

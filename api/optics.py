@@ -1,4 +1,4 @@
-"""The axial-projection operator: how a Bessel beam turns a volume into a projection.
+"""The axial-projection operator: a Bessel beam turns a volume into a projection.
 
 The beam lights a slab along z at once, so a projection is the volume integrated along z under the
 beam's axial profile, the same for every pixel (method: `p = A x` with `A` of shape (M, Z)). This module

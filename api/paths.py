@@ -1,7 +1,7 @@
-"""Where mdd keeps what belongs to this user on this machine: keys, journals.
+"""User directories: where keys and journals of this user are on this machine.
 
-Run files go where the user says; these are for what he does not want to think about. Folders are those
-that each system provides for it (XDG on Linux, AppData on Windows, Library on macOS). No state; any thread.
+They are the folders that each system provides for this (XDG on Linux, AppData on Windows, Library on macOS);
+run files go where the user says. No state; any thread.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def keys_folder() -> Path:
 
 
 def journal_folder() -> Path:
-    """Return the folder where senders spill frames; it need not exist."""
+    """Return the folder of the senders' journals; it need not exist."""
     return Path(platformdirs.user_state_path(_NAME, appauthor=False)) / "journal"

@@ -1,4 +1,4 @@
-"""Signals and consoles of child processes: who starts one decides when it stops."""
+"""Signals and consoles of child processes: the parent decides when a child stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def leave_stops_to_parent() -> None:
-    """Ignore what asks a whole group of processes to stop: who started this one decides when."""
+    """Ignore the signals that ask a whole group of processes to stop: the parent decides when."""
     for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -22,10 +22,10 @@ def leave_stops_to_parent() -> None:
 
 @contextmanager
 def keyboard_ignored() -> Iterator[None]:
-    """Let a process that starts now inherit that Ctrl-C is not for it (posix; the child also says so).
+    """Start processes that inherit blocked stop signals (POSIX; the child then ignores them itself).
 
-    Nor is what else a terminal or a service manager sends to the whole group. Blocked, not ignored: what
-    comes meanwhile reaches this process afterwards. On any thread.
+    Covers Ctrl-C and what else a terminal or a service manager sends to the whole group. Blocked, not
+    ignored: a signal that comes meanwhile reaches this process afterwards. On any thread.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

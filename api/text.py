@@ -1,4 +1,4 @@
-"""Words for people: "1 frame", "3 frames"; texts of a file, fit for a terminal. Pure; any thread."""
+"""Text for people: counted nouns, and strings that are safe to print. Pure functions, safe on any thread."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def count_noun(number: int, one: str, several: str = "") -> str:
-    """Return a number with what it counts: `one`, or `several` (left out: `one` and an s)."""
+    """Return "1 frame", "3 frames": a number with its noun; the plural is `one` and an s unless given."""
     return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def strip_control(text: str) -> str:
-    """Return a text whose control characters, but for line feeds and tabs, can do nothing to a terminal."""
+    """Replace control characters, except line feeds and tabs, which could steer a terminal."""
     return _CONTROL.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""The configuration: its tables, how it is read, checked and written."""
+"""The configuration: its tables, and the functions that read, check and write it."""
 
 from microdiffusion.config.calibration import BeamFile, CameraFile, read_beam, write_calibration
 from microdiffusion.config.load import load_config, presets

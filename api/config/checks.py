@@ -1,4 +1,4 @@
-"""What no single key can tell: units that were mistaken, slabs that do not fit, files that are not there.
+"""Checks of several keys at once: mistaken units, slabs that do not fit, files that do not exist.
 
 Pure functions, safe on any thread.
 """

@@ -1,8 +1,8 @@
-"""Reading a configuration: file, environment and command line become one checked `Config`.
+"""Loading of a configuration: file, environment and command line become one checked `Config`.
 
 Precedence: command line > environment (``MDD_SECTION__KEY``) > file or preset > default. Every value
-remembers where it came from, so a refusal names the file and line, the variable or the option, says what
-was expected and what came, and offers the closest key that exists. Relative paths in a file are relative
+remembers its source, so a refusal names the file and line, the variable or the option, says what was
+expected and what came, and suggests the closest key that exists. Relative paths in a file are relative
 to that file, all others to the working folder. Pure functions, safe on any thread.
 """
 
@@ -58,7 +58,7 @@ class Given:
 
     @property
     def origin(self) -> str:
-        """Where the value was given: "demo.toml, line 12"."""
+        """The place of the value: "demo.toml, line 12"."""
         return f"{self.source}, line {self.line}" if self.line else self.source
 
 

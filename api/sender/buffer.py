@@ -41,7 +41,7 @@ _BY_NUMBER = attrgetter("number")
 
 @dataclass(slots=True, eq=False)
 class BufferedFrame:
-    """A frame in the buffer, and what happened to it so far. Whoever holds the buffer's lock may touch it.
+    """A frame in the buffer and its history. Whoever holds the buffer's lock may touch it.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class BufferedFrame:
 
 @dataclass(frozen=True, slots=True)
 class BufferStats:
-    """What became of the frames that were offered, at one moment.
+    """Counters of the frames that were offered, at one moment.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class SendBuffer:
     Parameters
     ----------
     capacity_bytes : int
-        Most that the pixels in memory may take.
+        Limit for the pixels in memory.
     frame_bytes : int
         Size of one frame's pixels.
     journal : bool
@@ -362,7 +362,7 @@ class SendBuffer:
             return entry if room and entry.number - first.number < self._share else None
 
     def read(self, entry: BufferedFrame, parts: wire.Parts | None) -> None:
-        """Take the frame of `next_to_read` with what the journal holds of it; None: that cannot be read."""
+        """Take the frame of `next_to_read` as the journal holds it; None: it cannot be read."""
         with self._changed:
             self._stored.popleft()
             if parts is None:
@@ -374,7 +374,7 @@ class SendBuffer:
                 self._memory += 1
 
     def take_released(self) -> list[Location]:
-        """Return what the journal need not keep any longer."""
+        """Return the records that the journal no longer has to keep."""
         with self._changed:
             released, self._released = self._released, []
             return released

@@ -19,16 +19,16 @@ from microdiffusion.wire import ClientKeys
 
 BUFFER_BYTES = 128_000_000
 CONNECT_S = 10.0
-"""How long a daemon may take to answer before it counts as absent."""
+"""Timeout for the daemon's first answer, after which it counts as absent."""
 STANDSTILL_S = 60.0
-"""How long it may go without taking a frame."""
+"""Timeout for the next acknowledged frame."""
 END_S = 10.0
 _POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What became of one journal.
+    """Outcome of the delivery of one journal.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Delivered:
     done : bool
         Nothing is left of it.
     reason : str
-        Why something is left, one sentence.
+        The reason why something is left, one sentence.
     """
 
     path: Path
@@ -56,11 +56,11 @@ class Delivered:
     reason: str = ""
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return it in one line."""
         text = f"run {self.name!r}: {self.acknowledged} of {self.frames} frames delivered from the journal"
         if self.damaged:
             text += f", {self.damaged} damaged"
-        return text if self.done else f"{text}; {self.path} stays: {self.reason}"
+        return text if self.done else f"{text}; {self.path} remains: {self.reason}"
 
 
 def deliver(
@@ -73,7 +73,7 @@ def deliver(
 ) -> Iterator[Delivered]:
     """Send the left-over journals in `folder` to the daemon at `address`, oldest first.
 
-    Yields what became of each journal as soon as it is known.
+    Yields the outcome of each journal as soon as it is known.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Faults on purpose: what a bad line would do to frames, drawn from a seed.
+"""Deliberate faults: the effects of a bad line on frames, drawn from a seed.
 
-Serves replays and tests of the way from driver to daemon. A fault strikes the first transmission of a
+For replays and tests of the path from driver to daemon. A fault strikes the first transmission of a
 frame only, so what is re-sent goes through. `FaultSource` has no lock: it belongs to the sender's thread.
 """
 
@@ -17,7 +17,7 @@ Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 class Faults(BaseModel):
-    """Shares of the frames that meet a fault; all zero is a sound line.
+    """Fractions of the frames that meet a fault; all zero is a sound line.
 
     Attributes
     ----------
@@ -30,9 +30,9 @@ class Faults(BaseModel):
     corrupt : float
         Damaged on the way: refused by the receiver and then re-sent.
     stall_s : float
-        How long the line stands still, once, after `stall_after` frames.
+        Duration of one stall of the line, after `stall_after` frames.
     cut_s : float
-        How long there is no connection at all, once, after `cut_after` frames; what was on its way is lost.
+        Duration of one loss of the connection, after `cut_after` frames; what was in transit is lost.
     seed : int
         The same seed gives the same faults for the same frames.
     """
@@ -58,7 +58,7 @@ class Faults(BaseModel):
 
 
 class Fault(Enum):
-    """What happens to one frame."""
+    """The fault of one frame."""
 
     NONE = auto()
     DROP = auto()
@@ -92,11 +92,11 @@ class FaultSource:
         return Fault.NONE
 
     def stall_s(self) -> float:
-        """Return how long the line stands still before the frame that was drawn last, s."""
+        """Return the length of the stall before the frame that was drawn last, s."""
         return self._faults.stall_s if self._drawn == self._faults.stall_after + 1 else 0.0
 
     def cut_s(self) -> float:
-        """Return how long the connection is gone before the frame that was drawn last, s."""
+        """Return the length of the disconnection before the frame that was drawn last, s."""
         return self._faults.cut_s if self._drawn == self._faults.cut_after + 1 else 0.0
 
     def damage(self, parts: Sequence[bytes | memoryview]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The sender's side of the protocol: what it says to the daemon, and what it makes of the answers.
+"""The sender's side of the protocol: its messages to the daemon, and its reactions to the answers.
 
     opening --ack of start--> open --ack of end--> ended
        ^------- an answer is overdue, the line broke, or the daemon does not know the run
@@ -23,17 +23,17 @@ from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Fault, FaultSource
 
 WINDOW_BYTES = 32 << 20
-"""Most that is sent and unanswered, where the daemon does not say."""
+"""Limit for what is sent and unanswered, until the daemon sets one."""
 OVERDUE_S = 1.0
-"""After this long without an answer the sender asks again."""
+"""Timeout for an answer, after which the sender asks again."""
 PROGRESS_S = 1.0
 """How often the sender reports the progress of the run."""
 RENEW_S = (3.0, 10.0)
-"""After this long without a word there is a new connection: at first, and at most."""
+"""Time without any message after which a new connection is opened: at first, and at most."""
 NO_ROOM_S = 0.2
-"""After this long a frame is offered again that the daemon had no room for."""
+"""Delay before a frame is sent again that the daemon had no room for."""
 MAX_TRANSMISSIONS = 5
-"""A frame whose checksum is refused this often is damaged before it is sent."""
+"""A frame whose checksum is refused this often was damaged before it was sent."""
 OVERTAKEN_S = 0.5
 """How long a frame that is to be overtaken waits for another one."""
 _SHORT_S = 0.01
@@ -49,14 +49,14 @@ class SenderProtocol:
     header, first_seq
         The run, and where the sender's numbers begin.
     faults : FaultSource or None
-        What goes wrong on purpose.
+        Deliberate faults.
 
     Attributes
     ----------
     open, was_open, ended : bool
         The daemon answers; it has, at some time; it has acknowledged the end of the run, or refused it.
     finishing : str or None
-        Why the run ends; None while more frames may come.
+        The reason why the run ends; None while more frames may come.
     wanted, wanted_text, server
         As of `Sender`.
     up_s : float

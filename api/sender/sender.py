@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAVE_S = 10.0
-"""Most that the end of a sender takes to write what is left to the journal."""
+"""Most time that the end of a sender takes to write what is left to the journal."""
 TICK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class SenderStats(BufferStats):
-    """What became of the frames that were offered, at one moment; see `BufferStats` for the other fields.
+    """Counters of the frames that were offered, at one moment; see `BufferStats` for the other fields.
 
     Attributes
     ----------
@@ -71,14 +71,14 @@ class Sender:
     header : RunHeader
         Describes the run; each frame must fit it.
     buffer_bytes : int
-        Most that the pixels of unanswered frames may take in memory.
+        Limit for the pixels of unanswered frames in memory.
     faults : Faults or None
-        What goes wrong on purpose.
+        Deliberate faults.
     journal : Path, Journal or None
-        Folder where frames go that do not fit into memory; None: they are dropped. A left-over journal: its
+        Folder for frames that do not fit into memory; None: they are dropped. Of a left-over journal, the
         frames are sent, and no others; from then on it is the sender's own.
     journal_bytes : int
-        Most that journals may take in that folder; 0 is as no folder.
+        Limit for journals in that folder; 0: no journal.
     security : ClientKeys or None
         None only where the address is on loopback.
     first_seq : int
@@ -179,7 +179,7 @@ class Sender:
         return self._buffer.wait_for_room(timeout_s)
 
     def finish(self, *, reason: str = "finished", timeout_s: float = 10.0) -> SenderStats:
-        """Take no more frames, deliver those that are left, say `end`, and close.
+        """Take no more frames, deliver those that are left, send `end`, and close.
 
         Returns after `timeout_s` (and at most one second more, or what it takes to write the rest to the
         journal, `SAVE_S` at most) even if the daemon does not answer; `SenderStats.ended` says whether it
@@ -210,12 +210,12 @@ class Sender:
 
     @property
     def wanted(self) -> Literal["go", "pause", "stop"]:
-        """What the daemon last told the driver."""
+        """The daemon's latest request to the driver."""
         return self._protocol.wanted
 
     @property
     def wanted_text(self) -> str:
-        """Why it did, one sentence, or empty."""
+        """The reason for that request, one sentence, or empty."""
         return self._protocol.wanted_text
 
     @property
@@ -224,13 +224,13 @@ class Sender:
         return self._protocol.server
 
     def raise_if_failed(self) -> None:
-        """Raise what ended the run early: the daemon's refusal, or a mistake of the driver."""
+        """Raise the error that ended the run early: the daemon's refusal, or a mistake of the driver."""
         if self._failure is not None:
             raise self._failure
 
     @property
     def trouble(self) -> str:
-        """What stands in the way of the frames at the moment, one sentence; empty: nothing that is known."""
+        """The obstacle to the frames at the moment, one sentence; empty where none is known."""
         return (
             self._connection.refusal
             or self._connection.trouble
@@ -240,7 +240,7 @@ class Sender:
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
             if not isinstance(error, MddError):
-                wrapped = AcquisitionError(f"The sender broke off: {type(error).__name__}: {error}")
+                wrapped = AcquisitionError(f"The sender failed: {type(error).__name__}: {error}")
                 wrapped.__cause__ = error
                 error = wrapped
             self._failure = error
@@ -270,7 +270,7 @@ class Sender:
                 self._spill.save_all(SAVE_S)
                 self._unsent = self._buffer.stats().journaled
             if not protocol.ended:
-                protocol.send_end(str(self._failure or protocol.finishing or "broken off"))
+                protocol.send_end(str(self._failure or protocol.finishing or "aborted"))
         finally:
             protocol.open = False
             self._release()

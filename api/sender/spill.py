@@ -35,14 +35,14 @@ class Spill:
     on_read : callable
         A frame was read back and can be sent.
     on_failure : callable
-        Takes what ended the thread.
+        Takes the error that ended the thread.
 
     Attributes
     ----------
     line_down : bool
         Set by the sender: nobody takes frames at the moment.
     trouble : str
-        Why frames cannot be written to the journal or read from it at the moment, one sentence, or empty.
+        The reason why the journal cannot be written or read at the moment, one sentence, or empty.
     """
 
     def __init__(

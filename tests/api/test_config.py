@@ -107,7 +107,7 @@ REFUSALS = {
     "no unit in the name": ("[sweep]\n\nstep = 12", "line 3: unknown key sweep.step (did you mean step_um"),
     "unit in the value": (
         '[sweep]\nstep_um = "12 nm"',
-        '0, in µm (distance of neighbouring slabs), not "12 nm" (without quotes, and without its unit)',
+        '0, in µm (distance between neighbouring slabs), not "12 nm" (without quotes, and without its unit)',
     ),
     "negative step": ("[sweep]\nstep_um = -3", "line 2: sweep.step_um should be a number greater than 0"),
     "not a number": ("[sweep]\nlength_um = nan", "line 2: sweep.length_um should be a number"),
