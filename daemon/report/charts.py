@@ -1,25 +1,19 @@
-"""Line charts as inline SVG: no library, no script, colours from the page's style sheet. Pure functions."""
+"""Line charts: where an SVG draws what; the page's template draws it. Pure functions."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from html import escape
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-WIDTH, HEIGHT = 640, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
 FARTHEST = 1e100
-"""No axis goes so far."""
+"""No axis goes so far; of a damaged file figures may be anything."""
 POINTS_MOST = 600
 """Points of a line; of more, each stretch shows its lowest and highest."""
+DOTS_MOST = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,100 +25,99 @@ class Line:
     y: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A line as it is drawn: the points of its pieces, and dots where there are few."""
+
+    name: str
+    pieces: list[str]
+    dots: list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart as it is drawn; ticks are a text and its place. Without lines there is nothing to draw."""
+
+    WIDTH: ClassVar = 640
+    HEIGHT: ClassVar = 200
+    LEFT: ClassVar = 56
+    RIGHT: ClassVar = 628
+    TOP: ClassVar = 12
+    BOTTOM: ClassVar = 160
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: list[tuple[str, float]]
+    y_ticks: list[tuple[str, float]]
+    reference: float | None
+    lines: list[Drawn]
+
+
 def chart(
     title: str, lines: list[Line], *, x_label: str, y_label: str, reference: float | None = None
-) -> str:
-    """Return a chart as SVG, or a sentence where there is nothing to draw; `reference` is a dashed line."""
-    # Of a damaged file the figures may be anything.
-    lines = [replace(line, y=np.where(np.abs(line.y) < FARTHEST, line.y, np.nan)) for line in lines]
+) -> Chart:
+    """Return a chart of these lines, with a dashed line at `reference`."""
+    lines = [Line(line.name, line.x, np.where(np.abs(line.y) < FARTHEST, line.y, np.nan)) for line in lines]
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
-        nothing = '<p class="none">No values.</p>'
-        return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{nothing}</figure>'
+        return Chart(title, x_label, y_label, [], [], None, [])
     x = np.concatenate([line.x[np.isfinite(line.y)] for line in lines])
     y = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-    x_ticks = _ticks(float(x.min()), float(x.max()))
-    top = max(float(np.max(y)), reference or 0.0)
-    y_ticks = _ticks(min(0.0, float(np.min(y))), top)
     x_low, x_high = float(x.min()), float(max(x.max(), x.min() + 1e-9))
+    top = max(float(y.max()), reference or 0.0)
+    y_ticks = _ticks(min(0.0, float(y.min())), top)
     y_low, y_high = y_ticks[0], max(y_ticks[-1], top)
 
     def px(value: float) -> float:
-        return _LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
+        return round(Chart.LEFT + (value - x_low) / (x_high - x_low) * (Chart.RIGHT - Chart.LEFT), 1)
 
     def py(value: float) -> float:
-        return HEIGHT - _BOTTOM - (value - y_low) / max(y_high - y_low, 1e-12) * (HEIGHT - _TOP - _BOTTOM)
+        share = (value - y_low) / max(y_high - y_low, 1e-12)
+        return round(Chart.BOTTOM - share * (Chart.BOTTOM - Chart.TOP), 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">']
-    for tick in y_ticks:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>'
-        )
-        parts.append(f'<text x="{_LEFT - 6}" y="{py(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    parts += [
-        f'<text x="{px(tick):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{tick:g}</text>'
-        for tick in x_ticks
-        if x_low <= tick <= x_high
-    ]
-    if reference is not None:
-        parts.append(
-            f'<line class="reference" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(reference):.1f}" '
-            f'y2="{py(reference):.1f}"/>'
-        )
-    for number, line in enumerate(lines):
-        parts += _drawn(line, number % 4, px, py)
-    parts.append(
-        f'<text x="{(WIDTH + _LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    drawn = []
+    for line in lines:
+        points = [(px(a), py(b)) for a, b in zip(*_thinned(line.x, line.y), strict=True)]
+        pieces = _pieces(points)
+        dots = [point for piece in pieces for point in piece]
+        polylines = [" ".join(f"{a},{b}" for a, b in piece) for piece in pieces if len(piece) > 1]
+        drawn.append(Drawn(line.name, polylines, dots if len(dots) <= DOTS_MOST else []))
+    return Chart(
+        title,
+        x_label,
+        y_label,
+        [(f"{tick:g}", px(tick)) for tick in _ticks(x_low, float(x.max())) if x_low <= tick <= x_high],
+        [(f"{tick:g}", py(tick)) for tick in y_ticks],
+        None if reference is None else py(reference),
+        drawn,
     )
-    middle = (HEIGHT - _BOTTOM) / 2
-    parts.append(
-        f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">'
-        f"{escape(y_label)}</text>"
-    )
-    parts.append("</svg>")
-    legend = ""
-    if len(lines) > 1:
-        keys = (f'<span class="key l{n % 4}">{escape(line.name)}</span>' for n, line in enumerate(lines))
-        legend = f'<div class="legend">{"".join(keys)}</div>'
-    return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{"".join(parts)}{legend}</figure>'
 
 
-def _drawn(line: Line, colour: int, px: Callable[[float], float], py: Callable[[float], float]) -> list[str]:
-    x, y = _thinned(line.x, line.y)
-    finite = np.isfinite(y)
-    pieces: list[list[str]] = [[]]
-    for place, value, good in zip(x.tolist(), y.tolist(), finite.tolist(), strict=True):
-        if good:
-            pieces[-1].append(f"{px(place):.1f},{py(value):.1f}")
+def _pieces(points: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Return points as runs between those that are not finite."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        if math.isfinite(point[1]):
+            pieces[-1].append(point)
         elif pieces[-1]:
             pieces.append([])
-    drawn = [
-        f'<polyline class="line l{colour}" points="{" ".join(piece)}"/>' for piece in pieces if len(piece) > 1
-    ]
-    if np.count_nonzero(finite) <= 60:
-        drawn += [
-            f'<circle class="dot l{colour}" r="2.4" cx="{place}" cy="{value}"/>'
-            for piece in pieces
-            for place, value in (point.split(",") for point in piece)
-        ]
-    return drawn
+    return pieces
 
 
-def _thinned(
-    x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Return at most about `POINTS_MOST` points, extremes kept."""
-    if len(x) <= POINTS_MOST:
-        return x, y
     kept: list[int] = []
-    for part in np.array_split(np.arange(len(x)), POINTS_MOST // 2):
+    for part in np.array_split(np.arange(len(x)), POINTS_MOST // 2) if len(x) > POINTS_MOST else ():
         finite = part[np.isfinite(y[part])]
         kept += (
             sorted({int(finite[np.argmin(y[finite])]), int(finite[np.argmax(y[finite])])})
             if finite.size
             else [int(part[0])]
         )
-    return x[kept], y[kept]
+    if kept:
+        x, y = x[kept], y[kept]
+    return x.tolist(), y.tolist()
 
 
 def _ticks(low: float, high: float) -> list[float]:

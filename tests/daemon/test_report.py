@@ -9,6 +9,7 @@ import subprocess
 import time
 import zlib
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from support.run_file_writer import recorder as new_recorder
 
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.report.charts import POINTS_MOST, Line, chart
-from microdiffusion.daemon.report.page import write_page
+from microdiffusion.daemon.report.page import template, write_page
 from microdiffusion.daemon.report.pictures import EDGE_MOST, png, projections
 from microdiffusion.runfile.layout import Status
 
@@ -94,7 +95,7 @@ def closed_run(tmp_path):
 def test_the_page_of_a_closed_run_says_what_was_done(closed_run):
     page = checked(closed_run)
     for words in (
-        "closed in order",
+        "closed cleanly",
         "6 × 16 × 20 voxels",
         "UTC",
         "the engine was busy",
@@ -154,9 +155,11 @@ def test_no_text_of_the_file_becomes_markup(tmp_path):
     )
     put_volume(target, 0)
     target.mark(1, 0, 0, Status.LOST, HOSTILE)
-    target.put_event("<i>", HOSTILE)
+    for _ in range(25):
+        target.put_event("<i>", HOSTILE)
     target.stop()
     page = checked(path, title=HOSTILE)
+    assert not any("open" in attributes for _, attributes in page.tags), "so many events are folded"
     assert page.count("b") == 4  # of the four cards
     assert page.count("i") == 0
     assert page.text.count("document.title='owned'") >= 6
@@ -210,14 +213,20 @@ def test_projections_are_small_and_have_square_pixels():
     ids=["one point", "nothing", "zeros", "a hole", "tiny"],
 )
 def test_charts_take_any_values(y):
-    Page(chart("t <", [Line("a & b", np.arange(len(y), dtype=float), y)], x_label="x", y_label="y"))
+    drawn = chart("t <", [Line("a & b", np.arange(len(y), dtype=float), y)], x_label="x", y_label="y")
+    macros, _, _ = (
+        files("microdiffusion.daemon.report").joinpath("page.html.j2").read_text().partition("<!doctype")
+    )
+    svg = str(template().environment.from_string(macros).module.chart(drawn))
+    assert "nan" not in Page(svg).text
+    assert ("<svg" in svg) is bool(np.isfinite(y).any())
 
 
 def test_a_long_line_is_thinned_and_keeps_its_peak():
     y = np.zeros(100_000)
     y[54_321] = 7.0
-    svg = chart("t", [Line("a", np.arange(y.size, dtype=float), y)], x_label="x", y_label="y")
-    points = re.search(r'points="([^"]+)"', svg)[1].split()
+    (line,) = chart("t", [Line("a", np.arange(y.size, dtype=float), y)], x_label="x", y_label="y").lines
+    points = line.pieces[0].split()
     assert len(points) <= POINTS_MOST + 2
     assert len({point.partition(",")[2] for point in points}) == 2
 
