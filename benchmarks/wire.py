@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import queue
 import statistics
 import time
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from measuring import machine
 from support.load import SHAPE, image, run_header, some_keys
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest.receiver import Ingest, PlainSink
+from microdiffusion.daemon.ingest import Ingest, PlainSink
 from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
 from microdiffusion.wire.security import ClientKeys, ServerKeys
 
@@ -117,11 +119,17 @@ def measure_bare(frames: int, keys: ServerKeys | None = None) -> float:
 def measure_wire(way: Callable[..., None], frames: int, keys: ServerKeys | None = None) -> float:
     """Return frames per second of `Ingest`, fed by `_feed` or `_send`, from the first to the last receipt."""
     times: list[float] = []
-    sink = PlainSink(lambda _: times.append(time.perf_counter()))
-    ingest = Ingest("tcp://127.0.0.1:*", on_start=lambda _: sink, security=keys)
-    ingest.start()
+    sinks: queue.Queue[PlainSink] = queue.Queue()
+
+    def on_start(header: RunHeader) -> PlainSink:
+        sink = PlainSink(header, lambda _: times.append(time.perf_counter()))
+        sinks.put(sink)
+        return sink
+
+    ingest = Ingest("tcp://127.0.0.1:*", security=keys)
+    ingest.start(on_start)
     process = _in_process(way, ingest.address, frames, keys and keys.as_client())
-    sink.ended.wait(PATIENCE_S)
+    sinks.get(timeout=PATIENCE_S).ended.wait(PATIENCE_S)
     process.join()
     ingest.stop()
     ingest.raise_if_failed()

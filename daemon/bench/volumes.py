@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,9 @@ class Sample:
 def loopback(header: RunHeader) -> Iterator[Callable[[list[Frame]], list[Frame]]]:
     """Give a call that sends a sweep's frames over the wire and returns them, checked and acknowledged."""
     arrived: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-    ingest = Ingest("tcp://127.0.0.1:*", on_start=lambda header: PlainSink(arrived.put))
+    ingest = Ingest("tcp://127.0.0.1:*")
     with contextlib.ExitStack() as stack:
-        ingest.start()
+        ingest.start(lambda header: PlainSink(header, arrived.put))
         stack.callback(ingest.stop)
         # Every frame of a run is acknowledged within its sweep, so the buffer never holds more than one.
         sender = Sender(ingest.address, header, buffer_bytes=_BUFFER_BYTES)
@@ -109,19 +108,14 @@ def run_file(
         )
         recorder.start()
 
-        def until_taken(put: Callable[[], bool]) -> None:
-            while not put():
-                recorder.raise_if_failed()
-                time.sleep(0.001)
-
         def write(frames: list[Frame], result: Reconstruction) -> None:
             for frame in frames:
-                until_taken(partial(recorder.put_frame, frame))
+                recorder.put_frame(frame)
             info = frames[0].info
             key = info.sweep, info.channel, info.position
-            until_taken(
-                lambda: recorder.put_volume(*key, result, acquired_s=0.0, received_s=time.monotonic())
-            )
+            while not recorder.put_volume(*key, result, acquired_s=0.0, received_s=time.monotonic()):
+                recorder.raise_if_failed()
+                time.sleep(0.001)
             try:
                 written.get(timeout=_TIMEOUT_S)
             except queue.Empty:

@@ -2,14 +2,14 @@
 
     unknown --start--> starting --on_start--> open --end--> ended ----+
                           ^                    |--silence--> silent --+-- start --> starting
-                          |                    +--close_run--> closed-+
+                          |                    +---abort---> closed --+
 
 No thread and no socket: `Ingest` calls everything on its thread, hands in the time, and sends what goes to
-`answer`. Nothing here waits. `received`, from whatever peer, never raises but for a mistake in a sink. The
-latest runs that are over are remembered, to answer late and repeated messages rightly: a frame that such a
-run has is acknowledged again; another one makes its sender ask for the run to go on.
+`answer`. Nothing here waits. The state is the run's own (`RunSink.state`). The latest runs that are over are
+remembered, to answer late and repeated messages rightly: a frame that such a run has is acknowledged again;
+another one makes its sender ask for the run to be resumed.
 
-An `MddError` from a sink closes its run and is told to its sender; any other exception goes through.
+An `MddError` from a run aborts it and is told to its sender; any other exception goes through.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from microdiffusion import __version__, wire
-from microdiffusion.daemon.ingest.run import IngestRun, Line, RunState, frame_bytes
-from microdiffusion.daemon.ingest.sink import RunSink
+from microdiffusion.daemon.ingest.intake import RunIntake, SenderState, frame_bytes
+from microdiffusion.daemon.ingest.sink import RunSink, RunState
 from microdiffusion.errors import MddError, WireError
 from microdiffusion.header import RunHeader
 
@@ -32,8 +31,8 @@ REMEMBERED_RUNS = 32
 Answer: TypeAlias = wire.Ack | wire.Refuse | wire.Tell
 
 
-class NotYet(Exception):  # no error, a word of `on_start`
-    """What `on_start` raises where it cannot say yet: nothing is answered, and the sender asks again."""
+class NotYet(Exception):  # no error, an answer of `on_start`
+    """Raised by `on_start` where it cannot say yet: nothing is answered, and the sender asks again."""
 
 
 @dataclass(slots=True)
@@ -55,8 +54,8 @@ class IngestProtocol:
         Sends a message to a peer, or drops it; does not wait.
     ask : callable
         Somebody wants to start this run: to be followed by `begin` or `turn_away`, whenever that is known.
-    taken : callable
-        Called on any thread when a frame of a run is safe: has `IngestRun.taken` called on this one.
+    wake : callable
+        Called on any thread when a receipt is complete: has `acknowledge` called on this one.
     runs, silent_s, max_frame_bytes
         As for `Ingest`.
     """
@@ -66,21 +65,20 @@ class IngestProtocol:
         *,
         answer: Callable[[bytes, Answer], None],
         ask: Callable[[RunHeader], None],
-        taken: Callable[[IngestRun, int], None],
+        wake: Callable[[], object],
         runs: int,
         silent_s: float,
         max_frame_bytes: int,
     ) -> None:
         self._answer = answer
         self._ask = ask
-        self._taken = taken
+        self._wake = wake
         self._most_runs = runs
         self._silent_s = silent_s
         self._max_frame_bytes = max_frame_bytes
-        self.runs: dict[str, IngestRun] = {}  # in the order of their start
+        self.runs: dict[str, RunIntake] = {}  # in the order of their start
         self._starting: dict[str, _Starting] = {}
         self.refused = Counter[str]()
-        self.forgotten = Counter[str]()  # what runs counted that are not remembered any more
 
     def received(self, peer: bytes, parts: wire.Parts, now_s: float) -> None:
         """Take a message from `peer` that came at `now_s` (`time.monotonic()`)."""
@@ -115,54 +113,46 @@ class IngestProtocol:
     def begin(self, run_id: str, sink: RunSink, now_s: float) -> None:
         """Open a run that somebody asked for."""
         asking = self._starting.pop(run_id)
-        run = self.runs.get(run_id)
-        if run is not None and run.received is sink.received and run.header == asking.header:
-            del self.runs[run_id]
-            run.reopen(sink)
-        else:
-            self._forget(run_id)
-            run = IngestRun(asking.header, sink)
-        over = [key for key, each in self.runs.items() if each.state is not RunState.OPEN]
+        if sink.state is not RunState.OPEN:
+            return  # it was closed this very moment: its sender asks again
+        intake = self.runs.pop(run_id, None)
+        if intake is None or intake.run is not sink:
+            intake = RunIntake(sink, self._wake)
+        over = [key for key, each in self.runs.items() if not each.is_open]
         for key in over[: max(0, len(over) - REMEMBERED_RUNS + 1)]:
-            self._forget(key)
-        self.runs[run_id] = run
-        self._open(run, asking, now_s)
-
-    def _forget(self, run_id: str) -> None:
-        run = self.runs.pop(run_id, None)
-        if run is not None:
-            stats = run.stats
-            for name in ("frames", "bytes", "duplicates", "out_of_order"):
-                self.forgotten[name] += getattr(stats, name)
+            del self.runs[key]
+        self.runs[run_id] = intake
+        self._open(intake, asking, now_s)
 
     def tell(self, message: wire.Tell) -> None:
         """Tell a run's drivers what is wanted of them, and again until the run is over."""
-        run = self.runs.get(message.run)
-        if run is not None and run.state is RunState.OPEN:
-            run.told = message
-            self._answer_all(run, message)
+        intake = self.runs.get(message.run)
+        if intake is not None and intake.is_open:
+            intake.told = message
+            self._answer_all(intake, message)
 
     def close_run(self, run_id: str, reason: str) -> None:
-        """Close a run from this side and tell its senders; one that is not open is left as it is."""
-        run = self.runs.get(run_id)
-        if run is not None and run.state is RunState.OPEN:
-            run.close(RunState.CLOSED, reason)
-            self._answer_all(run, _not_open(run))
+        """Abort a run, if it is open, and tell its senders; one that has ended is left as it is."""
+        intake = self.runs.get(run_id)
+        if intake is not None and intake.is_open:
+            intake.run.abort(reason)
+        if intake is not None and intake.run.state is RunState.CLOSED:
+            self._answer_all(intake, _not_open(intake))
 
     def look_for_silence(self, now_s: float, *, stood_still_s: float = 0.0) -> None:
         """Close runs whose sender is gone; `stood_still_s` since the last time was nobody's silence."""
-        for run in self.runs.values():
-            for line in run.lines.values():
-                line.heard_s += stood_still_s
-            if run.state is RunState.OPEN and now_s - run.heard_s > self._silent_s:
-                with self._closing_if_it_fails(run):
-                    run.fall_silent(f"its sender said nothing for {self._silent_s:g} s.")
+        for intake in self.runs.values():
+            for sender in intake.senders.values():
+                sender.heard_s += stood_still_s
+            if intake.is_open and now_s - intake.heard_s > self._silent_s:
+                with self._aborting_if_it_fails(intake):
+                    intake.run.silent(f"its sender said nothing for {self._silent_s:g} s.")
 
-    def confirm(self) -> None:
-        """Acknowledge what has become safe since the last time."""
-        for run in self.runs.values():
-            for peer, seqs in run.confirmed():
-                self._answer(peer, wire.Ack(run=run.header.run_id, received=seqs))
+    def acknowledge(self) -> None:
+        """Acknowledge the frames whose receipts are complete."""
+        for run_id, intake in self.runs.items():
+            for peer, seqs in intake.acknowledged():
+                self._answer(peer, wire.Ack(run=run_id, received=seqs))
 
     def _on_broken(self, peer: bytes, error: WireError) -> None:
         refusal = wire.Refuse(run=error.run, seq=error.seq, reason=error.reason, text=str(error)[:2000])
@@ -172,24 +162,24 @@ class IngestProtocol:
             self.refused[str(error.reason)] += 1
 
     def _on_frame(self, peer: bytes, message: wire.RunFrame, now_s: float) -> None:
-        run, frame = self.runs.get(message.run), message.frame
+        intake, frame = self.runs.get(message.run), message.frame
         seq = frame.info.seq
-        if run is None:
+        if intake is None:
             self._refuse(peer, _unknown_run(message.run))
             return
-        run.line_of(seq).heard(peer, now_s)
-        if run.has(seq):
-            run.repeat(seq)
-        elif run.state is not RunState.OPEN:
-            self._refuse(peer, _not_open(run))
-        elif (objection := run.objection(frame)) is not None:
+        intake.sender_of(seq).heard(peer, now_s)
+        if intake.has(seq):
+            intake.repeat(seq)
+        elif not intake.is_open:
+            self._refuse(peer, _not_open(intake))
+        elif (objection := intake.objection(frame)) is not None:
             reason, text = objection
             self._refuse(peer, wire.Refuse(run=message.run, seq=seq, reason=reason, text=text))
         else:
             try:  # the context manager costs as much as the rest of this
-                run.take(frame, partial(self._taken, run))
+                intake.run.frame(frame, intake.admit(frame))
             except MddError as error:
-                self._close_failed(run, error)
+                self._abort(intake, error)
 
     def _on_start(self, peer: bytes, message: wire.RunStart, now_s: float) -> None:
         header, run_id = message.header, message.header.run_id
@@ -200,19 +190,17 @@ class IngestProtocol:
             else:
                 self._refuse(peer, _declined(run_id, "a run of the same number begins with another header"))
             return
-        run = self.runs.get(run_id)
-        if run is not None:
-            if run.state is RunState.OPEN and header != run.header:
-                self._refuse(peer, _declined(run_id, "a run of the same number is open with another header"))
-                return
+        intake = self.runs.get(run_id)
+        if intake is not None:
+            known = intake.is_open and header == intake.run.header
             # A sender that missed the answer to its `end` begins anew; that alone opens nothing.
-            missed = run.state is RunState.ENDED and message.first_seq in run.lines and not run.asks_for_more
-            if run.state is RunState.OPEN or missed:
-                self._open(run, asking, now_s)
+            ended = intake.run.state is RunState.ENDED and message.first_seq in intake.senders
+            if known or (ended and not intake.asks_for_more):
+                self._open(intake, asking, now_s)
                 return
-        open_runs = [run.header.name for run in self.runs.values() if run.state is RunState.OPEN]
-        if len(open_runs) + len(self._starting) >= self._most_runs:
-            names = ", ".join(map(repr, open_runs[:3])) or "just beginning"
+        others = [each.run.header for each in self.runs.values() if each.is_open and each is not intake]
+        if len(others) + len(self._starting) >= self._most_runs:
+            names = ", ".join(repr(other.name) for other in others[:3]) or "just beginning"
             text = (
                 f"{self._most_runs} runs are open here already ({names}): wait for one to end (a run whose "
                 f"sender is gone ends after {self._silent_s:g} s), or raise wire.runs."
@@ -229,73 +217,75 @@ class IngestProtocol:
         self._starting[run_id] = asking
         self._ask(header)
 
-    def _open(self, run: IngestRun, asking: _Starting, now_s: float) -> None:
-        with self._closing_if_it_fails(run):
-            run.started(asking.first_seq, asking.peer, now_s)
-            self._answer(asking.peer, run.opening(asking.first_seq, asking.attempt, __version__))
-            if run.told is not None and run.state is RunState.OPEN:
-                self._answer(asking.peer, run.told)
+    def _open(self, intake: RunIntake, asking: _Starting, now_s: float) -> None:
+        with self._aborting_if_it_fails(intake):
+            intake.started(asking.first_seq, asking.peer, now_s)
+            self._answer(asking.peer, intake.opening(asking.first_seq, asking.attempt, __version__))
+            if intake.told is not None and intake.is_open:
+                self._answer(asking.peer, intake.told)
 
     def _on_progress(self, peer: bytes, message: wire.RunProgress, now_s: float) -> None:
-        run, line = self._line(message)
-        if run is None or line is None:
+        intake, sender = self._sender(message)
+        if intake is None or sender is None:
             self._refuse(peer, _unknown_run(message.run))
-        elif line.heard(peer, now_s):
-            if run.state is RunState.OPEN:
-                with self._closing_if_it_fails(run):
-                    run.progressed(message)
-                if run.told is not None:  # the line may have swallowed it
-                    self._answer(peer, run.told)
-            elif run.state is not RunState.ENDED:
-                self._refuse(peer, _not_open(run))
+        elif sender.heard(peer, now_s):
+            if intake.is_open:
+                with self._aborting_if_it_fails(intake):
+                    intake.run.progress(message)
+                if intake.told is not None:  # the connection may have lost it
+                    self._answer(peer, intake.told)
+            elif intake.run.state is not RunState.ENDED:
+                self._refuse(peer, _not_open(intake))
 
     def _on_end(self, peer: bytes, message: wire.RunEnd, now_s: float) -> None:
-        run, line = self._line(message)
-        if run is None or line is None:
+        intake, sender = self._sender(message)
+        if intake is None or sender is None:
             self._refuse(peer, _unknown_run(message.run))
-        elif line.heard(peer, now_s):
-            if run.state is RunState.OPEN:
-                with self._closing_if_it_fails(run):
-                    run.ended(message)
-            if line.end == message and run.state in (RunState.OPEN, RunState.ENDED):
-                self.confirm()
+        elif sender.heard(peer, now_s):
+            if intake.is_open:
+                with self._aborting_if_it_fails(intake):
+                    intake.ended(message)
+            if sender.end == message and intake.run.state in (RunState.OPEN, RunState.ENDED):
+                self.acknowledge()
                 self._answer(peer, wire.Ack(run=message.run, ended=True))
             else:
-                self._refuse(peer, _not_open(run))
+                self._refuse(peer, _not_open(intake))
 
-    def _line(self, message: wire.RunProgress | wire.RunEnd) -> tuple[IngestRun | None, Line | None]:
-        run = self.runs.get(message.run)
-        return run, None if run is None else run.lines.get(message.first_seq)
+    def _sender(self, message: wire.RunProgress | wire.RunEnd) -> tuple[RunIntake | None, SenderState | None]:
+        intake = self.runs.get(message.run)
+        return intake, None if intake is None else intake.senders.get(message.first_seq)
 
     @contextlib.contextmanager
-    def _closing_if_it_fails(self, run: IngestRun) -> Iterator[None]:
+    def _aborting_if_it_fails(self, intake: RunIntake) -> Iterator[None]:
         try:
             yield
         except MddError as error:
-            self._close_failed(run, error)
+            self._abort(intake, error)
 
-    def _close_failed(self, run: IngestRun, error: MddError) -> None:
-        run.close(RunState.CLOSED, str(error))
-        self._answer_all(run, _not_open(run))
+    def _abort(self, intake: RunIntake, error: MddError) -> None:
+        intake.run.abort(str(error))
+        self._answer_all(intake, _not_open(intake))
 
-    def _answer_all(self, run: IngestRun, answer: Answer) -> None:
-        for line in run.lines.values():
-            self._answer(line.peer, answer)
+    def _answer_all(self, intake: RunIntake, answer: Answer) -> None:
+        for sender in intake.senders.values():
+            self._answer(sender.peer, answer)
 
     def _refuse(self, peer: bytes, refusal: wire.Refuse) -> None:
         self.refused[str(refusal.reason)] += 1
-        run = self.runs.get(refusal.run or "")
-        if run is not None:
-            run.count_refused(refusal.reason)
+        intake = self.runs.get(refusal.run or "")
+        if intake is not None:
+            intake.refused[str(refusal.reason)] += 1
         self._answer(peer, refusal)
 
 
-def _not_open(run: IngestRun) -> wire.Refuse:
-    """Say that a run takes no more frames; a sender whose run can be gone on with is asked to start it."""
+def _not_open(intake: RunIntake) -> wire.Refuse:
+    """Say that a run takes no more frames; a sender whose run can be resumed is asked to start it."""
+    run = intake.run
     if run.state is RunState.CLOSED:
         return wire.Refuse(run=run.header.run_id, reason=wire.Reason.CLOSED, text=run.reason[:2000])
-    run.asks_for_more = True
-    text = f"{run.reason} Send start to go on with it."
+    intake.asks_for_more = True
+    why = run.reason if run.state is RunState.SILENT else f"the run is over ({run.reason})."
+    text = f"{why} Send start to resume it."
     return wire.Refuse(run=run.header.run_id, reason=wire.Reason.UNKNOWN_RUN, text=text[:2000])
 
 

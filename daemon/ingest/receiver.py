@@ -1,18 +1,18 @@
 """The daemon's end of the wire: receives frames of several runs, checks them, hands them on, and answers.
 
-`Ingest` owns one daemon thread; the thread owns the ROUTER socket and calls every method of the sinks. What
-a message means is decided in `protocol.IngestProtocol`, what a run knows is in `run.IngestRun`. `on_start`
-alone is called on a thread of its own, one call at a time, because making or reopening a run file may
-take seconds and the frames of other runs do not wait.
+`Ingest` owns one daemon thread; the thread owns the ROUTER socket and calls every method of the runs. What
+a message means is decided in `protocol.IngestProtocol`. `on_start` alone is called on a thread of its own,
+one call at a time, because making or reopening a run file may take seconds and the frames of other runs do
+not wait.
 
-A frame is acknowledged when its sink says that it is safe, and is handed on at most once, whatever the line
-repeats. Frames may come out of order: `FrameInfo` says where they belong. Nothing waits: not for a sink
-(a sender may only have `window_bytes` unconfirmed, and is refused beyond), not for a peer (answers that a
-peer does not read are dropped; it asks again).
+A frame is acknowledged when its `Receipt` is complete, which wakes the thread; it is handed on at most once,
+however often it comes. Frames may come out of order: `FrameInfo` says where they belong. Nothing waits: not
+for a run (a sender may only have `window_bytes` unacknowledged, and is refused beyond), not for a peer
+(answers that a peer does not read are dropped; it asks again).
 
 A message that breaks the format or does not fit its run is dropped under a counted reason, and nothing that
-arrives ends the thread. An `MddError` from a sink closes that run and is told to its sender; from `on_start`,
-it turns the run away; any other exception is a mistake in the daemon and ends the thread (`raise_if_failed`).
+arrives ends the thread. An `MddError` from a run aborts it and is told to its sender; from `on_start`, it
+turns the run away; any other exception is a mistake in the daemon and ends the thread (`raise_if_failed`).
 """
 
 from __future__ import annotations
@@ -23,23 +23,19 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Literal
 
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest.protocol import Answer, IngestProtocol, NotYet
-from microdiffusion.daemon.ingest.run import RunState, RunStats
-from microdiffusion.daemon.ingest.sink import PlainSink, RunSink
+from microdiffusion.daemon.ingest.intake import RunStats
+from microdiffusion.daemon.ingest.protocol import Answer, IngestProtocol
+from microdiffusion.daemon.ingest.sink import RunSink
 from microdiffusion.errors import AddressError, MddError, RunError
 from microdiffusion.header import RunHeader
 from microdiffusion.wire import Gate, ServerKeys, secure_server
-
-__all__ = ["Ingest", "IngestStats", "NotYet", "PlainSink", "RunSink", "RunState", "RunStats"]
 
 TICK_S = 1.0
 AT_ONCE = 8
@@ -51,32 +47,6 @@ QUEUED_ANSWERS = 256
 LINGER_MS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class IngestStats:
-    """What came in since the start, over all runs.
-
-    Attributes
-    ----------
-    frames, bytes : int
-        Frames that were handed on, and the size of their pixels.
-    duplicates : int
-        Frames that came once more and were discarded.
-    out_of_order : int
-        Of `frames`: came after one with a higher number.
-    refused : mapping of str to int
-        Dropped messages by `wire.Reason`.
-    runs : int
-        Runs that are open.
-    """
-
-    frames: int
-    bytes: int
-    duplicates: int
-    out_of_order: int
-    refused: Mapping[str, int]
-    runs: int
-
-
 class Ingest:
     """Receives runs.
 
@@ -84,10 +54,6 @@ class Ingest:
     ----------
     address : str
         Where to listen, such as ``tcp://127.0.0.1:5750``; ``*`` as the port takes a free one.
-    on_start : callable
-        A run begins, or goes on (after its end, or a silence): returns where its frames go. An `MddError`
-        turns it away, its sentence goes to the sender; `NotYet` makes the sender ask again. Called on a
-        thread of its own.
     security : ServerKeys or None
         Whom to let in; None lets in everybody, and is refused where other machines reach the address.
     runs : int
@@ -109,20 +75,19 @@ class Ingest:
         self,
         address: str,
         *,
-        on_start: Callable[[RunHeader], RunSink],
         security: ServerKeys | None = None,
         runs: int = 8,
         silent_s: float = 120.0,
         max_frame_bytes: int = 64_000_000,
     ) -> None:
         self.address = address
-        self._on_start = on_start
         self._security = security
         self._max_frame_bytes = max_frame_bytes
-        self._reception = IngestProtocol(
+        self._on_start: Callable[[RunHeader], RunSink]
+        self._protocol = IngestProtocol(
             answer=self._answer,
             ask=self._ask,
-            taken=lambda run, seq: self._call(partial(run.taken, seq)),
+            wake=self._wake,
             runs=runs,
             silent_s=silent_s,
             max_frame_bytes=max_frame_bytes,
@@ -141,8 +106,14 @@ class Ingest:
         self.pulse_s = time.monotonic()
         self._inbox: deque[Callable[[], None]] = deque()  # from other threads, to be done on this one
 
-    def start(self) -> None:
+    def start(self, on_start: Callable[[RunHeader], RunSink]) -> None:
         """Bind and start the thread; afterwards `address` holds the real port.
+
+        Parameters
+        ----------
+        on_start : callable
+            Returns the run of a sender that asks to start (or resume) one. An `MddError` turns it away, its
+            sentence goes to the sender; `NotYet` makes the sender ask again. Called on a thread of its own.
 
         Raises
         ------
@@ -169,6 +140,7 @@ class Ingest:
             self._release(router)
             raise
         self.address = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._on_start = on_start
         self._router = router
         self._thread.start()
 
@@ -186,7 +158,7 @@ class Ingest:
             if not self._context.closed:
                 self._release(None)
             return
-        self._call(lambda: None)
+        self._wake()
         self._thread.join(timeout_s)
         no_start = self._one_start.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
         if no_start:
@@ -198,34 +170,25 @@ class Ingest:
 
     def tell(self, run_id: str, what: Literal["go", "pause", "stop"], text: str = "") -> None:
         """Tell the driver of a run what is wanted of it, and again until the run is over."""
-        self._call(partial(self._reception.tell, wire.Tell(run=run_id, what=what, text=text[:2000])))
+        self._call(partial(self._protocol.tell, wire.Tell(run=run_id, what=what, text=text[:2000])))
 
     def close_run(self, run_id: str, reason: str) -> None:
-        """Close a run from this side; its sender is told `reason`. Takes effect shortly; no `end`.
+        """Abort a run and tell its senders `reason`; takes effect shortly.
 
-        Frames that were handed on and become safe afterwards are still acknowledged; the sender keeps
-        the others. A run that is not open is left as it is.
+        Frames that were handed on and are recorded afterwards are still acknowledged; the sender keeps
+        the others. A run that has ended is left as it is.
         """
-        self._call(partial(self._reception.close_run, run_id, reason))
+        self._call(partial(self._protocol.close_run, run_id, reason))
 
     @property
-    def stats(self) -> IngestStats:
-        """The counters of this moment, over all runs."""
-        each = [run.stats for run in list(self._reception.runs.values())]
-        gone = dict(self._reception.forgotten)
-        return IngestStats(
-            frames=gone.get("frames", 0) + sum(run.frames for run in each),
-            bytes=gone.get("bytes", 0) + sum(run.bytes for run in each),
-            duplicates=gone.get("duplicates", 0) + sum(run.duplicates for run in each),
-            out_of_order=gone.get("out_of_order", 0) + sum(run.out_of_order for run in each),
-            refused=MappingProxyType(dict(self._reception.refused)),
-            runs=sum(run.state == RunState.OPEN for run in each),
-        )
+    def refused(self) -> dict[str, int]:
+        """Dropped messages since the start, by `wire.Reason`, those of no run included."""
+        return dict(self._protocol.refused)
 
     def run_stats(self, run_id: str) -> RunStats:
         """Return the counters of this moment of one run; all zero where it is not known here (yet)."""
-        run = self._reception.runs.get(run_id)
-        return run.stats if run is not None else RunStats()
+        intake = self._protocol.runs.get(run_id)
+        return intake.stats if intake is not None else RunStats()
 
     def raise_if_failed(self) -> None:
         """Raise what a callback raised and thereby ended the thread."""
@@ -235,7 +198,11 @@ class Ingest:
     def _call(self, work: Callable[[], None]) -> None:
         """Have `work` done on the ingest thread; from any thread."""
         self._inbox.append(work)
-        # On the ingest thread itself it is done before the next look at the line.
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the thread look at its inbox and at the receipts; from any thread."""
+        # On the ingest thread itself that is done before the next look at the socket.
         if not self._awake and threading.get_ident() != self._thread.ident:
             self._awake = True
             # Full: it is awake already. Closed: it is gone.
@@ -280,15 +247,15 @@ class Ingest:
             now_s = time.monotonic()
             if now_s - ticked_s >= TICK_S:
                 gap_s = now_s - ticked_s
-                self._reception.look_for_silence(now_s, stood_still_s=gap_s if gap_s > 3 * TICK_S else 0.0)
+                self._protocol.look_for_silence(now_s, stood_still_s=gap_s if gap_s > 3 * TICK_S else 0.0)
                 ticked_s = now_s
             self._do_inbox()
-            self._reception.confirm()
+            self._protocol.acknowledge()
         self._do_inbox()
-        self._reception.confirm()
+        self._protocol.acknowledge()
 
     def _do_inbox(self) -> None:
-        self._awake = False  # before looking: who adds from here on wakes the thread again
+        self._awake = False  # before looking: whoever adds from here on wakes the thread again
         while self._inbox:
             self._inbox.popleft()()
 
@@ -305,7 +272,7 @@ class Ingest:
             part = router.recv(copy=False).buffer if len(parts) == 1 else router.recv()
             if len(parts) <= MOST_PARTS:
                 parts.append(part)
-        self._reception.received(peer, parts, received_s)
+        self._protocol.received(peer, parts, received_s)
         return True
 
     def _ask(self, header: RunHeader) -> None:
@@ -317,11 +284,11 @@ class Ingest:
             if self._stopping.is_set():
                 return
             try:
-                sink = self._on_start(header)
+                run = self._on_start(header)
             except Exception as error:
-                self._call(partial(self._reception.turn_away, header.run_id, error))
+                self._call(partial(self._protocol.turn_away, header.run_id, error))
             else:
-                self._call(lambda: self._reception.begin(header.run_id, sink, time.monotonic()))
+                self._call(lambda: self._protocol.begin(header.run_id, run, time.monotonic()))
 
     def _answer(self, peer: bytes, answer: Answer) -> None:
         # A ROUTER drops what its peer does not read, or what is for a peer that is gone.

@@ -1,4 +1,4 @@
-"""Where the frames of one run go: what ingest asks of the daemon, and the plainest thing that does it.
+"""A run as ingest sees it, and the simplest one that there is.
 
 All methods are called on the ingest thread and must not block: what is not done at once is queued.
 """
@@ -7,51 +7,71 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Protocol
 
 from microdiffusion import wire
 from microdiffusion.daemon.frame_ranges import FrameRanges
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.frames import Frame
+from microdiffusion.header import RunHeader
+
+
+class RunState(StrEnum):
+    """The state of a run: it takes frames only while it is open."""
+
+    OPEN = "open"
+    ENDED = "ended"  # its senders said so
+    SILENT = "silent"  # its senders said nothing for too long; they may come back
+    CLOSED = "closed"  # by the daemon
 
 
 class RunSink(Protocol):
-    """Takes what comes in for one run.
+    """A run.
 
     Attributes
     ----------
+    header : RunHeader
     received : FrameRanges
-        Frames that the run has; ingest alone changes it from then on.
+        Frames that the run has; changed by ingest alone.
     window_bytes : int
-        Most pixels, in bytes, of frames that are handed on and not safe yet.
+        Most bytes of pixels that may be unacknowledged.
+    state : RunState
+    reason : str
+        Why the run is not open.
     """
 
+    header: RunHeader
     received: FrameRanges
     window_bytes: int
-
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
-        """Take a frame (read-only pixels); `taken`, from any thread, once it is safe."""
+    state: RunState
+    reason: str
 
     def started(self, first_seq: int) -> None:
         """Note that a sender is there (again), whose numbers begin at `first_seq`."""
 
-    def duplicate(self) -> None:
-        """Note that a frame came once more and was discarded."""
+    def frame(self, frame: Frame, receipt: Receipt) -> None:
+        """Take a frame (read-only pixels), to be acknowledged when `receipt` is complete."""
 
     def progress(self, message: wire.RunProgress) -> None:
         """Note how far a sender is."""
 
-    def end(self, message: wire.RunEnd) -> bool | None:
-        """Note a sender's last word; False where the run goes on without it."""
+    def end(self, message: wire.RunEnd) -> None:
+        """Note that a sender has ended; where no other one goes on, the run has ended."""
 
     def silent(self, reason: str) -> None:
-        """Note that the sender has said nothing for so long that the run was closed."""
+        """Close the run: its senders have said nothing for too long."""
+
+    def abort(self, reason: str) -> None:
+        """Close the run: the daemon cannot go on with it."""
 
 
 class PlainSink:
-    """A sink that has a frame safe as soon as a function has returned: for measurements and tests.
+    """A run whose frames are acknowledged as soon as a function has returned: for measurements and tests.
 
     Parameters
     ----------
+    header : RunHeader
     on_frame : callable
         Gets each frame, on the ingest thread.
     window_bytes : int
@@ -59,37 +79,47 @@ class PlainSink:
 
     Attributes
     ----------
+    last_word : RunEnd or None
     ended : threading.Event
-        Set when the sender says so, or falls silent.
+        Set when the run is not open any more.
     """
 
-    def __init__(self, on_frame: Callable[[Frame], object], window_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, header: RunHeader, on_frame: Callable[[Frame], object], window_bytes: int = 64 << 20
+    ) -> None:
+        self.header = header
         self.received = FrameRanges()
         self.window_bytes = window_bytes
+        self.state = RunState.OPEN
+        self.reason = ""
         self.last_word: wire.RunEnd | None = None
         self.ended = threading.Event()
         self._on_frame = on_frame
 
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
+    def frame(self, frame: Frame, receipt: Receipt) -> None:
         """Hand the frame to the function."""
         self._on_frame(frame)
-        taken()
+        receipt.recorded()
 
     def started(self, first_seq: int) -> None:
-        """Do nothing."""
-
-    def duplicate(self) -> None:
         """Do nothing."""
 
     def progress(self, message: wire.RunProgress) -> None:
         """Do nothing."""
 
-    def end(self, message: wire.RunEnd) -> bool:
+    def end(self, message: wire.RunEnd) -> None:
         """Keep the sender's last word."""
         self.last_word = message
-        self.ended.set()
-        return True
+        self._close(RunState.ENDED, message.reason)
 
     def silent(self, reason: str) -> None:
-        """Wait for nobody any more."""
+        """Close the run."""
+        self._close(RunState.SILENT, reason)
+
+    def abort(self, reason: str) -> None:
+        """Close the run."""
+        self._close(RunState.CLOSED, reason)
+
+    def _close(self, state: RunState, reason: str) -> None:
+        self.state, self.reason = state, reason
         self.ended.set()

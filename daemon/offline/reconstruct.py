@@ -195,7 +195,10 @@ def _reconstruct(
 
 def _record_frames(recorder: Recorder, recorded: Recorded, key: SweepKey) -> None:
     for frame in recorded.frames(key):
-        _until_taken(recorder, partial_call(recorder.put_frame, frame))
+        while recorder.is_full:
+            recorder.raise_if_failed()
+            time.sleep(0.002)
+        recorder.put_frame(frame)
 
 
 def _until_taken(recorder: Recorder, put: Callable[[], bool]) -> None:

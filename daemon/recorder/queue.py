@@ -59,15 +59,25 @@ class WriteQueue:
         """Bytes that wait, or are being written."""
         return self._bytes
 
+    @property
+    def full(self) -> bool:
+        """Whether as much waits as is agreed."""
+        return self._bytes >= self._limit
+
     def put(self, work: Callable[[], None], size: int = 0, frame: Frame | None = None) -> bool:
-        """Queue a write; False where there is no room. One of no size is always taken until the stop."""
+        """Queue a write, however much waits; False after the stop."""
         with self.changed:
-            if not self._has_room(size):
+            if self.stopping:
                 return False
             self._writes.append(Write(work, size, frame))
             self._bytes += size
             self.changed.notify_all()
         return True
+
+    def offer(self, work: Callable[[], None], size: int) -> bool:
+        """Queue a write; False where there is no room for it."""
+        with self.changed:
+            return self._has_room(size) and self.put(work, size)
 
     def put_newest(self, session: Hashable, work: Callable[[], None], size: int) -> bool:
         """Queue a rolling volume; it takes the place of one of its session that still waits."""

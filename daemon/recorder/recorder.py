@@ -1,12 +1,13 @@
 """The recorder: takes frames, volumes and notes from the daemon's threads and puts them into the run file.
 
 Owns one thread, which alone writes the run's files (`writer.RunWriter`), and what it is to do
-(`queue.WriteQueue`). Callers never wait for the disk: what they hand over goes into a queue that is bounded
-in bytes, and a full queue is answered with False. They must not change an array that they handed over.
+(`queue.WriteQueue`). Callers never wait for the disk: what they hand over goes into a queue. It is bounded in
+bytes: a volume that finds it full is answered with False; frames are always taken, because their sender's
+window bounds them. Callers must not change an array that they handed over.
 
 Invariants
-- Writes are done in the order in which they were handed over; `done` of a frame is called on the recorder's
-  thread when its bytes are in the operating system's hands and the file says that it is there.
+- Writes are done in the order in which they were handed over; a frame's receipt is completed on the
+  recorder's thread when its bytes are in the operating system's hands and the file says that it is there.
 - A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
   waits is not acknowledged. A disk that fails otherwise ends the thread.
 - When a run is closed, no time point that was begun, or passed over, is left without a status.
@@ -30,6 +31,7 @@ from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.events import tell
 from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.lock import RunLock
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.queue import WriteQueue
@@ -173,6 +175,11 @@ class Recorder:
             return cls(files, config, lock, on_written, resumes=True)
 
     @property
+    def is_full(self) -> bool:
+        """Whether as much waits to be written as is agreed: whoever can wait with more frames should."""
+        return self._queue.full
+
+    @property
     def queue_bytes(self) -> int:
         """Bytes that wait to be written."""
         return self._queue.bytes
@@ -229,15 +236,15 @@ class Recorder:
                 raise
         self._thread.start()
 
-    def put_frame(self, frame: Frame, done: Callable[[], None] | None = None) -> bool:
-        """Hand over a frame; False where the queue is full, or the recorder has failed.
+    def put_frame(self, frame: Frame, receipt: Receipt | None = None) -> None:
+        """Hand over a frame; where the recorder has stopped or failed, nothing becomes of it.
 
         Parameters
         ----------
-        done
-            Called on the recorder's thread when the frame is in the file, or was counted as without place.
+        receipt
+            Completed when the frame is in the file, or was counted as without place.
         """
-        return self._queue.put(partial(self._write_frame, frame, done), frame.pixels.nbytes, frame)
+        self._queue.put(partial(self._write_frame, frame, receipt), frame.pixels.nbytes, frame)
 
     def put_volume(
         self,
@@ -283,7 +290,7 @@ class Recorder:
                 self._on_written(written)
 
         size = result.volume.nbytes + (0 if result.uncertainty is None else result.uncertainty.nbytes)
-        return self._queue.put(work, size)
+        return self._queue.offer(work, size)
 
     def put_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> bool:
         """Hand over a rolling volume; it takes the place of one of its session that still waits.
@@ -419,7 +426,7 @@ class Recorder:
                 self._queue.clear()
             self._lock.release()
 
-    def _write_frame(self, frame: Frame, done: Callable[[], None] | None) -> None:
+    def _write_frame(self, frame: Frame, receipt: Receipt | None) -> None:
         if self._left:  # in order, or not at all
             self._left += 1
             return
@@ -428,8 +435,8 @@ class Recorder:
         except NoRoomError:
             self._left = 1
             raise
-        if done is not None:
-            done()
+        if receipt is not None:
+            receipt.recorded()
 
     def _retried(self, work: Callable[[], _T]) -> _T:
         """Do what may be done twice; where the disk is full, again each second.

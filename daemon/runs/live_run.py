@@ -1,13 +1,14 @@
-"""One run from its start message to its closed file: wires ingest, assembler, engine and recorder together.
+"""One run, from its start message to its closed file: wires ingest, assembler, engine and recorder together.
 
-No thread of its own. As ingest's sink (`frame`, `progress`, `end` ...) it runs on the ingest thread, as the
-engine's (`volume`, `live`, `lost`, `load`) on the engine's, `_recorded` and `_written` on the recorder's,
-`tick` on the main thread, `close` on whichever closes it. Nothing here waits for a disk or an engine.
+`LiveRun` is the run: its header, its state, the frames that it has. Everything else that deals with a run
+refers to it. No thread of its own. As ingest's sink (`frame`, `progress`, `end` ...) it runs on the ingest
+thread, as the engine's (`volume`, `live`, `lost`, `load`) on the engine's, `tick` on the main thread, `close`
+on whichever closes it. Nothing here waits for a disk or an engine.
 
-A frame goes to the recorder, and is confirmed to its sender once it is in the file; and to the assembler,
+A frame goes to the recorder, which completes its receipt once it is in the file; and to the assembler,
 whose sweeps go to the engine. Every sweep ends as exactly one of written, lost, skipped, failed, in the run
-file and on the board. With `engine.policy = "wait"` confirmations are held back while the engine has enough
-to do: the sender's window fills, and it waits.
+file and on the board. With `engine.policy = "wait"` receipts are held while the engine has enough to do: the
+sender's window fills, and it waits.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from microdiffusion.daemon.ingest import RunState
 from microdiffusion.daemon.runs.accounting import SenderReports
 from microdiffusion.daemon.runs.assembler import Assembler, LostSweep, enough, room_for
 from microdiffusion.daemon.runs.bdv_link import RunLink
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from microdiffusion.config import Config
     from microdiffusion.daemon.engine import EngineProcess, SweepJob
     from microdiffusion.daemon.ingest import Ingest
+    from microdiffusion.daemon.receipt import Receipt
     from microdiffusion.daemon.recorder import Key, Recorder
     from microdiffusion.daemon.runs.recovered import RecoveredRun
     from microdiffusion.daemon.status import StatusBoard
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from microdiffusion.wire import RunEnd, RunProgress
 
 WINDOW_BYTES = 32 << 20
-"""Frames of a run that may be unconfirmed: what a crash of the daemon makes its sender send again."""
+"""Frames of a run that may be unacknowledged: what a crash of the daemon makes its sender send again."""
 LEDGER_EVERY_S = 1.0
 
 
@@ -63,7 +65,16 @@ class LiveRun:
     board : StatusBoard
         Told of everything that happens.
     found : RecoveredRun, optional
-        What the file held already, where the run is gone on with.
+        What the file held already, where the run is resumed.
+
+    Attributes
+    ----------
+    header : RunHeader
+    received : FrameRanges
+        Numbers of the frames that the run has.
+    state : RunState
+    reason : str
+        Why it is not open.
     """
 
     def __init__(
@@ -80,7 +91,7 @@ class LiveRun:
         self.header = recorder.header
         self.received = recorder.received
         self.window_bytes = WINDOW_BYTES
-        self.ended = threading.Event()
+        self.state = RunState.OPEN
         self.reason = ""
         self._config = config
         self._engine = engine
@@ -93,9 +104,7 @@ class LiveRun:
         )
         self._accounts = SenderReports.of(recorder.senders)
         self._before = recorder.ledger
-        self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
-        self._pumping = threading.Lock()
-        self._withheld: deque[Callable[[], None]] = deque()
+        self._held: deque[Receipt] = deque()
         self._wanted: Literal["go", "pause", "stop"] = "go"
         self._ledger_s = 0.0
         self._watch = RunHealth(recorder, board, int(config.recorder.queue_mb * 1e6))
@@ -120,11 +129,14 @@ class LiveRun:
         with self._lock:
             self._accounts.started(first_seq)
 
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
-        """Take a frame; `taken` is called once it is in the file."""
-        self._incoming.append((frame, taken))
+    def frame(self, frame: Frame, receipt: Receipt) -> None:
+        """Take a frame; its receipt is complete once it is in the file and the engine has room."""
+        if self._engine.queue.config.policy == "wait":
+            receipt.hold()
+            self._held.append(receipt)
+            self._release()
+        self.recorder.put_frame(frame, receipt)
         self._vitals.frame(frame)
-        self._pump()
         self._light.look(frame)
         info = frame.info
         with self._lock:
@@ -143,30 +155,31 @@ class LiveRun:
         if rolling is not None:
             self._engine.queue.submit(self.header.run_id, rolling, lane="rolling", newest_seq=info.seq)
 
-    def duplicate(self) -> None:
-        """Pass over a frame that came again; ingest counts them."""
-
     def progress(self, message: RunProgress) -> None:
         """Take note of how far the sender is."""
         self._vitals.progress(message)
         with self._lock:
             self._accounts.progress(message)
 
-    def end(self, message: RunEnd) -> bool:
-        """Take a sender's last word; False where another one goes on with the run."""
+    def end(self, message: RunEnd) -> None:
+        """Take a sender's last word; the run has ended where no other one goes on with it."""
         self._vitals.end(message)
         with self._lock:
             self._accounts.end(message)
             goes_on = self._accounts.anybody
         if not goes_on:
-            self._finish(message.reason)
-        return not goes_on
+            self._finish(RunState.ENDED, message.reason)
 
     def silent(self, reason: str) -> None:
         """Close the run as it is: its sender has said nothing for too long."""
         self._board.note(f"run {self.header.name}: {reason}", "warning")
         self.recorder.put_event("silent", reason)
-        self._finish(reason)
+        self._finish(RunState.SILENT, reason)
+
+    def abort(self, reason: str) -> None:
+        """Take no further frame; from any thread."""
+        if self.state is RunState.OPEN:
+            self.state, self.reason = RunState.CLOSED, reason
 
     # As the engine's sink -------------------------------------------------------------------------
 
@@ -243,10 +256,9 @@ class LiveRun:
         DiskError, RunError
             The recorder failed.
         """
-        self._pump()
         self._release()
-        # While frames wait here for the disk, or with their sender for us, nothing is late.
-        if not self._incoming and not self._withheld:
+        # While frames wait for the disk, or with their sender for the engine, nothing is late.
+        if not (self._held or self.recorder.is_full or self.recorder.waiting_for):
             with self._lock:
                 over = self._assembler.tick(now_s)
             self._settle(over)
@@ -280,7 +292,7 @@ class LiveRun:
             name=self.header.name,
             id=self.header.run_id,
             file=str(self.recorder.paths[0]),
-            state="closing" if self.ended.is_set() else self._wanted,
+            state=self._wanted if self.state is RunState.OPEN else "closing",
             frames=len(self.received),
             written=counts[Status.WRITTEN],
             waiting=waiting,
@@ -303,19 +315,17 @@ class LiveRun:
         DiskError, RunError
             The recorder failed; what it announced as written is safe.
         """
-        if not self.ended.is_set():
-            self._finish("the daemon closed the run")
+        self.abort("the daemon closed the run")
+        self._settle_all()
         run_id = self.header.run_id
         self._put_off_what_came_late()
         self._engine.queue.drain(run_id, drain_s, hurry)
         self._engine.queue.end(run_id)
         self._watch.engine(self._engine.info)
-        # What is still held back was not written for want of a reader of volumes: it is in the file.
-        while self._withheld:
-            self._withheld.popleft()()
+        while self._held:  # nobody waits for the engine any more
+            self._held.popleft().release()
         self._write_ledger()
-        if self.reason:
-            self.recorder.put_event("end", self.reason)
+        self.recorder.put_event("end", self.reason)
         self.recorder.stop()
         if self._link is not None:
             self._link.finish()
@@ -334,29 +344,11 @@ class LiveRun:
         )
         self._board.set_preview(preview, session_name(self.header, job.channel, job.position))
 
-    def _pump(self) -> None:
-        """Hand frames to the recorder as far as it has room; from any thread."""
-        with self._pumping:
-            while self._incoming:
-                frame, taken = self._incoming[0]
-                if not self.recorder.put_frame(frame, partial(self._recorded, taken)):
-                    return
-                self._incoming.popleft()
-
-    def _recorded(self, taken: Callable[[], None]) -> None:
-        """Confirm a frame that is in the file, or hold the confirmation back while the engine is busy."""
-        if self._engine.queue.config.policy == "wait":
-            self._withheld.append(taken)
-            self._release()
-        else:
-            taken()
-        if self._incoming:
-            self._pump()
-
     def _release(self) -> None:
-        while self._withheld and self._engine.queue.has_room(self.header.run_id):
+        """Hold no receipt any longer, where the engine has room; from any thread."""
+        while self._held and self._engine.queue.has_room(self.header.run_id):
             try:
-                self._withheld.popleft()()
+                self._held.popleft().release()
             except IndexError:  # another thread was quicker
                 return
 
@@ -366,12 +358,15 @@ class LiveRun:
             return None  # a sweep that is whole gets its own volume
         return self._assembler.window(frame.info.channel, frame.info.position)
 
-    def _finish(self, reason: str) -> None:
+    def _finish(self, state: RunState, reason: str) -> None:
+        self._settle_all()
+        self.state, self.reason = state, reason
+
+    def _settle_all(self) -> None:
+        """Wait for no further frame of any sweep."""
         with self._lock:
             over = self._assembler.finish()
         self._settle(over)
-        self.reason = reason
-        self.ended.set()
 
     def _settle(self, over: list[Sweep | LostSweep]) -> None:
         for item in over:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import provenance
-from microdiffusion.daemon.ingest import NotYet
+from microdiffusion.daemon.ingest import NotYet, RunState
 from microdiffusion.daemon.recorder import Compressor, Recorder
 from microdiffusion.daemon.runs.find_run import RunFinder
 from microdiffusion.daemon.runs.live_run import LiveRun
@@ -69,6 +69,8 @@ class OpenRuns:
     config : Config
     engine : EngineProcess
     board : StatusBoard
+    ingest : Ingest
+        Where the frames come in; to be started with `on_start`.
 
     Attributes
     ----------
@@ -80,11 +82,11 @@ class OpenRuns:
         Of those that are over.
     """
 
-    def __init__(self, config: Config, engine: EngineProcess, board: StatusBoard) -> None:
+    def __init__(self, config: Config, engine: EngineProcess, board: StatusBoard, ingest: Ingest) -> None:
         self._config = config
         self._engine = engine
         self._board = board
-        self._ingest: Ingest | None = None
+        self._ingest = ingest
         self._finder = RunFinder(config.recorder.output)
         self._lock = threading.Lock()
         self._closing_all = False
@@ -97,10 +99,6 @@ class OpenRuns:
         self._forgotten_written = 0
         self.failures: dict[str, MddError] = {}
         self.compressor = Compressor(config.recorder.compress_after, board.note)
-
-    def listen(self, ingest: Ingest) -> None:
-        """Say where the frames come in; before the first run."""
-        self._ingest = ingest
 
     def __len__(self) -> int:
         return len(self._open) + len(self._closing)
@@ -133,7 +131,7 @@ class OpenRuns:
         run_id = header.run_id
         with self._lock:
             run = self._open.get(run_id)
-            if run is not None and not run.ended.is_set():
+            if run is not None and run.state is RunState.OPEN:
                 _require_same(run.header, header, run.recorder.paths[0])
                 return run
             if run is not None or run_id in self._closing:
@@ -181,7 +179,7 @@ class OpenRuns:
             except MddError as error:
                 self._give_up(run, error, hurry)
                 continue
-            if run.ended.is_set():
+            if run.state is not RunState.OPEN:
                 self._close(run, drain_s, hurry)
         self._collect()
         self.compressor.look()
@@ -244,9 +242,8 @@ class OpenRuns:
 
     def _live(self, recorder: Recorder, found: RecoveredRun | None) -> LiveRun:
         """Return the run of a recorder that has started; where that fails, nothing of it is left running."""
-        ingest = self._needed_ingest()
         try:
-            return LiveRun(recorder, self._config, self._engine, ingest, self._board, found=found)
+            return LiveRun(recorder, self._config, self._engine, self._ingest, self._board, found=found)
         except BaseException:
             self._engine.queue.end(recorder.header.run_id)
             recorder.stop()
@@ -288,11 +285,6 @@ class OpenRuns:
             self._asked_for.discard(run.header.run_id)
             return True
 
-    def _needed_ingest(self) -> Ingest:
-        if self._ingest is None:
-            raise RuntimeError("listen() comes first")
-        return self._ingest
-
     def _close(self, run: LiveRun, drain_s: float, hurry: Callable[[], bool]) -> None:
         with self._lock:
             if self._open.pop(run.header.run_id, None) is None:
@@ -307,7 +299,9 @@ class OpenRuns:
 
     def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:
         self._fail(run, error)
-        self._needed_ingest().close_run(run.header.run_id, f"it cannot be recorded any more: {error}")
+        reason = f"it cannot be recorded any more: {error}"
+        run.abort(reason)
+        self._ingest.close_run(run.header.run_id, reason)
         self._close(run, 0.0, hurry)
 
     def _fail(self, run: LiveRun, error: BaseException) -> None:

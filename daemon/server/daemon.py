@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import open_display
 from microdiffusion.daemon.engine import EngineInfo, EngineProcess
-from microdiffusion.daemon.ingest import Ingest
+from microdiffusion.daemon.ingest import Ingest, RunState
 from microdiffusion.daemon.monitoring import Monitor
 from microdiffusion.daemon.runs import OpenRuns
 from microdiffusion.daemon.server.commander import Commander
@@ -102,16 +102,14 @@ class Daemon:
             state=self._state,
             on_note=self.board.note,
         )
-        self._runs = OpenRuns(config, self._engine, self.board)
         self._ingest = Ingest(
             config.wire.data,
-            on_start=self._runs.on_start,
             security=server_security(config.wire, config.wire.data),
             runs=config.wire.runs,
             silent_s=config.wire.silent_s,
             max_frame_bytes=int(config.wire.max_frame_mb * 1e6),
         )
-        self._runs.listen(self._ingest)
+        self._runs = OpenRuns(config, self._engine, self.board, self._ingest)
         self._commander = Commander(self)
         self._watchman = Monitor(config, self.board)
         self._told: tuple[EngineInfo | None, str, EngineConfig] | None = None
@@ -156,7 +154,7 @@ class Daemon:
             stack.callback(self._engine.stop)
             if self._resume is not None:
                 self._take_up(self._resume)
-            self._ingest.start()
+            self._ingest.start(self._runs.on_start)
             self._watchman.start(
                 data=self._ingest.address, status=publisher.address, control=control.address, name=config.name
             )
@@ -281,9 +279,8 @@ class Daemon:
         where = resume_from(run)
         if run.header.sweeps is not None and where.sweep >= run.header.sweeps:
             self.board.note("all sweeps of the run were taken; what was not reconstructed is caught up")
-            reason = "all its sweeps had been taken."
-            self._ingest.close_run(run.header.run_id, reason)
-            run.silent(reason)
+            run.abort("all its sweeps had been taken.")
+            self._ingest.close_run(run.header.run_id, run.reason)
             return
         self._source = open_source(self._config, self._ingest.address, resume=where)
         if self._source is not None:
@@ -369,7 +366,7 @@ class Daemon:
         if source.alive:
             return
         # Another sender's run is none of its business.
-        if len(self._runs) == 1 and any(not run.ended.is_set() for run in self._runs.unclosed):
+        if len(self._runs) == 1 and any(run.state is RunState.OPEN for run in self._runs.unclosed):
             raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
 
     def _close(self, failure: Exception | None) -> Exception | None:

@@ -108,7 +108,7 @@ def test_an_unknown_peer_gets_no_answer_at_all(server: Path) -> None:
             for _ in range(5):
                 socket.send_multipart(wire.encode(wire.RunStart(header=make_header())))
             assert not socket.poll(500)
-            assert (receiver.headers, receiver.ingest.stats.refused) == ([], {})
+            assert (receiver.headers, receiver.ingest.refused) == ([], {})
         finally:
             context.destroy(linger=0)
 

@@ -73,7 +73,7 @@ def test_sound_run_is_said_to_be_sound(path: Path) -> None:
         for channel in range(2):
             for index in range(FRAMES):
                 seq = (sweep * 2 + channel) * FRAMES + index
-                assert target.put_frame(frame(sweep, index, channel, 1, seq=seq))
+                target.put_frame(frame(sweep, index, channel, 1, seq=seq))
             put_volume(target, sweep, channel, 1)
     target.mark(1, 0, 0, Status.SKIPPED, "the engine was busy")
     astray = frame(7, 0, seq=99)

@@ -12,8 +12,8 @@ from support.ingest_support import Listener, Peer, RememberingSink, end, frame_p
 from support.wire_support import FREE_PORT, RUN, make_frame, make_header, wait_until
 
 from microdiffusion import __version__, wire
+from microdiffusion.daemon.ingest import Ingest, NotYet, PlainSink
 from microdiffusion.daemon.ingest import receiver as ingest_module
-from microdiffusion.daemon.ingest.receiver import Ingest, NotYet, PlainSink
 from microdiffusion.errors import AddressError, ConfigError, DiskError, GeometryError, RunError
 from microdiffusion.header import RunHeader
 from microdiffusion.wire import security as keys
@@ -22,7 +22,11 @@ OTHER = "f" * 32
 FRAME_BYTES = 16 * 24 * 2
 
 
-def test_a_frame_is_acknowledged_when_it_is_safe_and_not_before() -> None:
+def plain(header: RunHeader) -> PlainSink:
+    return PlainSink(header, print)
+
+
+def test_a_frame_is_acknowledged_when_it_is_recorded_and_not_before() -> None:
     with listening() as listener, Peer(listener.address) as peer:
         listener.sink_options = {"holds": True}
         peer.start()
@@ -30,14 +34,14 @@ def test_a_frame_is_acknowledged_when_it_is_safe_and_not_before() -> None:
             peer.say(frame_parts(seq))
         wait_until(lambda: len(listener.sink.frames) == 3)
         assert peer.hears_nothing()
-        assert listener.ingest.run_stats(RUN).pending == 3
+        assert listener.ingest.run_stats(RUN).pending_bytes == 3 * FRAME_BYTES
         threading.Thread(target=listener.sink.release).start()  # any thread may say so
         assert peer.confirmed(3) == [0, 1, 2]
         wait_until(lambda: listener.ingest.run_stats(RUN).pending_bytes == 0)
         listener.sink.assert_intact()
 
 
-def test_what_becomes_safe_wakes_the_thread_each_time() -> None:
+def test_what_is_recorded_wakes_the_thread_each_time() -> None:
     with listening() as listener, Peer(listener.address) as peer:
         listener.sink_options = {"holds": True}
         peer.start()
@@ -46,24 +50,24 @@ def test_what_becomes_safe_wakes_the_thread_each_time() -> None:
         wait_until(lambda: len(listener.sink.waiting) == 5)
         begin = time.monotonic()
         for seq in range(5):
-            listener.sink.waiting.popleft()()
+            listener.sink.waiting.popleft().recorded()
             assert peer.confirmed(1) == [seq]
         assert time.monotonic() - begin < 2.5  # a thread that was not woken would take a second for each
 
 
-def test_answers_come_in_the_order_of_the_frames_whatever_becomes_safe_first() -> None:
+def test_answers_come_in_the_order_of_the_frames_whatever_is_recorded_first() -> None:
     with listening() as listener, Peer(listener.address) as peer:
         listener.sink_options = {"holds": True}
         peer.start()
         for seq in (0, 2, 1):
             peer.say(frame_parts(seq))
         wait_until(lambda: len(listener.sink.waiting) == 3)
-        listener.sink.waiting[2]()
-        listener.sink.waiting[1]()
+        listener.sink.waiting[2].recorded()
+        listener.sink.waiting[1].recorded()
         assert peer.hears_nothing()
-        listener.sink.waiting[0]()
+        listener.sink.waiting[0].recorded()
         assert peer.confirmed(3) == [0, 2, 1]
-        assert listener.ingest.stats.out_of_order == 1
+        assert listener.ingest.run_stats(RUN).out_of_order == 1
 
 
 def test_many_frames_are_acknowledged_in_few_messages() -> None:
@@ -73,12 +77,12 @@ def test_many_frames_are_acknowledged_in_few_messages() -> None:
         for seq in range(1500):
             peer.say(frame_parts(seq))
         wait_until(lambda: len(listener.sink.frames) == 1500)
-        # Held back by the first: the others are safe already when it becomes so.
+        # Held back by the first: the others are recorded already when it is.
         first, *others = listener.sink.waiting
-        for taken in others:
-            taken()
+        for receipt in others:
+            receipt.recorded()
         time.sleep(0.05)
-        first()
+        first.recorded()
         assert [len(peer.hear().received), len(peer.hear().received)] == [1024, 476]
 
 
@@ -132,7 +136,6 @@ def test_runs_do_not_wait_for_each_other() -> None:
         for seq in range(20):
             quick.say(frame_parts(seq, OTHER))
         assert quick.confirmed(20) == list(range(20))
-        assert listener.ingest.stats.runs == 2
         assert listener.ingest.run_stats(OTHER).frames == 20
         assert slow.hears_nothing(0.05)
 
@@ -192,16 +195,15 @@ def test_a_sender_that_says_nothing_is_given_up_and_may_come_back() -> None:
         assert peer.confirmed(1) == [0]
         wait_until(lambda: bool(listener.sink.silences))
         assert "said nothing for 0.3 s" in listener.sink.silences[0]
-        assert (listener.sink.ends, listener.ingest.run_stats(RUN).state) == ([], "silent")
+        assert (listener.sink.ends, listener.sink.state) == ([], "silent")
         peer.say(frame_parts(0))
         assert peer.confirmed(1) == [0]  # what is there is there
         peer.say(frame_parts(1))
         assert peer.hear().reason == "unknown-run"  # so it begins anew, and the run goes on
-        listener.on_start = lambda header: listener.sinks[RUN][0]
         peer.start(attempt=1)
         peer.say(frame_parts(1))
         assert peer.confirmed(1) == [1]
-        assert listener.sink.seqs == [0, 1]
+        assert [sink.seqs for sink in listener.sinks[RUN]] == [[0], [1]]
 
 
 def test_a_sender_that_reports_is_not_silent() -> None:
@@ -212,9 +214,8 @@ def test_a_sender_that_reports_is_not_silent() -> None:
             peer.say(wire.RunProgress(run=RUN, announced=5, dropped=1))
             time.sleep(0.1)
         assert listener.sink.silences == []
-        stats = listener.ingest.run_stats(RUN)
-        assert (stats.announced, stats.dropped, stats.state) == (5, 1, "open")
-        assert listener.sink.reports[-1].announced == 5
+        report = listener.sink.reports[-1]
+        assert (report.announced, report.dropped, listener.sink.state) == (5, 1, "open")
 
 
 def test_a_driver_is_told_what_is_wanted_and_again_with_each_report() -> None:
@@ -239,7 +240,7 @@ def test_telling_or_closing_a_run_that_is_not_there_is_harmless() -> None:
         assert peer.start().attempt == 0
 
 
-def test_a_run_that_the_daemon_closes_tells_its_sender_why_and_confirms_what_is_safe_later() -> None:
+def test_a_run_that_the_daemon_closes_tells_its_sender_why_and_confirms_what_is_recorded_later() -> None:
     with listening() as listener, Peer(listener.address) as peer:
         listener.sink_options = {"holds": True}
         peer.start()
@@ -251,12 +252,12 @@ def test_a_run_that_the_daemon_closes_tells_its_sender_why_and_confirms_what_is_
         assert "the disk is full" in refusal.text
         peer.say(frame_parts(1))
         assert peer.hear().reason == "closed"
-        peer.say(frame_parts(0))  # was never safe, so the sender still has it to keep
+        peer.say(frame_parts(0))  # not recorded, so the sender still has to keep it
         assert peer.hear().reason == "closed"
         listener.sink.release()
         assert peer.confirmed(1) == [0]
         assert (listener.sink.ends, listener.sink.silences) == ([], [])
-        assert listener.ingest.run_stats(RUN).state == "closed"
+        assert listener.sink.state == "closed"
 
 
 def test_a_run_can_be_turned_away_by_its_header() -> None:
@@ -317,7 +318,7 @@ def test_a_mistake_in_the_daemon_surfaces_at_the_owner(where: str) -> None:
 @pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1", "tcp://127.0.0.1:notaport", "udp://x:1"])
 def test_a_malformed_address_is_refused(address: str) -> None:
     with pytest.raises((AddressError, ConfigError)):
-        Ingest(address, on_start=lambda _: PlainSink(print)).start()
+        Ingest(address).start(plain)
 
 
 def test_a_port_in_use_is_named_at_once() -> None:
@@ -335,7 +336,7 @@ def test_a_port_is_free_again_after_stop() -> None:
 
 
 def test_stopping_before_starting_and_twice_is_harmless() -> None:
-    ingest = Ingest(FREE_PORT, on_start=lambda _: PlainSink(print))
+    ingest = Ingest(FREE_PORT)
     ingest.stop()
     ingest.stop()
 
@@ -349,7 +350,7 @@ def test_a_stop_is_not_delayed_by_silence_on_the_line() -> None:
 
 def test_without_keys_no_other_machine_is_listened_to() -> None:
     with pytest.raises(ConfigError, match="mdd keys new"):
-        Ingest("tcp://*:*", on_start=lambda _: PlainSink(print)).start()
+        Ingest("tcp://*:*").start(plain)
 
 
 def test_with_keys_only_who_is_trusted_gets_an_answer(tmp_path: Path) -> None:
@@ -397,14 +398,14 @@ def test_nonsense_is_counted_and_does_no_harm() -> None:
 def test_of_a_message_of_very_many_parts_only_the_first_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening() as listener, Peer(listener.address, SNDHWM=0) as peer:
         peer.start()
-        reception = listener.ingest._reception
-        received, kept = reception.received, []
+        protocol = listener.ingest._protocol
+        received, kept = protocol.received, []
 
         def counting(name: bytes, parts: list[bytes], now_s: float) -> None:
             kept.append(len(parts))
             received(name, parts, now_s)
 
-        monkeypatch.setattr(reception, "received", counting)
+        monkeypatch.setattr(protocol, "received", counting)
         peer.say([b"x"] * 300_000)
         peer.say(frame_parts(0))
         assert peer.confirmed(1) == [0]
@@ -438,7 +439,7 @@ def test_frames_larger_than_agreed_turn_their_run_away() -> None:
         refusal = peer.start(header=make_header(shape=(8, 64, 64)))
         assert (refusal.reason, "raise wire.max_frame_mb" in refusal.text) == ("declined", True)
         assert peer.start().attempt == 0
-        assert listener.ingest.stats.runs == 1
+        assert list(listener.sinks) == [RUN]
 
 
 def test_what_is_larger_than_any_frame_costs_its_sender_the_connection_and_nobody_else() -> None:
@@ -448,7 +449,7 @@ def test_what_is_larger_than_any_frame_costs_its_sender_the_connection_and_nobod
             bully.say([b"x" * 10_000_000])
             peer.say(frame_parts(0))
             assert peer.confirmed(1) == [0]
-        assert listener.ingest.stats.refused == {}
+        assert listener.refused == {}
 
 
 def test_a_peer_that_reads_no_answers_holds_up_nobody() -> None:
@@ -472,7 +473,7 @@ def test_a_peer_that_reads_no_answers_holds_up_nobody() -> None:
         wait_until(lambda: listener.ingest.run_stats(OTHER).duplicates == 10_000, timeout_s=30)
         assert psutil.Process().memory_info().rss - before < 60e6
         # What was dropped on the way to it, it learns when it asks.
-        assert listener.ingest.run_stats(OTHER).pending == 0
+        assert listener.ingest.run_stats(OTHER).pending_bytes == 0
 
 
 def test_peers_that_come_and_go_leave_nothing_behind() -> None:
@@ -483,13 +484,13 @@ def test_peers_that_come_and_go_leave_nothing_behind() -> None:
                 assert answer.attempt == number
                 peer.say(frame_parts(number))
                 assert peer.confirmed(1) == [number]
-        (run,) = listener.ingest._reception.runs.values()
-        (line,) = run.lines.values()
-        assert len(line._former) <= 16
+        (intake,) = listener.ingest._protocol.runs.values()
+        (sender,) = intake.senders.values()
+        assert len(sender._former) <= 16
         assert listener.ingest.run_stats(RUN).frames == 100
 
 
-def test_a_sender_whose_line_was_cut_hears_what_became_safe_meanwhile() -> None:
+def test_a_sender_whose_connection_broke_hears_what_was_recorded_meanwhile() -> None:
     with listening() as listener, Peer(listener.address) as peer:
         listener.sink_options = {"holds": True}
         peer.start()
@@ -510,7 +511,7 @@ def test_a_thread_that_stood_still_takes_nobody_for_silent(monkeypatch: pytest.M
             went_round = threading.Event()
             listener.ingest._call(went_round.set)
             assert went_round.wait(5)
-        assert listener.ingest.run_stats(RUN).state == "open"
+        assert listener.sink.state == "open"
 
 
 def test_a_large_frame_is_not_copied_on_its_way() -> None:

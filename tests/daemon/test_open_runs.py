@@ -17,7 +17,7 @@ from support.wire_support import make_header
 from microdiffusion import open_run
 from microdiffusion.config.models import Config, EngineConfig, RecorderConfig
 from microdiffusion.daemon.engine.process import EngineProcess
-from microdiffusion.daemon.ingest.receiver import Ingest, NotYet
+from microdiffusion.daemon.ingest import Ingest, NotYet, RunState
 from microdiffusion.daemon.runs import registry as open_runs
 from microdiffusion.daemon.runs.registry import OpenRuns
 from microdiffusion.daemon.status.board import StatusBoard
@@ -39,7 +39,7 @@ class FakeRun:
         self.header = header_of(name[:1])
         counts = dict.fromkeys(Status, 0) | {Status.WRITTEN: 2}
         self.recorder = SimpleNamespace(paths=[Path(f"{name}.h5")], counts=counts, ledger=Ledger())
-        self.ended = threading.Event()
+        self.state = RunState.OPEN
         self.may_close = threading.Event()
         self.may_close.set()
         self.ticks = 0
@@ -47,6 +47,12 @@ class FakeRun:
         self.hurried: Callable[[], bool] = lambda: False
         self.failure: Exception | None = None
         self.close_failure: Exception | None = None
+
+    def end(self) -> None:
+        self.state = RunState.ENDED
+
+    def abort(self, reason: str) -> None:
+        self.state = RunState.CLOSED
 
     def tick(self, now_s: float, *, shown: bool) -> None:
         self.ticks += 1
@@ -71,9 +77,8 @@ class Stage:
         self.board = StatusBoard()
         self.told: list[tuple[str, str]] = []
         config = Config(recorder=RecorderConfig(output=folder))
-        self.runs = OpenRuns(config, SimpleNamespace(), self.board)  # type: ignore[arg-type]
         ingest: Any = SimpleNamespace(close_run=lambda run_id, reason: self.told.append((run_id, reason)))
-        self.runs.listen(ingest)
+        self.runs = OpenRuns(config, SimpleNamespace(), self.board, ingest)  # type: ignore[arg-type]
         self.made: dict[str, FakeRun] = {}
         self.runs._make = self._make  # type: ignore[method-assign, assignment]
 
@@ -114,7 +119,7 @@ def test_a_run_that_cannot_be_written_is_closed_and_the_others_go_on(stage: Stag
     ticks = good.ticks
     stage.tick()
     assert good.ticks > ticks
-    assert not good.ended.is_set()
+    assert good.state is RunState.OPEN
 
 
 def test_a_run_that_takes_its_time_to_close_holds_up_nobody_and_is_not_begun_again_meanwhile(
@@ -122,7 +127,7 @@ def test_a_run_that_takes_its_time_to_close_holds_up_nobody_and_is_not_begun_aga
 ) -> None:
     slow, other = stage.start("a"), stage.start("b")
     slow.may_close.clear()
-    slow.ended.set()
+    slow.end()
     stage.tick()
     assert slow.drained_s == 7.0 or len(stage.runs) == 2
     stage.tick()
@@ -139,7 +144,7 @@ def test_runs_that_take_long_to_close_do_not_pile_up(stage: Stage) -> None:
     slow = [stage.start(name) for name in "abcdefgh"]
     for run in slow:
         run.may_close.clear()
-        run.ended.set()
+        run.end()
     stage.tick()
     with pytest.raises(NotYet):
         stage.start("i")
@@ -147,13 +152,13 @@ def test_runs_that_take_long_to_close_do_not_pile_up(stage: Stage) -> None:
     for run in slow:
         run.may_close.set()
     stage.until_closed(8)
-    assert not stage.start("i").ended.is_set()
+    assert stage.start("i").state is RunState.OPEN
 
 
 def test_a_run_that_could_not_be_closed_in_order_is_told(stage: Stage) -> None:
     run = stage.start("a")
     run.close_failure = ValueError("unforeseen")
-    run.ended.set()
+    run.end()
     stage.until_closed(1)
     assert "ValueError: unforeseen" in str(stage.runs.failures["a" * 32])
 
@@ -165,7 +170,7 @@ def test_a_run_that_is_over_leaves_figures_and_nothing_else(
     gone = []
     for number, name in enumerate("abcd"):
         run = stage.start(name)
-        run.ended.set()
+        run.end()
         gone.append(weakref.ref(run))
         stage.made.clear()
         del run
@@ -210,9 +215,8 @@ def test_whatever_a_run_is_called_its_file_lies_in_the_folder(tmp_path: Path, na
         engine=EngineConfig(method="linear", device="cpu"),
     )
     engine = EngineProcess(config.engine, waiting_bytes=1 << 20)
-    runs = OpenRuns(config, engine, StatusBoard())
-    ingest = Ingest("tcp://127.0.0.1:*", on_start=runs.on_start)
-    runs.listen(ingest)
+    ingest = Ingest("tcp://127.0.0.1:*")
+    runs = OpenRuns(config, engine, StatusBoard(), ingest)
     run = runs.on_start(make_header(name=name))
     run.close(drain_s=0.0, hurry=lambda: True)
     ingest.stop()

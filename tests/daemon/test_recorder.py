@@ -11,7 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, resumed, volume, wait
+from support.run_file_writer import (
+    FRAMES,
+    SHAPE,
+    frame,
+    header,
+    put_sweep,
+    reconstruction,
+    recorder,
+    resumed,
+    volume,
+    wait,
+    when_recorded,
+)
 
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.recorder import segment
@@ -253,17 +265,17 @@ def test_planned_run_takes_exactly_its_room(path: Path) -> None:
     target.stop()
 
 
-def test_full_queue_refuses_instead_of_waiting(path: Path) -> None:
+def test_full_queue_refuses_volumes_instead_of_waiting(path: Path) -> None:
     gate = threading.Event()
     target = recorder(path, queue_mb=0.01, on_written=lambda written: gate.wait(20))
     target.start()
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)  # now the thread stands at the gate
-    accepted = 0
-    while target.put_frame(frame(1, accepted % FRAMES)):
-        accepted += 1
-    assert 1 <= accepted <= 16
-    assert target.queue_bytes <= 10_000 + frame(1, 0).pixels.nbytes + volume(0).nbytes
+    for seq in range(20):  # frames are always taken: their sender's window bounds them
+        target.put_frame(frame(1, seq % FRAMES))
+    assert target.is_full
+    late = reconstruction(1)
+    assert not target.put_volume(1, 0, 0, late, acquired_s=0.0, received_s=0.0)
     target.mark(2, 0, 0, Status.LOST, "notes are always taken")
     gate.set()
     wait(lambda: target.queue_bytes == 0)
@@ -353,12 +365,14 @@ def test_disk_that_fails_during_the_run_is_raised_to_the_owner(
 
     with monkeypatch.context() as patch:
         patch.setattr(segment, "_write_at", fail)
-        assert target.put_frame(frame(1, 0))
+        target.put_frame(frame(1, 0))
         with pytest.raises(DiskError, match="Input/output error"):
             wait(lambda: target.raise_if_failed() is not None)
-    assert not target.put_frame(frame(1, 1))
+    never: list[int] = []
+    target.put_frame(frame(1, 1), when_recorded(lambda: never.append(1)))
     with pytest.raises(DiskError):
         target.stop()
+    assert never == []
     with open_run(path) as run:
         assert not run.closed
         np.testing.assert_array_equal(run.volume[0], volume(0))
@@ -390,9 +404,11 @@ def test_nothing_is_taken_after_the_stop(path: Path) -> None:
     target = recorder(path)
     target.start()
     target.stop()
-    assert not target.put_frame(frame(0, 0))
+    never: list[int] = []
+    target.put_frame(frame(0, 0), when_recorded(lambda: never.append(1)))
     target.mark(0, 0, 0, Status.LOST, "late")
     target.stop()
+    assert never == []
 
 
 def test_stop_without_start_is_harmless(path: Path) -> None:
@@ -422,7 +438,7 @@ def test_recorder_keeps_up_with_many_small_frames(path: Path) -> None:
     start = time.monotonic()
     for sweep in range(400):
         for index in range(FRAMES):
-            wait(lambda place=(sweep, index): target.put_frame(frame(*place)))
+            target.put_frame(frame(sweep, index))
     target.stop()
     assert time.monotonic() - start < 20
     with open_run(path) as run:

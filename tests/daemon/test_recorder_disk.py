@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.run_file_writer import FRAMES, frame, put_sweep, put_volume, recorder, resumed, volume, wait
+from support.run_file_writer import (
+    FRAMES,
+    frame,
+    put_sweep,
+    put_volume,
+    recorder,
+    resumed,
+    volume,
+    wait,
+    when_recorded,
+)
 
 from microdiffusion.daemon.recorder import segment
 from microdiffusion.daemon.recorder.files import RunFiles
@@ -58,7 +68,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def test_frame_is_taken_when_the_file_has_it_and_in_order(path: Path) -> None:
+def test_receipt_is_complete_when_the_file_has_it_and_in_order(path: Path) -> None:
     taken: list[int] = []
     target = recorder(path)
     target.start()
@@ -71,7 +81,7 @@ def test_frame_is_taken_when_the_file_has_it_and_in_order(path: Path) -> None:
             taken.append(seq)
 
         for seq in range(15):
-            assert target.put_frame(frame(*divmod(seq, FRAMES)), partial(check, seq))
+            target.put_frame(frame(*divmod(seq, FRAMES)), when_recorded(partial(check, seq)))
         target.stop()
     assert taken == list(range(15))
 
@@ -80,9 +90,9 @@ def test_call_comes_between_what_was_handed_over_before_and_after(path: Path) ->
     order: list[str] = []
     target = recorder(path)
     target.start()
-    target.put_frame(frame(0, 0), lambda: order.append("first"))
+    target.put_frame(frame(0, 0), when_recorded(lambda: order.append("first")))
     target.call(lambda: order.append(threading.current_thread().name))
-    target.put_frame(frame(0, 1), lambda: order.append("second"))
+    target.put_frame(frame(0, 1), when_recorded(lambda: order.append("second")))
     target.stop()
     assert order == ["first", "recorder", "second"]
 
@@ -94,7 +104,7 @@ def test_full_disk_at_a_further_file_is_waited_out(path: Path, disk: Disk) -> No
     disk.full = True
     taken: list[int] = []
     for index in range(FRAMES):
-        assert target.put_frame(frame(2, index), partial(taken.append, index))
+        target.put_frame(frame(2, index), when_recorded(partial(taken.append, index)))
     wait(lambda: "needs" in target.waiting_for)
     time.sleep(0.05)
     assert taken == []
@@ -141,7 +151,7 @@ def test_a_disk_that_fills_while_a_file_is_made_is_waited_out(
     put_sweep(target, 0)
     disk.full = True
     taken: list[int] = []
-    assert target.put_frame(frame(2, 0), partial(taken.append, 0))
+    target.put_frame(frame(2, 0), when_recorded(partial(taken.append, 0)))
     wait(lambda: target.waiting_for != "")
     disk.full = False
     wait(lambda: taken == [0])
@@ -174,7 +184,7 @@ def test_disk_that_is_full_inside_of_the_file_is_waited_out(path: Path, disk: Di
     wait(lambda: target.queue_bytes == 0)
     disk.full_inside = True
     taken: list[int] = []
-    assert target.put_frame(frame(1, 0), partial(taken.append, 0))
+    target.put_frame(frame(1, 0), when_recorded(partial(taken.append, 0)))
     wait(lambda: "No space left" in target.waiting_for)
     disk.full_inside = False
     wait(lambda: taken == [0])
@@ -188,9 +198,10 @@ def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Pat
     put_sweep(target, 0)
     disk.full = True
     taken: list[int] = []
-    target.put_frame(frame(2, 0), partial(taken.append, 0))
+    target.put_frame(frame(2, 0), when_recorded(partial(taken.append, 0)))
     wait(lambda: target.waiting_for != "")
-    target.put_frame(frame(1, 0), partial(taken.append, 1))  # has room, and is not taken before its turn
+    # It has room, and is not written before its turn.
+    target.put_frame(frame(1, 0), when_recorded(partial(taken.append, 1)))
     target.mark(1, 0, 0, Status.SKIPPED, "the engine was busy")
     target.put_ledger(Ledger(announced=5, announced_known=1))
     start = time.monotonic()
@@ -205,14 +216,14 @@ def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Pat
     again = resumed(path)
     assert again.next_sweep == 1
     again.start()
-    again.put_frame(frame(2, 0), partial(taken.append, 0))
+    again.put_frame(frame(2, 0), when_recorded(partial(taken.append, 0)))
     again.stop()
     assert taken == [0]
     assert again.paths == [path, segment_path(path, 1)]
     assert verify_run(path).faults == []
 
 
-def test_disk_that_fails_otherwise_ends_the_recorder_and_confirms_nothing(
+def test_disk_that_fails_otherwise_ends_the_recorder_and_acknowledges_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = recorder(path)
@@ -226,7 +237,7 @@ def test_disk_that_fails_otherwise_ends_the_recorder_and_confirms_nothing(
     taken: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(segment, "_write_at", fail)
-        assert target.put_frame(frame(1, 0), partial(taken.append, 0))
+        target.put_frame(frame(1, 0), when_recorded(partial(taken.append, 0)))
         with pytest.raises(DiskError, match="Input/output error"):
             wait(lambda: target.raise_if_failed() is not None)
     with pytest.raises(DiskError):
@@ -244,7 +255,8 @@ def test_slow_disk_bounds_the_queue_and_gives_no_wrong_status(path: Path, disk: 
     target.start()
     most = 0
     for seq in range(60):
-        wait(partial(target.put_frame, frame(*divmod(seq, FRAMES)), partial(taken.append, seq)))
+        wait(lambda: not target.is_full)
+        target.put_frame(frame(*divmod(seq, FRAMES)), when_recorded(partial(taken.append, seq)))
         most = max(most, target.queue_bytes)
         assert verify_run(path).faults == [] if seq % 20 == 0 else True
     assert most <= 5000 + frame(0, 0).pixels.nbytes
@@ -257,7 +269,7 @@ def test_slow_disk_bounds_the_queue_and_gives_no_wrong_status(path: Path, disk: 
 
 def fill(target: Recorder, sweep: int) -> None:
     for index in range(FRAMES):
-        wait(partial(target.put_frame, frame(sweep, index)))
+        target.put_frame(frame(sweep, index))
 
 
 @pytest.mark.parametrize(

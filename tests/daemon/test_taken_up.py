@@ -14,7 +14,8 @@ from support.run_file_writer import FRAMES, frame, header, recorder, wait
 from microdiffusion.config.models import Config
 from microdiffusion.daemon.engine.process import EngineProcess
 from microdiffusion.daemon.engine.sinks import SweepJob
-from microdiffusion.daemon.ingest.receiver import Ingest, NotYet
+from microdiffusion.daemon.ingest import Ingest, NotYet
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.registry import OpenRuns
@@ -36,9 +37,8 @@ class Place:
         config = Config.model_validate({"recorder": {"output": folder, "time_points": 8}, **settings})
         self.board = StatusBoard()
         self.engine = EngineProcess(config.engine, waiting_bytes=1 << 30)
-        self.runs = OpenRuns(config, self.engine, self.board)
-        self.ingest = Ingest("tcp://127.0.0.1:*", on_start=self.runs.on_start)
-        self.runs.listen(self.ingest)
+        self.ingest = Ingest("tcp://127.0.0.1:*")
+        self.runs = OpenRuns(config, self.engine, self.board, self.ingest)
 
     def close(self) -> None:
         self.ingest.stop()
@@ -64,12 +64,12 @@ def killed(path: Path, *frames: Frame, run: object = None) -> None:
     first = recorder(path, run=run)  # type: ignore[arg-type]
     first.start()
     for each in frames:
-        assert first.put_frame(each)
+        first.put_frame(each)
     abandon(first)
 
 
 def give(run: LiveRun, each: Frame) -> None:
-    run.frame(each, lambda: None)
+    run.frame(each, Receipt(each.info.seq, each.pixels.nbytes, lambda: None))
 
 
 def statuses(path: Path) -> list[int]:

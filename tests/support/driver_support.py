@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.config.models import Config
-from microdiffusion.daemon.ingest.receiver import Ingest
-from microdiffusion.daemon.ingest.sink import PlainSink
+from microdiffusion.daemon.ingest import Ingest, PlainSink, RunState
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
@@ -27,13 +26,15 @@ class Daemon:
         self.headers: list[RunHeader] = []
         self.frames: list[Frame] = []
         self.sinks: dict[str, PlainSink] = {}
-        self.ingest = Ingest(address, on_start=self._start, **options)
-        self.ingest.start()
+        self.ingest = Ingest(address, **options)
+        self.ingest.start(self._start)
         self.address = self.ingest.address
 
     def _start(self, header: RunHeader) -> PlainSink:
         self.headers.append(header)
-        return self.sinks.setdefault(header.run_id, PlainSink(self.frames.append))
+        sink = self.sinks.setdefault(header.run_id, PlainSink(header, self.frames.append))
+        sink.state = RunState.OPEN  # also one that had ended: it is resumed
+        return sink
 
     @property
     def ends(self) -> list[Any]:

@@ -11,28 +11,28 @@ import numpy as np
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.frame_ranges import FrameRanges
-from microdiffusion.daemon.ingest.receiver import Ingest
+from microdiffusion.daemon.ingest import Ingest, PlainSink
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.wire.security import ClientKeys
 from support.wire_support import FREE_PORT, RUN, make_frame, make_header
 
 
-class RememberingSink:
-    """Keeps all that it is told. With `holds`, a frame becomes safe only by `release`."""
+class RememberingSink(PlainSink):
+    """Keeps all that it is told. With `holds`, a frame is recorded only by `release`."""
 
-    def __init__(self, *, holds: bool = False, window_bytes: int = 1 << 20) -> None:
-        self.received = FrameRanges()
-        self.window_bytes = window_bytes
-        self.holds = holds
+    def __init__(
+        self, header: RunHeader | None = None, *, holds: bool = False, window_bytes: int = 1 << 20
+    ) -> None:
         self.frames: list[Frame] = []
-        self.waiting: deque[Callable[[], None]] = deque()
+        super().__init__(header or make_header(), self.frames.append, window_bytes)
+        self.holds = holds
+        self.waiting: deque[Receipt] = deque()
         self.starts: list[int] = []
         self.reports: list[wire.RunProgress] = []
         self.ends: list[wire.RunEnd] = []
         self.silences: list[str] = []
-        self.duplicates = 0
         self.fails_with: Exception | None = None
 
     @property
@@ -40,35 +40,33 @@ class RememberingSink:
         return [frame.info.seq for frame in self.frames]
 
     def release(self) -> None:
-        """Say that everything is safe, and will be."""
+        """Say that everything is recorded, and will be."""
         self.holds = False
         while self.waiting:
-            self.waiting.popleft()()
+            self.waiting.popleft().recorded()
 
     def started(self, first_seq: int) -> None:
         self.starts.append(first_seq)
 
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
+    def frame(self, frame: Frame, receipt: Receipt) -> None:
         if self.fails_with is not None:
             raise self.fails_with
-        self.frames.append(frame)
         if self.holds:
-            self.waiting.append(taken)
+            self.frames.append(frame)
+            self.waiting.append(receipt)
         else:
-            taken()
-
-    def duplicate(self) -> None:
-        self.duplicates += 1
+            super().frame(frame, receipt)
 
     def progress(self, message: wire.RunProgress) -> None:
         self.reports.append(message)
 
-    def end(self, message: wire.RunEnd) -> bool | None:
+    def end(self, message: wire.RunEnd) -> None:
         self.ends.append(message)
-        return None
+        super().end(message)
 
     def silent(self, reason: str) -> None:
         self.silences.append(reason)
+        super().silent(reason)
 
     def assert_intact(self) -> None:
         """Every frame that was handed on is the one that was sent."""
@@ -85,12 +83,12 @@ class Listener:
         self.sinks: dict[str, list[RememberingSink]] = {}
         self.sink_options: dict[str, Any] = {}
         self.on_start: Callable[[RunHeader], RememberingSink] = self.new_sink
-        self.ingest = Ingest(address, on_start=lambda header: self.on_start(header), **options)
-        self.ingest.start()
+        self.ingest = Ingest(address, **options)
+        self.ingest.start(lambda header: self.on_start(header))
         self.address = self.ingest.address
 
     def new_sink(self, header: RunHeader) -> RememberingSink:
-        sink = RememberingSink(**self.sink_options)
+        sink = RememberingSink(header, **self.sink_options)
         self.sinks.setdefault(header.run_id, []).append(sink)
         return sink
 
@@ -101,7 +99,7 @@ class Listener:
 
     @property
     def refused(self) -> dict[str, int]:
-        return dict(self.ingest.stats.refused)
+        return self.ingest.refused
 
     def stop(self) -> None:
         self.ingest.stop()

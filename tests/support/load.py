@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -28,7 +27,8 @@ import psutil
 import zmq
 
 from microdiffusion.config.models import RecorderConfig
-from microdiffusion.daemon.ingest.receiver import Ingest, PlainSink
+from microdiffusion.daemon.ingest import Ingest, PlainSink
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.assembler import Assembler, LostSweep
 from microdiffusion.frames import Frame, FrameInfo, Sweep
@@ -91,41 +91,24 @@ class Latencies:
 
 
 class LoadSink(PlainSink):
-    """Frames to sweeps, and sweeps to nowhere; with a recorder, frames are safe when it has written them."""
+    """Frames to sweeps, and sweeps to nowhere; with a recorder, frames are acknowledged when written."""
 
-    def __init__(self, recorder: Recorder | None) -> None:
-        super().__init__(self._assemble, window_bytes=32 << 20)
+    def __init__(self, header: RunHeader, recorder: Recorder | None) -> None:
+        super().__init__(header, self._assemble, window_bytes=32 << 20)
         self.latencies = Latencies()
-        self.frames = self.safe = self.sweeps = self.lost = 0
+        self.frames = self.sweeps = self.lost = 0
         self._recorder = recorder
         self._assembler = Assembler(TIMEOUT_S)
-        self._incoming: deque[tuple[Frame, Callable[[], None]]] = deque()
-        self._lock = threading.Lock()
         self._assembling = threading.Lock()
 
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
-        """Take a frame, as the daemon's own sink does."""
+    def frame(self, frame: Frame, receipt: Receipt) -> None:
+        """Take a frame, as the daemon's own runs do."""
         self.latencies.add(time.monotonic() - frame.info.camera_time_s)
         if self._recorder is None:
-            super().frame(frame, taken)
+            super().frame(frame, receipt)
             return
-        self._incoming.append((frame, taken))
-        self._pump()
+        self._recorder.put_frame(frame, receipt)
         self._assemble(frame)
-
-    def _pump(self) -> None:
-        with self._lock:
-            while self._incoming and self._recorder is not None:
-                frame, taken = self._incoming[0]
-                if not self._recorder.put_frame(frame, lambda taken=taken: self._written(taken)):
-                    return
-                self._incoming.popleft()
-
-    def _written(self, taken: Callable[[], None]) -> None:
-        self.safe += 1
-        taken()
-        if self._incoming:
-            self._pump()
 
     def _assemble(self, frame: Frame) -> None:
         self.frames += 1
@@ -152,11 +135,11 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
     def on_start(header: RunHeader) -> LoadSink:
         if folder is not None:
             recorders.append(_recorder(Path(folder), header))
-        sinks.append(LoadSink(recorders[-1] if recorders else None))
+        sinks.append(LoadSink(header, recorders[-1] if recorders else None))
         return sinks[-1]
 
-    ingest = Ingest("tcp://127.0.0.1:*", on_start=on_start, security=keys)
-    ingest.start()
+    ingest = Ingest("tcp://127.0.0.1:*", security=keys)
+    ingest.start(on_start)
     pipe.send(ingest.address)
     emptied: set[Path] = set()
     begin = time.monotonic()
@@ -173,7 +156,8 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
             sinks[-1].tick()
         frames = sinks[-1].frames if sinks else 0
         pipe.send((time.monotonic() - begin, frames, process.memory_info().rss))
-    sink, stats = sinks[-1], ingest.stats
+    sink, refused = sinks[-1], ingest.refused
+    stats = ingest.run_stats(sink.header.run_id)
     ingest.stop()
     for recorder in recorders:
         recorder.stop()
@@ -183,10 +167,10 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
             "dropped_by_sender": sink.last_word.dropped if sink.last_word else None,
             "received": stats.frames,
             "duplicates": stats.duplicates,
-            "refused": dict(stats.refused),
+            "refused": refused,
             "sweeps": sink.sweeps,
             "sweeps_lost": sink.lost,
-            "in_the_file": sink.safe if recorders else None,
+            "in_the_file": recorders[-1].ledger.received - recorders[-1].unplaced if recorders else None,
             "latency_ms": {
                 str(share): sink.latencies.quantile_ms(share) for share in (0.5, 0.99, 0.999, 1.0)
             },

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.config.models import RecorderConfig
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.recorder import Recorder, Written
 from microdiffusion.frames import Frame, FrameInfo, Reconstruction
 from microdiffusion.header import RunHeader
@@ -79,9 +80,14 @@ def resumed(path: Path, *, on_written: Callable[[Written], None] = lambda writte
     return Recorder.resume(path, RecorderConfig(time_points=8), on_written=on_written)
 
 
+def when_recorded(work: Callable[[], object]) -> Receipt:
+    """Return a receipt that has `work` done when it is complete."""
+    return Receipt(0, 0, work)
+
+
 def put_sweep(target: Recorder, sweep: int, channel: int = 0, position: int = 0, **result: Any) -> None:
     for index in range(FRAMES):
-        wait(lambda index=index: target.put_frame(frame(sweep, index, channel, position)))
+        target.put_frame(frame(sweep, index, channel, position))
     put_volume(target, sweep, channel, position, **result)
 
 
@@ -140,7 +146,8 @@ def main(arguments: Sequence[str]) -> None:
         for index in range(FRAMES):
             one = frame(sweep, index)
             tell = partial(print, f"frame {one.info.seq}", flush=True)
-            wait(lambda one=one, tell=tell: target.put_frame(one, tell))  # type: ignore[misc]
+            wait(lambda: not target.is_full)
+            target.put_frame(one, when_recorded(tell))
         put_volume(target, sweep)
         target.raise_if_failed()
 

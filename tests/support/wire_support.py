@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.daemon.frame_ranges import FrameRanges
-from microdiffusion.daemon.ingest.receiver import Ingest
+from microdiffusion.daemon.ingest import Ingest, PlainSink, RunState
+from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.errors import MddError
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
@@ -53,9 +54,9 @@ def make_frame(seq: int, header: RunHeader | None = None) -> Frame:
 
 
 class Receiver:
-    """An `Ingest` and everything that it handed on; the only sink of its runs.
+    """An `Ingest` and everything that it handed on, of all runs.
 
-    With `holds`, frames become safe only by `release`. `received` is what an earlier one had.
+    With `holds`, frames are recorded only by `release`. `received` is what an earlier one had.
     """
 
     def __init__(self, address: str = FREE_PORT, received: FrameRanges | None = None, **options: Any) -> None:
@@ -65,13 +66,13 @@ class Receiver:
         self.frames: list[Frame] = []
         self.reports: list[RunProgress] = []
         self.ends: list[RunEnd] = []
-        self.repeats = 0
         self.declines: MddError | None = None
+        self._sinks: dict[str, _Sink] = {}
         self._holding = threading.Lock()
         self._holds = False
-        self._waiting: list[Callable[[], None]] = []
-        self.ingest = Ingest(address, on_start=self._on_start, **options)
-        self.ingest.start()
+        self._waiting: list[Receipt] = []
+        self.ingest = Ingest(address, **options)
+        self.ingest.start(self._on_start)
         self.address = self.ingest.address
 
     def hold(self) -> None:
@@ -82,38 +83,29 @@ class Receiver:
         with self._holding:
             self._holds = False
             waiting, self._waiting = self._waiting, []
-        for taken in waiting:
-            taken()
+        for receipt in waiting:
+            receipt.recorded()
 
-    def _on_start(self, header: RunHeader) -> Receiver:
+    def _on_start(self, header: RunHeader) -> _Sink:
         if self.declines is not None:
             raise self.declines
         self.headers.append(header)
-        return self
+        sink = self._sinks.setdefault(header.run_id, _Sink(self, header))
+        sink.state = RunState.OPEN  # also one that had ended: it is resumed
+        return sink
 
-    def started(self, first_seq: int) -> None:
-        pass
-
-    def frame(self, frame: Frame, taken: Callable[[], None]) -> None:
+    def take(self, frame: Frame, receipt: Receipt) -> None:
         self.frames.append(frame)
         with self._holding:
             if self._holds:
-                self._waiting.append(taken)
+                self._waiting.append(receipt)
                 return
-        taken()
+        receipt.recorded()
 
-    def duplicate(self) -> None:
-        self.repeats += 1
-
-    def progress(self, message: RunProgress) -> None:
-        self.reports.append(message)
-
-    def end(self, message: RunEnd) -> bool:
-        self.ends.append(message)
-        return True
-
-    def silent(self, reason: str) -> None:
-        pass
+    @property
+    def repeats(self) -> int:
+        """Frames that came once more."""
+        return sum(self.ingest.run_stats(run_id).duplicates for run_id in self._sinks)
 
     @property
     def seqs(self) -> list[int]:
@@ -129,6 +121,21 @@ class Receiver:
             sent = make_frame(frame.info.seq, self.headers[-1])
             assert frame.info == sent.info
             np.testing.assert_array_equal(frame.pixels, sent.pixels)
+
+
+class _Sink(PlainSink):
+    """A run of a `Receiver`."""
+
+    def __init__(self, receiver: Receiver, header: RunHeader) -> None:
+        super().__init__(header, receiver.frames.append, receiver.window_bytes)
+        self.received = receiver.received
+        self.frame = receiver.take  # type: ignore[method-assign]
+        self.progress = receiver.reports.append  # type: ignore[method-assign]
+        self._ends = receiver.ends
+
+    def end(self, message: RunEnd) -> None:
+        self._ends.append(message)
+        super().end(message)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from support.run_file_writer import (
     resumed,
     volume,
     wait,
+    when_recorded,
 )
 
 from microdiffusion.daemon.recorder import segment
@@ -103,7 +104,7 @@ def test_frame_that_was_half_written_is_not_there(path: Path) -> None:
     assert (len(second.received), second.received.highest) == (2, 1)
     second.start()
     taken: list[int] = []
-    second.put_frame(frame(0, 2), partial(taken.append, 2))
+    second.put_frame(frame(0, 2), when_recorded(partial(taken.append, 2)))
     second.stop()
     assert taken == [2]
     assert verify_run(path).faults == []
@@ -224,9 +225,11 @@ def test_frame_without_a_place_is_known_again_after_a_kill(path: Path) -> None:
     first.start()
     put_sweep(first, 0)
     taken: list[int] = []
-    first.put_frame(frame(5, 0), partial(taken.append, 15))
+    first.put_frame(frame(5, 0), when_recorded(partial(taken.append, 15)))
     other = frame(0, 1)
-    first.put_frame(replace(other, info=replace(other.info, seq=40)), partial(taken.append, 40))
+    first.put_frame(
+        replace(other, info=replace(other.info, seq=40)), when_recorded(partial(taken.append, 40))
+    )
     abandon(first)
     assert taken == [15, 40]
     second = resumed(path)
@@ -382,7 +385,7 @@ def test_any_order_of_frames_volumes_kills_and_closes_leaves_a_sound_file(
             seq = sweep * 10 + index
             one = frame(sweep, index, seq=seq)
             if seq not in placed | unplaced:  # ingest lets no number through twice
-                assert target.put_frame(one, partial(taken.append, seq))
+                target.put_frame(one, when_recorded(partial(taken.append, seq)))
                 (placed if index < FRAMES else unplaced).add(seq)
         elif what == "volume":
             put_volume(target, sweep)

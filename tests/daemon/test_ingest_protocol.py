@@ -1,4 +1,4 @@
-"""The conversation with the senders, without a socket: whatever comes, in any order, is answered rightly."""
+"""The ingest protocol, without a socket: whatever comes, in any order, is answered rightly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from support.ingest_support import RememberingSink, end, frame_parts
 from support.wire_support import RUN, make_header
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest import run as ingest_run
+from microdiffusion.daemon.ingest import intake as intake_module
+from microdiffusion.daemon.ingest.intake import MAX_SENDERS
 from microdiffusion.daemon.ingest.protocol import REMEMBERED_RUNS, Answer, IngestProtocol
-from microdiffusion.daemon.ingest.run import MAX_SENDERS, RunState
+from microdiffusion.daemon.ingest.sink import RunState
 from microdiffusion.errors import GeometryError
 from microdiffusion.header import RunHeader
 
@@ -28,10 +29,10 @@ class Talk:
         self.answers: list[tuple[bytes, Answer]] = []
         self.asked: list[RunHeader] = []
         self.now_s = 0.0
-        self.reception = IngestProtocol(
+        self.protocol = IngestProtocol(
             answer=lambda peer, answer: self.answers.append((peer, answer)),
             ask=self.asked.append,
-            taken=lambda run, seq: run.taken(seq),
+            wake=lambda: None,
             **{"runs": 8, "silent_s": 60.0, "max_frame_bytes": 1 << 20, **options},
         )
 
@@ -39,8 +40,8 @@ class Talk:
         """Say something and return what is answered to this peer, acknowledgements included."""
         before = len(self.answers)
         parts = message if isinstance(message, list) else wire.encode(message)
-        self.reception.received(peer, parts, self.now_s)
-        self.reception.confirm()
+        self.protocol.received(peer, parts, self.now_s)
+        self.protocol.acknowledge()
         return [answer for to, answer in self.answers[before:] if to == peer]
 
     def start(self, peer: bytes = A, first_seq: int = 0, **changes: Any) -> list[Answer]:
@@ -49,13 +50,13 @@ class Talk:
 
     def open(self, peer: bytes = A, first_seq: int = 0, **changes: Any) -> RememberingSink:
         """Start a run and have it accepted."""
-        sink = RememberingSink()
+        sink = RememberingSink(make_header(**changes))
         self.start(peer, first_seq, **changes)
-        self.reception.begin(changes.get("run_id", RUN), sink, self.now_s)
+        self.protocol.begin(changes.get("run_id", RUN), sink, self.now_s)
         return sink
 
     def state(self) -> RunState:
-        return self.reception.runs[RUN].state
+        return self.protocol.runs[RUN].run.state
 
 
 def test_a_sender_that_missed_the_answer_to_its_end_is_answered_and_opens_nothing() -> None:
@@ -85,7 +86,7 @@ def test_a_run_that_ended_goes_on_where_its_sender_has_more(more: wire.Control |
     assert len(talk.asked) == 2
     sink = RememberingSink()
     sink.received.add(0)  # as the run file says
-    talk.reception.begin(RUN, sink, 0.0)
+    talk.protocol.begin(RUN, sink, 0.0)
     talk.say(frame_parts(0))
     talk.say(more)
     assert (sink.seqs, len(sink.ends)) in (([7], 0), ([], 1))
@@ -103,7 +104,8 @@ def test_a_run_goes_on_where_its_sink_says_so() -> None:
     talk = Talk()
     sink = talk.open()
     talk.start(B, first_seq=100)
-    sink.end = lambda message: message.first_seq >= 100
+    close = sink.end
+    sink.end = lambda message: message.first_seq >= 100 and close(message)
     assert talk.say(end(3)) == [wire.Ack(run=RUN, ended=True)]
     assert talk.state() == "open"
     assert talk.say(end(3, first_seq=100), B) == [wire.Ack(run=RUN, ended=True)]
@@ -120,11 +122,11 @@ def test_senders_of_one_run_are_answered_each_for_its_own_frames() -> None:
         assert talk.say(frame_parts(seq), peer) == []
     (answer,) = talk.start(B, first_seq=100)
     assert answer.held == (100, 101)
-    sink.waiting[0]()
-    sink.waiting[3]()  # 101 waits for 100
-    talk.reception.confirm()
+    sink.waiting[0].recorded()
+    sink.waiting[3].recorded()  # 101 waits for 100
+    talk.protocol.acknowledge()
     sink.release()
-    talk.reception.confirm()
+    talk.protocol.acknowledge()
     confirmed = {
         peer: [seq for to, answer in talk.answers if to == peer for seq in getattr(answer, "received", ())]
         for peer in (A, B)
@@ -142,7 +144,7 @@ def test_who_said_start_last_is_the_sender() -> None:
     assert talk.say(end(2), A) == []
     sink.release()
     before = len(talk.answers)
-    talk.reception.confirm()
+    talk.protocol.acknowledge()
     assert talk.answers[before:] == [(B, wire.Ack(run=RUN, received=(0, 1)))]
 
 
@@ -153,25 +155,32 @@ def test_a_line_that_comes_back_under_another_name_needs_no_start() -> None:
     assert talk.say(end(1), B) == [wire.Ack(run=RUN, ended=True)]
 
 
-def test_an_open_run_with_another_header_is_declined() -> None:
+def test_who_opens_runs_says_whether_another_header_is_of_the_same_run() -> None:
     talk = Talk()
-    talk.open()
-    (answer,) = talk.start(B, name="another")
-    assert answer.reason == "declined"
+    sink = talk.open()
+    talk.say(frame_parts(0))
+    assert talk.start(B, name="another") == []
+    assert [header.name for header in talk.asked] == ["run", "another"]
+    talk.protocol.begin(RUN, sink, 0.0)
+    assert talk.say(frame_parts(0), B) == [wire.Ack(run=RUN, received=(0,))]
+    talk.start(B, name="a third")
+    talk.protocol.turn_away(RUN, GeometryError("no."))
+    assert talk.answers[-1][1].reason == "declined"
 
 
-def test_a_run_that_is_gone_on_with_in_the_same_daemon_does_not_confirm_what_is_not_safe() -> None:
+def test_a_run_that_is_resumed_in_the_same_daemon_does_not_acknowledge_what_is_not_recorded() -> None:
     talk = Talk()
     sink = talk.open()
     sink.holds = True
     talk.say(frame_parts(0))
-    talk.reception.close_run(RUN, "for a test.")
+    talk.protocol.close_run(RUN, "for a test.")
     talk.start()
-    talk.reception.begin(RUN, sink, 0.0)
+    sink.state = RunState.OPEN
+    talk.protocol.begin(RUN, sink, 0.0)
     assert talk.say(frame_parts(0)) == []
     sink.release()
     before = len(talk.answers)
-    talk.reception.confirm()
+    talk.protocol.acknowledge()
     assert talk.answers[before:] == [(A, wire.Ack(run=RUN, received=(0,)))]
 
 
@@ -180,7 +189,7 @@ def test_messages_of_runs_that_nobody_started_are_refused() -> None:
     for message in (frame_parts(0), end(1), wire.RunProgress(run=RUN, announced=1, dropped=0)):
         (answer,) = talk.say(message)
         assert answer.reason == "unknown-run"
-    assert talk.reception.refused == {"unknown-run": 3}
+    assert talk.protocol.refused == {"unknown-run": 3}
 
 
 def test_silence_is_counted_from_the_last_word_and_not_while_nobody_listened() -> None:
@@ -188,11 +197,11 @@ def test_silence_is_counted_from_the_last_word_and_not_while_nobody_listened() -
     sink = talk.open()
     talk.now_s = 50.0
     talk.say(wire.RunProgress(run=RUN, announced=0, dropped=0))
-    talk.reception.look_for_silence(110.0)
+    talk.protocol.look_for_silence(110.0)
     assert sink.silences == []
-    talk.reception.look_for_silence(1110.0, stood_still_s=1000.0)
+    talk.protocol.look_for_silence(1110.0, stood_still_s=1000.0)
     assert sink.silences == []
-    talk.reception.look_for_silence(1111.0)
+    talk.protocol.look_for_silence(1111.0)
     assert len(sink.silences) == 1
     (answer,) = talk.say(wire.RunProgress(run=RUN, announced=0, dropped=0))
     assert answer.reason == "unknown-run"  # its sender comes back, and hears that it should begin anew
@@ -203,28 +212,16 @@ def test_what_is_remembered_of_runs_and_senders_is_bounded() -> None:
     talk = Talk()
     for number in range(200):
         talk.open(run_id=f"{number:032x}")
-        talk.reception.close_run(f"{number:032x}", "for a test.")
-    assert len(talk.reception.runs) <= REMEMBERED_RUNS + 1
+        talk.protocol.close_run(f"{number:032x}", "for a test.")
+    assert len(talk.protocol.runs) <= REMEMBERED_RUNS + 1
     sink = talk.open()
     for number in range(200):
         talk.now_s = float(number)
         talk.start(first_seq=10 * number)
         talk.say(frame_parts(10 * number))
-    run = talk.reception.runs[RUN]
-    assert len(run.lines) <= MAX_SENDERS
+    assert len(talk.protocol.runs[RUN].senders) <= MAX_SENDERS
     assert sink.seqs == list(range(0, 2000, 10))
-    assert sum(run.state is RunState.OPEN for run in talk.reception.runs.values()) == 1
-
-
-def test_what_was_counted_of_forgotten_runs_stays_counted() -> None:
-    talk = Talk()
-    for number in range(100):
-        run_id = f"{number:032x}"
-        talk.open(run_id=run_id)
-        talk.say(frame_parts(0, run_id))
-        talk.reception.close_run(run_id, "for a test.")
-    remembered = sum(run.stats.frames for run in talk.reception.runs.values())
-    assert talk.reception.forgotten["frames"] + remembered == 100
+    assert sum(intake.is_open for intake in talk.protocol.runs.values()) == 1
 
 
 def test_repeating_a_frame_for_ever_costs_nothing() -> None:
@@ -233,11 +230,11 @@ def test_repeating_a_frame_for_ever_costs_nothing() -> None:
     talk.say(frame_parts(1))
     sink.holds = True
     talk.say(frame_parts(0))
-    frame = wire.decode(frame_parts(1)).frame
-    run = talk.reception.runs[RUN]
-    for _ in range(50_000):
-        run.repeat(frame.info.seq)
-    assert len(run.line_of(1).to_confirm) <= 2 * ingest_run.MAX_PENDING + 1
+    intake = talk.protocol.runs[RUN]
+    for seq in range(50_000):
+        intake.repeat(seq)
+        intake.repeat(1)
+    assert len(intake._receipts) <= 2 * intake_module.MAX_PENDING + 1
 
 
 @pytest.mark.parametrize(
@@ -250,7 +247,7 @@ def test_repeating_a_frame_for_ever_costs_nothing() -> None:
 def test_frames_beyond_any_measure_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: int, seqs: range, reason: str
 ) -> None:
-    monkeypatch.setattr(ingest_run, name, value)
+    monkeypatch.setattr(intake_module, name, value)
     talk = Talk()
     sink = talk.open()
     sink.holds = True
@@ -263,7 +260,7 @@ def test_frames_beyond_any_measure_are_refused(
 def test_a_run_is_refused_with_the_sentence_of_who_turned_it_away() -> None:
     talk = Talk()
     talk.start()
-    talk.reception.turn_away(RUN, GeometryError("The slab is too long."))
+    talk.protocol.turn_away(RUN, GeometryError("The slab is too long."))
     ((_, answer),) = talk.answers
     assert (answer.reason, answer.text) == ("declined", "The slab is too long.")
     talk.start()
@@ -271,13 +268,13 @@ def test_a_run_is_refused_with_the_sentence_of_who_turned_it_away() -> None:
 
 
 class Conversation(RuleBasedStateMachine):
-    """One run, two sockets, frames in any order and again, safe in any order; ends, silences, closings."""
+    """One run, two sockets, frames in any order and again, recorded in any order; every way to end."""
 
     @initialize(window=st.integers(1, 6))
     def begin(self, window: int) -> None:
         self.talk = Talk()
         self.window = window
-        self.file: set[int] = set()  # what is safe
+        self.file: set[int] = set()  # what is recorded
         self.handed: list[int] = []  # to the sink of the present opening, in order
         self.confirmed: list[int] = []  # first confirmations since the present opening, in order
         self.sink = RememberingSink()
@@ -295,25 +292,25 @@ class Conversation(RuleBasedStateMachine):
         self.read = len(self.talk.answers)
 
     @property
-    def run(self) -> ingest_run.IngestRun | None:
-        return self.talk.reception.runs.get(RUN)
+    def intake(self) -> intake_module.RunIntake | None:
+        return self.talk.protocol.runs.get(RUN)
 
     @rule(peer=st.sampled_from([A, B]))
     def somebody_starts(self, peer: bytes) -> None:
         self.talk.start(peer)
         self.hear()
 
-    @precondition(lambda self: RUN in self.talk.reception._starting)
+    @precondition(lambda self: RUN in self.talk.protocol._starting)
     @rule(welcome=st.booleans())
     def the_daemon_decides(self, welcome: bool) -> None:
         if not welcome:
-            self.talk.reception.turn_away(RUN, GeometryError("no."))
+            self.talk.protocol.turn_away(RUN, GeometryError("no."))
         else:
             self.sink = RememberingSink(holds=True, window_bytes=self.window * FRAME_BYTES)
             for seq in self.file:
                 self.sink.received.add(seq)
             self.handed, self.confirmed = [], []
-            self.talk.reception.begin(RUN, self.sink, 0.0)
+            self.talk.protocol.begin(RUN, self.sink, 0.0)
         self.hear()
 
     @rule(peer=st.sampled_from([A, B]), seq=st.integers(0, 12))
@@ -328,13 +325,13 @@ class Conversation(RuleBasedStateMachine):
 
     @precondition(lambda self: bool(self.sink.waiting))
     @rule(which=st.integers(0, 100))
-    def a_frame_becomes_safe(self, which: int) -> None:
+    def a_frame_is_recorded(self, which: int) -> None:
         at = which % len(self.sink.waiting)
-        taken = self.sink.waiting[at]
+        receipt = self.sink.waiting[at]
         del self.sink.waiting[at]
-        self.file.add(taken.args[-1])  # a partial: the last argument is the number
-        taken()
-        self.talk.reception.confirm()
+        self.file.add(receipt.seq)
+        receipt.recorded()
+        self.talk.protocol.acknowledge()
         self.hear()
 
     @rule(peer=st.sampled_from([A, B]), announced=st.integers(0, 2))
@@ -345,10 +342,10 @@ class Conversation(RuleBasedStateMachine):
     @rule(state=st.sampled_from(["closed", "silent"]))
     def the_run_is_closed(self, state: str) -> None:
         if state == "closed":
-            self.talk.reception.close_run(RUN, "for a test.")
+            self.talk.protocol.close_run(RUN, "for a test.")
         else:
             self.talk.now_s += 1000.0
-            self.talk.reception.look_for_silence(self.talk.now_s)
+            self.talk.protocol.look_for_silence(self.talk.now_s)
         self.hear()
 
     @invariant()
@@ -357,16 +354,16 @@ class Conversation(RuleBasedStateMachine):
 
     @invariant()
     def the_window_holds(self) -> None:
-        if self.run is not None:
-            stats = self.run.stats
-            assert stats.pending_bytes <= self.window * FRAME_BYTES
-            assert stats.pending_bytes == stats.pending * FRAME_BYTES
+        if self.intake is not None:
+            assert self.intake.stats.pending_bytes <= self.window * FRAME_BYTES
+            unacknowledged = [each for each in self.intake._receipts.values() if each.nbytes]
+            assert self.intake.stats.pending_bytes == len(unacknowledged) * FRAME_BYTES
 
     def teardown(self) -> None:
-        if not hasattr(self, "talk") or self.run is None:
+        if not hasattr(self, "talk") or self.intake is None:
             return
         while self.sink.waiting:
-            self.a_frame_becomes_safe(0)
+            self.a_frame_is_recorded(0)
         assert self.confirmed == self.handed, "in the end all that was handed on is confirmed"
 
 
