@@ -178,7 +178,22 @@ def notes(snapshot: StatusSnapshot, space: Space) -> Section | None:
     return Section("notes", rows) if rows else None
 
 
-PANELS = (stages, queues, answers, run, runs, notes)
+def source(snapshot: StatusSnapshot, space: Space) -> Section | None:
+    """Show the light and the pace of the run that is shown: what its camera sends, what is behind."""
+    run, backlog_s = snapshot.shown_run, snapshot.backlog_s
+    if run is None or run.silent_s is None:
+        return None
+    rows = [
+        Row("frame", f"{seconds(run.silent_s)} ago, {100 * run.saturated:.2g} % of its pixels saturated"),
+        Row("journal", f"{size(run.journal_bytes)} with the sender" if run.journal_bytes else ""),
+    ]
+    if backlog_s:
+        waiting = count_noun(sum(each.waiting for each in snapshot.runs), "sweep")
+        rows.append(Row("backlog", f"{waiting}, about {duration(backlog_s)} to catch up"))
+    return Section("source", [row for row in rows if row.text])
+
+
+PANELS = (stages, queues, source, answers, run, runs, notes)
 """From the top; what does not fit is cut off, but for `notes`, which takes the room that is left."""
 LINES = (stages, queues)
 

@@ -195,3 +195,14 @@ class StatusSnapshot(Part):
     sessions: tuple[str, ...] = ()
     session: str = ""
     preview: Preview | None = None
+
+    @property
+    def shown_run(self) -> RunSummary | None:
+        """The summary of `run`, while it is open."""
+        return next((each for each in self.runs if each.id == self.run.id), None)
+
+    @property
+    def backlog_s(self) -> float | None:
+        """How long the engine takes for the sweeps that wait, s; None if nothing is known yet."""
+        total = self.latencies.get("total")
+        return None if total is None else total.p50 * sum(run.waiting for run in self.runs)

@@ -193,6 +193,17 @@ def test_the_terminal_is_given_back(monkeypatch):
     assert shown.index("\x1b[?1049h") < shown.index("running") < shown.index("\x1b[?1049l")
 
 
+def test_the_light_and_the_backlog_of_the_run_are_shown_and_how_long_it_takes_to_catch_up():
+    run = RunSummary(id="3f" * 16, silent_s=0.4, saturated=0.021, journal_bytes=1_200_000_000, waiting=30)
+    snapshot = busy_snapshot(runs=(run,))
+    large = text(screen(snapshot, 160, 48))
+    for shown in (large, page(snapshot)):
+        assert "0.40 s ago, 2.1 % of its pixels saturated" in shown
+        assert "1.2 GB with the sender" in shown
+        assert "30 sweeps, about 0:00:12 to catch up" in shown
+    assert "SOURCE" not in text(screen(busy_snapshot(), 160, 48))
+
+
 def test_a_page_is_plain_and_holds_every_topic():
     shown = page(busy_snapshot())
     assert shown.isprintable() is False  # line ends
