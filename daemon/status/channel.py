@@ -1,7 +1,7 @@
-"""The status on its way over ZeroMQ: the daemon's PUB socket, and whoever listens.
+"""The status channel: the daemon's PUB socket, and its subscribers.
 
 PUB, two parts, the topic ``status`` and a snapshot as JSON. Readers ignore fields that they do not know. A
-subscriber may join at any time and may miss as many snapshots as it likes.
+subscriber may join at any time and miss any number of snapshots.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import zmq
 from pydantic import ValidationError
 
 from microdiffusion.daemon.status.models import StatusSnapshot
-from microdiffusion.errors import AddressError, ConfigError, UserError
+from microdiffusion.errors import AddressError, UserError
 from microdiffusion.wire import secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
     from typing import Self
 
     from microdiffusion.wire import ClientKeys, Gate, ServerKeys
@@ -48,14 +47,11 @@ class StatusPublisher:
         self._gate: Gate | None = None
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 200)
-        # Snapshots are whole: a slow subscriber may miss some rather than pile them up here.
+        # Snapshots are complete: a slow subscriber may miss some rather than pile them up here.
         self._socket.setsockopt(zmq.SNDHWM, 4)
         try:
             self._gate = secure_server(self._socket, address, security)
             self._socket.bind(address)
-        except ConfigError:
-            self.close()
-            raise
         except zmq.ZMQError as error:
             self.close()
             raise AddressError(
@@ -63,10 +59,13 @@ class StatusPublisher:
                 'close the other daemon there, or add --set "wire.status=tcp://127.0.0.1:*" for a free '
                 "port, and the same for wire.data and wire.control."
             ) from error
+        except UserError:
+            self.close()
+            raise
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def publish(self, snapshot: StatusSnapshot) -> None:
-        """Send to whoever listens; never blocks."""
+        """Send to all subscribers; never blocks."""
         self._socket.send_multipart([TOPIC, snapshot.model_dump_json().encode()])
 
     def close(self) -> None:
@@ -79,9 +78,7 @@ class StatusPublisher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -148,7 +145,7 @@ def _reason(error: zmq.ZMQError) -> str:
 
 
 def _newest(socket: zmq.Socket[bytes], timeout_s: float) -> StatusSnapshot | None:
-    """Return the newest valid snapshot that is waiting, or the first one to come; None if there is none."""
+    """Return the newest valid snapshot that is waiting, or the first to come; None if there is none."""
     newest = None
     wait_ms = max(1, int(1000 * timeout_s))
     while socket.poll(wait_ms):
@@ -157,5 +154,5 @@ def _newest(socket: zmq.Socket[bytes], timeout_s: float) -> StatusSnapshot | Non
         try:
             newest = StatusSnapshot.model_validate_json(parts[-1]) if len(parts) == 2 else newest
         except ValidationError:
-            continue  # somebody else's message: not ours to judge, and silence is reported by the caller
+            continue  # not a status: if there is no other, silence is reported by the caller
     return newest

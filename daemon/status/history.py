@@ -1,4 +1,4 @@
-"""How the figures went: the last few minutes for the sparklines, everything since the start for the exporter.
+"""Trends and histograms: the last few minutes for the dashboard, everything since the start for Prometheus.
 
 Plain state without lock or clock; `StatusBoard` owns both objects and guards them.
 """
@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 KEPT = 120
-"""Values that a sparkline has: four minutes of the rate, and the last so many volumes of the others."""
+"""Values of a trend: four minutes of the rate, the last so many volumes of the others."""
 RATE_EVERY_S = 2.0
 
 BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -19,7 +19,7 @@ BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 
 
 class History:
-    """The latest values of a few figures, in the order in which they came."""
+    """The latest values of a few figures, in order."""
 
     def __init__(self) -> None:
         self._values: dict[str, deque[float]] = {}
@@ -28,7 +28,7 @@ class History:
     def add(self, name: str, value: float) -> None:
         """Add a value; one that is not finite is left out."""
         if math.isfinite(value):
-            # Four digits are more than a sparkline shows, and keep the status small on the line.
+            # Four digits are more than a trend shows, and keep the status small on the line.
             self._values.setdefault(name, deque(maxlen=KEPT)).append(float(f"{value:.4g}"))
 
     def sample(self, name: str, value: float, now_s: float) -> None:

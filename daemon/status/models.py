@@ -1,7 +1,7 @@
 """The models of the daemon's status: everything that the dashboard shows, at one moment.
 
-A snapshot is whole, nothing has to be remembered from an earlier one. Frozen; travels as JSON, so numbers
-that do not exist are None, never NaN. The names are the interface of whoever listens to the status.
+A snapshot is complete, nothing has to be remembered from an earlier one. Frozen; sent as JSON, so numbers
+that do not exist are None, never NaN. The names are a public interface, for whoever subscribes to the status.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEADLINE = "sweep_to_disk"
 """The latency that counts: from a sweep's last frame to its volume being readable on disk."""
 
 LIVE = "projection_to_view"
-"""From a projection to the rolling volume that it is in, where engine.update is "projection"."""
+"""From a projection to the rolling volume that contains it, if engine.update is "projection"."""
 
 State = Literal["starting", "waiting", "running", "closing", "closed", "failed"]
 Outcome = Literal["written", "lost", "skipped", "failed"]
@@ -29,7 +29,7 @@ class Part(BaseModel):
 
 
 class RunStatus(Part):
-    """Which run this is; `sweeps` is the number planned, None where the end is open."""
+    """The run that is shown; `sweeps` is the number planned, None if the end is open."""
 
     name: str = ""
     id: str = ""
@@ -41,12 +41,13 @@ class RunStatus(Part):
 
 
 class RunSummary(Part):
-    """A run that is not closed yet: what its driver was told, what came, what waits for the engine.
+    """A run that is not closed yet.
 
-    `state` is "go", "pause", "stop" or "closing"; `waits_for` says why nothing can be written now. `frames`,
-    `missing`, `dropped`, `refused` and `duplicate` count frames; `silent_s` is the time since the last one,
-    None before the first; `saturated` the share of the newest one's pixels that the camera could not count
-    any further; `journal_bytes` what waits in its sender's journal. `resumed`: its file was there before.
+    `state` is what its driver was told ("go", "pause", "stop") or "closing"; `waits_for` says why nothing can
+    be written now. `frames`, `missing`, `dropped`, `refused` and `duplicate` count frames; `written` counts
+    volumes, `waiting` the sweeps that wait for the engine. `silent_s` is the time since the last frame, None
+    before the first; `saturated` the share of its pixels at the camera's largest count; `journal_bytes` what
+    waits in the sender's journal. `resumed`: its file existed before.
     """
 
     name: str = ""
@@ -80,7 +81,7 @@ class EngineStatus(Part):
 
 
 class FrameCounts(Part):
-    """The ledger of frames. `announced` is the sender's own count, known when the run ends."""
+    """The frames of the run that is shown; `announced` is the sender's count, known when the run ends."""
 
     received: int = 0
     announced: int | None = None
@@ -91,7 +92,7 @@ class FrameCounts(Part):
 
 
 class FrameTotals(Part):
-    """Frames of all runs since the daemon's start, those that are over included."""
+    """Frames of all runs since the daemon's start, finished ones included."""
 
     received: int = 0
     dropped: int = 0
@@ -100,7 +101,7 @@ class FrameTotals(Part):
 
 
 class SweepProgress(Part):
-    """The sweep that is being received: its number, and how many of its `count` frames are there."""
+    """The sweep that is being received: its number, and how many of its `count` frames are here."""
 
     number: int = 0
     received: int = 0
@@ -108,7 +109,7 @@ class SweepProgress(Part):
 
 
 class QueueDepth(Part):
-    """What waits, in bytes; `limit` 0 where there is none."""
+    """What waits, in bytes; `limit` is 0 if there is none."""
 
     bytes: int = 0
     limit: int = 0
@@ -122,7 +123,7 @@ class Latency(Part):
 
 
 class VolumeCounts(Part):
-    """What became of the sweeps."""
+    """Outcomes of the sweeps."""
 
     written: int = 0
     lost: int = 0
@@ -141,7 +142,7 @@ class Quality(Part):
 
 
 class Note(Part):
-    """Something that the user should know: its number, counted from 0, and its time since the start, s."""
+    """A message to the user: its number, counted from 0, and its time since the start, s."""
 
     number: int
     elapsed_s: float
@@ -162,11 +163,10 @@ class Alarm(Part):
 class StatusSnapshot(Part):
     """Everything that the dashboard shows, at one moment.
 
-    `daemon` is another number for each start of a daemon, so that its answers can be told from another one's.
-    `history` has the latest values of frame_rate_hz, latency_s, residual and
-    held_out_error; `clock_step_s`
-    is by how much the clock of the daemon's machine was set since the start. `preview` is of the session that
-    `session` names, one of `sessions`; it is None where it is no news: the one before still holds.
+    `daemon` is a new number at each start of a daemon: answers of different daemons can be told apart by it.
+    `history` has the latest values of frame_rate_hz, latency_s, residual and held_out_error; `clock_step_s`
+    is by how much the clock of the daemon's computer was set since the start. `preview` belongs to `session`,
+    one of `sessions`; it is None unless it is new: the one before still holds.
     """
 
     mdd: int = 1
