@@ -247,11 +247,8 @@ class RunIntake:
         """Return the answer to `start`: how much may be on its way, and what need not be sent again."""
         after = self._firsts[bisect_right(self._firsts, first_seq) :]
         stop = after[0] if after else math.inf
-        held = (
-            receipt.seq
-            for receipt in self._receipts.values()
-            if not receipt.complete and first_seq <= receipt.seq < stop
-        )
+        # Complete ones too: until they are acknowledged, this answer would declare them lost.
+        held = (seq for seq in self._receipts if first_seq <= seq < stop)
         return wire.Ack(
             run=self.run.header.run_id,
             attempt=attempt,
