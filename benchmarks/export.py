@@ -25,7 +25,7 @@ from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.frames import Reconstruction
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 RESULT = ROOT / "benchmarks" / "results" / "export.json"
 KINDS = ("ome-zarr", "ome-tiff", "bdv", "nrrd", "snapshot")

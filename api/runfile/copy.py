@@ -26,18 +26,17 @@ from microdiffusion.errors import InputFileError, MddError, NoRoomError
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.files import RunParts
-from microdiffusion.runfile.layout import (
-    SNAPSHOT,
-    Chunks,
+from microdiffusion.runfile.layout import SNAPSHOT, Chunks, chunk_shape, create_run_file
+from microdiffusion.runfile.schema import (
     Closed,
+    Dataset,
     RunPlan,
     Status,
-    chunk_shape,
-    create_run_file,
+    datasets,
+    file_bytes,
     position_prefix,
     segment_path,
 )
-from microdiffusion.runfile.schema import Dataset, datasets, file_bytes
 from microdiffusion.runfile.verify import Report, verify_run
 
 _ATTEMPTS = 100

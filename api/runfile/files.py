@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
-from microdiffusion.runfile.layout import Closed, RunPlan, read_layout, require_compression, segment_path
+from microdiffusion.runfile.layout import read_layout, require_compression
+from microdiffusion.runfile.schema import Closed, RunPlan, segment_path
 
 _CLOSED = "The run was closed: open it again with open_run."
 _UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, MemoryError)

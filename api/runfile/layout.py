@@ -12,7 +12,6 @@ file and none overlaps another, whatever the file held. Functions hold no state;
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, InputFileError
-from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.attributes import (
     attribute_of,
     read_plan,
@@ -34,53 +32,10 @@ from microdiffusion.runfile.attributes import (
     write_attributes,
     write_plots,
 )
-from microdiffusion.runfile.schema import (
-    CANDIDATES,
-    EFFORTS,
-    EVENT_ROOM,
-    LAYOUT_VERSION,
-    REASON_BYTES,
-    RUNTIMES,
-    SERVED,
-    STAGES,
-    Closed,
-    Dataset,
-    RunPlan,
-    Status,
-    datasets,
-    position_prefix,
-    runtime_code,
-    segment_path,
-)
-
-__all__ = [
-    "CANDIDATES",
-    "EFFORTS",
-    "EVENT_ROOM",
-    "LAYOUT_VERSION",
-    "LEDGER_COLUMNS",
-    "REASON_BYTES",
-    "RUNTIMES",
-    "SERVED",
-    "SNAPSHOT",
-    "STAGES",
-    "Closed",
-    "Ledger",
-    "Region",
-    "RunLayout",
-    "RunPlan",
-    "Status",
-    "create_run_file",
-    "parse_configuration",
-    "peek",
-    "position_prefix",
-    "read_layout",
-    "runtime_code",
-    "segment_path",
-]
+from microdiffusion.runfile.schema import Dataset, RunPlan, datasets
 
 SNAPSHOT = "snapshot_utc"
-"""The entry of a copy's provenance that says when it was made (`run_copy`)."""
+"""The entry of a copy's provenance that says when it was made (`copy`)."""
 _DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
 _CONTENT_ELEMENTS = 1 << 16
 _CHUNK_BYTES = 1 << 20  # most of an image's chunk
@@ -358,12 +313,3 @@ def peek(path: Path) -> tuple[str, str]:
         except (InputFileError, KeyError):
             return "", ""
     return run_id, created
-
-
-def parse_configuration(plan: RunPlan) -> dict[str, Any]:
-    """Return the resolved configuration as plain dictionaries; empty where it is not JSON."""
-    try:
-        value = json.loads(plan.configuration)
-    except (ValueError, RecursionError):  # the latter by brackets without end
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""Reading a run file, while the run goes on and ever after.
+"""Reading a run file, during the run and afterwards.
 
 Owns `open_run`. The layout is read once with HDF5; the data are then read straight from the file's bytes
 through a memory map (`files`), so what the recorder writes is seen at once, no HDF5 lock or cache lies
@@ -13,8 +13,7 @@ whole, and has its checksum (`series`). A `Run` may be used on any one thread.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,27 +21,21 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import InputFileError
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.header import RunHeader
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.files import RunFile, RunParts
-from microdiffusion.runfile.layout import (
-    LEDGER_COLUMNS,
-    Closed,
-    Ledger,
-    Status,
-    parse_configuration,
-    position_prefix,
-)
+from microdiffusion.runfile.follow import LiveVolume, follow, follow_live, read_live
 from microdiffusion.runfile.pyramid import Factors
-from microdiffusion.runfile.schema import LEVEL_ZERO
+from microdiffusion.runfile.schema import LEVEL_ZERO, Closed, Status, position_prefix
 from microdiffusion.runfile.series import Item, Piece, TimeSeries
 from microdiffusion.runfile.sweeps import FrameTable, assemble
 from microdiffusion.text import count_noun
 
-_LIVE_ATTEMPTS = 100
+_NO_FRAME = "it did not come; run.sweep() holds those that did, .filled(value) puts a value there."
+_NO_UNCERTAINTY = "its volume was reconstructed without; the other time points are read one by one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +66,14 @@ class Gap:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class LiveVolume:
-    """A rolling volume, from the newest frame and those before it, a sweep's worth.
-
-    Attributes
-    ----------
-    number : int
-        Counts the updates, from 1.
-    sweep, newest_seq : int
-        The sweep of the newest frame in it, and that frame's `seq`.
-    time_s : float
-        Camera time of that frame, s since the start.
-    volume : (Z, Y, X) uint16 or float32
-    """
-
-    number: int
-    sweep: int
-    newest_seq: int
-    time_s: float
-    volume: NDArray[Any]
-
-
 class Run:
     """An open run. Made by `open_run`; a context manager.
 
     Attributes
     ----------
     path : Path
+    position : int
+        Which of the stage's positions this reads.
     header : RunHeader
     config : dict
         The resolved configuration of the run.
@@ -117,6 +90,7 @@ class Run:
 
     def __init__(self, path: Path, position: int = 0, *, check: bool = True) -> None:
         self.path = path
+        self.position = position
         self._parts = RunParts(path)
         self._check = check
         plan = self._parts.plan
@@ -126,25 +100,21 @@ class Run:
                 f"{path} has {count_noun(len(plan.header.positions), 'position')}, so there is no position "
                 f"{position}: give a smaller number."
             )
-        self._position = position
         self._prefix = position_prefix(position)
         self.header: RunHeader = plan.header
-        self.config: dict[str, Any] = parse_configuration(plan)
+        self.config: dict[str, Any] = _json(plan.configuration)
         self.volume = self._images("volume", "crc32", "volume")
         self.projections = self._frames()
-        self.pyramid: tuple[TimeSeries, ...] = (
-            self.volume,
-            *(
-                self._images(f"pyramid/{level}", f"pyramid_crc32/{level}", f"volume of level {level}")
-                for level in range(1, len(plan.pyramid) + 1)
-            ),
+        coarser = (
+            self._images(f"pyramid/{level}", f"pyramid_crc32/{level}", f"volume of level {level}")
+            for level in range(1, len(plan.pyramid) + 1)
         )
+        self.pyramid: tuple[TimeSeries, ...] = (self.volume, *coarser)
         self.pyramid_factors: tuple[Factors, ...] = (LEVEL_ZERO, *plan.pyramid)
         self.uncertainty: TimeSeries | None = None
         if plan.uncertainty:
-            self.uncertainty = self._images(
-                "uncertainty", "uncertainty_crc32", "uncertainty", flag="has_uncertainty"
-            )
+            sums, flag = "uncertainty_crc32", "has_uncertainty"
+            self.uncertainty = self._images("uncertainty", sums, "uncertainty", flag)
 
     def __len__(self) -> int:
         """Return T, the number of time points that there is room for."""
@@ -156,13 +126,8 @@ class Run:
         return self.header.voxel_size_um
 
     @property
-    def position(self) -> int:
-        """Which of the stage's positions this reads."""
-        return self._position
-
-    @property
     def status(self) -> NDArray[np.uint8]:
-        """What became of each time point, (T[, C]) uint8: the codes of `geometry.Status`, as of now."""
+        """What became of each time point, (T[, C]) uint8: the codes of `Status`, as of now."""
         return self.values("status")
 
     @property
@@ -173,16 +138,9 @@ class Run:
     @property
     def provenance(self) -> dict[str, str]:
         """Versions, checksum of the weights, device ...; the engine's part as soon as it is known."""
-        first = self._first()
-        plan = first.plan
-        if plan.segment:
-            return dict(plan.provenance)
-        try:
-            engine = json.loads(bytes(first.view("mdd/engine")[()]) or b"{}")
-        except (ValueError, RecursionError):
-            engine = {}
-        more = engine if isinstance(engine, dict) else {}
-        return dict(plan.provenance) | {key: str(value) for key, value in more.items()}
+        first = self._parts.first()
+        engine = {} if first.plan.segment else _json(bytes(first.view("mdd/engine")[()]))
+        return dict(first.plan.provenance) | {key: str(value) for key, value in engine.items()}
 
     @property
     def created_utc(self) -> str:
@@ -196,13 +154,13 @@ class Run:
 
     @property
     def closed(self) -> bool:
-        """Whether the run ended and its file was closed in order."""
+        """Whether the run ended and its file was closed."""
         return int(self._parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
 
     @property
     def ledger(self) -> Ledger:
         """Where the frames went, as far as known; all zero in a further file that is opened alone."""
-        first = self._first()
+        first = self._parts.first()
         if first.plan.segment:
             return Ledger()
         return Ledger(**dict(zip(LEDGER_COLUMNS, first.view("mdd/ledger")[()].tolist(), strict=True)))
@@ -210,20 +168,13 @@ class Run:
     @property
     def events(self) -> list[Event]:
         """What happened during the run, oldest first; the last 4096."""
-        first = self._first()
+        first = self._parts.first()
         if first.plan.segment:
             return []
         count = max(int(first.view("mdd/events/count")[()]), 0)
         times, kinds, texts = (first.view(f"mdd/events/{name}")[()] for name in ("time_s", "kind", "text"))
         rows = (number % len(times) for number in range(max(count - len(times), 0), count))
-        return [
-            Event(
-                float(times[row]),
-                bytes(kinds[row]).decode(errors="replace"),
-                bytes(texts[row]).decode(errors="replace"),
-            )
-            for row in rows
-        ]
+        return [Event(float(times[row]), _text(kinds[row]), _text(texts[row])) for row in rows]
 
     def written(self, channel: int | None = None) -> NDArray[np.intp]:
         """Return the time points that have a volume, of one channel or of all of them; ascending."""
@@ -256,24 +207,11 @@ class Run:
 
     def sweep(self, time_point: int, channel: int = 0) -> Sweep:
         """Return the recorded projections of a time point, ascending in z, the held-out ones apart."""
-        return assemble(self._rows(time_point, channel), self._number(time_point), channel, self._position)
+        return assemble(self._rows(time_point, channel), self._number(time_point), channel, self.position)
 
     def frames(self, time_point: int, channel: int = 0) -> list[Frame]:
         """Return the recorded frames of a time point, in the order of their places in the sweep."""
-        return self._rows(time_point, channel).frames(self._number(time_point), channel, self._position)
-
-    def _rows(self, time_point: int, channel: int) -> FrameTable:
-        place = (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
-
-        def read(name: str) -> NDArray[Any]:
-            if name == "projections":
-                return self.projections.filled(0)[place]
-            return TimeSeries(lambda: self._pieces(name))[place]
-
-        return FrameTable.read(read, self._parts.plan.minor)
-
-    def _number(self, time_point: int) -> int:
-        return time_point % len(self) + self._parts.plan.first_time_point
+        return self._rows(time_point, channel).frames(self._number(time_point), channel, self.position)
 
     def live(self, channel: int = 0) -> LiveVolume | None:
         """Return the newest rolling volume; None where there is none (`engine.update` = "projection").
@@ -283,36 +221,10 @@ class Run:
         InputFileError
             Its checksum is wrong, again and again: the file is damaged.
         """
-        first = self._first()
-        plan = first.plan
-        if not plan.live or plan.segment:
+        first = self._parts.first()
+        if not first.plan.live or first.plan.segment:
             return None
-        place = () if len(self.header.channels) == 1 else (channel,)
-
-        def view(name: str) -> Any:
-            return first.view(f"{self._prefix}live/{name}")
-
-        # The writer fills the buffer that the counter does not name, then counts on. So a copy is whole
-        # where the counter stood still meanwhile; the checksum holds wherever bytes arrive in any order.
-        for _ in range(_LIVE_ATTEMPTS):
-            number = int(view("counter")[place])
-            if number <= 0:
-                return None
-            index = (number % 2, *place)
-            volume = np.array(view("volume")[index])
-            found = LiveVolume(
-                number,
-                int(view("sweep")[index]),
-                int(view("newest_seq")[index]),
-                float(view("time_s")[index]),
-                volume,
-            )
-            expected = int(view("crc32")[index])
-            whole = crc32(volume.reshape(-1).view(np.uint8).data) == expected
-            if whole and number == int(view("counter")[place]):
-                return found
-            time.sleep(0.001)
-        raise InputFileError(f"{self.path}: no rolling volume comes whole: the file is damaged.")
+        return read_live(first, self._prefix, () if len(self.header.channels) == 1 else (channel,))
 
     def follow_live(
         self, channel: int = 0, timeout_s: float | None = None, *, poll_s: float = 0.01
@@ -321,19 +233,7 @@ class Run:
 
         Ends when the run is closed, or when nothing came for `timeout_s` seconds (None: waits for ever).
         """
-        told = 0
-        heard_s = time.monotonic()
-        while True:
-            closed = self.closed  # before looking, so that the last one is not missed
-            newest = self.live(channel)
-            if newest is not None and newest.number != told:
-                told = newest.number
-                yield newest
-                heard_s = time.monotonic()
-                continue
-            if closed or (timeout_s is not None and time.monotonic() - heard_s > timeout_s):
-                return
-            time.sleep(poll_s)
+        return follow_live(self, channel, timeout_s, poll_s)
 
     def follow(
         self, timeout_s: float | None = None, *, channel: int | None = None, poll_s: float = 0.05
@@ -344,28 +244,10 @@ class Run:
         are written; name one, and its volumes (Z, Y, X) come alone. Ends when the run is closed, or when
         nothing came for `timeout_s` seconds (None: waits for ever).
         """
-        told: set[int] = set()
-        heard_s = time.monotonic()
-        while True:
-            closed = self.closed  # before looking, so that nothing written before the close is missed
-            new = [t for t in self.written(channel).tolist() if t not in told]
-            for t in new:
-                told.add(t)
-                yield (
-                    t,
-                    self.volume[t]
-                    if channel is None or len(self.header.channels) == 1
-                    else self.volume[t, channel],
-                )
-                heard_s = time.monotonic()
-            if new:
-                continue
-            if closed or (timeout_s is not None and time.monotonic() - heard_s > timeout_s):
-                return
-            time.sleep(poll_s)
+        return follow(self, channel, timeout_s, poll_s)
 
     def close(self) -> None:
-        """Let go of the file. What was read stays valid."""
+        """Close the file. What was read stays valid."""
         self._parts.close()
 
     def __enter__(self) -> Self:
@@ -376,8 +258,22 @@ class Run:
     ) -> None:
         self.close()
 
-    def _first(self) -> RunFile:
-        return self._parts.first()
+    def _place(self, time_point: int, channel: int) -> tuple[int, ...]:
+        return (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
+
+    def _number(self, time_point: int) -> int:
+        """Return the sweep that a time point holds."""
+        return time_point % len(self) + self._parts.plan.first_time_point
+
+    def _rows(self, time_point: int, channel: int) -> FrameTable:
+        place = self._place(time_point, channel)
+
+        def read(name: str) -> NDArray[Any]:
+            if name == "projections":
+                return self.projections.filled(0)[place]
+            return TimeSeries(lambda: self._pieces(name))[place]
+
+        return FrameTable.read(read, self._parts.plan.minor)
 
     def _pieces(self, name: str) -> Iterator[Piece]:
         return (Piece(part.view(self._prefix + name)) for part in self._parts.all())
@@ -385,50 +281,44 @@ class Run:
     def _images(self, name: str, checksum: str, what: str, flag: str = "") -> TimeSeries:
         """Return a series of volumes: there where the status says so, and `flag` where one is named."""
 
-        def piece(part: RunFile) -> Piece:
+        def is_there(part: RunFile) -> Callable[[Item], bool]:
             status = part.view(f"{self._prefix}mdd/status")
             flags = part.view(f"{self._prefix}mdd/{flag}") if flag else None
-            sums = part.view(f"{self._prefix}mdd/{checksum}")
-
-            def there(item: Item) -> bool:
-                return bool(status[item] == Status.WRITTEN and (flags is None or flags[item] == 1))
-
-            def checksum_of(item: Item) -> int:
-                return int(sums[item])
-
-            return Piece(part.view(self._prefix + name), there, checksum_of if self._check else None)
+            return lambda item: bool(status[item] == Status.WRITTEN and (flags is None or flags[item] == 1))
 
         def why(item: Item) -> str:
-            if flag and self.status[item] == Status.WRITTEN:
-                return "its volume was reconstructed without; the other time points are read one by one."
-            return f"{self._why(item)}; run.gaps() lists all gaps, .filled(value) puts a value there."
+            status, reason = _settled(self.status[item], self.values("reason")[item])
+            if flag and status is Status.WRITTEN:
+                return _NO_UNCERTAINTY
+            reason = f"it is {status.name.lower()}, {reason}" if status else reason
+            return f"{reason}; run.gaps() lists all gaps, .filled(value) puts a value there."
 
-        leading = 1 if len(self.header.channels) == 1 else 2
-        return TimeSeries(
-            lambda: (piece(part) for part in self._parts.all()), name=what, leading=leading, why=why
-        )
+        return self._series(name, checksum, what, is_there, why)
 
     def _frames(self) -> TimeSeries:
         """Return the series of frames: there where they have their `seq`."""
 
-        def piece(part: RunFile) -> Piece:
+        def is_there(part: RunFile) -> Callable[[Item], bool]:
             seq = part.view(f"{self._prefix}mdd/frames/seq")
-            sums = part.view(f"{self._prefix}mdd/frames/crc32")
-            data = part.view(f"{self._prefix}projections")
-            checksum = (lambda item: int(sums[item])) if self._check else None
-            return Piece(data, lambda item: bool(seq[item] >= 0), checksum)
+            return lambda item: bool(seq[item] >= 0)
 
-        def why(item: Item) -> str:
-            return "it did not come; run.sweep() holds those that did, .filled(value) puts a value there."
+        return self._series("projections", "frames/crc32", "frame", is_there, lambda item: _NO_FRAME)
 
-        leading = 2 if len(self.header.channels) == 1 else 3
-        return TimeSeries(
-            lambda: (piece(part) for part in self._parts.all()), name="frame", leading=leading, why=why
-        )
+    def _series(
+        self,
+        name: str,
+        checksum: str,
+        what: str,
+        is_there: Callable[[RunFile], Callable[[Item], bool]],
+        why: Callable[[Item], str],
+    ) -> TimeSeries:
+        def pieces() -> Iterator[Piece]:
+            for part in self._parts.all():
+                sums = part.view(f"{self._prefix}mdd/{checksum}") if self._check else None
+                yield Piece(part.view(self._prefix + name), is_there(part), sums)
 
-    def _why(self, item: Item) -> str:
-        status, reason = _settled(self.status[item], self.values("reason")[item])
-        return f"it is {status.name.lower()}, {reason}" if status else reason
+        leading = len(self._place(0, 0)) + (name == "projections")
+        return TimeSeries(pieces, name=what, leading=leading, why=why)
 
 
 def _settled(status: Any, reason: Any) -> tuple[Status, str]:
@@ -436,8 +326,20 @@ def _settled(status: Any, reason: Any) -> tuple[Status, str]:
     code = int(status)
     if code == Status.EMPTY:
         return Status.EMPTY, "it was not reconstructed, or not yet"
-    text = bytes(reason).decode(errors="replace")
-    return Status(code) if code in set(Status) else Status.FAILED, text or "no reason is given"
+    return Status(code) if code in set(Status) else Status.FAILED, _text(reason) or "no reason is given"
+
+
+def _text(value: Any) -> str:
+    return bytes(value).decode(errors="replace")
+
+
+def _json(text: str | bytes) -> dict[str, Any]:
+    """Return an object of JSON; empty where it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # the latter by brackets without end
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def open_run(path: str | Path, *, position: int = 0, check: bool = True) -> Run:

@@ -26,11 +26,11 @@ Item = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one file holds of a series: an array, which of its items are there, and their CRC-32."""
+    """What one file holds of a series: an array, which of its items are there, the array of their CRC-32."""
 
     data: Any  # a NumPy array, or what is indexed like one
     there: Callable[[Item], bool] | None = None
-    checksum: Callable[[Item], int] | None = None
+    checksums: Any = None
 
 
 class TimeSeries:
@@ -142,9 +142,9 @@ class TimeSeries:
             room[...] = self._fill
             return
         room[0] = piece.data[(*place, *rest)]
-        if whole and piece.checksum is not None:
+        if whole and piece.checksums is not None:
             found = crc32(np.ascontiguousarray(room).reshape(-1).view(np.uint8).data)
-            if found != piece.checksum(place):
+            if found != piece.checksums[place]:
                 raise DamagedError(
                     f"The {self._name} at {_text(item)} does not have its checksum: the file is damaged; "
                     "`mdd verify` tells what else is, open_run(path, check=False) reads it as it is."

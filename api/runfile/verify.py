@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.files import RunFile
-from microdiffusion.runfile.layout import (
+from microdiffusion.runfile.pyramid import coarser
+from microdiffusion.runfile.schema import (
+    CHECKED,
     EFFORTS,
-    LEDGER_COLUMNS,
     RUNTIMES,
     SERVED,
     Closed,
-    Ledger,
     RunPlan,
     Status,
     position_prefix,
+    recorded_fields,
     segment_path,
 )
-from microdiffusion.runfile.pyramid import coarser
-from microdiffusion.runfile.schema import CHECKED, recorded_fields
 
 _MOST_FAULTS = 100
 _LEDGER_ATTEMPTS = 5

@@ -39,7 +39,8 @@ from microdiffusion.daemon.recorder.writer import RunWriter, Written
 from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
 from microdiffusion.frames import Frame, Reconstruction, Sweep
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile import FrameTable, Ledger, RunPlan, Status, assemble, level_factors
+from microdiffusion.ledger import Ledger
+from microdiffusion.runfile import FrameTable, RunPlan, Status, assemble, level_factors
 from microdiffusion.text import count_noun
 
 __all__ = ["Recorder", "Written"]

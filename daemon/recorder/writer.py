@@ -30,12 +30,12 @@ from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.run_data import RunData, cut
 from microdiffusion.daemon.recorder.voxels import VoxelWriter
 from microdiffusion.frames import FIGURES, Frame, Reconstruction, Sweep
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import (
     CHECKED,
     REASON_BYTES,
     SERVED,
     STAGES,
-    Ledger,
     Status,
     position_prefix,
     recorded_fields,

@@ -15,8 +15,8 @@ from microdiffusion.adapters.arrays import Source, to_dask, to_xarray
 from microdiffusion.daemon.offline.summary import duration_s
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import DependencyError, GapError, InputFileError
-from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.reader import Run
+from microdiffusion.runfile.schema import Status
 
 pytest.importorskip("dask.array")
 LOST = 2

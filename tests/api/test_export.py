@@ -19,8 +19,8 @@ from microdiffusion.errors import InputFileError
 from microdiffusion.export import FORMATS, Scope, default_output, export_run
 from microdiffusion.export.bdv_link import link_run, renew_link
 from microdiffusion.runfile.copy import snapshot_run
-from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.pyramid import coarser, level_factors
+from microdiffusion.runfile.schema import Status
 
 SHAPE = (6, 130, 70)
 VOXEL = (2.0, 0.5, 0.25)

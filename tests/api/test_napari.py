@@ -17,7 +17,7 @@ from support.run_file_writer import SHAPE, header, put_volume, recorder, volume,
 from microdiffusion.adapters.napari_layers import LayerData
 from microdiffusion.adapters.napari_reader import get_reader, read
 from microdiffusion.runfile.copy import snapshot_run
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 TESTS = Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ import pytest
 from support.run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, volume, wait
 
 from microdiffusion.errors import GapError, InputFileError, MissingFileError
-from microdiffusion.runfile.layout import Status, segment_path
 from microdiffusion.runfile.reader import open_run
+from microdiffusion.runfile.schema import Status, segment_path
 
 
 @pytest.fixture

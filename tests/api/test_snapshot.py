@@ -24,7 +24,7 @@ from microdiffusion.daemon.runs.find_run import RunFinder
 from microdiffusion.errors import InputFileError
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.copy import snapshot_run
-from microdiffusion.runfile.layout import Status, segment_path
+from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 

@@ -23,7 +23,7 @@ from support.run_file_writer import (
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.errors import MissingFileError
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
-from microdiffusion.runfile.layout import Status, segment_path
+from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 

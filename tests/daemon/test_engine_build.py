@@ -44,7 +44,7 @@ from microdiffusion.engines.pipeline import Engine
 from microdiffusion.engines.runtimes.tensorrt_build import MODULES
 from microdiffusion.errors import EngineError
 from microdiffusion.frames import Sweep
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 FASTER = "tensorrt_standin 1"
 GATE = "BUILD_TEST_GATE"  # the file that lets a build end; the process finds its name in the environment

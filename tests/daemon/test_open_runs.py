@@ -25,7 +25,7 @@ from microdiffusion.daemon.status.models import RunSummary
 from microdiffusion.errors import ConfigError, DiskError, RunError, UserError
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 
 def header_of(name: str) -> RunHeader:

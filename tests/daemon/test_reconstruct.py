@@ -18,7 +18,7 @@ from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.errors import InputFileError
 from microdiffusion.frames import Frame, FrameInfo, Sweep
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 ENGINE = EngineConfig(method="inr", device="cpu", threads=1, inr=InrConfig(cold_steps=3, warm_steps=1))
 CONFIG = Config(engine=ENGINE)

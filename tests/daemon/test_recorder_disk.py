@@ -29,8 +29,9 @@ from microdiffusion.daemon.recorder import segment
 from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import DiskError, NoRoomError
-from microdiffusion.runfile.layout import Ledger, Status, segment_path
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.reader import open_run
+from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 

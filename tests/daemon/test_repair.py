@@ -11,8 +11,8 @@ from support.run_file_writer import frame, put_sweep, recorder, volume, wait
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.repair import repair_run
 from microdiffusion.daemon.recorder.segment import Segment
-from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.reader import open_run
+from microdiffusion.runfile.schema import Status
 from microdiffusion.runfile.verify import verify_run
 
 

@@ -22,7 +22,7 @@ from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.report.charts import POINTS_MOST, Line, chart
 from microdiffusion.daemon.report.page import template, write_page
 from microdiffusion.daemon.report.pictures import EDGE_MOST, png, projections
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
 

@@ -9,7 +9,7 @@ import numpy as np
 from support.run_file_writer import header, put_volume, recorder, volume, wait
 
 from microdiffusion.daemon.runs.bdv_link import RunLink
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 
 def test_link_is_made_at_the_start_and_knows_all_files_at_the_end(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from microdiffusion.daemon.status.board import StatusBoard
 from microdiffusion.errors import ConfigError, RunError, UserError
 from microdiffusion.frames import Frame
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.reader import open_run
+from microdiffusion.runfile.schema import Status
 from microdiffusion.wire.messages import RunEnd
 
 TWO = header(channels=("a", "b"), positions=("p", "q"))

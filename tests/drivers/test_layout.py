@@ -14,8 +14,7 @@ from support.run_file_writer import SHAPE, header, put_sweep, put_volume, record
 
 from microdiffusion import open_run
 from microdiffusion.errors import DamagedError, GapError, InputFileError
-from microdiffusion.runfile.layout import RunPlan, Status
-from microdiffusion.runfile.schema import datasets
+from microdiffusion.runfile.schema import RunPlan, Status, datasets
 from microdiffusion.runfile.verify import verify_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "run-file.md"

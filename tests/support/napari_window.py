@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QApplication
 from microdiffusion import open_run
 from microdiffusion.adapters.napari_follow import _following
 from microdiffusion.daemon.recorder.recorder import Recorder
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 from support.run_file_writer import header, put_volume, recorder
 
 SHAPE = (6, 132, 136)

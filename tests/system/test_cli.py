@@ -23,7 +23,7 @@ from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.offline.summary import sparkline
 from microdiffusion.daemon.status import StatusBoard, StatusPublisher
 from microdiffusion.errors import DiskError, EngineError, InputFileError
-from microdiffusion.runfile.layout import Status
+from microdiffusion.runfile.schema import Status
 
 COMMANDS = cli.commands()
 

@@ -36,8 +36,8 @@ from microdiffusion.export.bdv_link import link_run
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.copy import snapshot_run
 from microdiffusion.runfile.files import RunFile
-from microdiffusion.runfile.layout import SNAPSHOT, Status, segment_path
-from microdiffusion.runfile.schema import datasets
+from microdiffusion.runfile.layout import SNAPSHOT
+from microdiffusion.runfile.schema import Status, datasets, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 SHAPE = (6, 64, 80)

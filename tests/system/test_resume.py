@@ -33,8 +33,9 @@ from support.run_file_writer import (
 from microdiffusion.daemon.recorder import segment
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import DiskError, InputFileError, MissingFileError
-from microdiffusion.runfile.layout import Ledger, Status, segment_path
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.reader import open_run
+from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 

@@ -22,8 +22,8 @@ from support.sample_data import SHAPE, write_sample
 from microdiffusion import open_run
 from microdiffusion.daemon.status import subscribe
 from microdiffusion.files.projections import open_projections
-from microdiffusion.runfile.layout import SERVED, Status
 from microdiffusion.runfile.reader import Run
+from microdiffusion.runfile.schema import SERVED, Status
 from microdiffusion.wire.security import new_keys
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from microdiffusion.daemon.control import ask
 from microdiffusion.errors import UserError
 from microdiffusion.files.projections import open_projections
 from microdiffusion.frames import FrameInfo
-from microdiffusion.runfile.layout import Status
 from microdiffusion.runfile.reader import Run
+from microdiffusion.runfile.schema import Status
 from microdiffusion.sender.sender import Sender
 
 pytestmark = pytest.mark.timeout(300)
