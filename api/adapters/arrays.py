@@ -14,13 +14,13 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, GapError, InputFileError
-from microdiffusion.runfile import Status
+from microdiffusion.runfile import Status, open_run
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,15 +64,7 @@ class Source:
         return cls(path, run.header.run_id, position, level, uncertainty)
 
     def open(self) -> Run:
-        """Return the run as this thread has it open.
-
-        Raises
-        ------
-        MissingFileError, InputFileError
-            It is gone, or its file is another run's by now.
-        """
-        from microdiffusion.runfile import open_run
-
+        """Return the run as this thread has it open; an error where its file is gone, or another run's."""
         runs: OrderedDict[Any, Run] = _threads.__dict__.setdefault("runs", OrderedDict())
         key = (self.path, self.run_id, self.position)
         if key in runs:
@@ -267,10 +259,6 @@ def _import(module: str, package: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        _not_installed(package, extra, error)
-
-
-def _not_installed(package: str, extra: str, error: ImportError) -> NoReturn:
-    raise DependencyError(
-        f'This needs {package}: python -m pip install "microdiffusion-daemon[{extra}]".'
-    ) from error
+        raise DependencyError(
+            f'This needs {package}: python -m pip install "microdiffusion-daemon[{extra}]".'
+        ) from error

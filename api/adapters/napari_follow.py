@@ -1,31 +1,51 @@
-"""Layers that grow while their run goes on.
+"""The reader that `napari.yaml` names, and layers that grow while their run goes on.
 
-Owns a timer in napari's own loop (Qt's, main thread). At each tick, unless the one before is under way, a
-worker thread looks how long the run is and reads the newest volume, so that the disk keeps nobody from
-turning the specimen; back in the main thread the layers get their new length. Whoever looks at the last time
-point is taken along, whoever looks at an earlier one is left in peace. It ends when the run was closed, when
-the layers or the window are gone, and when the file can no longer be read, which the status line says.
+Imports neither napari nor Qt before a viewer is there. Owns a timer in napari's own loop (Qt's, main thread).
+At each tick, unless the one before is under way, a worker thread looks how long the run is and reads the
+newest volume, so that a slow disk does not stop the user from turning the specimen; back in the main thread
+the layers get their new length. A view of the last time point moves on with it, a view of an earlier one
+stays. It ends when the run was closed, when the layers or the window are gone, and when the file can no
+longer be read, which the status line says.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from microdiffusion.adapters.arrays import settled
+from microdiffusion.adapters.napari_layers import Layer, Shown, brightness, run_layers
 from microdiffusion.errors import GapError
-
-if TYPE_CHECKING:
-    from microdiffusion.adapters.napari_layers import Shown
+from microdiffusion.runfile import attribute_of, open_hdf5
 
 POLL_MS = 250
 _PATIENCE = 40  # ticks until layers have to be in a viewer
 _MOST_WATCHED = 16  # positions; looking at each of thousands would take longer than a sweep
 
-
 _following: set[Follower] = set()
+
+
+def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[Layer]] | None:
+    """Return the reader of a run file; None for everything else, which other plugins may read."""
+    if not isinstance(path, str) or not Path(path).is_file():
+        return None
+    try:
+        with open_hdf5(Path(path)) as file:
+            first = attribute_of(Path(path), file, "segment") == 0 and "mdd_layout" in file.attrs
+    except Exception:  # whatever a foreign or damaged file makes HDF5 say
+        return None
+    return read if first else None
+
+
+def read(path: Any) -> list[Layer]:
+    """Return the layers of a run, and let them grow where napari's window is there and the run goes on."""
+    layers = run_layers(Path(path))
+    follow_soon([layer[1]["metadata"]["mdd"] for layer in layers])
+    return layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +58,7 @@ class State:
 
 
 def look(shown: Shown) -> State:
-    """Return how far the run of a layer is. In any thread.
-
-    Raises
-    ------
-    MddError
-        Its file cannot be read.
-    """
+    """Return how far the run of a layer is; in any thread."""
     sources = shown.levels[0].sources[:_MOST_WATCHED]
     runs = [source.open() for source in sources]
     closed = runs[0].closed  # before looking, so that nothing written before the close is missed
@@ -154,8 +168,6 @@ class Follower:
         layer.metadata["mdd"] = new
         layer.data = new.data
         if first and any(state.written):
-            from microdiffusion.adapters.napari_layers import brightness
-
             layer.contrast_limits = brightness(new)
 
 

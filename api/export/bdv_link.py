@@ -22,8 +22,7 @@ import h5py
 import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.export.bdv import NAME, chunk_of, default_output, paths_of
-from microdiffusion.export.bdv_xml import Setup, spim_data
+from microdiffusion.export.bdv import NAME, Setup, chunk_of, default_output, paths_of, spim_data
 from microdiffusion.export.options import Exported
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.runfile import (

@@ -27,15 +27,7 @@ def default_output(run: Path) -> Path:
 
 
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
-    """Write a folder of NRRD files.
-
-    Raises
-    ------
-    DependencyError
-        pynrrd is absent.
-    InputFileError, NoRoomError, DiskError
-        The folder exists, or cannot be written.
-    """
+    """Write a folder of NRRD files."""
     try:
         import nrrd
     except ImportError as error:

@@ -43,15 +43,7 @@ def default_output(run: Path) -> Path:
 
 
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
-    """Write an OME-TIFF.
-
-    Raises
-    ------
-    DependencyError
-        tifffile is absent.
-    InputFileError, NoRoomError, DiskError
-        No time point is whole, the file exists, or it cannot be written.
-    """
+    """Write an OME-TIFF."""
     try:
         import tifffile
     except ImportError as error:

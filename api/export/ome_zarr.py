@@ -34,15 +34,7 @@ def default_output(run: Path) -> Path:
 
 
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
-    """Write an OME-Zarr folder.
-
-    Raises
-    ------
-    DependencyError
-        zarr is absent.
-    InputFileError, NoRoomError, DiskError
-        The folder exists, or cannot be written.
-    """
+    """Write an OME-Zarr folder."""
     try:
         import zarr
     except ImportError as error:

@@ -239,13 +239,7 @@ def _levels(run: Run, kind: Kind) -> tuple[list[TimeSeries], tuple[Factors, ...]
 
 
 def positions_of(run: Run, wanted: Sequence[str]) -> list[int]:
-    """Return the numbers of the positions that are `wanted` by name or number; all where none is.
-
-    Raises
-    ------
-    InputFileError
-        There is no such position.
-    """
+    """Return the numbers of the positions that are `wanted` by name or number; all where none is."""
     names = run.header.positions
     if not wanted:
         return list(range(len(names)))
@@ -269,11 +263,6 @@ def open_pictures(path: Path, scope: Scope) -> Iterator[list[Picture]]:
     ----------
     path
         The run's first file; the run may still be going on.
-
-    Raises
-    ------
-    MissingFileError, InputFileError
-        There is no such run, channel, position, level or time point, or no volume among them.
     """
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(open_run(path))

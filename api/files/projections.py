@@ -11,10 +11,7 @@ renamed when it is complete. A `ProjectionFile` belongs to the thread that opene
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from microdiffusion.errors import DiskError, GeometryError, InputFileError, MissingFileError
+from microdiffusion.files.atomic import replacing
 from microdiffusion.files.projection_fields import (
     Fields,
     find_projections,
@@ -263,7 +261,12 @@ def write_projections(
     DiskError
         The file cannot be written.
     """
-    with _replacing(Path(path)) as temporary:
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{path.parent} cannot be made ({_short(error)}): name another folder.") from error
+    with replacing(path) as temporary:
         with h5py.File(temporary, "w") as file:
             _write_frames(file, projections, truth)
             _write_array(file, "z_um", np.asarray(z_um, dtype=np.float64))
@@ -284,25 +287,10 @@ def write_projections(
                     _write_array(file, name, np.float64(value))
             for name, text in (attributes or {}).items():
                 file.attrs[name] = text
-        open_projections(temporary).close()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes the place of `path` when the body succeeds."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except InputFileError as error:
-        raise InputFileError(str(error).replace(str(temporary), str(path))) from None
-    except OSError as error:
-        raise DiskError(
-            f"{path} cannot be written ({_short(error)}): check the folder's rights and free space."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            open_projections(temporary).close()
+        except InputFileError as error:
+            raise InputFileError(str(error).replace(str(temporary), str(path))) from None
 
 
 def _write_frames(

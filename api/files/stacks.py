@@ -28,15 +28,7 @@ _TO_UM = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0,
 
 
 def read_tiff(path: Path) -> tuple[NDArray[Any], Voxel | None, str]:
-    """Return pixels ([T,] Z, Y, X), voxel size (z, y, x; µm) where stated, and the licence where stated.
-
-    Raises
-    ------
-    DependencyError
-        tifffile is absent.
-    InputFileError
-        Not a TIFF, or it has channels, colours or other axes that a volume has not.
-    """
+    """Return pixels ([T,] Z, Y, X), voxel size (z, y, x; µm) where stated, and the licence where stated."""
     try:
         import tifffile
     except ImportError as error:
@@ -142,15 +134,7 @@ class Stack:
 
 
 def read_ndtiff(folder: Path) -> tuple[Stack, Voxel | None]:
-    """Return an NDTiff dataset's images along z (and time), and its voxel size (µm) where stated.
-
-    Raises
-    ------
-    DependencyError
-        ndstorage, which comes with pycromanager, is absent.
-    InputFileError
-        It cannot be read, has no z, several channels or positions, or images are missing.
-    """
+    """Return an NDTiff dataset's images along z (and time), and its voxel size (µm) where stated."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -97,13 +97,7 @@ def set_attributes(where: h5py.Group | h5py.Dataset, attributes: Mapping[str, An
 
 
 def attribute_of(path: Path, where: h5py.Group, name: str) -> Any:
-    """Return an attribute, None where it is absent.
-
-    Raises
-    ------
-    InputFileError
-        It is text of variable length, which mdd does not write.
-    """
+    """Return an attribute, None where it is absent."""
     if name not in where.attrs:
         return None
     kind = where.attrs.get_id(name).get_type()
@@ -116,13 +110,7 @@ def attribute_of(path: Path, where: h5py.Group, name: str) -> Any:
 
 
 def read_plan(path: Path, file: h5py.File) -> RunPlan:
-    """Return the plan of an open run file.
-
-    Raises
-    ------
-    InputFileError
-        It is none, of another layout version, or lacks a part.
-    """
+    """Return the plan of an open run file."""
 
     def attribute(name: str) -> Any:
         value = attribute_of(path, file, name)

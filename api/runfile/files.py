@@ -63,11 +63,6 @@ class RunFile:
         """Return a dataset: what is contiguous as a read-only view of the file's bytes, as new as they are.
 
         Images that are compressed are read when they are indexed.
-
-        Raises
-        ------
-        DamagedError
-            It cannot be read.
         """
         if name in self._layout.packed:
             return self._unpacked(name)
@@ -83,15 +78,7 @@ class RunFile:
         )
 
     def read(self, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:
-        """Return what an index selects, read anew and not through a map.
-
-        Raises
-        ------
-        OSError
-            The disk failed.
-        DamagedError
-            HDF5 cannot read it.
-        """
+        """Return what an index selects, read anew and not through a map."""
         if name in self._layout.packed:
             return np.asarray(self._unpacked(name)[index])
         region = self._layout.regions[name]

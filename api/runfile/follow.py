@@ -78,13 +78,7 @@ def follow_live(run: Run, channel: int, timeout_s: float | None, poll_s: float) 
 
 
 def read_live(first: RunFile, prefix: str, place: tuple[int, ...]) -> LiveVolume | None:
-    """Return the newest rolling volume of a position and channel; None where there is none yet.
-
-    Raises
-    ------
-    InputFileError
-        Its checksum is wrong, again and again: the file is damaged.
-    """
+    """Return the newest rolling volume of a position and channel; None where there is none yet."""
 
     def view(name: str) -> Any:
         return first.view(f"{prefix}live/{name}")

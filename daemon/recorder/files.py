@@ -114,26 +114,12 @@ class RunFiles:
 
     @classmethod
     def create(cls, path: Path, plan: RunPlan, *, most_bytes: int) -> RunFiles:
-        """Create the first file of a run, with less room than planned where `most_bytes` do not hold it.
-
-        Raises
-        ------
-        InputFileError, NoRoomError, DiskError
-            It exists, there is no room for it, or it cannot be written.
-        """
+        """Create the first file of a run, with less room than planned where `most_bytes` do not hold it."""
         return cls(Segment.create(path, _fitted(plan, most_bytes)), most_bytes=most_bytes)
 
     @classmethod
     def open(cls, path: Path, *, most_bytes: int) -> RunFiles:
-        """Open the files of a run that is there; nothing is written before `resume`.
-
-        Raises
-        ------
-        InputFileError, MissingFileError
-            A file of the run is damaged, foreign, or absent.
-        DiskError
-            It cannot be opened for writing.
-        """
+        """Open the files of a run that is there; nothing is written before `resume`."""
         if not path.is_file():
             raise MissingFileError(f"There is no run file at {path}: check the path.")
         first = Segment.open(path)
@@ -151,13 +137,7 @@ class RunFiles:
         return files
 
     def resume(self) -> None:
-        """Say in all files that the run goes on, and complete what a kill broke off.
-
-        Raises
-        ------
-        NoRoomError, DiskError
-            They cannot be written.
-        """
+        """Say in all files that the run goes on, and complete what a kill broke off."""
         # The last one first: a run whose last file is closed is closed, whenever this is broken off.
         for segment in reversed(self.segments):
             segment.write("mdd/closed", (), Closed.OPEN)
@@ -170,13 +150,7 @@ class RunFiles:
                 segment.park()
 
     def place(self, key: Key) -> Place | None:
-        """Return a time point's place; None where the run has none for it.
-
-        Raises
-        ------
-        NoRoomError, DiskError
-            A further file is needed and cannot be made.
-        """
+        """Return a time point's place; None where the run has none for it."""
         sweep, _, _ = key
         if not self._is_possible(key) or sweep >= self.index.stop + _AHEAD * self.plan.planned:
             return None
@@ -185,13 +159,7 @@ class RunFiles:
         return self._place(key)
 
     def read_frames(self, key: Key, waiting: Sequence[Frame] = ()) -> FrameTable | None:
-        """Return the slots of a sweep, with those that wait to be written; None: no room for it. Any thread.
-
-        Raises
-        ------
-        DiskError
-            The file cannot be read.
-        """
+        """Return the slots of a sweep, with frames that wait; None: there is no room for it. Any thread."""
         if not self._is_possible(key):
             return None
         if key[0] < self.index.stop:
@@ -245,13 +213,7 @@ class RunFiles:
         last.trim(max(used, 1), most_bytes=_TRIM_MOST_BYTES)
 
     def close(self) -> None:
-        """Close the files as they are.
-
-        Raises
-        ------
-        DiskError
-            The disk failed with one of them; the others are closed.
-        """
+        """Close the files as they are."""
         with contextlib.ExitStack() as closing:
             for segment in self.segments:
                 closing.callback(segment.close)

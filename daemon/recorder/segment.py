@@ -64,15 +64,7 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """Open a run file that is there, to go on with it.
-
-        Raises
-        ------
-        InputFileError
-            It is damaged or no run file.
-        DiskError
-            It cannot be written.
-        """
+        """Open a run file that is there, to go on with it."""
         try:
             with path.open("rb") as stream:
                 layout = read_layout(path, stream)
@@ -95,17 +87,7 @@ class Segment:
 
     @classmethod
     def create(cls, path: Path, plan: RunPlan) -> Segment:
-        """Create a run file with all of its room reserved. It gets its name when it is complete.
-
-        Raises
-        ------
-        InputFileError
-            There is a file of that name.
-        NoRoomError
-            The folder has not enough room.
-        DiskError
-            It cannot be written.
-        """
+        """Create a run file with all of its room reserved. It gets its name when it is complete."""
         if path.exists():
             raise InputFileError(f"{path} exists and is not overwritten: choose another name or folder.")
         temporary = path.with_name(f".{path.name}.tmp")
@@ -146,13 +128,7 @@ class Segment:
         return segment
 
     def write(self, name: str, index: tuple[int, ...], value: ArrayLike) -> None:
-        """Write what `index` selects of the dataset `name`; `value` has its shape.
-
-        Raises
-        ------
-        NoRoomError, DiskError
-            The disk is full, or failed.
-        """
+        """Write what `index` selects of the dataset `name`; `value` has its shape."""
         region = self.layout.regions[name]
         offset, size = region.locate(index)
         array = np.ascontiguousarray(value, dtype=region.dtype)
@@ -161,26 +137,14 @@ class Segment:
         self._write(array.reshape(-1).view(np.uint8).data, offset)
 
     def write_bytes(self, name: str, index: tuple[int, ...], content: memoryview, start: int) -> None:
-        """Write `content` from byte `start` of what `index` selects of the dataset `name`.
-
-        Raises
-        ------
-        DiskError
-            The disk failed.
-        """
+        """Write `content` from byte `start` of what `index` selects of the dataset `name`."""
         offset, size = self.layout.regions[name].locate(index)
         if not 0 <= start <= size - len(content):
             raise ValueError(f"/{name}{list(index)} has {size} bytes, not {start} + {len(content)}")
         self._write(content, offset + start)
 
     def read(self, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:
-        """Return what `index` selects of the dataset `name`, as it is in the file. Any thread.
-
-        Raises
-        ------
-        DiskError
-            The disk failed.
-        """
+        """Return what `index` selects of the dataset `name`, as it is in the file. Any thread."""
         with self._swap:
             region = self.layout.regions[name]
             offset, size = region.locate(index)

@@ -49,11 +49,6 @@ class VoxelWriter:
         coarser
             Where its coarser levels go, if anywhere: the datasets' names but for the number. Their CRC-32
             follow the volume's.
-
-        Raises
-        ------
-        DiskError
-            The disk failed.
         """
         dtype = segment.layout.regions[name].dtype
         volume = np.ascontiguousarray(volume, dtype=np.float32)

@@ -95,13 +95,7 @@ class RunWriter:
         return FrameRanges(seqs.tolist())
 
     def resume(self) -> None:
-        """Say in all files that the run goes on.
-
-        Raises
-        ------
-        NoRoomError, DiskError
-            They cannot be written.
-        """
+        """Say in all files that the run goes on."""
         self.files.resume()
         self.data.write_event("run", "the run was resumed")
 

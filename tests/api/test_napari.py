@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from support.run_file_writer import SHAPE, header, put_volume, recorder, volume, wait
 
+from microdiffusion.adapters.napari_follow import get_reader, read
 from microdiffusion.adapters.napari_layers import LayerData
-from microdiffusion.adapters.napari_reader import get_reader, read
 from microdiffusion.runfile.copy import snapshot_run
 from microdiffusion.runfile.schema import Status
 
