@@ -46,6 +46,7 @@ class SenderReports:
     def __init__(self) -> None:
         self._accounts: dict[int, Account] = {}
         self._there: set[int] = set()  # not those of an earlier daemon: they say so when they are back
+        self._journals: dict[int, int] = {}  # bytes, of those that are there
 
     @classmethod
     def of(cls, rows: NDArray[np.int64]) -> Self:
@@ -61,6 +62,11 @@ class SenderReports:
     def anybody(self) -> bool:
         """Whether a sender is there that has not said its last word."""
         return bool(self._there)
+
+    @property
+    def journal_bytes(self) -> int:
+        """Size of what waits in the senders' journals; any thread."""
+        return sum(list(self._journals.values()))
 
     def started(self, first_seq: int) -> None:
         """Note that a sender is there (again)."""
@@ -83,6 +89,7 @@ class SenderReports:
             ended=0,
         )
         self._there.add(message.first_seq)
+        self._journals[message.first_seq] = message.journal_bytes
 
     def end(self, message: RunEnd) -> None:
         """Note a sender's last word: a journal that is delivered later has a better one."""
@@ -98,6 +105,7 @@ class SenderReports:
             1,
         )
         self._there.discard(message.first_seq)
+        self._journals.pop(message.first_seq, None)
 
     def _account(self, first_seq: int) -> Account | None:
         """Return what is known of a sender; None for one too many."""

@@ -1,8 +1,12 @@
-"""Looks at the light of the frames that come in, and says once what is wrong with it.
+"""Checks the exposure of the frames that come in, and says once what is wrong with it.
 
 Saturated, no light at all, or a dark level that the frames lie below: mistakes that give volumes which look
-right and are not, whoever sends the frames. Looks at some thousand pixels of a frame, which takes some
-microseconds. On the ingest thread; no thread of its own.
+right and are not, whoever sends the frames. `ExposureMonitor` looks at some thousand pixels of each frame, on
+the ingest thread, which takes some microseconds.
+
+A camera's largest count is not in its metadata (a 12-bit camera delivers 16-bit pixels), but it shows: many
+pixels have one and the same largest value, and that value is a power of two less one, or such a value moved
+to the upper bits.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.daemon.runs.saturation import saturated_share
 from microdiffusion.frames import Frame
 from microdiffusion.header import RunHeader
 
@@ -22,6 +25,12 @@ PIXELS = 4096
 """Pixels of a frame that are looked at, about."""
 SATURATED = 0.002
 """Share of pixels at the top of the camera's range beyond which it is told."""
+FULL_SCALES = frozenset(
+    {(1 << bits) - 1 for bits in range(8, 17)} | {((1 << bits) - 1) << (16 - bits) for bits in range(10, 16)}
+)
+"""Largest counts of cameras of 8 to 16 bits."""
+ENOUGH = 2e-4
+"""Share of the pixels below which it may be a few hot ones."""
 _BELOW = 0.9  # share of pixels below the dark level: half of a dark frame's are
 _LIT = 8.0  # standard deviations of the noise: no pixel of a dark frame gets so far
 
@@ -107,3 +116,20 @@ class ExposureMonitor:
     def _tell(self, kind: str, text: str) -> None:
         self._told.add(kind)
         self._say(kind, text)
+
+
+def saturated_share(pixels: NDArray[Any]) -> float:
+    """Return the share (0 to 1) of the pixels that are saturated; 0 where the camera is not at its limit.
+
+    Parameters
+    ----------
+    pixels : (Y, X) uint16 or float32
+        Counts as they came. What is not of whole numbers has been computed, and is not judged.
+    """
+    if pixels.dtype.kind != "u" or not pixels.size:
+        return 0.0
+    top = int(pixels.max())
+    if top not in FULL_SCALES:
+        return 0.0
+    share = np.count_nonzero(pixels == top) / pixels.size
+    return share if share >= ENOUGH else 0.0

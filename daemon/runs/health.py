@@ -1,7 +1,8 @@
-"""Watches over one run and says how it stands: to the user's board, and to the run file.
+"""How one run is doing: its source, its disk, the engine that serves it; for the board and the run file.
 
-Says once what has changed: the engine that serves, a disk that is full or hangs, and when it goes on. No
-thread of its own: everything runs on the main thread, but for `_reached`, on the recorder's.
+Says once what has changed: another engine, a disk that is full or hangs, and when it takes data again.
+`frame` comes on the ingest thread and only puts a value down, `_reached` on the recorder's; all else runs on
+the main thread.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import provenance
+from microdiffusion.daemon.runs.exposure import saturated_share
 from microdiffusion.daemon.status import FrameCounts, QueueDepth, RunStatus
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.ingest import RunStats
     from microdiffusion.daemon.recorder import Recorder
     from microdiffusion.daemon.status import StatusBoard
+    from microdiffusion.frames import Frame
     from microdiffusion.ledger import Ledger
 
 HANGS_S = 20.0
@@ -24,7 +27,7 @@ HANGS_S = 20.0
 
 
 class RunHealth:
-    """Keeps what was told of a run.
+    """Watches one run.
 
     Parameters
     ----------
@@ -32,16 +35,40 @@ class RunHealth:
     board : StatusBoard
     queue_limit : int
         Bytes that the recorder's queue may hold.
+
+    Attributes
+    ----------
+    saturated : float
+        Share (0 to 1) of the newest frame's pixels that are as bright as the camera can count.
     """
 
     def __init__(self, recorder: Recorder, board: StatusBoard, queue_limit: int) -> None:
+        self.saturated = 0.0
         self._recorder = recorder
         self._board = board
         self._queue_limit = queue_limit
+        self._newest: Frame | None = None
+        self._newest_s: float | None = None
         self._told: EngineInfo | None = None
         self._waiting_for = self._short = ""
         self._reached_s = self._looked_s = time.monotonic()
         self._hangs = False
+
+    @property
+    def silent_s(self) -> float | None:
+        """Time since the last frame, s; None before the first."""
+        return None if self._newest_s is None else time.monotonic() - self._newest_s
+
+    def frame(self, frame: Frame) -> None:
+        """Note that a frame came."""
+        self._newest, self._newest_s = frame, time.monotonic()
+
+    def look(self) -> None:
+        """Look at the newest frame, and ask the recorder for a sign of life; once a second."""
+        frame, self._newest = self._newest, None
+        if frame is not None:
+            self.saturated = saturated_share(frame.pixels)
+        self._recorder.call(self._reached)
 
     def engine(self, info: EngineInfo | None) -> None:
         """Put down in the file what reconstructs, as soon as it is known and whenever it changes."""
@@ -51,10 +78,6 @@ class RunHealth:
             self._recorder.put_event("engine", info.device)
         self._told = info
         self._recorder.put_engine(provenance(info))
-
-    def ask(self) -> None:
-        """Have the recorder say when it has done all that it was asked to until now."""
-        self._recorder.call(self._reached)
 
     def disk(self, now_s: float) -> None:
         """Say when the disk takes nothing, and when it does again; the recorder tells the file."""
@@ -81,7 +104,7 @@ class RunHealth:
             text = f"the disk of {folder} has taken nothing for {HANGS_S:.0f} s: check it; frames wait with "
             self._board.note(f"{text}their sender", "error")
         else:
-            self._board.note(f"the disk of {folder} goes on")
+            self._board.note(f"the disk of {folder} takes data again")
 
     def show(self, ledger: Ledger, stats: RunStats, *, missing: int, assembler_bytes: int) -> None:
         """Make this the run that the board shows."""

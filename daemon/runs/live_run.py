@@ -25,7 +25,6 @@ from microdiffusion.daemon.runs.assembler import Assembler, LostSweep, enough, r
 from microdiffusion.daemon.runs.bdv_link import RunLink
 from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.daemon.runs.health import RunHealth
-from microdiffusion.daemon.runs.run_vitals import Vitals
 from microdiffusion.daemon.status import LIVE, RunSummary, SweepProgress, make_preview, session_name
 from microdiffusion.errors import RunError
 from microdiffusion.runfile import Status
@@ -102,18 +101,17 @@ class LiveRun:
         self._assembler = Assembler(
             config.wire.sweep_timeout_s, limit_bytes=self._room, most_frames=self.header.frames_per_sweep
         )
-        self._accounts = SenderReports.of(recorder.senders)
+        self._reports = SenderReports.of(recorder.senders)
         self._before = recorder.ledger
         self._held: deque[Receipt] = deque()
         self._wanted: Literal["go", "pause", "stop"] = "go"
         self._ledger_s = 0.0
-        self._watch = RunHealth(recorder, board, int(config.recorder.queue_mb * 1e6))
+        self._health = RunHealth(recorder, board, int(config.recorder.queue_mb * 1e6))
         engine.queue.begin(self.header, self, file=recorder.paths[0].name)
-        self._light = ExposureMonitor(self.header, self.warn)
+        self._exposure = ExposureMonitor(self.header, self.warn)
         self._settled_before: frozenset[Key] = frozenset()
         self._lost: set[Key] = set()  # for want of frames
         self._came_after_all: set[Key] = set()
-        self._vitals = Vitals()
         self._resumed = found is not None
         if found is not None:
             self._take_up(found)
@@ -127,7 +125,7 @@ class LiveRun:
     def started(self, first_seq: int) -> None:
         """Note that a sender is there (again), whose numbers begin at `first_seq`."""
         with self._lock:
-            self._accounts.started(first_seq)
+            self._reports.started(first_seq)
 
     def frame(self, frame: Frame, receipt: Receipt) -> None:
         """Take a frame; its receipt is complete once it is in the file and the engine has room."""
@@ -136,8 +134,8 @@ class LiveRun:
             self._held.append(receipt)
             self._release()
         self.recorder.put_frame(frame, receipt)
-        self._vitals.frame(frame)
-        self._light.look(frame)
+        self._health.frame(frame)
+        self._exposure.look(frame)
         info = frame.info
         with self._lock:
             over = self._assembler.add(frame)
@@ -157,16 +155,14 @@ class LiveRun:
 
     def progress(self, message: RunProgress) -> None:
         """Take note of how far the sender is."""
-        self._vitals.progress(message)
         with self._lock:
-            self._accounts.progress(message)
+            self._reports.progress(message)
 
     def end(self, message: RunEnd) -> None:
         """Take a sender's last word; the run has ended where no other one goes on with it."""
-        self._vitals.end(message)
         with self._lock:
-            self._accounts.end(message)
-            goes_on = self._accounts.anybody
+            self._reports.end(message)
+            goes_on = self._reports.anybody
         if not goes_on:
             self._finish(RunState.ENDED, message.reason)
 
@@ -266,18 +262,17 @@ class LiveRun:
         failure = self._engine.queue.failure_of(self.header.run_id)
         if failure is not None:
             raise failure
-        self._watch.engine(self._engine.info)
-        self._watch.disk(now_s)
+        self._health.engine(self._engine.info)
+        self._health.disk(now_s)
         if now_s - self._ledger_s > LEDGER_EVERY_S:
             self._ledger_s = now_s
             self._write_ledger()
-            self._watch.ask()
-            self._vitals.look()
+            self._health.look()
         if shown:
             with self._lock:
                 missing, nbytes = self._assembler.missing, self._assembler.waiting_bytes
             stats = self._ingest.run_stats(self.header.run_id)
-            self._watch.show(self._ledger(), stats, missing=missing, assembler_bytes=nbytes)
+            self._health.show(self._ledger(), stats, missing=missing, assembler_bytes=nbytes)
 
     def remark(self, text: str) -> None:
         """Keep in the run file what its driver told."""
@@ -301,9 +296,9 @@ class LiveRun:
             dropped=ledger.dropped_by_sender,
             refused=ledger.refused,
             duplicate=ledger.duplicates,
-            silent_s=self._vitals.silent_s,
-            saturated=self._vitals.saturated,
-            journal_bytes=self._vitals.journal_bytes,
+            silent_s=self._health.silent_s,
+            saturated=self._health.saturated,
+            journal_bytes=self._reports.journal_bytes,
             resumed=self._resumed,
         )
 
@@ -321,7 +316,7 @@ class LiveRun:
         self._put_off_what_came_late()
         self._engine.queue.drain(run_id, drain_s, hurry)
         self._engine.queue.end(run_id)
-        self._watch.engine(self._engine.info)
+        self._health.engine(self._engine.info)
         while self._held:  # nobody waits for the engine any more
             self._held.popleft().release()
         self._write_ledger()
@@ -331,7 +326,7 @@ class LiveRun:
             self._link.finish()
         # Of a run that is over only its figures are asked for, until the daemon ends.
         self.recorder.forget()
-        self._vitals.look()  # which also lets go of the newest frame
+        self._health.look()  # which also lets go of the newest frame
         with self._lock:
             self._assembler = Assembler(self._config.wire.sweep_timeout_s)
 
@@ -410,7 +405,7 @@ class LiveRun:
         """Return where the frames went, as the senders and the line say."""
         stats = self._ingest.run_stats(self.header.run_id)
         with self._lock:
-            ledger = self._accounts.ledger(
+            ledger = self._reports.ledger(
                 self.received,
                 duplicates=self._before.duplicates + stats.duplicates,
                 refused=self._before.refused + sum(stats.refused.values()),
@@ -420,5 +415,5 @@ class LiveRun:
     def _write_ledger(self) -> None:
         ledger = self._ledger()
         with self._lock:
-            rows = self._accounts.rows()
+            rows = self._reports.rows()
         self.recorder.put_ledger(ledger, rows)

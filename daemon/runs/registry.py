@@ -1,24 +1,22 @@
 """The runs of a daemon: opens, watches and closes them, several at the same time.
 
-Ingest asks `on_start` on a thread of its own, so making a run file, or finding it again, holds up nobody. A
-run whose sender said its last word is closed on a thread too, so that catching up with one does not hold up
+Ingest asks `on_start` on a thread of its own, one run at a time, so making a run file, or finding it again,
+holds up nobody. A run that is over is closed on a thread too, so that catching up with one does not hold up
 the others. The main thread asks `tick` a few times a second. What fails ends its own run and no other.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import provenance
 from microdiffusion.daemon.ingest import NotYet, RunState
 from microdiffusion.daemon.recorder import Compressor, Recorder
-from microdiffusion.daemon.runs.find_run import RunFinder
+from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.recovered import RecoveredRun
 from microdiffusion.daemon.status import HEADLINE
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from microdiffusion.ledger import Ledger
 
 
-_MOST_NAME_BYTES = 100  # of 255: time, number and what stands for a file in the making come on top
 REMEMBERED = 1000
 """Runs that are over and still named at the end: a service runs for months."""
 
@@ -87,27 +84,32 @@ class OpenRuns:
         self._engine = engine
         self._board = board
         self._ingest = ingest
-        self._finder = RunFinder(config.recorder.output)
+        self._folder = RunFolder(config.recorder.output)
         self._lock = threading.Lock()
         self._closing_all = False
-        self._open: dict[str, LiveRun] = {}
-        self._closing: dict[str, tuple[LiveRun, Future[None]]] = {}
+        self._runs: dict[str, LiveRun] = {}  # that are not closed yet
+        self._closing: dict[str, Future[None]] = {}  # of these
         self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
         self._asked_for: set[str] = set()  # runs that are being closed, and have a sender again
-        self._names: set[Path] = set()
         self.closed: list[ClosedRun] = []
         self._forgotten_written = 0
         self.failures: dict[str, MddError] = {}
         self.compressor = Compressor(config.recorder.compress_after, board.note)
 
     def __len__(self) -> int:
-        return len(self._open) + len(self._closing)
+        return len(self._runs)
 
     @property
     def unclosed(self) -> list[LiveRun]:
-        """All runs that are not closed yet, those that are being closed first."""
+        """All runs that are not closed yet."""
         with self._lock:
-            return [*(run for run, _ in self._closing.values()), *self._open.values()]
+            return list(self._runs.values())
+
+    @property
+    def _open(self) -> list[LiveRun]:
+        """Those that are not being closed either."""
+        with self._lock:
+            return [run for run_id, run in self._runs.items() if run_id not in self._closing]
 
     @property
     def written(self) -> int:
@@ -130,11 +132,11 @@ class OpenRuns:
         """
         run_id = header.run_id
         with self._lock:
-            run = self._open.get(run_id)
+            run = self._runs.get(run_id)
             if run is not None and run.state is RunState.OPEN:
                 _require_same(run.header, header, run.recorder.paths[0])
                 return run
-            if run is not None or run_id in self._closing:
+            if run is not None:
                 self._asked_for.add(run_id)
                 raise NotYet
             if self._closing_all:
@@ -155,14 +157,14 @@ class OpenRuns:
         return run
 
     def resume(self, path: Path) -> LiveRun:
-        """Open a run file to go on with; on the main thread, before any sender is there.
+        """Open a run file again; on the main thread, before any sender is there.
 
         Raises
         ------
         MissingFileError, InputFileError, DiskError
             There is no such run file, it is damaged, or another daemon writes it.
         """
-        run = self._taken_up(path)
+        run = self._resumed(path)
         self._add(run)
         return run
 
@@ -171,8 +173,7 @@ class OpenRuns:
 
         A run that cannot be written is closed as it is, and its sender told; the others go on.
         """
-        with self._lock:
-            runs = list(self._open.values())
+        runs = self._open
         for run in runs:
             try:
                 run.tick(now_s, shown=run is runs[-1])
@@ -191,16 +192,14 @@ class OpenRuns:
 
     def tell(self, what: Literal["go", "pause", "stop"], text: str) -> int:
         """Ask the drivers of all open runs; return how many there are."""
-        with self._lock:
-            runs = list(self._open.values())
+        runs = self._open
         for run in runs:
             run.tell(what, text)
         return len(runs)
 
     def mark(self, text: str) -> int:
         """Put a remark into the files of all open runs; return how many there are."""
-        with self._lock:
-            runs = list(self._open.values())
+        runs = self._open
         for run in runs:
             run.recorder.put_event("mark", text)
         return len(runs)
@@ -209,23 +208,23 @@ class OpenRuns:
         """Close every run, and take no more."""
         with self._lock:
             self._closing_all = True
-        for run in list(self._open.values()):
+        for run in self._open:
             self._close(run, drain_s, hurry)
         self._board.put(runs=self.summaries())
         while self._closing:
-            wait([future for _, future in self._closing.values()], timeout=0.1)
+            wait(list(self._closing.values()), timeout=0.1)
             show()
             self._collect()
         self._board.put(runs=())
         self._threads.shutdown()
 
     def _make(self, header: RunHeader) -> LiveRun:
-        """Begin a run, or go on with it where its file is there; on a thread of its own."""
-        path = self._finder.find(header.run_id)
+        """Begin a run, or resume it where its file is there; on a thread of its own."""
+        path = self._folder.find(header.run_id)
         if path is not None:
-            return self._taken_up(path, header)
+            return self._resumed(path, header)
         recorder = Recorder.create(
-            self._new_path(header.name),
+            self._folder.new_path(header.name),
             header,
             self._config.recorder,
             frames_per_sweep=header.frames_per_sweep,
@@ -236,8 +235,6 @@ class OpenRuns:
             uncertainty=self._config.engine.uncertainty,
         )
         recorder.start()
-        with self._lock:
-            self._names.clear()  # its file is there, and whoever makes one is alone at it
         return self._live(recorder, None)
 
     def _live(self, recorder: Recorder, found: RecoveredRun | None) -> LiveRun:
@@ -249,20 +246,8 @@ class OpenRuns:
             recorder.stop()
             raise
 
-    def _new_path(self, name: str) -> Path:
-        """Return a path that no file has: name, UTC time, and a number where two start in one second."""
-        folder = self._config.recorder.output
-        stem = f"{_fit_for_a_file(name)}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        with self._lock:  # two runs may begin at the same moment
-            path, number = folder / f"{stem}.h5", 1
-            while path in self._names or path.exists():
-                number += 1
-                path = folder / f"{stem}_{number}.h5"
-            self._names.add(path)
-        return path
-
-    def _taken_up(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
-        """Go on with a run file; one that is not the `wanted` run is left as it is."""
+    def _resumed(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
+        """Open a run file again; one that is not the `wanted` run is left as it is."""
         recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
         try:
             header = recorder.header
@@ -276,26 +261,22 @@ class OpenRuns:
         return self._live(recorder, found)
 
     def _add(self, run: LiveRun) -> bool:
-        """Take in a run that is open, in place of itself before it was gone on with; False: too late."""
+        """Take in a run that is open, in place of itself before it was resumed; False: too late."""
         with self._lock:
             if self._closing_all:
                 return False
             self.closed = [each for each in self.closed if each.run_id != run.header.run_id]
-            self._open[run.header.run_id] = run
+            self._runs[run.header.run_id] = run
             self._asked_for.discard(run.header.run_id)
             return True
 
     def _close(self, run: LiveRun, drain_s: float, hurry: Callable[[], bool]) -> None:
+        def asked() -> bool:
+            # Frames must not wait until all is caught up that can be caught up afterwards as well.
+            return hurry() or run.header.run_id in self._asked_for
+
         with self._lock:
-            if self._open.pop(run.header.run_id, None) is None:
-                return
-
-            def asked() -> bool:
-                # Frames must not wait until all is caught up that can be caught up afterwards as well.
-                return hurry() or run.header.run_id in self._asked_for
-
-            future = self._threads.submit(run.close, drain_s=drain_s, hurry=asked)
-            self._closing[run.header.run_id] = (run, future)
+            self._closing[run.header.run_id] = self._threads.submit(run.close, drain_s=drain_s, hurry=asked)
 
     def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:
         self._fail(run, error)
@@ -314,14 +295,14 @@ class OpenRuns:
     def _collect(self) -> None:
         """Take in what has been closed."""
         with self._lock:
-            done = [(key, *pair) for key, pair in self._closing.items() if pair[1].done()]
-            for run_id, run, _ in done:
-                del self._closing[run_id]
-                self._asked_for.discard(run_id)
+            done = [(self._runs[key], future) for key, future in self._closing.items() if future.done()]
+            for run, _ in done:
+                del self._runs[run.header.run_id], self._closing[run.header.run_id]
+                self._asked_for.discard(run.header.run_id)
                 self.closed.append(ClosedRun.of(run))
             while len(self.closed) > REMEMBERED:
                 self._forgotten_written += self.closed.pop(0).counts[Status.WRITTEN]
-        for _, run, future in done:
+        for run, future in done:
             error = future.exception()
             if error is not None:
                 self._fail(run, error)
@@ -341,15 +322,6 @@ def _require_same(header: RunHeader, wanted: RunHeader, path: Path) -> None:
         raise ConfigError(
             f"The run in {path} has another geometry or beam than its sender says: begin a new run."
         )
-
-
-def _fit_for_a_file(name: str) -> str:
-    """Return a run's name as the beginning of a file's name, in its folder and on every system.
-
-    A sender may say what it likes, "../../etc" and a hundred smileys included.
-    """
-    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).encode(errors="replace")
-    return stem[:_MOST_NAME_BYTES].decode(errors="ignore").strip(" .") or "run"
 
 
 def _written(board: StatusBoard, written: Written) -> None:

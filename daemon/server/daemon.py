@@ -21,9 +21,9 @@ from microdiffusion.daemon.dashboard import open_display
 from microdiffusion.daemon.engine import EngineInfo, EngineProcess
 from microdiffusion.daemon.ingest import Ingest, RunState
 from microdiffusion.daemon.monitoring import Monitor
-from microdiffusion.daemon.runs import OpenRuns
+from microdiffusion.daemon.runs import OpenRuns, RunFolder
 from microdiffusion.daemon.server.commander import Commander
-from microdiffusion.daemon.server.resume import Leftovers, remove_remains, resume_from, unclosed
+from microdiffusion.daemon.server.resume import Leftovers, resume_from
 from microdiffusion.daemon.server.sources import STOP_S, open_source
 from microdiffusion.daemon.server.systemd import ServiceManager
 from microdiffusion.daemon.signals import StopRequest
@@ -236,8 +236,9 @@ class Daemon:
 
     def _tell_unclosed(self) -> None:
         """Say which runs an earlier daemon left open: their senders may never come back."""
-        remove_remains(self._config.recorder.output)
-        for path in unclosed(self._config.recorder.output):
+        folder = RunFolder(self._config.recorder.output)
+        folder.remove_remains()
+        for path in folder.unclosed():
             if path != self._resume:
                 self.board.note(
                     f"{path.name} was not closed: its sender may go on with it, `mdd serve --resume` "

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.recorder import remove_leftovers
 from microdiffusion.drivers.plan import ResumeFrom
-from microdiffusion.errors import InputFileError, MddError, RunError
+from microdiffusion.errors import MddError, RunError
 from microdiffusion.paths import journal_folder
-from microdiffusion.runfile import open_run, peek
 from microdiffusion.sender import deliver, in_use
 from microdiffusion.wire import own_security
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from microdiffusion.config import Config
     from microdiffusion.daemon.runs import LiveRun
 
 PATIENCE_S = 20.0
 """How long a driver without its daemon may live on."""
 LOOK_S = 0.25
-_MAKING_S = 3600.0  # nobody takes so long to make a run file
-_LOOKED_AT = 8  # run files, the newest ones
 SEQ_ROOM = 1 << 32
 """Numbers that a sender has for itself: the next one begins beyond all that the one before may still use."""
 
@@ -102,37 +95,6 @@ class Leftovers:
         except Exception as error:  # the main thread hears of it
             self._failure = RunError(f"The journal could not be delivered ({type(error).__name__}: {error}).")
             self._failure.__cause__ = error
-
-
-def remove_remains(folder: Path) -> None:
-    """Remove files that were being made when a daemon, or a compression, was killed."""
-    remove_leftovers(folder)
-    for path in folder.glob(".*.h5.tmp"):
-        with suppress(OSError):  # gone meanwhile
-            if time.time() - path.stat().st_mtime > _MAKING_S:
-                path.unlink()
-
-
-def unclosed(folder: Path) -> list[Path]:
-    """Return the newest run files of a folder that no daemon closed: it was killed, or lost its power."""
-    found = []
-    newest = sorted(folder.glob("*.h5"), key=_changed_s, reverse=True)
-    for path in newest[:_LOOKED_AT]:
-        try:
-            if peek(path)[0]:
-                with open_run(path) as run:
-                    if not run.closed:
-                        found.append(path)
-        except (OSError, InputFileError):
-            continue  # another kind of file, or damaged: `mdd verify` says how
-    return found
-
-
-def _changed_s(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # a link to nowhere, or gone meanwhile
-        return 0.0
 
 
 def resume_from(run: LiveRun) -> ResumeFrom:

@@ -20,7 +20,7 @@ from support.run_file_writer import (
 
 from microdiffusion import open_run
 from microdiffusion.daemon.cli.dispatch import main
-from microdiffusion.daemon.runs.find_run import RunFinder
+from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.errors import InputFileError
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.copy import snapshot_run
@@ -113,7 +113,7 @@ def test_a_run_is_not_gone_on_with_in_its_copy_unless_one_says_so(path: Path) ->
     copy = path.with_name("a_copy.h5")  # its name comes before that of the run
     snapshot_run(path, copy)
     target.stop()
-    assert RunFinder(path.parent).find(header().run_id) == path
+    assert RunFolder(path.parent).find(header().run_id) == path
     again = resumed(copy)
     again.start()
     put_sweep(again, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from microdiffusion.daemon.monitoring.alarms import STAYS_S, Alarms
-from microdiffusion.daemon.runs.saturation import saturated_share
+from microdiffusion.daemon.runs.exposure import saturated_share
 from microdiffusion.daemon.status.models import (
     Alarm,
     FrameTotals,

@@ -29,7 +29,7 @@ from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.lock import RunLock
 from microdiffusion.daemon.recorder import compress_in_place, remove_leftovers
 from microdiffusion.daemon.recorder.recorder import Recorder
-from microdiffusion.daemon.runs.find_run import RunFinder
+from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.errors import DependencyError, DiskError, InputFileError, NoRoomError
 from microdiffusion.export import export_run
 from microdiffusion.export.bdv_link import link_run
@@ -163,7 +163,7 @@ def test_a_run_is_resumed_in_a_copy_that_was_made_static_again(path: Path) -> No
     target.stop()
     packed, back = path.with_name("a_packed.h5"), path.with_name("back.h5")
     snapshot_run(path, packed, compression="gzip")  # its name comes before that of the run
-    assert RunFinder(path.parent).find(header().run_id) == path
+    assert RunFolder(path.parent).find(header().run_id) == path
     with pytest.raises(InputFileError, match="--compression none"):
         resumed(packed)
     snapshot_run(packed, back)
@@ -291,7 +291,7 @@ def test_in_place_the_copy_is_the_run(path: Path, capsys: pytest.CaptureFixture[
     assert before - {one.name for one in path.parent.iterdir()} == {"run_s001.h5", "run_s002.h5"}
     report = verify_run(path)
     assert (report.faults, report.closed, report.files, report.volumes) == ([], True, 1, 5)
-    assert RunFinder(path.parent).find(header().run_id) == path, "it is the run, not a copy of it"
+    assert RunFolder(path.parent).find(header().run_id) == path, "it is the run, not a copy of it"
     with h5py.File(path.parent / "run_bdv.h5") as file:
         np.testing.assert_array_equal(file["t00004/s00/0/cells"][:].view("u2"), volume(4))
     with pytest.raises(InputFileError, match="--compression none"):

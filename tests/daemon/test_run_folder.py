@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from support.run_file_writer import frame, header, recorder
 
-from microdiffusion.daemon.runs.find_run import RunFinder
-from microdiffusion.daemon.server.resume import remove_remains, unclosed
+from microdiffusion.daemon.runs.folder import RunFolder
 
 A, B = "a" * 32, "b" * 32
 
@@ -28,14 +27,14 @@ def test_a_run_is_found_by_its_number_among_other_files(tmp_path: Path) -> None:
     write(tmp_path / "two.h5", B)
     (tmp_path / "notes.h5").write_bytes(b"no HDF5 at all")
     (tmp_path / "empty.h5").write_bytes(b"")
-    finder = RunFinder(tmp_path)
+    finder = RunFolder(tmp_path)
     assert finder.find(A) == tmp_path / "one.h5"
     assert finder.find(B) == tmp_path / "two.h5"
     assert finder.find("c" * 32) is None
 
 
 def test_a_file_that_appears_or_is_exchanged_later_is_seen(tmp_path: Path) -> None:
-    finder = RunFinder(tmp_path)
+    finder = RunFolder(tmp_path)
     assert finder.find(A) is None
     write(tmp_path / "one.h5", A)
     assert finder.find(A) == tmp_path / "one.h5"
@@ -47,7 +46,7 @@ def test_of_two_files_of_a_run_the_recorded_one_is_found_not_the_one_made_from_i
     write(tmp_path / "zz_recorded.h5", A)
     time.sleep(0.01)
     write(tmp_path / "aa_reconstructed.h5", A)
-    assert RunFinder(tmp_path).find(A) == tmp_path / "zz_recorded.h5"
+    assert RunFolder(tmp_path).find(A) == tmp_path / "zz_recorded.h5"
 
 
 def test_only_a_run_that_nobody_closed_is_named(tmp_path: Path) -> None:
@@ -55,10 +54,10 @@ def test_only_a_run_that_nobody_closed_is_named(tmp_path: Path) -> None:
     target = recorder(tmp_path / "open.h5", run=header(run_id=B))
     target.start()
     try:
-        assert unclosed(tmp_path) == [tmp_path / "open.h5"]
+        assert RunFolder(tmp_path).unclosed() == [tmp_path / "open.h5"]
     finally:
         target.stop()
-    assert unclosed(tmp_path) == []
+    assert RunFolder(tmp_path).unclosed() == []
 
 
 def test_what_a_killed_daemon_was_making_is_removed_later_and_nothing_else(tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_what_a_killed_daemon_was_making_is_removed_later_and_nothing_else(tmp_p
     long_ago = time.time() - 7200
     os.utime(old, (long_ago, long_ago))
     os.utime(tmp_path / "run.h5", (long_ago, long_ago))
-    remove_remains(tmp_path)
+    RunFolder(tmp_path).remove_remains()
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == [
         ".new.h5.tmp",
         "run.h5",
@@ -79,5 +78,5 @@ def test_what_a_killed_daemon_was_making_is_removed_later_and_nothing_else(tmp_p
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_link_to_nowhere_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "gone.h5").symlink_to(tmp_path / "nowhere.h5")
-    assert unclosed(tmp_path) == []
-    assert RunFinder(tmp_path).find(A) is None
+    assert RunFolder(tmp_path).unclosed() == []
+    assert RunFolder(tmp_path).find(A) is None

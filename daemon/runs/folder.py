@@ -1,0 +1,101 @@
+"""The folder of the run files: which file is which run's, names for new ones, and what a killed daemon left.
+
+A run that is resumed goes on in its own file. Of each file one attribute is read, and remembered by the
+file's name, size and date, so a folder of a thousand runs is read once. Used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.recorder import remove_leftovers
+from microdiffusion.errors import InputFileError
+from microdiffusion.runfile import open_run, peek
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MOST_NAME_BYTES = 100  # of 255: time, number and what stands for a file in the making come on top
+_MAKING_S = 3600.0  # nobody takes so long to make a run file
+_LOOKED_AT = 8  # run files, the newest ones
+
+_Stamp = tuple[str, int, int]
+
+
+class RunFolder:
+    """The run files of a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[_Stamp, tuple[str, str]] = {}
+
+    def find(self, run_id: str) -> Path | None:
+        """Return the first file of a run, None where there is none.
+
+        It is the oldest one where the run was reconstructed anew into another file beside it.
+        """
+        known: dict[_Stamp, tuple[str, str]] = {}
+        found: list[tuple[str, Path]] = []
+        for path in sorted(self._path.glob("*.h5")):
+            try:
+                status = path.stat()
+                stamp = (path.name, status.st_size, status.st_mtime_ns)
+                known[stamp] = self._known[stamp] if stamp in self._known else peek(path)
+            except OSError:
+                continue  # another kind of file, or gone meanwhile
+            number, created = known[stamp]
+            if number == run_id:
+                found.append((created, path))
+        self._known = known
+        return min(found)[1] if found else None
+
+    def new_path(self, name: str) -> Path:
+        """Return a path that no file has: name, UTC time, and a number where two start in one second."""
+        stem = f"{_file_name(name)}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        path, number = self._path / f"{stem}.h5", 1
+        while path.exists():
+            number += 1
+            path = self._path / f"{stem}_{number}.h5"
+        return path
+
+    def unclosed(self) -> list[Path]:
+        """Return the newest run files that no daemon closed: it was killed, or the power failed."""
+        found = []
+        newest = sorted(self._path.glob("*.h5"), key=_changed_s, reverse=True)
+        for path in newest[:_LOOKED_AT]:
+            try:
+                if peek(path)[0]:
+                    with open_run(path) as run:
+                        if not run.closed:
+                            found.append(path)
+            except (OSError, InputFileError):
+                continue  # another kind of file, or damaged: `mdd verify` says how
+        return found
+
+    def remove_remains(self) -> None:
+        """Remove files that were being made when a daemon, or a compression, was killed."""
+        remove_leftovers(self._path)
+        for path in self._path.glob(".*.h5.tmp"):
+            with suppress(OSError):  # gone meanwhile
+                if time.time() - path.stat().st_mtime > _MAKING_S:
+                    path.unlink()
+
+
+def _file_name(name: str) -> str:
+    """Return a run's name as the beginning of a file's name, in its folder and on every system.
+
+    A sender may say what it likes, "../../etc" and a hundred smileys included.
+    """
+    stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).encode(errors="replace")
+    return stem[:_MOST_NAME_BYTES].decode(errors="ignore").strip(" .") or "run"
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link to nowhere, or gone meanwhile
+        return 0.0
