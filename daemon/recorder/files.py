@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from microdiffusion.daemon.recorder.index import Key, PositionIndex, RunIndex
 from microdiffusion.daemon.recorder.segment import Segment, free_bytes, size_text
@@ -81,10 +80,6 @@ class Place:
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of a dataset's numbers."""
         return self.segment.layout.regions[self.prefix + name].dtype
-
-    def write(self, name: str, value: ArrayLike, *slot: int) -> None:
-        """Write what a dataset holds of the time point, or of one of its frames."""
-        self.segment.write(self.prefix + name, (*self.index, *slot), value)
 
 
 class RunFiles:
@@ -296,9 +291,10 @@ class RunFiles:
         on_disk = segment.read(f"{prefix}mdd/frames_received").reshape(received.shape)
         for t, channel in np.argwhere(on_disk != received).tolist():
             place = self._place((segment.layout.plan.first_time_point + t, channel, position))
-            place.write("mdd/frames_received", place.received)
+            segment.write(f"{prefix}mdd/frames_received", place.index, place.received)
             if place.status is not Status.EMPTY:
-                place.write("mdd/frames_missing", max(place.expected - place.received, 0))
+                missing = max(place.expected - place.received, 0)
+                segment.write(f"{prefix}mdd/frames_missing", place.index, missing)
         reasons = segment.read(f"{prefix}mdd/reason").reshape(status.shape)
         for t, channel in np.argwhere((status > Status.WRITTEN) & (reasons == b"")).tolist():
             segment.write(f"{prefix}mdd/reason", self._at(t, channel), _BROKEN_OFF)

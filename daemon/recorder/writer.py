@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion.config import RecorderConfig
@@ -116,19 +116,19 @@ class RunWriter:
         received, expected = place.received + 1, max(place.expected, info.count)
         pixels = np.ascontiguousarray(frame.pixels, place.dtype("projections"))
         checksum = frame.crc32 if frame.crc32 is not None else crc32(pixels.reshape(-1).view(np.uint8).data)
-        place.write("projections", pixels, slot)
+        _write(place, "projections", pixels, slot)
         kept = {field.name: field.plain(info) for field in self._frame_fields} | {"crc32": checksum}
         for name, value in kept.items():
             if name != "seq":
-                place.write(f"mdd/frames/{name}", value, slot)
+                _write(place, f"mdd/frames/{name}", value, slot)
         checked = np.array(tuple(kept[name] for name in CHECKED.names or ()), CHECKED)
-        place.write("mdd/frames/check", crc32(checked.tobytes()), slot)
-        place.write("mdd/frames_received", received)
+        _write(place, "mdd/frames/check", crc32(checked.tobytes()), slot)
+        _write(place, "mdd/frames_received", received)
         if expected != place.expected:
-            place.write("mdd/frames_expected", expected)
+            _write(place, "mdd/frames_expected", expected)
         if place.status is not Status.EMPTY:  # it came after all
-            place.write("mdd/frames_missing", max(expected - received, 0))
-        place.write("mdd/frames/seq", info.seq, slot)
+            _write(place, "mdd/frames_missing", max(expected - received, 0))
+        _write(place, "mdd/frames/seq", info.seq, slot)
         self.index.add_frame(key, slot, info.seq, info.count)
         self.files.last_time_s = max(self.files.last_time_s, info.camera_time_s)
 
@@ -164,7 +164,7 @@ class RunWriter:
             "frames/used": _used(place, result),
         }
         for name, value in figures.items():
-            place.write(f"mdd/{name}", value)
+            _write(place, f"mdd/{name}", value)
         latency_s = self._write_latency(place, received_s)
         if self._durable:
             place.segment.force()
@@ -178,7 +178,7 @@ class RunWriter:
     def _write_latency(place: Place, received_s: float) -> float:
         """Write how long a volume took until now, s; its status follows at once."""
         latency_s = time.monotonic() - received_s
-        place.write("mdd/latency_s", latency_s)
+        _write(place, "mdd/latency_s", latency_s)
         return latency_s
 
     def _write_uncertainty(self, place: Place, result: Reconstruction) -> dict[str, int]:
@@ -224,9 +224,9 @@ class RunWriter:
         place = self.files.place(key)
         if place is None or place.status is Status.WRITTEN:
             return
-        place.write("mdd/reason", cut(reason, REASON_BYTES))
-        place.write("mdd/frames_missing", max(place.expected - place.received, 0))
-        place.write("mdd/status", status)
+        _write(place, "mdd/reason", cut(reason, REASON_BYTES))
+        _write(place, "mdd/frames_missing", max(place.expected - place.received, 0))
+        _write(place, "mdd/status", status)
         self.index.settle(key, status)
         if time.monotonic() - self._looked_s > _LOOK_S:
             self._looked_s = time.monotonic()
@@ -277,3 +277,8 @@ def _figures(result: Reconstruction, minor: int) -> dict[str, Any]:
         **{f"seconds/{stage}": value for stage, value in seconds.items()},
         **{f"held_out_errors/{name}": error for name, error in errors.items()},
     }
+
+
+def _write(place: Place, name: str, value: ArrayLike, *slot: int) -> None:
+    """Write what a dataset holds of a time point, or of one of its frames."""
+    place.segment.write(place.prefix + name, (*place.index, *slot), value)
