@@ -3,9 +3,8 @@
     python benchmarks/adapt.py --volumes FOLDER [--iterations 80]
 
 Two sweeps of each volume (the second half a step deeper), slab of 6 slices, step of 6, white noise of 0.01,
-one projection of each held out; the shipped weights, adapted with quarter turns into z and without. Scores
-are of the network's answer to each sweep alone (no stepping back, no merging), before and after. Writes
-benchmarks/results/adapt.json.
+one projection of each held out; the shipped weights. Scores are of the network's answer to each sweep alone
+(no fallback, no merging), before and after. Writes benchmarks/results/adapt.json.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from measuring import ROOT, machine, scores_of
 
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion.denoiser import load_denoiser, save_denoiser
+from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.pipeline.engine import open_engine, shipped_weights
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.training.adapt import AdaptPlan, adapt
 from microdiffusion.engines.training.adapt_data import Session, read_session
-from microdiffusion.engines.training.validation import protocol_crop
 from microdiffusion.files.projections import write_projections
 from microdiffusion.metrics import seen_slices
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
@@ -94,7 +93,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=VOLUMES)
     parser.add_argument("--iterations", type=int, default=80)
     parser.add_argument("--edge", type=int, default=80)
-    parser.add_argument("--turns", type=float, nargs="*", default=(0.0, 0.5))
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--no-hold-out", action="store_true", help="judge by a projection that is left out")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "adapt.json")
@@ -110,39 +108,34 @@ def main() -> None:
     edge = arguments.edge
     for name in arguments.only:
         with h5py.File(arguments.volumes / f"{name}.h5") as file:
-            truth = protocol_crop(file["volume"][()].astype(np.float32))[:edge, :edge, :edge]
+            truth = normalise(file["volume"][()].astype(np.float32))[:edge, :edge, :edge]
         with tempfile.TemporaryDirectory() as folder:
             path, new = Path(folder) / "projections.h5", Path(folder) / "new.safetensors"
             simulate(truth, path, hold_out=not arguments.no_hold_out)
             session = read_session(path, most=4)
             before = true_scores(session, shipped_weights(), truth)
-            for turns in arguments.turns:
-                begun = time.process_time()
-                plan = AdaptPlan(
-                    iterations=arguments.iterations, minutes=1e6, turns=turns, rate=arguments.rate
-                )
-                result = adapt(
-                    session, load_denoiser(shipped_weights()), EngineConfig(), plan, lambda text: None
-                )
-                save_denoiser(result.model, new, {})
-                after = true_scores(session, new, truth)
-                row = {
-                    "volume": name,
-                    "turns": turns,
-                    "before": before,
-                    "after": after,
-                    "verdict": asdict(result.verdict),
-                    "cpu_seconds": time.process_time() - begun,
-                }
-                results["rows"].append(row)
-                print(
-                    f"{name:20s} turns {turns:g}  PSNR {before['psnr']:.2f} -> {after['psnr']:.2f}  "
-                    f"SSIM {before['ssim']:.3f} -> {after['ssim']:.3f}  "
-                    f"sharpness {before['axial_sharpness']:.2f} -> {after['axial_sharpness']:.2f}  "
-                    f"{result.verdict.sentence}  {row['cpu_seconds']:.0f} s",
-                    flush=True,
-                )
-                arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            begun = time.process_time()
+            plan = AdaptPlan(iterations=arguments.iterations, minutes=1e6, rate=arguments.rate)
+            start = load_denoiser(shipped_weights())
+            result = adapt(session, start, EngineConfig(), plan, lambda text: None)
+            save_denoiser(result.model, new, {})
+            after = true_scores(session, new, truth)
+        row = {
+            "volume": name,
+            "before": before,
+            "after": after,
+            "verdict": asdict(result.verdict),
+            "cpu_seconds": time.process_time() - begun,
+        }
+        results["rows"].append(row)
+        print(
+            f"{name:20s} PSNR {before['psnr']:.2f} -> {after['psnr']:.2f}  "
+            f"SSIM {before['ssim']:.3f} -> {after['ssim']:.3f}  "
+            f"sharpness {before['axial_sharpness']:.2f} -> {after['axial_sharpness']:.2f}  "
+            f"{result.verdict.sentence}  {row['cpu_seconds']:.0f} s",
+            flush=True,
+        )
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

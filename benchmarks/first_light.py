@@ -6,7 +6,7 @@ FOLDER holds HDF5 files with a dataset `volume` (Z, Y, X). The shipped weights h
 replayed; `--weights` names others for the replays, that have not.
 Everything goes through the `mdd` command, as a user's data would. Writes benchmarks/results/first_light.json
 and the pictures of docs/images. The protocol of the replays is that of
-`microdiffusion.engines.training.validation`.
+`microdiffusion.engines.evaluation.protocol`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from measuring import HELD_OUT, ROOT, machine, scores_of
 import microdiffusion
 from microdiffusion.config.models import Config, EngineConfig
 from microdiffusion.drivers.specimen import specimen_of_run
+from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.noise import noise_variance
-from microdiffusion.engines.training.validation import protocol_crop
 from microdiffusion.files.projections import open_projections
 from microdiffusion.frames import Sweep
 from microdiffusion.metrics import seen_slices
@@ -130,7 +130,7 @@ def replay(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Replay one real volume through a daemon, and score it against the classical answers."""
     with h5py.File(volumes / f"{name}.h5") as file:
-        truth = protocol_crop(file["volume"][()].astype(np.float32))
+        truth = normalise(file["volume"][()].astype(np.float32))
     folder.mkdir(parents=True)
     source, projections, output = folder / f"{name}.h5", folder / f"{name}_p.h5", folder / name
     with h5py.File(source, "w") as file:
@@ -165,7 +165,7 @@ def replay(
 def drifting(path: Path, folder: Path, sweeps: int = 8) -> Path:
     """Return a projection file of a volume that moves by a pixel and bleaches by 5 % from sweep to sweep."""
     with h5py.File(path) as file:
-        volume = protocol_crop(file["volume"][()].astype(np.float32))
+        volume = normalise(file["volume"][()].astype(np.float32))
     source, projections = folder / "drifting.h5", folder / "drifting_p.h5"
     with h5py.File(source, "w") as file:
         file["volume"] = np.stack([np.roll(volume, t, axis=2) * 0.95**t for t in range(sweeps)])

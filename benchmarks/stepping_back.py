@@ -23,9 +23,9 @@ from measuring import ROOT, machine
 from support.strange_specimens import STRANGE
 
 from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
-from microdiffusion.engines.training.validation import protocol_crop
 from microdiffusion.frames import Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
@@ -91,7 +91,7 @@ def specimens(folder: Path, size: int) -> dict[str, np.ndarray]:
         if path.stem in TWINS:
             continue
         with h5py.File(path) as file:
-            truth = protocol_crop(file["volume"][()].astype(np.float32))
+            truth = normalise(file["volume"][()].astype(np.float32))
         y, x = ((n - min(n, size)) // 2 for n in truth.shape[1:])
         found[path.stem] = np.ascontiguousarray(truth[:, y : y + size, x : x + size])
     return found

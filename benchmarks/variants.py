@@ -20,9 +20,9 @@ import numpy as np
 from measuring import HELD_OUT, ROOT, machine, scores_of
 
 from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
-from microdiffusion.engines.training.validation import protocol_crop
 from microdiffusion.frames import Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.metrics import seen_slices
@@ -87,7 +87,7 @@ def main() -> None:
         table: dict[str, dict[str, dict[str, float]]] = {}
         for name in HELD_OUT:
             with h5py.File(arguments.volumes / f"{name}.h5") as file:
-                truth = protocol_crop(file["volume"][()].astype(np.float32))
+                truth = normalise(file["volume"][()].astype(np.float32))
             header, sweep = sweep_of(truth, noise)
             seen = seen_slices(header.operator_at(sweep.z_um))
             for variant, settings in VARIANTS.items():

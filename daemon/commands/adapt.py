@@ -28,13 +28,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--minutes", type=options.positive, default=15.0, metavar="M", help="stop after M minutes, or N"
     )
     parser.add_argument("--rate", type=options.positive, default=3e-4, metavar="R", help="learning rate")
-    parser.add_argument(
-        "--turns",
-        type=options.share,
-        default=0.0,
-        metavar="SHARE",
-        help="of examples with a lateral axis turned into z, for specimens alike in all directions",
-    )
     parser.add_argument("--sweeps", type=options.count, default=4, metavar="N", help="sweeps used, at most")
     parser.add_argument("--seed", type=options.seed, default=0, metavar="N")
     parser.add_argument("--force", action="store_true", help="write the weights also where they do not help")
@@ -52,9 +45,7 @@ def run(args: Namespace) -> int:
 
     session = read_session(args.file, most=args.sweeps)
     weights = config.weights or shipped_weights()
-    plan = AdaptPlan(
-        iterations=args.iterations, minutes=args.minutes, rate=args.rate, turns=args.turns, seed=args.seed
-    )
+    plan = AdaptPlan(args.iterations, args.minutes, args.rate, args.seed)
     told_s = float("-inf")
 
     def watch(iteration: int, share: float, loss: float, seconds: float) -> None:

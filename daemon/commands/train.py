@@ -66,12 +66,11 @@ def run(args: Namespace) -> int:
             "There is nothing to train on: name volumes, or training.volumes in a configuration file."
         )
     from microdiffusion.daemon.system import processor
-    from microdiffusion.engines.training import TrainingPlan, train
+    from microdiffusion.engines.training import train
 
     command = shlex.join(["mdd", "train", *_own_arguments(sys.argv)])
-    plan = TrainingPlan.of(config, resume=args.resume, command=command, machine=processor())
     with _Shown() as shown:
-        train(plan, shown.say, shown.watch)
+        train(config, shown.say, shown.watch, resume=args.resume, command=command, machine=processor())
     return 0
 
 

@@ -1,33 +1,27 @@
 """A session's own projections as data: what is fitted to, what judges, and the verdict.
 
-Reads a projection file or a run file and splits its projections: the held-out ones judge; where none was
-held out, one projection of each sweep is left out of everything else, which is a harder question (the gap
-that it leaves has to be bridged), but the same one before and after.
+Reads a projection file or a run file and splits its projections: the held-out ones judge. If none was held
+out, one projection of each sweep is left out of everything else, which is a harder question (the gap that it
+leaves has to be bridged), but the same one before and after.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from microdiffusion.engines.projections import noise_variance
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.files import open_projections
-from microdiffusion.optics import projection_operator
+from microdiffusion.frames import Sweep
+from microdiffusion.header import RunHeader
 from microdiffusion.runfile import Status, open_run
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.frames import Sweep
-    from microdiffusion.header import RunHeader
 
 BLOCK = 16
 """Edge of the blocks that are compared, pixels: errors of neighbouring pixels are not independent."""
@@ -48,12 +42,9 @@ class Session:
     left_out: bool
 
     def for_fitting(self) -> list[Sweep]:
-        """Return the sweeps without what judges."""
-        none = self.header.shape[1:]
-        return [
-            replace(sweep, held_out_z_um=np.empty(0), held_out=np.empty((0, *none), np.float32))
-            for sweep in self.sweeps
-        ]
+        """Return the sweeps without their judges."""
+        none = np.empty((0, *self.header.shape[1:]), np.float32)
+        return [replace(sweep, held_out_z_um=np.empty(0), held_out=none) for sweep in self.sweeps]
 
 
 def read_session(path: Path, *, most: int) -> Session:
@@ -72,9 +63,8 @@ def read_session(path: Path, *, most: int) -> Session:
     with_judges = tuple(sweep for sweep in sweeps if sweep.held_out_z_um.size)
     if with_judges:
         return Session(header, with_judges, left_out=False)
-    return Session(
-        header, tuple(_leave_one_out(path, sweep, n) for n, sweep in enumerate(sweeps)), left_out=True
-    )
+    sweeps = [_leave_one_out(path, sweep, number) for number, sweep in enumerate(sweeps)]
+    return Session(header, tuple(sweeps), left_out=True)
 
 
 def _is_run(path: Path) -> bool:
@@ -85,28 +75,26 @@ def _is_run(path: Path) -> bool:
         return False  # the projection file's reader says what is wrong
 
 
-def _spread(count: int, most: int, judged: Callable[[int], bool]) -> list[int]:
-    """Return numbers of sweeps, evenly, those that have judges before the others."""
-    chosen = [number for number in range(count) if judged(number)] or list(range(count))
+def _spread(count: int, most: int, has_judges: Callable[[int], bool]) -> list[int]:
+    """Return numbers of sweeps, evenly, of those that have judges if there are any."""
+    chosen = [number for number in range(count) if has_judges(number)] or list(range(count))
     places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int))
     return [chosen[place] for place in places]
 
 
 def _of_projections(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
     with open_projections(path) as file:
-        numbers = _spread(len(file), most, lambda number: True)
-        return file.header, [file.sweep(number) for number in numbers]
+        return file.header, [file.sweep(number) for number in _spread(len(file), most, lambda number: True)]
 
 
 def _of_run(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
     with open_run(path) as run:
         if len(run.header.channels) > 1:
             raise InputFileError(f"{path} has several channels, which differ: adapt to one channel's run.")
-        written = np.flatnonzero(run.status == Status.WRITTEN)
-        sweeps = {int(number): run.sweep(int(number)) for number in written}
-        complete = [number for number, sweep in sweeps.items() if not sweep.missing]
-        places = _spread(len(complete), most, lambda n: bool(sweeps[complete[n]].held_out_z_um.size))
-        return run.header, [sweeps[complete[place]] for place in places]
+        sweeps = [run.sweep(int(number)) for number in np.flatnonzero(run.status == Status.WRITTEN)]
+        complete = [sweep for sweep in sweeps if not sweep.missing]
+        numbers = _spread(len(complete), most, lambda number: bool(complete[number].held_out_z_um.size))
+        return run.header, [complete[number] for number in numbers]
 
 
 def _leave_one_out(path: Path, sweep: Sweep, number: int) -> Sweep:
@@ -126,16 +114,9 @@ def _leave_one_out(path: Path, sweep: Sweep, number: int) -> Sweep:
     )
 
 
-def operator_at(header: RunHeader, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the operator (M, Z) of slabs at `z_um`."""
-    return projection_operator(
-        z_um, header.profile, z0_um=header.z0_um, voxel_z_um=header.voxel_size_um[0], shape_z=header.shape[0]
-    )
-
-
 def judge_errors(header: RunHeader, sweep: Sweep, volume: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean squared error of the judges, in noise variances, of each block of BLOCK² pixels."""
-    predicted = np.tensordot(operator_at(header, sweep.held_out_z_um), volume, axes=1)
+    predicted = np.tensordot(header.operator_at(sweep.held_out_z_um), volume, axes=1)
     variance = noise_variance(torch.from_numpy(sweep.held_out), header.camera).numpy()
     squares = np.square(predicted - sweep.held_out) / variance
     rows, columns = (max(1, n // BLOCK) for n in squares.shape[1:])
@@ -164,10 +145,10 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """What a user should know."""
+        """The verdict for the user."""
         change = 100 * (self.after / self.before - 1)
         return (
-            f"adapting {self.word if self.word != 'no change' else 'makes no difference that shows'}: "
+            f"adapting {self.word if self.word != 'no change' else 'makes no significant difference'}: "
             f"error on the judging projections {self.before:.3f} before, {self.after:.3f} after "
             f"({change:+.1f} %, {abs(self.sure):.1f} standard errors)"
         )

@@ -1,8 +1,8 @@
 """The endless batches of a training, and how to begin in the middle of them.
 
-Fits are dear and windows are cheap, so groups of cubes under one optics live in a ring: each iteration
-draws cubes from random groups, and every few iterations the oldest group is replaced. Every group and every
-batch has a random generator of its own, derived from seed, process and number, so that the batch of
+INR fits are expensive and windows are cheap, so groups of cubes under one optics live in a ring: each
+iteration draws cubes from random groups, and every few iterations the oldest group is replaced. Every group
+and every batch has a random generator of its own, derived from seed, process and number, so that the batch of
 iteration n is the same whether the training came there in one go or was resumed.
 
 Runs on the training's thread; with `workers`, groups are made ahead on threads of their own, and the noise
@@ -12,20 +12,17 @@ of a batch may then differ from run to run, because torch's generator is shared.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from microdiffusion.engines.training.degrade import WINDOWS, Batch, Formulation, Group, batch_of, make_group
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from microdiffusion.engines.training.degrade import WINDOWS, Batch, Group, batch_of, make_group
 
 _GROUPS, _BATCHES = 1, 2
 
 
-class Stream:
+class Batches:
     """Batches of `size` windows, from iteration `first` on, every cube from a random group of the ring.
 
     Parameters
@@ -35,7 +32,7 @@ class Stream:
     seed, rank : int
         Of the training, and of the process within it.
     ring, renew_every, workers, first : int
-        See `models.TrainingConfig`; `first` is the iteration to begin with.
+        See `TrainingConfig`; `first` is the iteration to begin with.
     """
 
     def __init__(
@@ -49,22 +46,18 @@ class Stream:
         renew_every: int = 4,
         workers: int = 0,
         first: int = 0,
-        formulation: Formulation = "bridge",
     ) -> None:
         self._pool = pool
         self._key = (seed, rank)
         self._cubes = max(1, size // WINDOWS)
         self._every = renew_every
-        self._formulation: Formulation = formulation
         self._iteration = first
         self._threads = ThreadPoolExecutor(workers, "groups") if workers else None
-        self._ahead: dict[int, Future[Group]] = {}
         self._workers = workers
-        self._ring: list[Group] = []
+        self._ahead: dict[int, Future[Group]] = {}
         newest = ring - 1 + first // renew_every
-        for slot in range(ring):
-            # The newest group whose number belongs into this slot.
-            self._ring.append(self._make(newest - (newest - slot) % ring))
+        # The newest group whose number belongs into each slot.
+        self._ring = [self._make(newest - (newest - slot) % ring) for slot in range(ring)]
 
     def __next__(self) -> Batch:
         """Return the next iteration's batch."""
@@ -75,7 +68,7 @@ class Stream:
         rng = self._generator(_BATCHES, self._iteration)
         torch.manual_seed(int(rng.integers(1 << 62)))
         chosen = rng.integers(len(self._ring), size=self._cubes)
-        return batch_of([self._ring[number] for number in chosen], rng, formulation=self._formulation)
+        return batch_of([self._ring[number] for number in chosen], rng)
 
     def close(self) -> None:
         """End the threads."""

@@ -1,30 +1,47 @@
 """Where a training begins and what it leaves on the way: weights to start from, and checkpoints.
 
 Files are written beside their place and renamed, so that a crash leaves the last good one. A checkpoint
-remembers which plan it belongs to; another plan is refused, and told in which words they differ.
+remembers which training it belongs to; another one is refused, and the message says what differs.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from microdiffusion.config import TrainingConfig
 from microdiffusion.engines.diffusion import SlabDenoiser, load_denoiser, save_denoiser
 from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
 from microdiffusion.files import replacing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 def write_weights(model: SlabDenoiser, path: Path, notes: Mapping[str, str]) -> None:
     """Write weights as `save_denoiser` does, whole or not at all."""
     with replacing(path) as temporary:
         save_denoiser(model, temporary, dict(notes))
+
+
+def identity(config: TrainingConfig, sources: str) -> dict[str, str]:
+    """Return what a checkpoint has to agree with, by name. Length, device and files may change.
+
+    Parameters
+    ----------
+    sources : str
+        Fingerprint of the data.
+    """
+    values: dict[str, Any] = {
+        "network": {"widths": config.widths, "blocks": config.blocks, "embedding": config.embedding},
+        "held_out": sorted(config.held_out),
+        "data": sources,
+        "shares": config.shares.model_dump(),
+    }
+    values |= config.model_dump(include={"batch", "rate", "pool", "ring", "renew_every", "seed"})
+    return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, str], state: Mapping[str, Any]) -> None:
@@ -34,23 +51,23 @@ def save_checkpoint(path: Path, identity: Mapping[str, str], state: Mapping[str,
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, str]) -> dict[str, Any]:
-    """Return the state of a checkpoint of the same plan.
+    """Return the state of a checkpoint of the same training.
 
     Raises
     ------
     MissingFileError, InputFileError
         There is none, or it cannot be read.
     ConfigError
-        It belongs to another plan.
+        It belongs to another training.
     """
     if not path.is_file():
         raise MissingFileError(f"There is no checkpoint {path} to resume from: leave out --resume.")
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         theirs: dict[str, str] = state["identity"]
     except Exception as error:  # a damaged pickle raises whatever it stumbles over
         raise InputFileError(
-            f"{path} is no checkpoint of this version ({type(error).__name__}): remove it and begin anew."
+            f"{path} is no checkpoint of this version ({type(error).__name__}): remove it and start over."
         ) from error
     different = [name for name, value in identity.items() if theirs.get(name) != value]
     if different:
@@ -60,7 +77,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, str]) -> dict[str, Any]:
             f"({name} was {_shown(theirs.get(name))}, now {_shown(identity[name])}): "
             "use the same settings, or another output."
         )
-    return dict(state)
+    return state
 
 
 def _shown(text: str | None) -> str:

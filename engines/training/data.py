@@ -1,28 +1,223 @@
-"""The pool of training cubes: recorded volumes and phantoms, cut, stretched and scaled to [0, 1].
+"""What a training learns from: recorded volumes, morphologies and phantoms, as a pool of cubes.
 
-`build_pool` returns a float16 array (N, SIZE, SIZE, SIZE); the loop degrades its cubes with random
-optics. Reading the volumes, and keeping back those that judge, is the work of `sources`.
+`gather` reads everything once, names the file that cannot be used, and keeps for each source its licence and
+origin, which the model card has to state. Held-out volumes are read too, but only to validate with; a name
+that fits no volume is refused, because a typo there would train on what should validate. `build_pool` cuts,
+stretches and scales them to cubes in [0, 1]; the loop degrades these with random optics.
 """
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+import csv
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from microdiffusion.engines.training import phantoms
-from microdiffusion.errors import ConfigError, InputFileError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
+from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
+from microdiffusion.files import open_volume, volume_paths
 
 SIZE = 64
-SHARES = {"recorded": 0.45, "neurites": 0.34, "vessels": 0.08, "nuclei": 0.08, "textures": 0.05}
-"""How often each kind of cube is drawn; kinds without a source drop out and the others take their place."""
+NOT_STATED = "not stated"
+PROVENANCE = "PROVENANCE.csv"
+"""Beside morphologies: a table with the columns file, repository and licence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One source, for the card: its name, its kind ("volume", "held out", "tree", "vessels"), and origin."""
+
+    name: str
+    kind: str
+    licence: str
+    source: str
+    structure: str = ""
+    size: str = ""
+
+
+@dataclass(slots=True)
+class Sources:
+    """Everything that was read.
+
+    Attributes
+    ----------
+    used, held : dict of name to (Z, Y, X) float32
+        Volumes to train on, and volumes to validate with. A file of several time points is several volumes,
+        `name#0`, `name#1` ...
+    trees : list of (N, 2, 4) float64
+        Segments of each morphology; see `phantoms.read_swc`.
+    graph : (N, 2, 4) float64 or None
+        Segments of the vessel graphs.
+    records : list of Record
+    """
+
+    used: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    held: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    trees: list[NDArray[np.float64]] = field(default_factory=list)
+    graph: NDArray[np.float64] | None = None
+    records: list[Record] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """Return a checksum of what is trained on: another one means another training."""
+        digest = hashlib.sha256()
+        for name, volume in self.used.items():
+            digest.update(f"{name} {volume.shape}".encode())
+            digest.update(np.ascontiguousarray(volume[::7, ::7, ::7]).tobytes())
+        for tree in [*self.trees, *([] if self.graph is None else [self.graph])]:
+            digest.update(tree.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def gather(
+    volumes: Sequence[Path],
+    morphologies: Path | None = None,
+    *,
+    held_out: Sequence[str] = (),
+    licence: str = "",
+) -> Sources:
+    """Read volumes (files, or folders of them) and a folder of morphologies.
+
+    Parameters
+    ----------
+    held_out
+        Names of volumes to validate with: file names without their ending.
+    licence
+        Of the volumes whose files state none.
+
+    Raises
+    ------
+    MissingFileError, InputFileError, DependencyError
+        A file is absent or cannot be used; the message names it.
+    ConfigError
+        A held-out name fits no volume.
+    """
+    result = Sources()
+    seen: dict[str, Path] = {}
+    for path in [path for place in volumes for path in volume_paths(place)]:
+        name = path.name if path.is_dir() else path.stem.removesuffix(".ome")
+        if name in seen:
+            raise InputFileError(f"{seen[name]} and {path} have the same name: rename one of them.")
+        seen[name] = path
+        _read_volume(result, name, path, held=name in held_out, licence=licence)
+    for name in held_out:
+        if name not in seen:
+            close = get_close_matches(name, seen, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(
+                f"There is no volume {name} to hold out{hint}: expected one of {', '.join(seen) or 'none'}."
+            )
+    if morphologies is not None:
+        _read_morphologies(result, morphologies)
+    return result
+
+
+def _read_volume(result: Sources, name: str, path: Path, *, held: bool, licence: str) -> None:
+    with open_volume(path) as file:
+        group = result.held if held else result.used
+        for number in range(len(file)):
+            volume = file.volume(number)
+            if volume.max() <= volume.min():
+                raise InputFileError(f"{path} is empty: every voxel is {volume.flat[0]:g}; leave it out.")
+            group[name if len(file) == 1 else f"{name}#{number}"] = volume
+        origin = file.origin
+        result.records.append(
+            Record(
+                name,
+                "held out" if held else "volume",
+                origin.licence or licence or NOT_STATED,
+                origin.source or NOT_STATED,
+                origin.structure,
+                " × ".join(str(n) for n in file.shape[file.shape[0] == 1 :]),
+            )
+        )
+
+
+def _read_morphologies(result: Sources, folder: Path) -> None:
+    if not folder.is_dir():
+        raise MissingFileError(f"There is no folder of morphologies {folder}: check its name.")
+    known = _provenance(folder / PROVENANCE)
+    graphs = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() == ".swc":
+            kind = "tree"
+            result.trees.append(phantoms.read_swc(path))
+        elif path.suffix.lower() in (".h5", ".hdf5"):
+            kind = "vessels"
+            graphs.append(phantoms.read_vessel_graph(path))
+        else:
+            continue
+        source, licence = known.get(path.name, (NOT_STATED, NOT_STATED))
+        result.records.append(Record(path.stem, kind, licence, source))
+    if graphs:
+        result.graph = np.concatenate(graphs)
+    elif not result.trees:
+        raise InputFileError(f"{folder} holds no morphology: expected .swc trees or .h5 vessel graphs.")
+
+
+def _provenance(path: Path) -> dict[str, tuple[str, str]]:
+    """Return repository and licence by file name."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as stream:
+        return {
+            row["file"]: (row.get("repository") or NOT_STATED, row.get("licence") or NOT_STATED)
+            for row in csv.DictReader(stream)
+            if row.get("file")
+        }
+
+
+def build_pool(
+    sources: Sources, *, count: int, rng: np.random.Generator, shares: Mapping[str, float]
+) -> NDArray[np.float16]:
+    """Return `count` cubes (N, SIZE, SIZE, SIZE) float16 of the kinds in `shares`.
+
+    Kinds without a source drop out, and the others take their place.
+
+    Raises
+    ------
+    ConfigError
+        No kind that has a source has a share.
+    InputFileError
+        Nearly every cube that was drawn is empty.
+    """
+    volumes, trees, graph = list(sources.used.values()), sources.trees, sources.graph
+    makers: dict[str, Callable[[], NDArray[np.float32]]] = {
+        "nuclei": lambda: finish(phantoms.blobs(rng, SIZE), rng),
+        "textures": lambda: finish(phantoms.texture(rng, SIZE), rng),
+    }
+    if volumes:
+        makers["recorded"] = lambda: crop(volumes[rng.integers(len(volumes))], rng)
+    if trees:
+        makers["neurites"] = lambda: finish(
+            phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng
+        )
+    if graph is not None:
+        makers["vessels"] = lambda: finish(phantoms.vessels(graph, rng, SIZE), rng)
+    kinds = [kind for kind in makers if shares.get(kind, 0) > 0]
+    if not kinds:
+        raise ConfigError(
+            f"training.shares leaves nothing to train on: expected a share above 0 for {', '.join(makers)}."
+        )
+    weights = np.array([shares[kind] for kind in kinds])
+    pool = np.empty((count, SIZE, SIZE, SIZE), dtype=np.float16)
+    made = tried = 0
+    while made < count:
+        cube = makers[kinds[rng.choice(len(kinds), p=weights / weights.sum())]]()
+        tried += 1
+        if cube.std() > 0.01:  # an empty corner teaches nothing
+            pool[made] = cube
+            made += 1
+        elif tried > 100 * (made + 1):
+            raise InputFileError(
+                "99 of 100 training cubes are empty: check that the volumes hold more than background."
+            )
+    return pool
 
 
 def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -34,11 +229,8 @@ def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
     wanted = np.minimum(np.ceil(SIZE / zoom).astype(int), volume.shape)
     start = [int(rng.integers(0, n - w + 1)) for n, w in zip(volume.shape, wanted, strict=True)]
     part = volume[tuple(slice(s, s + w) for s, w in zip(start, wanted, strict=True))]
-    part = (part - low) / max(high - low, 1e-6)
-    part = ndimage.zoom(part, zoom, order=1)
-    missing = [max(0, SIZE - n) for n in part.shape]
-    if any(missing):
-        part = np.pad(part, [(0, m) for m in missing], mode="symmetric")
+    part = ndimage.zoom((part - low) / max(high - low, 1e-6), zoom, order=1)
+    part = np.pad(part, [(0, max(0, SIZE - n)) for n in part.shape], mode="symmetric")
     return np.asarray(part[:SIZE, :SIZE, :SIZE].clip(0, 1.5), dtype=np.float32)
 
 
@@ -54,61 +246,3 @@ def finish(cube: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
         cube = cube + ndimage.gaussian_filter(rng.standard_normal(cube.shape), 1.0) * rng.uniform(0, 0.05)
     cube = cube + rng.uniform(0, 0.15)
     return np.asarray((cube / max(float(np.percentile(cube, 99.9)), 1e-6)).clip(0, 1.5), dtype=np.float32)
-
-
-def build_pool(
-    volumes: dict[str, NDArray[np.float32]],
-    trees: list[NDArray[np.float64]],
-    vessel_graph: NDArray[np.float64] | None,
-    *,
-    count: int,
-    rng: np.random.Generator,
-    shares: Mapping[str, float] = MappingProxyType(SHARES),
-    progress: Callable[[int], None] = lambda _: None,
-) -> NDArray[np.float16]:
-    """Return `count` cubes (N, SIZE, SIZE, SIZE) float16 of the kinds in `shares`.
-
-    Raises
-    ------
-    ConfigError
-        No kind that has a source has a share.
-    InputFileError
-        Nearly every cube that was drawn is empty.
-    """
-    names = list(volumes)
-
-    def recorded() -> NDArray[np.float32]:
-        return crop(volumes[names[rng.integers(len(names))]], rng)
-
-    makers: dict[str, Callable[[], NDArray[np.float32]]] = {
-        "nuclei": lambda: finish(phantoms.blobs(rng, SIZE), rng),
-        "textures": lambda: finish(phantoms.texture(rng, SIZE), rng),
-    }
-    if names:
-        makers["recorded"] = recorded
-    if trees:
-        makers["neurites"] = lambda: finish(
-            phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng
-        )
-    if vessel_graph is not None:
-        makers["vessels"] = lambda: finish(phantoms.vessels(vessel_graph, rng, SIZE), rng)
-    kinds = [kind for kind in makers if shares.get(kind, 0) > 0]
-    if not kinds:
-        raise ConfigError(
-            f"training.shares leaves nothing to train on: expected a share above 0 for {', '.join(makers)}."
-        )
-    weights = np.array([shares[kind] for kind in kinds])
-    pool = np.empty((count, SIZE, SIZE, SIZE), dtype=np.float16)
-    made = tried = 0
-    while made < count:
-        cube = makers[kinds[rng.choice(len(kinds), p=weights / weights.sum())]]()
-        tried += 1
-        if cube.std() > 0.01:  # an empty corner teaches nothing
-            pool[made] = cube
-            made += 1
-            progress(made)
-        elif tried > 100 * (made + 1):
-            raise InputFileError(
-                "99 of 100 training cubes are empty: check that the volumes hold more than background."
-            )
-    return pool

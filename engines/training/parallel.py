@@ -2,8 +2,8 @@
 
 `torchrun --nproc-per-node 4 -m microdiffusion.daemon.cli train ...` sets WORLD_SIZE, RANK and LOCAL_RANK;
 where WORLD_SIZE is above 1 the team is joined (nccl on CUDA, gloo on CPUs), gradients are averaged by
-DistributedDataParallel, and the process of rank 0 alone judges, writes and talks. What every process has
-to do alike (when to stop) is decided by rank 0 and told to the others.
+DistributedDataParallel, and the process of rank 0 alone validates, writes and reports. Whatever every process
+has to do alike (when to stop) is decided by rank 0 and broadcast.
 
 The CUDA path (nccl, half precision with a scaler) is complete but has not been run.
 """
@@ -11,10 +11,10 @@ The CUDA path (nccl, half precision with a scaler) is complete but has not been 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -25,16 +25,13 @@ from microdiffusion.engines.pipeline import pick_device
 from microdiffusion.engines.runtimes import best_dtype
 from microdiffusion.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_PATIENCE = timedelta(hours=2)
-"""How long the others wait while rank 0 judges."""
+_TIMEOUT = timedelta(hours=2)
+"""How long the others wait while rank 0 validates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """Place of this process: its device, its rank, and how many there are."""
+    """Place of this process: its device, its rank, and the number of processes."""
 
     device: torch.device
     rank: int = 0
@@ -42,7 +39,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process judges, writes and talks."""
+        """Whether this process validates, writes and reports."""
         return self.rank == 0
 
     def share(self, step: nn.Module) -> nn.Module:
@@ -53,9 +50,9 @@ class Team:
         """Return rank 0's value."""
         if self.size == 1:
             return value
-        told = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.broadcast(told, src=0)
-        return float(told)
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, src=0)
+        return float(tensor)
 
     def wait(self) -> None:
         """Wait for all the others."""
@@ -65,7 +62,7 @@ class Team:
 
 @contextmanager
 def team(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started, where it did; give this one's place.
+    """Join the processes that torchrun started, if it did; give this one's place.
 
     Parameters
     ----------
@@ -77,30 +74,24 @@ def team(device: str) -> Iterator[Team]:
     ConfigError
         The device does not exist.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = _place(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
-    if size == 1:
+    place, _ = pick_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Team(place)
         return
     if place.type == "cuda":
+        local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= devices:
+            raise ConfigError(
+                f"Process {local} of this machine has no CUDA device of its own ({devices} found): start "
+                "fewer processes, or set training.device to cpu."
+            )
+        place = torch.device("cuda", local)
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield Team(place, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-
-
-def _place(device: str, local: int | None) -> torch.device:
-    found, _ = pick_device(device)
-    if found.type != "cuda" or local is None:
-        return found
-    if local >= torch.cuda.device_count():
-        raise ConfigError(
-            f"Process {local} of this machine has no CUDA device of its own ({torch.cuda.device_count()} "
-            "found): start fewer processes, or set training.device to cpu."
-        )
-    return torch.device("cuda", local)
 
 
 def training_dtype(device: torch.device, precision: str) -> torch.dtype:

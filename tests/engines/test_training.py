@@ -11,6 +11,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import h5py
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from microdiffusion.config.models import TrainingConfig
+from microdiffusion.config.models import SharesConfig, TrainingConfig
 from microdiffusion.engines.diffusion.denoiser import (
     CONDITIONS,
     WINDOW,
@@ -26,17 +27,19 @@ from microdiffusion.engines.diffusion.denoiser import (
     SlabDenoiser,
     load_denoiser,
 )
-from microdiffusion.engines.training import data as scenes
-from microdiffusion.engines.training import phantoms
-from microdiffusion.engines.training.batches import Stream
-from microdiffusion.engines.training.checkpoint import load_checkpoint, save_checkpoint, start_from
-from microdiffusion.engines.training.curves import Curves, smoothed
+from microdiffusion.engines.training import learner, loop, phantoms
+from microdiffusion.engines.training.batches import Batches
+from microdiffusion.engines.training.checkpoint import (
+    identity,
+    load_checkpoint,
+    save_checkpoint,
+    start_from,
+)
+from microdiffusion.engines.training.data import NOT_STATED, Record, Sources, build_pool, gather
 from microdiffusion.engines.training.loop import train
 from microdiffusion.engines.training.parallel import training_dtype
-from microdiffusion.engines.training.plan import TrainingPlan
-from microdiffusion.engines.training.report import Outcome, model_card
-from microdiffusion.engines.training.sources import NOT_STATED, Record, gather
-from microdiffusion.errors import ConfigError, DependencyError, InputFileError, MissingFileError
+from microdiffusion.engines.training.report import Curves, Outcome, model_card, smoothed
+from microdiffusion.errors import ConfigError, DependencyError, EngineError, InputFileError, MissingFileError
 from microdiffusion.files.volumes import open_volume, volume_paths
 
 TINY = DenoiserShape(widths=(8, 12), blocks=1, embedding=16)
@@ -68,13 +71,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plan(folder: Path) -> TrainingPlan:
-    return TrainingPlan(
-        volumes=folder,
-        morphologies=None,
-        output=Path("set by the test"),
+def config(folder: Path) -> TrainingConfig:
+    return TrainingConfig(
+        volumes=(folder,),
         held_out=("judge",),
-        shape=TINY,
+        widths=TINY.widths,
+        embedding=TINY.embedding,
         iterations=6,
         minutes=1e6,
         batch=8,
@@ -83,9 +85,11 @@ def plan(folder: Path) -> TrainingPlan:
         renew_every=2,
         validate_every=3,
         precision="float32",
-        command="mdd train volumes --output w.safetensors",
-        machine="a test's machine",
     )
+
+
+def changed(config: TrainingConfig, **changes: Any) -> TrainingConfig:
+    return config.model_copy(update=changes)
 
 
 class Said(list):
@@ -268,30 +272,31 @@ def test_a_folder_lists_volumes_only(tmp_path: Path) -> None:
     assert [path.name for path in volume_paths(tmp_path)] == ["a.h5", "b.tif", "c.npy"]
 
 
-# --- pool and stream ----------------------------------------------------------------------------------
+# --- pool and batches ---------------------------------------------------------------------------------
 
 
 def test_shares_choose_what_is_drawn() -> None:
     rng = np.random.default_rng(0)
-    volumes = {"dark": np.linspace(0, 1, 32**3, dtype=np.float32).reshape((32,) * 3)}
-    only = scenes.build_pool(volumes, [], None, count=2, rng=rng, shares={"recorded": 1.0})
+    sources = Sources(used={"ramp": np.linspace(0, 1, 32**3, dtype=np.float32).reshape((32,) * 3)})
+    only = build_pool(sources, count=2, rng=rng, shares={"recorded": 1.0})
     # The ramp rises along z wherever it is cut.
     assert all(np.all(np.diff(cube.astype(float).mean(axis=(1, 2))[:20]) > 0) for cube in only)
     with pytest.raises(ConfigError, match="nothing to train on"):
-        scenes.build_pool(volumes, [], None, count=2, rng=rng, shares={"neurites": 1.0})
+        build_pool(sources, count=2, rng=rng, shares={"neurites": 1.0})
 
 
 @pytest.fixture(scope="module")
 def pool() -> np.ndarray:
-    return scenes.build_pool({}, [], None, count=3, rng=np.random.default_rng(0))
+    shares = SharesConfig().model_dump()
+    return build_pool(Sources(), count=3, rng=np.random.default_rng(0), shares=shares)
 
 
-def test_a_stream_that_begins_in_the_middle_gives_the_same_batches(pool: np.ndarray) -> None:
+def test_beginning_in_the_middle_gives_the_same_batches(pool: np.ndarray) -> None:
     settings = {"size": 8, "seed": 3, "ring": 2, "renew_every": 2}
-    whole = Stream(pool, **settings)
+    whole = Batches(pool, **settings)
     batches = [next(whole) for _ in range(6)]
     for first in (1, 4):
-        middle = Stream(pool, **settings, first=first)
+        middle = Batches(pool, **settings, first=first)
         for expected in batches[first : first + 2]:
             found = next(middle)
             assert torch.equal(found.state, expected.state)
@@ -299,13 +304,13 @@ def test_a_stream_that_begins_in_the_middle_gives_the_same_batches(pool: np.ndar
 
 
 def test_processes_see_different_batches(pool: np.ndarray) -> None:
-    first, second = (next(Stream(pool, size=8, seed=0, rank=rank, ring=1)) for rank in (0, 1))
+    first, second = (next(Batches(pool, size=8, seed=0, rank=rank, ring=1)) for rank in (0, 1))
     assert not torch.equal(first.state, second.state)
 
 
 def test_groups_made_ahead_are_those_that_were_due(pool: np.ndarray) -> None:
     settings = {"size": 8, "seed": 1, "ring": 2, "renew_every": 1}
-    ahead, due = Stream(pool, **settings, workers=2), Stream(pool, **settings)
+    ahead, due = Batches(pool, **settings, workers=2), Batches(pool, **settings)
     try:
         for _ in range(3):
             assert torch.equal(next(ahead).columns[0].truth, next(due).columns[0].truth)
@@ -338,33 +343,34 @@ def test_init_from_another_network_is_refused(weights: Path, shape: DenoiserShap
 
 
 def test_a_checkpoint_of_another_plan_is_refused_with_what_differs(
-    tmp_path: Path, plan: TrainingPlan
+    tmp_path: Path, config: TrainingConfig
 ) -> None:
     path = tmp_path / "c.pt"
-    save_checkpoint(path, plan.identity("data"), {"iteration": 1})
-    assert load_checkpoint(path, plan.identity("data"))["iteration"] == 1
-    longer = replace(plan, iterations=100, minutes=1.0, device="cpu", output=Path("elsewhere"))
-    assert load_checkpoint(path, longer.identity("data"))["iteration"] == 1
+    save_checkpoint(path, identity(config, "data"), {"iteration": 1})
+    assert load_checkpoint(path, identity(config, "data"))["iteration"] == 1
+    longer = changed(config, iterations=100, minutes=1.0, device="cpu", output=Path("elsewhere"))
+    assert load_checkpoint(path, identity(longer, "data"))["iteration"] == 1
     with pytest.raises(ConfigError, match=r"another training: rate differ \(rate was 0\.001, now 0\.5\)"):
-        load_checkpoint(path, replace(plan, rate=0.5).identity("data"))
+        load_checkpoint(path, identity(changed(config, rate=0.5), "data"))
     with pytest.raises(ConfigError, match="data"):
-        load_checkpoint(path, plan.identity("other data"))
+        load_checkpoint(path, identity(config, "other data"))
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, plan: TrainingPlan) -> None:
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, config: TrainingConfig) -> None:
     (tmp_path / "c.pt").write_bytes(b"nonsense")
     with pytest.raises(InputFileError, match=r"c\.pt is no checkpoint"):
-        load_checkpoint(tmp_path / "c.pt", plan.identity("data"))
+        load_checkpoint(tmp_path / "c.pt", identity(config, "data"))
 
 
 # --- the loop -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trained(plan: TrainingPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+def trained(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     """Return the weights of a training in one go, and what it said."""
     said, output = Said(), tmp_path_factory.mktemp("trained") / "w.safetensors"
-    train(replace(plan, output=output), said)
+    about = {"command": "mdd train volumes --output w.safetensors", "machine": "a test's machine"}
+    train(changed(config, output=output), said, **about)
     return output, said
 
 
@@ -382,11 +388,11 @@ def test_a_training_leaves_weights_card_curves_and_checkpoint(trained: tuple[Pat
 
 
 def test_a_resumed_training_ends_as_the_uninterrupted_one(
-    plan: TrainingPlan, trained: tuple[Path, Said], tmp_path: Path, monkeypatch
+    config: TrainingConfig, trained: tuple[Path, Said], tmp_path: Path, monkeypatch
 ) -> None:
     output, said = tmp_path / "w.safetensors", Said()
     # Stopped by Ctrl-C in the middle: the cosine of the schedule must be the whole run's.
-    monkeypatch.setattr("microdiffusion.engines.training.loop._LOOK_EVERY", 1)
+    monkeypatch.setattr(loop, "_LOOK_EVERY", 1)
 
     def interrupt(progress) -> None:
         if progress.iteration == 4:
@@ -395,9 +401,9 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(replace(plan, output=output), said, interrupt)
-    assert "stopped at iteration 4: go on with --resume" in said
-    train(replace(plan, output=output, resume=True), said)
+        train(changed(config, output=output), said, interrupt)
+    assert "stopped at iteration 4: continue with --resume" in said
+    train(changed(config, output=output), said, resume=True)
     assert "resumed at iteration 4" in said
     expected, found = (load_denoiser(path).state_dict() for path in (trained[0], output))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -406,42 +412,41 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(
 
 
 def test_an_earlier_checkpoint_is_not_overwritten_by_accident(
-    plan: TrainingPlan, trained: tuple[Path, Said]
+    config: TrainingConfig, trained: tuple[Path, Said]
 ) -> None:
-    with pytest.raises(ConfigError, match="give --resume to go on"):
-        train(replace(plan, output=trained[0]), Said())
+    with pytest.raises(ConfigError, match="give --resume to continue"):
+        train(changed(config, output=trained[0]), Said())
 
 
-def test_resume_without_a_checkpoint_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no checkpoint .* to resume from"):
-        train(replace(plan, output=tmp_path / "w.safetensors", resume=True), Said())
+        train(changed(config, output=tmp_path / "w.safetensors"), Said(), resume=True)
 
 
 def test_a_checkpoint_of_other_data_is_refused(
-    plan: TrainingPlan, trained: tuple[Path, Said], tmp_path: Path
+    config: TrainingConfig, trained: tuple[Path, Said], tmp_path: Path
 ) -> None:
     write_volume(tmp_path / "other.h5", specimen(7))
-    other = replace(plan, volumes=tmp_path, held_out=(), output=trained[0], resume=True)
+    other = changed(config, volumes=(tmp_path,), held_out=(), output=trained[0])
     with pytest.raises(ConfigError, match="another training: held_out, data differ"):
-        train(other, Said())
+        train(other, Said(), resume=True)
 
 
-def test_training_lowers_the_loss(plan: TrainingPlan, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("microdiffusion.engines.training.loop._WARM_UP", 1)
+def test_training_lowers_the_loss(config: TrainingConfig, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "_WARM_UP", 1)
     output = tmp_path / "w.safetensors"
-    always_the_same = {"pool": 1, "ring": 1, "renew_every": 1000, "formulation": "regression"}
-    train(replace(plan, output=output, held_out=(), iterations=30, rate=5e-3, **always_the_same), Said())
+    always_the_same = {"pool": 1, "ring": 1, "renew_every": 1000}
+    train(changed(config, output=output, held_out=(), iterations=30, rate=5e-3, **always_the_same), Said())
     losses = json.loads(output.with_suffix(".curves.json").read_text())["loss"]
     assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:4])
 
 
-def test_a_loss_that_is_no_number_ends_the_training(plan: TrainingPlan, tmp_path: Path, monkeypatch) -> None:
-    from microdiffusion.engines.training import loop
-    from microdiffusion.errors import EngineError
-
-    monkeypatch.setattr(loop, "loss_of", lambda batch, predicted: predicted.sum() * float("nan"))
+def test_a_loss_that_is_no_number_ends_the_training(
+    config: TrainingConfig, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(learner, "loss_of", lambda batch, predicted: predicted.sum() * float("nan"))
     with pytest.raises(EngineError, match=r"no longer a number at iteration \d+: lower training.rate"):
-        train(replace(plan, output=tmp_path / "w.safetensors", held_out=()), Said())
+        train(changed(config, output=tmp_path / "w.safetensors", held_out=()), Said())
     assert not (tmp_path / "w.safetensors").exists()
 
 
@@ -495,20 +500,6 @@ def test_half_precision_is_refused_where_it_cannot_train() -> None:
     assert training_dtype(torch.device("cpu"), "bfloat16") is torch.bfloat16
 
 
-def test_every_key_of_the_table_reaches_the_plan() -> None:
-    config = TrainingConfig(
-        volumes=(Path("a"),), widths=(8, 16), blocks=2, embedding=32, init=Path("b"), seed=5, licence="CC0"
-    )
-    plan = TrainingPlan.of(config, resume=True)
-    assert plan.shape == DenoiserShape((8, 16), 2, 32)
-    renamed = {"init": "start", "widths": None, "blocks": None, "embedding": None, "shares": None}
-    for name in TrainingConfig.model_fields:
-        to = renamed.get(name, name)
-        if to is not None:
-            assert getattr(plan, to) == getattr(config, name), name
-    assert plan.shares == scenes.SHARES
-
-
 # --- card and curves ----------------------------------------------------------------------------------
 
 
@@ -529,9 +520,9 @@ def test_the_card_names_data_licences_command_and_scores(trained: tuple[Path, Sa
     assert "state no licence" not in card
 
 
-def test_a_card_says_what_is_not_known(plan: TrainingPlan) -> None:
-    outcome = Outcome(1, 1.0, "cpu", "float32", 1, 100, {}, 1.0)
-    card = model_card(plan, [Record("mine", "volume", NOT_STATED, NOT_STATED)], outcome)
+def test_a_card_says_what_is_not_known(config: TrainingConfig) -> None:
+    outcome = Outcome(1, 1.0, "cpu", "float32", 1, 100, 1.0, {})
+    card = model_card(config, [Record("mine", "volume", NOT_STATED, NOT_STATED)], outcome)
     assert "1 of these sources state no licence** (mine)" in card
     assert "No volume was held out" in card
 
