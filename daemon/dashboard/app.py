@@ -1,11 +1,10 @@
-"""The live dashboard: draws every snapshot on the whole terminal and takes keys; or a log without a terminal.
+"""The live dashboard: draws every snapshot on the whole terminal, and takes keys.
 
 Runs on the thread that calls `show` and `wait` (the main thread); owns no thread of its own.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from microdiffusion.daemon.dashboard.preview import FORGET_KITTY, Painter, find_
 from microdiffusion.daemon.dashboard.screen import screen
 from microdiffusion.daemon.dashboard.state import Choices
 from microdiffusion.daemon.dashboard.terminal import Terminal
-from microdiffusion.daemon.status import StatusSnapshot, log_line
+from microdiffusion.daemon.status import StatusSnapshot
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,19 +28,9 @@ if TYPE_CHECKING:
 
     Perform = Callable[[str, str], str]
 
-LOG_INTERVAL_S = 10.0
 _LOOK_S = 0.25  # how soon a stop request is seen while keys are waited for
 MESSAGE_S = 6.0
 """How long the last line shows the answer to a key."""
-
-logger = logging.getLogger("microdiffusion.daemon")
-
-
-def open_display(
-    config: DashboardConfig, *, live: bool, perform: Perform | None = None
-) -> LiveDashboard | LogDisplay:
-    """Return the live dashboard, or the log where `live` is False (no terminal)."""
-    return LiveDashboard(config, perform=perform, asks_to_quit=True) if live else LogDisplay()
 
 
 class LiveDashboard:
@@ -102,9 +91,6 @@ class LiveDashboard:
         deadline = time.monotonic() + timeout_s
         while stopping is None or not stopping.is_set():
             left = max(0.0, deadline - time.monotonic())
-            if not self._terminal.has_keys:
-                _wait(left, stopping)
-                return
             for key in self._terminal.keys(min(left, _LOOK_S)):
                 self.press(key)
             if time.monotonic() >= deadline:
@@ -168,40 +154,3 @@ class LiveDashboard:
             ascii_only=self._ascii_only,
         )
         self._terminal.draw(lines, self._painter.pictures)
-
-
-class LogDisplay:
-    """Logs a line every ten seconds and at each change of state, and every note when it comes."""
-
-    def __init__(self) -> None:
-        self._next_s = 0.0
-        self._state = ""
-        self._noted = -1
-
-    def show(self, snapshot: StatusSnapshot) -> None:
-        """Log what is new."""
-        for note in snapshot.notes:
-            if note.number > self._noted:
-                self._noted = note.number
-                logger.log(logging.getLevelNamesMapping()[note.level.upper()], note.text)
-        if snapshot.elapsed_s >= self._next_s or snapshot.state != self._state:
-            self._next_s = snapshot.elapsed_s + LOG_INTERVAL_S
-            self._state = snapshot.state
-            logger.info(log_line(snapshot))
-
-    def wait(self, timeout_s: float, stopping: StopRequest | None = None) -> None:
-        """Wait."""
-        _wait(timeout_s, stopping)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _wait(timeout_s: float, stopping: StopRequest | None) -> None:
-    if stopping is None:
-        time.sleep(timeout_s)
-    else:
-        stopping.wait(timeout_s)

@@ -138,8 +138,11 @@ class Terminal:
         return names_of(self.read(timeout_s))
 
     def read(self, timeout_s: float) -> str:
-        """Return what the terminal sent, unchanged."""
-        return self._input.read(timeout_s) if self.has_keys else ""
+        """Return what the terminal sent, unchanged; without keys there is nothing to wait for but time."""
+        if self.has_keys:
+            return self._input.read(timeout_s)
+        time.sleep(timeout_s)
+        return ""
 
     def draw(self, lines: Sequence[Line], pictures: Sequence[Picture] = ()) -> None:
         """Show these lines, from the top, and the pictures over the cells that are marked as theirs."""

@@ -6,20 +6,23 @@ Belongs to the daemon's main thread; notes reach the log from whichever thread a
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING
 
 from microdiffusion import __version__
 from microdiffusion.daemon.monitoring.alarms import Alarms
 from microdiffusion.daemon.monitoring.log import JsonLog
-from microdiffusion.daemon.status import StatusSnapshot, log_fields
+from microdiffusion.daemon.status import StatusSnapshot, log_fields, log_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from microdiffusion.config import Config
-    from microdiffusion.daemon.status import Alarm, StatusBoard
+    from microdiffusion.daemon.status import Alarm, Note, StatusBoard
 
 FIGURES_EVERY_S = 10.0
+
+logger = logging.getLogger("microdiffusion.daemon")
 
 
 class Monitor:
@@ -45,14 +48,16 @@ class Monitor:
         self._latest = StatusSnapshot()
         self._standing: dict[str, Alarm] = {}
         self._state = ""
+        self._echo = False
         self._next_s = 0.0
 
-    def start(self, **fields: object) -> None:
-        """Begin; `fields` go into the first line."""
+    def start(self, *, echo: bool = False, **fields: object) -> None:
+        """Begin; `fields` go into the first line. `echo`: figures and notes go to stderr, too."""
+        self._echo = echo
         if self._keeps_log:
             self._log.start()
         self._log.put("start", f"mdd {__version__} starts", fields={"version": __version__, **fields})
-        self._board.on_note(lambda note: self._log.put("note", note.text, note.level))
+        self._board.on_note(self._note)
 
     def exporter(self) -> AbstractContextManager[object]:
         """Return the Prometheus endpoint, which listens at once; without one a context that does nothing.
@@ -73,6 +78,7 @@ class Monitor:
     def complete(self, snapshot: StatusSnapshot) -> StatusSnapshot:
         """Return the snapshot with its alarms."""
         alarms = self._alarms.look(snapshot)
+        latest = self._latest = snapshot.model_copy(update={"alarms": alarms})
         standing = {alarm.kind: alarm for alarm in alarms}
         for kind, alarm in standing.items():
             before = self._standing.get(kind)
@@ -85,10 +91,11 @@ class Monitor:
         self._standing = standing
         if snapshot.state != self._state or snapshot.elapsed_s >= self._next_s:
             self._state, self._next_s = snapshot.state, snapshot.elapsed_s + FIGURES_EVERY_S
-            figures = {key: value for key, value in log_fields(snapshot) if key != "time"}
+            figures = {key: value for key, value in log_fields(latest) if key != "time"}
             self._log.put("status", snapshot.state, fields=figures)
-        self._latest = snapshot.model_copy(update={"alarms": alarms})
-        return self._latest
+            if self._echo:
+                logger.info(log_line(latest))
+        return latest
 
     def stop(self, failure: Exception | None) -> None:
         """Write the last line."""
@@ -97,3 +104,8 @@ class Monitor:
         else:
             self._log.put("stop", str(failure), "error", {"error": type(failure).__name__})
         self._log.stop()
+
+    def _note(self, note: Note) -> None:
+        self._log.put("note", note.text, note.level)
+        if self._echo:
+            logger.log(logging.getLevelNamesMapping()[note.level.upper()], note.text)

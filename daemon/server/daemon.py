@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.control import ControlServer
-from microdiffusion.daemon.dashboard import open_display
+from microdiffusion.daemon.dashboard import LiveDashboard
 from microdiffusion.daemon.engine import EngineInfo, EngineProcess
 from microdiffusion.daemon.ingest import Ingest, RunState
 from microdiffusion.daemon.monitoring import Monitor
@@ -156,20 +156,27 @@ class Daemon:
                 self._take_up(self._resume)
             self._ingest.start(self._runs.on_start)
             self._watchman.start(
-                data=self._ingest.address, status=publisher.address, control=control.address, name=config.name
+                echo=not dashboard,
+                data=self._ingest.address,
+                status=publisher.address,
+                control=control.address,
+                name=config.name,
             )
             stack.callback(lambda: self._watchman.stop(failure))
             stack.enter_context(self._watchman.exporter())
             self._service.ready(f"listening at {self._ingest.address}")
             self._tell_unclosed()
-            display = open_display(config.dashboard, live=dashboard, perform=self._by_key)
-            stack.enter_context(display)
+            display = None
+            if dashboard:
+                display = LiveDashboard(config.dashboard, perform=self._by_key, asks_to_quit=True)
+                stack.enter_context(display)
 
             def show() -> None:
                 snapshot = self._watchman.complete(self.board.snapshot())
                 publisher.publish(snapshot)
-                with contextlib.suppress(OSError):  # a terminal that is gone costs nobody his run
-                    display.show(snapshot)
+                if display is not None:
+                    with contextlib.suppress(OSError):  # a terminal that is gone costs nobody a run
+                        display.show(snapshot)
                 if self._stuck():
                     return
                 self._service.alive(log_line(snapshot))
@@ -193,7 +200,10 @@ class Daemon:
                     self._step()
                     control.poll()
                     show()
-                    display.wait(1.0 / config.dashboard.refresh_hz, self.stopping)
+                    if display is None:
+                        self.stopping.wait(1.0 / config.dashboard.refresh_hz)
+                    else:
+                        display.wait(1.0 / config.dashboard.refresh_hz, self.stopping)
             except Exception as error:  # a mistake of ours, too, must not cost the order of the close
                 failure = error
                 self.board.note(str(error), "error")

@@ -162,8 +162,10 @@ class StatusBoard:
         self._listener(note)
 
     def on_note(self, listener: Callable[[Note], None]) -> None:
-        """Pass every note to `listener`, too, on the thread that adds it: it must be quick."""
+        """Pass the kept notes and all that follow to `listener`, quick, on the thread that adds them."""
         self._listener = listener
+        for note in list(self._notes):
+            listener(note)
 
     def histograms(self) -> dict[str, Histogram]:
         """Return every stage's measurements since the start."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import time
 
 import numpy as np
@@ -11,10 +10,9 @@ import pytest
 from rich.console import Console
 from rich.segment import Segment
 
-from microdiffusion.config.models import DashboardConfig
 from microdiffusion.daemon.control import COMMANDS
 from microdiffusion.daemon.dashboard import preview
-from microdiffusion.daemon.dashboard.app import LiveDashboard, LogDisplay, open_display
+from microdiffusion.daemon.dashboard.app import LiveDashboard
 from microdiffusion.daemon.dashboard.panels import page
 from microdiffusion.daemon.dashboard.preview import RAMP, Painter, half_blocks, ramp, windowed
 from microdiffusion.daemon.dashboard.screen import SPARKS, screen, sparkline
@@ -248,29 +246,6 @@ def test_the_log_line_is_one_line_of_key_and_value():
     assert pairs["sweep_to_disk_p50_s"] == "0.410"
     assert pairs["held_out_error"] == "1.080"
     assert pairs["queue_ingest_mb"] == "3.1"
-
-
-def test_without_a_terminal_a_line_is_logged_every_ten_seconds_and_at_each_change(caplog):
-    caplog.set_level(logging.INFO)
-    with open_display(DashboardConfig(), live=False) as display:
-        assert isinstance(display, LogDisplay)
-        for tick in range(0, 250):  # 25 seconds, ten snapshots a second
-            state = "running" if tick > 30 else "waiting"
-            display.show(StatusSnapshot(state=state, elapsed_s=0.1 * tick))
-    elapsed = [record.message.split()[1] for record in caplog.records]
-    assert elapsed == ["elapsed_s=0", "elapsed_s=3", "elapsed_s=13", "elapsed_s=23"]
-
-
-def test_notes_are_logged_once_with_their_level(caplog):
-    caplog.set_level(logging.INFO)
-    board = StatusBoard(clock=lambda: 0.0)
-    display = LogDisplay()
-    board.note("first")
-    board.note("at the same moment", "warning")
-    for _ in range(3):
-        display.show(board.snapshot())
-    notes = [(r.levelname, r.message) for r in caplog.records if "=" not in r.message]
-    assert notes == [("INFO", "first"), ("WARNING", "at the same moment")]
 
 
 @pytest.mark.parametrize(

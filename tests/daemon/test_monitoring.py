@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import threading
@@ -189,6 +190,27 @@ def test_the_log_tells_of_start_notes_states_alarms_figures_and_the_end(tmp_path
     assert "free space" in str(by_event["alarm"]["fix"])
     assert by_event["status"]["elapsed_s"] == 40
     assert (by_event["stop"]["level"], by_event["stop"]["text"]) == ("error", "it broke")
+
+
+def test_without_a_terminal_figures_are_told_every_ten_seconds_and_at_each_change_and_notes_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    board = StatusBoard(clock=clock, wall=lambda: 1.8e9 + clock.now)
+    config = Config(recorder={"output": tmp_path}, monitoring=MonitoringConfig(log=False))
+    monitor = Monitor(config, board)
+    board.note("before the start")
+    monitor.start(echo=True)
+    board.note("at the same moment", "warning")
+    for tick in range(250):  # 25 seconds, ten snapshots a second
+        clock.now = 0.1 * tick
+        board.put(state="running" if tick > 30 else "waiting")
+        monitor.complete(board.snapshot())
+    told = [(record.levelname, record.message) for record in caplog.records]
+    assert told[:2] == [("INFO", "before the start"), ("WARNING", "at the same moment")]
+    elapsed = [message.split()[1] for _, message in told[2:]]
+    assert elapsed == ["elapsed_s=0", "elapsed_s=3", "elapsed_s=13", "elapsed_s=23"]
 
 
 def test_the_log_may_be_switched_off(tmp_path: Path) -> None:
