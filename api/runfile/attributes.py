@@ -1,4 +1,4 @@
-"""What a run file says in attributes: its plan, and in NeXus' terms what is to be plotted.
+"""Attributes of a run file: its plan, and what to plot by NeXus' rules.
 
 Owns writing a `RunPlan` into a new file and reading it back, with the layout's version. Text is written at a
 fixed length. Functions hold no state; any thread.
@@ -27,7 +27,7 @@ _MOST_TEXT_BYTES = 64 << 20  # of header and configuration: a run of a thousand 
 
 
 def write_attributes(file: h5py.File, plan: RunPlan) -> None:
-    """Write a plan's part that lies in attributes; header and configuration are datasets."""
+    """Write the part of a plan that is kept in attributes; header and configuration are datasets."""
     header = plan.header
     set_attributes(
         file,
@@ -84,7 +84,7 @@ def write_plots(file: h5py.File, plan: RunPlan) -> None:
 def set_attributes(where: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
     """Set attributes; text at a fixed length: MATLAB's rule, and a damaged file cannot lead HDF5 astray.
 
-    Text of variable length lies in HDF5's global heap, whose reader loops for ever on some damaged files.
+    HDF5 keeps text of variable length in its global heap, whose reader never returns on some damaged files.
     """
     for name, value in attributes.items():
         is_text = isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str))
@@ -128,7 +128,7 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
     try:
         provenance = file["mdd/provenance"]
         storage = str(attribute("storage"))
-        grown = storage == "swmr"  # of 1.0: the length of its datasets says how far
+        grown = storage == "swmr"  # layout 1.0 had a storage that grew: its datasets have the length
         return RunPlan(
             header=RunHeader.model_validate_json(text("mdd/run_header")),
             time_points=int(file["mdd/status"].shape[0] if grown else attribute("time_points")),
@@ -161,7 +161,7 @@ def _check_version(path: Path, version: Any) -> str:
     if not isinstance(version, str):  # development wrote numbers
         raise InputFileError(
             f"{path} has run file layout {version}, which was never released, and this mdd ({_VERSION}) "
-            f"reads layout {LAYOUT_MAJOR}.x: record it anew, or open it with the mdd that wrote it."
+            f"reads layout {LAYOUT_MAJOR}.x: record it again, or open it with the mdd that wrote it."
         )
     major, _, minor = version.partition(".")
     if not (major.isdecimal() and minor.isdecimal()) or int(major) != LAYOUT_MAJOR:

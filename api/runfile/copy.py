@@ -1,9 +1,9 @@
-"""A consistent copy of a run, also while it goes on: `mdd snapshot`, and compressed: `mdd repack`.
+"""A consistent copy of a run, also during the run (`mdd snapshot`), and compressed (`mdd repack`).
 
-Owns the order of reading that makes the copy whole: statuses and the frames' `seq` first, as what they
-announce was written before; then figures, then images, and only those that are announced. What comes
-meanwhile is not part of it. All files of the run become one. The copy is checked, every byte, before it gets
-its name. Functions hold no state; any thread.
+Owns the order of reading that makes the copy consistent: statuses and the frames' `seq` first, since what
+they announce was written before; then figures, then images, and only those that are announced. What arrives
+meanwhile is not part of the copy. All files of the run become one. Every byte of the copy is checked before
+it gets its name. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def snapshot_run(
     mark: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Copy what a run holds now into one file, and return what `verify_run` said of it.
+    """Copy what a run holds now into one file, and return the report of `verify_run` on the copy.
 
     Parameters
     ----------
@@ -68,14 +68,14 @@ def snapshot_run(
     chunks : (planes, rows, columns)
         Of its images, where they are compressed; None: whole planes, 1 MiB at most.
     mark
-        Whether the copy says in its provenance that it is one: no run is resumed in it by itself.
+        Whether to note in the provenance that it is a copy, so that no daemon resumes the run in it unasked.
     progress
         Called with the time points that are done, and how many there are.
 
     Raises
     ------
     MissingFileError, InputFileError
-        There is no such run, the copy exists, the run is damaged, or there can be no such chunks.
+        There is no such run, the copy exists, the run is damaged, or the chunks are impossible.
     NoRoomError, DiskError
         The disk is full, or cannot be written.
     DependencyError
@@ -98,12 +98,12 @@ def snapshot_run(
             time_points=used,
             live=plan.live and closed,
             provenance=dict(plan.provenance) | marks,
-            # What grew had no room planned: an open-ended run's plan is more than a file could set aside.
+            # A growing file of layout 1.0 plans more room than a static file can reserve.
             planned_time_points=plan.planned if plan.compression == "none" else used,
             compression=compression,
         )
         _check_chunks(copied, chunks)
-        # How much compression will save is not known; such a copy looks for room as it grows.
+        # How much compression saves is unknown: such a copy checks the free space as it grows.
         needed = file_bytes(copied) if compression == "none" else 0
         with staged(output, needed_bytes=needed) as (path,):
             with _open_target(path, copied, chunks) as target:
@@ -126,7 +126,7 @@ def snapshot_run(
 
 
 def _check_name(run: Path, output: Path) -> None:
-    """Refuse a name by which one of the two would be taken for a further file of the other."""
+    """Refuse a name by which one of the two would look like a further file of the other."""
     refuse_existing(segment_path(output, 1))
     number = output.stem.removeprefix(f"{run.stem}_s")
     beside = output.absolute().parent == run.absolute().parent and output.suffix == run.suffix
@@ -138,7 +138,7 @@ def _check_name(run: Path, output: Path) -> None:
 
 @dataclass(slots=True)
 class _Session:
-    """What was announced of a position when the copy began: status (T[, C]), seq (T, [C,] M)."""
+    """Statuses (T[, C]) and seqs (T, [C,] M) of a position when the copy began."""
 
     prefix: str
     status: NDArray[np.uint8]
@@ -199,7 +199,7 @@ def _copy_session(
 
 
 def _copy_live(parts: RunParts, plan: RunPlan, target: _Target) -> None:
-    """Copy the rolling volumes of a closed run: nobody writes them any more."""
+    """Copy the rolling volumes of a closed run, which no longer change."""
     first = parts.first()
     for one in datasets(plan):
         if "live" in one.path.split("/"):
@@ -234,7 +234,7 @@ def _figure(
 def _reasons(
     parts: RunParts, prefix: str, used: int, status: NDArray[Any], reasons: NDArray[Any]
 ) -> NDArray[Any]:
-    """Return the reasons; one that is just being taken back, as a late volume comes, is said to be that."""
+    """Return the reasons; one that is just being removed, as a late volume is written, is read again."""
     for _ in range(_ATTEMPTS):
         torn = (status > Status.WRITTEN) & (reasons == b"")
         if not torn.any():
@@ -306,7 +306,7 @@ class _Target:
                     f"{free / 1e6:.0f} MB are free: make room, or choose another folder; nothing was left "
                     "behind."
                 )
-        # HDF5 does not take text for UTF-8 unless its type says so.
+        # HDF5 converts text only from a type that says that it is UTF-8.
         dataset[index] = content.astype(dataset.dtype) if content.dtype.kind == "S" else content
 
 

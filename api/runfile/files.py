@@ -1,10 +1,9 @@
-"""The files of a run as a reader has them open, one or several.
+"""The open files of a run, for reading.
 
-Owns how a reader gets at the bytes of one file (`RunFile`): through a memory map, so that what the recorder
-writes is seen at once; with plain reads, for who checks a disk; and through HDF5 where images are compressed.
-Owns which files belong to a run that is being read (`RunParts`), also while it goes on: a further file is
-taken in as soon as it has its name, and where a longer file takes the name of one that is open, that is
-opened instead. Any one thread.
+`RunFile` reads one file: through a memory map, so that what the recorder writes is seen at once; with plain
+reads, to check a disk; and through HDF5 where images are compressed. `RunParts` knows which files belong to
+the run, also during the run: a further file is added as soon as it has its name, and a longer file that has
+replaced an open one is opened instead. Any one thread.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from microdiffusion.runfile.schema import Closed, RunPlan, segment_path
 
 _CLOSED = "The run was closed: open it again with open_run."
 _UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, MemoryError)
-"""What HDF5 raises over damaged bytes."""
+"""Exceptions that HDF5 raises on damaged bytes."""
 
 
 class RunFile:
@@ -78,7 +77,7 @@ class RunFile:
         )
 
     def read(self, name: str, index: tuple[int, ...] = ()) -> NDArray[Any]:
-        """Return what an index selects, read anew and not through a map."""
+        """Return what an index selects, read from the disk and not through the map."""
         if name in self._layout.packed:
             return np.asarray(self._unpacked(name)[index])
         region = self._layout.regions[name]
@@ -94,7 +93,7 @@ class RunFile:
         return content.view(region.dtype).reshape(region.shape[len(index) :])
 
     def close(self) -> None:
-        """Let go of the file. What was read stays valid."""
+        """Close the file. What was read stays valid."""
         if self._hdf5 is not None:
             self._hdf5.close()
         self._bytes = None
@@ -123,13 +122,13 @@ class _PackedImages:
         try:
             if plain:
                 return self._dataset[index]
-            # What HDF5 cannot select, such as a list or a negative step, is selected from the whole image.
+            # HDF5 selects no lists and no negative steps: those are taken from the whole image.
             return np.asarray(self._dataset[place])[index[len(place) :]]
         except _UNREADABLE as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise DamagedError(
                 f"{self._path}: /{self._name} cannot be read at {place} ({reason}): "
-                "the file is damaged or incomplete; `mdd verify` tells what else is."
+                "the file is damaged or incomplete; `mdd verify` lists all damage."
             ) from error
 
 
@@ -147,20 +146,17 @@ class RunParts:
         return self._parts[0]
 
     def all(self) -> list[RunFile]:
-        """Return those that there are by now."""
+        """Return the files that exist by now."""
         self._look_for_more()
         return list(self._parts)
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all files."""
         for part in self._parts:
             part.close()
 
     def _look_for_more(self) -> None:
-        """Take in a longer file of the same name, and those that the run went on in.
-
-        Those are complete as soon as they have their name.
-        """
+        """Open a longer file of the same name, and further files; they are complete once they have a name."""
         last = self._parts[-1]
         if int(last.view("mdd/closed")[()]) == Closed.REPLACED:
             self._parts[-1] = RunFile(last.path)
@@ -170,8 +166,8 @@ class RunParts:
             if not path.is_file():
                 return
             part = RunFile(path)
-            # A copy of the run's first file that has such a name is none of its further files, and one whose
-            # time points are in a compressed file already is on its way to be removed.
+            # Not a further file: a copy of the first one under such a name, and a file that is about to be
+            # removed because a compressed file has replaced all of the run.
             plan, before = part.plan, self._parts[-1].plan
             following = before.first_time_point + before.time_points
             expected = (self.plan.header.run_id, len(self._parts), following)

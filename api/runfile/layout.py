@@ -1,12 +1,12 @@
-"""The run file on the disk: creating it, and finding where each dataset's bytes lie.
+"""The run file on disk: creating it, and locating the bytes of each dataset.
 
-Owns the way between `schema` and HDF5. What a recorder fills is *static*: HDF5 creates every dataset at its
-final size, contiguous and uncompressed, and closes the file; from then on nothing but the bytes inside of
-datasets changes. So no HDF5 library is needed to fill it, its metadata cannot be torn by a crash, and every
-HDF5 reader can open it at any moment. In a compressed copy the images are chunked, and only HDF5 reads them.
+Translates `schema` to HDF5. A recorder fills a *static* file: HDF5 creates every dataset at its final size,
+contiguous and uncompressed, and closes the file; from then on only the bytes inside the datasets change. So
+no HDF5 library is needed to fill it, a crash cannot tear its metadata, and every HDF5 reader can open it at
+any moment. In a compressed copy the images are chunked, and only HDF5 reads them.
 
-Invariant: a layout that `read_layout` returned is safe to write through: each region lies inside of the
-file and none overlaps another, whatever the file held. Functions hold no state; any thread.
+Invariant: a layout returned by `read_layout` is safe to write through: each region is inside the file and
+none overlaps another, whatever the file held. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from microdiffusion.runfile.attributes import (
 from microdiffusion.runfile.schema import Dataset, RunPlan, datasets
 
 SNAPSHOT = "snapshot_utc"
-"""The entry of a copy's provenance that says when it was made (`copy`)."""
-_DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for whoever maps them
+"""Provenance entry of a copy: when it was made (`copy`)."""
+_DATA_ALIGNMENT = 4096  # of datasets from 64 KiB on: whole pages, for memory maps
 _CONTENT_ELEMENTS = 1 << 16
 _CHUNK_BYTES = 1 << 20  # most of an image's chunk
 _BITSHUFFLE = 32008
@@ -49,7 +49,7 @@ Chunks = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where a dataset's bytes lie in the file."""
+    """Position of a dataset's bytes in the file."""
 
     offset: int
     shape: tuple[int, ...]
@@ -92,7 +92,7 @@ class RunLayout:
 
 
 def create_run_file(path: Path, plan: RunPlan, chunks: Chunks | None = None) -> RunLayout:
-    """Create an empty run file and return where its datasets lie.
+    """Create an empty run file and return its layout.
 
     The file is complete and closed when this returns. Unwritten bytes read as zeros; disk blocks are not
     reserved here.
@@ -110,7 +110,7 @@ def create_run_file(path: Path, plan: RunPlan, chunks: Chunks | None = None) -> 
         Its compression needs a package that is missing.
     """
     require_compression(plan.compression)
-    # Large datasets start on whole pages; everything else, metadata included, lies before them.
+    # Large datasets start on whole pages; everything else, metadata included, precedes them.
     with h5py.File(
         path, "x", alignment_threshold=64 << 10, alignment_interval=_DATA_ALIGNMENT, track_order=False
     ) as file:
@@ -122,7 +122,7 @@ def create_run_file(path: Path, plan: RunPlan, chunks: Chunks | None = None) -> 
             for dataset in datasets(plan)
         ]
         write_plots(file, plan)
-    # Contents go to their places without HDF5, as all that follows: a run of many positions has many.
+    # Contents are written without HDF5, as everything later: a run of many positions has many datasets.
     with path.open("r+b") as stream:
         for dataset, region in made:
             if dataset.content is not None and region is not None:
@@ -198,16 +198,14 @@ def require_compression(compression: str) -> None:
 
 
 def _check_places(path: Path, layout: RunLayout, size: int) -> None:
-    """Refuse datasets that lie outside of the file or over one another: damage in HDF5's own tables."""
+    """Refuse datasets outside of the file or on top of one another: HDF5's own tables are damaged."""
     places = sorted((region.offset, region.offset + region.size) for region in layout.regions.values())
     apart = all(first[1] <= second[0] for first, second in pairwise(places))
     inside = not places or (places[0][0] > 0 and places[-1][1] <= size)
     figures = (one for one in layout.packed.values() if not one.image)  # read as a whole
     packed = sum(prod(one.shape) * np.dtype(one.dtype).itemsize for one in figures)
     if not apart or not inside or packed > size:
-        raise InputFileError(
-            f"{path} names places for its data that it does not have: it is damaged or incomplete."
-        )
+        raise InputFileError(f"{path} refers to data that it does not have: it is damaged or incomplete.")
 
 
 def _write_content(stream: BinaryIO, region: Region, content: NDArray[Any]) -> None:
@@ -224,7 +222,7 @@ def _write_content(stream: BinaryIO, region: Region, content: NDArray[Any]) -> N
 
 
 def _storage(plan: RunPlan, dataset: Dataset, chunks: Chunks | None) -> h5py.h5p.PropDCID:
-    """Return how a dataset is stored: contiguous, with bytes that exist from the start, or compressed."""
+    """Return how to store a dataset: contiguous and allocated at once, or compressed."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)
     if not dataset.image or plan.compression == "none":
@@ -259,7 +257,7 @@ def chunk_shape(dataset: Dataset, chosen: Chunks | None = None) -> tuple[int, ..
 def _create_dataset(
     file: h5py.File, dataset: Dataset, creation: h5py.h5p.PropDCID, links: Any
 ) -> Region | None:
-    """Create a dataset and return where its bytes lie; None where they are chunked."""
+    """Create a dataset and return its region; None where it is chunked."""
     space = h5py.h5s.create_simple(dataset.shape) if dataset.shape else h5py.h5s.create(h5py.h5s.SCALAR)
     numpy_type = np.dtype(dataset.dtype)
     if numpy_type.kind == "S":
@@ -274,7 +272,7 @@ def _create_dataset(
 
 
 def _region(path: Path, file: h5py.File, expected: Dataset) -> Region | None:
-    """Return where a dataset's bytes lie; None where they are chunked."""
+    """Return the region of a dataset; None where it is chunked."""
     dataset = file.get(expected.path)
     same = (
         isinstance(dataset, h5py.Dataset)

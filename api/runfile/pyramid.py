@@ -3,8 +3,8 @@
 Owns the rule of `/pyramid` in a run file (docs/run-file.md): a voxel of a level is the mean of the block of
 voxels of the volume that it covers, taken from the volume as it is in the file. Integers are summed exactly
 and rounded half up; float32 is summed in float32, neighbours in x first, then in y, then in z, level upon
-level. So whoever has a volume can compute its pyramid again, bit for bit. What does not fill a block at the
-far edge of an axis is left out.
+level. So the pyramid of a volume can be recomputed bit for bit. Voxels that do not fill a block at the far
+edge of an axis are left out.
 
 A `Pyramid` takes a volume plane by plane, in the pieces in which it goes to the disk, and holds less than one
 plane of sums. Used by one thread at a time.
@@ -78,7 +78,7 @@ class _Level:
 
 
 class Pyramid:
-    """The coarser levels of a volume, as it goes by: `begin`, then `add` its pieces in order.
+    """The coarser levels of a volume that is passed in pieces: `begin`, then `add` each piece in order.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def pair_sums(rows: NDArray[Any]) -> NDArray[Any]:
     height, width = rows.shape[0] // 2 * 2, rows.shape[1] // 2 * 2
     rows = rows[:height, :width]
     if rows.dtype == np.dtype("<u2"):
-        # Two neighbours lie in one uint32: adding its halves is twice as fast as adding every other element.
+        # Two neighbours share one uint32: adding its halves is twice as fast as adding every other element.
         pairs = np.ascontiguousarray(rows).view("<u4")
         across = pairs & np.uint32(0xFFFF)
         across += pairs >> np.uint32(16)

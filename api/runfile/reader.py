@@ -1,9 +1,9 @@
 """Reading a run file, during the run and afterwards.
 
 Owns `open_run`. The layout is read once with HDF5; the data are then read straight from the file's bytes
-through a memory map (`files`), so what the recorder writes is seen at once, no HDF5 lock or cache lies
-between, and any number of readers can look on. What is handed out is a copy and never changes; it was written
-whole, and has its checksum (`series`). A `Run` may be used on any one thread.
+through a memory map (`files`), so what the recorder writes is seen at once, without HDF5's locks and caches,
+by any number of readers. Every array returned is a copy of data that was written completely and matches its
+checksum (`series`). A `Run` may be used on any one thread.
 
 >>> with microdiffusion.open_run("run.h5") as run:               # doctest: +SKIP
 ...     for t, volume in run.follow(timeout_s=60):
@@ -34,7 +34,7 @@ from microdiffusion.runfile.series import Item, Piece, TimeSeries
 from microdiffusion.runfile.sweeps import FrameTable, assemble
 from microdiffusion.text import count_noun
 
-_NO_FRAME = "it did not come; run.sweep() holds those that did, .filled(value) puts a value there."
+_NO_FRAME = "it never arrived; run.sweep() holds those that did, .filled(value) puts a value there."
 _NO_UNCERTAINTY = "its volume was reconstructed without; the other time points are read one by one."
 
 
@@ -78,8 +78,8 @@ class Run:
     config : dict
         The resolved configuration of the run.
     volume, projections : TimeSeries
-        (T, [C,] Z, Y, X) and (T, [C,] M, Y, X), uint16 or float32, read on demand: `run.volume[t]`. What is
-        not there raises a `GapError` that says why, and what is damaged a `DamagedError`.
+        (T, [C,] Z, Y, X) and (T, [C,] M, Y, X), uint16 or float32, read on demand: `run.volume[t]`. A gap
+        raises a `GapError` with its reason, damaged data a `DamagedError`.
     pyramid : tuple of TimeSeries
         The volume, then its coarser copies (T, [C,] z, y, x).
     pyramid_factors : tuple of (z, y, x)
@@ -183,10 +183,10 @@ class Run:
         return np.flatnonzero(np.all(wanted == Status.WRITTEN, axis=1))
 
     def gaps(self) -> list[Gap]:
-        """Return what has no volume, and why: up to the last time point that anything became of."""
+        """Return the time points without a volume, and why, up to the last one with a status."""
         status = self.status.reshape(-1, len(self.header.channels))
         reasons = self.values("reason").reshape(-1, len(self.header.channels))
-        # Between the two the run may have got room for more time points, or have been cut to what it used.
+        # Meanwhile the run may have got room for more time points, or have been trimmed.
         status = status[: len(reasons)]
         known = np.flatnonzero(np.any(status != Status.EMPTY, axis=1))
         stop = int(known[-1]) + 1 if known.size else 0
@@ -196,7 +196,7 @@ class Run:
         ]
 
     def values(self, name: str) -> NDArray[Any]:
-        """Return what the file keeps of every time point under /mdd, such as "residual" or "seconds/total".
+        """Return a dataset below /mdd for every time point, such as "residual" or "seconds/total".
 
         Raises
         ------
@@ -279,7 +279,7 @@ class Run:
         return (Piece(part.view(self._prefix + name)) for part in self._parts.all())
 
     def _images(self, name: str, checksum: str, what: str, flag: str = "") -> TimeSeries:
-        """Return a series of volumes: there where the status says so, and `flag` where one is named."""
+        """Return a series of volumes, present where the status (and `flag`, if given) says so."""
 
         def is_there(part: RunFile) -> Callable[[Item], bool]:
             status = part.view(f"{self._prefix}mdd/status")
@@ -296,7 +296,7 @@ class Run:
         return self._series(name, checksum, what, is_there, why)
 
     def _frames(self) -> TimeSeries:
-        """Return the series of frames: there where they have their `seq`."""
+        """Return the series of frames, present where they have a `seq`."""
 
         def is_there(part: RunFile) -> Callable[[Item], bool]:
             seq = part.view(f"{self._prefix}mdd/frames/seq")
@@ -322,7 +322,7 @@ class Run:
 
 
 def _settled(status: Any, reason: Any) -> tuple[Status, str]:
-    """Return what became of a time point, and why; a code that nobody wrote is a failure."""
+    """Return the status of a time point, and its reason; an unknown code counts as a failure."""
     code = int(status)
     if code == Status.EMPTY:
         return Status.EMPTY, "it was not reconstructed, or not yet"
@@ -334,7 +334,7 @@ def _text(value: Any) -> str:
 
 
 def _json(text: str | bytes) -> dict[str, Any]:
-    """Return an object of JSON; empty where it is none."""
+    """Return a JSON object; empty where the text is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):  # the latter by brackets without end
@@ -352,13 +352,13 @@ def open_run(path: str | Path, *, position: int = 0, check: bool = True) -> Run:
     position
         Which of the stage's positions.
     check
-        Whether volumes and frames that are read whole are compared with their checksums.
+        Whether to compare volumes and frames that are read completely with their checksums.
 
     Raises
     ------
     MissingFileError
         There is no such file.
     InputFileError
-        It is no run file, damaged, of another layout version, or has no such position.
+        It is not a run file, is damaged, of another layout version, or has no such position.
     """
     return Run(Path(path), position, check=check)

@@ -1,11 +1,11 @@
-"""The run file's schema: which datasets there are, what their codes mean, and what fixes them.
+"""Schema of the run file: its datasets, the meaning of their codes, and the plan that fixes them.
 
-Owns names, shapes, types and first contents (docs/run-file.md); where the bytes lie is `layout`'s matter.
+Owns names, shapes, types and initial contents (docs/run-file.md); `layout` places the bytes.
 
-Invariants: axis 0 of a per-time-point dataset is time, so that a time point is one contiguous stretch of
-bytes and a file can be cut or lengthened by copying first bytes; a session's datasets lie in its position's
-group (position 0: the root); numbers are little-endian; what belongs to the run as a whole (ledger, events,
-engine, live volumes) lies in its first file. Functions hold no state; any thread.
+Invariants: axis 0 of a per-time-point dataset is time, so that a time point is one contiguous range of bytes
+and a file can be trimmed or lengthened by copying; a session's datasets are in the group of its position
+(position 0: the root); numbers are little-endian; what belongs to the run as a whole (ledger, events, engine,
+live volumes) is in its first file. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def runtime_code(name: str) -> int:
 
 
 class Status(IntEnum):
-    """What became of a time point; the codes of /mdd/status."""
+    """Status of a time point; the codes of /mdd/status."""
 
     EMPTY = 0
     WRITTEN = 1
@@ -63,7 +63,7 @@ class Status(IntEnum):
 
 
 class Closed(IntEnum):
-    """The codes of /mdd/closed. REPLACED: a longer file has taken the name, open it anew."""
+    """Codes of /mdd/closed. REPLACED: a longer file has taken the name, open that."""
 
     OPEN = 0
     CLOSED = 1
@@ -138,7 +138,7 @@ CHECKED = np.dtype(
         ("crc32", "<u4"),
     ]
 )
-"""What /mdd/frames/check is the CRC-32 of: these columns of a frame, packed, as they are in the file."""
+"""The columns of a frame whose CRC-32 is /mdd/frames/check: packed, as they are in the file."""
 
 
 def recorded_fields(minor: int) -> list[Declaration]:
@@ -195,7 +195,7 @@ def _all_datasets(plan: RunPlan) -> Iterator[Dataset]:
     for position in range(len(plan.header.positions)):
         prefix = position_prefix(position)
         for dataset in _session_datasets(plan):
-            # Units and codes are said once, at position 0: they take as long to write as all the rest.
+            # Only position 0 has units and codes: writing them takes as long as all the rest.
             about = {} if position else dataset.attributes
             yield replace(dataset, path=prefix + dataset.path, attributes=about)
 
@@ -216,7 +216,7 @@ def file_bytes(plan: RunPlan) -> int:
 
 
 def _run_datasets() -> Iterator[Dataset]:
-    """Yield what a run has once, whatever the number of its files and positions."""
+    """Yield what a run has once, however many files and positions it has."""
     yield Dataset(
         "mdd/ledger", (len(LEDGER_COLUMNS),), "<i8", Ledger().array(), {"columns": list(LEDGER_COLUMNS)}
     )
@@ -239,7 +239,7 @@ def _run_datasets() -> Iterator[Dataset]:
 
 
 def _session_datasets(plan: RunPlan) -> Iterator[Dataset]:
-    """Yield the datasets of one position; small ones first, so that they lie together."""
+    """Yield the datasets of one position; small ones first, which keeps them together."""
     for name, number, coordinates in _axes(plan.header, LEVEL_ZERO):
         yield Dataset(name, (number,), "<f8", coordinates, {"units": "um"})
     for dataset in _figures(plan):
@@ -264,14 +264,14 @@ def _axes(header: RunHeader, factors: Factors) -> Iterator[tuple[str, int, NDArr
 
 
 def _plot_axes(plan: RunPlan) -> Iterator[Dataset]:
-    """Yield the axes of the coarser levels, for plots; those of the volume lie beside it."""
+    """Yield the axes of the coarser levels, for plots; those of the volume are beside it."""
     for number, factors in enumerate(plan.pyramid, 1):
         for name, size, coordinates in _axes(plan.header, factors):
             yield Dataset(f"entry/pyramid_{number}/{name}", (size,), "<f8", coordinates, {"units": "um"})
 
 
 def _images(plan: RunPlan, channels: tuple[int, ...]) -> Iterator[Dataset]:
-    """Yield what takes the room: projections, volumes, what goes with those."""
+    """Yield the images: projections, volumes, uncertainties and coarser levels."""
     header, pixel = plan.header, _pixel(plan)
     lead = (plan.time_points, *channels)
     edges = np.array(header.voxel_size_um)
@@ -290,7 +290,7 @@ def _images(plan: RunPlan, channels: tuple[int, ...]) -> Iterator[Dataset]:
 
 
 def _figures(plan: RunPlan) -> Iterator[Dataset]:
-    """Yield what is kept of each time point and each frame besides its images."""
+    """Yield the figures of each time point and each frame."""
     header = plan.header
     channels = () if len(header.channels) == 1 else (len(header.channels),)
     lead = (plan.time_points, *channels)

@@ -1,9 +1,9 @@
-"""A lazy array over time, in one or several files, that never hands out what is not there.
+"""A lazy array over time, in one or several files, that never returns data for a gap.
 
-Owns how an index is taken apart: the leading axes (time, and where there are such channel and frame) name
-*items*, each of which is there or is a gap, and has a checksum. A gap is an error that says why, unless the
-caller chose a value for it (`filled`); an item that is read whole is compared with its checksum. Pure but for
-what its pieces read; any one thread.
+Owns the indexing: the leading axes (time, then channel and frame where they exist) select *items*, each of
+which is present or a gap, and has a checksum. A gap raises an error with its reason, unless the caller chose
+a value for gaps (`filled`); an item that is read completely is compared with its checksum. No state but that
+of its pieces; any one thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Item = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one file holds of a series: an array, which of its items are there, the array of their CRC-32."""
+    """One file's part of a series: an array, which of its items are present, and their CRC-32."""
 
     data: Any  # a NumPy array, or what is indexed like one
     there: Callable[[Item], bool] | None = None
@@ -43,13 +43,13 @@ class TimeSeries:
     pieces : callable
         Yields the pieces, in time.
     name : str
-        What an item is called in a message.
+        Name of an item in messages.
     leading : int
         Number of axes that name an item.
     why : callable
         Returns why an item is not there, and what to do.
     fill
-        What is handed out for gaps; None: a gap is an error.
+        Value of gaps; None: a gap is an error.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class TimeSeries:
                 break
             t -= piece.data.shape[0]
         place = (t, *further)
-        # Whether it is there is asked first: what says so is written last.
+        # Presence first: it is written last.
         if piece.there is not None and not piece.there(place):
             if self._fill is None:
                 raise GapError(f"There is no {self._name} at {_text(item)}: {self._why(item)}")
@@ -147,7 +147,7 @@ class TimeSeries:
             if found != piece.checksums[place]:
                 raise DamagedError(
                     f"The {self._name} at {_text(item)} does not have its checksum: the file is damaged; "
-                    "`mdd verify` tells what else is, open_run(path, check=False) reads it as it is."
+                    "`mdd verify` lists all damage, open_run(path, check=False) reads it as it is."
                 )
 
 

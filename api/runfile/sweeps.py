@@ -1,4 +1,4 @@
-"""A sweep from what a run file keeps of its frames; shared by the reader and the recorder. Pure."""
+"""Sweeps from the recorded frames of a time point; shared by the reader and the recorder. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FrameTable:
     Attributes
     ----------
     columns : dict of (M,) arrays
-        What is kept of each frame (`schema.FRAME_COLUMNS`), by its name.
+        Recorded fields of the frames (`schema.FRAME_COLUMNS`), by name.
     pixels : (M, Y, X) uint16 or float32
     expected : int
         How many frames the sweep has, as its frames say; 0: unknown.
@@ -32,16 +32,16 @@ class FrameTable:
 
     @classmethod
     def read(cls, read: Callable[[str], NDArray[Any]], minor: int) -> FrameTable:
-        """Return what a file of a minor version holds; `read` gets a dataset's values of the time point."""
+        """Return the table of a time point: `read` returns its part of a dataset, `minor` is the file's."""
         names = [field.name for field in recorded_fields(minor)]
-        # What has its seq is whole; so that is read first.
+        # A frame with a seq is complete, so the seq is read first.
         names.sort(key=lambda name: name != "seq")
         columns = {name: read(f"mdd/frames/{name}") for name in names}
         return cls(columns, read("projections"), int(read("mdd/frames_expected")))
 
     @classmethod
     def empty(cls, pixels: NDArray[Any]) -> FrameTable:
-        """Return a table without a frame, and room for these pixels."""
+        """Return a table without frames, with room for these pixels."""
         columns = {
             name: np.full(len(pixels), column.empty, column.dtype) for name, column in FRAME_COLUMNS.items()
         }
@@ -54,7 +54,7 @@ class FrameTable:
         return there
 
     def put(self, frame: Frame) -> None:
-        """Take in a frame that has its slot, and is not in the file yet."""
+        """Add a frame that is not in the file yet, if its slot is free."""
         slot = frame.info.index
         if 0 <= slot < len(self.pixels) and self.columns["seq"][slot] < 0:
             for field in FRAME_FIELDS:
@@ -64,7 +64,7 @@ class FrameTable:
             self.expected = max(self.expected, frame.info.count)
 
     def frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
-        """Return the frames that are there, in the order of their slots."""
+        """Return the frames that are present, in the order of their slots."""
         kept = [field for field in FRAME_FIELDS if field.name in self.columns]
         found = []
         for slot in np.flatnonzero(self.present).tolist():
@@ -76,7 +76,7 @@ class FrameTable:
 
 
 def assemble(rows: FrameTable, sweep: int, channel: int, position: int) -> Sweep:
-    """Return the frames that are there as a sweep, ascending in z, the held-out ones apart."""
+    """Return the frames that are present as a sweep, ascending in z, the held-out ones apart."""
     z_um, time_s = rows.columns["z_um"], rows.columns["camera_time_s"]
     order = np.argsort(z_um, kind="stable")
     there = rows.present

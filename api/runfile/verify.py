@@ -1,8 +1,8 @@
-"""Whether a run file tells the truth: the ledger to the frame, every checksum, every status.
+"""Verification of a run file: the ledger to the frame, every checksum, every status.
 
 Owns `verify_run`. It reads everything once, with plain reads of the bytes that the layout names, and trusts
-nothing: a damaged file gives a report with faults, never another error. A run that goes on, or was cut off,
-is checked as far as it goes: what is only true at the end is left out. Any thread.
+nothing: a damaged file gives a report with faults, never another error. Of a run that is open or was cut off,
+only what holds at any moment is checked. Any thread.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LEDGER_ATTEMPTS = 5
 
 @dataclass(slots=True)
 class Report:
-    """What `verify_run` found.
+    """Findings of `verify_run`.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Report:
     files, frames, volumes, time_points : int
         Files of the run; frames and written volumes whose checksums were computed; time points with a status.
     closed : bool
-        Whether the run was closed in order; if not, it goes on or was cut off.
+        Whether the run was closed; if not, it is open or was cut off.
     ledger : Ledger or None
     faults : list of str
         One sentence for each thing that is wrong; the first hundred.
@@ -162,10 +162,10 @@ def _verify(files: list[RunFile], report: Report, progress: Callable[[int, int],
         for position, name in enumerate(files[0].plan.header.positions)
     ]
     total = sum(session.planes for sessions in positions for session in sessions)
-    told = _Told(progress, total)
+    planes = _Progress(progress, total)
     seqs: list[NDArray[np.int64]] = []
     for sessions in positions:
-        seqs.extend(session.verify(told) for session in sessions)
+        seqs.extend(session.verify(planes) for session in sessions)
         if report.closed:
             _every_time_point_is_settled(sessions, report)
     _numbers(np.concatenate(seqs), ledger, report)
@@ -173,7 +173,7 @@ def _verify(files: list[RunFile], report: Report, progress: Callable[[int, int],
 
 
 def _ledger(first: RunFile, report: Report) -> Ledger:
-    """Check that the ledger adds up; of a run that goes on it may be read while it is written."""
+    """Check that the ledger adds up; that of an open run may be read in the middle of a write."""
     for _ in range(_LEDGER_ATTEMPTS):
         ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
         if not (complaint := ledger.complaint()):
@@ -187,7 +187,7 @@ def _ledger(first: RunFile, report: Report) -> Ledger:
 
 
 def _numbers(seqs: NDArray[np.int64], ledger: Ledger, report: Report) -> None:
-    """Check that no frame is there twice, and that there are as many as the ledger says."""
+    """Check that no frame is there twice, and that the number of frames matches the ledger."""
     numbers, counts = np.unique(seqs, return_counts=True)
     for seq in numbers[counts > 1][:_MOST_FAULTS].tolist():
         report.add(f"frame seq {seq} is in the file more than once")
@@ -211,7 +211,7 @@ def _run_texts(first: RunFile, report: Report) -> None:
 
 
 def _every_time_point_is_settled(sessions: list[_Session], report: Report) -> None:
-    """Check that nothing up to the last time point of each channel is without a status."""
+    """Check that every time point up to the last one of each channel has a status."""
     status = np.concatenate([session.status for session in sessions])
     received = np.concatenate([session.received for session in sessions])
     for channel in range(status.shape[1]):
@@ -221,8 +221,8 @@ def _every_time_point_is_settled(sessions: list[_Session], report: Report) -> No
             report.add(f"{sessions[0].where(t, channel)} has no status, and the run is closed")
 
 
-class _Told:
-    """How far the reading is, in planes, of all files and positions together."""
+class _Progress:
+    """Progress in planes, over all files and positions."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -249,7 +249,7 @@ class _Session:
         self._prefix, self._name = position_prefix(position), name
         self._channels, self._depth = plan.header.channels, plan.header.shape[0]
         self._lead = (plan.time_points, len(self._channels))
-        # Statuses and seqs first: what they announce was written before.
+        # Statuses and seqs first: what they announce was written before them.
         self.status = self._values("status")
         self._seq = self._frame_values("seq")
         self._recorded = [field.name for field in recorded_fields(plan.minor)]
@@ -263,16 +263,16 @@ class _Session:
 
     @property
     def planes(self) -> int:
-        """How much there is to read: a plane for each frame, Z for each volume."""
+        """Amount to read: one plane for each frame, Z for each volume."""
         written = int(np.count_nonzero(self.status == Status.WRITTEN))
         return int(self.received.sum()) + written * self._depth
 
-    def verify(self, told: _Told) -> NDArray[np.int64]:
+    def verify(self, progress: _Progress) -> NDArray[np.int64]:
         """Check everything of this position and return the seqs of its frames."""
         self._report.time_points += int(np.count_nonzero(self.status))
         self._codes()
-        self._frames(told)
-        self._volumes(told)
+        self._frames(progress)
+        self._volumes(progress)
         if self._closed:
             self._counts()
             self._live()
@@ -293,7 +293,7 @@ class _Session:
                 code = int(values[t, channel])
                 self._report.add(f"{self.where(t, channel)} has the unknown code {code} in /mdd/{name}")
 
-    def _frames(self, told: _Told) -> None:
+    def _frames(self, progress: _Progress) -> None:
         columns = {name: self._frame_values(name) for name in (*self._recorded, "crc32")}
         rows = np.empty(self._seq.shape, CHECKED)
         for name in CHECKED.names or ():
@@ -311,9 +311,9 @@ class _Session:
             if self._sum(images, (*self._index(t, channel), slot)) != sums[t, channel, slot]:
                 self._report.add(f"{what} has the wrong checksum")
             self._report.frames += 1
-            told.add(1)
+            progress.add(1)
 
-    def _volumes(self, told: _Told) -> None:
+    def _volumes(self, progress: _Progress) -> None:
         sums, acquired_s = self._values("crc32"), self._values("acquired_s")
         served, reasons = self._values("served"), self._values("reason")
         volumes = f"{self._prefix}volume"
@@ -331,12 +331,12 @@ class _Session:
             if reasons[t, channel]:
                 self._report.add(f"{what} is written, and has a reason why it should not be")
             self._report.volumes += 1
-            told.add(self._depth)
+            progress.add(self._depth)
         for t, channel in np.argwhere((self.status > Status.WRITTEN) & (reasons == b"")).tolist():
             self._report.add(f"{self.where(t, channel)} has no volume, and no reason for it")
 
     def _sums_beside(self) -> dict[str, NDArray[Any]]:
-        """Return what is said of the levels and the uncertainty, once for all volumes."""
+        """Return the checksums of levels and uncertainty, once for all volumes."""
         plan = self._part.plan
         names = [f"pyramid_crc32/{level}" for level in range(1, len(plan.pyramid) + 1)]
         if plan.uncertainty:

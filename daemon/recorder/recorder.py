@@ -50,29 +50,15 @@ _T = TypeVar("_T")
 
 
 class Recorder:
-    """Writes a run; `start`, then the `put` methods, `call` and `mark` from any thread, then `stop`.
-
-    Made by `create` or `resume`.
-
-    Parameters
-    ----------
-    files : RunFiles
-        Of a new run, or of one that is there.
-    config : RecorderConfig
-    lock : RunLock
-        Of the run, held; released when the thread ends.
-    resumes : bool
-        Whether the run was there before.
-    on_written : callable
-        Called in the recorder's thread for each volume that can be read from the disk.
+    """Writes a run. Made by `create` or `resume`; `start`, then put and call from any thread, then `stop`.
 
     Attributes
     ----------
     header : RunHeader
     received : FrameRanges
-        `seq` of every frame that was in the file when the recorder was made; then the owner's, not used here.
+        `seq` of every frame that was in the file when the recorder was made; not kept up to date here.
     index : RunIndex
-        What is in the files; ask on the recorder's thread (`call`), or before the start.
+        Index of the files; read it on the recorder's thread (`call`), or before the start.
     waiting_for : str
         Why the disk cannot take more now, in a sentence; empty where it can.
     """
@@ -114,7 +100,7 @@ class Recorder:
         live: bool = False,
         uncertainty: bool = False,
     ) -> Recorder:
-        """Make the file of a new run and return its recorder; then `start` it.
+        """Create the file of a new run and return its recorder.
 
         Parameters
         ----------
@@ -126,10 +112,12 @@ class Recorder:
             The resolved configuration, JSON.
         provenance
             Versions, device ... as far as known; see `put_engine`.
+        on_written
+            Called on the recorder's thread for each volume that can be read from the disk.
         live
-            Whether there will be rolling volumes (`put_live`); they take room of two volumes a session.
+            Whether to make room for rolling volumes (`put_live`): two volumes a session.
         uncertainty
-            Whether volumes will come with their uncertainty.
+            Whether to make room for the uncertainty of each volume.
 
         Raises
         ------
@@ -156,7 +144,7 @@ class Recorder:
 
     @classmethod
     def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
-        """Return a recorder that resumes a run, closed or cut off; then `start` it.
+        """Return a recorder that resumes a run, whether it was closed or cut off.
 
         Parameters
         ----------
@@ -177,7 +165,7 @@ class Recorder:
 
     @property
     def is_full(self) -> bool:
-        """Whether as much waits to be written as is agreed: whoever can wait with more frames should."""
+        """Whether the queue is full: whoever can hold frames back should."""
         return self._queue.full
 
     @property
@@ -221,12 +209,12 @@ class Recorder:
         return self._writer.short_of_room
 
     def start(self) -> None:
-        """Start the thread; a run that was there says in its files that it goes on.
+        """Start the thread; a resumed run is marked as open first.
 
         Raises
         ------
         NoRoomError, DiskError
-            Those cannot be written.
+            Its files cannot be written.
         """
         if self._resumes:
             try:
@@ -238,12 +226,12 @@ class Recorder:
         self._thread.start()
 
     def put_frame(self, frame: Frame, receipt: Receipt | None = None) -> None:
-        """Hand over a frame; where the recorder has stopped or failed, nothing becomes of it.
+        """Queue a frame; ignored where the recorder has stopped or failed.
 
         Parameters
         ----------
         receipt
-            Completed when the frame is in the file, or was counted as without place.
+            Completed when the frame is in the file, or was counted as having no place in it.
         """
         self._queue.put(partial(self._write_frame, frame, receipt), frame.pixels.nbytes, frame)
 
@@ -259,7 +247,7 @@ class Recorder:
         effort: int = 0,
         later: bool = False,
     ) -> bool:
-        """Hand over a volume; False where the queue is full, or the recorder has failed.
+        """Queue a volume; False where the queue is full, or the recorder has failed.
 
         A time point that has its volume keeps it.
 
@@ -268,25 +256,25 @@ class Recorder:
         acquired_s
             Camera time of the sweep's last frame, s since the start of the run.
         received_s
-            `time.monotonic()` when that frame came; the latency counts from there.
+            `time.monotonic()` when that frame arrived; the latency counts from there.
         effort
-            0 full, 1 one evaluation, 2 the INR without the network.
+            0 full, 1 one evaluation of the network, 2 the INR alone.
         later
-            Whether it was reconstructed from the recorded frames; where the time point had another status
-            before, the file says so by itself.
+            Whether it was reconstructed from the recorded frames; implied where the time point had another
+            status before.
         """
+        write = partial(
+            self._writer.write_volume,
+            (sweep, channel, position),
+            result,
+            acquired_s=acquired_s,
+            received_s=received_s,
+            effort=effort,
+            later=later,
+        )
 
         def work() -> None:
-            written = self._retried(
-                lambda: self._writer.write_volume(
-                    (sweep, channel, position),
-                    result,
-                    acquired_s=acquired_s,
-                    received_s=received_s,
-                    effort=effort,
-                    later=later,
-                )
-            )
+            written = self._retried(write)
             if written is not None:
                 self._on_written(written)
 
@@ -294,7 +282,7 @@ class Recorder:
         return self._queue.offer(work, size)
 
     def put_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> bool:
-        """Hand over a rolling volume; it takes the place of one of its session that still waits.
+        """Queue a rolling volume; it replaces one of its session that still waits.
 
         False where the queue is full, the recorder has failed, or the file has no room for such.
 
@@ -305,40 +293,36 @@ class Recorder:
         """
         if not self._writer.live:
             return False
-
-        def work() -> None:
-            self._retried(lambda: self._writer.write_live(sweep, result, newest_seq))
-
-        return self._queue.put_newest((sweep.channel, sweep.position), work, result.volume.nbytes)
+        write = partial(self._writer.write_live, sweep, result, newest_seq)
+        session = (sweep.channel, sweep.position)
+        return self._queue.put_newest(session, partial(self._retried, write), result.volume.nbytes)
 
     def mark(self, sweep: int, channel: int, position: int, status: Status, reason: str) -> None:
-        """Say that a time point has no volume, and why (one sentence; cut at 160 bytes)."""
-        self.call(lambda: self._writer.settle((sweep, channel, position), status, reason))
+        """Record that a time point has no volume, and why (one sentence; cut at 160 bytes)."""
+        self.call(partial(self._writer.settle, (sweep, channel, position), status, reason))
 
     def put_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None = None) -> None:
-        """Hand over what senders and line said (`schema.SENDER_COLUMNS`); the sums are made here."""
-        self.call(lambda: self._writer.write_ledger(ledger, senders))
+        """Record what became of the frames, and what each sender said; the sums are made here."""
+        self.call(partial(self._writer.write_ledger, ledger, senders))
 
     def put_engine(self, provenance: Mapping[str, str]) -> None:
-        """Hand over what the engine said of itself: device, weights ..."""
-        self.call(lambda: self._writer.data.write_engine(provenance))
+        """Record what the engine said of itself: device, weights ..."""
+        self.call(partial(self._writer.data.write_engine, provenance))
 
     def put_event(self, kind: str, text: str) -> None:
-        """Hand over something worth knowing: its kind (16 bytes) and a sentence (160 bytes)."""
+        """Record and log an event: its kind (16 bytes) and a sentence (160 bytes)."""
         tell(kind, text, self.header.name)
-        self.call(lambda: self._writer.data.write_event(kind, text))
+        self.call(partial(self._writer.data.write_event, kind, text))
 
     def call(self, work: Callable[[], None]) -> None:
-        """Have something done on the recorder's thread, after all that was handed over before.
+        """Run `work` on the recorder's thread, after all that was queued before.
 
-        Not done where the recorder has stopped or failed. Done again where the disk was full.
+        It is run again where the disk was full, and not at all where the recorder has stopped or failed.
         """
-        self._queue.put(lambda: self._retried(work))
+        self._queue.put(partial(self._retried, work))
 
     def load_sweep(self, sweep: int, channel: int, position: int) -> Sweep | None:
-        """Return a sweep's frames, from the file and those that still wait for it; any thread.
-
-        None where there is no frame of it.
+        """Return a sweep from the frames in the file and in the queue; None where there are none. Any thread.
 
         Raises
         ------
@@ -353,18 +337,12 @@ class Recorder:
         return loaded
 
     def load_frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
-        """Return the frames of a sweep as they came; as `load_sweep`.
-
-        Raises
-        ------
-        DiskError
-            The file cannot be read.
-        """
+        """Return the frames of a sweep, from the file and the queue; errors as of `load_sweep`."""
         rows = self._rows((sweep, channel, position))
         return [] if rows is None else rows.frames(sweep, channel, position)
 
     def forget(self) -> None:
-        """Let go of what is known of each frame and time point, after the stop; counts stay."""
+        """Release the index after the stop; counts stay."""
         self.index.forget()
 
     def raise_if_failed(self) -> None:
@@ -373,14 +351,14 @@ class Recorder:
             raise self._failure
 
     def stop(self, timeout_s: float = 60.0) -> None:
-        """Write what waits, close the run's files and end the thread.
+        """Write what is queued, close the run's files and end the thread.
 
         Raises
         ------
         NoRoomError
-            The disk is full, so what waits was not taken; the file is closed in order without it.
+            The disk is full, so what was queued is not in the file; it is closed without it.
         DiskError
-            It was not done within `timeout_s`, or the disk failed.
+            It took longer than `timeout_s`, or the disk failed.
         """
         self._queue.stop()
         if self._thread.ident is not None:
@@ -396,7 +374,7 @@ class Recorder:
         self.raise_if_failed()
 
     def _rows(self, key: Key) -> FrameTable | None:
-        # Those that wait first: what is written meanwhile is in the file then.
+        # The queue first: what is written meanwhile is in the file then.
         return self._files.read_frames(key, self._queue.frames(*key))
 
     def _run(self) -> None:
@@ -405,7 +383,7 @@ class Recorder:
             while (write := self._queue.next()) is not None:
                 try:
                     write.work()
-                except NoRoomError as error:  # only when it stops; what needs no room is still done
+                except NoRoomError as error:  # only during the stop; what needs no room is still written
                     failure = failure or error
                 self._queue.done(write)
             self._retried(self._writer.finish)
@@ -428,7 +406,7 @@ class Recorder:
             self._lock.release()
 
     def _write_frame(self, frame: Frame, receipt: Receipt | None) -> None:
-        if self._left:  # in order, or not at all
+        if self._left:  # frames are written in order, or not at all
             self._left += 1
             return
         try:
@@ -440,13 +418,7 @@ class Recorder:
             receipt.recorded()
 
     def _retried(self, work: Callable[[], _T]) -> _T:
-        """Do what may be done twice; where the disk is full, again each second.
-
-        Raises
-        ------
-        NoRoomError
-            The recorder is being stopped, and the disk is still full.
-        """
+        """Do work that may be done twice; where the disk is full, again each second until the stop."""
         while True:
             stopping = self._queue.stopping  # before the attempt, so that there is one after the stop
             try:
@@ -473,7 +445,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def _held(lock: RunLock) -> Iterator[None]:
-    """Take a lock; it is held where the block ends well, for whoever has it then."""
+    """Take a lock for a block; it stays locked where the block succeeds."""
     lock.acquire()
     try:
         yield
