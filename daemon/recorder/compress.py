@@ -1,10 +1,10 @@
-"""Compression of runs that are over, in place of their files.
+"""Compression of closed runs in place.
 
-Owns the order in which a compressed copy takes a run's place: it is made beside the run, every byte of it is
-checked, it gets the run's name, and only then further files are removed. Whatever ends the work before leaves
-the run as it was; at each moment what has the run's name is all of the run.
+Owns the order in which a compressed copy replaces a run: it is made beside the run, every byte of it is
+checked, it gets the run's name, and only then the run's further files are removed. An interruption leaves the
+run as it was; at each moment the file with the run's name contains all of the run.
 
-`Compressor` has the daemon do so at the end of each run, in a process of its own at low priority, which
+`Compressor` does so for the daemon at the end of each run, in a separate process at low priority, which
 outlives the daemon. Used by one thread at a time.
 """
 
@@ -30,7 +30,7 @@ _Level = Literal["info", "warning"]
 
 _BESIDE = ".packed"
 _NICENESS = 10
-# A session of its own: Ctrl-C at the daemon's terminal, and the terminal's end, are not meant for it.
+# In its own session: neither Ctrl-C at the daemon's terminal nor its closing ends it.
 _IN_THE_BACKGROUND: dict[str, Any] = (
     {"creationflags": 0x0000_4000 | 0x0000_0008}  # BELOW_NORMAL_PRIORITY_CLASS, DETACHED_PROCESS
     if sys.platform == "win32"
@@ -45,7 +45,7 @@ def compress_in_place(
     chunks: Chunks | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Put a checked, compressed copy of a closed run in its place, and return what `verify_run` said of it.
+    """Replace a closed run by a checked, compressed copy, and return the report of `verify_run` on that.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def compress_in_place(
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk keep a name that was given; Windows has no such thing."""
+    """Flush a folder's entries to the disk; Windows has no call for it."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -121,14 +121,14 @@ def _further(run: Path, run_id: str) -> Iterator[Path]:
 
 
 def _remove(beside: Path) -> None:
-    """Remove what a compression that was killed left: the copy, and the folder in which it was made."""
+    """Remove what a killed compression left: the copy, and the folder in which it was made."""
     beside.unlink(missing_ok=True)
     for folder in beside.parent.glob(f".{beside.name}.part-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what compressions that were killed left in a folder of runs; those that go on are left alone."""
+    """Remove what killed compressions left in a folder of runs, except of those that are running."""
     names = {path.name.partition(f"{_BESIDE}.part-")[0][2:] for path in folder.glob(f"..*{_BESIDE}.part-*")}
     names |= {path.name.removesuffix(_BESIDE)[1:] for path in folder.glob(f".*{_BESIDE}")}
     for name in names:
@@ -140,7 +140,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class Compressor:
-    """Compresses runs that are over, each in a process of its own, which outlives this one.
+    """Compresses closed runs, each in a separate process, which outlives this one.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Compressor:
         self._running: dict[Path, subprocess.Popen[str]] = {}
 
     def start(self, run: Path, ledger: Ledger) -> None:
-        """Begin with a run that was closed; one that may still get frames is left as it is."""
+        """Start compressing a closed run, unless more frames may be delivered to it."""
         if self._compression == "off":
             return
         if ledger.unsent:
@@ -177,15 +177,15 @@ class Compressor:
         )
         if sys.platform != "win32":
             os.setpriority(os.PRIO_PROCESS, self._running[run].pid, _NICENESS)
-        self._note(f"compressing {run.name} ({self._compression}) in a process of its own", "info")
+        self._note(f"compressing {run.name} ({self._compression}) in a separate process", "info")
 
     def look(self) -> None:
-        """Say of each that has ended what came of it."""
+        """Report those that have ended."""
         for text, level in self._ended():
             self._note(text, level)
 
     def left(self) -> list[str]:
-        """Return what is to be said when the daemon ends: which go on without it, and which have failed."""
+        """Return a sentence for each that outlives the daemon, and for each that has just failed."""
         failed = [text for text, level in self._ended() if level == "warning"]
         return failed + [
             f"{run} is being compressed by process {process.pid}; it stays as it is until the copy is checked"

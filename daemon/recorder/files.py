@@ -1,9 +1,9 @@
 """The files of a run: which time point is kept in which, room for more, and files that are there already.
 
 Owns the run's files (`segment.Segment`) and the index of what is in them (`index.RunIndex`), which the writer
-keeps. A run longer than one file goes on in a further one; a file that was trimmed when it was closed is
-lengthened first. Few files are open at a time. Used by one thread at a time, the recorder's once it runs, but
-for `read_frames`.
+keeps. A run longer than one file continues in a further one; a file that was trimmed when it was closed is
+lengthened first. Few files are open at a time. Used by one thread at a time, the recorder's once it runs,
+except for `read_frames`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from microdiffusion.runfile import (
 
 _TRIM_MOST_BYTES = 1 << 30
 _BROKEN_OFF = np.array(b"its volume was being written when mdd was killed", f"S{REASON_BYTES}")
-_OPEN_FILES = 4  # those before are opened again for what comes late
+_OPEN_FILES = 4  # earlier ones are reopened for late frames and volumes
 _AHEAD = 10  # a sweep that is more files further on is a mistake, not an outage
 
 
@@ -51,7 +51,7 @@ class Place:
     index : tuple of int
         Of the time point, below that: (t,) or (t, channel).
     known : PositionIndex
-        What the run's index says of that position; `row` is the time point's there.
+        The index of that position in that file; `row` is the time point's row there.
     row : (t, channel)
     """
 
@@ -74,7 +74,7 @@ class Place:
 
     @property
     def expected(self) -> int:
-        """How many frames it should have, as those say; 0: there are none."""
+        """How many frames it should have, by what those say; 0: there are none."""
         return int(self.known.expected[self.row])
 
     def dtype(self, name: str) -> np.dtype[Any]:
@@ -132,8 +132,8 @@ class RunFiles:
         return files
 
     def resume(self) -> None:
-        """Say in all files that the run goes on, and complete what a kill broke off."""
-        # The last one first: a run whose last file is closed is closed, whenever this is broken off.
+        """Mark all files as open, and complete what a kill interrupted."""
+        # The last one first: a run is closed if its last file is, wherever this is interrupted.
         for segment in reversed(self.segments):
             segment.write("mdd/closed", (), Closed.OPEN)
             if segment not in self.segments[-_OPEN_FILES:]:
@@ -154,7 +154,7 @@ class RunFiles:
         return self._place(key)
 
     def read_frames(self, key: Key, waiting: Sequence[Frame] = ()) -> FrameTable | None:
-        """Return the slots of a sweep, with frames that wait; None: there is no room for it. Any thread."""
+        """Return the slots of a sweep, with queued frames; None: the run has no place for it. Any thread."""
         if not self._is_possible(key):
             return None
         if key[0] < self.index.stop:
@@ -175,9 +175,9 @@ class RunFiles:
         return rows
 
     def short_of_room(self) -> str:
-        """Return a sentence where the next file of the run would find no room now; empty: all is well.
+        """Return a warning where the next file of the run would find no room; empty: all is well.
 
-        Asked from the middle of a file on, while there is time to make room.
+        It is given from the middle of a file on, while there is time to make room.
         """
         last, sweeps = self.segments[-1].layout.plan, self.plan.header.sweeps
         used = self.index.last_sweep + 1 - last.first_time_point
@@ -186,7 +186,7 @@ class RunFiles:
         needed = file_bytes(self._further())
         try:
             free = free_bytes(self.path)
-        except OSError:  # a look ahead harms no run; writing tells what is wrong with the disk
+        except OSError:  # writing reports what is wrong with the disk
             return ""
         if needed <= free:
             return ""
@@ -196,7 +196,7 @@ class RunFiles:
         )
 
     def finish(self, *, durable: bool) -> None:
-        """Say in all files that the run is closed; trim the last one to what was used."""
+        """Mark all files as closed; trim the last one to what was used."""
         for segment in self.segments:
             segment.write("mdd/closed", (), Closed.CLOSED)
             if durable:
@@ -235,7 +235,7 @@ class RunFiles:
         return (t,) if len(self.plan.header.channels) == 1 else (t, channel)
 
     def _make_room(self) -> None:
-        """Make the last file as long as it was planned, or else begin a further one."""
+        """Lengthen the last file to its planned length, or else create a further one."""
         last = self.segments[-1]
         plan = last.layout.plan
         if plan.planned > plan.time_points and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):
@@ -254,7 +254,7 @@ class RunFiles:
 
     def _append(self, segment: Segment) -> None:
         if self.segments:
-            # Further files are alike: their layouts are kept once.
+            # Further files are alike: they share one layout in memory.
             latest = self.segments[-1].layout
             if latest.regions == segment.layout.regions:
                 segment.layout = replace(segment.layout, regions=latest.regions)
@@ -264,7 +264,7 @@ class RunFiles:
         self.index.add_part(segment.layout.plan)
 
     def _belonging(self, segment: Segment) -> Segment:
-        """Return a further file where it is the next one of this run."""
+        """Return a further file if it is the next one of this run."""
         plan, number = segment.layout.plan, len(self.segments)
         expected = (self.plan.header, number, self.index.stop, self.plan.frames_per_sweep)
         if (plan.header, plan.segment, plan.first_time_point, plan.frames_per_sweep) != expected:
@@ -272,7 +272,7 @@ class RunFiles:
         return segment
 
     def _load(self, number: int) -> None:
-        """Take over what a file holds."""
+        """Load the index of a file."""
         segment = self.segments[number]
         for position in range(len(self.plan.header.positions)):
             prefix = position_prefix(position)
@@ -284,7 +284,7 @@ class RunFiles:
             self.last_time_s = max(self.last_time_s, float(np.max(times[seq >= 0], initial=0.0)))
 
     def _complete(self, number: int, position: int) -> None:
-        """Write what a kill broke off: a count behind its frames, a gap without its reason."""
+        """Write what a kill interrupted: a count of frames, the reason of a gap."""
         segment, prefix = self.segments[number], position_prefix(position)
         known, there = self.index.position(number, position), slice(segment.layout.plan.time_points)
         status, received = known.status[there], known.received[there]

@@ -1,9 +1,8 @@
-"""What the recorder knows of every time point without asking the disk: arrays that mirror the run file.
+"""In-memory index of a run: arrays that mirror the statuses, counts and frames in its files.
 
-Owns statuses, counts of frames and which slots are taken, for each file of the run and each position; filled
-as the recorder writes, or from the file when a run is resumed. The file is written first, the index second,
-so the index never claims what is not in the file. Memory is bounded by the room of the files: 14 bytes a time
-point and 8 a frame, taken as it is used. Written by the recorder's thread alone.
+It is filled as the recorder writes, or from the files when a run is resumed. The file is written first, the
+index second, so the index never claims what is not in the file. It takes 14 bytes a time point and 8 a frame,
+for each position that is used. Written by the recorder's thread only.
 """
 
 from __future__ import annotations
@@ -76,13 +75,13 @@ class RunIndex:
         return self._last_frame + 1
 
     def add_part(self, plan: RunPlan) -> None:
-        """Take in the next file of the run."""
+        """Add the next file of the run."""
         self._parts.append(
             _Part(plan.first_time_point, plan.time_points, max(plan.planned, plan.time_points))
         )
 
     def lengthen_last(self, time_points: int) -> None:
-        """Take in that the last file has become as long as it was planned."""
+        """Note that the last file has been lengthened."""
         self._parts[-1].time_points = time_points
 
     def part_of(self, sweep: int) -> tuple[int, int]:
@@ -91,7 +90,7 @@ class RunIndex:
         return number, sweep - self._parts[number].first
 
     def position(self, part: int, position: int) -> PositionIndex:
-        """Return what is known of a position in a file."""
+        """Return the index of a position in a file."""
         positions = self._parts[part].positions
         if position not in positions:
             lead = (self._parts[part].planned, self._channels)
@@ -111,7 +110,7 @@ class RunIndex:
         expected: NDArray[np.uint32],
         seq: NDArray[np.int64],
     ) -> None:
-        """Take over what a file holds of a position; `seq` with -1 for no frame."""
+        """Load the arrays of a position from a file; `seq` is -1 where there is no frame."""
         first = self._parts[part].first
         status = status.reshape(-1, self._channels)
         seq = seq.reshape(*status.shape, self._frames)
@@ -140,7 +139,7 @@ class RunIndex:
         return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
 
     def add_frame(self, key: Key, slot: int, seq: int, count: int) -> None:
-        """Note that a frame has its place."""
+        """Note that a frame was written."""
         sweep, channel, position = key
         number, t = self.part_of(sweep)
         known = self.position(number, position)
@@ -187,7 +186,7 @@ class RunIndex:
         return sorted(found)
 
     def gaps(self) -> list[tuple[Key, bool]]:
-        """Return time points without status that a session came to or past; whether they have frames."""
+        """Return the time points without a status, up to each session's last; whether they have frames."""
         found: list[tuple[Key, bool]] = []
         for (channel, position), last in self._last.items():
             for number, part in enumerate(self._parts):
@@ -200,7 +199,7 @@ class RunIndex:
         return sorted(found)
 
     def forget(self) -> None:
-        """Release everything but the figures of the run as a whole."""
+        """Release everything but the counts of the run as a whole."""
         for part in self._parts:
             part.positions.clear()
 

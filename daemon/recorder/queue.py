@@ -1,6 +1,6 @@
-"""What waits for the recorder's thread: writes in order, bounded in bytes, and rolling volumes beside them.
+"""Queue of the recorder's thread: writes in order, bounded in bytes, and rolling volumes beside them.
 
-Owns the lock and the order; what a write does is the recorder's matter. Of each session only the newest
+Owns the lock and the order; what a write does is up to the recorder. Of each session only the newest
 rolling volume waits, and one is handed out only after a rest of three times what the last one took: together
 they take a quarter of the thread's time at most, so that frames and volumes never wait long for them. Any
 thread puts; one thread takes.
@@ -21,7 +21,7 @@ _REST = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Something to do, the bytes that it holds meanwhile, and the frame that it writes, if it is one."""
+    """Work to do, the bytes that it holds meanwhile, and the frame that it writes, if any."""
 
     work: Callable[[], None]
     size: int = 0
@@ -34,14 +34,14 @@ class WriteQueue:
     Parameters
     ----------
     limit : int
-        Most bytes that wait; a single write of any size is taken where nothing waits.
+        Most bytes that wait; a single write of any size is accepted when nothing waits.
 
     Attributes
     ----------
     changed : Condition
-        Held by whoever changes something; notified by each change.
+        Held during each change; notified of it.
     stopping : bool
-        Whether nothing more is taken.
+        Whether nothing more is accepted.
     """
 
     def __init__(self, limit: int) -> None:
@@ -61,7 +61,7 @@ class WriteQueue:
 
     @property
     def full(self) -> bool:
-        """Whether as much waits as is agreed."""
+        """Whether the limit is reached."""
         return self._bytes >= self._limit
 
     def put(self, work: Callable[[], None], size: int = 0, frame: Frame | None = None) -> bool:
@@ -80,7 +80,7 @@ class WriteQueue:
             return self._has_room(size) and self.put(work, size)
 
     def put_newest(self, session: Hashable, work: Callable[[], None], size: int) -> bool:
-        """Queue a rolling volume; it takes the place of one of its session that still waits."""
+        """Queue a rolling volume; it replaces one of its session that still waits."""
 
         def timed() -> None:
             began_s = time.monotonic()
@@ -98,7 +98,7 @@ class WriteQueue:
         return True
 
     def frames(self, sweep: int, channel: int, position: int) -> list[Frame]:
-        """Return the frames of a sweep that wait, or are being written, in their order."""
+        """Return the frames of a sweep that are queued or being written, in their order."""
         with self.changed:
             writes = [self._begun, *self._writes]
         found = [write.frame for write in writes if write is not None and write.frame is not None]
@@ -120,19 +120,19 @@ class WriteQueue:
                 self.changed.wait(rest_s if self._newest else None)
 
     def done(self, write: Write) -> None:
-        """Note that a write's bytes are free again."""
+        """Release the bytes of a finished write."""
         with self.changed:
             self._bytes -= write.size
             self._begun = None
 
     def stop(self) -> None:
-        """Take nothing more; what waits is still handed out."""
+        """Accept nothing more; what waits is still handed out."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
 
     def clear(self) -> None:
-        """Drop all that waits, and take nothing more."""
+        """Drop everything that waits, and accept nothing more."""
         with self.changed:
             self.stopping = True
             self._writes.clear()

@@ -1,7 +1,7 @@
-"""What a run has once, in its first file: ledger, senders' figures, frames without place, events, engine.
+"""Data of the run as a whole, in its first file: ledger, senders, frames without a place, events, engine.
 
-Owns the values as they are in the file and their order of writing. Everything may be done twice: what is
-remembered here changes after the file. Used by one thread at a time, the recorder's once it runs.
+Owns the values as they are in the file, and the order of writing. Everything may be done twice: the values
+here change after the file. Used by one thread at a time, the recorder's once it runs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RunData:
         self._began_s = time.monotonic() - elapsed_s
 
     def write_ledger(self, ledger: Ledger, *, placed: int, senders: NDArray[np.int64] | None = None) -> None:
-        """Write where the frames went, and what each sender said; `placed` frames are in the file."""
+        """Write what became of the frames, and what each sender said; `placed` frames are in the file."""
         if senders is not None:
             self._first.write("mdd/senders", (), senders)
             self.senders = senders
@@ -73,7 +73,7 @@ class RunData:
         self.ledger = settled
 
     def unplace(self, seq: int, *, placed: int) -> None:
-        """Count a frame without a place; its number is kept, so that it is known when it comes again."""
+        """Count a frame without a place; its number is recorded, so that a duplicate is recognized."""
         if self.unplaced < UNPLACED_ROOM:
             self._first.write("mdd/unplaced_seq", (self.unplaced,), seq)
         unplaced = self.unplaced + 1
@@ -82,14 +82,14 @@ class RunData:
         self.ledger, self.unplaced = ledger, unplaced
 
     def write_engine(self, provenance: Mapping[str, str]) -> None:
-        """Write what the engine said of itself; of very long texts only the beginning."""
+        """Write what the engine said of itself; very long texts are cut."""
         values = {key: str(value)[:_VALUE_CHARACTERS] for key, value in provenance.items()}
         while len(text := json.dumps(values).encode()) > ENGINE_BYTES:
             values.popitem()
         self._first.write("mdd/engine", (), np.array(text, f"S{ENGINE_BYTES}"))
 
     def write_event(self, kind: str, text: str) -> None:
-        """Write something worth knowing, over the oldest one where all room is used."""
+        """Write an event, over the oldest one when the room is used up."""
         row = (self._events % EVENT_ROOM,)
         self._first.write("mdd/events/time_s", row, time.monotonic() - self._began_s)
         self._first.write("mdd/events/kind", row, cut(kind, EVENT_KIND_BYTES))

@@ -1,12 +1,11 @@
-"""One run file under the recorder's pen: reserved on the disk, then filled byte range by byte range.
+"""One run file that is being written: reserved on the disk, then filled byte range by byte range.
 
-Owns the file descriptor and the order of things on disk; which values belong where is the recorder's
-matter. HDF5 made the file and has let go of it; from here on only bytes inside of datasets are written,
-with plain positioned writes. So a crash can tear nothing, readers in other processes see each write at
-once, and no lock of the HDF5 library is taken. Nothing is written through a memory map: on a full disk
-that copies on write, a store would be a signal instead of an error. On POSIX a shared lock is held, as HDF5
-readers hold it: they may read, and whoever opens the file for writing is refused by HDF5 itself; it ends
-with the process. Used by one thread at a time, but for `read`.
+Owns the file descriptor; which values belong where is up to the writer. HDF5 has created and closed the file;
+from here on only bytes inside the datasets are written, with plain positioned writes. So a crash can tear
+nothing, readers in other processes see each write at once, and no lock of the HDF5 library is taken. Nothing
+is written through a memory map: on a full copy-on-write disk a store would be a signal instead of an error.
+On POSIX the file is held under the shared lock that HDF5's readers take: others may read it, and HDF5 refuses
+to open it for writing, until this process ends. Used by one thread at a time, except for `read`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _COPY_BYTES = 16 << 20
-_COPY_MOST_S = 2.0  # a slow disk's run is left as it is: closing must not take long
+_COPY_MOST_S = 2.0  # closing must not take long: the file is left as it is then
 _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
@@ -60,21 +59,21 @@ class Segment:
         self.layout = layout
         self._descriptor = descriptor
         self._parked = False
-        self._swap = threading.Lock()  # held while the file is exchanged, and by whoever reads it
+        self._swap = threading.Lock()  # held while the file is replaced, and while it is read
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """Open a run file that is there, to go on with it."""
+        """Open an existing run file to resume the run."""
         try:
             with path.open("rb") as stream:
                 layout = read_layout(path, stream)
             if layout.packed:
                 raise InputFileError(
-                    f"{path} is compressed, and no run is resumed in that: `mdd repack {path} OUT "
-                    "--compression none` makes a copy in which it is."
+                    f"{path} is compressed, and no run can be resumed in a compressed file: make it static "
+                    f"with `mdd repack {path} --in-place --compression none`."
                 )
             version = layout.plan.version
-            if layout.plan.minor > LAYOUT_MINOR:  # it may hold what is not known here
+            if layout.plan.minor > LAYOUT_MINOR:  # it may contain datasets unknown here
                 raise InputFileError(
                     f"{path} has run file layout {version} and this mdd writes {LAYOUT_VERSION}: "
                     "resume it with the mdd that began it."
@@ -106,7 +105,7 @@ class Segment:
                 f"{path} cannot be created ({getattr(error, 'strerror', None) or error}): "
                 "check the folder's rights and free space."
             ) from error
-        # Windows renames no open file: let go, rename, open again.
+        # Windows cannot rename an open file: close it, rename, open it again.
         segment.close()
         os.replace(temporary, path)
         return cls(path, segment.layout, _open(path))
@@ -177,7 +176,7 @@ class Segment:
             raise kind(f"{self.path} cannot be written ({error.strerror or error}): {advice}") from error
 
     def force(self) -> None:
-        """Force what was written to the disk itself, so that it survives a power cut."""
+        """Flush to the disk itself, so that what was written survives a power cut."""
         try:
             getattr(os, "fdatasync", os.fsync)(self._descriptor)
         except OSError as error:
@@ -186,7 +185,7 @@ class Segment:
             ) from error
 
     def park(self) -> None:
-        """Let go of the file until it is written again: a long run has more files than may be open."""
+        """Close the file until it is written again: a long run has more files than may be open."""
         if self._descriptor >= 0:
             self.close()
             self._parked = True
@@ -201,10 +200,9 @@ class Segment:
     def trim(self, time_points: int, *, most_bytes: int) -> bool:
         """Replace the file by a copy without the time points that were not used, and close it.
 
-        A file that readers have open is never changed: they keep the old one, whoever opens the name
-        gets the new one. Left as it is, and False returned, where the copy would hold more than
-        `most_bytes`, there is no room for it, or the system forbids the replacement (Windows, while
-        somebody reads).
+        A file that readers have open is never changed: they keep the old one, later readers get the new one.
+        Returns False, with the file as it was, where the copy would hold more than `most_bytes`, there is no
+        room for it, or the system forbids the replacement (Windows, while the file is read).
         """
         plan = self.layout.plan
         trimmed = time_points < plan.time_points and self._replace(
@@ -214,10 +212,10 @@ class Segment:
         return trimmed
 
     def lengthen(self, time_points: int, *, most_bytes: int) -> bool:
-        """Replace the file by a longer copy and go on in that. Readers are told to open the name anew.
+        """Replace the file by a longer copy and write to that. Readers notice, and open the copy.
 
-        Left as it is, and False returned, where there is more than `most_bytes` to copy, no room for it,
-        or the system forbids the replacement.
+        Returns False, with the file as it was, where there are more than `most_bytes` to copy, no room for
+        it, or the system forbids the replacement.
         """
         plan = self.layout.plan
         return time_points > plan.time_points and self._replace(
@@ -225,7 +223,7 @@ class Segment:
         )
 
     def _replace(self, plan: RunPlan, most_bytes: int) -> bool:
-        """Put a file of another length, with as much of the content as it takes, in this one's place."""
+        """Replace the file by one of another length, with as much of the content as it takes."""
         longer = plan.time_points > self.layout.plan.time_points
         if file_bytes(self.layout.plan if longer else plan) > most_bytes:
             return False
@@ -237,9 +235,9 @@ class Segment:
             finally:
                 copy.close()
             with self._swap:
-                if longer:  # before it loses its name: whoever has it open looks at this byte
+                if longer:  # before it loses its name: readers that have it open look at this byte
                     self.write("mdd/closed", (), Closed.REPLACED)
-                # Windows renames no open file: let go, rename, open again.
+                # Windows cannot rename an open file: close it, rename, open it again.
                 self.close()
                 try:
                     os.replace(temporary, self.path)
@@ -255,9 +253,9 @@ class Segment:
         return True
 
     def _copy_into(self, copy: Segment, until_s: float) -> None:
-        """Copy each dataset's first bytes: time is axis 0, so those are the first time points.
+        """Copy the first bytes of each dataset, which are its first time points as time is axis 0.
 
-        Forced to the disk as it goes, since its name is soon another file's; given up where that lasts.
+        They are flushed as they are copied, as the copy replaces the original; given up if that takes long.
         """
         unforced = 0
         for name, target in copy.layout.regions.items():
@@ -278,7 +276,7 @@ class Segment:
 
 
 def is_full(error: Exception) -> bool:
-    """Return whether an error says that the disk is full; HDF5 may say so in its text alone."""
+    """Return whether an error means that the disk is full; HDF5 may say so in its text only."""
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"\berrno = (\d+)", str(error))):
         number = int(found[1])
@@ -286,7 +284,7 @@ def is_full(error: Exception) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """Return what the disk of a file has free."""
+    """Return the free space on the disk of a file."""
     return shutil.disk_usage(path.parent).free
 
 
@@ -308,14 +306,14 @@ def _open(path: Path) -> int:
     if sys.platform != "win32":
         import fcntl
 
-        # Some network file systems have no locks; the run goes on without.
+        # Some network file systems have no locks; it works without.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return descriptor
 
 
 def _probe_size(path: Path, size: int) -> None:
-    """Raise OSError where no file of that size may be (limits, FAT): HDF5 would crash on finding out."""
+    """Raise OSError where a file of that size is impossible (limits, FAT): HDF5 would crash."""
     try:
         with path.open("wb") as probe:
             probe.truncate(size)
@@ -324,10 +322,10 @@ def _probe_size(path: Path, size: int) -> None:
 
 
 def _reserve_blocks(descriptor: int, size: int) -> None:
-    """Make the disk set aside all blocks now, so that it cannot be full during the run.
+    """Allocate all blocks now, so that the disk cannot fill up during the run.
 
-    Linux fills the holes. macOS gets its own call. On Windows NTFS set them aside when HDF5 extended
-    the file. Where a file system cannot, the look at the free space has to do.
+    Linux and macOS have a call for it; on Windows NTFS has allocated them when HDF5 extended the file. Where
+    the file system cannot, the check of the free space has to suffice.
     """
     if hasattr(os, "posix_fallocate"):
         try:

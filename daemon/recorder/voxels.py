@@ -1,7 +1,7 @@
-"""Volumes on their way to the disk: rounded, clipped, checked, summed and made coarser block by block.
+"""Volumes on their way to the disk: rounded, clipped, checked, checksummed and downsampled block by block.
 
 A block is small enough to stay in the processor's cache through all passes over it, so a volume is read
-from memory once and no second volume is ever held. Used by one thread at a time.
+from memory once and is never duplicated. Used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class VoxelWriter:
         return sums
 
     def _levels(self, shape: Any, factors: Any, dtype: np.dtype[Any]) -> Pyramid:
-        """Return what makes the levels, its room used again."""
+        """Return the pyramid of volumes of this shape, reused from volume to volume."""
         key = (shape, factors, dtype)
         if self._pyramid is None or self._pyramid[0] != key:
             self._pyramid = key, Pyramid(shape, factors, dtype)

@@ -1,16 +1,16 @@
-"""What goes where, and in which order, when a run file is filled: the recorder's hand.
+"""Writes frames, volumes and statuses into the files of a run, in an order that is always consistent.
 
 Keeps the run's files (`files.RunFiles`) with their index, and what the run has once (`run_data.RunData`).
 Used by one thread at a time, the recorder's once it runs.
 
 Invariants of the file
-- A frame counts when its `seq` is there, which is written last: pixels, figures, then seq. A slot that has
+- A frame counts once its `seq` is there, which is written last: pixels, figures, then seq. A slot that has
   a frame keeps it.
 - A volume's voxels, its coarser levels and figures are written before its status says "written". With
-  `durable` each of the two steps is forced to the disk. What is written stays written: a later mark for the
-  same time point changes nothing.
-- Everything may be done twice: the index changes after the file, so an attempt that a full disk broke off is
-  simply made again.
+  `durable` each of the two steps is flushed to the disk. A written time point stays written: a later mark for
+  it changes nothing.
+- Everything may be done twice: the index changes after the file, so an attempt that a full disk interrupted
+  is simply repeated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from microdiffusion.runfile import (
     runtime_code,
 )
 
-_LOOK_S = 5.0  # between two looks at the free space
+_LOOK_S = 5.0  # between two checks of the free space
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class RunWriter:
         return FrameRanges(seqs.tolist())
 
     def resume(self) -> None:
-        """Say in all files that the run goes on."""
+        """Mark all files as open."""
         self.files.resume()
         self.data.write_event("run", "the run was resumed")
 
@@ -126,7 +126,7 @@ class RunWriter:
         _write(place, "mdd/frames_received", received)
         if expected != place.expected:
             _write(place, "mdd/frames_expected", expected)
-        if place.status is not Status.EMPTY:  # it came after all
+        if place.status is not Status.EMPTY:  # it arrived after all
             _write(place, "mdd/frames_missing", max(expected - received, 0))
         _write(place, "mdd/frames/seq", info.seq, slot)
         self.index.add_frame(key, slot, info.seq, info.count)
@@ -194,7 +194,7 @@ class RunWriter:
         return {"has_uncertainty": 1, "uncertainty_crc32": sums[0]}
 
     def write_live(self, sweep: Sweep, result: Reconstruction, newest_seq: int) -> None:
-        """Write a rolling volume into the buffer that nobody reads, then count on."""
+        """Write a rolling volume into the buffer that is not being read, then increment the counter."""
         header = self.files.plan.header
         if not (0 <= sweep.channel < len(header.channels) and 0 <= sweep.position < len(header.positions)):
             return
@@ -220,7 +220,7 @@ class RunWriter:
         self._live_counters[session] = counter
 
     def settle(self, key: Key, status: Status, reason: str) -> None:
-        """Give a time point its status: reason and counts first."""
+        """Set the status of a time point, after its reason and counts."""
         place = self.files.place(key)
         if place is None or place.status is Status.WRITTEN:
             return
@@ -233,18 +233,18 @@ class RunWriter:
             self._look_ahead()
 
     def _look_ahead(self) -> None:
-        """Say in the file, once, when the disk will be too small for the run's next file."""
+        """Record once that the disk will be too small for the run's next file."""
         short = self.files.short_of_room()
         if short and not self.short_of_room:
             self.data.write_event("disk", short)
         self.short_of_room = short
 
     def write_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None) -> None:
-        """Write where the frames went, and what each sender said; received is counted here."""
+        """Write what became of the frames, and what each sender said; received frames are counted here."""
         self.data.write_ledger(ledger, placed=self.index.placed, senders=senders)
 
     def finish(self) -> None:
-        """Give every time point its status, close the files, trim the last one to what was used."""
+        """Give every time point a status, and close the files."""
         for key, begun in self.index.gaps():
             reason = "no frame of this sweep came"
             if begun:
