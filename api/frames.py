@@ -1,4 +1,4 @@
-"""What moves through the daemon: frames, sweeps and reconstructions.
+"""Frames, sweeps and reconstructions: the data that move through the daemon.
 
 Plain slotted dataclasses for the hot path; what they hold was checked where it came in (`wire`,
 `files`), and nothing is checked twice.
@@ -25,7 +25,7 @@ Index = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a number is kept: the dataset of its name in a run file, below /mdd/frames where it is of a frame.
+    """The dataset of a number in the run file, under its name; below /mdd/frames if it belongs to a frame.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Sweep:
     time_s, received_s : float
         Camera time of the last frame (s since start), `time.monotonic()` at its receipt.
     slots : (M + H,) int64, optional
-        Places of its frames (`FrameInfo.index`) in the sweep; None where nobody said.
+        Places of its frames (`FrameInfo.index`) in the sweep; None if unknown.
     """
 
     sweep: int
@@ -225,7 +225,7 @@ def _declared(kind: Any, *path: str) -> Iterator[Declaration]:
 FRAME_FIELDS: tuple[Declaration, ...] = tuple(_declared(FrameInfo))
 """The fields of a frame."""
 FIGURES: tuple[Declaration, ...] = tuple(one for one in _declared(Reconstruction) if one.column is not None)
-"""What is kept of a reconstruction as it is; `schema` names what is kept in another form."""
+"""The figures of a reconstruction that are stored as they are; `schema` names those in another form."""
 _VALUE_TYPES: dict[str, tuple[Any, list[str]]] = {
     name: (kind, [part.name for part in fields(kind)])
     for name, kind in get_type_hints(FrameInfo).items()

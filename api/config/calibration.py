@@ -32,7 +32,7 @@ class _Frozen(BaseModel):
 
 
 class CalibrationOrigin(_Frozen):
-    """Where a calibration comes from: times are ISO 8601."""
+    """The origin of a calibration; times are ISO 8601."""
 
     date_utc: str
     date_local: str = ""

@@ -30,7 +30,7 @@ class Table(BaseModel):
 
 
 class AcquisitionConfig(Table):
-    """Where frames come from and how they are taken."""
+    """The source of the frames and their acquisition."""
 
     driver: Literal["micromanager", "watch", "none"] = key(
         "micromanager",
@@ -186,7 +186,7 @@ class ReferenceConfig(Table):
 
 
 class EngineConfig(Table):
-    """How projections become a volume."""
+    """The reconstruction of volumes from projections."""
 
     method: Literal["mdd", "inr", "tikhonov", "linear", "microdiffusion"] = key(
         "mdd", "reconstruction method; microdiffusion: the reference, for files only"

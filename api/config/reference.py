@@ -87,17 +87,17 @@ class Key:
 
     @property
     def is_path(self) -> bool:
-        """Whether the value names a file or folder."""
+        """Return whether the value names a file or folder."""
         return self.schema.get("format") == "path"
 
     @property
     def is_path_list(self) -> bool:
-        """Whether the value lists files or folders."""
+        """Return whether the value lists files or folders."""
         return bool(self.schema.get("items", {}).get("format") == "path")
 
     @property
     def is_text(self) -> bool:
-        """Whether the value is text, also where it looks like a number."""
+        """Return whether the value is text, even if it looks like a number."""
         return self.schema.get("type") == "string"
 
     @property

@@ -82,7 +82,7 @@ class BufferedFrame:
 
     @property
     def in_memory(self) -> bool:
-        """Whether its pixels are in memory."""
+        """Return whether its pixels are in memory."""
         return self.frame is not None or self.parts is not None
 
 
@@ -172,7 +172,7 @@ class SendBuffer:
         Raises
         ------
         WireError
-            Its number is not above that of the frame before: answers could not be told apart.
+            Its number is not above that of the frame before: answers would be ambiguous.
         """
         with self._changed:
             if frame.info.seq <= self._last_seq:

@@ -43,9 +43,9 @@ class Connection:
     Attributes
     ----------
     refusal : str
-        Why there will be no connection unless somebody changes keys; empty where none is refused.
+        The reason why the connection is refused until keys are changed; empty if it is not.
     trouble : str
-        What seems to be wrong with the keys, without being certain.
+        A suspected problem with the keys.
     """
 
     def __init__(self, address: str, security: ClientKeys | None) -> None:

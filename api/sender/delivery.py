@@ -1,7 +1,7 @@
 """Delivery of the journals that interrupted senders have left.
 
 A journal that a living sender has open is skipped. One whose frames the daemon has all acknowledged is
-deleted; the daemon tells frames that it has from those that it lacks, so delivering twice does no harm. Runs
+deleted; the daemon discards frames that it has, so delivering twice does no harm. Runs
 in the caller's thread, with a `Sender` for one journal after the other.
 """
 

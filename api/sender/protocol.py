@@ -27,7 +27,7 @@ WINDOW_BYTES = 32 << 20
 OVERDUE_S = 1.0
 """Timeout for an answer, after which the sender asks again."""
 PROGRESS_S = 1.0
-"""How often the sender reports the progress of the run."""
+"""Interval between reports of the run's progress."""
 RENEW_S = (3.0, 10.0)
 """Time without any message after which a new connection is opened: at first, and at most."""
 NO_ROOM_S = 0.2
@@ -35,7 +35,7 @@ NO_ROOM_S = 0.2
 MAX_TRANSMISSIONS = 5
 """A frame whose checksum is refused this often was damaged before it was sent."""
 OVERTAKEN_S = 0.5
-"""How long a frame that is to be overtaken waits for another one."""
+"""Longest wait of a frame that is to be overtaken by another one."""
 _SHORT_S = 0.01
 
 

@@ -82,7 +82,7 @@ class Sender:
     security : ClientKeys or None
         None only where the address is on loopback.
     first_seq : int
-        The lowest number of its frames; tells the senders of one run apart.
+        The lowest number of its frames; distinguishes the senders of one run.
 
     Raises
     ------
@@ -154,7 +154,7 @@ class Sender:
         """Copy a frame (Y, X) into the buffer; never blocks, never raises.
 
         Returns False where it was not taken: counted as dropped. A frame that does not fit the run's
-        header is a mistake of the driver and ends the run; `raise_if_failed` tells.
+        header is a mistake of the driver and ends the run; see `raise_if_failed`.
         """
         try:
             if pixels.shape != self._shape or pixels.dtype.newbyteorder("=") != self._dtype:

@@ -19,7 +19,7 @@ from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
 from microdiffusion.sender.journal import Journal, JournalFull
 
 RETRY_S = 0.5
-"""How soon a disk that failed is tried again."""
+"""Interval between attempts at a disk that failed."""
 MAX_READS = 20
 """Attempts to read a frame that the disk does not give; then it counts as damaged, and the next one goes."""
 TICK_S = 0.25
@@ -40,7 +40,7 @@ class Spill:
     Attributes
     ----------
     line_down : bool
-        Set by the sender: nobody takes frames at the moment.
+        Set by the sender: the daemon takes no frames at the moment.
     trouble : str
         The reason why the journal cannot be written or read at the moment, one sentence, or empty.
     """

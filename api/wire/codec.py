@@ -1,9 +1,9 @@
-"""The wire format: what a driver and the daemon say to each other, and nothing about sockets.
+"""The wire format: messages as bytes, and nothing about sockets.
 
 A message is one JSON header (UTF-8, 64 KiB at most), for frames one raw body (the pixels, little-endian,
 row by row), and four bytes that check the header; the header of a frame checks its body. A driver says
 `start`, `frame`, `progress`, `end`; the daemon answers with `ack` or `refuse`, and may `tell` the driver to
-pause. On a socket of its own a `command` is answered with `answer`. `docs/wire.md` holds the format for those
+pause. On a socket of its own a `command` is answered with `answer`. `docs/wire.md` has the format for those
 who write a client in another language.
 
 Invariants: no pickle; nothing is trusted before it is checked (number of parts, header size, the header's

@@ -25,7 +25,7 @@ Value = str | bool | Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)] | FiniteFl
 
 
 class Reason(StrEnum):
-    """Why a message was refused; the receiver counts by these."""
+    """Reasons for refusing a message; the receiver counts by these."""
 
     PARTS = "parts"
     HEADER_SIZE = "header-size"
@@ -54,7 +54,7 @@ class RunStart(WireModel):
     """A run begins, or its sender asks (again) who is there.
 
     `first_seq` is where this sender's frame numbers begin: above 0 where it continues a run that another one
-    left. It tells the senders of one run apart, whatever their sockets. `attempt` is echoed in the answer.
+    left. It distinguishes the senders of one run, whatever their sockets. `attempt` is echoed in the answer.
     TCP keeps the order, so whatever was sent before this message and is unanswered when its answer comes is
     lost.
     """

@@ -6,8 +6,8 @@ holds one pair for this user on this machine, used on either side, and the publi
     mdd.public   mdd.secret   trusted/NAME.public
 
 Invariants: on any address but loopback a socket without keys is refused before it binds or connects; a
-server socket lets nobody in whose key is not in the folder *now* (keys may be trusted and forgotten
-while it runs), and nobody at all once its `Gate` is closed. The secret file is readable by its owner alone.
+server socket admits only keys that are in the folder *now* (keys may be trusted and forgotten while it
+runs), and none at all once its `Gate` is closed. The secret file is readable by its owner alone.
 A `Gate` owns one thread and is the owner's to close; everything else may be called from any thread.
 """
 
@@ -60,7 +60,7 @@ class ClientKeys:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """A daemon's keys: a pair of its own, and whom it trusts.
+    """A daemon's keys: a pair of its own, and the keys that it trusts.
 
     Attributes
     ----------
@@ -83,12 +83,12 @@ class ServerKeys:
         return ClientKeys(self.public, self.public, self.secret)
 
     def apply(self, socket: zmq.Socket[Any]) -> None:
-        """Make `socket`, not bound yet, ask for keys; `secure_server` also lets somebody in."""
+        """Make `socket`, not bound yet, ask for keys; `secure_server` also admits peers."""
         socket.curve_server = True
         socket.curve_publickey = self.public.encode()
         socket.curve_secretkey = self.secret.encode()
         socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
-        # Without this, ZeroMQ lets everybody in who knows the public key where nobody answers for the domain.
+        # Without this, ZeroMQ admits anyone who knows the public key when no handler answers for the domain.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
@@ -114,7 +114,7 @@ class Gate:
         return self._keys is not None and self._keys.trusts(key.decode())
 
     def close(self) -> None:
-        """Let nobody in any more; harmless when called again."""
+        """Admit no one any more; harmless when called again."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -130,7 +130,7 @@ class Gate:
                     message = requests.recv_multipart()
                     try:
                         loop.run_until_complete(self._authenticator.handle_zap_message(message))
-                    except Exception:  # an unreadable folder, say: nobody is let in, and the next may be
+                    except Exception:  # an unreadable folder, say: this peer is refused, the next may not be
                         _log.exception("A connection was turned away because its key could not be looked up.")
         finally:
             self._authenticator.stop()
