@@ -76,7 +76,7 @@ def judge_beam(number: int) -> dict[str, object]:
     length = float(above[-1] - above[0])
     mine = np.interp(u, found.z_um, found.weights, left=0.0, right=0.0)
     shifts = np.linspace(-0.4, 0.4, 161) * scene.length_um
-    low, high = found.length_interval
+    low, high = found.length_interval_um
     return row | {
         "length_error": found.length_um / length - 1,
         "correlation": max(float(np.corrcoef(mine, profile(u + shift))[0, 1]) for shift in shifts),

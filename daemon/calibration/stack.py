@@ -1,8 +1,8 @@
-"""Reading what a calibration starts from: a z-stack with its stage positions, a series of frames.
+"""Reads what a calibration starts from: a z-stack with its stage positions, a series of frames.
 
-Stage positions come from, the first that there is: what the user says, the file's own z of every image,
-the distance of planes. Files are those of `volume_file`, and projection files, whose frames have their z.
-Several time points of a stack are further images at the same positions. Pure but for the files.
+Stage positions come from the first of these that there is: the user's, the file's z of every image, the
+distance of its planes. Several time points of a stack are further images at the same positions. Pure but for
+the files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from microdiffusion.daemon.calibration.beam import ZStack
+from microdiffusion.daemon.calibration.beam import ZStack, ceiling
 from microdiffusion.errors import DiskError, InputFileError
 from microdiffusion.files import open_volume
 
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST_RANGE_UM = 0.5
-"""A stack over less than this says its positions in another unit."""
-_HDF5 = {".h5", ".hdf5"}
+"""A stack over less than this has its positions in another unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pixels:
-    """Images (N, Y, X) of T time points after one another, the planes of each, what the file says of z."""
+    """Images (N, Y, X) of T time points after one another, the planes of each, and z as far as known."""
 
     images: NDArray[np.float32]
     planes: int
@@ -50,12 +49,12 @@ def read_stack(
     z_file
         Text file of every image's stage position, µm; overrules both.
     full
-        Counts from which on a pixel is saturated; None: the end of an integer type.
+        Counts from which on a pixel is saturated; None: the highest that there can be, or is.
 
     Raises
     ------
     UserError
-        The file cannot be read, or nobody says where the stage was.
+        The file cannot be read, or nothing says where the stage was.
     """
     pixels = _read(path)
     count, planes = len(pixels.images), pixels.planes
@@ -84,11 +83,7 @@ def read_stack(
             "is long: give the step or the positions in µm, with --step-um or --z-um."
         )
     if full is None and pixels.dtype.kind == "u":
-        full = float(np.iinfo(pixels.dtype).max)
-        top = float(pixels.images.max())
-        # A camera of 12 bit in 16 bit numbers ends where many pixels share the highest value.
-        if top < full and np.count_nonzero(pixels.images == top) >= max(20, count):
-            full = top
+        full = ceiling(pixels.images) or float(np.iinfo(pixels.dtype).max)
     return ZStack(pixels.images, z_um, full, str(path))
 
 
@@ -118,55 +113,29 @@ def write_stack(
 
 
 def _read(path: Path) -> _Pixels:
-    if path.is_file() and path.suffix.lower() in _HDF5:
-        found = _projections(path)
-        if found is not None:
-            return found
     with open_volume(path) as file:
         times, planes = file.shape[:2]
         images = np.concatenate([file.volume(time) for time in range(times)])
         step_um = file.voxel_size_um[0] if file.voxel_size_um else None
         dtype = file.dtype
-    z_um = None
-    if path.suffix.lower() in _HDF5:
-        z_um = _z_of_hdf5(path)
-    elif path.suffix.lower() in (".tif", ".tiff"):
-        z_um = _z_of_ome(path, len(images))
+    z_of = {".h5": _z_of_hdf5, ".hdf5": _z_of_hdf5, ".tif": _z_of_ome, ".tiff": _z_of_ome}
+    ending = path.suffix.lower()
+    z_um = z_of[ending](path, len(images)) if ending in z_of else None
     return _Pixels(images, planes, z_um, step_um, dtype)
 
 
-def _projections(path: Path) -> _Pixels | None:
-    """Return the frames of a projection file, or None where it is another HDF5 file."""
-    try:
-        with h5py.File(path, "r") as file:
-            frames = file.get("projections")
-            if not isinstance(frames, h5py.Dataset) or "z_um" not in (*file, *frames.attrs, *file.attrs):
-                return None
-            shape, dtype = frames.shape, frames.dtype
-            if len(shape) != 4:
-                return None
-            images = np.asarray(frames, np.float32).reshape(-1, *shape[-2:])
-            z_um = _z_within(file, frames)
-    except OSError:
-        return None  # open_volume says what is wrong with it
-    return _Pixels(images, shape[1], z_um, None, dtype)
-
-
-def _z_of_hdf5(path: Path) -> NDArray[np.float64] | None:
+def _z_of_hdf5(path: Path, count: int) -> NDArray[np.float64] | None:
+    """Return `z_um`, the stage position of every image, where the file has such a dataset or attribute."""
     with h5py.File(path, "r") as file:
-        return _z_within(file, file["volume"])
-
-
-def _z_within(file: h5py.File, images: h5py.Dataset) -> NDArray[np.float64] | None:
-    for place in (file.get("z_um"), images.attrs.get("z_um"), file.attrs.get("z_um")):
-        if place is not None and not isinstance(place, h5py.Group):
-            try:
-                return np.asarray(place, np.float64).ravel()
-            except (TypeError, ValueError):
-                raise InputFileError(
-                    f"{file.filename}: z_um should be numbers, the stage position of each image in µm: "
-                    "correct it, or give --step-um or --z-um."
-                ) from None
+        for place in (file.get("z_um"), file["volume"].attrs.get("z_um"), file.attrs.get("z_um")):
+            if place is not None:
+                try:
+                    return np.asarray(place, np.float64).ravel()
+                except (TypeError, ValueError):
+                    raise InputFileError(
+                        f"{path}: z_um should be numbers, the stage position of each image in µm: correct "
+                        "it, or give --step-um or --z-um."
+                    ) from None
     return None
 
 

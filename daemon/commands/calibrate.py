@@ -5,16 +5,15 @@
   mdd calibrate beam --acquire --config my.toml --from-um 0 --to-um 90 --step-um 1
   mdd calibrate camera dark.tif flat.tif --output camera.toml
 
-beam: a z-stack of sub-slab beads, or of a thin fluorescent layer, HDF5, TIFF, NDTiff or NPY. camera: a
-series of frames without light, and one of an evenly lit scene. What is written is named in a configuration
-by sweep.calibration and camera.calibration.
+beam: a z-stack of sub-slab beads, or of a thin fluorescent layer, as HDF5, TIFF, NDTiff or NPY. camera: a
+series of frames without light, and one of an evenly lit scene. To use the results, name their files in the
+configuration: sweep.calibration and camera.calibration.
 """
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,14 @@ from microdiffusion.daemon.cli import complain, options, say
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from microdiffusion.config import BeamFile, CameraFile
     from microdiffusion.daemon.calibration import BeamResult, CameraResult, ZStack
 
 STACK_MOST = 5000
+BEAM_FIGURES = (
+    "specimen", "beads", "found", "overlapping", "saturated", "partly_seen", "hot_pixels", "residual",
+    "drift_px", "step_um", "range_um",
+)  # fmt: skip
+CAMERA_FIGURES = ("signal", "dark_frames", "flat_frames", "hot_pixels", "saturated_share")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,55 +42,127 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--step-um", type=options.finite, metavar="S", help="from one image to the next; negative: downwards"
     )
     beam.add_argument("--z-um", type=options.file, metavar="FILE", help="text file of each image's position")
-    beam.add_argument("--saturation", type=options.positive, metavar="C", help="counts of a full pixel")
-    _add_output(beam, "beam.toml")
     acquire = beam.add_argument_group("instead of a STACK")
-    acquire.add_argument("--acquire", action="store_true", help="take it, with the configuration's devices")
+    acquire.add_argument("--acquire", action="store_true", help="acquire it with the configured devices")
     acquire.add_argument(
         "--from-um", type=options.finite, metavar="Z", help="stage position of the first image"
     )
-    acquire.add_argument("--to-um", type=options.finite, metavar="Z", help="and of the last one")
+    acquire.add_argument("--to-um", type=options.finite, metavar="Z", help="stage position of the last image")
     acquire.add_argument(
-        "--keep-stack", type=options.file, metavar="FILE", help="HDF5 file that the images are kept in"
+        "--keep-stack", type=options.file, metavar="FILE", help="HDF5 file to keep the images in"
     )
     options.add_config_options(beam, demo=True)
     camera = kinds.add_parser("camera", help="offset, read noise and gain, from two series")
     camera.add_argument("dark", type=options.file, metavar="DARK", help="frames without light")
     camera.add_argument("flat", type=options.file, metavar="FLAT", help="frames of an evenly lit scene")
-    camera.add_argument("--saturation", type=options.positive, metavar="C", help="counts of a full pixel")
-    _add_output(camera, "camera.toml")
-
-
-def _add_output(parser: ArgumentParser, name: str) -> None:
-    parser.add_argument(
-        "--output", type=options.file, default=Path(name), metavar="FILE", help=f"what is written ({name})"
-    )
-    parser.add_argument("--plot", type=options.file, metavar="FILE", help="also draw it, as .png or .svg")
+    for part, name in ((beam, "beam.toml"), (camera, "camera.toml")):
+        part.add_argument("--saturation", type=options.positive, metavar="C", help="counts of a full pixel")
+        part.add_argument(
+            "--output", type=options.file, default=Path(name), metavar="FILE", help=f"file to write ({name})"
+        )
+        part.add_argument("--plot", type=options.file, metavar="FILE", help="also plot it, as .png or .svg")
 
 
 def run(args: Namespace) -> int:
-    """Measure, say what came out, and write it."""
+    """Measure, print the result, and write it."""
     if args.plot:
         from microdiffusion.daemon.calibration import check_plot
 
         check_plot(args.plot)
-    return _beam(args) if args.kind == "beam" else _camera(args)
+    if args.kind == "beam":
+        _beam(args)
+    else:
+        _camera(args)
+    if args.plot:
+        say(f"wrote {args.plot}")
+    table = "sweep" if args.kind == "beam" else "camera"
+    say(f'wrote {args.output}; in the configuration, under [{table}]: calibration = "{args.output.name}"')
+    return 0
 
 
-def _beam(args: Namespace) -> int:
-    from microdiffusion.config import write_calibration
-    from microdiffusion.daemon.calibration import measure_beam
+def _beam(args: Namespace) -> None:
+    from microdiffusion.config import BeamFile, write_calibration
+    from microdiffusion.daemon.calibration import beam_text, measure_beam, plot_beam
 
     stack = _acquired(args) if args.acquire else _read_stack(args)
-    result = measure_beam(stack, "layer" if args.layer else "beads")
-    _say_beam(result)
-    write_calibration(args.output, _beam_file(result, stack.source))
+    beam = measure_beam(stack, "layer" if args.layer else "beads")
+    say(beam_text(beam))
+    if beam.specimen == "layer":
+        source = f"{beam.beads} tiles of the image"
+    else:
+        left_out = f"{beam.overlapping} overlap, {beam.saturated} saturated"
+        source = f"{beam.beads} of {beam.found} beads found ({left_out})"
+    _say_figures(
+        {
+            "length": f"{beam.length_um:.4g} µm, full width at half maximum "
+            f"{_between(beam.length_interval_um)}",
+            "equivalent": f"{beam.equivalent_um:.4g} µm, box of the same sum and sum of squares "
+            f"{_between(beam.equivalent_interval_um)}",
+            "centroid": f"{beam.centroid_um:+.3g} µm from the middle {_between(beam.centroid_interval_um)}",
+            "from": source,
+            "residual": f"{beam.residual:.1%} of the height; step {beam.step_um:g} µm over "
+            f"{beam.range_um:g} µm",
+        },
+        beam.warnings,
+    )
+    write_calibration(
+        args.output, BeamFile.model_validate(_content(beam, "beam", BEAM_FIGURES, stack.source))
+    )
     if args.plot:
-        from microdiffusion.daemon.calibration import plot_beam
+        plot_beam(beam, args.plot, f"Axial profile, {Path(stack.source).name}")
 
-        plot_beam(result, args.plot, f"Axial profile, {Path(stack.source).name}")
-    _say_written(args, "sweep")
-    return 0
+
+def _camera(args: Namespace) -> None:
+    from microdiffusion.config import CameraFile, write_calibration
+    from microdiffusion.daemon.calibration import measure_camera, plot_camera, read_series
+
+    names = (str(args.dark), str(args.flat))
+    camera = measure_camera(read_series(args.dark), read_series(args.flat), full=args.saturation, names=names)
+    _say_figures(
+        {
+            "offset": f"{camera.offset:.5g} counts {_between(camera.offset_interval)}",
+            "read noise": f"{camera.read_noise:.4g} counts {_between(camera.read_noise_interval)}",
+            "gain": f"{camera.gain:.4g} counts per photon {_between(camera.gain_interval)}",
+            "hot pixels": f"{camera.hot_pixels}; saturated {camera.saturated_share:.2%}",
+        },
+        camera.warnings,
+    )
+    content = _content(camera, "camera", CAMERA_FIGURES, ", ".join(names))
+    write_calibration(args.output, CameraFile.model_validate(content))
+    if args.plot:
+        plot_camera(camera, args.plot, f"Photon transfer, {args.flat.name}")
+
+
+def _say_figures(figures: dict[str, str], warnings: tuple[str, ...]) -> None:
+    for name, text in (*figures.items(), *(("warning", warning) for warning in warnings)):
+        say(f"  {name:<11} {text}")
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return f"(95 %: {interval[0]:.4g} to {interval[1]:.4g})"
+
+
+def _content(
+    result: BeamResult | CameraResult, kind: str, figures: tuple[str, ...], source: str
+) -> dict[str, Any]:
+    """Return the content of a calibration file, whose model ignores what it has no field for."""
+    import numpy as np
+
+    from microdiffusion.daemon.engine import provenance
+
+    values = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in asdict(result).items()
+    }
+    now, known = time.time(), provenance(None)
+    origin = {
+        "date_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        "date_local": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now)),
+        "source": source,
+        "versions": {name: known[name] for name in ("mdd", "python", "numpy") if name in known},
+        "warnings": result.warnings,
+    }
+    return values | {"kind": kind, "figures": {name: values[name] for name in figures}, "origin": origin}
 
 
 def _read_stack(args: Namespace) -> ZStack:
@@ -95,9 +170,9 @@ def _read_stack(args: Namespace) -> ZStack:
     from microdiffusion.errors import ConfigError
 
     if args.stack is None:
-        raise ConfigError("Name the file of a z-stack, or take one with --acquire.")
+        raise ConfigError("Give the file of a z-stack, or acquire one with --acquire.")
     if args.from_um is not None or args.to_um is not None:
-        raise ConfigError("--from-um and --to-um belong to --acquire; a file's positions: --step-um, --z-um.")
+        raise ConfigError("--from-um and --to-um go with --acquire: for a file give --step-um or --z-um.")
     return read_stack(args.stack, step_um=args.step_um, z_file=args.z_um, full=args.saturation)
 
 
@@ -131,135 +206,3 @@ def _acquired(args: Namespace) -> ZStack:
         write_stack(args.keep_stack, images, z_um, pixel_um)
     source = str(args.keep_stack) if args.keep_stack else f"acquired with {args.config or 'the defaults'}"
     return ZStack(images.astype(np.float32), z_um, args.saturation or full, source)
-
-
-def _camera(args: Namespace) -> int:
-    from microdiffusion.config import write_calibration
-    from microdiffusion.daemon.calibration import measure_camera, read_series
-
-    names = (str(args.dark), str(args.flat))
-    result = measure_camera(read_series(args.dark), read_series(args.flat), full=args.saturation, names=names)
-    _say_camera(result)
-    write_calibration(args.output, _camera_file(result, ", ".join(names)))
-    if args.plot:
-        from microdiffusion.daemon.calibration import plot_camera
-
-        plot_camera(result, args.plot, f"Photon transfer, {args.flat.name}")
-    _say_written(args, "camera")
-    return 0
-
-
-def _say_beam(beam: BeamResult) -> None:
-    from microdiffusion.daemon.calibration import beam_text
-
-    say(beam_text(beam, columns=_columns()))
-    what = "tiles of the image" if beam.specimen == "layer" else f"of {beam.found} beads found"
-    left = [f"{beam.overlapping} overlap", f"{beam.saturated} saturated"]
-    say(f"  length      {beam.length_um:.4g} µm, full width at half maximum {_between(beam.length_interval)}")
-    say(
-        f"  equivalent  {beam.equivalent_um:.4g} µm, box of the same sum and sum of squares "
-        f"{_between(beam.equivalent_interval)}"
-    )
-    say(f"  centroid    {beam.centroid_um:+.3g} µm from the middle {_between(beam.centroid_interval)}")
-    say(f"  from        {beam.beads} {what}" + ("" if beam.specimen == "layer" else f" ({', '.join(left)})"))
-    say(
-        f"  residual    {beam.residual:.1%} of the height; step {beam.step_um:g} µm over {beam.range_um:g} µm"
-    )
-    _say_warnings(beam.warnings)
-
-
-def _say_camera(camera: CameraResult) -> None:
-    from microdiffusion.daemon.calibration import camera_text
-
-    say(camera_text(camera, columns=_columns()))
-    say(f"  offset      {camera.offset:.5g} counts {_between(camera.offset_interval)}")
-    say(f"  read noise  {camera.read_noise:.4g} counts {_between(camera.read_noise_interval)}")
-    say(f"  gain        {camera.gain:.4g} counts per photon {_between(camera.gain_interval)}")
-    say(f"  hot pixels  {camera.hot_pixels}; saturated {camera.saturated_share:.2%}")
-    _say_warnings(camera.warnings)
-
-
-def _between(interval: tuple[float, float]) -> str:
-    return f"(95 %: {interval[0]:.4g} to {interval[1]:.4g})"
-
-
-def _say_warnings(warnings: tuple[str, ...]) -> None:
-    for warning in warnings:
-        say(f"  warning     {warning}")
-
-
-def _say_written(args: Namespace, table: str) -> None:
-    if args.plot:
-        say(f"wrote {args.plot}")
-    say(f'wrote {args.output}; in the configuration, under [{table}]: calibration = "{args.output.name}"')
-
-
-def _columns() -> int:
-    return min(shutil.get_terminal_size((80, 24)).columns, 100) if sys.stdout.isatty() else 80
-
-
-def _origin(source: str, warnings: tuple[str, ...]) -> dict[str, Any]:
-    from microdiffusion.daemon.engine import provenance
-
-    now = time.time()
-    known = provenance(None)
-    return {
-        "date_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
-        "date_local": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now)),
-        "source": source,
-        "versions": {name: known[name] for name in ("mdd", "python", "numpy") if name in known},
-        "warnings": warnings,
-    }
-
-
-def _beam_file(beam: BeamResult, source: str) -> BeamFile:
-    from microdiffusion.config import BeamFile
-
-    return BeamFile(
-        kind="beam",
-        length_um=beam.length_um,
-        length_interval_um=beam.length_interval,
-        equivalent_um=beam.equivalent_um,
-        equivalent_interval_um=beam.equivalent_interval,
-        centroid_um=beam.centroid_um,
-        spacing_um=float(beam.z_um[1] - beam.z_um[0]),
-        weights=tuple(beam.weights.tolist()),
-        low=tuple(beam.low.tolist()),
-        high=tuple(beam.high.tolist()),
-        figures={
-            "specimen": beam.specimen,
-            "beads": beam.beads,
-            "found": beam.found,
-            "overlapping": beam.overlapping,
-            "saturated": beam.saturated,
-            "partly_seen": beam.partial,
-            "hot_pixels": beam.hot_pixels,
-            "residual": beam.residual,
-            "drift_px": beam.drift_px,
-            "step_um": beam.step_um,
-            "range_um": beam.range_um,
-        },
-        origin=_origin(source, beam.warnings),
-    )
-
-
-def _camera_file(camera: CameraResult, source: str) -> CameraFile:
-    from microdiffusion.config import CameraFile
-
-    return CameraFile(
-        kind="camera",
-        offset=camera.offset,
-        offset_interval=camera.offset_interval,
-        read_noise=camera.read_noise,
-        read_noise_interval=camera.read_noise_interval,
-        gain=camera.gain,
-        gain_interval=camera.gain_interval,
-        figures={
-            "signal": camera.signal,
-            "dark_frames": camera.dark_frames,
-            "flat_frames": camera.flat_frames,
-            "hot_pixels": camera.hot_pixels,
-            "saturated_share": camera.saturated_share,
-        },
-        origin=_origin(source, camera.warnings),
-    )
