@@ -153,7 +153,7 @@ def _detect(frames: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
 
     def sieved(image: NDArray[np.float32]) -> NDArray[np.float32]:
         narrow, wide = (ndimage.gaussian_filter(image, size * scale, mode="nearest") for size in (0.8, 2.2))
-        return narrow - wide
+        return np.asarray(narrow - wide)
 
     half = len(frames) // 2
     noise = _spread(sieved(frames[half] - frames[half - 1])) / math.sqrt(2.0)

@@ -80,7 +80,7 @@ def test_a_command_of_the_docs_is_one(command: str) -> None:
 def test_a_command_that_a_sentence_names_has_what_it_says() -> None:
     """In running text a command may be half of one: its name and its options have to be there."""
     wrong = []
-    for page in PAGES:
+    for page in (page for page in PAGES if page.parent.name != "decisions"):  # they keep what was true then
         for span in re.findall(r"`(mdd [^`]+)`", page.read_text(encoding="utf-8")):
             name, *words = span.split()[1:]
             if name in cli.commands():
