@@ -10,7 +10,6 @@ operations as one of 64 x 64, and 12 times as long.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from microdiffusion.config import ReferenceConfig
 from microdiffusion.daemon.bench.timing import seconds_of, synchronise
 from microdiffusion.engines.reference import (
-    MULTIPLE,
     POSITION,
     PROJECTION,
-    SMALLEST,
     FieldPlan,
     FourierMlp,
     ReferenceMethod,
     UNet,
     fit_field,
+    padded_edge,
     steps_needed,
 )
 
@@ -162,21 +160,17 @@ def _measured_edges(width: int, rows: int, columns: int, most_flop: float) -> tu
 
     Its edges are what the network can halve, as the reference's method pads them.
     """
-    edges = _whole(rows), _whole(columns)
+    edges = padded_edge(rows), padded_edge(columns)
     while _flop(width, *edges) > most_flop and min(edges) > _SMALLEST_EDGE:
-        edges = _whole(edges[0] // 2), _whole(edges[1] // 2)
+        edges = padded_edge(edges[0] // 2), padded_edge(edges[1] // 2)
     return edges
-
-
-def _whole(edge: int) -> int:
-    return max(SMALLEST, math.ceil(edge / MULTIPLE) * MULTIPLE)
 
 
 @functools.cache
 def _flop(width: int, rows: int, columns: int) -> float:
     """Return the operations of one evaluation of the reference's network, counted on shapes."""
     unet = UNet(_CHANNELS, width=width).to("meta").eval()
-    image = torch.empty(1, 1, _whole(rows), _whole(columns), device="meta")
+    image = torch.empty(1, 1, padded_edge(rows), padded_edge(columns), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(image, torch.zeros(1, device="meta"), torch.empty(1, _CHANNELS, device="meta"))
     return float(counter.get_total_flops())

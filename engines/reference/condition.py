@@ -1,4 +1,4 @@
-"""What the reference's network is told: where a slice lies (E_pos), what was measured closest to it (E_img).
+"""The conditions of the reference's network: where a slice lies (E_pos), the closest projection (E_img).
 
 The two embeddings are joined into one vector; the vector of zeros stands for "no condition". Runs on the
 engine's thread, on any device.
@@ -93,8 +93,3 @@ class ProjectionEmbedding(nn.Module):
         """Return the embeddings (N, 128) of `images` (N, 1, Y, X), 16 x 16 pixels at least."""
         embedded: Tensor = self.head(F.adaptive_avg_pool2d(self.body(images), 4).flatten(1))
         return embedded
-
-
-def join(position: Tensor, projection: Tensor) -> Tensor:
-    """Return the condition (N, 160) of both embeddings."""
-    return torch.cat([position, projection], dim=1)

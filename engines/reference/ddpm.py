@@ -14,14 +14,11 @@ Pure functions and small objects, on any device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 FORGOTTEN = 1e-3
 """The start's weight at which it counts as forgotten."""

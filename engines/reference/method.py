@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from microdiffusion.config import ReferenceConfig
 from microdiffusion.engines.projections import along_z, nearest_slab
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import (
@@ -30,34 +32,24 @@ from microdiffusion.engines.reference.condition import (
     PROJECTION,
     PositionEmbedding,
     ProjectionEmbedding,
-    join,
 )
 from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
 from microdiffusion.engines.reference.unet import MULTIPLE, UNet
 from microdiffusion.errors import EngineError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.config import ReferenceConfig
-
 NEIGHBOURS = (0.05, 0.15, 0.3, 0.3, 0.15, 0.05)
 """Weights of six neighbouring INR slices."""
-SMALLEST = 16
-"""Pixels along an edge that E_img needs at least; smaller images are padded."""
+_SMALLEST = 16  # pixels along an edge that E_img needs at least
 _BATCH_PIXELS = 1 << 16  # of the slices that are sampled together
 
 
 @dataclass(slots=True)
 class ReferenceAnswer:
-    """A volume (Z, Y, X), normalised as its projections were, and what it cost.
+    """A volume (Z, Y, X), normalised as its projections were, and its cost.
 
     Attributes
     ----------
-    volume, prior : (Z, Y, X) float32
-        The answer, and the INR without the averaging of neighbours.
+    volume : (Z, Y, X) float32
     inr_steps, updates, evaluations : int
         Updates of the INR and of the denoiser, and evaluations of the denoiser by the sampler (images).
     seconds : dict
@@ -65,7 +57,6 @@ class ReferenceAnswer:
     """
 
     volume: Tensor
-    prior: Tensor
     inr_steps: int
     updates: int
     evaluations: int
@@ -94,7 +85,7 @@ class ReferenceMethod:
     seed : int
         Of the initial weights, of training and of sampling.
     progress : callable
-        Told the stage ("inr", "train", "sampler"), how much is done, and how much there is.
+        Gets the stage ("inr", "train", "sampler"), how much is done, and how much there is.
     """
 
     def __init__(
@@ -111,11 +102,11 @@ class ReferenceMethod:
         self.device = device
         self.seed = seed
         self.schedule = ddpm.Schedule(config.timesteps)
-        self.field: FourierMlp | None = None
         self.networks: Networks | None = None
         self._progress = progress
         self._z, self._smooth = neighbours(config.neighbours, shape[0])
         self._z, self._smooth = self._z.to(device), self._smooth.to(device)
+        self.field = self._new_field()
 
     def reconstruct(self, operator: Tensor, centres: NDArray[np.float64], images: Tensor) -> ReferenceAnswer:
         """Return the volume of one sweep; trains first.
@@ -131,7 +122,7 @@ class ReferenceMethod:
         seconds = {}
         begun = time.perf_counter()
         kept = self.networks is not None and not self.config.retrain
-        if self.field is None or not kept:
+        if not kept:
             self.field = self._new_field()
         inr_steps = 0
         if kept or not self.config.joint:
@@ -148,14 +139,14 @@ class ReferenceMethod:
         begun = time.perf_counter()
         volume, evaluations = self.sample(images, nearest_slab(centres, self.shape[0]))
         seconds["sampler"] = time.perf_counter() - begun
-        return ReferenceAnswer(volume, self.field.volume(), inr_steps, updates, evaluations, seconds)
+        return ReferenceAnswer(volume, inr_steps, updates, evaluations, seconds)
 
     def train(self, operator: Tensor, images: Tensor) -> int:
         """Train new networks on the projections (M, Y, X), and the INR with them where that is joint.
 
         One projection an update, all of them in turn an epoch; the rate grows evenly. Returns the updates.
         """
-        config, field = self.config, self._fitted()
+        config, field = self.config, self.field
         generator = torch.Generator().manual_seed(self.seed + 1)
         count = len(images)
         with self._own_random_numbers(), torch.enable_grad():
@@ -216,7 +207,9 @@ class ReferenceMethod:
         wanted : range, optional
             Of slices, in steps of 1; None: all. A slice does not depend on which others are drawn.
         """
-        config, networks = self.config, self._trained()
+        config, networks = self.config, self.networks
+        if networks is None:
+            raise EngineError("The reference's networks are used before training: call reconstruct first.")
         wanted = range(self.shape[0]) if wanted is None else wanted
         steps = ddpm.steps_needed(
             config.timesteps, config.shortcut if shortcut is None else shortcut, config.interpolation
@@ -298,7 +291,7 @@ class ReferenceMethod:
         seen = networks.projection(_padded(images)[:, None])[which.to(self.device)]
         where = where if self.config.position_condition else torch.zeros_like(where)
         seen = seen if self.config.image_condition else torch.zeros_like(seen)
-        return join(where.float(), seen.float())
+        return torch.cat([where.float(), seen.float()], dim=1)
 
     def _positions(self) -> Tensor:
         slices = self.shape[0]
@@ -317,7 +310,7 @@ class ReferenceMethod:
 
     def _volume(self, z: Tensor) -> Tensor:
         with self._precision():
-            return self._fitted().volume(z)
+            return self.field.volume(z)
 
     def _plan(self) -> FieldPlan:
         config = self.config
@@ -335,16 +328,6 @@ class ReferenceMethod:
                 seed=self.seed,
             )
         return field.to(self.device)
-
-    def _fitted(self) -> FourierMlp:
-        if self.field is None:
-            raise EngineError("The reference's INR is used before it was fitted: call reconstruct first.")
-        return self.field
-
-    def _trained(self) -> Networks:
-        if self.networks is None:
-            raise EngineError("The reference's networks are used before training: call reconstruct first.")
-        return self.networks
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
@@ -378,9 +361,14 @@ def neighbours(kind: str, slices: int) -> tuple[Tensor, Tensor]:
     return z, weights
 
 
+def padded_edge(pixels: int) -> int:
+    """Return the edge that an image is padded to."""
+    return max(_SMALLEST, -(-pixels // MULTIPLE) * MULTIPLE)
+
+
 def _padded(images: Tensor) -> Tensor:
     """Return images (N, Y, X) continued to sides that the networks can halve three times."""
-    short = [max(SMALLEST, -(-n // MULTIPLE) * MULTIPLE) - n for n in images.shape[1:]]
+    short = [padded_edge(n) - n for n in images.shape[1:]]
     if not any(short):
         return images
     return F.pad(images[:, None], (0, short[1], 0, short[0]), mode="replicate")[:, 0]

@@ -15,15 +15,12 @@ Runs on the engine's thread, on any device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DECAYS = 500
 """How often the rate decays in the course of a fit: every 10 of the paper's 5,000 epochs."""
@@ -197,11 +194,10 @@ def fit_field(
         for step in range(plan.steps):
             for group in optimiser.param_groups:
                 group["lr"] = plan.rate_at(step)
-            chosen = (
-                torch.randperm(pixels, generator=generator)[:batch].to(device) if batch < pixels else None
-            )
-            if chosen is None:
-                chosen = torch.arange(pixels, device=device)
+            chosen = torch.arange(pixels)
+            if batch < pixels:
+                chosen = torch.randperm(pixels, generator=generator)[:batch]
+            chosen = chosen.to(device)
             optimiser.zero_grad(set_to_none=True)
             last = 0.0
             for part in chosen.split(CHUNK):  # gradients add up: a full batch need not fit into memory
@@ -214,14 +210,7 @@ def fit_field(
     return last
 
 
-def reference_inr(
-    images: Tensor,
-    operator: Tensor,
-    *,
-    plan: FieldPlan | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
+def reference_inr(images: Tensor, operator: Tensor, *, plan: FieldPlan = QUICK, seed: int = 0) -> Tensor:
     """Return the reference's INR alone (Z, Y, X), for those who compare with it.
 
     Parameters
@@ -229,15 +218,14 @@ def reference_inr(
     images : (M, Y, X) float32
         Projections, normalised to about [0, 1].
     operator : (M, Z) float32
-    plan : FieldPlan, optional
-        None: `QUICK`, which states what it is cheaper by than the paper's 5,000 full batches.
+    plan : FieldPlan
+        `QUICK` states how much cheaper it is than the paper's 5,000 full batches.
     seed : int
         Of frequencies, weights and minibatches.
     """
-    plan = QUICK if plan is None else plan
     with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
         field = FourierMlp((operator.shape[1], *images.shape[1:]), seed=seed).to(images.device)
-    fit_field(field, operator, images, plan, seed=seed, progress=progress)
+    fit_field(field, operator, images, plan, seed=seed)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
         return field.volume()
 

@@ -12,14 +12,11 @@ keeps its 16,384 x 16,384 weights out of memory. Runs on the engine's thread, on
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _GROUPS = 32
 MULTIPLE = 8

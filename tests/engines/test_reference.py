@@ -36,13 +36,9 @@ TINY: dict[str, Any] = {
     "epochs": 1,
     "width": 32,
     "timesteps": 20,
+    "guidance": 0.0,
 }
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def operator() -> Tensor:
@@ -66,8 +62,7 @@ def method(**changes: Any) -> ReferenceMethod:
 @pytest.fixture(scope="module")
 def trained() -> ReferenceMethod:
     """Return a method after training; tests may sample from it and change its configuration's copy only."""
-    torch.set_num_threads(1)
-    reference = method(timesteps=1000, epochs=10, inr_steps=60)
+    reference = method(timesteps=1000, epochs=6, inr_steps=60, guidance=1.8)
     reference.reconstruct(operator(), CENTRES, images())
     return reference
 
@@ -121,7 +116,7 @@ def test_the_fields_rate_falls_to_a_tenth() -> None:
 
 def test_chunks_of_a_full_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = []
-    for chunk in (7, 1024):
+    for chunk in (100, 1024):
         monkeypatch.setattr("microdiffusion.engines.reference.mlp_inr.CHUNK", chunk)
         field = FourierMlp(SHAPE, frequencies=8)
         fit_field(field, operator(), images(), FieldPlan(steps=2))
@@ -133,7 +128,7 @@ def test_the_field_learns_the_projections() -> None:
     field = FourierMlp(SHAPE, frequencies=32, bandwidth=1.0)
     everything = torch.arange(16 * 16)
     before = field.loss(operator(), images(), everything).item()
-    fit_field(field, operator(), images(), FieldPlan(steps=150, rate=3e-3))
+    fit_field(field, operator(), images(), FieldPlan(steps=100, rate=4e-3))
     assert field.loss(operator(), images(), everything).item() < 0.05 * before
 
 
@@ -207,9 +202,10 @@ def test_how_many_steps_are_sampled(shortcut: int, share: float, steps: int) -> 
 
 def test_the_last_four_steps_give_what_more_give(trained: ReferenceMethod) -> None:
     nearest = nearest_slab(CENTRES, SHAPE[0])
-    longer, _ = trained.sample(images(), nearest, shortcut=20)
-    last, evaluations = trained.sample(images(), nearest, shortcut=4)
-    assert evaluations == SHAPE[0] * 4 * 2
+    some = range(4, 7)
+    longer, _ = trained.sample(images(), nearest, shortcut=20, wanted=some)
+    last, evaluations = trained.sample(images(), nearest, shortcut=4, wanted=some)
+    assert evaluations == len(some) * 4 * 2
     assert not torch.equal(longer, last)
     assert -10 * math.log10(float((longer - last).square().mean())) > 50
     # All thousand of them, from pure noise, with a network's stand-in that is as steep as one.
@@ -295,14 +291,13 @@ def test_condition_dropout_hides_the_condition_in_training(
     monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
     seen: list[bool] = []
-    forward = UNet.forward
 
     def note(self: UNet, state: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         seen.append(bool(condition.any()))
-        return forward(self, state, t, condition)
+        return state + self.condition(condition).mean()
 
     monkeypatch.setattr(UNet, "forward", note)
-    reference = method(condition_dropout=dropout, epochs=10, guidance=0.0)
+    reference = method(condition_dropout=dropout, epochs=10)
     reference.field = reference._new_field()
     reference.train(operator(), images())
     assert len(seen) == 20
@@ -320,7 +315,7 @@ def test_pretraining_leaves_the_inr_as_it_is_and_joint_training_does_not() -> No
 
 
 def test_without_interpolation_every_step_is_sampled() -> None:
-    answer = method(interpolation=1.0, guidance=0.0).reconstruct(operator(), CENTRES, images())
+    answer = method(interpolation=1.0).reconstruct(operator(), CENTRES, images())
     assert answer.evaluations == SHAPE[0] * TINY["timesteps"]
 
 
