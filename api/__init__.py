@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from microdiffusion.config import Config, load_config
     from microdiffusion.errors import DamagedError, GapError
     from microdiffusion.files import open_projections
-    from microdiffusion.frames import Frame, FrameInfo
+    from microdiffusion.frames import Frame, FrameInfo, StagePosition
     from microdiffusion.header import RunHeader
     from microdiffusion.runfile import Run, Status, open_run
     from microdiffusion.sender import Sender
@@ -31,6 +31,7 @@ __all__ = [
     "Run",
     "RunHeader",
     "Sender",
+    "StagePosition",
     "Status",
     "__version__",
     "export",
@@ -50,6 +51,7 @@ _HOMES = {
     "Run": "runfile",
     "RunHeader": "header",
     "Sender": "sender",
+    "StagePosition": "frames",
     "Status": "runfile",
     "load_config": "config",
     "open_projections": "files",

@@ -10,12 +10,12 @@ type and limits are those of the wire. Codec, writer, reader and checks go by `F
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, astuple, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat
 
 Number = Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -47,6 +47,97 @@ class Column:
     since: int = 0
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class StagePosition:
+    """Position of the stage for one projection.
+
+    A field for each axis, declared as those of `FrameInfo` are: wire and run file follow from it, and most
+    modules only pass a position on. A further axis needs a default, for frames that do not have it.
+
+    Attributes
+    ----------
+    z_um : float
+        Centre of the slab, µm.
+    """
+
+    z_um: Annotated[FiniteFloat, Column("<f8", np.nan, "um", "slab's centre, NaN: absent")]
+
+
+STAGE_AXES: dict[str, Any] = {axis.name: axis.default for axis in fields(StagePosition)}
+"""Names of the stage's axes, and the position where a frame does not have one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StagePositions:
+    """Positions of the stage for M projections.
+
+    Attributes
+    ----------
+    values : (M, A) float64
+        A column for each of `STAGE_AXES`.
+    """
+
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, positions: Iterable[StagePosition]) -> StagePositions:
+        """Return these positions."""
+        rows = [astuple(position) for position in positions]
+        return cls(np.array(rows, np.float64).reshape(len(rows), len(STAGE_AXES)))
+
+    @classmethod
+    def along_z(cls, z_um: ArrayLike) -> StagePositions:
+        """Return the positions of slabs with these centres (M,), µm, that differ in nothing else."""
+        return cls.read({"z_um": np.atleast_1d(np.asarray(z_um, np.float64))})
+
+    @classmethod
+    def read(cls, columns: Mapping[str, ArrayLike]) -> StagePositions:
+        """Return positions from an array (M,) for each axis, of which only `z_um` must be there."""
+        values = np.empty((np.size(columns["z_um"]), len(STAGE_AXES)))
+        for place, (name, default) in enumerate(STAGE_AXES.items()):
+            values[:, place] = columns.get(name, default)
+        return cls(values)
+
+    @property
+    def columns(self) -> dict[str, NDArray[np.float64]]:
+        """The positions (M,) along each axis."""
+        return dict(zip(STAGE_AXES, self.values.T, strict=True))
+
+    @property
+    def z_um(self) -> NDArray[np.float64]:
+        """Centres of the slabs (M,), µm."""
+        return self.columns["z_um"]
+
+    @property
+    def step_um(self) -> float:
+        """Median distance of neighbouring slabs, µm; 0 for fewer than two."""
+        return float(np.median(np.abs(np.diff(self.z_um)))) if len(self) > 1 else 0.0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[StagePosition]:
+        return (StagePosition(*row) for row in self.values.tolist())
+
+    def __getitem__(self, chosen: NDArray[Any] | slice) -> StagePositions:
+        return StagePositions(self.values[chosen])
+
+    def __add__(self, more: StagePositions) -> StagePositions:
+        return StagePositions(np.concatenate([self.values, more.values]))
+
+    def order(self) -> NDArray[np.int64]:
+        """Return the indices (M,) that sort the positions along z first; equal ones keep their order."""
+        return np.lexsort(self.values.T[::-1])
+
+    def between(self, other: StagePositions) -> NDArray[np.bool_]:
+        """Return which slabs (M,) are between the first and the last of others, which ascend."""
+        return np.asarray((self.z_um > other.z_um[0]) & (self.z_um < other.z_um[-1]))
+
+    def distances_um(self, other: StagePositions) -> NDArray[np.float64]:
+        """Return the distance of each position from each of N others: (M, N), µm."""
+        return np.asarray(np.linalg.norm(self.values[:, None] - other.values[None], axis=-1), np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class FrameInfo:
     """One camera image's place in its run.
@@ -59,8 +150,8 @@ class FrameInfo:
         Time point, channel index, position index.
     index, count : int
         Place in the sweep and number of frames of that sweep, held-out ones included.
-    z_um : float
-        Centre of the slab, µm.
+    stage : StagePosition
+        Where the stage was.
     held_out : bool
         Left out of the reconstruction, to measure its error.
     exposure_ms, camera_time_s : float
@@ -71,7 +162,7 @@ class FrameInfo:
     sweep: Index
     index: Index
     count: Annotated[int, Field(ge=1, le=1 << 20)]
-    z_um: Annotated[FiniteFloat, Column("<f8", np.nan, "um", "slab's centre, NaN: absent")]
+    stage: StagePosition
     channel: Index = 0
     position: Index = 0
     held_out: Annotated[bool, Column("u1")] = False
@@ -95,11 +186,11 @@ class Sweep:
 
     Attributes
     ----------
-    z_um : (M,) float64
-        Slab centres, ascending, without the held-out ones.
+    stage : StagePositions
+        Of the M projections, ascending, without the held-out ones.
     projections : (M, Y, X) float32
         Counts (camera offset included).
-    held_out_z_um, held_out : (H,) float64 and (H, Y, X) float32
+    held_out_stage, held_out : StagePositions and (H, Y, X) float32
         Projections that only judge the result.
     missing : int
         Frames of this sweep that never came.
@@ -112,9 +203,9 @@ class Sweep:
     sweep: int
     channel: int
     position: int
-    z_um: NDArray[np.float64]
+    stage: StagePositions
     projections: NDArray[np.float32]
-    held_out_z_um: NDArray[np.float64]
+    held_out_stage: StagePositions
     held_out: NDArray[np.float32]
     missing: int = 0
     time_s: float = 0.0

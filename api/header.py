@@ -15,7 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from microdiffusion.optics import AxialProfile, projection_operator
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
+
+    from microdiffusion.frames import StagePositions
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -122,8 +124,16 @@ class RunHeader(BaseModel):
         """The beam's axial profile."""
         return AxialProfile.sampled(self.profile_weights, self.profile_spacing_um)
 
-    def operator_at(self, z_um: ArrayLike) -> NDArray[np.float64]:
-        """Return the projection operator (M, Z) of slabs at `z_um` (M,), µm; see `projection_operator`."""
+    def operator_at(self, stage: StagePositions) -> NDArray[np.float64]:
+        """Return the projection operator (M, Z) of stage positions (M,); see `projection_operator`."""
         return projection_operator(
-            z_um, self.profile, z0_um=self.z0_um, voxel_z_um=self.voxel_size_um[0], shape_z=self.shape[0]
+            stage.z_um,
+            self.profile,
+            z0_um=self.z0_um,
+            voxel_z_um=self.voxel_size_um[0],
+            shape_z=self.shape[0],
         )
+
+    def centres_of(self, stage: StagePositions) -> NDArray[np.float64]:
+        """Return the centres (M,) of slabs, in slices from the first."""
+        return (stage.z_um - self.z0_um) / self.voxel_size_um[0]

@@ -77,7 +77,7 @@ def true_scores(session: Session, weights: Path, truth: np.ndarray) -> dict[str,
         scores_of(
             reconstructor.reconstruct(sweep).volume,
             truth,
-            seen_slices(session.header.operator_at(sweep.z_um)),
+            seen_slices(session.header.operator_at(sweep.stage)),
         )
         for sweep in session.for_fitting()
     ]

@@ -109,7 +109,7 @@ def demo_quality(path: Path) -> dict[str, Any]:
             "linear": answer_of(run.sweep(t), run.header, "linear"),
             "mdd": run.volume[t].astype(np.float32),
         }
-        seen = seen_slices(run.header.operator_at(run.sweep(t).z_um))
+        seen = seen_slices(run.header.operator_at(run.sweep(t).stage))
     top = float(np.percentile(truth, 99.9) - camera.offset)
     scores = {
         name: scores_of((volume - camera.offset) / top, (truth - camera.offset) / top, seen)
@@ -141,7 +141,7 @@ def replay(
     (path,) = output.glob("*.h5")
     with open_projections(projections) as file, microdiffusion.open_run(path) as run:
         truth = file.truth(0)
-        seen = seen_slices(file.header.operator_at(file.z_um))
+        seen = seen_slices(file.header.operator_at(file.stage(0)))
         answers = {
             method: [answer_of(file.sweep(t), file.header, method) for t in range(REPEATS)]
             for method in ("linear", "tikhonov", "inr")
@@ -184,7 +184,7 @@ def warm_inr(recorded: Any, sweeps: int) -> dict[str, Any]:
     for t in range(sweeps):
         sweep = recorded.sweep(t)
         counts = torch.from_numpy(sweep.projections)
-        operator = torch.from_numpy(header.operator_at(sweep.z_um).astype(np.float32))
+        operator = torch.from_numpy(header.operator_at(sweep.stage).astype(np.float32))
         variance = noise_variance(counts, header.camera) / (high - low) ** 2
         images = (counts - low) / (high - low)
         voxel = header.voxel_size_um[0]

@@ -48,7 +48,7 @@ def main() -> None:
                 method.answer(case, engine).volume for method in parse_methods("mdd:1:fall_back=false,inr")
             )
             sweep = case.sweep
-            held = case.header.operator_at(sweep.held_out_z_um)
+            held = case.header.operator_at(sweep.held_out_stage)
             seen = case.seen
             row = {
                 "volume": path.stem,

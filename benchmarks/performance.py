@@ -233,7 +233,7 @@ def inr_of(bench: Bench, changes: dict[str, Any]) -> dict[str, Any]:
         changed = number >= SWEEPS
         shown: Scene = other if changed else scene
         row: dict[str, Any] = {"sweep": number, "another_specimen": changed}
-        row["held_out"] = bool(shown.sweep(number).held_out_z_um.size)
+        row["held_out"] = bool(len(shown.sweep(number).held_out_stage))
         for name, reconstructor in {
             "warm": warm,
             "cold": Reconstructor(scene.header, engine, bench.engine),

@@ -266,7 +266,7 @@ def ablations(
         method = ReferenceMethod(config, case.truth.shape, CPU)
         begun = time.process_time()
         if config.joint:
-            answer = method.reconstruct(operator, case.sweep.z_um, images)
+            answer = method.reconstruct(operator, case.sweep.stage.z_um, images)
             volume, evaluations = answer.volume, answer.evaluations
         else:
             if step not in fields:
@@ -276,14 +276,14 @@ def ablations(
                 keep(f"INR alone, step {step:g}", fields[step].volume(), case)
             method.field = fields[step]
             method.train(operator, images)
-            volume, evaluations = method.sample(images, nearest_slab(case.sweep.z_um, size[0]))
+            volume, evaluations = method.sample(images, nearest_slab(case.sweep.stage.z_um, size[0]))
         spent = time.process_time() - begun
         away = db(volume, method.prior())
         keep(label, volume, case, evaluations=evaluations, cpu_seconds=spent, from_averaged_inr_db=away)
         return method, case
 
     method, case = run("as in the paper")
-    paper, images, nearest = method.config, tensors(case)[1], nearest_slab(case.sweep.z_um, size[0])
+    paper, images, nearest = method.config, tensors(case)[1], nearest_slab(case.sweep.stage.z_um, size[0])
     keep("INR averaged over neighbours, step 6", method.prior(), case)
     for label, changes in {
         "without guidance": {"guidance": 0.0},

@@ -26,7 +26,7 @@ from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import StagePositions, Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import psnr_per_slice, seen_slices, ssim_per_slice
 from microdiffusion.optics import sweep_positions
@@ -78,10 +78,10 @@ def sweep_of(
     def take(positions: np.ndarray) -> np.ndarray:
         if not positions.size:
             return np.empty((0, *truth.shape[1:]), np.float32)
-        clean = np.tensordot(header.operator_at(positions), truth, 1)
+        clean = np.tensordot(header.operator_at(StagePositions.along_z(positions)), truth, 1)
         return np.asarray(clean + noise * rng.standard_normal(clean.shape), dtype=np.float32)
 
-    return Sweep(number, 0, 0, z, take(z), held, take(held))
+    return Sweep(number, 0, 0, StagePositions.along_z(z), take(z), StagePositions.along_z(held), take(held))
 
 
 def specimens(folder: Path, size: int) -> dict[str, np.ndarray]:
@@ -128,8 +128,8 @@ def stepping_back(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[
             for known in (True, False):
                 header = header_of(truth, noise if known else None)
                 sweep = sweep_of(header, truth, step, noise, 0, judge=True)
-                blind = replace(sweep, held_out_z_um=np.empty(0), held_out=sweep.held_out[:0])
-                seen = seen_slices(header.operator_at(sweep.z_um))
+                blind = replace(sweep, held_out_stage=sweep.stage[:0], held_out=sweep.held_out[:0])
+                seen = seen_slices(header.operator_at(sweep.stage))
                 psnr = {"tikhonov": scores(bench.run(header, [sweep], method="tikhonov"), truth, seen)[0]}
                 for judged, shown in ((True, sweep), (False, blind)):
                     psnr["inr"] = scores(
@@ -176,7 +176,7 @@ def merging(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[str, A
                     for k in range(count)
                 ]
                 # The slices that both sweeps saw, so that the sets can be compared.
-                seen = seen_slices(header.operator_at(history[-1].z_um))
+                seen = seen_slices(header.operator_at(history[-1].stage))
                 row: dict[str, Any] = {"specimen": name, "noise": noise, "motion": motion}
                 for method in ("mdd", "inr", "tikhonov"):
                     for mode in ("off", "still"):

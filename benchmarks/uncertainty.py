@@ -96,7 +96,7 @@ def one(case: Case, engine: Engine, *, others: bool) -> dict[str, Any]:
         "held_out": judged(_uncertainty(result)[case.seen], error),
     }
     nothing = replace(
-        case.sweep, held_out_z_um=case.sweep.held_out_z_um[:0], held_out=case.sweep.held_out[:0]
+        case.sweep, held_out_stage=case.sweep.held_out_stage[:0], held_out=case.sweep.held_out[:0]
     )
     untold = Reconstructor(case.header, CONFIG, engine).reconstruct(nothing)
     report["nothing_held_out"] = judged(

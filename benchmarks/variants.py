@@ -23,7 +23,7 @@ from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import StagePositions, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.metrics import seen_slices
 from microdiffusion.optics import sweep_positions
@@ -63,10 +63,12 @@ def sweep_of(truth: np.ndarray, noise: float) -> tuple[RunHeader, Sweep]:
     rng = np.random.default_rng(0)
 
     def take(positions: np.ndarray) -> np.ndarray:
-        clean = np.tensordot(header.operator_at(positions), truth, 1)
+        clean = np.tensordot(header.operator_at(StagePositions.along_z(positions)), truth, 1)
         return (clean + noise * rng.standard_normal(clean.shape)).astype(np.float32)
 
-    return header, Sweep(0, 0, 0, z, take(z), judge, take(judge))
+    return header, Sweep(
+        0, 0, 0, StagePositions.along_z(z), take(z), StagePositions.along_z(judge), take(judge)
+    )
 
 
 def main() -> None:
@@ -89,7 +91,7 @@ def main() -> None:
             with h5py.File(arguments.volumes / f"{name}.h5") as file:
                 truth = normalise(file["volume"][()].astype(np.float32))
             header, sweep = sweep_of(truth, noise)
-            seen = seen_slices(header.operator_at(sweep.z_um))
+            seen = seen_slices(header.operator_at(sweep.stage))
             for variant, settings in VARIANTS.items():
                 config = EngineConfig(weights=arguments.weights, **settings)
                 reconstructor = Reconstructor(header, config, open_engine(config))

@@ -29,7 +29,7 @@ from support.load import SHAPE, image, run_header, some_keys
 
 from microdiffusion import wire
 from microdiffusion.daemon.ingest import Ingest, PlainSink
-from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.frames import Frame, FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
 from microdiffusion.wire.security import ClientKeys, ServerKeys
@@ -56,7 +56,7 @@ def _feed(address: str, frames: int, keys: ClientKeys | None) -> None:
     header, pixels = run_header(), image()
     bodies = memoryview(pixels).cast("B")
     heads = [
-        wire.encode_frame(header.run_id, Frame(FrameInfo(seq, seq, 0, 1, 0.0), pixels))
+        wire.encode_frame(header.run_id, Frame(FrameInfo(seq, seq, 0, 1, StagePosition(0.0)), pixels))
         for seq in range(frames)
     ]
     context = zmq.Context()
@@ -85,7 +85,7 @@ def _send(address: str, frames: int, keys: ClientKeys | None) -> None:
     sender.start()
     for seq in range(frames):
         sender.wait_for_room(PATIENCE_S)
-        sender.put(FrameInfo(seq, seq, 0, 1, 0.0), pixels)
+        sender.put(FrameInfo(seq, seq, 0, 1, StagePosition(0.0)), pixels)
     sender.finish(timeout_s=PATIENCE_S)
     sender.raise_if_failed()
 

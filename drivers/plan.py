@@ -21,7 +21,7 @@ import numpy as np
 
 from microdiffusion.config import read_beam
 from microdiffusion.errors import InputFileError, MissingFileError
-from microdiffusion.frames import FrameInfo
+from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.optics import AxialProfile, sweep_positions
 
@@ -55,6 +55,14 @@ class ResumeFrom:
     sweep: int
     seq: int
     time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Where a projection is taken, and whether it is held out."""
+
+    stage: StagePosition
+    held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +157,15 @@ class Plan:
             source=source[:2000],
         )
 
-    def slabs(self, sweep: int) -> tuple[tuple[float, bool], ...]:
-        """Return centre (µm) and held-out flag of each slab of a sweep, in the order of acquisition."""
+    def slabs(self, sweep: int) -> tuple[Slab, ...]:
+        """Return the slabs of a sweep, in the order of acquisition."""
         depths = self._depths[sweep % 2]
-        taken = [(float(z), False) for z in depths]
+        slabs = [Slab(StagePosition(float(z))) for z in depths]
         if self._can_hold_out(depths) and sweep % self._sweep.hold_out_every == 0:
             pair = _scattered(sweep // self._sweep.hold_out_every, len(depths) - 1)
-            taken.append((float(0.5 * (depths[pair] + depths[pair + 1])), True))
-        return tuple(taken)
+            between = StagePosition(float(0.5 * (depths[pair] + depths[pair + 1])))
+            slabs.append(Slab(between, held_out=True))
+        return tuple(slabs)
 
     def sweeps(self, *, first: int = 0, seq: int = 0) -> Iterator[PlannedSweep]:
         """Yield the sweeps from number `first` on, endlessly where no number of sweeps is configured.
@@ -169,16 +178,16 @@ class Plan:
             for position in range(max(len(self._acquisition.positions_um), 1)):
                 for channel in range(max(len(self._acquisition.channels), 1)):
                     slabs = self.slabs(number)
-                    for index, (z_um, held_out) in enumerate(slabs):
+                    for index, slab in enumerate(slabs):
                         info = FrameInfo(
                             seq=seq,
                             sweep=number,
                             index=index,
                             count=len(slabs),
-                            z_um=z_um,
+                            stage=slab.stage,
                             channel=channel,
                             position=position,
-                            held_out=held_out,
+                            held_out=slab.held_out,
                             exposure_ms=self._acquisition.exposure_ms,
                         )
                         shots.append(Shot(info, self._event(info)))
@@ -192,7 +201,7 @@ class Plan:
     def _event(self, info: FrameInfo) -> Event:
         """Return the pycromanager event of a frame; axes with a single value are omitted."""
         axes: dict[str, int | str] = {"time": info.sweep, "z": info.index}
-        event: Event = {"axes": axes, "z": info.z_um, "exposure": info.exposure_ms}
+        event: Event = {"axes": axes, "z": info.stage.z_um, "exposure": info.exposure_ms}
         if self._acquisition.channels:
             preset = self._acquisition.channels[info.channel]
             axes["channel"] = preset

@@ -126,18 +126,20 @@ def _project(volumes: VolumeFile, sweep: SweepConfig) -> ReplaySource:
         alternate=sweep.alternate_offset,
         hold_out=hold_out,
     )
-    count = planned.shape[1]
+    count = len(planned[0])
 
     def frames() -> Frames:
-        for number, z_um in enumerate(planned):
-            projections = project_volume(volumes.volume(number), z_um, profile, voxel_z_um=voxel_size_um[0])
-            for index, pixels in enumerate(projections):
+        for number, positions in enumerate(planned):
+            projections = project_volume(
+                volumes.volume(number), positions, profile, voxel_z_um=voxel_size_um[0]
+            )
+            for index, (stage, pixels) in enumerate(zip(positions, projections, strict=True)):
                 info = FrameInfo(
                     seq=number * count + index,
                     sweep=number,
                     index=index,
                     count=count,
-                    z_um=float(z_um[index]),
+                    stage=stage,
                     held_out=hold_out and index == count - 1,
                     camera_time_s=float(number),
                 )

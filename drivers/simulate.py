@@ -18,16 +18,17 @@ import numpy as np
 
 from microdiffusion.errors import ConfigError, InputFileError
 from microdiffusion.files import VolumeFile, open_volume, write_projections
+from microdiffusion.frames import StagePositions
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 
 def project_volume(
     volume: NDArray[Any],
-    z_um: ArrayLike,
+    stage: StagePositions,
     profile: AxialProfile,
     *,
     z0_um: float = 0.0,
@@ -38,8 +39,8 @@ def project_volume(
     Parameters
     ----------
     volume : (Z, Y, X)
-    z_um : (M,)
-        Slab centres, µm.
+    stage
+        Positions of the M projections.
     profile
         The beam along z.
     z0_um, voxel_z_um
@@ -50,7 +51,9 @@ def project_volume(
     GeometryError
         A slab lies outside of the volume.
     """
-    operator = projection_operator(z_um, profile, z0_um=z0_um, voxel_z_um=voxel_z_um, shape_z=volume.shape[0])
+    operator = projection_operator(
+        stage.z_um, profile, z0_um=z0_um, voxel_z_um=voxel_z_um, shape_z=volume.shape[0]
+    )
     flat = np.asarray(volume, dtype=np.float32).reshape(volume.shape[0], -1)
     return (operator.astype(np.float32) @ flat).reshape(-1, *volume.shape[1:])
 
@@ -65,8 +68,8 @@ def plan_positions(
     shape_z: int,
     alternate: bool = False,
     hold_out: bool = False,
-) -> NDArray[np.float64]:
-    """Return the slab centres (T, M) µm of all sweeps.
+) -> list[StagePositions]:
+    """Return the stage positions (M,) of each sweep.
 
     With `alternate` every odd sweep starts half a step deeper; its last slab is moved back to the end of the
     volume where it would overhang, so that all sweeps have the same number of slabs. With `hold_out` the last
@@ -91,8 +94,8 @@ def plan_positions(
             pair = int((0.5 + sweep * 0.6180339887) % 1.0 * max(base.size - 1, 1))
             judge = z_um[0] if base.size == 1 else 0.5 * (z_um[pair] + z_um[pair + 1])
             z_um = np.append(z_um, judge)
-        rows.append(z_um)
-    return np.array(rows)
+        rows.append(StagePositions.along_z(z_um))
+    return rows
 
 
 def simulate(
@@ -163,7 +166,7 @@ def simulate(
     with open_volume(volume_path) as source:
         voxel = voxel_size_um or source.voxel_size_um or (1.0, 1.0, 1.0)
         _check_positive(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
-        z_um = plan_positions(
+        planned = plan_positions(
             sweeps or len(source),
             length_um=length_um,
             step_um=step_um,
@@ -178,8 +181,8 @@ def simulate(
 
         def projections() -> Iterator[NDArray[Any]]:
             rng = np.random.default_rng(seed)
-            for sweep, slabs_um in enumerate(z_um):
-                light = project_volume(scale.light(sweep), slabs_um, profile, voxel_z_um=voxel[0])
+            for sweep, stage in enumerate(planned):
+                light = project_volume(scale.light(sweep), stage, profile, voxel_z_um=voxel[0])
                 if camera is not None:
                     yield camera.expose(light, rng)
                 elif sigma is not None:
@@ -188,21 +191,21 @@ def simulate(
                     yield light
 
         def truths() -> Iterator[NDArray[np.float32]]:
-            for sweep in range(len(z_um)):
+            for sweep in range(len(planned)):
                 light = scale.light(sweep)
                 yield light if camera is None else light * np.float32(gain) + np.float32(offset)
 
         write_projections(
             output,
             projections(),
-            z_um=z_um if len(z_um) > 1 else z_um[0],
+            z_um=np.array([stage.z_um for stage in planned]) if len(planned) > 1 else planned[0].z_um,
             profile=profile,
             voxel_size_um=voxel,
             z0_um=0.0,
             shape_z=source.shape[1],
-            time_s=np.arange(len(z_um), dtype=np.float64),
+            time_s=np.arange(len(planned), dtype=np.float64),
             camera=camera,
-            held_out=np.arange(z_um.shape[1]) == z_um.shape[1] - 1 if hold_out else None,
+            held_out=np.arange(len(planned[0])) == len(planned[0]) - 1 if hold_out else None,
             truth=truths(),
             attributes={"source": f"simulated from {source.path.name}, seed {seed}"},
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from microdiffusion.errors import GeometryError, InputFileError
+from microdiffusion.frames import StagePositions
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.optics import AxialProfile
 
@@ -89,8 +90,8 @@ def find_projections(path: Path, file: h5py.File) -> h5py.Dataset:
     return dataset
 
 
-def read_positions(fields: Fields, sweeps: int, count: int) -> NDArray[np.float64]:
-    """Return the slab centres as (T, M)."""
+def read_positions(fields: Fields, sweeps: int, count: int) -> list[StagePositions]:
+    """Return the stage positions (M,) of each sweep."""
     z_um = fields.required("z_um")
     if z_um.shape not in {(count,), (sweeps, count)}:
         raise InputFileError(
@@ -99,7 +100,7 @@ def read_positions(fields: Fields, sweeps: int, count: int) -> NDArray[np.float6
         )
     if not np.all(np.isfinite(z_um)):
         raise InputFileError(f"{fields.path}: z_um holds positions that are not finite: correct them.")
-    return np.broadcast_to(z_um, (sweeps, count))
+    return [StagePositions.read({"z_um": row}) for row in np.broadcast_to(z_um, (sweeps, count))]
 
 
 def read_times(fields: Fields, sweeps: int) -> NDArray[np.float64]:

@@ -30,9 +30,9 @@ from microdiffusion.files.projection_fields import (
     read_positions,
     read_times,
 )
-from microdiffusion.frames import FrameInfo, Sweep
+from microdiffusion.frames import FrameInfo, StagePositions, Sweep
 from microdiffusion.header import CameraNoise
-from microdiffusion.optics import AxialProfile, projection_operator
+from microdiffusion.optics import AxialProfile
 
 _LARGEST_ATTRIBUTE = 32 << 10  # HDF5 keeps attributes in the object header, 64 KiB in all
 
@@ -62,7 +62,7 @@ class ProjectionFile:
         self.shape: tuple[int, int, int, int] = self._projections.shape
         fields = Fields(path, file, self._projections)
         sweeps, count = self.shape[:2]
-        self._z_um = read_positions(fields, sweeps, count)
+        self._stage = read_positions(fields, sweeps, count)
         self.header = read_header(fields, self._projections)
         self.time_s = read_times(fields, sweeps)
         self.held_out = read_held_out(fields, count)
@@ -77,11 +77,6 @@ class ProjectionFile:
         return np.dtype(self.header.dtype)
 
     @property
-    def z_um(self) -> NDArray[np.float64]:
-        """Slab centres (M,) of the first sweep, µm. They may differ from sweep to sweep: see `positions`."""
-        return self.positions(0)
-
-    @property
     def has_truth(self) -> bool:
         """Whether the file holds the volumes that were projected."""
         return self._truth is not None
@@ -90,10 +85,9 @@ class ProjectionFile:
         """Return the number of sweeps."""
         return self.shape[0]
 
-    def positions(self, sweep: int) -> NDArray[np.float64]:
-        """Return the slab centres (M,) of a sweep, µm, in the order of the file."""
-        row: NDArray[np.float64] = self._z_um[sweep]
-        return row
+    def stage(self, sweep: int) -> StagePositions:
+        """Return the stage positions (M,) of a sweep, in the order of the file."""
+        return self._stage[sweep]
 
     def frame(self, sweep: int, index: int) -> NDArray[Any]:
         """Return one projection (Y, X), uint16 or float32."""
@@ -106,13 +100,13 @@ class ProjectionFile:
     def frames(self, sweep: int) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
         """Yield a sweep's frames as a camera would send them: place and pixels (Y, X)."""
         count = self.shape[1]
-        for index, z_um in enumerate(self._z_um[sweep]):
+        for index, stage in enumerate(self._stage[sweep]):
             info = FrameInfo(
                 seq=sweep * count + index,
                 sweep=sweep,
                 index=index,
                 count=count,
-                z_um=float(z_um),
+                stage=stage,
                 held_out=bool(self.held_out[index]),
                 camera_time_s=float(self.time_s[sweep]),
             )
@@ -121,16 +115,16 @@ class ProjectionFile:
     def sweep(self, sweep: int) -> Sweep:
         """Return a whole sweep, ascending in z, its held-out projections apart."""
         pixels = np.asarray(self._projections[sweep], dtype=np.float32)
-        z_um = self._z_um[sweep]
-        kept, judges = (np.flatnonzero(self.held_out == flag) for flag in (False, True))
-        kept, judges = (order[np.argsort(z_um[order], kind="stable")] for order in (kept, judges))
+        stage = self._stage[sweep]
+        order = stage.order()
+        kept, judges = (order[self.held_out[order] == flag] for flag in (False, True))
         return Sweep(
             sweep=sweep,
             channel=0,
             position=0,
-            z_um=z_um[kept],
+            stage=stage[kept],
             projections=pixels[kept],
-            held_out_z_um=z_um[judges],
+            held_out_stage=stage[judges],
             held_out=pixels[judges],
             time_s=float(self.time_s[sweep]),
         )
@@ -148,16 +142,10 @@ class ProjectionFile:
         self.close()
 
     def _check_geometry(self) -> None:
-        header = self.header
+        different = np.unique([stage.values for stage in self._stage], axis=0)
         try:
-            for z_um in np.unique(self._z_um, axis=0):
-                projection_operator(
-                    z_um,
-                    header.profile,
-                    z0_um=header.z0_um,
-                    voxel_z_um=header.voxel_size_um[0],
-                    shape_z=header.shape[0],
-                )
+            for values in different:
+                self.header.operator_at(StagePositions(values))
         except GeometryError as error:
             raise InputFileError(f"{self.path}: {error}") from None
 

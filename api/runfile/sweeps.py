@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.frames import FRAME_FIELDS, Frame, Sweep, frame_info
+from microdiffusion.frames import FRAME_FIELDS, Frame, StagePositions, Sweep, frame_info
 from microdiffusion.runfile.schema import FRAME_COLUMNS, recorded_fields
 
 
@@ -77,8 +77,8 @@ class FrameTable:
 
 def assemble(rows: FrameTable, sweep: int, channel: int, position: int) -> Sweep:
     """Return the frames that are present as a sweep, ascending in z, the held-out ones apart."""
-    z_um, time_s = rows.columns["z_um"], rows.columns["camera_time_s"]
-    order = np.argsort(z_um, kind="stable")
+    stage, time_s = StagePositions.read(rows.columns), rows.columns["camera_time_s"]
+    order = stage.order()
     there = rows.present
     judging = rows.columns["held_out"] != 0
     kept, judges = (order[(there & (judging == flag))[order]] for flag in (False, True))
@@ -86,9 +86,9 @@ def assemble(rows: FrameTable, sweep: int, channel: int, position: int) -> Sweep
         sweep=sweep,
         channel=channel,
         position=position,
-        z_um=z_um[kept],
+        stage=stage[kept],
         projections=rows.pixels[kept].astype(np.float32),
-        held_out_z_um=z_um[judges],
+        held_out_stage=stage[judges],
         held_out=rows.pixels[judges].astype(np.float32),
         missing=max(rows.expected - int(np.count_nonzero(there)), 0),
         time_s=float(np.max(time_s[there], initial=-np.inf)) if there.any() else float("nan"),

@@ -203,7 +203,7 @@ class Bench:
 
     def _against_reference(self, turn: Turn, name: str) -> dict[str, Any]:
         header, sweep = turn.scene.header, turn.scene.sweep(0, made=QUIET[0])
-        operator = header.operator_at(sweep.z_um)
+        operator = header.operator_at(sweep.stage)
         images = torch.from_numpy(sweep.projections).to(self.device)
         images = (images - images.min()) / (images.max() - images.min()).clamp_min(1e-6)
         cuda = self.device.type == "cuda"

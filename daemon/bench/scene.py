@@ -90,7 +90,7 @@ def make_scene(config: Config, size: Size, *, seed: int) -> Scene:
         frames = []
         for index, shot in enumerate(planned.shots):
             time_s = start_s + 0.05 * index
-            light = specimen.expected(shot.info.z_um, header.profile, time_s)
+            light = specimen.expected(shot.info.stage, header.profile, time_s)
             short = [(0, n - m) for n, m in zip((rows, columns), light.shape, strict=True)]
             pixels = header.camera.expose(np.pad(light, short, mode="symmetric"), rng)
             frames.append(Frame(replace(shot.info, camera_time_s=time_s), pixels))

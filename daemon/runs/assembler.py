@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.frames import Frame, Sweep
+from microdiffusion.frames import Frame, StagePositions, Sweep
 from microdiffusion.header import RunHeader
 
 LEAST_SHARE = 0.5
@@ -57,7 +57,7 @@ def room_for(header: RunHeader, least_bytes: int) -> int:
 
 def enough(sweep: Sweep) -> bool:
     """Whether as much of a sweep is there as the daemon would reconstruct live."""
-    seen = sweep.z_um.size
+    seen = len(sweep.stage)
     return seen >= max(1, LEAST_SHARE * (seen + sweep.missing))
 
 
@@ -303,7 +303,7 @@ def _sweep_of(
     number: int, session: tuple[int, int], found: Mapping[int, Frame], missing: int
 ) -> Sweep | None:
     """Return frames as a sweep; None where too few of its slabs are there."""
-    frames = sorted(found.values(), key=lambda frame: (frame.info.z_um, frame.info.index))
+    frames = sorted(found.values(), key=lambda frame: (frame.info.stage, frame.info.index))
     seen = [frame for frame in frames if not frame.info.held_out]
     held = [frame for frame in frames if frame.info.held_out]
     if len(seen) < max(1, LEAST_SHARE * (len(seen) + missing)):
@@ -312,9 +312,9 @@ def _sweep_of(
         sweep=number,
         channel=session[0],
         position=session[1],
-        z_um=np.array([frame.info.z_um for frame in seen]),
+        stage=StagePositions.of(frame.info.stage for frame in seen),
         projections=_stack(seen, frames[0].pixels.shape),
-        held_out_z_um=np.array([frame.info.z_um for frame in held]),
+        held_out_stage=StagePositions.of(frame.info.stage for frame in held),
         held_out=_stack(held, frames[0].pixels.shape),
         missing=missing,
         time_s=max(frame.info.camera_time_s for frame in frames),

@@ -110,7 +110,9 @@ class FrameHook:
         time_s = time.monotonic() - self._began_s if elapsed_ms is None else float(elapsed_ms) / 1000.0
         info = replace(
             planned,
-            z_um=float(metadata.get("ZPosition_um_Intended", planned.z_um)),
+            stage=replace(
+                planned.stage, z_um=float(metadata.get("ZPosition_um_Intended", planned.stage.z_um))
+            ),
             exposure_ms=float(metadata.get("Exposure", planned.exposure_ms)),
             camera_time_s=self._time_s + time_s,
         )
@@ -120,7 +122,7 @@ class FrameHook:
         if self._specimens:
             rng = np.random.default_rng([self._seed, 103, info.seq])
             specimen = self._specimens[info.position]
-            light = specimen.expected(info.z_um, self._profile, info.camera_time_s)
+            light = specimen.expected(info.stage, self._profile, info.camera_time_s)
             return self._header.camera.expose(light, rng)
         if image.shape != self._header.shape[1:]:
             raise AcquisitionError(

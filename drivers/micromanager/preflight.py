@@ -30,7 +30,7 @@ def check_travel(core: Any, plan: Plan, voxel_z_um: float) -> None:
         It refuses, stops elsewhere, or moves backwards.
     """
     stage = core.get_focus_device()
-    depths = [z for sweep in (0, 1) for z, _ in plan.slabs(sweep)]
+    depths = [slab.stage.z_um for sweep in (0, 1) for slab in plan.slabs(sweep)]
     low, high = min(depths), max(depths)
     reached = [_go(core, stage, z, (low, high)) for z in (low, high)]
     if high - low > voxel_z_um and reached[1] - reached[0] < -0.5 * (high - low):

@@ -18,6 +18,7 @@ from microdiffusion.drivers.micromanager.core import focus_restored, open_core, 
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.specimen import specimen_of_run
 from microdiffusion.errors import AcquisitionError
+from microdiffusion.frames import StagePosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def take_stack(
             if specimen is not None:
                 rng = np.random.default_rng([config.specimen.seed, 111, index])
                 elapsed_s = time.monotonic() - began_s
-                light = specimen.expected(position, header.profile, elapsed_s)
+                light = specimen.expected(StagePosition(position), header.profile, elapsed_s)
                 pixels = header.camera.expose(light, rng)
             found[index] = (position, pixels)
         except Exception as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microdiffusion.errors import AcquisitionError, GeometryError
+from microdiffusion.frames import StagePosition, StagePositions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,6 +76,12 @@ class Image:
                 return value
         return None
 
+    @property
+    def stage(self) -> StagePosition | None:
+        """Where the stage was, if its metadata say so."""
+        z_um = self.number(Z_KEYS)
+        return None if z_um is None else StagePosition(z_um)
+
     def check_pixels(self) -> None:
         """Raise `AcquisitionError` if the pixels are not those of a monochrome camera."""
         if self.pixels.ndim != 2:
@@ -97,8 +104,8 @@ class Layout:
     ----------
     first_time : int
         The time point that is sweep 0.
-    z_um : tuple of float
-        Centre of each slab in the first time point, µm.
+    stage : tuple of StagePosition
+        Of each slab in the first time point.
     others : tuple
         The values of all other axes, the same for each image.
     shape : (Y, X)
@@ -109,7 +116,7 @@ class Layout:
     channels: tuple[Axis, ...]
     positions: tuple[Axis, ...]
     slabs: tuple[Axis, ...]
-    z_um: tuple[float, ...]
+    stage: tuple[StagePosition, ...]
     others: tuple[tuple[str, Axis], ...]
     shape: tuple[int, ...]
 
@@ -124,7 +131,9 @@ class Layout:
         return sweep, self.channels.index(channel), self.positions.index(position), self.slabs.index(slab)
 
 
-def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: tuple[float, ...]) -> Layout:
+def infer(
+    images: Sequence[Image], acquisition: AcquisitionConfig, planned: tuple[StagePosition, ...]
+) -> Layout:
     """Return the layout of an acquisition from the images of its first time point.
 
     Parameters
@@ -133,8 +142,8 @@ def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: t
         In the order of acquisition.
     acquisition : AcquisitionConfig
         Channels and positions, if not all of them come in the first time point.
-    planned_um : tuple of float
-        Configured centres of the slabs, for images without a stage position.
+    planned : tuple of StagePosition
+        Configured positions of the slabs, for images that do not have one.
 
     Raises
     ------
@@ -173,7 +182,7 @@ def infer(images: Sequence[Image], acquisition: AcquisitionConfig, planned_um: t
         channels=_filled_up(channels, len(names)),
         positions=_filled_up(positions, len(acquisition.positions_um)),
         slabs=slabs,
-        z_um=_depths(images, slabs, planned_um),
+        stage=_positions(images, slabs, planned),
         others=first.others,
         shape=first.pixels.shape,
     )
@@ -192,18 +201,18 @@ def _filled_up(values: tuple[Axis, ...], configured: int) -> tuple[Axis, ...]:
     return tuple(range(configured)) if is_counted and configured > len(values) else values
 
 
-def _depths(
-    images: Sequence[Image], slabs: tuple[Axis, ...], planned_um: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Return the centre of each slab, µm: that of the images' metadata, or else the planned one."""
-    found = {image.place[2]: image.number(Z_KEYS) for image in images}
-    known = tuple(z for z in (found[slab] for slab in slabs) if z is not None)
-    if not known and len(slabs) == len(planned_um):
-        return planned_um
+def _positions(
+    images: Sequence[Image], slabs: tuple[Axis, ...], planned: tuple[StagePosition, ...]
+) -> tuple[StagePosition, ...]:
+    """Return the stage position of each slab: that of the images' metadata, or else the planned one."""
+    found = {image.place[2]: image.stage for image in images}
+    known = tuple(stage for stage in (found[slab] for slab in slabs) if stage is not None)
+    if not known and len(slabs) == len(planned):
+        return planned
     if len(known) < len(slabs):
         raise AcquisitionError(
             f"The images do not say where the focus stage was (no {' or '.join(Z_KEYS)} in their metadata), "
-            f"and a sweep of {len(slabs)} is not the planned one of {len(planned_um)}: let the acquisition "
+            f"and a sweep of {len(slabs)} is not the planned one of {len(planned)}: let the acquisition "
             "move the focus stage, or make [sweep] and [volume] those of the acquisition."
         )
     return known
@@ -241,7 +250,7 @@ def make_header(
             "The images do not say how large a pixel is: calibrate it under Devices > Pixel Size "
             "Calibration, or set volume.pixel_um."
         )
-    _check_slabs(config, np.sort(layout.z_um), note)
+    _check_slabs(config, np.sort(StagePositions.of(layout.stage).z_um), note)
     names = config.acquisition.channels
     if len(names) != len(layout.channels):
         names = tuple(str(channel) or "default" for channel in layout.channels)

@@ -21,7 +21,6 @@ import numpy as np
 from microdiffusion.drivers.passive.geometry import (
     EXPOSURE_KEYS,
     TIME_KEYS,
-    Z_KEYS,
     Image,
     Layout,
     infer,
@@ -30,7 +29,7 @@ from microdiffusion.drivers.passive.geometry import (
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.sending import SenderProgress
 from microdiffusion.errors import AcquisitionError
-from microdiffusion.frames import FrameInfo
+from microdiffusion.frames import FrameInfo, StagePositions
 
 if TYPE_CHECKING:
     from microdiffusion.drivers.sending import DriverTask
@@ -71,7 +70,7 @@ class PassiveRun:
         self._task, self._config = task, task.config
         self._source, self._journal = source, journal
         self._plan = Plan(task.config)
-        self._planned_um = tuple(z for z, held_out in self._plan.slabs(0) if not held_out)
+        self._planned = tuple(slab.stage for slab in self._plan.slabs(0) if not slab.held_out)
         self._held: list[Image] = []
         self._layout: Layout | None = None
         self._tell_progress: SenderProgress | None = None
@@ -101,7 +100,7 @@ class PassiveRun:
         """Begin the run with the held images, if there are any; errors as of `take`."""
         if self._layout is not None or not self._held:
             return
-        layout = infer(self._held, self._config.acquisition, self._planned_um)
+        layout = infer(self._held, self._config.acquisition, self._planned)
         resume = self._task.resume
         header = make_header(
             self._config,
@@ -154,10 +153,11 @@ class PassiveRun:
             if not configured and any(axis in image.axes for image in self._held):
                 return False
         stacks = max(len(acquisition.channels), 1) * max(len(acquisition.positions_um), 1)
-        z_um = [z for z in (image.number(Z_KEYS) for image in self._held) if z is not None]
-        if not len(z_um) == len(self._held) == stacks * len(self._planned_um):
+        stage = [stage for stage in (image.stage for image in self._held) if stage is not None]
+        if not len(stage) == len(self._held) == stacks * len(self._planned):
             return False
-        off_um = np.abs(np.sort(z_um) - np.repeat(np.sort(self._planned_um), stacks)).max()
+        found, planned = (StagePositions.of(sorted(each)) for each in (stage, self._planned * stacks))
+        off_um = np.diag(found.distances_um(planned)).max()
         return bool(off_um <= TOLERANCE * self._config.volume.voxel_z_um)
 
     def _send(self, image: Image) -> None:
@@ -173,13 +173,13 @@ class PassiveRun:
                 )
             return
         sweep, channel, position, index = place
-        z_um, elapsed_ms = image.number(Z_KEYS), image.number(TIME_KEYS)
+        elapsed_ms = image.number(TIME_KEYS)
         info = FrameInfo(
             seq=self._seq,
             sweep=sweep,
             index=index,
             count=len(self._layout.slabs),
-            z_um=self._layout.z_um[index] if z_um is None else z_um,
+            stage=image.stage or self._layout.stage[index],
             channel=channel,
             position=position,
             exposure_ms=max(image.number(EXPOSURE_KEYS) or self._config.acquisition.exposure_ms, 0.0),

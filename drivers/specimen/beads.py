@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import SpecimenConfig
+    from microdiffusion.frames import StagePosition
     from microdiffusion.header import RunHeader
     from microdiffusion.optics import AxialProfile
 
@@ -60,10 +61,10 @@ class CalibrationSpecimen:
             for axis, length in enumerate((height, width))
         )
 
-    def expected(self, z_um: float, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
-        """Return the image at stage position `z_um` without noise: (Y, X) float32, photons."""
+    def expected(self, stage: StagePosition, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
+        """Return the image at a stage position without noise: (Y, X) float32, photons."""
         kept = (1.0 - self._config.bleaching_per_min) ** (time_s / 60.0)
-        glow = self._glow * _lit(profile, self._depth_um - z_um)
+        glow = self._glow * _lit(profile, self._depth_um - stage.z_um)
         image = (self._rows * glow[:, None]).T @ self._columns + BACKGROUND * self._config.photons
         return np.asarray(image * kept, np.float32)
 

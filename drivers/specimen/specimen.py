@@ -1,9 +1,9 @@
 """The virtual specimen: anatomy that glows, flickers, drifts and bleaches.
 
-It owns the truth. `volume(t)` is the specimen on the run's voxel grid, `expected(z, profile, t)` its exact
-slab integral (``A @ volume`` for every slab inside of the volume), which `CameraNoise.expose` turns into an
-image. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would give v
-photons.
+It owns the truth. `volume(t)` is the specimen on the run's voxel grid, `expected(stage, profile, t)` its
+exact slab integral (``A @ volume`` for every slab inside of the volume), which `CameraNoise.expose` turns
+into an image. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would
+give v photons.
 
 How it is built: what keeps its brightness (vessels, nuclei, neuropil) is one dense block; what is active
 (neurons) is a sparse list of (voxel, compartment, brightness) sorted by depth, so that a projection at a
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import SpecimenConfig
+    from microdiffusion.frames import StagePosition
 
 DRIFT_REACH_UM = 4.0
 """The specimen wanders round its first place, never farther than this, µm."""
@@ -107,9 +108,9 @@ class Specimen:
         )
         return self._seen(block, time_s)
 
-    def expected(self, z_um: float, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
-        """Return the projection at stage position `z_um` without noise: (Y, X) float32, photons."""
-        slab = self._slab(z_um, profile, self._activity.gains(time_s))
+    def expected(self, stage: StagePosition, profile: AxialProfile, time_s: float) -> NDArray[np.float32]:
+        """Return the projection at a stage position without noise: (Y, X) float32, photons."""
+        slab = self._slab(stage.z_um, profile, self._activity.gains(time_s))
         return self._seen(slab.astype(np.float32), time_s)
 
     def drift_um(self, time_s: float) -> NDArray[np.float64]:

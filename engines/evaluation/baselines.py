@@ -82,14 +82,14 @@ class Problem:
             return torch.from_numpy(array.astype(np.float32)).to(device)
 
         counts, judge = tensor(sweep.projections), tensor(sweep.held_out)
-        matrix = header.operator_at(sweep.z_um)
+        matrix = header.operator_at(sweep.stage)
         return cls(
             matrix=matrix,
-            centres=(sweep.z_um - header.z0_um) / header.voxel_size_um[0],
+            centres=header.centres_of(sweep.stage),
             operator=tensor(matrix),
             images=counts - header.camera.offset,
             variance=noise_variance(counts, header.camera),
-            judge=tensor(header.operator_at(sweep.held_out_z_um)),
+            judge=tensor(header.operator_at(sweep.held_out_stage)),
             judge_images=judge - header.camera.offset,
             judge_variance=noise_variance(judge, header.camera) if len(judge) else judge,
             offset=header.camera.offset,

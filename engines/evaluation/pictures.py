@@ -27,7 +27,7 @@ def volume_picture(path: Path, name: str, step: float, case: Case, answers: dict
     crosses the brightest row; the enlarged part is where the truth changes most along z.
     """
     truth = case.truth
-    distance = np.abs(np.arange(len(truth))[:, None] - case.sweep.z_um)
+    distance = np.abs(np.arange(len(truth))[:, None] - case.header.centres_of(case.sweep.stage))
     z = _between_slabs(case, distance.min(axis=1))
     row = int(np.argmax(np.sort(truth[case.seen], axis=0)[-3:].mean(axis=0).mean(axis=1)))
     top, left = _busiest(truth[:, row], case.seen)
@@ -75,7 +75,7 @@ def check_matplotlib() -> None:
 def _between_slabs(case: Case, distance: NDArray[np.float64]) -> int:
     """Return the slice in the middle of the volume with the greatest distance (Z,) to any slab's centre."""
     off = np.abs(np.arange(len(distance)) - len(distance) / 2)
-    near = off <= max(2.0, np.diff(case.sweep.z_um).max())
+    near = off <= max(2.0, np.diff(case.header.centres_of(case.sweep.stage)).max())
     return int(np.argmax(np.where(near & case.seen, distance, -1)))
 
 

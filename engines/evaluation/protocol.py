@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.errors import GeometryError, InputFileError
 from microdiffusion.files import open_volume
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import StagePositions, Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import ImageScores, held_out_error, score, seen_slices
 from microdiffusion.optics import sweep_positions
@@ -166,13 +166,14 @@ def make_case(truth: NDArray[np.float32], protocol: Protocol, seed: int = 0) -> 
         camera=CameraNoise(gain=1.0 / protocol.photons) if protocol.photons else CameraNoise(),
     )
     middle = z_um.size // 2
-    judge_z = z_um[middle - 1 : middle + 1].mean(keepdims=True)
+    stage = StagePositions.along_z(z_um)
+    judge_stage = StagePositions.along_z(z_um[middle - 1 : middle + 1].mean(keepdims=True))
     rng = np.random.default_rng(seed)
-    operator, judge_operator = header.operator_at(z_um), header.operator_at(judge_z)
+    operator, judge_operator = header.operator_at(stage), header.operator_at(judge_stage)
     measured, _ = _expose(truth, operator, protocol, rng)
     judge, judge_noise = _expose(truth, judge_operator, protocol, rng)
-    shown = judge_z.size if protocol.held_out else 0
-    sweep = Sweep(0, 0, 0, z_um, measured, judge_z[:shown], judge[:shown])
+    shown = len(judge_stage) if protocol.held_out else 0
+    sweep = Sweep(0, 0, 0, stage, measured, judge_stage[:shown], judge[:shown])
     return Case(truth, header, sweep, operator, judge_operator, judge, judge_noise, seen_slices(operator))
 
 

@@ -22,6 +22,7 @@ from microdiffusion.engines.projections import (
     tikhonov_matrix,
 )
 from microdiffusion.engines.trust import CoarseTest
+from microdiffusion.frames import StagePositions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +66,8 @@ class Geometries:
         self._device = device
         self._known: dict[bytes, Geometry] = {}
 
-    def of(self, z_um: NDArray[np.float64]) -> Geometry:
-        """Return the geometry of slabs at `z_um` (M,), ascending.
+    def of(self, stage: StagePositions) -> Geometry:
+        """Return the geometry of stage positions (M,), ascending.
 
         Raises
         ------
@@ -76,14 +77,13 @@ class Geometries:
         # Stages report positions with some nanometres of jitter; a twentieth of a slice is one geometry.
         # It is made of the rounded places: whichever sweep asks for it first, it is the same.
         voxel_um = self._header.voxel_size_um[0]
-        places = np.round((z_um - self._header.z0_um) * (20 / voxel_um)).astype(np.int64)
+        places = np.round((stage.z_um - self._header.z0_um) * (20 / voxel_um)).astype(np.int64)
         key = places.tobytes()
         known = self._known.get(key)
         if known is not None:
             return known
-        z_um = (self._header.z0_um + places * (voxel_um / 20)).astype(np.float64)
-        matrix = self._header.operator_at(z_um)
-        centres = (z_um - self._header.z0_um) / voxel_um
+        stage = StagePositions.along_z(self._header.z0_um + places * (voxel_um / 20))
+        matrix, centres = self._header.operator_at(stage), self._header.centres_of(stage)
         length = self._header.profile.length_um / voxel_um
         operator = _tensor(matrix, self._device)
         geometry = Geometry(
@@ -101,13 +101,9 @@ class Geometries:
         self._known[key] = geometry
         return geometry
 
-    def rows(self, z_um: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the operator (M, Z) float64 of slabs at `z_um`."""
-        return self._header.operator_at(z_um)
-
-    def operator(self, z_um: NDArray[np.float64]) -> Tensor:
-        """Return the operator (M, Z) of slabs at `z_um` alone, as for held-out projections."""
-        return _tensor(self._header.operator_at(z_um), self._device)
+    def operator(self, stage: StagePositions) -> Tensor:
+        """Return the operator (M, Z) of stage positions alone, as for held-out projections."""
+        return _tensor(self._header.operator_at(stage), self._device)
 
 
 def _tensor(array: NDArray[np.float64], device: torch.device) -> Tensor:

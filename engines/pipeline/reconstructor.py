@@ -95,7 +95,7 @@ class _Task:
     @property
     def merged(self) -> bool:
         """Whether the sweep before is in it."""
-        return len(self.images) > self.sweep.z_um.size
+        return len(self.images) > len(self.sweep.stage)
 
 
 class Reconstructor:
@@ -177,7 +177,7 @@ class Reconstructor:
         GeometryError
             A slab lies outside of the volume, or the sweep holds no projection.
         """
-        if sweep.z_um.size == 0:
+        if len(sweep.stage) == 0:
             raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         with on_stream(self._stream):
             return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0)
@@ -226,11 +226,11 @@ class Reconstructor:
 
     def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
         """Return the sweep in normalised units, merged with the one before where that is wanted and still."""
-        geometry = self._geometries.of(sweep.z_um)
+        geometry = self._geometries.of(sweep.stage)
         counts = upload(sweep.projections, self.device)
         session = self._sessions.of(sweep, lane, geometry.conditions.length)
         variance = self._variance(session, sweep, counts, geometry.matrix)
-        seen = Seen(sweep.sweep, sweep.z_um, counts, variance)
+        seen = Seen(sweep.sweep, sweep.stage, counts, variance)
         images = (counts - session.low) / session.span
         variance = variance / session.span**2
         # No light lies at the camera's offset; the floor of everything non-negative, normalised.
@@ -242,9 +242,9 @@ class Reconstructor:
                 # A wrong offset in the header must not clip what was measured.
                 floor = (lowest - session.low) / session.span
         task = _Task(sweep, session, geometry, images, variance, floor, lane=lane, effort=effort)
-        if sweep.held_out_z_um.size:
+        if len(sweep.held_out_stage):
             held = upload(sweep.held_out, self.device)
-            task.held_operator = self._geometries.operator(sweep.held_out_z_um)
+            task.held_operator = self._geometries.operator(sweep.held_out_stage)
             task.held = (held - session.low) / session.span
             white = session.white_share
             task.held_variance = noise_variance(held, self.header.camera, white) / session.span**2
@@ -260,11 +260,11 @@ class Reconstructor:
         camera = self.header.camera
         if camera.gain is not None:
             return noise_variance(counts, camera)
-        if sweep.held_out_z_um.size:
+        if len(sweep.held_out_stage):
             session.white_share = self._held_out_share(sweep, counts)
         variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
         older = session.seen(sweep.sweep - 2)
-        if older is None or not same_places(older.z_um, sweep.z_um):
+        if older is None or not same_places(older.stage, sweep.stage):
             return variance
         # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
         repeated = estimate_sigma(counts - older.images) ** 2 / 2
@@ -272,13 +272,13 @@ class Reconstructor:
 
     def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
         """Return how much of the fine structure is noise, by held-out projections and their neighbours."""
-        z_um = np.concatenate([sweep.z_um, sweep.held_out_z_um])
+        stage = sweep.stage + sweep.held_out_stage
         stack = torch.cat([counts, upload(sweep.held_out, self.device)])
-        order = np.argsort(z_um, kind="stable")
-        places = np.flatnonzero(order >= len(sweep.z_um))
+        order = stage.order()
+        places = np.flatnonzero(order >= len(sweep.stage))
         near = np.unique(np.clip(places[:, None] + np.arange(-1, 2), 0, len(order) - 1))
         chosen = order[near]
-        return white_share(stack[torch.from_numpy(chosen)], self._geometries.rows(z_um[chosen]))
+        return white_share(stack[torch.from_numpy(chosen)], self.header.operator_at(stage[chosen]))
 
     def _merge(self, task: _Task, seen: Seen) -> None:
         """Add what the sweep before saw, as far as nothing changed since; keeps `seen` for the next ones."""
@@ -293,13 +293,13 @@ class Reconstructor:
         merged = merge(
             seen.scaled(session.low, session.span),
             before.scaled(session.low, session.span),
-            along_z(self._geometries.of(before.z_um).operator, alone),
+            along_z(self._geometries.of(before.stage).operator, alone),
             older.scaled(session.low, session.span) if older is not None else None,
             task.floor,
             always=self.config.merge_sweeps == "always",
         )
         if merged is not None:
-            task.geometry = self._geometries.of(merged.z_um)
+            task.geometry = self._geometries.of(merged.stage)
             task.images, task.variance = merged.images, merged.variance
 
     def _coarse_test(self, task: _Task) -> Tensor | None:
@@ -416,7 +416,7 @@ class Reconstructor:
                 seed=self.config.seed,
                 progress=self._report,
             )
-        centres = (sweep.z_um - self.header.z0_um) / self.header.voxel_size_um[0]
+        centres = self.header.centres_of(sweep.stage)
         answer = self._references[session].reconstruct(task.geometry.operator, centres, task.images)
         return answer.volume, answer.inr_steps, answer.seconds
 

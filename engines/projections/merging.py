@@ -18,7 +18,6 @@ Pure functions of tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +26,7 @@ from torch import Tensor
 
 from microdiffusion.engines.projections.filters import local_mean
 from microdiffusion.engines.projections.noise import quieten
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from microdiffusion.frames import STAGE_AXES, StagePositions
 
 _WINDOW = 7  # pixels over which a change is measured
 _ENOUGH_REPEATED = 0.7  # of the signal, judged by a sweep of the same slabs
@@ -43,34 +40,36 @@ _APART = 0.2  # of a step: sweeps that lie closer say the same twice
 class Seen:
     """A sweep as it was measured.
 
-    Its number, slab centres (M,) µm, ascending, images and their noise variance (M, Y, X).
+    Its number, stage positions (M,), ascending, images and their noise variance (M, Y, X).
     """
 
     sweep: int
-    z_um: NDArray[np.float64]
+    stage: StagePositions
     images: Tensor
     variance: Tensor
 
     def scaled(self, low: float, span: float) -> Seen:
         """Return it in normalised units."""
-        return Seen(self.sweep, self.z_um, (self.images - low) / span, self.variance / span**2)
+        return Seen(self.sweep, self.stage, (self.images - low) / span, self.variance / span**2)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all but its number as tensors by name."""
-        return {"z_um": torch.from_numpy(self.z_um), "images": self.images, "variance": self.variance}
+        places = {name: torch.from_numpy(column.copy()) for name, column in self.stage.columns.items()}
+        return places | {"images": self.images, "variance": self.variance}
 
     @classmethod
     def of(cls, sweep: int, tensors: dict[str, Tensor], device: torch.device) -> Seen:
         """Return sweep number `sweep`, from what `tensors` returned."""
         images, variance = (tensors[name].to(device) for name in ("images", "variance"))
-        return cls(sweep, tensors["z_um"].numpy().astype(np.float64), images, variance)
+        places = {name: each.numpy() for name, each in tensors.items() if name in STAGE_AXES}
+        return cls(sweep, StagePositions.read(places), images, variance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """Both sweeps as one, ascending: slab centres (M,) µm, images and variance (M, Y, X)."""
+    """Both sweeps as one, ascending: stage positions (M,), images and variance (M, Y, X)."""
 
-    z_um: NDArray[np.float64]
+    stage: StagePositions
     images: Tensor
     variance: Tensor
 
@@ -97,18 +96,17 @@ def merge(
     always : bool
         The specimen is known to keep still: believe every pixel.
     """
-    step = float(np.median(np.diff(present.z_um))) if present.z_um.size > 1 else 0.0
-    nearest = np.abs(previous.z_um[:, None] - present.z_um[None, :]).min(axis=1)
-    new = nearest > _APART * step
-    if present.z_um.size < 2 or new.mean() < 0.5:
+    apart = previous.stage.distances_um(present.stage)
+    new = apart.min(axis=1) > _APART * present.stage.step_um
+    if len(present.stage) < 2 or new.mean() < 0.5:
         return None
     # Bleaching and lamp: one factor for all, which is no change of the specimen.
     zero = max(floor, -1.0)
-    repeated = older if older is not None and same_places(older.z_um, present.z_um) else None
+    repeated = older if older is not None and same_places(older.stage, present.stage) else None
     if repeated is not None:
         factor = _dimmed(present.images, repeated.images, zero) ** 0.5
     else:
-        inside = (previous.z_um > present.z_um[0]) & (previous.z_um < present.z_um[-1])
+        inside = previous.stage.between(present.stage)
         both = torch.from_numpy(inside).to(predicted.device)
         factor = _dimmed(predicted[both], previous.images[both], zero)
     if not _DIMMER < factor < 1 / _DIMMER:
@@ -132,21 +130,21 @@ def merge(
         return None
     filled = predicted + share * (measured - predicted)
     keep = torch.from_numpy(new).to(filled.device)
-    z_um = np.concatenate([present.z_um, previous.z_um[new]])
-    order = np.argsort(z_um, kind="stable")
+    stage = present.stage + previous.stage[new]
+    order = stage.order()
     index = torch.from_numpy(order).to(filled.device)
     return Merged(
-        z_um[order],
+        stage[order],
         torch.cat([present.images, filled[keep]])[index],
         torch.cat([present.variance, previous.variance[keep]])[index],
     )
 
 
-def same_places(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Return whether two sets of slab centres (M,) are the same, to a fifth of a step."""
-    if one.shape != other.shape or one.size < 2:
+def same_places(one: StagePositions, other: StagePositions) -> bool:
+    """Return whether two sets of stage positions (M,) are the same, to a fifth of a step."""
+    if len(one) != len(other) or len(one) < 2:
         return False
-    return bool(np.abs(one - other).max() < _APART * np.median(np.diff(one)))
+    return bool(np.diag(one.distances_um(other)).max() < _APART * one.step_um)
 
 
 def _unchanged(present: Seen, older: Seen, previous: Seen, zero: float) -> Tensor:
@@ -154,9 +152,7 @@ def _unchanged(present: Seen, older: Seen, previous: Seen, zero: float) -> Tenso
     factor = _dimmed(present.images, older.images, zero)
     difference = present.images - zero - factor * (older.images - zero)
     change = (_local(difference.square()) - 2 * _local(present.variance)).clamp_min(0.0)
-    near = torch.from_numpy(
-        np.abs(previous.z_um[:, None] - present.z_um[None, :]).argsort(axis=1)[:, :2].copy()
-    )
+    near = torch.from_numpy(previous.stage.distances_um(present.stage).argsort(axis=1)[:, :2].copy())
     change = change[near.to(change.device)].mean(dim=1)
     # Half of what changed in two intervals; the variance of a mean over the window is what it is known to.
     allowed = _local(present.variance)[near[:, 0].to(change.device)]

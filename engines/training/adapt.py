@@ -94,7 +94,7 @@ def adapt(
     """
     run = _Adaptation(session, model, config, plan)
     say(
-        f"{len(session.sweeps)} sweeps of {len(session.sweeps[0].z_um)} projections; judged by "
+        f"{len(session.sweeps)} sweeps of {len(session.sweeps[0].stage)} projections; judged by "
         + ("one projection of each that is left out" if session.left_out else "the held-out projections")
     )
     before = run.judged(model)
@@ -127,8 +127,8 @@ class _Adaptation:
         voxel = header.voxel_size_um[0]
         profile = AxialProfile.sampled(header.profile.weights, header.profile.spacing_um / voxel)
         length = step = profile.length_um
-        if len(sweep.z_um) > 1:
-            step = float(np.median(np.diff(sweep.z_um))) / voxel
+        if len(sweep.stage) > 1:
+            step = sweep.stage.step_um / voxel
         if length + step > SIZE:
             raise GeometryError(
                 f"A slab of {length:.0f} slices at a step of {step:.0f} does not fit into cubes of {SIZE} "
@@ -217,11 +217,11 @@ class _Adaptation:
         start = [int(self._rng.integers(0, max(1, n - SIZE + 1))) for n in prior.shape]
         slices = slice(start[0], start[0] + SIZE)
         # Slabs that lie within the part, wholly or nearly.
-        inside = header.operator_at(sweep.z_um)[:, slices].sum(axis=1) > 0.99
+        inside = header.operator_at(sweep.stage)[:, slices].sum(axis=1) > 0.99
         if not inside.any():
             inside[:] = True
             slices = slice(SIZE)
-        place = (sweep.z_um[inside] - header.z0_um) / header.voxel_size_um[0] - slices.start
+        place = header.centres_of(sweep.stage[inside]) - slices.start
         matrix = projection_operator(place, profile, z0_um=0, voxel_z_um=1, shape_z=SIZE)
         rows, columns = (slice(s, s + SIZE) for s in start[1:])
         images = sweep.projections[inside]

@@ -44,7 +44,7 @@ class Session:
     def for_fitting(self) -> list[Sweep]:
         """Return the sweeps without their judges."""
         none = np.empty((0, *self.header.shape[1:]), np.float32)
-        return [replace(sweep, held_out_z_um=np.empty(0), held_out=none) for sweep in self.sweeps]
+        return [replace(sweep, held_out_stage=sweep.stage[:0], held_out=none) for sweep in self.sweeps]
 
 
 def read_session(path: Path, *, most: int) -> Session:
@@ -60,7 +60,7 @@ def read_session(path: Path, *, most: int) -> Session:
     header, sweeps = (_of_run if _is_run(path) else _of_projections)(path, most)
     if not sweeps:
         raise InputFileError(f"{path} holds no complete sweep to adapt to: record some first.")
-    with_judges = tuple(sweep for sweep in sweeps if sweep.held_out_z_um.size)
+    with_judges = tuple(sweep for sweep in sweeps if len(sweep.held_out_stage))
     if with_judges:
         return Session(header, with_judges, left_out=False)
     sweeps = [_leave_one_out(path, sweep, number) for number, sweep in enumerate(sweeps)]
@@ -93,12 +93,12 @@ def _of_run(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
             raise InputFileError(f"{path} has several channels, which differ: adapt to one channel's run.")
         sweeps = [run.sweep(int(number)) for number in np.flatnonzero(run.status == Status.WRITTEN)]
         complete = [sweep for sweep in sweeps if not sweep.missing]
-        numbers = _spread(len(complete), most, lambda number: bool(complete[number].held_out_z_um.size))
+        numbers = _spread(len(complete), most, lambda number: bool(len(complete[number].held_out_stage)))
         return run.header, [complete[number] for number in numbers]
 
 
 def _leave_one_out(path: Path, sweep: Sweep, number: int) -> Sweep:
-    count = len(sweep.z_um)
+    count = len(sweep.stage)
     if count < _LEAST:
         raise InputFileError(
             f"{path} has sweeps of {count} projections and none held out: adapting needs held-out "
@@ -107,16 +107,16 @@ def _leave_one_out(path: Path, sweep: Sweep, number: int) -> Sweep:
     out = 1 + (count // 2 - 1 + number) % (count - 2)
     return replace(
         sweep,
-        z_um=np.delete(sweep.z_um, out),
+        stage=sweep.stage[np.arange(count) != out],
         projections=np.delete(sweep.projections, out, axis=0),
-        held_out_z_um=sweep.z_um[out : out + 1],
+        held_out_stage=sweep.stage[out : out + 1],
         held_out=sweep.projections[out : out + 1],
     )
 
 
 def judge_errors(header: RunHeader, sweep: Sweep, volume: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean squared error of the judges, in noise variances, of each block of BLOCK² pixels."""
-    predicted = np.tensordot(header.operator_at(sweep.held_out_z_um), volume, axes=1)
+    predicted = np.tensordot(header.operator_at(sweep.held_out_stage), volume, axes=1)
     variance = noise_variance(torch.from_numpy(sweep.held_out), header.camera).numpy()
     squares = np.square(predicted - sweep.held_out) / variance
     rows, columns = (max(1, n // BLOCK) for n in squares.shape[1:])

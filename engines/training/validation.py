@@ -56,7 +56,7 @@ def validate(
 
 @torch.no_grad()
 def _answers(runtime: TorchRuntime, case: Case) -> dict[str, NDArray[np.float32]]:
-    device, centres = runtime.device, case.sweep.z_um
+    device, centres = runtime.device, case.header.centres_of(case.sweep.stage)
     low, high = (float(value) for value in np.percentile(case.sweep.projections, [1.0, 99.9]))
     images = torch.from_numpy((case.sweep.projections - low) / (high - low)).to(device)
 

@@ -13,12 +13,12 @@ import pytest
 from support.run_file_writer import SHAPE, header, put_sweep, reconstruction, recorder, resumed, wait
 
 from microdiffusion.errors import InputFileError
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import StagePositions, Sweep
 from microdiffusion.runfile.reader import open_run
 from microdiffusion.runfile.schema import EVENT_ROOM
 from microdiffusion.runfile.verify import verify_run
 
-NONE = np.zeros(0)
+NONE = StagePositions.along_z([])
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_what_is_written_is_read(path: Path) -> None:
         assert file.header.camera == camera
         assert file.header.profile.length_um == 6.0
         assert file.header.sweeps == 2
-        np.testing.assert_array_equal(file.z_um, [-2, 4, 10])
+        np.testing.assert_array_equal(file.stage(0).z_um, [-2, 4, 10])
         np.testing.assert_array_equal(file.time_s, [3.0, 4.5])
         np.testing.assert_array_equal(file.frame(1, 2), projections[1, 2])
         np.testing.assert_array_equal(file.truth(1), truth[1])
@@ -92,14 +92,14 @@ def test_sweep_sorts_by_depth_and_sets_held_out_projections_apart(path: Path) ->
     write(path, projections=pixels, z_um=[[10.0, -2.0, 4.0], [10.0, 4.0, 6.0]], held_out=[0, 0, 1])
     with open_projections(path) as file:
         first, second = file.sweep(0), file.sweep(1)
-        np.testing.assert_array_equal(first.z_um, [-2, 10])
+        np.testing.assert_array_equal(first.stage.z_um, [-2, 10])
         np.testing.assert_array_equal(first.projections[:, 0, 0], [1, 0])
-        np.testing.assert_array_equal(first.held_out_z_um, [4])
+        np.testing.assert_array_equal(first.held_out_stage.z_um, [4])
         np.testing.assert_array_equal(first.held_out[:, 0, 0], [2])
-        np.testing.assert_array_equal(second.held_out_z_um, [6])
+        np.testing.assert_array_equal(second.held_out_stage.z_um, [6])
         infos = [info for info, _ in file.frames(1)]
         assert [info.seq for info in infos] == [3, 4, 5]
-        assert [info.z_um for info in infos] == [10, 4, 6]
+        assert [info.stage.z_um for info in infos] == [10, 4, 6]
         assert [info.held_out for info in infos] == [False, False, True]
 
 
@@ -107,7 +107,7 @@ def test_many_sweeps_with_positions_of_their_own_are_written_and_read(path: Path
     z_um = np.tile([-2.0, 4.0, 10.0], (3000, 1))  # more than an HDF5 attribute holds
     write(path, projections=np.zeros((3000, 3, 2, 2), np.uint16), z_um=z_um)
     with open_projections(path) as file:
-        np.testing.assert_array_equal(file.positions(2999), [-2, 4, 10])
+        np.testing.assert_array_equal(file.stage(2999).z_um, [-2, 4, 10])
 
 
 def edit(path: Path, change: str, value: object = None) -> None:

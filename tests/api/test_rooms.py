@@ -35,7 +35,7 @@ SIDE_DOORS = {
 
 PUBLIC = {
     microdiffusion: "open_run Run Status GapError DamagedError load_config Config Sender RunHeader Frame "
-    "FrameInfo open_projections to_dask to_xarray export __version__",
+    "FrameInfo StagePosition open_projections to_dask to_xarray export __version__",
     drivers: "attach",
     engines: "Reconstructor open_engine",
 }

@@ -83,8 +83,8 @@ def test_open_run_reads_what_was_written(path: Path) -> None:
         assert (run.values("latency_s") > 0).all()
         assert run.values("frames_received").tolist() == [FRAMES] * 4
         sweep = run.sweep(2)
-        np.testing.assert_array_equal(sweep.z_um, [0, 4])
-        np.testing.assert_array_equal(sweep.held_out_z_um, [8])
+        np.testing.assert_array_equal(sweep.stage.z_um, [0, 4])
+        np.testing.assert_array_equal(sweep.held_out_stage.z_um, [8])
         np.testing.assert_array_equal(sweep.projections[1], frame(2, 1).pixels)
 
 

@@ -29,7 +29,7 @@ from microdiffusion.errors import (
     RunError,
     WireError,
 )
-from microdiffusion.frames import FrameInfo
+from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.sender import protocol as protocol_module
 from microdiffusion.sender.faults import Faults
 from microdiffusion.sender.sender import Sender
@@ -310,7 +310,7 @@ def test_putting_never_waits_for_anyone() -> None:
         slowest = 0.0
         for seq in range(500):
             begin = time.monotonic()
-            sender.put(FrameInfo(seq, 0, 0, 1, 0.0), frame.pixels)
+            sender.put(FrameInfo(seq, 0, 0, 1, StagePosition(0.0)), frame.pixels)
             slowest = max(slowest, time.monotonic() - begin)
         assert slowest < 0.25
 
@@ -335,7 +335,9 @@ def test_an_info_that_cannot_be_sent_ends_the_run_with_a_reason() -> None:
     with receiving() as receiver, sending(receiver.address) as sender:
         put_all(sender, range(3))
         wait_until(lambda: sender.stats.acknowledged == 3)
-        sender.put(FrameInfo(seq=3, sweep=0, index=5, count=5, z_um=0.0), make_frame(3).pixels)
+        sender.put(
+            FrameInfo(seq=3, sweep=0, index=5, count=5, stage=StagePosition(0.0)), make_frame(3).pixels
+        )
         wait_until(lambda: bool(receiver.ends))
         assert "index must be below the count" in receiver.ends[0].reason
         with pytest.raises(WireError, match="index must be below the count"):

@@ -19,7 +19,7 @@ from support.run_file_writer import frame, put_sweep, recorder, resumed
 
 from microdiffusion import open_run
 from microdiffusion.export import export_run
-from microdiffusion.frames import Frame, FrameInfo, Reconstruction
+from microdiffusion.frames import Frame, FrameInfo, Reconstruction, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile import LAYOUT_VERSION, RunPlan, Status, datasets, snapshot_run, verify_run
 
@@ -57,7 +57,7 @@ def check(path: Path) -> None:
                 assert run.uncertainty[sweep, channel].shape == SHAPE
                 infos = [each.info for each in run.frames(sweep, channel)]
                 assert [info.index for info in infos] == [0, 1, 2]
-                assert [info.z_um for info in infos] == [0.0, 4.0, 8.0]
+                assert [info.stage.z_um for info in infos] == [0.0, 4.0, 8.0]
                 assert [info.held_out for info in infos] == [False, False, True]
                 assert (
                     run.sweep(sweep, channel).projections[1, 5, 5]
@@ -92,7 +92,8 @@ def test_a_run_of_1_0_is_resumed_as_what_it_is(old: Path) -> None:
     seq = len(KEYS) * FRAMES
     for sweep in (2, 4, 5, 6):  # the last of them in a further file
         for index in range(FRAMES):
-            info = FrameInfo(seq, sweep, index, FRAMES, 4.0 * index, channel=1, exposure_ms=20.0)
+            stage = StagePosition(4.0 * index)
+            info = FrameInfo(seq, sweep, index, FRAMES, stage, channel=1, exposure_ms=20.0)
             target.put_frame(Frame(info, np.full(SHAPE[1:], 7, np.uint16)))
             seq += 1
         made = Reconstruction(np.full(SHAPE, sweep, np.float32), "inr", 1.0)

@@ -17,7 +17,7 @@ from support.wire_support import RUN, make_frame, make_header
 
 from microdiffusion import wire
 from microdiffusion.errors import WireError
-from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.frames import Frame, FrameInfo, StagePosition
 from microdiffusion.wire import (
     Ack,
     Answer,
@@ -50,7 +50,7 @@ infos = counts.flatmap(
         sweep=indices,
         index=st.integers(0, count - 1),
         count=st.just(count),
-        z_um=finite,
+        stage=st.builds(StagePosition, finite),
         channel=indices,
         position=indices,
         held_out=st.booleans(),
@@ -129,7 +129,9 @@ def test_pixels_are_aligned_and_read_only_wherever_the_body_lies() -> None:
 
 
 def test_numpy_scalars_in_the_info_are_sent_as_plain_numbers() -> None:
-    info = FrameInfo(seq=np.int64(4), sweep=np.uint16(1), index=0, count=np.int32(2), z_um=np.float32(1.5))
+    info = FrameInfo(
+        seq=np.int64(4), sweep=np.uint16(1), index=0, count=np.int32(2), stage=StagePosition(np.float32(1.5))
+    )
     received = decode(encode_frame(RUN, Frame(info, make_frame(0).pixels))).frame.info
     assert received == info
     assert type(received.seq) is int
@@ -138,7 +140,7 @@ def test_numpy_scalars_in_the_info_are_sent_as_plain_numbers() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"z_um": math.nan}, id="z is not a number"),
+        pytest.param({"stage": StagePosition(math.nan)}, id="z is not a number"),
         pytest.param({"camera_time_s": math.inf}, id="time is infinite"),
         pytest.param({"seq": -1}, id="negative seq"),
         pytest.param({"seq": 1.5}, id="fractional seq"),

@@ -13,7 +13,7 @@ from support.wire_support import make_header
 
 from microdiffusion.daemon.runs import assembler as assembler_module
 from microdiffusion.daemon.runs.assembler import FRAME_COST, GRACE_S, Assembler, LostSweep, room_for
-from microdiffusion.frames import Frame, FrameInfo, Sweep
+from microdiffusion.frames import Frame, Sweep, frame_info
 
 COUNT = 5
 TIMEOUT_S = 2.0
@@ -34,7 +34,7 @@ def frame(sweep: int, index: int, at_s: float = 0.0, value: int | None = None, *
         "camera_time_s": sweep + 0.1 * index,
     }
     pixels = np.full((2, 3), sweep * 100 + index if value is None else value, dtype=np.uint16)
-    return Frame(FrameInfo(**(info | changes)), pixels, at_s)
+    return Frame(frame_info(info | changes), pixels, at_s)
 
 
 def add_all(assembler: Assembler, frames: list[Frame]) -> list[Sweep | LostSweep]:
@@ -46,13 +46,13 @@ def assert_is(item: Sweep | LostSweep, number: int, indices: set[int]) -> None:
     assert isinstance(item, Sweep)
     assert item.sweep == number
     kept = sorted(indices - {COUNT - 1})
-    assert item.z_um.tolist() == [10.0 * index for index in kept]
+    assert item.stage.z_um.tolist() == [10.0 * index for index in kept]
     assert item.projections[:, 0, 0].tolist() == [number * 100 + index for index in kept]
     assert item.projections.dtype == np.float32
     held = [number * 100 + COUNT - 1] if COUNT - 1 in indices else []
     assert item.held_out[:, 0, 0].tolist() == held
     assert item.held_out.shape == (len(held), 2, 3)
-    assert item.held_out_z_um.tolist() == [15.0] * len(held)
+    assert item.held_out_stage.z_um.tolist() == [15.0] * len(held)
     assert item.missing == COUNT - len(indices)
     assert item.time_s == pytest.approx(number + 0.1 * max(indices))
 

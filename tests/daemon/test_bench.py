@@ -149,7 +149,7 @@ def test_a_device_that_is_not_there_is_refused(capsys):
 def test_every_fourth_sweep_holds_a_projection_out_and_odd_ones_lie_deeper(scene):
     held = [sum(frame.info.held_out for frame in scene.frames(number)) for number in range(PERIOD)]
     assert held == [1, 0, 0, 0] * (PERIOD // 4)
-    assert scene.sweep(1).z_um[0] > scene.sweep(0).z_um[0]
+    assert scene.sweep(1).stage.z_um[0] > scene.sweep(0).stage.z_um[0]
 
 
 def test_repeated_sweeps_are_new_frames_of_the_same_pixels(scene):

@@ -30,7 +30,7 @@ from microdiffusion.daemon.engine.messages import Notice
 from microdiffusion.daemon.engine.process import EngineProcess
 from microdiffusion.daemon.engine.sinks import SweepJob
 from microdiffusion.errors import ConfigError, DiskError, EngineError, InputFileError, MissingFileError
-from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.frames import Reconstruction, StagePositions, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.processes import keyboard_ignored
 
@@ -265,7 +265,7 @@ def test_a_sweep_that_fails_is_named_and_the_next_ones_work(
     owner = lend()
     owner.begin()
     outside = sweep_of(specimen(), 0)
-    outside.z_um = outside.z_um + 500.0
+    outside.stage = StagePositions.along_z(outside.stage.z_um + 500.0)
     owner.submit(outside)
     owner.submit(sweeps[1])
     assert owner.queue.drain(RUN, 60)

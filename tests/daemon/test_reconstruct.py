@@ -32,7 +32,7 @@ def a_sweep(number: int, channel: int, position: int) -> Sweep:
 
 
 def frames_of(sweep: Sweep, seq: int) -> list[Frame]:
-    z_um = np.concatenate([sweep.z_um, sweep.held_out_z_um])
+    places = list(sweep.stage + sweep.held_out_stage)
     pixels = np.concatenate([sweep.projections, sweep.held_out]).astype(np.uint16)
     return [
         Frame(
@@ -40,16 +40,16 @@ def frames_of(sweep: Sweep, seq: int) -> list[Frame]:
                 seq + index,
                 sweep.sweep,
                 index,
-                len(z_um),
-                float(z_um[index]),
+                len(places),
+                places[index],
                 sweep.channel,
                 sweep.position,
-                index >= len(sweep.z_um),
+                index >= len(sweep.stage),
                 camera_time_s=float(seq + index),
             ),
             pixels[index],
         )
-        for index in range(len(z_um))
+        for index in range(len(places))
     ]
 
 

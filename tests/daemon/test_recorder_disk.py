@@ -312,8 +312,8 @@ def test_sweep_is_loaded_as_it_was_recorded(path: Path) -> None:
     assert loaded is not None
     assert (loaded.sweep, loaded.channel, loaded.position, loaded.missing) == (3, 0, 0, 0)
     assert loaded.time_s == 3.2
-    np.testing.assert_array_equal(loaded.z_um, [0, 4])
-    np.testing.assert_array_equal(loaded.held_out_z_um, [8])
+    np.testing.assert_array_equal(loaded.stage.z_um, [0, 4])
+    np.testing.assert_array_equal(loaded.held_out_stage.z_um, [8])
     np.testing.assert_array_equal(loaded.projections[1], frame(3, 1).pixels)
     np.testing.assert_array_equal(loaded.held_out[0], frame(3, 2).pixels)
     part = target.load_sweep(4, 0, 0)

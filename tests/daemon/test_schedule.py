@@ -17,9 +17,9 @@ from microdiffusion.config.models import EngineConfig
 from microdiffusion.daemon.engine.effort import Ladder, efforts
 from microdiffusion.daemon.engine.scheduler import BUSY, NOT_THERE, Dropped, Scheduler
 from microdiffusion.daemon.engine.sinks import Lane, SweepJob
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import StagePositions, Sweep
 
-EMPTY = np.zeros(0)
+EMPTY = StagePositions.along_z([])
 
 
 def a_sweep(number: int, nbytes: int = 400, channel: int = 0, position: int = 0) -> Sweep:

@@ -92,7 +92,7 @@ def test_every_image_is_passed_on_and_saved_as_it_was(somebody: Callable[..., An
         assert wait_until(lambda: len(daemon.ends) == 1)
         places = [(f.info.seq, f.info.sweep, f.info.index, f.info.count) for f in daemon.frames]
         assert places == [(t * SLABS + z, t, z, SLABS) for t in range(TIMES) for z in range(SLABS)]
-        assert [f.info.z_um for f in daemon.frames] == [
+        assert [f.info.stage.z_um for f in daemon.frames] == [
             STEP_UM * z for _ in range(TIMES) for z in range(SLABS)
         ]
         assert [float(f.pixels.mean()) for f in daemon.frames] == means

@@ -33,6 +33,7 @@ from microdiffusion.drivers.plan import Plan, ResumeFrom
 from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, MissingFileError, UserError
+from microdiffusion.frames import StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.delivery import deliver
 
@@ -96,7 +97,7 @@ def test_a_run_delivers_every_planned_frame_in_order(
         (i.seq, i.sweep, i.index, i.count, i.held_out) for i in planned
     ]
     # The position comes back from the engine's metadata: it is where the stage was sent.
-    np.testing.assert_allclose([i.z_um for i in came], [i.z_um for i in planned])
+    np.testing.assert_allclose([i.stage.z_um for i in came], [i.stage.z_um for i in planned])
     assert [i.held_out for i in came if i.index == i.count - 1] == [True, False, True]
     times = [i.camera_time_s for i in came]
     assert times == sorted(times)
@@ -117,7 +118,7 @@ def test_a_run_delivers_every_planned_frame_in_order(
 
     specimen = specimen_of_run(config.specimen, header)
     for frame in daemon.frames[::4]:
-        expected = specimen.expected(frame.info.z_um, header.profile, frame.info.camera_time_s)
+        expected = specimen.expected(frame.info.stage, header.profile, frame.info.camera_time_s)
         assert frame.pixels.mean() == pytest.approx(100 + 2 * expected.mean(), rel=0.02)
 
 
@@ -223,8 +224,8 @@ def test_a_run_that_is_gone_on_with_takes_the_sweeps_that_are_left(daemon: Daemo
     driver.raise_if_failed()
     planned = [shot.info for sweep in Plan(config).sweeps(first=3, seq=1 << 32) for shot in sweep.shots]
     came = [frame.info for frame in daemon.frames]
-    assert [(i.seq, i.sweep, i.index, i.count, i.z_um, i.held_out) for i in came] == [
-        (i.seq, i.sweep, i.index, i.count, i.z_um, i.held_out) for i in planned
+    assert [(i.seq, i.sweep, i.index, i.count, i.stage, i.held_out) for i in came] == [
+        (i.seq, i.sweep, i.index, i.count, i.stage, i.held_out) for i in planned
     ]
     assert 12.5 <= came[0].camera_time_s < came[-1].camera_time_s < 30
     assert daemon.headers[0].run_id == resume.run_id
@@ -575,7 +576,7 @@ def test_the_hook_takes_time_place_and_exposure_from_the_metadata(hook: tuple[Fr
     before = hook[0].outstanding
     assert hook[0].take(np.full((48, 64), 7, np.uint8), METADATA) is None
     ((info, pixels),) = hook[1].put_frames
-    assert info == replace(info, seq=1, z_um=17.5, camera_time_s=0.25, exposure_ms=3.0)
+    assert info == replace(info, seq=1, stage=StagePosition(17.5), camera_time_s=0.25, exposure_ms=3.0)
     assert pixels.dtype == np.uint16
     assert hook[0].outstanding == before - 1
     hook[0].raise_if_failed()

@@ -80,7 +80,7 @@ def test_what_the_metadata_say_goes_with_the_frame() -> None:
     stage = Stage()
     stage.take([image_of(0, z, z_um=SLABS_UM[z] + 0.05, metadata={"Exposure": 7.5}) for z in range(4)])
     info, pixels = stage.outbox.put_frames[2]
-    assert (info.z_um, info.exposure_ms, info.camera_time_s) == (30.05, 7.5, 0.02)
+    assert (info.stage.z_um, info.exposure_ms, info.camera_time_s) == (30.05, 7.5, 0.02)
     np.testing.assert_array_equal(pixels, image_of(0, 2).pixels)
 
 
@@ -98,7 +98,7 @@ def test_micro_managers_own_names_are_understood() -> None:
     )
     stage.run.settle()
     assert stage.headers[0].voxel_size_um[1:] == (0.65, 0.65)
-    assert [info.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
+    assert [info.stage.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
     assert stage.outbox.put_frames[0][0].exposure_ms == 3
 
 
@@ -210,7 +210,7 @@ def test_images_without_a_stage_position_lie_where_they_are_planned() -> None:
     stage = Stage()
     stage.take([Image({"time": 0, "z": z}, {}, image_of(0, z).pixels) for z in range(4)])
     stage.run.settle()
-    assert [info.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
+    assert [info.stage.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
 
 
 NO_PLACE = {

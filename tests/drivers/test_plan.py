@@ -22,7 +22,7 @@ def make(**tables: Any) -> Config:
 
 def test_even_sweeps_start_at_the_volumes_edge_and_odd_ones_half_a_step_deeper() -> None:
     plan = Plan(make(sweep={"length_um": 12, "hold_out_every": 0}, volume={"shape_z": 48, "voxel_z_um": 2}))
-    even, odd = ([z for z, _ in plan.slabs(number)] for number in (0, 1))
+    even, odd = ([slab.stage.z_um for slab in plan.slabs(number)] for number in (0, 1))
     np.testing.assert_allclose(even, -1 + 6 + 12 * np.arange(8))
     np.testing.assert_allclose(odd, np.array(even[:-1]) + 6)
     assert plan.slabs(2) == plan.slabs(0)
@@ -37,13 +37,13 @@ def test_the_held_out_frame_is_last_and_half_way_between_neighbours() -> None:
     plan = Plan(make(sweep={"hold_out_every": 3}))
     for number in range(12):
         slabs = plan.slabs(number)
-        flags = [held_out for _, held_out in slabs]
+        flags = [slab.held_out for slab in slabs]
         if number % 3:
             assert not any(flags)
             continue
         assert flags == [False] * (len(slabs) - 1) + [True]
-        centres, extra = np.array([z for z, _ in slabs[:-1]]), slabs[-1][0]
-        assert np.sort(np.abs(centres - extra))[:2] == pytest.approx([6.0, 6.0])
+        *centres, extra = (slab.stage.z_um for slab in slabs)
+        assert np.sort(np.abs(np.array(centres) - extra))[:2] == pytest.approx([6.0, 6.0])
 
 
 @given(
@@ -61,7 +61,7 @@ def test_held_out_places_visit_every_pair_before_one_comes_again(
         )
     )
     pairs = len(plan.slabs(0)) - 2
-    places = [plan.slabs(turn * every)[-1][0] for turn in range(2 * pairs)]
+    places = [plan.slabs(turn * every)[-1].stage for turn in range(2 * pairs)]
     assert len(set(places[:pairs])) == pairs
     assert places[pairs:] == places[:pairs]
     assert all(a != b for a, b in pairwise(places)) or pairs == 1
@@ -87,8 +87,8 @@ def test_no_sweep_has_more_frames_than_announced_and_all_slabs_lie_inside(
     for sweep in taken:
         assert 1 <= len(sweep.shots) <= plan.frames_per_sweep_max
         for shot in sweep.shots:
-            assert shot.info.z_um - length / 2 >= -18.0 - 1e-6
-            assert shot.info.z_um + length / 2 <= 78.0 + 1e-6
+            assert shot.info.stage.z_um - length / 2 >= -18.0 - 1e-6
+            assert shot.info.stage.z_um + length / 2 <= 78.0 + 1e-6
 
 
 def test_sequence_numbers_run_on_over_sweeps_channels_and_positions() -> None:
@@ -104,7 +104,7 @@ def test_sequence_numbers_run_on_over_sweeps_channels_and_positions() -> None:
     assert [sweep.start_s for sweep in sweeps] == [0.0, 2.5, 5.0]
     assert len({frame_key(shot.event["axes"]) for shot in shots}) == len(shots)
     for shot in shots:
-        assert shot.event["z"] == shot.info.z_um
+        assert shot.event["z"] == shot.info.stage.z_um
         assert shot.event["exposure"] == shot.info.exposure_ms == 7
         assert shot.event["config_group"] == ["Channel", ("FITC", "DAPI")[shot.info.channel]]
         assert (shot.event["x"], shot.event["y"]) == ((0, 0), (50, -20))[shot.info.position]

@@ -67,7 +67,7 @@ def test_a_projection_file_arrives_as_it_is(projections: Path) -> None:
                 info = frame.info
                 assert info.seq == info.sweep * COUNT + info.index
                 assert info.held_out is (info.index == 4)
-                assert info.z_um == file.attrs["z_um"][info.index]
+                assert info.stage.z_um == file.attrs["z_um"][info.index]
                 np.testing.assert_array_equal(frame.pixels, file["projections"][info.sweep, info.index])
         assert [frame.info.camera_time_s for frame in receiver.frames[::COUNT]] == [0.0, 2.0, 4.5]
 
@@ -84,7 +84,7 @@ def test_a_volume_file_is_projected_on_the_way(volumes: Path) -> None:
         assert len(receiver.frames) == 10
         for frame in receiver.frames:
             np.testing.assert_allclose(frame.pixels, slabs[frame.info.sweep, frame.info.index], rtol=1e-5)
-            assert frame.info.z_um == pytest.approx(3.0 + 8.0 * frame.info.index)
+            assert frame.info.stage.z_um == pytest.approx(3.0 + 8.0 * frame.info.index)
 
 
 def test_offsets_and_held_out_projections_of_a_volume_follow_the_configuration(volumes: Path) -> None:
@@ -92,7 +92,7 @@ def test_offsets_and_held_out_projections_of_a_volume_follow_the_configuration(v
     with open_source(volumes, sweep=slabs) as source:
         infos = [info for info, _ in source.frames()]
     assert [info.held_out for info in infos] == [False, False, False, False, False, True] * 2
-    assert (infos[0].z_um, infos[6].z_um) == (3.0, 7.0)
+    assert (infos[0].stage.z_um, infos[6].stage.z_um) == (3.0, 7.0)
     assert [info.seq for info in infos] == list(range(12))
     assert {info.count for info in infos} == {6}
 

@@ -19,6 +19,7 @@ from microdiffusion.errors import (
 )
 from microdiffusion.files.projections import open_projections
 from microdiffusion.files.volumes import open_volume
+from microdiffusion.frames import StagePositions
 from microdiffusion.optics import AxialProfile
 
 SLABS = {"length_um": 6.0, "step_um": 6.0}
@@ -42,14 +43,18 @@ def store(path: Path, volume: np.ndarray, **attributes: object) -> Path:
 
 
 def test_projection_is_the_mean_of_the_slab(volume: np.ndarray) -> None:
-    projections = project_volume(volume, [2.5, 10.5], AxialProfile.box(6.0))
+    projections = project_volume(volume, StagePositions.along_z([2.5, 10.5]), AxialProfile.box(6.0))
     expected = np.stack([volume[0:6].mean(axis=0), volume[8:14].mean(axis=0)])
     np.testing.assert_allclose(projections, expected, rtol=1e-5)
 
 
 def test_uniform_volume_keeps_its_value_at_any_voxel_size() -> None:
     projections = project_volume(
-        np.full((7, 4, 4), 3.5), [1.0, 4.0], AxialProfile.sampled([1, 2, 1], 0.7), z0_um=0.5, voxel_z_um=0.9
+        np.full((7, 4, 4), 3.5),
+        StagePositions.along_z([1.0, 4.0]),
+        AxialProfile.sampled([1, 2, 1], 0.7),
+        z0_um=0.5,
+        voxel_z_um=0.9,
     )
     np.testing.assert_allclose(projections, 3.5, rtol=1e-6)
 
@@ -63,7 +68,7 @@ def test_noise_free_file_holds_exact_projections_and_the_truth(
         assert file.header.voxel_size_um == (1.0, 1.0, 1.0)
         np.testing.assert_array_equal(file.truth(0), volume)
         np.testing.assert_array_equal(
-            file.sweep(0).projections, project_volume(volume, file.z_um, file.header.profile)
+            file.sweep(0).projections, project_volume(volume, file.stage(0), file.header.profile)
         )
 
 
@@ -76,7 +81,7 @@ def test_photons_give_camera_counts_in_the_units_of_the_truth(tmp_path: Path, so
         truth = file.truth(0)
         assert truth is not None
         assert np.percentile(truth, 99.9) == pytest.approx(100 + 2 * 200, rel=0.02)
-        exact = project_volume(truth, file.z_um, file.header.profile)
+        exact = project_volume(truth, file.stage(0), file.header.profile)
         residual = file.sweep(0).projections - exact
         expected = np.sqrt(2.0 * (exact - 100) + 3.0**2)  # gain^2 * photons = gain * (counts - offset)
         assert np.mean(residual / expected) == pytest.approx(0, abs=0.2)
@@ -89,7 +94,7 @@ def test_gaussian_noise_is_relative_to_the_range(tmp_path: Path, source: Path) -
         truth = file.truth(0)
         assert truth is not None
         assert (truth.min(), truth.max()) == (0.0, 1.0)
-        residual = file.sweep(0).projections - project_volume(truth, file.z_um, file.header.profile)
+        residual = file.sweep(0).projections - project_volume(truth, file.stage(0), file.header.profile)
         assert np.std(residual) == pytest.approx(0.05, rel=0.15)
 
 
@@ -122,9 +127,10 @@ def test_time_series_shares_one_scale(tmp_path: Path, volume: np.ndarray) -> Non
 @pytest.mark.parametrize("hold_out", [False, True], ids=["all used", "one held out"])
 @pytest.mark.parametrize("step_um", [3.0, 6.0, 8.0], ids=["half overlap", "side by side", "gaps"])
 def test_alternating_sweeps_stay_inside_and_move_by_half_a_step(step_um: float, hold_out: bool) -> None:
-    z_um = plan_positions(
+    planned = plan_positions(
         5, length_um=6, step_um=step_um, z0_um=0, voxel_z_um=1, shape_z=24, alternate=True, hold_out=hold_out
     )
+    z_um = np.array([stage.z_um for stage in planned])
     slabs = z_um[:, :-1] if hold_out else z_um
     assert slabs.min() >= 2.5
     assert slabs.max() <= 23.5 - 3
@@ -142,8 +148,8 @@ def test_a_single_volume_can_keep_still_for_several_sweeps(tmp_path: Path, sourc
     with open_projections(output) as file:
         assert len(file) == 3
         np.testing.assert_array_equal(file.truth(0), file.truth(2))
-        np.testing.assert_array_equal(file.positions(0), file.positions(2))
-        assert not np.array_equal(file.positions(0), file.positions(1))
+        np.testing.assert_array_equal(file.stage(0).z_um, file.stage(2).z_um)
+        assert not np.array_equal(file.stage(0).z_um, file.stage(1).z_um)
         assert not np.array_equal(file.frame(0, 0), file.frame(2, 0))  # each with noise of its own
     with pytest.raises(ConfigError, match="sweeps should be 1 or more"):
         simulate(source, **SLABS, output=tmp_path / "q.h5", sweeps=0)

@@ -11,6 +11,7 @@ from microdiffusion.config.models import SpecimenConfig
 from microdiffusion.drivers.specimen.anatomy import grow
 from microdiffusion.drivers.specimen.raster import Grid, Tube, ball, cover
 from microdiffusion.drivers.specimen.specimen import DRIFT_REACH_UM, Specimen
+from microdiffusion.frames import StagePosition
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator
 
@@ -43,15 +44,15 @@ def test_a_projection_is_the_slab_integral_of_the_truth_at_that_moment(
     z_um = np.array([-4.3, 0.0, 11.9, 29.0])
     operator = projection_operator(z_um, profile, z0_um=Z0, voxel_z_um=VOXEL[0], shape_z=SHAPE[0])
     truth = np.tensordot(operator, lively.volume(time_s), axes=1)
-    seen = np.stack([lively.expected(float(z), profile, time_s) for z in z_um])
+    seen = np.stack([lively.expected(StagePosition(float(z)), profile, time_s) for z in z_um])
     assert seen.shape == (4, *SHAPE[1:])
     np.testing.assert_allclose(seen, truth, rtol=2e-4, atol=2e-3)
 
 
 def test_a_slab_that_overhangs_sees_tissue_beyond_the_volume(lively: Specimen) -> None:
     profile = AxialProfile.box(12.0)
-    above = lively.expected(Z0 - 1.0 - 6.0, profile, 0.0)
-    inside = lively.expected(Z0 - 1.0 + 6.0, profile, 0.0)
+    above = lively.expected(StagePosition(Z0 - 1.0 - 6.0), profile, 0.0)
+    inside = lively.expected(StagePosition(Z0 - 1.0 + 6.0), profile, 0.0)
     assert above.max() > 3 * np.median(above)  # something grows there
     assert np.corrcoef(above.ravel(), inside.ravel())[0, 1] < 0.9
 
@@ -72,7 +73,7 @@ def test_moments_may_be_asked_for_in_any_order(lively: Specimen) -> None:
 def test_noise_is_that_of_photons_gain_offset_and_readout(lively: Specimen) -> None:
     camera = CameraNoise(offset=100.0, gain=2.5, read_noise=3.0)
     profile, rng = AxialProfile.box(12.0), np.random.default_rng(0)
-    photons = lively.expected(10.0, profile, 1.0).astype(np.float64)
+    photons = lively.expected(StagePosition(10.0), profile, 1.0).astype(np.float64)
     frames = np.stack([camera.expose(photons, rng) for _ in range(400)]).astype(float)
     assert frames.shape[1:] == SHAPE[1:]
     z_scores = (frames.mean(0) - 100 - 2.5 * photons) / np.sqrt((2.5**2 * photons + 9 + 1 / 12) / 400)
@@ -84,7 +85,9 @@ def test_noise_is_that_of_photons_gain_offset_and_readout(lively: Specimen) -> N
 def test_bright_counts_saturate_instead_of_wrapping_round() -> None:
     specimen = make(photons=1e6)
     camera = CameraNoise(gain=1.0)
-    frame = camera.expose(specimen.expected(10.0, AxialProfile.box(12.0), 0.0), np.random.default_rng(0))
+    frame = camera.expose(
+        specimen.expected(StagePosition(10.0), AxialProfile.box(12.0), 0.0), np.random.default_rng(0)
+    )
     assert frame.max() == 65535
 
 
@@ -124,7 +127,9 @@ def test_neurons_flicker_by_no_more_than_the_configured_peak_and_the_rest_is_sti
 
 
 def test_dynamic_range_is_that_of_a_microscope(lively: Specimen) -> None:
-    sweep = np.stack([lively.expected(z, AxialProfile.box(12.0), 0.0) for z in (-5.0, 7.0, 19.0, 31.0)])
+    sweep = np.stack(
+        [lively.expected(StagePosition(z), AxialProfile.box(12.0), 0.0) for z in (-5.0, 7.0, 19.0, 31.0)]
+    )
     assert 0.5 * LIVELY.photons < np.percentile(sweep, 99.9) < 2.1 * LIVELY.photons
     assert 2.0 < np.median(sweep) < 0.15 * LIVELY.photons  # dim, but not nothing
     assert sweep.min() > 0
@@ -144,7 +149,7 @@ def test_a_projection_takes_a_few_milliseconds() -> None:
     times = []
     for i in range(20):
         begin = time.perf_counter()
-        camera.expose(specimen.expected(6.0 + 4 * i, profile, 0.05 * i), rng)
+        camera.expose(specimen.expected(StagePosition(6.0 + 4 * i), profile, 0.05 * i), rng)
         times.append(time.perf_counter() - begin)
     assert np.median(times) < 0.02  # 1.2 ms on an idle core; the rest is for busy machines
 

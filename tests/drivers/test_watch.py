@@ -400,7 +400,7 @@ def test_a_real_acquisition_is_followed_while_it_saves(
             assert (info.sweep, info.index, header.channels[info.channel]) == (
                 axes["time"], axes["z"], axes["channel"]
             )  # fmt: skip
-            assert info.z_um == SLABS_UM[info.index]
+            assert info.stage.z_um == SLABS_UM[info.index]
             assert float(frame.pixels.mean()) == mean
         child.join(15)
         assert child.exitcode == 0

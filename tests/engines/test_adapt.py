@@ -49,8 +49,8 @@ def write_plain(path: Path, sweeps: int = 3, slices: int = SHAPE[0]) -> Path:
 def test_held_out_projections_judge_and_are_not_fitted_to(tmp_path: Path) -> None:
     session = read_session(write_sample(tmp_path / "p.h5"), most=2)
     assert not session.left_out
-    assert [len(sweep.held_out_z_um) for sweep in session.sweeps] == [1, 1]
-    assert [len(sweep.held_out_z_um) for sweep in session.for_fitting()] == [0, 0]
+    assert [len(sweep.held_out_stage) for sweep in session.sweeps] == [1, 1]
+    assert [len(sweep.held_out_stage) for sweep in session.for_fitting()] == [0, 0]
 
 
 def test_where_none_was_held_out_one_of_each_sweep_is_left_out(tmp_path: Path) -> None:
@@ -59,10 +59,10 @@ def test_where_none_was_held_out_one_of_each_sweep_is_left_out(tmp_path: Path) -
     assert session.left_out
     whole = positions(3, 48, hold_out=False)
     for number, sweep in enumerate(session.sweeps):
-        assert len(sweep.z_um) == len(sweep.projections) == whole.shape[1] - 1
-        assert set(sweep.z_um) | set(sweep.held_out_z_um) == set(whole[number])
+        assert len(sweep.stage) == len(sweep.projections) == whole.shape[1] - 1
+        assert set(sweep.stage.z_um) | set(sweep.held_out_stage.z_um) == set(whole[number])
         # Never the first or the last: nothing lies beyond them to go by.
-        assert whole[number][0] < sweep.held_out_z_um[0] < whole[number][-1]
+        assert whole[number][0] < sweep.held_out_stage.z_um[0] < whole[number][-1]
 
 
 def test_too_few_projections_to_leave_one_out_are_refused(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_run_file_is_a_session_too(tmp_path: Path, weights: Path) -> None:
     for mine, theirs in zip(of_run.sweeps, of_file.sweeps, strict=True):
         np.testing.assert_array_equal(mine.projections, theirs.projections)
         np.testing.assert_array_equal(mine.held_out, theirs.held_out)
-        np.testing.assert_allclose(mine.z_um, theirs.z_um)
+        np.testing.assert_allclose(mine.stage.z_um, theirs.stage.z_um)
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from microdiffusion.engines.projections.closed_form import (
 )
 from microdiffusion.engines.projections.consistency import DataConsistency
 from microdiffusion.errors import ConfigError, GeometryError, InputFileError, MissingFileError
-from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.frames import Reconstruction, StagePositions, Sweep
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator
 
@@ -49,7 +49,8 @@ def configure(trained: Path, /, **changes: Any) -> EngineConfig:
 def uniform_sweep(value: float, shape: tuple[int, int, int] = SHAPE) -> Sweep:
     z_um = positions(1, shape[0], hold_out=False)[0]
     pixels = np.full((z_um.size, *shape[1:]), value, dtype=np.float32)
-    return Sweep(0, 0, 0, z_um, pixels, np.empty(0), np.empty((0, *shape[1:]), np.float32))
+    stage = StagePositions.along_z(z_um)
+    return Sweep(0, 0, 0, stage, pixels, stage[:0], np.empty((0, *shape[1:]), np.float32))
 
 
 # Every method -------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_an_answer_is_a_volume_with_its_figures(weights: Path, method: str) -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sweep_without_a_judge_has_no_held_out_error(weights: Path, method: str) -> None:
     sweep = sweep_of(specimen())
-    sweep.held_out_z_um, sweep.held_out = sweep.held_out_z_um[:0], sweep.held_out[:0]
+    sweep.held_out_stage, sweep.held_out = sweep.held_out_stage[:0], sweep.held_out[:0]
     result = Reconstructor(header(), configure(weights, method=method)).reconstruct(sweep)
     assert result.served in (method, "blend")
     assert np.isnan(result.held_out_error)
@@ -173,7 +174,7 @@ def test_any_shape_will_do(weights: Path, method: str, shape: tuple[int, int, in
 @pytest.mark.parametrize("method", METHODS)
 def test_a_single_slab_is_enough(weights: Path, method: str) -> None:
     sweep = sweep_of(specimen())
-    sweep.z_um, sweep.projections = sweep.z_um[1:2], sweep.projections[1:2]
+    sweep.stage, sweep.projections = sweep.stage[1:2], sweep.projections[1:2]
     result = Reconstructor(header(), configure(weights, method=method)).reconstruct(sweep)
     assert np.isfinite(result.volume).all()
 
@@ -185,10 +186,13 @@ def test_a_lost_frame_leaves_a_volume(weights: Path, method: str) -> None:
     reconstructor = Reconstructor(header(), configure(weights, method=method))
     reconstructor.reconstruct(sweep_of(truth, 0))
     gap = sweep_of(truth, 0)
-    gap.z_um, gap.projections = np.delete(gap.z_um, 1), np.delete(gap.projections, 1, axis=0)
+    gap.stage, gap.projections = (
+        gap.stage[np.arange(len(gap.stage)) != 1],
+        np.delete(gap.projections, 1, axis=0),
+    )
     result = reconstructor.reconstruct(gap)
     operator = projection_operator(
-        gap.z_um, AxialProfile.box(12.0), z0_um=0.0, voxel_z_um=2.0, shape_z=SHAPE[0]
+        gap.stage.z_um, AxialProfile.box(12.0), z0_um=0.0, voxel_z_um=2.0, shape_z=SHAPE[0]
     )
     seen = np.tensordot(operator, result.volume, axes=1)
     assert np.abs(seen - gap.projections).mean() < 25
@@ -197,10 +201,10 @@ def test_a_lost_frame_leaves_a_volume(weights: Path, method: str) -> None:
 def test_a_sweep_of_nothing_and_a_slab_outside_are_refused(weights: Path) -> None:
     reconstructor = Reconstructor(header(), configure(weights, method="linear"))
     sweep = sweep_of(specimen())
-    outside = replace(sweep, z_um=sweep.z_um + 400)
+    outside = replace(sweep, stage=StagePositions.along_z(sweep.stage.z_um + 400))
     with pytest.raises(GeometryError, match="lies outside of the volume"):
         reconstructor.reconstruct(outside)
-    empty = replace(sweep, z_um=sweep.z_um[:0], projections=sweep.projections[:0])
+    empty = replace(sweep, stage=sweep.stage[:0], projections=sweep.projections[:0])
     with pytest.raises(GeometryError, match="holds no projection"):
         reconstructor.reconstruct(empty)
     assert reconstructor.reconstruct(sweep).served == "linear"
@@ -370,7 +374,7 @@ def serve_with(network: Any, weights: Path, *sweeps: Sweep, **changes: Any) -> l
 
 def test_a_bad_network_is_not_served_and_the_next_sweeps_remember(weights: Path) -> None:
     judged, unjudged = sweep_of(specimen(), 0), sweep_of(specimen(), 1)
-    unjudged.held_out_z_um, unjudged.held_out = unjudged.held_out_z_um[:0], unjudged.held_out[:0]
+    unjudged.held_out_stage, unjudged.held_out = unjudged.held_out_stage[:0], unjudged.held_out[:0]
     first, second = serve_with(noise, weights, judged, unjudged)
     errors = first.candidate_errors
     assert errors["mdd"] > 3 * errors["tikhonov"]
@@ -489,5 +493,5 @@ def test_an_answer_that_does_not_explain_its_projections_is_not_served(weights: 
     config = configure(weights, consistency=False)
     engine = replace(open_engine(config), runtime=_Stub(lambda prior: prior * 0 + 50.0))
     sweep = sweep_of(specimen())
-    blind = replace(sweep, held_out_z_um=sweep.held_out_z_um[:0], held_out=sweep.held_out[:0])
+    blind = replace(sweep, held_out_stage=sweep.held_out_stage[:0], held_out=sweep.held_out[:0])
     assert Reconstructor(header(), config, engine).reconstruct(blind).served != "mdd"

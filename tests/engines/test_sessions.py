@@ -47,9 +47,9 @@ def on_channel(sweep: Sweep, channel: int) -> Sweep:
         sweep.sweep,
         channel,
         0,
-        sweep.z_um,
+        sweep.stage,
         sweep.projections * (1.0 + 0.1 * channel),
-        sweep.held_out_z_um,
+        sweep.held_out_stage,
         sweep.held_out * (1.0 + 0.1 * channel),
     )
 
@@ -205,10 +205,10 @@ def window(sweeps: list[Sweep], number: int) -> Sweep:
     if number + 1 == len(sweeps):
         return sweeps[number]
     old, new = sweeps[number], sweeps[number + 1]
-    z_um = np.concatenate([old.z_um[2:], new.z_um[:2]])
+    stage = old.stage[2:] + new.stage[:2]
     pixels = np.concatenate([old.projections[2:], new.projections[:2]])
-    order = np.argsort(z_um)
-    return Sweep(new.sweep, 0, 0, z_um[order], pixels[order], z_um[:0], pixels[:0])
+    order = stage.order()
+    return Sweep(new.sweep, 0, 0, stage[order], pixels[order], stage[:0], pixels[:0])
 
 
 def test_a_rolling_volume_goes_by_what_the_sweeps_found_about_the_network(

@@ -19,7 +19,7 @@ from microdiffusion.engines.projections.closed_form import matched_smoothness
 from microdiffusion.engines.projections.noise import estimate_sigma, quieten, white_share
 from microdiffusion.engines.trust.scores import Scores, best_share
 from microdiffusion.engines.trust.selection import Findings, select
-from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.frames import Reconstruction, StagePositions, Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.metrics import psnr_per_slice, seen_slices
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
@@ -77,11 +77,12 @@ def sweep_of(truth: Volume, step: float, noise: float, number: int = 0, *, judge
         clean = np.tensordot(operator(positions), truth, 1) if positions.size else np.empty((0, *SHAPE[1:]))
         return np.asarray(clean + noise * rng.standard_normal(clean.shape), dtype=np.float32)
 
-    return Sweep(number, 0, 0, z, take(z), held, take(held))
+    at = StagePositions.along_z
+    return Sweep(number, 0, 0, at(z), take(z), at(held), take(held))
 
 
 def psnr(result: Reconstruction, truth: Volume, sweep: Sweep) -> float:
-    seen = seen_slices(operator(sweep.z_um))
+    seen = seen_slices(operator(sweep.stage.z_um))
     return float(psnr_per_slice(np.clip(result.volume, 0, 1)[seen], truth[seen]).mean())
 
 
@@ -208,7 +209,7 @@ def test_a_held_out_projection_tells_noise_from_texture() -> None:
 @pytest.mark.parametrize("name", ["white noise", "constant"])
 def test_overlapping_slabs_tell_noise_from_texture(name: str) -> None:
     sweep = sweep_of(STRANGE[name](SHAPE), 3.0, 0.04)
-    images, matrix = torch.from_numpy(sweep.projections), operator(sweep.z_um)
+    images, matrix = torch.from_numpy(sweep.projections), operator(sweep.stage.z_um)
     share, estimate = white_share(images, matrix), estimate_sigma(images)
     assert share**0.5 * estimate == pytest.approx(0.04, rel=0.3)
     if name == "white noise":
@@ -218,7 +219,7 @@ def test_overlapping_slabs_tell_noise_from_texture(name: str) -> None:
 def test_smoothness_follows_the_noise() -> None:
     truth = shells(SHAPE)
     sweep = sweep_of(truth, 6.0, 0.0)
-    matrix = operator(sweep.z_um)
+    matrix = operator(sweep.stage.z_um)
     values = []
     for noise in (0.003, 0.03, 0.3):
         images = sweep.projections + noise * np.random.default_rng(0).standard_normal(sweep.projections.shape)

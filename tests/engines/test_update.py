@@ -44,7 +44,7 @@ from microdiffusion.engines.runtimes import select as choose
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held
-from microdiffusion.frames import Reconstruction
+from microdiffusion.frames import Reconstruction, StagePositions
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
 SETTINGS = SamplerSettings(steps=1, kappa=0.01)
@@ -108,7 +108,8 @@ def some_runtime() -> TorchRuntime:
 def geometry_of(device: torch.device, number: int = 0) -> Geometry:
     """Return the geometry of even and odd sweeps (0 and 1), and of one that lost its last frame (2)."""
     places = positions(2, hold_out=False)[number % 2]
-    return Geometries(header(), device).of(places[:-1] if number == 2 else places)
+    stage = StagePositions.along_z(places[:-1] if number == 2 else places)
+    return Geometries(header(), device).of(stage)
 
 
 def given_for(geometry: Geometry, *, held: bool, seed: int = 0) -> Tensors:
@@ -439,7 +440,7 @@ def reconstruct(
     for number in range(9):
         sweep = sweep_of(specimen(drift=0.4 * number), number, seed=number)
         if number % 3:
-            sweep = replace(sweep, held_out_z_um=sweep.held_out_z_um[:0], held_out=sweep.held_out[:0])
+            sweep = replace(sweep, held_out_stage=sweep.held_out_stage[:0], held_out=sweep.held_out[:0])
         results.append(reconstructor.reconstruct(sweep))
     return reconstructor, results
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from microdiffusion.frames import FrameInfo
+from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
 from support.fault_stage import Stage, first_files, is_closed, make_source
@@ -59,7 +59,10 @@ def _first_ack(stage: Stage) -> float:
     sender.start()
     for index in range(4):
         pixels = np.full((64, 64), 100 + index, dtype=np.uint16)
-        sender.put(FrameInfo(seq=index, sweep=0, index=index, count=4, z_um=4.0 + 8.0 * index), pixels)
+        sender.put(
+            FrameInfo(seq=index, sweep=0, index=index, count=4, stage=StagePosition(4.0 + 8.0 * index)),
+            pixels,
+        )
     begin_s = time.monotonic()
     stage.serve()
     while sender.stats.acknowledged < 1 and time.monotonic() - begin_s < 60:

@@ -31,7 +31,7 @@ from microdiffusion.daemon.ingest import Ingest, PlainSink
 from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.assembler import Assembler, LostSweep
-from microdiffusion.frames import Frame, FrameInfo, Sweep
+from microdiffusion.frames import Frame, FrameInfo, StagePosition, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
 from microdiffusion.wire.security import ServerKeys
@@ -214,7 +214,8 @@ def _drive(pipe: Connection, address: str, frames: int, rate_hz: float, keys: Se
             time.sleep(due_s - now_s)
         latest_s = max(latest_s, now_s - due_s)
         sweep, index = divmod(seq, FRAMES_PER_SWEEP)
-        sender.put(FrameInfo(seq, sweep, index, FRAMES_PER_SWEEP, float(index), camera_time_s=now_s), pixels)
+        stage = StagePosition(float(index))
+        sender.put(FrameInfo(seq, sweep, index, FRAMES_PER_SWEEP, stage, camera_time_s=now_s), pixels)
         slowest_s = max(slowest_s, time.monotonic() - now_s)
         if seq == frames // 3:
             rss = process.memory_info().rss

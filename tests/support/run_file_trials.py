@@ -27,7 +27,7 @@ from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.cli.dispatch import main as command_line
 from microdiffusion.daemon.recorder.recorder import Recorder, Written
 from microdiffusion.daemon.recorder.writer import RunWriter
-from microdiffusion.frames import Frame, FrameInfo, Reconstruction
+from microdiffusion.frames import Frame, FrameInfo, Reconstruction, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile.pyramid import coarser
 
@@ -74,7 +74,9 @@ class Volumes:
 
     def put_frame(self, sweep: int, pixels: np.ndarray) -> None:
         """Write a projection, (Y, X) uint16; a sweep has one."""
-        info = FrameInfo(seq=sweep, sweep=sweep, index=0, count=1, z_um=0.0, camera_time_s=float(sweep))
+        info = FrameInfo(
+            seq=sweep, sweep=sweep, index=0, count=1, stage=StagePosition(0.0), camera_time_s=float(sweep)
+        )
         self.recorder.put_frame(Frame(info, pixels))
 
     def write(self, sweep: int, volume: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.recorder import Recorder, Written
-from microdiffusion.frames import Frame, FrameInfo, Reconstruction
+from microdiffusion.frames import Frame, Reconstruction, frame_info
 from microdiffusion.header import RunHeader
 
 SHAPE = (6, 16, 20)
@@ -51,7 +51,7 @@ def frame(sweep: int, index: int, channel: int = 0, position: int = 0, **changes
         "held_out": index == FRAMES - 1,
         "camera_time_s": sweep + 0.1 * index,
     }
-    info = FrameInfo(**(values | changes))
+    info = frame_info(values | changes)
     return Frame(info, rng.integers(0, 65536, SHAPE[1:]).astype(np.uint16), time.monotonic())
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.drivers.simulate import plan_positions
 from microdiffusion.files.projections import write_projections
-from microdiffusion.frames import Sweep
+from microdiffusion.frames import StagePositions, Sweep
 from microdiffusion.header import CameraNoise, RunHeader
 from microdiffusion.optics import AxialProfile, projection_operator
 
@@ -47,7 +47,7 @@ def header(shape: tuple[int, int, int] = SHAPE, **changes: Any) -> RunHeader:
 
 def positions(sweeps: int, slices: int = SHAPE[0], *, hold_out: bool = True) -> NDArray[np.float64]:
     """Return the slab centres (T, M) of sweeps whose offset alternates."""
-    return plan_positions(
+    planned = plan_positions(
         sweeps,
         length_um=LENGTH_UM,
         step_um=STEP_UM,
@@ -57,6 +57,7 @@ def positions(sweeps: int, slices: int = SHAPE[0], *, hold_out: bool = True) -> 
         alternate=True,
         hold_out=hold_out,
     )
+    return np.array([stage.z_um for stage in planned])
 
 
 def look(volume: NDArray[np.float32], z_um: NDArray[np.float64], seed: int = 0) -> NDArray[np.uint16]:
@@ -77,9 +78,9 @@ def sweep_of(volume: NDArray[np.float32], number: int = 0, seed: int = 0) -> Swe
         sweep=number,
         channel=0,
         position=0,
-        z_um=z_um[:-1],
+        stage=StagePositions.along_z(z_um[:-1]),
         projections=pixels[:-1],
-        held_out_z_um=z_um[-1:],
+        held_out_stage=StagePositions.along_z(z_um[-1:]),
         held_out=pixels[-1:],
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from microdiffusion import wire
-from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.frames import Frame, FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.wire.messages import (
     Ack,
@@ -98,7 +98,9 @@ def valid_messages(run: str = RUN) -> list[Message]:
     for seq in range(6):
         pixels = np.random.default_rng(seq).integers(0, 4096, SHAPE[1:])
         dtype = "float32" if seq == 5 else "uint16"
-        info = FrameInfo(seq=seq, sweep=seq // 4, index=seq % 4, count=4, z_um=1.0 + 2.0 * (seq % 4))
+        info = FrameInfo(
+            seq=seq, sweep=seq // 4, index=seq % 4, count=4, stage=StagePosition(1.0 + 2.0 * (seq % 4))
+        )
         frames.append(wire.encode_frame(run, Frame(info, pixels.astype(dtype))))
     return [[bytes(part) for part in message] for message in [*map(wire.encode, controls), *frames]]
 

@@ -14,7 +14,7 @@ from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.daemon.ingest import Ingest, PlainSink, RunState
 from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.errors import MddError
-from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.frames import Frame, FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.sender import Sender
 from microdiffusion.wire import RunEnd, RunProgress
@@ -45,7 +45,7 @@ def make_frame(seq: int, header: RunHeader | None = None) -> Frame:
         sweep=seq // FRAMES_PER_SWEEP,
         index=seq % FRAMES_PER_SWEEP,
         count=FRAMES_PER_SWEEP,
-        z_um=6.0 * (seq % FRAMES_PER_SWEEP),
+        stage=StagePosition(6.0 * (seq % FRAMES_PER_SWEEP)),
         exposure_ms=10.0,
         camera_time_s=0.1 * seq,
     )

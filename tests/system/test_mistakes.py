@@ -34,7 +34,7 @@ from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.replay import replay
 from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, MddError
-from microdiffusion.frames import Frame, FrameInfo
+from microdiffusion.frames import Frame, FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -252,7 +252,9 @@ def test_a_mistake_gives_one_sentence_with_its_cure(
 
 def frames_of(image: Callable[[int], Any], sweeps: int = 2, count: int = 3) -> Iterator[Frame]:
     for seq in range(sweeps * count):
-        info = FrameInfo(seq=seq, sweep=seq // count, index=seq % count, count=count, z_um=0.0)
+        info = FrameInfo(
+            seq=seq, sweep=seq // count, index=seq % count, count=count, stage=StagePosition(0.0)
+        )
         yield Frame(info, np.asarray(image(seq)))
 
 

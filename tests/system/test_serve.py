@@ -267,7 +267,7 @@ def test_a_replay_puts_the_file_into_a_run(
         assert run.volume.shape == (sweeps, *SHAPE)
         for t, index in np.argwhere(there):
             np.testing.assert_array_equal(run.projections[t, index], projections.frame(t, index))
-            assert run.values("frames/z_um")[t, index] == projections.positions(t)[index]
+            assert run.values("frames/z_um")[t, index] == projections.stage(t).z_um[index]
         if not least_missing:
             assert (run.status == Status.WRITTEN).all()
         # A sweep is given up only where too little of it came.

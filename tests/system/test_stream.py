@@ -18,7 +18,7 @@ from microdiffusion import open_run
 from microdiffusion.daemon.control import ask
 from microdiffusion.errors import UserError
 from microdiffusion.files.projections import open_projections
-from microdiffusion.frames import FrameInfo
+from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.runfile.reader import Run
 from microdiffusion.runfile.schema import Status
 from microdiffusion.sender.sender import Sender
@@ -75,7 +75,7 @@ class Scope:
                 sweep=sweep,
                 index=index,
                 count=self.frames,
-                z_um=float(self._z_um[sweep][index]),
+                stage=StagePosition(float(self._z_um[sweep][index])),
                 held_out=index == self.frames - 1,
                 camera_time_s=sweep + index / 100,
             )
