@@ -17,6 +17,7 @@ from support.run_file_writer import (
     frame,
     header,
     put_sweep,
+    put_volume,
     reconstruction,
     recorder,
     resumed,
@@ -231,6 +232,25 @@ def test_long_run_goes_on_in_further_files_even_after_an_outage(path: Path) -> N
     with open_run(path) as run:
         assert run.status.tolist() == [1, 2, 2, 2, 2, 2, 1]
         np.testing.assert_array_equal(run.volume[6], volume(6))
+
+
+def test_a_run_of_no_given_length_goes_on_before_a_file_is_too_large(path: Path) -> None:
+    shape, most_bytes = (16, 64, 64), 4_000_000
+    run = header(shape=shape)
+    assert run.sweeps is None
+    target = recorder(path, run=run, time_points=1000, file_gb=most_bytes / 1e9)
+    target.start()
+    for sweep in range(60):
+        put_volume(target, sweep, volume=volume(sweep, shape=shape))
+    wait(lambda: target.counts[Status.WRITTEN] == 60)
+    with open_run(path) as opened:  # while the run goes on
+        assert opened.status[:60].tolist() == [1] * 60
+    target.stop()
+    assert len(target.paths) > 1
+    assert all(part.stat().st_size <= most_bytes for part in target.paths)
+    with open_run(path) as opened:
+        np.testing.assert_array_equal(opened.volume[59], volume(59, shape=shape))
+    assert verify_run(path).faults == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the process's open files")
