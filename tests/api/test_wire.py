@@ -188,11 +188,6 @@ def _frame(**changes: Any) -> list[bytes]:
     return _checked(json.dumps(fields).encode(), bytes(body))
 
 
-def _older(parts: list[bytes]) -> list[bytes]:
-    """Return a message as version 1 sent it: without a check."""
-    return [parts[0].replace(b'"mdd": 2', b'"mdd": 1'), *parts[1:-1]]
-
-
 BODY_BYTES = 16 * 24 * 2
 ACK = b'{"mdd": 2, "kind": "ack", "run": "%s"}' % RUN.encode()
 MALFORMED = [
@@ -203,8 +198,6 @@ MALFORMED = [
     pytest.param(_frame()[:2], Reason.PARTS, id="frame without check"),
     pytest.param(_checked(ACK, b"x"), Reason.PARTS, id="ack with body"),
     pytest.param([ACK, b"12345"], Reason.PARTS, id="long check"),
-    pytest.param(_older(_frame()), Reason.VERSION, id="version 1"),
-    pytest.param(_older(_checked(ACK)), Reason.VERSION, id="version 1 without body"),
     pytest.param([ACK, b"1234"], Reason.CHECKSUM, id="wrong check"),
     pytest.param([_frame()[0], _frame()[1], b"1234"], Reason.CHECKSUM, id="wrong check of a frame"),
     pytest.param([b" " * (wire.MAX_HEADER_BYTES + 1), b"1234"], Reason.HEADER_SIZE, id="large header"),
