@@ -5,14 +5,17 @@ Pure functions; `commands/init` asks and writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from microdiffusion.config import Config, KeyPath, chosen_toml, keys
-from microdiffusion.drivers.micromanager import Survey
 from microdiffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from microdiffusion.config import KeyPath
+    from microdiffusion.drivers.micromanager import Survey
 
 _SLICES_IN_SLAB = 6
 _SLABS = 4
@@ -100,6 +103,8 @@ def suggestions(found: Survey, answers: Mapping[str, Any]) -> dict[str, Value]:
 
 def written(values: Mapping[str, Value], backend: Mapping[str, Value], found: Survey) -> str:
     """Return the file's text."""
+    from microdiffusion.config import Config, chosen_toml, keys
+
     everything = {**values, **backend}
     config = Config()
     tables: dict[str, Any] = config.model_dump()
