@@ -22,9 +22,9 @@ import numpy as np
 from measuring import ROOT, machine, scores_of
 
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.engines.diffusion.denoiser import load_denoiser, save_denoiser
+from microdiffusion.engines.diffusion import load_denoiser, save_denoiser, shipped_weights
 from microdiffusion.engines.evaluation.protocol import normalise
-from microdiffusion.engines.pipeline.engine import open_engine, shipped_weights
+from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.training.adapt import AdaptPlan, adapt
 from microdiffusion.engines.training.adapt_data import Session, read_session

@@ -12,6 +12,7 @@ nothing else to do all the same. The figure docs/images/performance.png and the 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
@@ -42,9 +43,8 @@ from microdiffusion.daemon.bench.settings import (
     size_name,
 )
 from microdiffusion.daemon.bench.timing import QUIET, Turn, take_turns
-from microdiffusion.engines.diffusion.denoiser import SlabDenoiser, load_denoiser
+from microdiffusion.engines.diffusion import Denoiser, load_denoiser, middle_slices, weights_path
 from microdiffusion.engines.diffusion.runtime import Runtime
-from microdiffusion.engines.pipeline.engine import weights_path
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.runtimes.openvino_runtime import OpenVINORuntime, find_openvino
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
@@ -63,14 +63,14 @@ class OnnxRuntime:
 
     capturable = False
 
-    def __init__(self, model: SlabDenoiser, device: torch.device) -> None:
+    def __init__(self, model: Denoiser, device: torch.device) -> None:
         import onnxruntime
 
         from microdiffusion.engines.runtimes.onnx_export import export_onnx
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.device, self.multiple = device, model.shape.multiple
+        self.device, self.multiple = device, model.multiple
         self.name = f"onnxruntime {onnxruntime.__version__} cpu float32"
         self._session = onnxruntime.InferenceSession(
             export_onnx(model), options, providers=["CPUExecutionProvider"]
@@ -82,7 +82,7 @@ class OnnxRuntime:
         """Return the clean slices (B, SLICES, Y, X)."""
         inputs = {"state": state, "prior": prior, "image": image, "conditions": conditions}
         answer = self._session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
-        return SlabDenoiser.middle_slices(prior) + torch.from_numpy(answer)
+        return middle_slices(prior) + torch.from_numpy(answer)
 
 
 def runtimes_of(path: Path, device: torch.device) -> list[Runtime]:
@@ -143,7 +143,7 @@ def byte_floor(bench: Bench, scene: Scene, copied: float) -> dict[str, float]:
     slices, rows, columns = scene.header.shape
     pixels, voxels = scene.projections * rows * columns, slices * rows * columns
     moved = float(pixels * (2 + 4 * (1 + evaluations)) + 4 * voxels * (1 + 5 * evaluations + 2))
-    ghost = SlabDenoiser(bench.model.shape).to("meta")
+    ghost = copy.deepcopy(bench.model).to("meta")
     values = 0
 
     def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ from measuring import HELD_OUT, ROOT, machine
 from torch.utils.flop_counter import FlopCounterMode
 
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.engines.diffusion.denoiser import CONDITIONS, SLICES, WINDOW, load_denoiser
+from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, load_denoiser
 from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor

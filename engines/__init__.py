@@ -9,9 +9,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from microdiffusion.engines.diffusion import Denoiser, register_denoiser, save_denoiser
     from microdiffusion.engines.pipeline import Reconstructor, open_engine
 
-__all__ = ["Reconstructor", "open_engine"]
+__all__ = ["Denoiser", "Reconstructor", "open_engine", "register_denoiser", "save_denoiser"]
 
 # torch's OpenMP threads spin while they wait for each other. Beside an acquisition and a recorder that
 # also want a core, spinning made a reconstruction 6 to 15 times slower on 2 cores; sleeping costs next to
@@ -21,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from microdiffusion.engines import pipeline
+        from microdiffusion.engines import diffusion, pipeline
 
-        return getattr(pipeline, name)
+        return getattr(pipeline if hasattr(pipeline, name) else diffusion, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

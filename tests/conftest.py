@@ -50,7 +50,7 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 def _nothing_in_the_folders_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keys and journals of the tests lie in folders of their own, also those of processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
 
@@ -60,12 +60,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return weights of a small network that changes what it is given a little, at random."""
     import torch
 
-    from microdiffusion.engines.diffusion.denoiser import DenoiserShape, SlabDenoiser, save_denoiser
+    from microdiffusion.engines.diffusion import SlabUNet, save_denoiser
 
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = SlabDenoiser(DenoiserShape(widths=(8, 12), blocks=1, embedding=16))
+        model = SlabUNet(widths=(8, 12), blocks=1, embedding=16)
         # A fresh network's last layers are zero; with these, state, image and conditions all matter.
         for name, value in model.named_parameters():
             if "second" in name or "film" in name or "head" in name:

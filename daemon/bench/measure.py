@@ -24,9 +24,9 @@ from microdiffusion.daemon.bench.settings import BenchSettings, Size, size_name
 from microdiffusion.daemon.bench.timing import QUIET, Turn, take_turns
 from microdiffusion.daemon.bench.volumes import summary, whole_way
 from microdiffusion.daemon.system import resident_mb
-from microdiffusion.engines.diffusion import Runtime, load_denoiser
+from microdiffusion.engines.diffusion import Runtime, load_denoiser, weights_path
 from microdiffusion.engines.evaluation import measured
-from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, weights_path
+from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine
 from microdiffusion.errors import EngineError
 
 _CUDA_REFERENCE = 2e14  # operations: seconds there

@@ -6,6 +6,7 @@ sampler, by the runtime in use and by `EagerRuntime`, in turns. Costs are counte
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdiffusion.engines.diffusion import Runtime, SlabDenoiser
+from microdiffusion.engines.diffusion import Denoiser, Runtime
 
 Shape = tuple[int, ...]
 _PRECISIONS = {torch.bfloat16: ("bfloat16", "bf16"), torch.float16: ("float16", "fp16", "f16", "half")}
@@ -26,9 +27,9 @@ class EagerRuntime:
 
     capturable = False
 
-    def __init__(self, model: SlabDenoiser, device: torch.device) -> None:
+    def __init__(self, model: Denoiser, device: torch.device) -> None:
         self.device = device
-        self.multiple = model.shape.multiple
+        self.multiple = model.multiple
         self.name = f"torch {device} float32, eager"
         self._model = model.to(device=device, dtype=torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self._model.eval()
@@ -75,12 +76,12 @@ class Asked:
         return sum(count * seconds[shape] for shape, count in self.counts.items())
 
 
-def flop_of(model: SlabDenoiser, asked: Asked) -> float:
+def flop_of(model: Denoiser, asked: Asked) -> float:
     """Return the floating-point operations of the evaluations, two for each multiplication and addition.
 
     Counted on shapes: nothing is computed.
     """
-    ghost = SlabDenoiser(model.shape).to("meta")
+    ghost = copy.deepcopy(model).to("meta")
     flop = 0.0
     for shape, count in asked.counts.items():
         batch = [torch.empty(part.shape, device="meta") for part in asked.batches[shape]]

@@ -39,8 +39,7 @@ def run(args: Namespace) -> int:
     config = options.config_from(args).engine
     if not args.output.parent.is_dir():
         raise MissingFileError(f"There is no folder {args.output.parent} for the output: create it first.")
-    from microdiffusion.engines.diffusion import load_denoiser
-    from microdiffusion.engines.pipeline import shipped_weights
+    from microdiffusion.engines.diffusion import load_denoiser, shipped_weights
     from microdiffusion.engines.training import AdaptPlan, adapt, read_session, write_weights
 
     session = read_session(args.file, most=args.sweeps)

@@ -64,7 +64,8 @@ def run(args: Namespace) -> int:
             "engine.device": args.device,
         },
     ).engine
-    from microdiffusion.engines.pipeline import pick_device, shipped_weights, weights_path
+    from microdiffusion.engines.diffusion import shipped_weights, weights_path
+    from microdiffusion.engines.pipeline import pick_device
 
     device, _ = pick_device(config.device)
     every = args.network == "all"
@@ -141,7 +142,7 @@ def _list(cache: EngineCache) -> int:
         if "gpu" in about:
             what = f"{about.get('tensorrt', '?')}, driver {about.get('driver', '?')}, {about['gpu']}"
         else:
-            what = "ONNX graph" if "weights" in about else "damaged"
+            what = f"{about.get('format', 'ONNX')} graph" if "weights" in about else "damaged"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
         say(f"{entry.path.name}  {_size(entry.size):>8}  last used {used}  {what}")
     size = _size(sum(entry.size for entry in entries))

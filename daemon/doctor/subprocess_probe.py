@@ -59,8 +59,7 @@ def _weights(config: EngineConfig) -> Facts:
 
     import torch
 
-    from microdiffusion.engines.diffusion import load_denoiser
-    from microdiffusion.engines.pipeline import weights_path
+    from microdiffusion.engines.diffusion import load_denoiser, weights_path
 
     on_cuda = config.device != "cpu" and torch.cuda.is_available()
     path = weights_path(config, torch.device("cuda" if on_cuda else "cpu"))

@@ -5,11 +5,11 @@ from microdiffusion.engines.diffusion.denoiser import (
     CONDITIONS,
     SLICES,
     WINDOW,
-    DenoiserShape,
-    SlabDenoiser,
-    _Block,
-    load_denoiser,
-    save_denoiser,
+    Correction,
+    Denoiser,
+    SlabUNet,
+    middle_slices,
+    register_denoiser,
 )
 from microdiffusion.engines.diffusion.runtime import Runtime
 from microdiffusion.engines.diffusion.sampler import SamplerSettings, bridge_noise, sample
@@ -20,6 +20,12 @@ from microdiffusion.engines.diffusion.tiling import (
     VolumeDenoiser,
     window_indices,
 )
+from microdiffusion.engines.diffusion.weights import (
+    load_denoiser,
+    save_denoiser,
+    shipped_weights,
+    weights_path,
+)
 
 __all__ = [
     "BATCH_PIXELS",
@@ -27,17 +33,21 @@ __all__ = [
     "HALO",
     "SLICES",
     "WINDOW",
-    "DenoiserShape",
+    "Correction",
+    "Denoiser",
     "NetworkInputs",
     "Runtime",
     "SamplerSettings",
-    "SlabDenoiser",
+    "SlabUNet",
     "SliceConditions",
     "VolumeDenoiser",
-    "_Block",
     "bridge_noise",
     "load_denoiser",
+    "middle_slices",
+    "register_denoiser",
     "sample",
     "save_denoiser",
+    "shipped_weights",
+    "weights_path",
     "window_indices",
 ]

@@ -1,31 +1,26 @@
-"""The denoiser: a U-Net over slabs, conditioned on images and on the optics.
+"""What a denoiser is, the architectures by name, and the one that ships: a U-Net over slabs.
 
-It sees a window of `WINDOW` neighbouring slices as channels and predicts the `SLICES` in the middle
-jointly, so a volume of 128 slices takes 16 evaluations and neighbouring slices agree by construction.
-Three stacks of slices go in: the state of the sampler, the prior it started from (the INR) and, for each
-slice, the projection whose slab centre lies closest (the image condition, E_img). The optics and the
-position of every slice within its slab (E_pos) enter as numbers through FiLM.
+A denoiser sees a window of `WINDOW` neighbouring slices as channels and predicts the `SLICES` in the middle
+jointly, so a volume of 128 slices takes 16 evaluations and neighbouring slices agree by construction. Three
+stacks of slices go in: the state of the sampler, the prior it started from (the INR) and, for each slice, the
+projection whose slab centre lies closest (the image condition, E_img). The optics and the position of every
+slice within its slab (E_pos) enter as numbers.
 
-No normalisation layers and no attention: a slice's result does not depend on the size of the tile around
-it, so large fields can be cut into tiles, and every layer fuses on an inference runtime.
+An architecture is a `Denoiser` that `register_denoiser` has given a name. Weights files carry that name;
+training, OpenVINO and the ONNX export take the module as it is.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from microdiffusion.errors import InputFileError, MissingFileError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from microdiffusion.errors import InputFileError
 
 SLICES = 8
 CONTEXT = 4
@@ -35,18 +30,106 @@ WINDOW = SLICES + 2 * CONTEXT
 CONDITIONS = 3 * WINDOW + 6
 
 
-@dataclass(frozen=True, slots=True)
-class DenoiserShape:
-    """Size of the network: channels of each level (full resolution first) and of the condition."""
+class Denoiser(nn.Module):
+    """A network that predicts the clean slices in the middle of a window; see the module's docstring.
 
-    widths: tuple[int, ...] = (48, 96, 128, 160)
-    blocks: int = 1
-    embedding: int = 128
+    A slice's result should not depend on the size of the tile around it: large fields are cut into tiles.
+
+    Attributes
+    ----------
+    architecture : str
+        The name that `register_denoiser` gave the class.
+    multiple : int
+        Rows and columns have to be a multiple of this.
+    settings : mapping
+        The constructor's arguments by name, as JSON holds them: weights files carry them.
+    """
+
+    architecture: str
+    multiple: int = 1
+    settings: Mapping[str, Any]
 
     @property
-    def multiple(self) -> int:
-        """Rows and columns have to be a multiple of this."""
-        return int(2 ** (len(self.widths) - 1))
+    def description(self) -> str:
+        """Architecture and settings, for messages and model cards."""
+        return ", ".join([self.architecture, *(f"{name} {value}" for name, value in self.settings.items())])
+
+    def correction(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        """Return what has to be added to the prior's middle slices.
+
+        Parameters
+        ----------
+        state, prior, image : (B, WINDOW, Y, X)
+            The sampler's state, the INR's slices, the closest projection of each slice.
+        conditions : (B, CONDITIONS)
+            See `microdiffusion.engines.diffusion.conditioning`.
+
+        Returns
+        -------
+        (B, SLICES, Y, X)
+        """
+        raise NotImplementedError
+
+    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        """Return the clean slices (B, SLICES, Y, X); see `correction` for the inputs."""
+        return middle_slices(prior) + self.correction(state, prior, image, conditions)
+
+
+_Architecture = TypeVar("_Architecture", bound=type[Denoiser])
+
+_ARCHITECTURES: dict[str, type[Denoiser]] = {}
+_ENTRY_POINTS = "microdiffusion.denoisers"
+
+
+def register_denoiser(name: str) -> Callable[[_Architecture], _Architecture]:
+    """Return a class decorator that gives a `Denoiser` the name under which weights files ask for it.
+
+    A process of mdd's own, as the engine's, knows classes of other packages by their entry points in the
+    group "microdiffusion.denoisers", which have the same names.
+    """
+
+    def register(architecture: _Architecture) -> _Architecture:
+        architecture.architecture = name
+        _ARCHITECTURES[name] = architecture
+        return architecture
+
+    return register
+
+
+def find_architecture(name: str) -> type[Denoiser]:
+    """Return the class of that name.
+
+    Raises
+    ------
+    InputFileError
+        There is none.
+    """
+    if name not in _ARCHITECTURES:
+        for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
+            entry.load()
+    if name not in _ARCHITECTURES:
+        known = ", ".join(sorted(_ARCHITECTURES))
+        raise InputFileError(
+            f"no denoiser is called {name!r}, there are {known}: install the package that registers it"
+        )
+    return _ARCHITECTURES[name]
+
+
+def middle_slices(window: Tensor) -> Tensor:
+    """Return the slices (B, SLICES, Y, X) of a window that are predicted."""
+    return window[:, CONTEXT : CONTEXT + SLICES]
+
+
+class Correction(nn.Module):
+    """A denoiser whose forward pass is its correction, as converters call it."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        """Return the correction."""
+        return self.model.correction(state, prior, image, conditions)
 
 
 class _Block(nn.Module):
@@ -68,57 +151,51 @@ class _Block(nn.Module):
         return features + self.second(nn.functional.silu(hidden))  # type: ignore[no-any-return]
 
 
-class SlabDenoiser(nn.Module):
-    """Predicts the clean slices in the middle of a window; see the module's docstring."""
+@register_denoiser("slab-unet")
+class SlabUNet(Denoiser):
+    """A U-Net over slabs, conditioned through FiLM on the optics.
 
-    def __init__(self, shape: DenoiserShape | None = None) -> None:
+    No normalisation layers and no attention: a slice's result does not depend on the size of the tile around
+    it, and every layer fuses on an inference runtime.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Channels of each level, full resolution first.
+    blocks : int
+        Residual blocks of each level.
+    embedding : int
+        Channels of the condition.
+    """
+
+    def __init__(
+        self, widths: Sequence[int] = (48, 96, 128, 160), blocks: int = 1, embedding: int = 128
+    ) -> None:
         super().__init__()
-        self.shape = shape = shape or DenoiserShape()
-        widths, embedding = shape.widths, shape.embedding
+        self.settings = {"widths": list(widths), "blocks": blocks, "embedding": embedding}
+        self.multiple = 2 ** (len(widths) - 1)
         self.condition = nn.Sequential(
             nn.Linear(CONDITIONS, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
         self.stem = nn.Conv2d(3 * WINDOW, widths[0], 3, padding=1)
 
-        def blocks(width: int) -> nn.ModuleList:
-            return nn.ModuleList(_Block(width, embedding) for _ in range(shape.blocks))
+        def stage(width: int, count: int = blocks) -> nn.ModuleList:
+            return nn.ModuleList(_Block(width, embedding) for _ in range(count))
 
-        self.down = nn.ModuleList(blocks(w) for w in widths[:-1])
+        self.down = nn.ModuleList(stage(w) for w in widths[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
-        self.middle = nn.ModuleList(_Block(widths[-1], embedding) for _ in range(shape.blocks + 1))
+        self.middle = stage(widths[-1], blocks + 1)
         self.grow = nn.ModuleList(
             nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(itertools.pairwise(widths)))
         )
-        self.up = nn.ModuleList(blocks(w) for w in reversed(widths[:-1]))
+        self.up = nn.ModuleList(stage(w) for w in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], SLICES, 3, padding=1)
         # An untrained network returns the prior.
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
-        """Return the clean slices (B, SLICES, Y, X); see `correction` for the inputs."""
-        return self.middle_slices(prior) + self.correction(state, prior, image, conditions)
-
-    @staticmethod
-    def middle_slices(window: Tensor) -> Tensor:
-        """Return the slices (B, SLICES, Y, X) of a window that are predicted."""
-        return window[:, CONTEXT : CONTEXT + SLICES]
-
     def correction(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
-        """Return what has to be added to the prior's middle slices.
-
-        Parameters
-        ----------
-        state, prior, image : (B, WINDOW, Y, X)
-            The sampler's state, the INR's slices, the closest projection of each slice. Y and X are
-            multiples of `shape.multiple`.
-        conditions : (B, CONDITIONS)
-            See `microdiffusion.engines.diffusion.conditioning`.
-
-        Returns
-        -------
-        (B, SLICES, Y, X)
-        """
+        """See `Denoiser.correction`."""
         embedded = self.condition(conditions)
         features = self.stem(torch.cat([state, prior, image], dim=1))
         skips = []
@@ -135,33 +212,3 @@ class SlabDenoiser(nn.Module):
                 features = block(features, embedded)
         change: Tensor = self.head(nn.functional.silu(features))
         return change
-
-
-def save_denoiser(model: SlabDenoiser, path: Path, notes: dict[str, str]) -> None:
-    """Write weights (half precision) and shape to a safetensors file; `notes` go into its metadata."""
-    tensors = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, path, metadata={"shape": json.dumps(asdict(model.shape)), **notes})
-
-
-def load_denoiser(path: Path) -> SlabDenoiser:
-    """Return the network of a safetensors file, float32, in evaluation mode, on the CPU.
-
-    Raises
-    ------
-    MissingFileError, InputFileError
-        No such file; or not the weights of this network.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"Weights {path} do not exist: correct engine.weights or leave it out.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        size = json.loads(metadata["shape"])
-        model = SlabDenoiser(DenoiserShape(tuple(size["widths"]), size["blocks"], size["embedding"]))
-        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    except Exception as error:
-        raise InputFileError(
-            f"{path} does not hold weights of this version's denoiser ({error}): "
-            "name a file that `mdd train` wrote."
-        ) from error
-    return model.eval()

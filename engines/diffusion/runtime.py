@@ -33,5 +33,5 @@ class Runtime(Protocol):
     capturable: bool
 
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
-        """Return the clean slices; shapes as in `SlabDenoiser.forward`, all float32 on `device`."""
+        """Return the clean slices; shapes as in `Denoiser.forward`, all float32 on `device`."""
         ...

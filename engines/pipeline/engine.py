@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import load_denoiser
+from microdiffusion.engines.diffusion import load_denoiser, weights_path
 from microdiffusion.engines.pipeline.device import keep_freed_memory
 from microdiffusion.engines.runtimes import open_runtime
 from microdiffusion.errors import ConfigError
@@ -48,22 +46,6 @@ class Engine:
     weights: str = ""
     weights_sha256: str = ""
     fallback: str = ""
-
-
-def shipped_weights(network: str = "small") -> Path:
-    """Return the path of the weights that ship with mdd, of the "small" or the "large" network."""
-    return Path(str(resources.files("microdiffusion.engines.weights") / f"slab_{network}.safetensors"))
-
-
-def default_network(device: torch.device) -> str:
-    """Return which of the shipped networks a device runs live: small or large."""
-    return "large" if device.type == "cuda" else "small"
-
-
-def weights_path(config: EngineConfig, device: torch.device) -> Path:
-    """Return the weights that a configuration asks for on a device."""
-    network = default_network(device) if config.network == "auto" else config.network
-    return config.weights or shipped_weights(network)
 
 
 def open_engine(config: EngineConfig, *, progress: Progress | None = None) -> Engine:

@@ -86,7 +86,7 @@ def compile_network(
     trt = require_tensorrt(device)
     model = load_denoiser(weights)
     started = time.perf_counter()
-    profile = Profile.of(tile, model.shape.multiple)
+    profile = Profile.of(tile, model.multiple)
     opened = open_tensorrt(model, device, profile, trt, cache, progress=progress)
     seconds = time.perf_counter() - started
     if not opened.path.exists():
@@ -115,7 +115,7 @@ def check_network(weights: Path, tile: int, trt: Any, *, progress: Progress | No
     started = time.perf_counter()
     graph = export_onnx(model, torch.float16)
     exported = time.perf_counter()
-    engine = build_engine(trt, graph, Profile.of(tile, model.shape.multiple), progress=progress)
+    engine = build_engine(trt, graph, Profile.of(tile, model.multiple), progress=progress)
     built = time.perf_counter()
     name = f"{trt.__name__} {trt.__version__}"
     return Checked(name, exported - started, len(graph), built - exported, len(engine))

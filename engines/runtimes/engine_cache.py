@@ -32,6 +32,9 @@ from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+    from microdiffusion.engines.diffusion import Denoiser
 
 logger = logging.getLogger("microdiffusion.engines")
 
@@ -42,7 +45,7 @@ _MAGIC = b"mdd-engine 1\n"
 _HEADER_LIMIT = 1 << 16
 _MOST_BYTES = 2 << 30  # some dozens of engines
 # What differs between an entry and the stale one that it replaces.
-_PASSING = frozenset({"driver", "tensorrt", "exporter"})
+_PASSING = frozenset({"driver", "tensorrt", "exporter", "code"})
 _ABANDONED_S = 3600.0  # a file that is still being written is younger
 
 
@@ -54,6 +57,17 @@ class Entry:
     size: int
     used_s: float
     built_for: dict[str, str]
+
+
+def network_key(model: Denoiser, converter: ModuleType) -> dict[str, str]:
+    """Return what a converted network depends on: weights, settings, its code and the converter's."""
+    weights = hashlib.sha256(json.dumps([model.architecture, dict(model.settings)]).encode())
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().numpy().tobytes())
+    modules = (sys.modules[type(model).__module__], converter)
+    code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
+    return {"weights": weights.hexdigest(), "code": code.hexdigest()[:16]}
 
 
 def user_cache_folder() -> Path:

@@ -1,6 +1,6 @@
 """The denoiser as an ONNX graph, for inference engines other than torch.
 
-What is exported is `SlabDenoiser.correction`: the prior is added back outside, in float32, so that a
+What is exported is `Denoiser.correction`: the prior is added back outside, in float32, so that a
 half-precision engine rounds the correction alone. The number of windows, rows and columns stay symbolic,
 and that is checked, since an export that freezes the batch works with the first batch it sees.
 
@@ -17,15 +17,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction
 from microdiffusion.errors import DependencyError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from microdiffusion.engines.diffusion import SlabDenoiser
+    from microdiffusion.engines.diffusion import Denoiser
 
 INPUTS = ("state", "prior", "image", "conditions")
 OUTPUT = "correction"
@@ -33,18 +32,7 @@ OUTPUT = "correction"
 OPSET = 22
 
 
-class _Correction(nn.Module):
-    """Gives `correction` the name that the exporter calls."""
-
-    def __init__(self, model: SlabDenoiser) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
-        return self.model.correction(state, prior, image, conditions)
-
-
-def export_onnx(model: SlabDenoiser, dtype: torch.dtype = torch.float32) -> bytes:
+def export_onnx(model: Denoiser, dtype: torch.dtype = torch.float32) -> bytes:
     """Return the graph of `model.correction`; the model itself is left as it is.
 
     Inputs `state`, `prior`, `image` (batch, WINDOW, rows, columns) and `conditions` (batch, CONDITIONS),
@@ -58,8 +46,8 @@ def export_onnx(model: SlabDenoiser, dtype: torch.dtype = torch.float32) -> byte
         The graph is invalid or its batch is frozen.
     """
     require_onnx()
-    twin = _Correction(copy.deepcopy(model)).to(device="cpu", dtype=dtype).eval()
-    multiple = model.shape.multiple
+    twin = Correction(copy.deepcopy(model)).to(device="cpu", dtype=dtype).eval()
+    multiple = model.multiple
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     rows, columns = (torch.export.Dim(name, min=1, max=1 << 13) for name in ("rows", "columns"))
     window = {0: batch, 2: multiple * rows, 3: multiple * columns}

@@ -1,30 +1,35 @@
 """The denoiser on a CPU through OpenVINO: what torch computes, with every layer's neighbours fused into it.
 
 Torch passes over memory for each activation, scale and sum; OpenVINO's processor plug-in does them while a
-convolution's result is still in registers. The graph is built from the weights directly (nothing is
-exported, no file is written). It takes any number of windows of any size; the first few sizes are compiled
-for themselves, in a fraction of a second each, which makes them a tenth faster. Bfloat16 where the processor
-multiplies it natively, else float32. OpenVINO is imported only when it is wanted; it runs on threads of its
-own, as many as torch has.
+convolution's result is still in registers. The graph is converted from the module once, in a second or so,
+and kept beside the built engines. It takes any number of windows of any size; the first few sizes are
+compiled for themselves, in a fraction of a second each, which makes them a tenth faster. Bfloat16 where the
+processor multiplies it natively, else float32. OpenVINO is imported only when it is wanted; it runs on
+threads of its own, as many as torch has.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
+import sys
+import tempfile
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, SlabDenoiser
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction, middle_slices
+from microdiffusion.engines.runtimes.engine_cache import EngineCache, network_key
+from microdiffusion.engines.runtimes.onnx_export import INPUTS
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from microdiffusion.engines.diffusion import _Block
+    from microdiffusion.engines.diffusion import Denoiser
 
 logger = logging.getLogger("microdiffusion.engines")
 
@@ -34,9 +39,10 @@ _PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}  # OpenVINO's names, torch'
 
 def find_openvino() -> Any | None:
     """Return the module openvino where it can be imported and drives this processor; None without it."""
+    # Importing OpenVINO reports that to its makers over the network; without this package it reports nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         module = importlib.import_module("openvino")
-        importlib.import_module("openvino.opset14")
         return module if "CPU" in module.Core().available_devices else None
     except ModuleNotFoundError:
         return None
@@ -50,7 +56,7 @@ class OpenVINORuntime:
 
     Parameters
     ----------
-    model : SlabDenoiser
+    model : Denoiser
         Left as it is.
     device : torch.device
         The CPU.
@@ -60,6 +66,8 @@ class OpenVINORuntime:
         "bf16" or "f32"; what the processor does best where it is not given.
     threads : int, optional
         As many as torch has where it is not given.
+    cache : EngineCache, optional
+        Where converted graphs are kept; the user's where it is not given.
 
     Raises
     ------
@@ -71,14 +79,15 @@ class OpenVINORuntime:
 
     def __init__(
         self,
-        model: SlabDenoiser,
+        model: Denoiser,
         device: torch.device,
         openvino: Any,
         precision: str | None = None,
         threads: int | None = None,
+        cache: EngineCache | None = None,
     ) -> None:
         self.device = device
-        self.multiple = model.shape.multiple
+        self.multiple = model.multiple
         core = self._core = openvino.Core()
         if precision is None:
             precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
@@ -93,7 +102,7 @@ class OpenVINORuntime:
         }
         self._sizes: dict[tuple[int, ...], Any] = {}
         try:
-            self._graph = _Graph(openvino).correction(model)
+            self._graph = open_graph(core, openvino, model, cache or EngineCache())
             self._any_size = core.compile_model(self._graph, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"{self.name} cannot run the denoiser: {error}") from error
@@ -104,7 +113,7 @@ class OpenVINORuntime:
         inputs = [tensor.contiguous().numpy() for tensor in (state, prior, image, conditions)]
         answer = self._request(state.shape).infer(inputs, share_inputs=True, share_outputs=True)[0]
         # The prior is added in float32, and by that the answer leaves OpenVINO's memory.
-        return SlabDenoiser.middle_slices(prior) + torch.from_numpy(answer)
+        return middle_slices(prior) + torch.from_numpy(answer)
 
     def _request(self, size: tuple[int, ...]) -> Any:
         """Return what runs windows of this size (B, WINDOW, Y, X)."""
@@ -119,72 +128,28 @@ class OpenVINORuntime:
         return known
 
 
-class _Graph:
-    """Writes `SlabDenoiser.correction` in OpenVINO's operations."""
+def open_graph(core: Any, openvino: Any, model: Denoiser, cache: EngineCache) -> Any:
+    """Return the graph of `model.correction`: the kept one, else one that is converted here and kept."""
+    version = f"openvino {openvino.__version__}, torch {torch.__version__}"
+    key = {**network_key(model, sys.modules[__name__]), "exporter": version, "format": "OpenVINO"}
+    kept = cache.load(key)
+    if kept is None:
+        kept = _convert(openvino, model)
+        cache.store(key, kept)
+    end = 8 + int.from_bytes(kept[:8], "little")
+    return core.read_model(kept[8:end], kept[end:])
 
-    def __init__(self, openvino: Any) -> None:
-        self._openvino = openvino
-        self._ops: Any = importlib.import_module("openvino.opset14")
 
-    def correction(self, model: SlabDenoiser) -> Any:
-        ops = self._ops
-        stacks = [ops.parameter([-1, WINDOW, -1, -1], name=name) for name in ("state", "prior", "image")]
-        conditions = ops.parameter([-1, CONDITIONS], name="conditions")
-        first, _, second, _ = model.condition
-        embedded = ops.swish(self._linear(conditions, first))  # type: ignore[arg-type]
-        embedded = ops.swish(self._linear(embedded, second))  # type: ignore[arg-type]
-        features = self._convolution(ops.concat(stacks, 1), model.stem)
-        skips = []
-        for stage, shrink in zip(model.down, model.shrink, strict=True):
-            for block in stage:  # type: ignore[attr-defined]
-                features = self._block(features, embedded, block)
-            skips.append(features)
-            features = self._convolution(features, shrink)  # type: ignore[arg-type]
-        for block in model.middle:
-            features = self._block(features, embedded, block)  # type: ignore[arg-type]
-        for grow, stage in zip(model.grow, model.up, strict=True):
-            features = ops.add(self._transposed(features, grow), skips.pop())  # type: ignore[arg-type]
-            for block in stage:  # type: ignore[attr-defined]
-                features = self._block(features, embedded, block)
-        change = self._convolution(ops.swish(features), model.head)
-        return self._openvino.Model([change], [*stacks, conditions], "correction")
-
-    def _block(self, features: Any, embedded: Any, block: _Block) -> Any:
-        ops = self._ops
-        scale, shift = block.film.weight.chunk(2)
-        scale_bias, shift_bias = block.film.bias.chunk(2)
-        hidden = self._convolution(ops.swish(features), block.first)
-        hidden = ops.multiply(hidden, self._across(self._product(embedded, scale, 1 + scale_bias)))
-        hidden = ops.add(hidden, self._across(self._product(embedded, shift, shift_bias)))
-        return ops.add(features, self._convolution(ops.swish(hidden), block.second))
-
-    def _convolution(self, features: Any, layer: nn.Conv2d) -> Any:
-        pad = list(layer.padding)
-        stride = list(layer.stride)
-        result = self._ops.convolution(features, self._constant(layer.weight), stride, pad, pad, [1, 1])
-        return self._add_bias(result, layer.bias)
-
-    def _transposed(self, features: Any, layer: nn.ConvTranspose2d) -> Any:
-        weight = self._constant(layer.weight)
-        result = self._ops.convolution_backprop_data(features, weight, strides=list(layer.stride))
-        return self._add_bias(result, layer.bias)
-
-    def _add_bias(self, features: Any, bias: Tensor | None) -> Any:
-        return (
-            features if bias is None else self._ops.add(features, self._constant(bias[None, :, None, None]))
-        )
-
-    def _linear(self, numbers: Any, layer: nn.Linear) -> Any:
-        return self._product(numbers, layer.weight, layer.bias)
-
-    def _product(self, numbers: Any, weight: Tensor, bias: Tensor) -> Any:
-        product = self._ops.matmul(numbers, self._constant(weight), False, True)
-        return self._ops.add(product, self._constant(bias[None]))
-
-    def _across(self, numbers: Any) -> Any:
-        """Return numbers (B, C) as (B, C, 1, 1)."""
-        return self._ops.unsqueeze(numbers, self._constant(torch.tensor([2, 3])))
-
-    def _constant(self, tensor: Tensor) -> Any:
-        array: NDArray[np.generic] = tensor.detach().cpu().contiguous().numpy()
-        return self._ops.constant(array.copy())  # it outlives the weights
+def _convert(openvino: Any, model: Denoiser) -> bytes:
+    """Return the converted graph: the length of its description in eight bytes, description and weights."""
+    stack = torch.zeros(2, WINDOW, 2 * model.multiple, 3 * model.multiple)
+    example = {**dict.fromkeys(INPUTS[:3], stack), INPUTS[3]: torch.zeros(2, CONDITIONS)}
+    shapes = {name: [-1, WINDOW, -1, -1] for name in INPUTS[:3]} | {INPUTS[3]: [-1, CONDITIONS]}
+    twin = Correction(copy.deepcopy(model).to(device="cpu", dtype=torch.float32)).eval()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # of torch's tracer, which OpenVINO calls
+        graph = openvino.convert_model(twin, example_input=example, input=shapes)
+        path = Path(folder) / "graph.xml"
+        openvino.save_model(graph, path, compress_to_fp16=False)
+        description, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    return len(description).to_bytes(8, "little") + description + weights

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, SlabDenoiser
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, middle_slices
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
-    from microdiffusion.engines.diffusion import Runtime
+    from microdiffusion.engines.diffusion import Denoiser, Runtime
 
 logger = logging.getLogger("microdiffusion.engines")
 
@@ -37,7 +37,7 @@ class Parity:
     slices: float
 
 
-def parity_error(runtime: Runtime, model: SlabDenoiser, batch: int, edge: int) -> Parity:
+def parity_error(runtime: Runtime, model: Denoiser, batch: int, edge: int) -> Parity:
     """Return how far a runtime is from torch in float32 on the CPU; the model is left as it is."""
     generator = torch.Generator().manual_seed(0)
     prior = torch.rand(batch, WINDOW, edge, edge, generator=generator)
@@ -48,16 +48,14 @@ def parity_error(runtime: Runtime, model: SlabDenoiser, batch: int, edge: int) -
     with torch.inference_mode():
         wanted = twin.correction(*inputs)
         clean = runtime(*(tensor.to(runtime.device) for tensor in inputs)).cpu()
-    middle = SlabDenoiser.middle_slices(prior)
+    middle = middle_slices(prior)
     difference = (clean - middle - wanted).norm()
     # A network whose head is zero corrects nothing.
     whole = (middle + wanted).norm().clamp_min(1e-6)
     return Parity(float(difference / wanted.norm().clamp_min(1e-6)), float(difference / whole))
 
 
-def check_parity(
-    runtime: Runtime, model: SlabDenoiser, batch: int, edge: int, *, coarse: bool = False
-) -> Parity:
+def check_parity(runtime: Runtime, model: Denoiser, batch: int, edge: int, *, coarse: bool = False) -> Parity:
     """Check that a runtime computes what torch computes, and return how far it is from it.
 
     Parameters

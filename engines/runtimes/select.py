@@ -23,7 +23,7 @@ from microdiffusion.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
-    from microdiffusion.engines.diffusion import Runtime, SlabDenoiser
+    from microdiffusion.engines.diffusion import Denoiser, Runtime
     from microdiffusion.engines.runtimes.tensorrt_build import Progress
 
 logger = logging.getLogger("microdiffusion.engines")
@@ -45,7 +45,7 @@ class Choice:
 
 
 def open_runtime(
-    model: SlabDenoiser,
+    model: Denoiser,
     device: torch.device,
     config: EngineConfig,
     *,
@@ -55,7 +55,7 @@ def open_runtime(
 
     Parameters
     ----------
-    model : SlabDenoiser
+    model : Denoiser
         Torch takes it as it is and changes its precision and place.
     progress : callable, optional
         See `open_tensorrt`.
@@ -92,7 +92,7 @@ def _check_device(wanted: str, device: torch.device) -> None:
 
 
 def _on_cuda(
-    model: SlabDenoiser, device: torch.device, config: EngineConfig, progress: Progress | None
+    model: Denoiser, device: torch.device, config: EngineConfig, progress: Progress | None
 ) -> Choice:
     asked = config.runtime == "tensorrt"
     trt = find_tensorrt()
@@ -101,7 +101,7 @@ def _on_cuda(
             raise DependencyError(_not_installed("tensorrt", install_tensorrt(device)))
         return Choice(_torch(model, device, config), "; torch, no TensorRT is installed")
     name = f"{trt.__name__} {trt.__version__}"
-    profile = Profile.of(config.tile, model.shape.multiple)
+    profile = Profile.of(config.tile, model.multiple)
     try:
         opened = open_tensorrt(model, device, profile, trt, build=config.compile, progress=progress)
     except NotBuiltError:
@@ -113,7 +113,7 @@ def _on_cuda(
     return Choice(opened.runtime, f"; {name} {'as configured' if asked else 'found'}")
 
 
-def _on_cpu(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> Choice:
+def _on_cpu(model: Denoiser, device: torch.device, config: EngineConfig) -> Choice:
     asked = config.runtime == "openvino"
     openvino = find_openvino()
     if openvino is None:
@@ -129,7 +129,7 @@ def _on_cpu(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> 
     return Choice(runtime, f"; openvino {version} {'as configured' if asked else 'found'}")
 
 
-def _torch(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> TorchRuntime:
+def _torch(model: Denoiser, device: torch.device, config: EngineConfig) -> TorchRuntime:
     """Return torch where it is there to stay: then fusing the network is worth the wait."""
     if config.torch_compile and device.type == "cuda":
         return TorchRuntime(model, device, fused=True)
@@ -137,7 +137,7 @@ def _torch(model: SlabDenoiser, device: torch.device, config: EngineConfig) -> T
 
 
 def _fallen_back(
-    model: SlabDenoiser, device: torch.device, config: EngineConfig, name: str, error: Exception
+    model: Denoiser, device: torch.device, config: EngineConfig, name: str, error: Exception
 ) -> Choice:
     fallback = f"{name} is not used, torch goes on in its place: {error}"
     logger.warning(fallback)

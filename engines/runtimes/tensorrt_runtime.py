@@ -15,7 +15,6 @@ Runs on the engine's thread, in order on the current stream.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, SlabDenoiser, denoiser
+from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, Denoiser, middle_slices
 from microdiffusion.engines.runtimes import onnx_export
-from microdiffusion.engines.runtimes.engine_cache import EngineCache
+from microdiffusion.engines.runtimes.engine_cache import EngineCache, network_key
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
 from microdiffusion.engines.runtimes.parity import check_parity
 from microdiffusion.engines.runtimes.tensorrt_build import (
@@ -125,7 +124,7 @@ class TensorRTRuntime:
         corrections = [self._correction(*part).float() for part in parts]
         correction = torch.cat(corrections) if len(corrections) > 1 else corrections[0]
         # The prior is added back in float32: half precision then only rounds the correction.
-        return correction + SlabDenoiser.middle_slices(prior)
+        return correction + middle_slices(prior)
 
     def _correction(self, *inputs: Tensor) -> Tensor:
         """Return the correction (B, SLICES, Y, X) float16: a buffer, good until the next call of its size."""
@@ -203,7 +202,7 @@ class NotBuiltError(EngineError):
 
 
 def open_tensorrt(
-    model: SlabDenoiser,
+    model: Denoiser,
     device: torch.device,
     profile: Profile,
     trt: Any,
@@ -256,7 +255,7 @@ def open_tensorrt(
         if not fresh:
             told(1.0)
         try:
-            opened[:] = [TensorRTRuntime(device, model.shape.multiple, profile, trt, engine)]
+            opened[:] = [TensorRTRuntime(device, model.multiple, profile, trt, engine)]
             if not fresh:
                 check_parity(opened[0], model, 1, min(_KEPT_EDGE, profile.usual[1]))
         except EngineError:
@@ -264,7 +263,7 @@ def open_tensorrt(
         return True
 
     not_built = NotBuiltError(f"No engine of {trt.__name__} {trt.__version__} is built yet.")
-    graph_key = export_key(model, torch.float16)
+    graph_key = {**network_key(model, onnx_export), "precision": "float16", "exporter": _exporter()}
     kept_graph = cache.load(graph_key)
     if kept_graph is None:
         if not build:  # exporting takes seconds, and without a graph there is no engine
@@ -276,26 +275,6 @@ def open_tensorrt(
     key = cache_key(trt, graph, profile, gpu_name(device), driver_version())
     state = cache.open(key, build=make, use=use, check=lambda: check_parity(opened[0], model, *profile.usual))
     return OpenedEngine(opened[0], state, cache.path(key))
-
-
-def export_key(model: SlabDenoiser, dtype: torch.dtype) -> dict[str, str]:
-    """Return everything that an exported graph depends on: weights, precision, the code and its versions.
-
-    Raises
-    ------
-    DependencyError
-        onnx or onnxscript is not installed.
-    """
-    weights = hashlib.sha256(repr(model.shape).encode())
-    for name, value in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().numpy().tobytes())
-    code = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (denoiser, onnx_export)))
-    return {
-        "weights": weights.hexdigest(),
-        "precision": str(dtype).removeprefix("torch."),
-        "exporter": f"{_exporter()}, code {code.hexdigest()[:16]}",
-    }
 
 
 def _exporter() -> str:

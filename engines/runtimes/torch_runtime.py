@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import SlabDenoiser
+from microdiffusion.engines.diffusion import middle_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from microdiffusion.engines.diffusion import Denoiser
 
 logger = logging.getLogger("microdiffusion.engines")
 
@@ -26,7 +28,7 @@ class TorchRuntime:
 
     Parameters
     ----------
-    model : SlabDenoiser
+    model : Denoiser
         Its precision and place are changed.
     device : torch.device
     dtype : torch.dtype, optional
@@ -38,14 +40,14 @@ class TorchRuntime:
 
     def __init__(
         self,
-        model: SlabDenoiser,
+        model: Denoiser,
         device: torch.device,
         dtype: torch.dtype | None = None,
         *,
         fused: bool = False,
     ) -> None:
         self.device = device
-        self.multiple = model.shape.multiple
+        self.multiple = model.multiple
         self.dtype = dtype or best_dtype(device)
         self.capturable = device.type == "cuda"
         self.name = f"torch {device} {str(self.dtype).removeprefix('torch.')}"
@@ -61,7 +63,7 @@ class TorchRuntime:
         images = [t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image)]
         correction = self._correction(*images, conditions.to(self.dtype))
         # The prior is added back in float32: half precision then only rounds the correction.
-        return correction.float() + SlabDenoiser.middle_slices(prior)
+        return correction.float() + middle_slices(prior)
 
     def _correction(self, *inputs: Tensor) -> Tensor:
         if self._fused is not None:

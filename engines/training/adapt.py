@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.config import EngineConfig
-from microdiffusion.engines.diffusion import SlabDenoiser, SliceConditions
+from microdiffusion.engines.diffusion import Denoiser, SliceConditions
 from microdiffusion.engines.pipeline import Engine, Reconstructor, pick_device
 from microdiffusion.engines.projections import along_z, estimate_sigma, noise_variance
 from microdiffusion.engines.runtimes import open_runtime
@@ -65,14 +65,14 @@ class AdaptPlan:
 class Adapted:
     """The network after adapting, and the judges' verdict."""
 
-    model: SlabDenoiser
+    model: Denoiser
     verdict: Verdict
     iterations: int
 
 
 def adapt(
     session: Session,
-    model: SlabDenoiser,
+    model: Denoiser,
     config: EngineConfig,
     plan: AdaptPlan,
     say: Callable[[str], None],
@@ -106,7 +106,7 @@ def adapt(
 class _Adaptation:
     """One adaptation: the learner, the session's optics, and the ring of groups."""
 
-    def __init__(self, session: Session, model: SlabDenoiser, config: EngineConfig, plan: AdaptPlan) -> None:
+    def __init__(self, session: Session, model: Denoiser, config: EngineConfig, plan: AdaptPlan) -> None:
         self._session, self._plan = session, plan
         # Judged and reconstructed as the network alone would be, however it compares with other answers.
         self._config = config.model_copy(update={"method": "mdd", "fall_back": False})
@@ -145,13 +145,13 @@ class _Adaptation:
         calibrated = camera.gain is not None
         return Optics(profile, step, read / self._scale**2, shot / self._scale**2, calibrated=calibrated)
 
-    def _reconstructor(self, model: SlabDenoiser, **changes: Any) -> Reconstructor:
+    def _reconstructor(self, model: Denoiser, **changes: Any) -> Reconstructor:
         config = self._config.model_copy(update=changes)
         # A copy: the runtime changes the network's precision and place.
         runtime = open_runtime(copy.deepcopy(model), self._device, config).runtime
         return Reconstructor(self._session.header, config, Engine(self._device, runtime.name, "", runtime))
 
-    def judged(self, model: SlabDenoiser) -> list[NDArray[np.float64]]:
+    def judged(self, model: Denoiser) -> list[NDArray[np.float64]]:
         """Return the judges' errors by block, for each sweep."""
         reconstructor = self._reconstructor(model, merge_sweeps="off")
         return [

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from microdiffusion.config import TrainingConfig
-from microdiffusion.engines.diffusion import SlabDenoiser, load_denoiser, save_denoiser
+from microdiffusion.engines.diffusion import Denoiser, load_denoiser, save_denoiser
 from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
 from microdiffusion.files import replacing
 
 
-def write_weights(model: SlabDenoiser, path: Path, notes: Mapping[str, str]) -> None:
+def write_weights(model: Denoiser, path: Path, notes: Mapping[str, str]) -> None:
     """Write weights as `save_denoiser` does, whole or not at all."""
     with replacing(path) as temporary:
         save_denoiser(model, temporary, dict(notes))
@@ -85,8 +85,10 @@ def _shown(text: str | None) -> str:
     return value if len(value) <= 60 else value[:57] + "..."
 
 
-def start_from(model: SlabDenoiser, path: Path) -> None:
-    """Give `model` the function of the weights in `path`; it may have more blocks than they do.
+def start_from(model: Denoiser, path: Path) -> Denoiser:
+    """Return `model` with the function of the weights in `path`; it may have more blocks than they do.
+
+    Weights of another architecture are returned as their own network.
 
     A block that the weights lack becomes the identity, so a deeper network starts where the shallower one
     ended.
@@ -99,15 +101,17 @@ def start_from(model: SlabDenoiser, path: Path) -> None:
     if not path.is_file():
         raise MissingFileError(f"There are no weights {path} to start from: correct training.init.")
     known = load_denoiser(path)
-    theirs, ours = known.shape, model.shape
-    if theirs.widths != ours.widths or theirs.embedding != ours.embedding or theirs.blocks > ours.blocks:
+    if known.architecture != model.architecture:
+        return known
+    theirs, ours = dict(known.settings), dict(model.settings)
+    if theirs | {"blocks": ours["blocks"]} != ours or theirs["blocks"] > ours["blocks"]:
         raise InputFileError(
-            f"{path} is a network of widths {theirs.widths}, embedding {theirs.embedding} and "
-            f"{theirs.blocks} blocks, which one of {ours.widths}, {ours.embedding} and {ours.blocks} cannot "
-            "start from: use the same widths and embedding, and at least as many blocks."
+            f"{path} holds {known.description}, which {model.description} cannot start from: "
+            "use the same widths and embedding, and at least as many blocks."
         )
     absent = model.load_state_dict(known.state_dict(), strict=False).missing_keys
     with torch.no_grad():
         for name in absent:
             if ".second." in name:
                 nn.init.zeros_(model.get_parameter(name))
+    return model

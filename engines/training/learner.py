@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdiffusion.engines.diffusion import SlabDenoiser
+from microdiffusion.engines.diffusion import Denoiser, middle_slices
 from microdiffusion.engines.projections import DataConsistency
 from microdiffusion.engines.training.degrade import Batch, Column
 
@@ -33,13 +33,13 @@ class Learner:
 
     Attributes
     ----------
-    model, average : SlabDenoiser
+    model, average : Denoiser
         The network, and the average of its weights, which is what is validated and written.
     """
 
     def __init__(
         self,
-        model: SlabDenoiser,
+        model: Denoiser,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -61,7 +61,7 @@ class Learner:
         half = self._dtype is not torch.float32
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=half):
             change = self.model.correction(batch.state, batch.prior, batch.image, batch.conditions)
-        clean: Tensor = change.float() + SlabDenoiser.middle_slices(batch.prior)
+        clean: Tensor = change.float() + middle_slices(batch.prior)
         return clean
 
     def loss(self, batch: Batch) -> Tensor:

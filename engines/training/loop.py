@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from microdiffusion.config import TrainingConfig
-from microdiffusion.engines.diffusion import DenoiserShape, SlabDenoiser
+from microdiffusion.engines.diffusion import Denoiser, SlabUNet
 from microdiffusion.engines.training.batches import Batches
 from microdiffusion.engines.training.checkpoint import (
     identity,
@@ -147,9 +147,9 @@ class _Run:
         )
         self._identity = identity(config, self._sources.fingerprint())
         torch.manual_seed(config.seed)
-        model = SlabDenoiser(DenoiserShape(config.widths, config.blocks, config.embedding))
+        model: Denoiser = SlabUNet(config.widths, config.blocks, config.embedding)
         if config.init is not None:
-            start_from(model, config.init)
+            model = start_from(model, config.init)
         self._learner = Learner(
             model, crew.device, self._dtype, rate=config.rate, weight_decay=1e-4, share=crew.share
         )
@@ -320,6 +320,7 @@ class _Run:
             device=str(self._crew.device),
             precision=str(self._dtype).removeprefix("torch."),
             processes=self._crew.size,
+            network=self._learner.model.description,
             parameters=sum(parameter.numel() for parameter in self._learner.model.parameters()),
             loss=self._recent_loss(),
             table=self._table,

@@ -44,6 +44,7 @@ class Outcome:
     device: str
     precision: str
     processes: int
+    network: str
     parameters: int
     loss: float
     table: Table
@@ -62,8 +63,7 @@ def write_card(config: TrainingConfig, records: Sequence[Record], outcome: Outco
 def model_card(config: TrainingConfig, records: Sequence[Record], outcome: Outcome) -> str:
     """Return the card as Markdown."""
     facts = {
-        "network": f"slab U-Net, widths {' / '.join(map(str, config.widths))}, {config.blocks} "
-        f"block{'s' if config.blocks > 1 else ''} a level, {outcome.parameters / 1e6:.2f} M parameters",
+        "network": f"{outcome.network}, {outcome.parameters / 1e6:.2f} M parameters",
         "trained": f"{outcome.iterations:,} iterations of {config.batch} windows"
         + (f" on each of {outcome.processes} processes" if outcome.processes > 1 else "")
         + f", {outcome.seconds / 60:.1f} minutes, AdamW, cosine from {config.rate:g}, averaged weights (EMA)",

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import (
+    Denoiser,
     NetworkInputs,
     SamplerSettings,
-    SlabDenoiser,
     SliceConditions,
     VolumeDenoiser,
 )
@@ -34,7 +34,7 @@ Table = dict[str, dict[str, float]]
 
 
 def validate(
-    model: SlabDenoiser,
+    model: Denoiser,
     volumes: dict[str, NDArray[np.float32]],
     device: torch.device,
     say: Callable[[str], None],

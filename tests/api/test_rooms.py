@@ -37,7 +37,7 @@ PUBLIC = {
     microdiffusion: "open_run Run Status GapError DamagedError load_config Config Sender RunHeader Frame "
     "FrameInfo StagePosition open_projections to_dask to_xarray export __version__",
     drivers: "attach",
-    engines: "Reconstructor open_engine",
+    engines: "Denoiser Reconstructor open_engine register_denoiser save_denoiser",
 }
 
 

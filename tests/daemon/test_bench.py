@@ -19,11 +19,11 @@ from microdiffusion.daemon.bench.settings import QUICK, WARM_UP, BenchSettings
 from microdiffusion.daemon.bench.timing import take_turns
 from microdiffusion.daemon.bench.volumes import ENGINE, Sample, summary
 from microdiffusion.daemon.cli import dispatch as cli
-from microdiffusion.engines.diffusion.denoiser import CONDITIONS, WINDOW, DenoiserShape, SlabDenoiser
+from microdiffusion.engines.diffusion.denoiser import CONDITIONS, WINDOW, SlabUNet
 
 CPU = torch.device("cpu")
 SIZE = "16x32x32"
-TINY = DenoiserShape((8, 16), 1, 8)
+TINY = ((8, 16), 1, 8)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def asked(batch: int, count: int) -> Asked:
 
 
 def test_operations_are_counted_for_every_batch():
-    model = SlabDenoiser(TINY)
+    model = SlabUNet(*TINY)
     one = flop_of(model, asked(1, 1))
     stem = 2 * 3 * WINDOW * 8 * 9 * 16 * 16
     head = 2 * 8 * 8 * 9 * 16 * 16
@@ -205,7 +205,7 @@ def test_operations_are_counted_for_every_batch():
 
 
 def test_the_listener_hears_every_batch_and_changes_none():
-    model = SlabDenoiser(TINY)
+    model = SlabUNet(*TINY)
     eager = EagerRuntime(model, CPU)
     listener = Listener(eager)
     batch = asked(2, 1).batches[2, WINDOW, 16, 16]
@@ -225,7 +225,7 @@ def test_the_listener_hears_every_batch_and_changes_none():
     ids=str,
 )
 def test_a_runtime_s_precision_is_what_its_name_says(name, dtype):
-    runtime = Listener(EagerRuntime(SlabDenoiser(TINY), CPU))
+    runtime = Listener(EagerRuntime(SlabUNet(*TINY), CPU))
     runtime.name = name
     assert precision_of(runtime) is dtype
 

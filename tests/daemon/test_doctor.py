@@ -28,7 +28,7 @@ from microdiffusion.daemon.doctor.requirements import Requirements, requirements
 from microdiffusion.daemon.doctor.run import run_checks
 from microdiffusion.daemon.doctor.subprocess_probe import probe
 from microdiffusion.drivers.micromanager.server import ask_server
-from microdiffusion.engines.pipeline.engine import shipped_weights
+from microdiffusion.engines.diffusion.weights import shipped_weights
 from microdiffusion.errors import AcquisitionError, ConfigError, MissingFileError
 
 HERE = Path("runs")

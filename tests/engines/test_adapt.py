@@ -14,7 +14,7 @@ from support.sample_data import CAMERA, LENGTH_UM, SHAPE, VOXEL_UM, look, positi
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.engines import training
-from microdiffusion.engines.diffusion.denoiser import load_denoiser
+from microdiffusion.engines.diffusion import load_denoiser
 from microdiffusion.engines.training import adapt_data as sessions
 from microdiffusion.engines.training.adapt import Adapted, AdaptPlan, adapt, cut_cube
 from microdiffusion.engines.training.adapt_data import Verdict, judge_errors, read_session, verdict

@@ -25,7 +25,7 @@ from microdiffusion.daemon.cli.build_bar import BuildBar
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.reconstruct import reconstruct_file
 from microdiffusion.engines import pipeline
-from microdiffusion.engines.diffusion.denoiser import SlabDenoiser, save_denoiser
+from microdiffusion.engines.diffusion import middle_slices, save_denoiser
 from microdiffusion.engines.runtimes import compile as compiling
 from microdiffusion.engines.runtimes import tensorrt_runtime
 from microdiffusion.engines.runtimes.compile import compile_network
@@ -71,7 +71,7 @@ class _Runtime:
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         correction = self._machine.gain * small_denoiser().correction(*inputs)
-        return correction + SlabDenoiser.middle_slices(inputs[1])
+        return correction + middle_slices(inputs[1])
 
 
 @pytest.fixture

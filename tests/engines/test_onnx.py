@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.onnx_support import relative_error, small_denoiser, small_graph, some_inputs
 
-from microdiffusion.engines.diffusion.denoiser import CONDITIONS, SLICES, WINDOW, SlabDenoiser
+from microdiffusion.engines.diffusion.denoiser import CONDITIONS, SLICES, WINDOW, SlabUNet
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, check_onnx, export_onnx
 from microdiffusion.errors import DependencyError, EngineError
 
@@ -117,4 +117,4 @@ def test_missing_exporter_is_named_with_its_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(DependencyError, match="pip install onnx onnxscript"):
-        export_onnx(SlabDenoiser())
+        export_onnx(SlabUNet())

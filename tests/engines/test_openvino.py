@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.onnx_support import relative_error, small_denoiser, some_inputs
 
-from microdiffusion.engines.diffusion.denoiser import DenoiserShape, SlabDenoiser
+from microdiffusion.engines.diffusion.denoiser import Denoiser, SlabUNet, middle_slices
 from microdiffusion.engines.runtimes.openvino_runtime import OpenVINORuntime, find_openvino
 from microdiffusion.errors import EngineError
 
@@ -19,10 +19,10 @@ OPENVINO = find_openvino()
 needs_openvino = pytest.mark.skipif(OPENVINO is None, reason="openvino is not installed here")
 
 
-def deeper() -> SlabDenoiser:
+def deeper() -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = SlabDenoiser(DenoiserShape(widths=(8, 16, 24), blocks=2, embedding=16))
+        model = SlabUNet(widths=(8, 16, 24), blocks=2, embedding=16)
         for value in model.parameters():
             torch.nn.init.normal_(value, std=0.1)
     return model.eval()
@@ -34,7 +34,7 @@ def deeper() -> SlabDenoiser:
     ("precision", "limit"),
     [pytest.param("f32", 1e-5, id="float32"), pytest.param("bf16", 3e-2, id="bfloat16")],
 )
-def test_correction_is_that_of_torch(model: SlabDenoiser, precision: str, limit: float) -> None:
+def test_correction_is_that_of_torch(model: Denoiser, precision: str, limit: float) -> None:
     runtime = OpenVINORuntime(model, CPU, OPENVINO, precision)
     for batch, rows, columns in ((1, 4, 4), (3, 32, 20), (7, 8, 40), (3, 32, 20), (1, 4, 4), (3, 32, 20)):
         inputs = some_inputs(batch, rows, columns)
@@ -42,7 +42,7 @@ def test_correction_is_that_of_torch(model: SlabDenoiser, precision: str, limit:
             wanted = model.correction(*inputs)
         got = runtime(*inputs)
         assert got.dtype == torch.float32
-        assert relative_error(got - SlabDenoiser.middle_slices(inputs[1]), wanted) < limit
+        assert relative_error(got - middle_slices(inputs[1]), wanted) < limit
 
 
 @needs_openvino

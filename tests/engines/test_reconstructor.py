@@ -15,7 +15,8 @@ from support.sample_data import CAMERA, SHAPE, header, look, positions, specimen
 from torch import Tensor
 
 from microdiffusion.config.models import EngineConfig, InrConfig
-from microdiffusion.engines.pipeline.engine import Engine, open_engine, shipped_weights
+from microdiffusion.engines.diffusion import shipped_weights
+from microdiffusion.engines.pipeline import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.closed_form import (
     along_z,

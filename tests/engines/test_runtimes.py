@@ -20,8 +20,8 @@ from support.onnx_support import relative_error, small_denoiser
 from support.sample_data import CAMERA, header, specimen, sweep_of
 
 from microdiffusion.config.models import EngineConfig, InrConfig
-from microdiffusion.engines.diffusion.denoiser import SlabDenoiser, load_denoiser
-from microdiffusion.engines.pipeline.engine import Engine, open_engine, shipped_weights
+from microdiffusion.engines.diffusion import Denoiser, load_denoiser, middle_slices, shipped_weights
+from microdiffusion.engines.pipeline import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.runtimes import select as choose
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
@@ -45,7 +45,7 @@ networks = pytest.mark.parametrize(
 
 
 @functools.cache
-def shipped(network: str) -> SlabDenoiser:
+def shipped(network: str) -> Denoiser:
     if not shipped_weights(network).is_file():
         pytest.skip("no weights are shipped with this checkout")
     return load_denoiser(shipped_weights(network)).eval()
@@ -68,7 +68,7 @@ class OnnxRuntime:
         )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.name, self.multiple = f"onnxruntime {dtype}", shipped(network).shape.multiple
+        self.name, self.multiple = f"onnxruntime {dtype}", shipped(network).multiple
         self._dtype = dtype
         self._session = onnxruntime.InferenceSession(
             graph_of(network, dtype), options, providers=["CPUExecutionProvider"]
@@ -77,7 +77,7 @@ class OnnxRuntime:
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         fed = {name: value.to(self._dtype).numpy() for name, value in zip(INPUTS, inputs, strict=True)}
         (correction,) = self._session.run([OUTPUT], fed)
-        return torch.from_numpy(correction).float() + SlabDenoiser.middle_slices(inputs[1])
+        return torch.from_numpy(correction).float() + middle_slices(inputs[1])
 
 
 class Recording(TorchRuntime):
@@ -149,8 +149,8 @@ def test_the_correction_of_a_sweep_is_that_of_torch(
     with torch.inference_mode():
         wanted = shipped(network).correction(*inputs)
     clean = runtime(*inputs)
-    assert relative_error(clean - SlabDenoiser.middle_slices(inputs[1]), wanted) < limit
-    assert relative_error(clean, SlabDenoiser.middle_slices(inputs[1]) + wanted) < PARITY_LIMIT
+    assert relative_error(clean - middle_slices(inputs[1]), wanted) < limit
+    assert relative_error(clean, middle_slices(inputs[1]) + wanted) < PARITY_LIMIT
 
 
 @pytest.mark.parametrize(("make", "limit"), RUNTIMES)
@@ -206,7 +206,7 @@ def test_every_convolution_is_parsed_in_half_precision_and_the_engine_is_built(
         layer.get_output(number).dtype for layer in layers for number in range(layer.num_outputs)
     }
     shares: list[float] = []
-    profile = Profile.of(256, shipped(network).shape.multiple)
+    profile = Profile.of(256, shipped(network).multiple)
     assert len(build_engine(trt, graph, profile, progress=shares.append)) > 1_000_000
     assert len(shares) > 100
     assert shares == sorted(shares)
@@ -262,7 +262,7 @@ class _Wrong:
         self.name, self._share = f"openvino 1 cpu {precision}", share
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        prior = SlabDenoiser.middle_slices(inputs[1])
+        prior = middle_slices(inputs[1])
         with torch.inference_mode():
             return prior + (1 + self._share) * small_denoiser().correction(*inputs)
 

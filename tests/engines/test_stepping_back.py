@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from support.strange_specimens import STRANGE, Volume, points, shells
 
 from microdiffusion.config.models import EngineConfig, InrConfig
+from microdiffusion.engines.diffusion import shipped_weights
 from microdiffusion.engines.inr.field import low_pass
-from microdiffusion.engines.pipeline.engine import Engine, open_engine, shipped_weights
+from microdiffusion.engines.pipeline import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.closed_form import matched_smoothness
 from microdiffusion.engines.projections.noise import estimate_sigma, quieten, white_share

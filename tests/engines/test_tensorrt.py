@@ -19,9 +19,16 @@ import torch
 from support.onnx_support import relative_error, small_denoiser, small_graph, some_inputs
 
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, VolumeDenoiser
+from microdiffusion.engines.diffusion import (
+    SLICES,
+    NetworkInputs,
+    SamplerSettings,
+    SlabUNet,
+    VolumeDenoiser,
+    middle_slices,
+    save_denoiser,
+)
 from microdiffusion.engines.diffusion.conditioning import SliceConditions
-from microdiffusion.engines.diffusion.denoiser import SLICES, SlabDenoiser, save_denoiser
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.runtimes import select as choose
 from microdiffusion.engines.runtimes import tensorrt_build, tensorrt_runtime
@@ -119,7 +126,7 @@ def test_sampler_stays_within_the_profile(
 
 def test_right_runtime_passes_the_check_and_a_wrong_one_does_not() -> None:
     model = small_denoiser()
-    right = TorchRuntime(SlabDenoiser(model.shape), CPU, torch.float32)
+    right = TorchRuntime(SlabUNet(**model.settings), CPU, torch.float32)
     right._model.load_state_dict(model.state_dict())
     assert parity_error(right, model, 2, 16).correction < 1e-5
     check_parity(right, model, *SMALL.usual)
@@ -139,10 +146,10 @@ def test_check_leaves_out_the_prior_which_would_hide_errors() -> None:
         device, name, multiple = CPU, "nothing", 2
 
         def __call__(self, _: torch.Tensor, prior: torch.Tensor, *__: torch.Tensor) -> torch.Tensor:
-            return SlabDenoiser.middle_slices(prior)
+            return middle_slices(prior)
 
     assert parity_error(Nothing(), small_denoiser(), 1, 16).correction == pytest.approx(1, abs=1e-4)
-    silent = SlabDenoiser(small_denoiser().shape)
+    silent = SlabUNet(**small_denoiser().settings)
     torch.nn.init.zeros_(silent.head.bias)
     assert parity_error(Nothing(), silent, 1, 16).correction == 0
 
@@ -373,7 +380,7 @@ def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache:
     fed = [tensor.to(memory_format=torch.channels_last) for tensor in inputs[:3]]
     clean = runtime(*fed, inputs[3])
     assert clean.dtype == torch.float32
-    assert relative_error(clean - SlabDenoiser.middle_slices(inputs[1]), wanted) < 2e-3
+    assert relative_error(clean - middle_slices(inputs[1]), wanted) < 2e-3
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
@@ -382,7 +389,7 @@ def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
     runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
     state, prior, image, conditions = some_inputs(1, 8, 8)
     trt.gain = 0.0
-    assert torch.equal(runtime(state, prior, image, conditions), SlabDenoiser.middle_slices(prior))
+    assert torch.equal(runtime(state, prior, image, conditions), middle_slices(prior))
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
@@ -481,7 +488,7 @@ def test_gpu_computes_what_torch_computes(gpu_runtime: TensorRTRuntime, size: tu
     inputs = some_inputs(*size)
     with torch.inference_mode():
         wanted = small_denoiser().correction(*inputs)
-    got = gpu_runtime(*(tensor.to(CUDA) for tensor in inputs)).cpu() - SlabDenoiser.middle_slices(inputs[1])
+    got = gpu_runtime(*(tensor.to(CUDA) for tensor in inputs)).cpu() - middle_slices(inputs[1])
     assert relative_error(got, wanted) < PARITY_LIMIT
 
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,11 +19,10 @@ import pytest
 import torch
 
 from microdiffusion.config.models import SharesConfig, TrainingConfig
-from microdiffusion.engines.diffusion.denoiser import (
+from microdiffusion.engines.diffusion import (
     CONDITIONS,
     WINDOW,
-    DenoiserShape,
-    SlabDenoiser,
+    SlabUNet,
     load_denoiser,
 )
 from microdiffusion.engines.training import learner, loop, phantoms
@@ -42,7 +40,7 @@ from microdiffusion.engines.training.report import Curves, Outcome, model_card, 
 from microdiffusion.errors import ConfigError, DependencyError, EngineError, InputFileError, MissingFileError
 from microdiffusion.files.volumes import open_volume, volume_paths
 
-TINY = DenoiserShape(widths=(8, 12), blocks=1, embedding=16)
+TINY = {"widths": [8, 12], "blocks": 1, "embedding": 16}
 SWC = "# a tree\n1 1 0 0 0 1 -1\n2 3 10 0 0 1 1\n3 3 20 5 0 1 2\n4 3 20 5 12 1 3\n"
 
 
@@ -75,8 +73,8 @@ def config(folder: Path) -> TrainingConfig:
     return TrainingConfig(
         volumes=(folder,),
         held_out=("judge",),
-        widths=TINY.widths,
-        embedding=TINY.embedding,
+        widths=TINY["widths"],
+        embedding=TINY["embedding"],
         iterations=6,
         minutes=1e6,
         batch=8,
@@ -323,7 +321,7 @@ def test_groups_made_ahead_are_those_that_were_due(pool: np.ndarray) -> None:
 
 def test_init_of_a_deeper_network_keeps_the_function(weights: Path) -> None:
     known = load_denoiser(weights)
-    deeper = SlabDenoiser(replace(known.shape, blocks=3))
+    deeper = SlabUNet(**{**known.settings, "blocks": 3})
     start_from(deeper, weights)
     rng = torch.Generator().manual_seed(0)
     images = [torch.randn(2, WINDOW, 16, 16, generator=rng) for _ in range(3)]
@@ -334,12 +332,12 @@ def test_init_of_a_deeper_network_keeps_the_function(weights: Path) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [DenoiserShape((8, 16), 1, 16), DenoiserShape((8, 12), 1, 32), DenoiserShape((8, 12, 12), 1, 16)],
+    [((8, 16), 1, 16), ((8, 12), 1, 32), ((8, 12, 12), 1, 16)],
     ids=["widths", "embedding", "levels"],
 )
-def test_init_from_another_network_is_refused(weights: Path, shape: DenoiserShape) -> None:
+def test_init_from_another_network_is_refused(weights: Path, shape: tuple[object, ...]) -> None:
     with pytest.raises(InputFileError, match="cannot start from"):
-        start_from(SlabDenoiser(shape), weights)
+        start_from(SlabUNet(*shape), weights)
 
 
 def test_a_checkpoint_of_another_plan_is_refused_with_what_differs(
@@ -383,7 +381,7 @@ def test_a_training_leaves_weights_card_curves_and_checkpoint(trained: tuple[Pat
         "w.curves.json",
         "w.curves.svg",
     }
-    assert load_denoiser(output).shape == TINY
+    assert load_denoiser(output).settings == TINY
     assert "training on 2 volumes, 0 trees; held out: judge" in said
 
 
@@ -521,7 +519,7 @@ def test_the_card_names_data_licences_command_and_scores(trained: tuple[Path, Sa
 
 
 def test_a_card_says_what_is_not_known(config: TrainingConfig) -> None:
-    outcome = Outcome(1, 1.0, "cpu", "float32", 1, 100, 1.0, {})
+    outcome = Outcome(1, 1.0, "cpu", "float32", 1, "slab-unet", 100, 1.0, {})
     card = model_card(config, [Record("mine", "volume", NOT_STATED, NOT_STATED)], outcome)
     assert "1 of these sources state no licence** (mine)" in card
     assert "No volume was held out" in card

@@ -24,11 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from microdiffusion.config.models import EngineConfig, InrConfig
-from microdiffusion.engines.diffusion.denoiser import (
+from microdiffusion.engines.diffusion import (
     CONDITIONS,
     WINDOW,
-    DenoiserShape,
-    SlabDenoiser,
+    SlabUNet,
     load_denoiser,
 )
 from microdiffusion.engines.diffusion.sampler import SamplerSettings, bridge_noise
@@ -102,7 +101,7 @@ class _Meddling:
 
 
 def some_runtime() -> TorchRuntime:
-    return TorchRuntime(SlabDenoiser(DenoiserShape((4, 6), 1, 8)), META, torch.float16)
+    return TorchRuntime(SlabUNet((4, 6), 1, 8), META, torch.float16)
 
 
 def geometry_of(device: torch.device, number: int = 0) -> Geometry:
@@ -270,7 +269,7 @@ def test_the_network_is_fused_where_that_is_asked_for_and_on_a_gpu(
     monkeypatch.setattr(
         choose, "TorchRuntime", lambda _, device, **how: asked.append(how) or SimpleNamespace(device=device)
     )
-    choose.open_runtime(SlabDenoiser(), device, EngineConfig(runtime="torch", torch_compile=wanted))
+    choose.open_runtime(SlabUNet(), device, EngineConfig(runtime="torch", torch_compile=wanted))
     assert asked == [{"fused": True} if fused else {}]
 
 

@@ -6,15 +6,15 @@ import functools
 
 import torch
 
-from microdiffusion.engines.diffusion.denoiser import CONDITIONS, WINDOW, DenoiserShape, SlabDenoiser
+from microdiffusion.engines.diffusion.denoiser import CONDITIONS, WINDOW, Denoiser, SlabUNet
 from microdiffusion.engines.runtimes.onnx_export import export_onnx
 
 
 @functools.cache
-def small_denoiser() -> SlabDenoiser:
+def small_denoiser() -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = SlabDenoiser(DenoiserShape(widths=(16, 24), embedding=32))
+        model = SlabUNet(widths=(16, 24), embedding=32)
         # A fresh network's last layers are zero, and a graph without them would pass for right.
         for name, value in model.named_parameters():
             if any(part in name for part in ("second", "film", "head")):

@@ -1,0 +1,68 @@
+"""Weights files: safetensors that carry the name of their architecture, and the ones that ship with mdd."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from microdiffusion.engines.diffusion.denoiser import Denoiser, find_architecture
+from microdiffusion.errors import InputFileError, MissingFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from microdiffusion.config import EngineConfig
+
+_UNNAMED = "slab-unet"  # files of 1.0 name no architecture, and call its settings their shape
+
+
+def save_denoiser(model: Denoiser, path: Path, notes: Mapping[str, str]) -> None:
+    """Write weights (half precision), architecture and settings; `notes` go into the file's metadata."""
+    tensors = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    about = {"architecture": model.architecture, "settings": json.dumps(dict(model.settings))}
+    save_file(tensors, path, metadata={**about, **notes})
+
+
+def load_denoiser(path: Path) -> Denoiser:
+    """Return the network of a weights file, float32, in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        No such file; or its architecture is not known, or not that of the weights.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"Weights {path} do not exist: correct engine.weights or leave it out.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        architecture = find_architecture(metadata.get("architecture", _UNNAMED))
+        model = architecture(**json.loads(metadata["settings" if "settings" in metadata else "shape"]))
+        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except Exception as error:
+        raise InputFileError(
+            f"{path} does not hold weights of this version's denoiser ({error}): "
+            "name a file that `mdd train` wrote."
+        ) from error
+    return model.eval()
+
+
+def shipped_weights(network: str = "small") -> Path:
+    """Return the path of the weights that ship with mdd, of the "small" or the "large" network."""
+    return Path(str(resources.files("microdiffusion.engines.weights") / f"slab_{network}.safetensors"))
+
+
+def weights_path(config: EngineConfig, device: torch.device) -> Path:
+    """Return the weights that a configuration asks for on a device; large ones on CUDA, small on a CPU."""
+    if config.weights is not None:
+        return config.weights
+    if config.network != "auto":
+        return shipped_weights(config.network)
+    return shipped_weights("large" if device.type == "cuda" else "small")

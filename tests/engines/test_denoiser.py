@@ -1,0 +1,130 @@
+"""A denoiser of another architecture: registered, it is saved, loaded and served by every runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support.onnx_support import relative_error, some_inputs
+from support.sample_data import header, specimen, sweep_of
+from torch import Tensor, nn
+
+from microdiffusion.config import EngineConfig
+from microdiffusion.engines import Denoiser, Reconstructor, open_engine, register_denoiser, save_denoiser
+from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, denoiser, load_denoiser
+from microdiffusion.engines.diffusion.weights import shipped_weights
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
+from microdiffusion.engines.runtimes.openvino_runtime import find_openvino
+from microdiffusion.engines.runtimes.parity import parity_error
+from microdiffusion.errors import InputFileError
+
+NAME = "two convolutions"
+
+
+class TwoConvolutions(Denoiser):
+    """About the least that uses all of its inputs."""
+
+    multiple = 1
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.settings = {"width": width}
+        self.first = nn.Conv2d(3 * WINDOW, width, 3, padding=1)
+        self.scale = nn.Linear(CONDITIONS, width)
+        self.second = nn.Conv2d(width, SLICES, 3, padding=1)
+
+    def correction(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+        hidden = self.first(torch.cat([state, prior, image], dim=1))
+        hidden = hidden * torch.tanh(self.scale(conditions))[:, :, None, None]
+        result: Tensor = 0.1 * self.second(nn.functional.gelu(hidden))
+        return result
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoiser, "_ARCHITECTURES", dict(denoiser._ARCHITECTURES))
+    register_denoiser(NAME)(TwoConvolutions)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_denoiser(TwoConvolutions(width=6), tmp_path / "two.safetensors", {"trained": "not at all"})
+    return tmp_path / "two.safetensors"
+
+
+def test_weights_name_their_architecture_and_come_back(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["architecture"], metadata["settings"]) == (NAME, '{"width": 6}')
+    assert metadata["trained"] == "not at all"
+    model = load_denoiser(path)
+    assert isinstance(model, TwoConvolutions)
+    assert (model.settings, model.training) == ({"width": 6}, False)
+    assert model.description == "two convolutions, width 6"
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_it_serves(runtime: str, path: Path) -> None:
+    if runtime == "openvino" and find_openvino() is None:
+        pytest.skip("openvino is not installed here")
+    engine = open_engine(EngineConfig(weights=path, device="cpu", threads=1, runtime=runtime))
+    assert engine.runtime is not None
+    assert (engine.name.split()[0], engine.fallback) == (runtime, "")
+    assert parity_error(engine.runtime, load_denoiser(path), 3, 40).slices < 1e-2
+    result = Reconstructor(header(), EngineConfig(weights=path), engine).reconstruct(sweep_of(specimen()))
+    assert result.runtime == engine.name
+    assert result.volume.shape == header().shape
+
+
+def test_it_is_exported_to_onnx(path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    model = load_denoiser(path)
+    session = onnxruntime.InferenceSession(export_onnx(model), providers=["CPUExecutionProvider"])
+    inputs = some_inputs(3, 20, 32)
+    fed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
+    (correction,) = session.run([OUTPUT], fed)
+    with torch.inference_mode():
+        assert relative_error(torch.from_numpy(correction), model.correction(*inputs)) < 1e-5
+
+
+def test_a_process_that_has_not_registered_it_finds_it_by_its_entry_point(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entry_points(*, group: str, name: str) -> Iterator[object]:
+        assert (group, name) == ("microdiffusion.denoisers", NAME)
+
+        class Entry:
+            def load(self) -> None:
+                register_denoiser(NAME)(TwoConvolutions)
+
+        yield Entry()
+
+    del denoiser._ARCHITECTURES[NAME]
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    assert isinstance(load_denoiser(path), TwoConvolutions)
+
+
+def test_an_architecture_that_nobody_knows_is_named(path: Path) -> None:
+    del denoiser._ARCHITECTURES[NAME]
+    with pytest.raises(
+        InputFileError, match=r"no denoiser is called 'two convolutions', there are slab-unet"
+    ):
+        load_denoiser(path)
+
+
+def test_weights_that_name_no_architecture_are_of_the_slab_unet(tmp_path: Path) -> None:
+    with safe_open(shipped_weights(), framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "old.safetensors", {"shape": metadata["shape"]})
+    model = load_denoiser(tmp_path / "old.safetensors")
+    assert model.architecture == "slab-unet"
+    assert model.settings == load_denoiser(shipped_weights()).settings
