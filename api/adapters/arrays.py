@@ -1,11 +1,11 @@
 """A run as a dask or xarray array: lazy, one chunk a volume of one channel.
 
-Owns `to_dask` and `to_xarray`, and how a block is read where the array's own `Run` is
-out of reach: in a thread or process of a scheduler. A block is named by its run file, not by an open file, so
-that it can be pickled; each thread opens the runs that it is asked for itself and keeps the last few.
+Owns `to_dask` and `to_xarray`, and how a scheduler's threads and processes read a block without the caller's
+`Run`. A block refers to its run file, not to an open file, so that it can be pickled; each thread opens the
+runs that it needs and keeps the last few.
 
-Invariants: the arrays have the time points that anything had become of at the time of the call, index t of
-them is time point t of the run (but where gaps were dropped, on request), and a gap never comes as zeros.
+Invariants: the arrays have the time points with a status at the time of the call, index t of them is time
+point t of the run (unless gaps were dropped, on request), and a gap is never zeros.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from microdiffusion.runfile import Run, TimeSeries
 
 Gaps = Literal["raise", "nan", "drop"]
-"""What becomes of time points without a volume: a `GapError` when they are computed; NaN, which makes the
+"""Treatment of time points without a volume: a `GapError` when they are computed; NaN, which makes the
 array float32; or they are left out."""
 
 _KEPT_OPEN = 8  # runs of each thread
@@ -37,14 +37,14 @@ _threads = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the blocks of an array come from. Picklable.
+    """Source of the blocks of an array. Picklable.
 
     Attributes
     ----------
     path : str
         The run's first file, absolute.
     run_id : str
-        Whose file it has to be: names are used again.
+        The run that the file must be of: names are reused.
     position, level : int
         Position of the stage; level of the pyramid, 0 the volume itself.
     uncertainty : bool
@@ -64,7 +64,7 @@ class Source:
         return cls(path, run.header.run_id, position, level, uncertainty)
 
     def open(self) -> Run:
-        """Return the run as this thread has it open; an error where its file is gone, or another run's."""
+        """Return the run as opened by this thread; an error where its file is gone, or another run's."""
         runs: OrderedDict[Any, Run] = _threads.__dict__.setdefault("runs", OrderedDict())
         key = (self.path, self.run_id, self.position)
         if key in runs:
@@ -73,14 +73,14 @@ class Source:
         run = open_run(Path(self.path), position=self.position)
         if run.header.run_id != self.run_id:
             run.close()
-            raise InputFileError(f"{self.path} is another run's file by now: open that one anew.")
+            raise InputFileError(f"{self.path} is now the file of another run: open that run.")
         runs[key] = run
         if len(runs) > _KEPT_OPEN:
             runs.popitem(last=False)[1].close()
         return run
 
     def series(self, run: Run) -> TimeSeries:
-        """Return the volumes that this names."""
+        """Return the series of the run that this refers to."""
         if not self.uncertainty:
             return run.pyramid[self.level]
         if run.uncertainty is None:
@@ -95,7 +95,7 @@ class Source:
         Parameters
         ----------
         fill
-            What a gap is full of; None: a gap is an error.
+            Value of gaps; None: a gap is an error.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class Source:
         place = (time_point,) if len(run.header.channels) == 1 else (time_point, channel)
         index = index if isinstance(index, tuple) else (index,)
         try:
-            if time_point >= len(series):  # it was never used, and the closed file has no room for it
+            if time_point >= len(series):  # never used, so the closed file has no room for it
                 raise GapError(f"{self.path} has no time point {time_point}: run.written() lists all.")
             return series[(*place, *index)]
         except GapError:
@@ -117,7 +117,7 @@ class Source:
 
 
 def settled(run: Run) -> int:
-    """Return how many time points there are up to the last that anything became of."""
+    """Return the number of time points up to the last one with a status."""
     status = run.status
     known = np.flatnonzero(np.any(status.reshape(len(status), -1) != Status.EMPTY, axis=1))
     return int(known[-1]) + 1 if known.size else 0
@@ -126,8 +126,8 @@ def settled(run: Run) -> int:
 def to_dask(run: Run, level: int = 0, *, gaps: Gaps = "raise") -> Any:
     """Return the volumes of a run as a lazy dask array (T, [C,] Z, Y, X), one chunk a volume of one channel.
 
-    It ends with the last time point that anything had become of at the time of the call, and works with any
-    of dask's schedulers, also when `run` was closed.
+    It ends with the last time point that had a status at the time of the call, and works with any of dask's
+    schedulers, also after `run` was closed.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def to_dask(run: Run, level: int = 0, *, gaps: Gaps = "raise") -> Any:
     level
         Of the pyramid, 0 the volume itself.
     gaps
-        What becomes of time points without a volume: "raise" a `GapError` when they are computed; "nan" (the
+        Treatment of time points without a volume: "raise" a `GapError` when they are computed; "nan" (the
         array is float32); "drop" leaves them out, so that index t is no longer time point t.
 
     Raises
@@ -163,7 +163,7 @@ def _dask_of(run: Run, level: int, gaps: Gaps, times: NDArray[np.intp]) -> Any:
         dtype=dtype,
         chunks=chunks,
         meta=np.empty((0,) * len(shape), dtype),
-        # Unlike anything computed from the same run earlier, when there was less of it.
+        # Different from arrays of the same run that were made earlier, when there was less of it.
         name=f"mdd-{source.run_id[:8]}-{array.core.tokenize(source, times, gaps, run.status)}",
     )
 
@@ -172,7 +172,7 @@ def _block(
     source: Source, times: list[int], fill: float | None, block_id: tuple[int, ...] | None = None
 ) -> NDArray[Any]:
     """Return one block (1, [1,] Z, Y, X)."""
-    if block_id is None:  # dask looks what comes out
+    if block_id is None:  # dask infers the result
         return np.empty((0,), np.float32)
     t, channel = times[block_id[0]], block_id[1] if len(block_id) == 5 else 0
     volume = source.read(t, channel, fill=fill)
@@ -195,7 +195,7 @@ def to_xarray(run: Run, level: int = 0, *, gaps: Gaps = "drop") -> Any:
     """
     xarray = _import("xarray", "xarray", "xarray")
     times = _time_points(run, gaps)
-    # Of the same time points, also where a volume is written meanwhile.
+    # Of the same time points, even if a volume is written meanwhile.
     data = _dask_of(run, level, gaps, times)
     header, factors = run.header, run.pyramid_factors[level]
     written = run.status[times] == Status.WRITTEN

@@ -23,26 +23,26 @@ from microdiffusion.errors import GapError
 from microdiffusion.runfile import attribute_of, open_hdf5
 
 POLL_MS = 250
-_PATIENCE = 40  # ticks until layers have to be in a viewer
+_GRACE_TICKS = 40  # until the layers have to be in a viewer
 _MOST_WATCHED = 16  # positions; looking at each of thousands would take longer than a sweep
 
 _following: set[Follower] = set()
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[Layer]] | None:
-    """Return the reader of a run file; None for everything else, which other plugins may read."""
+    """Return the reader of a run file; None for any other file, which other plugins may read."""
     if not isinstance(path, str) or not Path(path).is_file():
         return None
     try:
         with open_hdf5(Path(path)) as file:
             first = attribute_of(Path(path), file, "segment") == 0 and "mdd_layout" in file.attrs
-    except Exception:  # whatever a foreign or damaged file makes HDF5 say
+    except Exception:  # HDF5 raises nearly anything on foreign or damaged files
         return None
     return read if first else None
 
 
 def read(path: Any) -> list[Layer]:
-    """Return the layers of a run, and let them grow where napari's window is there and the run goes on."""
+    """Return the layers of a run, and let them grow where there is a napari window and the run is open."""
     layers = run_layers(Path(path))
     follow_soon([layer[1]["metadata"]["mdd"] for layer in layers])
     return layers
@@ -50,7 +50,7 @@ def read(path: Any) -> list[Layer]:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a run is: T, what each watched position has of volumes, and whether it was closed."""
+    """State of a run: T, the number of volumes of each watched position, and whether it is closed."""
 
     length: int
     written: tuple[int, ...]
@@ -58,7 +58,7 @@ class State:
 
 
 def look(shown: Shown) -> State:
-    """Return how far the run of a layer is; in any thread."""
+    """Return the state of a layer's run; in any thread."""
     sources = shown.levels[0].sources[:_MOST_WATCHED]
     runs = [source.open() for source in sources]
     closed = runs[0].closed  # before looking, so that nothing written before the close is missed
@@ -67,7 +67,7 @@ def look(shown: Shown) -> State:
 
 
 def follow_soon(shown: list[Shown]) -> Follower | None:
-    """Follow layers that are about to be in napari's window; None where there is none, or nothing to come."""
+    """Follow layers that napari is about to show; None without a window, or where the run is closed."""
     if not shown or "qtpy" not in sys.modules or look(shown[0]).closed:
         return None
     from qtpy.QtWidgets import QApplication
@@ -78,7 +78,7 @@ def follow_soon(shown: list[Shown]) -> Follower | None:
 
 
 class Follower:
-    """Lets the layers that show `shown` grow; made, and used, in the main thread."""
+    """Lets the layers of `shown` grow; created and used in the main thread."""
 
     def __init__(self, shown: list[Shown]) -> None:
         from qtpy.QtCore import QTimer
@@ -93,10 +93,10 @@ class Follower:
         self._timer.setInterval(POLL_MS)
         self._timer.timeout.connect(self._tick)
         self._timer.start()
-        _following.add(self)  # the timer itself keeps nobody alive
+        _following.add(self)  # the timer alone does not keep it alive
 
     def stop(self) -> None:
-        """End it."""
+        """Stop following."""
         self._timer.stop()
         self._viewer = None
         _following.discard(self)
@@ -108,8 +108,8 @@ class Follower:
         if self._viewer is None:
             self._viewer = self._find()
         if self._viewer is None or not self._layers():
-            # Not there yet, or no longer.
-            if self._viewer is not None or self._ticks > _PATIENCE:
+            # Not shown yet, or no longer.
+            if self._viewer is not None or self._ticks > _GRACE_TICKS:
                 self.stop()
             return
         from napari.qt.threading import create_worker
@@ -130,7 +130,7 @@ class Follower:
 
     def _layers(self, viewer: Any = None) -> list[Any]:
         viewer = viewer or self._viewer
-        # By identity: what one looks at is kept in the metadata, which follows the layer wherever it goes.
+        # By identity: the metadata stay with a layer, whatever happens to it.
         return [
             layer
             for layer in viewer.layers
@@ -146,7 +146,7 @@ class Follower:
         self.stop()
 
     def _take(self, state: State) -> None:
-        """Let the layers have their new length."""
+        """Give the layers their new length."""
         if self._viewer is None:
             return
         if self._last is None or (state.length, state.written) != (self._last.length, self._last.written):
@@ -172,7 +172,7 @@ class Follower:
 
 
 def _look_and_warm(shown: Shown, last: State | None) -> State:
-    """Look, and read what will be shown next; in a thread of napari's pool."""
+    """Return the state, and read what will be shown next; in a thread of napari's pool."""
     state = look(shown)
     if last is None or state.length != last.length:
         for level in shown.levels:

@@ -1,8 +1,8 @@
 """A run as napari's layers: one for each channel, with the axes t, [position,] z, y, x.
 
-Imports neither napari nor Qt: what it returns are tuples (data, arguments, "image"). Their data are
-`LayerData`: snapshots of the length that the run had, read on demand, float32, and NaN where there is no
-volume, so that napari shows a gap as nothing and never as a dark specimen. Any thread.
+Imports neither napari nor Qt: layers are tuples (data, arguments, "image"). Their data are `LayerData`: as
+long as the run was, read on demand, float32, and NaN where there is no volume, so that napari shows a gap as
+empty and never as a dark specimen. Any thread.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from microdiffusion.runfile import Run, open_run
 
 Layer = tuple[Any, dict[str, Any], str]
 
-# Readable beside each other and for the colour-blind; a single channel is grey.
+# Distinguishable, also for the colour-blind; a single channel is grey.
 _COLOURS = ("green", "magenta", "cyan", "yellow")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerData:
-    """What napari shows of one channel, up to a time point; indexed like an array (T, [P,] Z, Y, X) float32.
+    """Data of one channel up to a time point, indexed like an array (T, [P,] Z, Y, X) float32.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class LayerData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, time first; the axis of positions is there with more than one."""
+        """Shape, time first; with an axis of positions if there are several."""
         positions = () if len(self.sources) == 1 else (len(self.sources),)
         return (self.length, *positions, *self.size)
 
@@ -73,7 +73,7 @@ class LayerData:
     def _over(
         self, leading: list[Any], place: tuple[int, ...], inner: tuple[Any, ...]
     ) -> NDArray[np.float32]:
-        """Go over the axes of time and position, and read at each place."""
+        """Iterate over the axes of time and position, and read at each place."""
         if not leading:
             source = self.sources[place[1] if len(place) > 1 else 0]
             volume = source.read(place[0], self.channel, inner, fill=np.nan)
@@ -101,7 +101,7 @@ class LayerData:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a layer shows, kept in its metadata under "mdd": the levels, finest first."""
+    """Data of a layer, in its metadata under "mdd": the levels, finest first."""
 
     levels: tuple[LayerData, ...]
 
@@ -116,7 +116,7 @@ class Shown:
 
 
 def run_layers(path: Path) -> list[Layer]:
-    """Return a layer for each channel, then the hidden ones of their uncertainty.
+    """Return a layer for each channel, then a hidden one for the uncertainty of each.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def run_layers(path: Path) -> list[Layer]:
 def _layer(run: Run, channel: int, *, uncertainty: bool = False) -> Layer:
     header = run.header
     positions = range(len(header.positions))
-    length = max(settled(run), 1)  # napari wants something to show, and the first volume will come
+    length = max(settled(run), 1)  # napari needs something to show before the first volume
     levels = range(1) if uncertainty else range(len(run.pyramid))
     shown = Shown(
         tuple(
@@ -171,7 +171,7 @@ def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def brightness(shown: Shown, *, from_zero: bool = False) -> tuple[float, float]:
-    """Return what is black and what is white: from the last volume that there is."""
+    """Return the contrast limits, from the last volume."""
     data = shown.levels[-1]
     for t in range(data.length - 1, max(data.length - 20, 0) - 1, -1):
         try:

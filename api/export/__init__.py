@@ -1,7 +1,6 @@
-"""Run files in the formats that others read: one module a format, and what they share.
+"""Export of run files to other formats: one module for each format, and what they share.
 
-Owns the names of the formats and the one call behind `mdd export`. Libraries of a format are imported by its
-module when it writes.
+Owns the names of the formats, and `export_run`. The library of a format is imported when it is used.
 
 >>> from microdiffusion.export import Scope, export_run
 >>> export_run(Path("run.h5"), "ome-zarr", scope=Scope(first=0, last=9))       # doctest: +SKIP
@@ -34,7 +33,7 @@ FORMATS = {"ome-zarr": "ome_zarr", "ome-tiff": "ome_tiff", "bdv": "bdv", "nrrd":
 
 
 def default_output(run: Path, format_name: str) -> Path:
-    """Return where an export of a run goes when nobody says so: beside it."""
+    """Return the default output of an export: beside the run."""
     path = import_module(f"microdiffusion.export.{FORMATS[format_name]}").default_output(run)
     return Path(path)
 
@@ -48,10 +47,10 @@ def export_run(
     compress: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Exported:
-    """Write a run, or a part of it, in another format; also while the run goes on.
+    """Write a run, or a part of it, in another format; also during the run.
 
-    What is written when this is called is exported, one volume in memory at a time. The output gets its name
-    when it is complete.
+    What the run holds at the time of the call is exported, one volume in memory at a time. The output gets
+    its name when it is complete.
 
     Parameters
     ----------
@@ -60,18 +59,18 @@ def export_run(
     format_name
         One of `FORMATS`.
     output
-        File or folder to be; None: beside the run.
+        File or folder to create; None: beside the run.
     compress
         Smaller and slower.
     progress
-        Called with the volumes that are done, and how many there are.
+        Called with the number of volumes done, and of all.
 
     Raises
     ------
     MissingFileError, InputFileError
-        There is no such run or part of it, or the output exists.
+        There is no such run, or part of a run, or the output exists.
     DependencyError
-        The format's library is absent.
+        The format's library is not installed.
     NoRoomError, DiskError
         The disk is full, or cannot be written.
     """

@@ -4,12 +4,13 @@ Owns the layout of that HDF5 file: `/t00000/s00/0/cells` (Z, Y, X) uint16 for ti
 `/s00/resolutions` and `/s00/subdivisions` (L, 3) in x, y, z, and the attribute `dataType`, without which
 values above 32767 would be read as negative. A setup is a channel of a position, then the uncertainties.
 
-A copy holds what was written when it was made, in chunks; gaps have no cells and are MissingViews. A link is
-a small file of virtual datasets onto the run's own (`bdv_link`). uint16 goes through as it is; float32 is
-scaled to the range of the values, which the setup's attributes `mdd_scale` and `mdd_offset` undo.
+A copy holds the volumes that were written when it was made, in chunks; gaps have no cells and are
+MissingViews. A link is a small file of virtual datasets onto the run's own (`bdv_link`). uint16 is copied as
+it is; float32 is scaled to the range of the values, which the setup's attributes `mdd_scale` and `mdd_offset`
+undo.
 
 The XML (SpimData 0.2) names the HDF5 file, the setups with their voxel size, channel and tile, the time
-points, the views that are missing, and the way of each view to µm.
+points, the views that are missing, and the transform of each view to µm.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from microdiffusion.export.source import Picture
 
 NAME = "bdv"
-_CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer asks for at a time
+_CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer reads at a time
 _MOST = 65535
 
 
@@ -48,9 +49,9 @@ def paths_of(output: Path) -> tuple[Path, Path]:
 
 
 def numbers_of(pictures: Sequence[Picture]) -> list[list[int]]:
-    """Return the setups' numbers, of each picture and channel: position after position for each channel.
+    """Return the setup numbers of each picture and channel: channel by channel, position by position.
 
-    That is the order that other writers keep; the uncertainties come last.
+    Other writers keep the same order; the uncertainties come last.
     """
     order = sorted(
         (picture.kind != "volume", channel, place)
@@ -64,7 +65,7 @@ def numbers_of(pictures: Sequence[Picture]) -> list[list[int]]:
 
 
 def setups_of(pictures: Sequence[Picture]) -> list[Setup]:
-    """Return the setups, by their numbers."""
+    """Return the setups in the order of their numbers."""
     found: dict[int, Setup] = {}
     for picture, numbers in zip(pictures, numbers_of(pictures), strict=True):
         several = len(picture.run.header.positions) > 1
@@ -127,7 +128,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
 def _write_setups(
     file: h5py.File, picture: Picture, numbers: Sequence[int], scale: tuple[float, float] | None
 ) -> None:
-    """Write what BigDataViewer wants to know of a picture's setups."""
+    """Write the metadata of a picture's setups."""
     resolutions = [[float(factor) for factor in reversed(level.factors)] for level in picture.levels]
     finest = resolutions[0]
     relative = [[factor / base for factor, base in zip(one, finest, strict=True)] for one in resolutions]
@@ -136,7 +137,7 @@ def _write_setups(
         group = file.require_group(f"s{number:02d}")
         group.create_dataset("resolutions", data=np.array(relative, "<f8"))
         group.create_dataset("subdivisions", data=np.array(chunks, "<i4"))
-        # Of fixed length: BigDataViewer's reader takes either.
+        # Of fixed length, which BigDataViewer's reader accepts.
         group.attrs.create("dataType", b"uint16", dtype="S6")
         if scale is not None:
             group.attrs["mdd_scale"], group.attrs["mdd_offset"] = scale
@@ -159,7 +160,7 @@ def _cells(
 
 
 def _scale(picture: Picture) -> tuple[float, float] | None:
-    """Return scale and offset that put a picture's values into 0 to 65535; None where they are uint16."""
+    """Return scale and offset that map a picture's values to 0 ... 65535; None where they are uint16."""
     if picture.dtype.kind == "u":
         return None
     low, high = np.inf, -np.inf
@@ -173,7 +174,7 @@ def _scale(picture: Picture) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A view setup: an image that is there at every time point.
+    """A view setup: one channel of one position, over all time points.
 
     Attributes
     ----------
@@ -271,7 +272,7 @@ def _setups(parent: ET.Element, setups: Sequence[Setup]) -> None:
 
 
 def _affine(setup: Setup) -> str:
-    """Return the way from voxels to µm, row by row in x, y, z; voxels have their centres at whole numbers."""
+    """Return the affine transform from voxels to µm, rows in x, y, z; voxel centres are at integers."""
     z, y, x = setup.voxel_size_um
     at_z, at_y, at_x = setup.origin_um
     rows = (x, 0.0, 0.0, at_x, 0.0, y, 0.0, at_y, 0.0, 0.0, z, at_z)

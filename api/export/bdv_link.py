@@ -1,12 +1,13 @@
-"""A run opened by BigDataViewer without a copy: an XML and a small HDF5 file of virtual datasets.
+"""Link that opens a run in BigDataViewer without a copy: an XML and a small HDF5 file of virtual datasets.
 
 Owns `run_bdv.xml` and `run_bdv.h5` beside a run file. The HDF5 file has BigDataViewer's layout (`bdv`), and
 each of its `cells` is a virtual dataset onto one volume, or one level of its pyramid, in the run's own files,
-which HDF5 finds by their names in the same folder. So BigDataViewer reads what the run file holds just then.
+which HDF5 finds by their names in the same folder. So BigDataViewer reads what the run file holds at that
+moment.
 
-While a run goes on the link covers all of the room that the run's files have; volumes that are not there yet
-show as zeros until they are, as in the run file itself. When the run is over the link is made anew: what is
-not there is then a MissingView, which BigDataViewer does not open. Functions hold no state; any thread.
+During a run the link covers all of the room in the run's files; volumes that are not there yet show as zeros,
+as in the run file itself. At the end of the run the link is made again, and gaps become MissingViews, which
+BigDataViewer does not open. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from microdiffusion.runfile import (
 )
 
 MARK = "mdd_link"
-"""Attribute of the HDF5 file: the number of the run that it is a link onto."""
+"""Attribute of the HDF5 file: the run_id of the linked run."""
 _READABLE = frozenset({"gzip", "shuffle", "fletcher32", "lzf"})
 
 
@@ -51,7 +52,7 @@ class _Part:
 
 
 def link_run(run: Path, output: Path | None = None) -> Exported:
-    """Make a link onto a run, which may still be going on.
+    """Make a link to a run, also during the run.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def link_run(run: Path, output: Path | None = None) -> Exported:
 
 
 def renew_link(run: Path, output: Path | None = None) -> bool:
-    """Make a link that is there anew, of what the run holds now; False where there is none of this run.
+    """Make an existing link again, of what the run holds now; False where there is no link to this run.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def renew_link(run: Path, output: Path | None = None) -> bool:
 
 
 def _run_of(hdf5: Path) -> str:
-    """Return the number of the run that a link is onto; empty where it is none."""
+    """Return the run_id of a link; empty where the file is no link."""
     try:
         with h5py.File(hdf5, "r") as file:
             mark = file.attrs.get(MARK, b"")
@@ -121,7 +122,7 @@ def _write(run: Run, finals: tuple[Path, Path], hdf5: Path, xml: Path) -> tuple[
         used = [int(np.flatnonzero(one.any(axis=1))[-1]) + 1 for one in status if one.any()]
         room = max(used, default=1)
     channels = len(header.channels)
-    # What is not there yet may come as long as the run goes on.
+    # During the run, a volume that is absent may still come.
     absent = [(one[:room] != Status.WRITTEN) & (closed | (one[:room] != Status.EMPTY)) for one in status]
     missing = [
         (t, channel * len(status) + position)
@@ -149,7 +150,7 @@ def _status(run: Run, position: int) -> Any:
 
 
 def _parts(run: Run, folder: Path) -> Iterator[_Part]:
-    """Yield the run's files; refuse what BigDataViewer could not read in place."""
+    """Yield the run's files; refuse those that BigDataViewer cannot read in place."""
     for number in range(1_000_000):
         path = segment_path(run.path, number)
         if not path.is_file():
@@ -224,7 +225,7 @@ def _write_cells(
                         continue
                     place = (t,) if channels == 1 else (t, channel)
                     source.select_hyperslab((*place, 0, 0, 0), (*(1 for _ in place), *shape))
-                    # h5py's own VirtualLayout takes several times as long, and there are thousands of these.
+                    # h5py's VirtualLayout takes several times as long, and there are thousands of these.
                     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                     creation.set_virtual(target, part.name.encode(), name, source)
                     cells = f"t{part.first + t:05d}/s{number:02d}/{level}/cells".encode()

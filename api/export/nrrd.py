@@ -1,7 +1,7 @@
-"""NRRD: one file for each volume, for 3D Slicer, ImageJ and whoever likes simple files.
+"""NRRD: one file for each volume, for 3D Slicer, ImageJ and others.
 
-Owns the files' names and fields; pynrrd writes them. A gap has no file; `index.json` says what there is, what
-is not and why. One volume is held at a time.
+Owns the names and fields of the files; pynrrd writes them. A gap has no file; `index.json` lists the files,
+and the gaps with their reasons. One volume is held at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
             for t, channel in picture.all_written():
                 name = _file_name(picture, t, channel)
                 header = _fields(picture, t, channel, compress=compress)
-                # pynrrd writes the first axis fastest with "C" order: the arrays are (z, y, x).
+                # With index order "C" pynrrd takes arrays as (z, y, x).
                 nrrd.write(
                     str(folder / name), picture.read(t, channel), header, compression_level=1, index_order="C"
                 )

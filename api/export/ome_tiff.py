@@ -1,9 +1,9 @@
 """OME-TIFF: one file, an image for each position (and for the uncertainties), axes (T, C, Z, Y, X).
 
-Owns what the OME header says; tifffile writes pages and header. TIFF has no place for what is not there (its
-readers show zeros), so the file holds the time points of which every exported channel has its volume; the
-annotation of each image says which time points of the run those are, and names the gaps. Each plane has its
-camera time. One volume is held at a time. Only full planes: OME's resolutions do not go along z.
+Owns the OME header; tifffile writes it and the pages. TIFF cannot leave anything out (its readers show
+zeros), so the file holds the time points for which every exported channel has a volume; the annotation of
+each image lists those, and the gaps. Each plane has its camera time. One volume is held at a time. Full
+resolution only: OME's resolutions do not include z.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
         for t in chosen[id(picture)].tolist():
             for channel in range(len(picture.channels)):
                 volume = picture.read(t, channel)
-                done += 1  # not after the planes: nobody asks for more than the last one
+                done += 1  # not after the planes: the generator is not resumed after the last one
                 progress(done, total)
                 yield from volume
 

@@ -1,11 +1,10 @@
 """OME-Zarr 0.4 (Zarr 2): a folder of chunks with its pyramid, axes (T, C, Z, Y, X).
 
-Owns the metadata and the chunks' shape; zarr writes. 0.4 is what every viewer opens today (decision 0019).
-One position is the image itself; several are the images 0, 1 ... of one folder. Uncertainties are an image
-of their own below the image that they belong to, `uncertainty`. A chunk that is absent is a gap: each of a
-volume is stored, also one of zeros, and none of a gap; readers show the fill value there (NaN where the
-pixels are floating-point, else 0), so the gaps and their reasons are in the attribute `mdd` too. One volume
-is held at a time.
+Owns the metadata and the shape of the chunks; zarr writes them. Every viewer opens 0.4 today (decision 0019).
+One position is the image itself; several are the images 0, 1 ... of one folder. Uncertainties are the image
+`uncertainty` below the one that they belong to. An absent chunk is a gap: every chunk of a volume is stored,
+even one of zeros, and none of a gap; readers show the fill value there (NaN for floating-point pixels, else
+0), so the attribute `mdd` lists the gaps with their reasons. One volume is held at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
                 levels = picture.read_levels(t, channel)
                 for array, voxels in zip(arrays, levels, strict=True):
                     array[t, channel] = voxels
-                window = window or _window(levels[-1])  # small, and close enough
+                window = window or _window(levels[-1])  # small, and accurate enough
                 done += 1
                 progress(done, total)
             group.attrs.update(_attributes(picture, window or (0.0, 1.0)))

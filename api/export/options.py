@@ -1,4 +1,4 @@
-"""What the formats share: how an export is asked for, what it says of itself, and the run in a few words.
+"""Shared by the formats: the result of an export, and the description of a run that each contains.
 
 Pure; any thread.
 """
@@ -18,22 +18,22 @@ from microdiffusion.errors import DependencyError
 from microdiffusion.export.source import Gap, Picture
 
 Progress = Callable[[int, int], None]
-"""Takes the volumes that are done, and how many there are."""
+"""Takes the number of volumes done, and of all."""
 
 
 @dataclass(slots=True)
 class Exported:
-    """What an export wrote.
+    """Result of an export.
 
     Attributes
     ----------
     format : str
     outputs : list of Path
-        Files or folders; the last one is what a viewer opens.
+        Files or folders; a viewer opens the last one.
     volumes : int
     gaps : list of Gap
     notes : list of str
-        Sentences that whoever opens the output should know.
+        Remarks for those who open the output.
     """
 
     format: str
@@ -44,20 +44,20 @@ class Exported:
 
 
 def needs(package: str, error: ImportError) -> DependencyError:
-    """Return the error that says how to install what a format needs."""
+    """Return the error with the install line of a format's library."""
     return DependencyError(
         f'This format needs {package}: python -m pip install "microdiffusion-daemon[export]" ({error}).'
     )
 
 
 def volumes_and_gaps(pictures: Sequence[Picture]) -> tuple[int, list[Gap]]:
-    """Return the number of volumes (and uncertainties) that are there, and the gaps of the volumes."""
+    """Return the number of volumes (and uncertainties), and the gaps of the volumes."""
     gaps = [gap for picture in pictures if picture.kind == "volume" for gap in picture.gaps()]
     return sum(int(np.count_nonzero(picture.written)) for picture in pictures), gaps
 
 
 def about(picture: Picture) -> dict[str, Any]:
-    """Return what every export says of where it comes from; plain values, ready for JSON."""
+    """Return the description of its run that every export contains; plain values, ready for JSON."""
     header = picture.run.header
     return {
         "mdd_version": version("microdiffusion-daemon"),

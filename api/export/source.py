@@ -1,9 +1,9 @@
-"""What is exported: the volumes of one position at one moment, whatever the format.
+"""Volumes to export: those of one position at one moment, for any format.
 
-Owns the choice (time points, channels, positions, level) and what every format needs of it: voxels one
-volume at a time, places in µm and s, names, and the gaps with their reasons. The statuses are read once,
-when a picture is made: what a run that goes on writes afterwards is not part of it, and what is written
-never changes. A picture belongs to the thread that opened it.
+Owns the selection (time points, channels, positions, level) and what every format needs of it: one volume at
+a time, positions in µm and times in s, names, and the gaps with their reasons. The statuses are read once,
+when a picture is made: what a run writes afterwards is not part of it. A picture belongs to the thread that
+opened it.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ Kind = Literal["volume", "uncertainty"]
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which part of a run is exported.
+    """The part of a run to export.
 
     Attributes
     ----------
     first, last : int or None
-        Time points, both included; None: from the start, to the last one that anything is known of.
+        Time points, both included; None: from the start, to the last one with a status.
     channels : tuple of str
         Names; empty: all.
     positions : tuple of str
         Names or numbers; empty: all.
     level : int
-        The pyramid's level that is the finest one exported; 0: full resolution.
+        The finest level of the pyramid to export; 0: full resolution.
     """
 
     first: int | None = None
@@ -87,11 +87,11 @@ class Picture:
     name : str
         The position's.
     channels : tuple of str
-        Names of those that are exported.
+        Names of those to export.
     time_points : range
         Of the run; index t of the export is `time_points[t]`.
     written : (T, C) bool
-        Which volumes are there.
+        Whether there is a volume.
     times_s : (T, C) float64
         Camera time of each, s since the start of the run; NaN: none.
     levels : tuple of Level
@@ -140,7 +140,7 @@ class Picture:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all volumes that are there, all levels."""
+        """Bytes of all volumes at all levels."""
         voxels = sum(prod(level.shape) for level in self.levels)
         return int(np.count_nonzero(self.written)) * voxels * self.dtype.itemsize
 
@@ -194,15 +194,15 @@ class Picture:
         return [volume, *coarser(volume, self._factors[1 : last + 1])][wanted]
 
     def all_written(self) -> list[tuple[int, int]]:
-        """Return (t, channel) of each volume that is there, in the order of time."""
+        """Return (t, channel) of each volume, in the order of time."""
         return [(t, channel) for t, channel in np.argwhere(self.written).tolist()]
 
     def gaps(self) -> list[Gap]:
-        """Return what is not there, in the order of time."""
+        """Return the gaps, in the order of time."""
         found = []
         for t, channel in np.argwhere(~self.written).tolist():
             code = int(self._status[t, channel])
-            status = Status(code) if code in set(Status) else Status.FAILED  # a code that nobody wrote
+            status = Status(code) if code in set(Status) else Status.FAILED  # an unknown code
             reason = bytes(self._reason[t, channel]).decode(errors="replace")
             if status is Status.EMPTY:
                 reason = "not reconstructed when this was exported"
@@ -212,7 +212,7 @@ class Picture:
         return found
 
     def _figures(self, name: str) -> NDArray[Any]:
-        """Return what the file keeps of every time point, as (T, C)."""
+        """Return a dataset of the time points as (T, C)."""
         values = self.run.values(name)
         return values.reshape(values.shape[0], -1)
 
@@ -226,7 +226,7 @@ def _channel_numbers(run: Run, wanted: Sequence[str]) -> tuple[int, ...]:
 
 
 def _levels(run: Run, kind: Kind) -> tuple[list[TimeSeries], tuple[Factors, ...]]:
-    """Return the levels that are stored, the volume first, and the factors of all that there can be."""
+    """Return the stored levels, the volume first, and the factors of all possible levels."""
     if kind == "uncertainty":
         if run.uncertainty is None:
             raise InputFileError(f"{run.path} has no uncertainties.")
@@ -239,7 +239,7 @@ def _levels(run: Run, kind: Kind) -> tuple[list[TimeSeries], tuple[Factors, ...]
 
 
 def positions_of(run: Run, wanted: Sequence[str]) -> list[int]:
-    """Return the numbers of the positions that are `wanted` by name or number; all where none is."""
+    """Return the numbers of the positions given by name or number; all where none is given."""
     names = run.header.positions
     if not wanted:
         return list(range(len(names)))
@@ -257,7 +257,7 @@ def positions_of(run: Run, wanted: Sequence[str]) -> list[int]:
 
 @contextlib.contextmanager
 def open_pictures(path: Path, scope: Scope) -> Iterator[list[Picture]]:
-    """Yield what is to be exported: for each position its volumes, then their uncertainties where kept.
+    """Yield the pictures to export: for each position its volumes, then their uncertainties if recorded.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ def _kinds(run: Run) -> tuple[Kind, ...]:
 
 
 def _time_points(path: Path, runs: Any, scope: Scope) -> range:
-    """Return the time points that are chosen, of those that anything is known of in any position."""
+    """Return the chosen time points, of those with a status in any position."""
     known = 0
     for run in runs:
         status = run.status

@@ -1,8 +1,8 @@
-"""Outputs that are there whole or not at all.
+"""Outputs that are complete or absent.
 
-Owns the way of an output to its name: it is made beside it under a hidden name, and gets its own when it is
-complete. Whatever ends the work before (an error, Ctrl-C, a full disk) removes it. `staged` never touches an
-output that exists; `replacing` takes the place of one. Functions hold no state; any thread.
+An output is made beside its place under a hidden name, and gets its name when it is complete. If the work
+ends early (an error, Ctrl-C, a full disk), it is removed. `staged` never touches an existing output;
+`replacing` replaces one. Functions hold no state; any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes its place when the body succeeds.
+    """Yield a temporary path beside `path`, which replaces it when the block succeeds.
 
     Raises
     ------
@@ -44,15 +44,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged(*finals: Path, needed_bytes: int = 0) -> Iterator[tuple[Path, ...]]:
-    """Yield a path for each of `finals`, all of one folder; they get their names when the block ends well.
+    """Yield a path for each of `finals`, all in one folder; they get their names when the block succeeds.
 
     Parameters
     ----------
     finals
-        Files or folders to be, in one folder and with different names. They get their names in this order,
-        so name last what a viewer is pointed at.
+        Files or folders to create, in one folder and with different names. They get their names in this
+        order, so the one that a viewer opens comes last.
     needed_bytes
-        What they will take, as far as it is known; 0: not known.
+        Their size, if it is known; 0: unknown.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""The fields of a projection file, read and checked one by one.
+"""Fields of a projection file, read and checked one by one.
 
-Owns where a named value may stand (attribute of the file, of /projections, or a dataset) and what it may
-be; `projection_file` puts them together. Every refusal is an `InputFileError` of one sentence that names
-the file and the field. Pure functions on an open file, on the thread that opened it.
+A field is an attribute of the file or of /projections, or a dataset; `projections` puts the fields together.
+Each error is an `InputFileError` of one sentence that names the file and the field. Pure functions on an open
+file, on the thread that opened it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def read_positions(fields: Fields, sweeps: int, count: int) -> list[StagePositio
 
 
 def read_times(fields: Fields, sweeps: int) -> NDArray[np.float64]:
-    """Return the sweeps' times (T,), s; their numbers where the file does not say."""
+    """Return the times of the sweeps (T,), s; their numbers where the file has none."""
     time_s = fields.array("time_s")
     if time_s is None:
         return np.arange(sweeps, dtype=np.float64)
@@ -117,7 +117,7 @@ def read_times(fields: Fields, sweeps: int) -> NDArray[np.float64]:
 
 
 def read_held_out(fields: Fields, count: int) -> NDArray[np.bool_]:
-    """Return which projections (M,) are held out; none where the file does not say."""
+    """Return whether each projection (M,) is held out; none is where the file does not say."""
     value = fields.array("held_out")
     if value is None:
         return np.zeros(count, dtype=np.bool_)
@@ -131,7 +131,7 @@ def read_held_out(fields: Fields, count: int) -> NDArray[np.bool_]:
 
 
 def _profile(fields: Fields) -> AxialProfile:
-    """Return the measured profile where the file holds one, else the box."""
+    """Return the measured profile if the file has one, else the box."""
     weights = fields.array("axial_profile")
     try:
         if weights is not None:

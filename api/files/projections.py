@@ -1,9 +1,8 @@
-"""The projection file: measured or simulated projections, what `mdd replay` and `mdd reconstruct` read.
+"""The projection file: measured or simulated projections, read by `mdd replay` and `mdd reconstruct`.
 
-Owns the HDF5 contract of docs/projection-file.md. Everything about a file is checked when it is opened,
-so that whoever reads frames later can trust them; a refusal is one sentence that names the file. Frames
-stay on disk until they are asked for. Writing is all or nothing: a temporary file beside the target,
-renamed when it is complete. A `ProjectionFile` belongs to the thread that opened it.
+Owns the HDF5 format of docs/projection-file.md. Everything in a file is checked when it is opened; an error
+is one sentence that names the file. Frames are read on demand. A file is written completely or not at all. A
+`ProjectionFile` belongs to the thread that opened it.
 
 >>> with open_projections("projections.h5") as projections:      # doctest: +SKIP
 ...     sweep = projections.sweep(0)                              # (M, Y, X) float32 and its positions
@@ -94,11 +93,11 @@ class ProjectionFile:
         return np.asarray(self._projections[sweep, index], dtype=self.dtype)
 
     def truth(self, sweep: int) -> NDArray[np.float32] | None:
-        """Return the volume (Z, Y, X) float32 that was projected, None where the file does not hold it."""
+        """Return the volume (Z, Y, X) float32 that was projected; None where the file has none."""
         return None if self._truth is None else np.asarray(self._truth[sweep], dtype=np.float32)
 
     def frames(self, sweep: int) -> Iterator[tuple[FrameInfo, NDArray[Any]]]:
-        """Yield a sweep's frames as a camera would send them: place and pixels (Y, X)."""
+        """Yield a sweep's frames as a camera would send them: info and pixels (Y, X)."""
         count = self.shape[1]
         for index, stage in enumerate(self._stage[sweep]):
             info = FrameInfo(
@@ -165,7 +164,7 @@ class ProjectionFile:
                 if not np.all(np.isfinite(self._projections[sweep, index])):
                     raise InputFileError(
                         f"{self.path}: projection {index} of sweep {sweep} holds values that are not finite "
-                        "(NaN or infinity): mend or leave out that sweep."
+                        "(NaN or infinity): correct or leave out that sweep."
                     )
 
 
@@ -221,7 +220,7 @@ def write_projections(
     truth: Iterable[NDArray[Any]] | None = None,
     attributes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a projection file, whole or not at all.
+    """Write a projection file completely, or not at all.
 
     Parameters
     ----------
@@ -304,7 +303,7 @@ def _append(file: h5py.File, name: str, sweep: int, block: NDArray[Any]) -> None
 
 
 def _write_array(file: h5py.File, name: str, value: NDArray[Any] | np.generic) -> None:
-    """Write an attribute, of the file and of /projections; as a dataset where it is too large for one."""
+    """Write an attribute of the file and of /projections, or a dataset where it is too large for one."""
     if value.nbytes > _LARGEST_ATTRIBUTE:
         file[name] = value
         return
@@ -314,5 +313,5 @@ def _write_array(file: h5py.File, name: str, value: NDArray[Any] | np.generic) -
 
 
 def _short(error: BaseException) -> str:
-    """Return the first line of a library's message, without its final stop."""
+    """Return the first line of a library's message, without its full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

@@ -1,6 +1,6 @@
-"""The two microscope formats of `volume_file`: TIFF with its axes, and NDTiff, Micro-Manager's own.
+"""Two microscope formats of `volumes`: TIFF with its axes, and NDTiff, Micro-Manager's own.
 
-Owns which axis is which: a stack's planes are z unless the file says otherwise, and one channel and one
+Owns the meaning of the axes: a stack's planes are z unless the file says otherwise, and one channel and one
 position are expected, because a volume has neither. tifffile and ndstorage are imported when they are
 needed. Pure functions; a `Stack` belongs to the thread that opened it.
 """
@@ -96,7 +96,7 @@ def _tiff_notes(tifffile: Any, file: Any) -> tuple[Voxel | None, str]:
 
 
 def _um(value: Any, unit: Any) -> float | None:
-    scale = _TO_UM.get(str(unit).lower().replace("\u03bc", "µ"))  # the Greek letter, too
+    scale = _TO_UM.get(str(unit).lower().replace("\u03bc", "µ"))  # the Greek letter as well
     return None if value is None or scale is None else float(value) * scale
 
 
@@ -106,7 +106,7 @@ def _voxel(edges: list[float | None]) -> Voxel | None:
 
 
 def is_ndtiff(folder: Path) -> bool:
-    """Whether a folder is an NDTiff dataset (or holds its full resolution)."""
+    """Return whether a folder is an NDTiff dataset, or contains one in full resolution."""
     return (folder / "NDTiff.index").is_file() or (folder / "Full resolution" / "NDTiff.index").is_file()
 
 
@@ -144,9 +144,9 @@ def read_ndtiff(folder: Path) -> tuple[Stack, Voxel | None]:
             f"Reading {folder.name} needs ndstorage: install it with `pip install ndstorage`."
         ) from error
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the library prints how far it is
+        with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
             dataset = ndstorage.Dataset(str(folder))
-    except Exception as error:  # the library raises whatever its parsing stumbles over
+    except Exception as error:  # the library lets parsing errors of any kind through
         raise InputFileError(f"{folder} cannot be read as NDTiff ({error}): copy it again.") from error
     try:
         axes = {name: sorted(values) for name, values in dataset.axes.items()}

@@ -1,9 +1,8 @@
-"""Plain volumes as others store them: HDF5 with a dataset `volume`, (OME-)TIFF, NDTiff folders, NPY.
+"""Volumes in common formats: HDF5 with a dataset `volume`, (OME-)TIFF, NDTiff folders, NPY.
 
-Owns reading and checking them, time point by time point, and what a file says about itself: voxel size,
-licence, where it came from. What is done with a volume is up to `simulate`, `replay` and the training.
-A file's pixels stay on disk until they are asked for, but for TIFF, which is read when it is opened. A
-`VolumeFile` belongs to the thread that opened it.
+Reads and checks them, time point by time point, with what a file says about itself: voxel size, licence,
+origin. Pixels are read on demand, except for TIFF, which is read when it is opened. A `VolumeFile` belongs to
+the thread that opened it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _HDF5 = frozenset({".h5", ".hdf5", ".he5"})
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a file says about where its volume comes from; empty where it says nothing."""
+    """Origin of a volume, as its file says; empty where it says nothing."""
 
     licence: str = ""
     structure: str = ""
@@ -41,7 +40,7 @@ class VolumeFile:
     path : Path
     shape : (T, Z, Y, X)
     voxel_size_um : (z, y, x) or None
-        µm; None where the file does not say.
+        µm; None where the file has none.
     origin : Origin
     """
 
@@ -86,7 +85,7 @@ class VolumeFile:
         try:
             block = self._data[time_point] if self._data.ndim == 4 else self._data[()]
             volume = np.asarray(block, dtype=np.float32)
-        except Exception as error:  # four libraries, each with errors of its own for damaged pixels
+        except Exception as error:  # four libraries, each with its own errors for damaged pixels
             raise InputFileError(f"{self.path} cannot be read ({error}): copy or save it again.") from error
         if not np.all(np.isfinite(volume)):
             raise InputFileError(
@@ -140,7 +139,7 @@ def open_volume(path: str | Path) -> VolumeFile:
 
 
 def volume_paths(place: Path) -> list[Path]:
-    """Return the volumes that `place` names: itself, or those of a folder, sorted by name.
+    """Return the volumes at `place`: itself, or those of a folder, sorted by name.
 
     Raises
     ------
