@@ -31,7 +31,7 @@ from torch import nn
 
 from microdiffusion.config.load import load_config
 from microdiffusion.daemon.bench.measure import Bench
-from microdiffusion.daemon.bench.network import Asked, EagerRuntime
+from microdiffusion.daemon.bench.network import EagerRuntime
 from microdiffusion.daemon.bench.scene import Scene, make_scene
 from microdiffusion.daemon.bench.settings import (
     CPU_SIZES,
@@ -153,11 +153,11 @@ def byte_floor(bench: Bench, scene: Scene, copied: float) -> dict[str, float]:
     for layer in ghost.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             layer.register_forward_hook(count)
-    asked = bench.asked(scene)
+    calls_of = bench.network_calls(scene)
     with torch.no_grad():
-        for shape, times in asked.counts.items():
+        for shape, times in calls_of.counts.items():
             for _ in range(times):
-                ghost(*(torch.empty(part.shape, device="meta") for part in asked.batches[shape]))
+                ghost(*(torch.empty(part.shape, device="meta") for part in calls_of.batches[shape]))
     layers = values * bench.dtype.itemsize
     return {
         "copy_bytes_per_s": copied,
@@ -181,11 +181,11 @@ def networks(bench: Bench) -> dict[str, Any]:
 def runtimes(bench: Bench) -> dict[str, Any]:
     """Return seconds of network and update in every runtime, all of them taking turns, and their errors."""
     scene = bench.scene(SIZE)
-    asked: Asked = bench.asked(scene)
+    calls_of = bench.network_calls(scene)
     found = runtimes_of(weights_path(bench.config.engine, bench.device), bench.device)
-    shape = next(iter(asked.batches))
-    truth = found[0](*asked.batches[shape])
-    calls = {runtime.name: asked.calls(runtime)[shape] for runtime in found}
+    shape = next(iter(calls_of.batches))
+    truth = found[0](*calls_of.batches[shape])
+    calls = {runtime.name: calls_of.on(runtime)[shape] for runtime in found}
     take_turns(calls, bench.device, 2)
     network = take_turns(calls, bench.device, ROUNDS)
     turn = Turn(bench.reconstructor(scene, 1), scene)
@@ -196,7 +196,7 @@ def runtimes(bench: Bench) -> dict[str, Any]:
     rows = {}
     for runtime in found:
         name = runtime.name
-        error = (runtime(*asked.batches[shape]) - truth).norm() / truth.norm()
+        error = (runtime(*calls_of.batches[shape]) - truth).norm() / truth.norm()
         rows[name] = {
             "network_s": min(network[name]),
             "volume_s": min(volume[name]),

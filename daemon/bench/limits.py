@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured: matrix products in a precision."""
+"""The best rate of this machine, measured: matrix products in a precision."""
 
 from __future__ import annotations
 

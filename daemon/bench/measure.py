@@ -18,7 +18,14 @@ import torch
 from microdiffusion.config import Config
 from microdiffusion.daemon.bench import reference_cost
 from microdiffusion.daemon.bench.limits import Limits, matrix_product, measure_limits
-from microdiffusion.daemon.bench.network import Asked, EagerRuntime, Listener, Shape, flop_of, precision_of
+from microdiffusion.daemon.bench.network import (
+    EagerRuntime,
+    Listener,
+    NetworkCalls,
+    Shape,
+    flop_of,
+    precision_of,
+)
 from microdiffusion.daemon.bench.scene import Scene, make_scene
 from microdiffusion.daemon.bench.settings import BenchSettings, Size, size_name
 from microdiffusion.daemon.bench.timing import QUIET, Turn, take_turns
@@ -120,14 +127,14 @@ class Bench:
         """Return the engine with another runtime of the same network."""
         return replace(self.engine, runtime=runtime, name=runtime.name)
 
-    def asked(self, scene: Scene) -> Asked:
+    def network_calls(self, scene: Scene) -> NetworkCalls:
         """Return which batches the sampler evaluates for one volume, the test of the network left out."""
         listener = Listener(self.runtime)
         reconstructor = self.reconstructor(
             scene, self.settings.evaluations[0], listener, fall_back=False, merge_sweeps="off"
         )
         reconstructor.reconstruct(scene.sweep(0, made=QUIET[0]))
-        return listener.asked
+        return listener.heard
 
     def _volumes(self, reconstructor: Reconstructor, scene: Scene) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
@@ -151,13 +158,13 @@ class Bench:
 
     def _network(self, scene: Scene, volume_s: float) -> dict[str, Any]:
         """Return what the network's evaluations of one volume cost, against eager code and the limits."""
-        asked = self.asked(scene)
+        network = self.network_calls(scene)
         least: dict[str, dict[Shape, float]] = {"runtime": {}, "eager": {}}
         flop_per_s = 0.0
-        for shape in asked.counts:
+        for shape in network.counts:
             calls: dict[str, Callable[[], object]] = {
-                "runtime": asked.calls(self.runtime)[shape],
-                "eager": asked.calls(self.eager)[shape],
+                "runtime": network.on(self.runtime)[shape],
+                "eager": network.on(self.eager)[shape],
             }
             once = take_turns(calls, self.device, 2)  # first calls choose their kernels
             product, product_flop = self._products(min(once["runtime"]))
@@ -165,8 +172,8 @@ class Bench:
             for name, each in least.items():
                 each[shape] = min(seconds[name])
             flop_per_s = max(flop_per_s, product_flop / min(seconds["product"]))
-        runtime_s, eager_s = asked.total(least["runtime"]), asked.total(least["eager"])
-        flop = flop_of(self.model, asked)
+        runtime_s, eager_s = network.total(least["runtime"]), network.total(least["eager"])
+        flop = flop_of(self.model, network)
         return {
             "ratio_eager_fp32": eager_s / runtime_s,
             "limit_fraction": flop / runtime_s / flop_per_s,
@@ -175,7 +182,7 @@ class Bench:
             "network": {
                 "runtime_s": runtime_s,
                 "eager_fp32_s": eager_s,
-                "batches": {"x".join(map(str, shape)): count for shape, count in asked.counts.items()},
+                "batches": {"x".join(map(str, shape)): count for shape, count in network.counts.items()},
             },
         }
 

@@ -1,4 +1,4 @@
-"""The network's share of a volume: which batches the sampler asks for, what they cost, and in which runtime.
+"""The network's share of a volume: the batches that the sampler evaluates, and their cost.
 
 `Listener` stands between sampler and runtime and notes the batches; they are then evaluated outside of the
 sampler, by the runtime in use and by `EagerRuntime`, in turns. Costs are counted on shapes alone.
@@ -42,32 +42,32 @@ class EagerRuntime:
 
 
 class Listener:
-    """A runtime that notes what it is asked for: the number of batches of each shape, and one of each."""
+    """A runtime that notes its calls: the number of batches of each shape, and one batch of each."""
 
     capturable = False  # a graph would hide the calls
 
     def __init__(self, runtime: Runtime) -> None:
         self.device, self.name, self.multiple = runtime.device, runtime.name, runtime.multiple
         self._runtime = runtime
-        self.asked = Asked()
+        self.heard = NetworkCalls()
 
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return what the runtime returns."""
         shape = tuple(state.shape)
-        self.asked.counts[shape] += 1
-        if shape not in self.asked.batches:
-            self.asked.batches[shape] = tuple(part.clone() for part in (state, prior, image, conditions))
+        self.heard.counts[shape] += 1
+        if shape not in self.heard.batches:
+            self.heard.batches[shape] = tuple(part.clone() for part in (state, prior, image, conditions))
         return self._runtime(state, prior, image, conditions)
 
 
 @dataclass(slots=True)
-class Asked:
+class NetworkCalls:
     """The network evaluations of one volume, by the shape (B, WINDOW, Y, X) of the batches."""
 
     counts: Counter[Shape] = field(default_factory=Counter)
     batches: dict[Shape, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def calls(self, runtime: Runtime) -> dict[Shape, Callable[[], Tensor]]:
+    def on(self, runtime: Runtime) -> dict[Shape, Callable[[], Tensor]]:
         """Return, for each shape, a call of the runtime with the batch that was noted."""
         return {shape: partial(runtime, *batch) for shape, batch in self.batches.items()}
 
@@ -76,15 +76,15 @@ class Asked:
         return sum(count * seconds[shape] for shape, count in self.counts.items())
 
 
-def flop_of(model: Denoiser, asked: Asked) -> float:
+def flop_of(model: Denoiser, calls: NetworkCalls) -> float:
     """Return the floating-point operations of the evaluations, two for each multiplication and addition.
 
     Counted on shapes: nothing is computed.
     """
     ghost = copy.deepcopy(model).to("meta")
     flop = 0.0
-    for shape, count in asked.counts.items():
-        batch = [torch.empty(part.shape, device="meta") for part in asked.batches[shape]]
+    for shape, count in calls.counts.items():
+        batch = [torch.empty(part.shape, device="meta") for part in calls.batches[shape]]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             ghost(*batch)
         flop += count * counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""What the reference method would take for the same volume: parts of it measured, then counted up.
+"""The cost of the reference method for the same volume: parts of it measured, then extrapolated.
 
 Its settings need days per volume on a CPU, so an update of its INR, an update of its denoiser and an
 evaluation in its sampler are timed, and multiplied by how many of them its settings ask for. Where even one
@@ -43,7 +43,7 @@ _UPDATE_FLOP = 4.0  # of an update, evaluations that it costs about
 
 @dataclass(frozen=True, slots=True)
 class ReferenceParts:
-    """What is timed for one volume, and how it scales.
+    """The timed parts of one volume, and their scale.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class ReferenceParts:
     times : dict
         How many times each of these calls would run in the whole method.
     scaled_from : dict
-        Words for the results: what was timed and what it stands for.
+        Texts for the results: the timed part and the whole that it stands for.
     """
 
     calls: dict[str, Callable[[], float]]

@@ -1,4 +1,4 @@
-"""What is reconstructed: sweeps of the virtual specimen, made before any clock runs.
+"""The input: sweeps of the virtual specimen, made before any clock runs.
 
 The demo's optics, camera and plan: slabs of 6 slices side by side, the next sweep half a step deeper, one
 projection held out in every fourth sweep, a specimen that flickers, drifts and bleaches. Tissue is grown for

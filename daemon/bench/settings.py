@@ -1,4 +1,4 @@
-"""What a bench measures, and how thoroughly. No torch: these are made before anything is opened."""
+"""The settings of a bench: which sizes, and how thoroughly."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Turn:
         self._number += 1
 
     def on(self, engine: Engine) -> Turn:
-        """Return the same in another engine's runtime, warm, with a reconstructor of its own."""
+        """Return the same in another engine's runtime, warm, with its own reconstructor."""
         mine = self._reconstructor
         if engine.runtime is mine.engine.runtime:
             return self

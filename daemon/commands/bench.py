@@ -1,12 +1,13 @@
-"""Measure what a volume costs on this machine, stage by stage, and against its limits.
+"""Measure the cost of a volume on this machine, stage by stage, and against its limits.
 
   mdd bench                                   a minute, a table
   mdd bench --quick
   mdd bench --size 64x128x128 --size 64x256x256 --device cpu --json bench.json
 
-Sweeps of the demo's virtual specimen go through the daemon's own wire, engine and recorder. What they are
-compared with is measured in the same run, in turns: torch eager in float32, parts of the reference method
-(scaled to the whole, and said so), and matrix products. docs/performance.md says what each figure means.
+Sweeps of the demo's virtual specimen go through the daemon's own wire, engine and recorder. Everything that
+they are compared with is measured in the same run, in turns: torch eager in float32, parts of the reference
+method (extrapolated to the whole, and marked so), and matrix products. docs/performance.md explains each
+figure.
 """
 
 from __future__ import annotations

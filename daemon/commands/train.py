@@ -33,9 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--morphologies", type=options.file, metavar="FOLDER", help="trees (swc) and vessel graphs (h5)"
     )
-    parser.add_argument("--held-out", action="append", metavar="NAME", help="a volume to judge with")
+    parser.add_argument("--held-out", action="append", metavar="NAME", help="a volume to validate with")
     parser.add_argument("--init", type=options.file, metavar="WEIGHTS", help="weights to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from the output's checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the output's checkpoint")
     parser.add_argument("--iterations", type=options.count, metavar="N")
     parser.add_argument(
         "--minutes", type=options.positive, metavar="M", help="stop after M minutes, or N iterations"

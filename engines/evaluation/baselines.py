@@ -138,7 +138,7 @@ class Problem:
 
 
 def nearest(problem: Problem) -> Tensor:
-    """Return for every slice the projection whose slab centre lies closest."""
+    """Return for every slice the projection with the closest slab centre."""
     index = torch.from_numpy(nearest_slab(problem.centres, problem.matrix.shape[1]))
     return problem.images.clamp_min(0.0)[index.to(problem.images.device)]
 
@@ -239,7 +239,7 @@ def grid(problem: Problem, *, steps: int = 300) -> Tensor:
 
     The INR's loss, its weak first difference along z, its rule to stop at half of the noise's power and
     Adam; only the field is another: one number per voxel, not below zero, begun at the projections' mean.
-    What the INR gains over it, its bandwidth and its softplus gain.
+    The INR's gain over it is that of its bandwidth and its softplus.
     """
     scale = problem.sigma**2
     images, weight = problem.images, 1.0 / problem.variance

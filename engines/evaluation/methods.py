@@ -5,7 +5,7 @@ A name is ``method[:EVALUATIONS][:key=value...]``, e.g. ``mdd``, ``mdd:4``, ``md
 the daemon can serve go through its own `Reconstructor`, and their keys are those of the table `[engine]`;
 baselines take the arguments of their functions in `baselines.py`.
 
-Every call starts from nothing (a cold INR, seeds of its own), so neither the order of methods nor other
+Every call starts from scratch (a cold INR, its own seeds), so neither the order of methods nor other
 volumes change an answer. One thread, besides the one that reads the memory of a call.
 """
 
@@ -36,7 +36,7 @@ CLASSICAL = ("nearest", "linear", "tikhonov", "tv", "rl")
 _ENGINE: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "tikhonov": {"method": "tikhonov"},
-    # Alone: whatever the held-out projection says.
+    # Alone, even where the held-out projection speaks for another answer.
     "inr": {"method": "inr", "fall_back": False},
     "mdd": {"method": "mdd"},
     "microdiffusion": {"method": "microdiffusion"},
@@ -152,7 +152,7 @@ class Method:
 
     @property
     def classical(self) -> bool:
-        """Whether it is one of the answers to beat; with options of its own it is a variant, not one."""
+        """Whether it is one of the answers to beat; with options it is a variant and does not count."""
         return self.name in CLASSICAL
 
     def config(self, base: Mapping[str, Any]) -> EngineConfig:
@@ -235,7 +235,7 @@ def parse_methods(text: str) -> list[Method]:
     Raises
     ------
     ConfigError
-        A method is unknown or named twice, or an option is none of its own.
+        A method is unknown or named twice, or does not have an option.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:

@@ -23,7 +23,7 @@ _ZOOM = 36  # voxels along each edge of the zoomed part
 def volume_picture(path: Path, name: str, step: float, case: Case, answers: dict[str, NDArray[Any]]) -> None:
     """Draw truth, projection and answers: a slice (XY), a section (XZ), and a part of the section enlarged.
 
-    The slice lies where two slabs meet, which is where interpolation has least to go by; the section
+    The slice is taken where two slabs meet, where interpolation has the least information; the section
     crosses the brightest row; the enlarged part is where the truth changes most along z.
     """
     truth = case.truth

@@ -1,7 +1,7 @@
 """The protocol: how a recorded volume becomes a truth and a sweep that is to be reconstructed.
 
 Fixed here, so that scores of different methods, days and machines compare: the middle of the volume, scaled
-by its percentiles 1 and 99.9 to [0, 1] and clipped; a box beam; slabs that lie inside of the volume; white
+by its percentiles 1 and 99.9 to [0, 1] and clipped; a box beam; slabs inside the volume; white
 noise or photons; one further projection half a step off the others. That one is held out: it judges every
 method, and `Protocol.held_out` says whether the methods may look at it too, as they may in an acquisition
 that takes such frames. Scores are taken over the slices between the first and the last that a slab saw,
@@ -31,12 +31,12 @@ CROP = (130, 128, 128)
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What is measured, in slices and in units of the normalised volume.
+    """The conditions, in slices and in units of the normalised volume.
 
     Attributes
     ----------
     length, step, offset : float
-        Slab length, distance of slabs, and how far the first slab lies off the volume's top, slices.
+        Slab length, distance of slabs, and offset of the first slab from the volume's top, slices.
     noise : float
         Standard deviation of the white noise. Not used with `photons`.
     photons : float or None
@@ -59,7 +59,7 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """A truth, what a microscope would have measured of it, and how an answer is judged.
+    """A truth, a microscope's measurement of it, and the scores of an answer.
 
     Attributes
     ----------

@@ -1,9 +1,9 @@
 """From rows to figures, and the files that hold them: JSON (everything), CSV (rows), Markdown (tables).
 
-Volumes are what is sampled: seeds of one volume are averaged first, and intervals are bootstrapped over
-volumes (percentile, 95 %). The classical answer to beat is the best one of each volume, picked with the truth
-at hand and for each score anew, so it is better than any single method. Files replace earlier ones when they
-are complete, so that an interrupted evaluation leaves the last complete one.
+The unit of sampling is the volume: seeds of one volume are averaged first, and intervals are bootstrapped
+over volumes (percentile, 95 %). The classical answer to beat is the best one of each volume, picked with the
+truth at hand and separately for each score, so it is better than any single method. Files replace earlier
+ones when they are complete, so that an interrupted evaluation leaves the last complete one.
 """
 
 from __future__ import annotations

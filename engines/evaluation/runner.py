@@ -1,7 +1,8 @@
 """Runs methods over volumes, and keeps the score: one row per volume, step, seed and method.
 
-A volume that cannot be used and a method that fails cost themselves alone: both are noted and the rest goes
-on. Rows arrive in a fixed order and do not depend on each other. One thread; one volume in memory at a time.
+A volume that cannot be used or a method that fails affects nothing else: both are noted, and the rest
+continues. Rows arrive in a fixed order and do not depend on each other. One thread; one volume in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be run.
+    """The methods, volumes and conditions of an evaluation.
 
     Attributes
     ----------
@@ -69,7 +70,7 @@ class Results:
     classical: tuple[str, ...] = ()
 
     def leave_out(self, what: str) -> None:
-        """Note what has no row."""
+        """Note a volume or a call that has no row."""
         self.skipped.append(what)
         logger.warning("left out %s", what)
 
@@ -162,7 +163,7 @@ def _step(
                 if plan.lpips is not None:
                     scores["lpips"] = plan.lpips(answer.volume[case.seen], case.truth[case.seen])
                 scores["held_out_error"] = case.held_out_error(answer.volume)
-            except Exception as error:  # one method's bug or lack of memory must not cost the others
+            except Exception as error:  # one method's bug or lack of memory must not affect the others
                 results.leave_out(f"{name}, step {step:g}, {method.name}: {type(error).__name__}: {error}")
                 continue
             answers[method.name] = answer.volume

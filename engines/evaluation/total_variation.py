@@ -1,4 +1,4 @@
-"""Non-negative total variation in three dimensions: the strongest classical answer to compare with.
+"""Non-negative total variation in three dimensions: the strongest classical method to compare with.
 
     minimise over x >= 0:   1/2 |(A x - p) / σ|² σ0² + λ Σ |D x|       σ0²: the mean noise variance
 

@@ -1,6 +1,6 @@
-"""The reference method, MicroDiffusion (Hui et al., CVPR 2024), in code of our own.
+"""The reference method, MicroDiffusion (Hui et al., CVPR 2024), reimplemented.
 
-Trained anew for every volume, from that volume's own projections: an MLP that represents the volume
+Trained from scratch for every volume, from that volume's projections alone: an MLP that represents the volume
 (`mlp_inr`), and a diffusion model (`unet`, `condition`, `ddpm`) that is pulled to it at every step. `method`
 puts them together. Nothing here is live; it is the yardstick.
 """

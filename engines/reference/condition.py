@@ -1,4 +1,4 @@
-"""The conditions of the reference's network: where a slice lies (E_pos), the closest projection (E_img).
+"""The conditions of the reference's network: the place of a slice (E_pos), the closest projection (E_img).
 
 The two embeddings are joined into one vector; the vector of zeros stands for "no condition". Runs on the
 engine's thread, on any device.

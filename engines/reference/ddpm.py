@@ -5,7 +5,7 @@ Before every step ``x_t <- s x_t + (1 - s) INR`` with s = 0.1, then the ancestra
 
 **The shortcut.** After n pulls what is left of the start is s^n of it, and the network's own share is as
 small as the steps near t = 0 let it be (the factor of ε is 0.01 there). So the last few of T steps, started
-from the INR itself, give what all T give: the noise of step t is drawn from a generator of its own, and is
+from the INR itself, give what all T give: the noise of step t is drawn from its own generator, and is
 the same whichever step came first.
 
 Pure functions and small objects, on any device.

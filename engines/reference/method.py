@@ -1,9 +1,9 @@
 """The reference from one sweep's projections to a volume: train the INR, train the denoiser, sample.
 
-    x_0 = s · projection + (1 - s) · mean of its slab's INR slices        what the denoiser is trained on
-    x_t <- s · x_t + (1 - s) · INR slice, then an ancestral step           what every step of sampling does
+    x_0 = s · projection + (1 - s) · mean of its slab's INR slices        training target of the denoiser
+    x_t <- s · x_t + (1 - s) · INR slice, then an ancestral step           each step of sampling
 
-Only what was measured is used: a slice's image condition is the measured projection whose slab lies closest.
+Only measurements are used: a slice's image condition is the measured projection with the closest slab.
 (The authors' evaluation takes the mean of six *true* slices round each slice, which no microscope has.)
 
 The INR is fitted first and stays as it is (pretraining), or is trained with the denoiser on the sum of both
@@ -231,13 +231,13 @@ class ReferenceMethod:
 
         for start in starts:
             chosen = slice(start, min(start + together, wanted.stop))
-            told = condition[chosen]
+            embedded = condition[chosen]
 
-            def predict(state: Tensor, t: int, conditional: bool, told: Tensor = told) -> Tensor:
+            def predict(state: Tensor, t: int, conditional: bool, embedded: Tensor = embedded) -> Tensor:
                 times = torch.full((len(state),), t, device=self.device)
                 with self._precision():
                     noise: Tensor = networks.unet(
-                        state, times, told if conditional else torch.zeros_like(told)
+                        state, times, embedded if conditional else torch.zeros_like(embedded)
                     )
                 return noise.float()
 

@@ -70,7 +70,7 @@ class FourierMlp(nn.Module):
     Parameters
     ----------
     shape : (Z, Y, X)
-        Of the volume, whose voxels lie at -1 + 2 i / n along each axis.
+        Of the volume, with voxels at -1 + 2 i / n along each axis.
     frequencies, width : int
         Random frequencies (twice as many features), and width of the hidden layers.
     bandwidth : float
@@ -182,7 +182,7 @@ def fit_field(
 ) -> float:
     """Fit the field to projections (M, Y, X) through the operator (M, Z); return the last update's loss.
 
-    Adam from fresh moments; the field is used as it comes, so a second fit goes on from the first.
+    Adam from fresh moments; the field is not reset, so a second fit continues the first.
     """
     pixels = images[0].numel()
     batch = min(plan.batch_pixels or pixels, pixels)
@@ -231,7 +231,7 @@ def reference_inr(images: Tensor, operator: Tensor, *, plan: FieldPlan = QUICK, 
 
 
 def seeded(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
-    """Draw a linear layer's weights as torch does by default, from a generator of our own."""
+    """Draw a linear layer's weights as torch does by default, from a given generator."""
     bound = layer.in_features**-0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
@@ -240,7 +240,7 @@ def seeded(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
 
 
 def _turned(weight: Tensor, angle: Tensor) -> Tensor:
-    """Return weights (K, W, 2F) that do with a pixel's features what `weight` does with its voxels'.
+    """Return weights (K, W, 2F) that do to a pixel's features what `weight` does to those of its voxels.
 
     From sin(a + b) = sin a cos b + cos a sin b and cos(a + b) = cos a cos b - sin a sin b, with the angles
     b (K, F) of the slices.

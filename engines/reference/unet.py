@@ -167,14 +167,14 @@ class UNet(nn.Module):
             Steps of the diffusion, 0 ... T - 1.
         condition : (N, C)
         """
-        time, told = self.time(time_embedding(t, self.width)), self.condition(condition)
+        time, embedded = self.time(time_embedding(t, self.width)), self.condition(condition)
         h = self.entry(images)
         skips = [h]
         for layer in self.down:
-            h = layer(h, time, told) if isinstance(layer, _Level) else layer(h)
+            h = layer(h, time, embedded) if isinstance(layer, _Level) else layer(h)
             skips.append(h)
-        h = self.middle_out(self.middle(h, time, told), time, told)
+        h = self.middle_out(self.middle(h, time, embedded), time, embedded)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), time, told)
+            h = layer(torch.cat([h, skips.pop()], dim=1), time, embedded)
         result: Tensor = self.head(h)
         return result

@@ -1,4 +1,4 @@
-"""A session's own projections as data: what is fitted to, what judges, and the verdict.
+"""A session's projections as training data: those that are fitted to, those that judge, and the verdict.
 
 Reads a projection file or a run file and splits its projections: the held-out ones judge. If none was held
 out, one projection of each sweep is left out of everything else, which is a harder question (the gap that it
@@ -126,7 +126,7 @@ def judge_errors(header: RunHeader, sweep: Sweep, volume: NDArray[np.float32]) -
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the new weights predict the judges better.
+    """The comparison of old and new weights on the judges.
 
     Attributes
     ----------

@@ -2,8 +2,8 @@
 
 INR fits are expensive and windows are cheap, so groups of cubes under one optics live in a ring: each
 iteration draws cubes from random groups, and every few iterations the oldest group is replaced. Every group
-and every batch has a random generator of its own, derived from seed, process and number, so that the batch of
-iteration n is the same whether the training came there in one go or was resumed.
+and every batch has its own random generator, derived from seed, process and number, so that the batch of
+iteration n is the same in an uninterrupted and in a resumed training.
 
 Runs on the training's thread; with `workers`, groups are made ahead on threads of their own, and the noise
 of a batch may then differ from run to run, because torch's generator is shared.

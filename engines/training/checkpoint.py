@@ -1,7 +1,7 @@
-"""Where a training begins and what it leaves on the way: weights to start from, and checkpoints.
+"""Weights to start from, and checkpoints to resume from.
 
-Files are written beside their place and renamed, so that a crash leaves the last good one. A checkpoint
-remembers which training it belongs to; another one is refused, and the message says what differs.
+Files are written under a temporary name and renamed, so that a crash leaves the last good one. A checkpoint
+remembers its training; that of another training is refused, and the message says what differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write_weights(model: Denoiser, path: Path, notes: Mapping[str, str]) -> None
 
 
 def identity(config: TrainingConfig, sources: str) -> dict[str, str]:
-    """Return what a checkpoint has to agree with, by name. Length, device and files may change.
+    """Return the settings that a checkpoint must agree with, by name. Length, device and files may change.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, str]) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         theirs: dict[str, str] = state["identity"]
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
+    except Exception as error:  # a damaged pickle may raise anything
         raise InputFileError(
             f"{path} is no checkpoint of this version ({type(error).__name__}): remove it and start over."
         ) from error

@@ -1,4 +1,4 @@
-"""What a training learns from: recorded volumes, morphologies and phantoms, as a pool of cubes.
+"""The training data: recorded volumes, morphologies and phantoms, as a pool of cubes.
 
 `gather` reads everything once, names the file that cannot be used, and keeps for each source its licence and
 origin, which the model card has to state. Held-out volumes are read too, but only to validate with; a name
@@ -64,7 +64,7 @@ class Sources:
     records: list[Record] = field(default_factory=list)
 
     def fingerprint(self) -> str:
-        """Return a checksum of what is trained on: another one means another training."""
+        """Return a checksum of the training data."""
         digest = hashlib.sha256()
         for name, volume in self.used.items():
             digest.update(f"{name} {volume.shape}".encode())
@@ -177,7 +177,7 @@ def build_pool(
 ) -> NDArray[np.float16]:
     """Return `count` cubes (N, SIZE, SIZE, SIZE) float16 of the kinds in `shares`.
 
-    Kinds without a source drop out, and the others take their place.
+    Kinds without a source drop out; the others are drawn more often instead.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def build_pool(
     while made < count:
         cube = makers[kinds[rng.choice(len(kinds), p=weights / weights.sum())]]()
         tried += 1
-        if cube.std() > 0.01:  # an empty corner teaches nothing
+        if cube.std() > 0.01:  # nothing is learned from an empty corner
             pool[made] = cube
             made += 1
         elif tried > 100 * (made + 1):

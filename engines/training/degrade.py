@@ -38,7 +38,7 @@ class Group:
     projections, variance : (CUBES, M, Y, X)
         `variance` as the engine would estimate it, not always that of the noise.
     floor : (CUBES, 1, 1, 1)
-        Where zero light lies.
+        Level of zero light.
     operator : (M, Z)
     conditions : SliceConditions
     """

@@ -1,9 +1,9 @@
 """The network while it learns: its loss, its optimiser, and the running average (EMA) of its weights.
 
-The denoiser is trained for the volume that is served, after the pull towards the projections. Each term of
-the loss is relative to the error of the state that the network started from: the figure that counts is a gain
-in decibels, so a cube that nobody can restore must not drown the others; and along the bridge the task gets
-smaller with the state's own error.
+The loss is that of the volume as served, after the pull towards the projections. Each of its terms is
+relative to the error of the state that the network started from: the figure of merit is a gain in decibels,
+so a cube that cannot be restored must not drown the others; and along the bridge the task gets smaller with
+the error of the state.
 """
 
 from __future__ import annotations

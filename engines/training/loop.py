@@ -1,9 +1,9 @@
-"""The training loop of the denoiser: weights, card, curves and checkpoint are what `mdd train` leaves.
+"""The training loop of the denoiser, which writes weights, model card, curves and checkpoint.
 
 AdamW, a cosine over iterations or minutes (whichever ends first), averaged weights (EMA), the network's
 products in the fastest precision of the device, validation on volumes that the pool never sees. A resumed
 run continues with the batches that the uninterrupted one would have seen. Under torchrun every process has a
-pool and batches of its own; rank 0 validates, writes and reports. Runs on the main thread of each process.
+its own pool and batches; rank 0 validates, writes and reports. Runs on the main thread of each process.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class _Run:
         batches = self._open_batches()
         self._started_s = time.monotonic() - self._spent_s
         if self._config.init is not None and self._iteration == 0:
-            self._validate()  # what the weights were worth before
+            self._validate()  # the score of the weights as they were
         with _first_interrupt() as asked:
             try:
                 stopped = self._iterate(batches, asked)
@@ -237,7 +237,7 @@ class _Run:
         """Train until the end, or until asked to stop, which returns True."""
         looked_s = time.monotonic()
         while True:
-            # Rank 0 decides for all: clocks and key presses reach each process at another time.
+            # Rank 0 decides for all: clocks and interrupts differ between processes.
             share = self._crew.agree(_STOP if asked.is_set() else self._share())
             if share >= 1:
                 return share == _STOP

@@ -82,7 +82,7 @@ def team(device: str) -> Iterator[Team]:
         local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= devices:
             raise ConfigError(
-                f"Process {local} of this machine has no CUDA device of its own ({devices} found): start "
+                f"Process {local} of this machine has no CUDA device to itself ({devices} found): start "
                 "fewer processes, or set training.device to cpu."
             )
         place = torch.device("cuda", local)
@@ -103,7 +103,7 @@ def training_dtype(device: torch.device, precision: str) -> torch.dtype:
     Raises
     ------
     ConfigError
-        float16 on a CPU, where gradients would vanish and nothing would be won.
+        float16 on a CPU, where gradients would vanish without any gain in speed.
     """
     if precision == "auto":
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Fluorescence phantoms: what the denoiser sees besides recorded volumes.
+"""Fluorescence phantoms: synthetic specimens for the training, besides recorded volumes.
 
 Rendered from morphologies (SWC trees and a vessel graph) and from simple shapes, as cubes of light per
 voxel in [0, 1]. Everything is random under the caller's generator. Lines are splatted point by point
@@ -183,7 +183,7 @@ def blobs(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
 
 
 def texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Render band-passed noise, plates and gratings: what no specimen is."""
+    """Render band-passed noise, plates and gratings, which are like no specimen."""
     kind = rng.integers(3)
     if kind == 0:
         field = ndimage.gaussian_filter(rng.standard_normal((size,) * 3), np.exp(rng.uniform(-0.5, 1.5, 3)))

@@ -1,9 +1,9 @@
-"""What a training says about its weights: the model card, and the curves as numbers (JSON) and picture (SVG).
+"""The documents of a training: the model card, and the curves as numbers (JSON) and picture (SVG).
 
-The card says what the weights are made of, so that nobody has to ask, or use them where they fail: network,
-command, machine, data with their licences, scores on volumes that were never trained on, and limits.
-Everything comes from the run itself; unknown facts are marked as not stated. The picture is a few lines of
-SVG instead of a plotting library: it opens in every browser, and a training needs nothing installed for it.
+The card states where the weights come from and where they fail: network, command, machine, data with their
+licences, scores on volumes that were never trained on, and limits. Everything comes from the run itself;
+unknown facts are marked as not stated. The picture is plain SVG rather than a plotting library's: it opens in
+every browser, and training needs no further package.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _data(records: Sequence[Record]) -> str:
     if unknown:
         text += (
             f"\n\n**{len(unknown)} of these sources state no licence** ({', '.join(unknown[:5])}"
-            f"{' ...' if len(unknown) > 5 else ''}): settle that before passing the weights on."
+            f"{' ...' if len(unknown) > 5 else ''}): clear that up before you share the weights."
         )
     if held:
         origins = (f"{r.name} ({r.source}, {r.licence})" for r in held)

@@ -1,4 +1,4 @@
-"""How a training is validated: the evaluation protocol on volumes that the pool never sees.
+"""Validation of a training: the evaluation protocol on volumes that are never trained on.
 
 Slab of 6 slices, box profile, white noise of 0.01, the middle 130 x 128 x 128 voxels scaled by the
 percentiles 1 and 99.9; PSNR and SSIM per slice at a data range of 1, over the slices between the first and

@@ -13,7 +13,7 @@ import torch
 from microdiffusion.config.load import load_config
 from microdiffusion.config.models import ReferenceConfig
 from microdiffusion.daemon.bench import reference_cost
-from microdiffusion.daemon.bench.network import Asked, EagerRuntime, Listener, flop_of, precision_of
+from microdiffusion.daemon.bench.network import EagerRuntime, Listener, NetworkCalls, flop_of, precision_of
 from microdiffusion.daemon.bench.scene import PERIOD, make_scene
 from microdiffusion.daemon.bench.settings import QUICK, WARM_UP, BenchSettings
 from microdiffusion.daemon.bench.timing import take_turns
@@ -189,30 +189,30 @@ def test_things_that_are_compared_take_turns():
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
-def asked(batch: int, count: int) -> Asked:
+def calls(batch: int, count: int) -> NetworkCalls:
     shape = (batch, WINDOW, 16, 16)
     images = tuple(torch.rand(shape) for _ in range(3))
-    return Asked(Counter({shape: count}), {shape: (*images, torch.zeros(batch, CONDITIONS))})
+    return NetworkCalls(Counter({shape: count}), {shape: (*images, torch.zeros(batch, CONDITIONS))})
 
 
 def test_operations_are_counted_for_every_batch():
     model = SlabUNet(*TINY)
-    one = flop_of(model, asked(1, 1))
+    one = flop_of(model, calls(1, 1))
     stem = 2 * 3 * WINDOW * 8 * 9 * 16 * 16
     head = 2 * 8 * 8 * 9 * 16 * 16
     assert one > stem + head
-    assert flop_of(model, asked(3, 2)) == pytest.approx(6 * one)
+    assert flop_of(model, calls(3, 2)) == pytest.approx(6 * one)
 
 
 def test_the_listener_hears_every_batch_and_changes_none():
     model = SlabUNet(*TINY)
     eager = EagerRuntime(model, CPU)
     listener = Listener(eager)
-    batch = asked(2, 1).batches[2, WINDOW, 16, 16]
+    batch = calls(2, 1).batches[2, WINDOW, 16, 16]
     for _ in range(3):
         torch.testing.assert_close(listener(*batch), eager(*batch))
-    assert listener.asked.counts == {(2, WINDOW, 16, 16): 3}
-    assert listener.asked.total({(2, WINDOW, 16, 16): 0.5}) == 1.5
+    assert listener.heard.counts == {(2, WINDOW, 16, 16): 3}
+    assert listener.heard.total({(2, WINDOW, 16, 16): 0.5}) == 1.5
 
 
 @pytest.mark.parametrize(
