@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,15 @@ def test_every_frame_arrives_in_order_and_intact() -> None:
         assert (ingested.frames, ingested.duplicates, ingested.out_of_order) == (50, 0, 0)
         assert receiver.ingest.refused == {}
         sender.raise_if_failed()
+
+
+def test_the_example_of_the_docs_sends_a_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text("utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    with receiving() as receiver:
+        exec(code.replace("tcp://127.0.0.1:5750", receiver.address), {})  # noqa: S102
+        assert receiver.seqs == list(range(8))
+        assert [end.reason for end in receiver.ends] == ["finished"]
 
 
 def test_float_frames_arrive_intact() -> None:
