@@ -47,7 +47,7 @@ class ControlServer:
     ----------
     address : str
         Where to listen; ``*`` as the port takes a free one.
-    obey : callable
+    execute : callable
         Carries out a command and returns the answer's text and values. An `MddError` is a refusal.
     security : ServerKeys or None
         Needed on every address but loopback.
@@ -68,11 +68,11 @@ class ControlServer:
     def __init__(
         self,
         address: str,
-        obey: Callable[[wire.Command], tuple[str, dict[str, Value]]],
+        execute: Callable[[wire.Command], tuple[str, dict[str, Value]]],
         *,
         security: ServerKeys | None = None,
     ) -> None:
-        self._obey = obey
+        self._execute = execute
         self.refused: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
         self._socket = self._context.socket(zmq.ROUTER)
@@ -127,7 +127,7 @@ class ControlServer:
                 number=command.number, ok=False, text=f"there is no command {command.command!r}: give {known}"
             )
         try:
-            text, values = self._obey(command)
+            text, values = self._execute(command)
         except (MddError, OSError) as error:  # what was asked for failed, and the daemon goes on
             return wire.Answer(number=command.number, ok=False, text=str(error)[:2000])
         return wire.Answer(number=command.number, ok=True, text=text[:2000], values=values)

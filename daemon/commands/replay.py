@@ -99,7 +99,7 @@ def _serve(
     def feed(address: str, stop: Callable[[], bool]) -> None:
         _send(source, config, faults, args.rate, address, stop, own=True)
 
-    return serve(config, dashboard=options.wants_dashboard(args), feed=feed, wish=wish)
+    return serve(config, dashboard=options.wants_dashboard(args), feed=feed, stopping=wish)
 
 
 def _send(

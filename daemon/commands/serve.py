@@ -74,7 +74,7 @@ def _serve(args: Namespace, wish: StopRequest) -> int:
         duration_s=args.duration,
         dashboard=options.wants_dashboard(args),
         resume=args.resume,
-        wish=wish,
+        stopping=wish,
     )
 
 

@@ -204,6 +204,11 @@ class OpenRuns:
             run.recorder.put_event("mark", text)
         return len(runs)
 
+    def abort(self, run: LiveRun, reason: str) -> None:
+        """Have a run take no further frame, and its senders told why; `tick` closes it."""
+        run.abort(reason)
+        self._ingest.close_run(run.header.run_id, reason)
+
     def close_all(self, *, drain_s: float, hurry: Callable[[], bool], show: Callable[[], None]) -> None:
         """Close every run, and take no more."""
         with self._lock:
@@ -280,9 +285,7 @@ class OpenRuns:
 
     def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:
         self._fail(run, error)
-        reason = f"it cannot be recorded any more: {error}"
-        run.abort(reason)
-        self._ingest.close_run(run.header.run_id, reason)
+        self.abort(run, f"it cannot be recorded any more: {error}")
         self._close(run, 0.0, hurry)
 
     def _fail(self, run: LiveRun, error: BaseException) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from microdiffusion.config import Config
     from microdiffusion.daemon.runs import ClosedRun
-    from microdiffusion.daemon.server.sources import Feed
+    from microdiffusion.daemon.server.acquisition import Feed
 
 
 def serve(
@@ -32,13 +32,13 @@ def serve(
     dashboard: bool = False,
     feed: Feed | None = None,
     resume: Path | None = None,
-    wish: StopRequest | None = None,
+    stopping: StopRequest | None = None,
 ) -> int:
     """Run the daemon and say at the end where the files are; return the exit code.
 
     Parameters
     ----------
-    wish
+    stopping
         Of a caller that hears the signals already; None: they are heard from here on.
 
     Raises
@@ -61,9 +61,9 @@ def serve(
             "those that ship with mdd."
         )
     require_compression(config.recorder.compress_after)  # refused now, not when the first run is over
-    wish = StopRequest() if wish is None else wish
-    with wish.heard():
-        if wish.is_set():  # before anything was begun
+    stopping = StopRequest() if stopping is None else stopping
+    with stopping.heard():
+        if stopping.is_set():  # before anything was begun
             return 0
         daemon = Daemon(
             _limited(config, volumes),
@@ -71,15 +71,15 @@ def serve(
             duration_s=duration_s,
             feed=feed,
             resume=resume,
-            stopping=wish,
+            stopping=stopping,
         )
         try:
             daemon.serve(dashboard=dashboard)
         finally:
-            _print("".join(map(_summary, daemon.runs)))
-            _print("".join(f"{text}\n" for text in daemon.open_runs.compressor.left()))
-    stopped = wish.is_set()  # by the user, perhaps before there was anything to write
-    if daemon.runs and not stopped and not daemon.open_runs.written:
+            _print("".join(map(_summary, daemon.runs.closed)))
+            _print("".join(f"{text}\n" for text in daemon.runs.compressor.left()))
+    stopped = stopping.is_set()  # by the user, perhaps before there was anything to write
+    if daemon.runs.closed and not stopped and not daemon.runs.written:
         raise RunError(
             "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
         )

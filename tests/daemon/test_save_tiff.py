@@ -20,7 +20,7 @@ from microdiffusion.wire.messages import Command
 class NoRun:
     board = StatusBoard()
 
-    class open_runs:
+    class runs:
         unclosed = ()
 
         @staticmethod
@@ -31,7 +31,7 @@ class NoRun:
 @pytest.mark.parametrize("what", ["mark", "snapshot"])
 def test_without_a_run_there_is_nothing_to_mark_or_save(what: str) -> None:
     with pytest.raises(UserError, match="No run is open"):
-        Commander(NoRun()).obey(Command(command=what))  # type: ignore[arg-type]
+        Commander(NoRun()).execute(Command(command=what))  # type: ignore[arg-type]
 
 
 def test_a_snapshot_is_the_newest_volume_with_its_voxels_while_the_run_goes_on(tmp_path: Path) -> None:

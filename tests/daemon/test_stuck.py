@@ -17,9 +17,16 @@ ANYWHERE = "tcp://127.0.0.1:*"
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     wire = {f"wire.{name}": ANYWHERE for name in ("data", "status", "control")}
     config = load_config("remote-engine", overrides={"recorder.output": tmp_path, **wire}, environ={})
-    made = Daemon(config, volumes=None, duration_s=None)
+    made = Daemon(config)
     yield made
     made._ingest.stop()
+
+
+def gives_sign_of_life(daemon: Daemon) -> bool:
+    told: list[str] = []
+    daemon._service.alive = told.append  # type: ignore[method-assign]
+    daemon._give_sign_of_life(daemon.board.snapshot())
+    return bool(told)
 
 
 def notes(daemon: Daemon) -> list[str]:
@@ -27,21 +34,21 @@ def notes(daemon: Daemon) -> list[str]:
 
 
 def test_an_ingest_thread_that_stands_still_is_told_once_each_time(daemon: Daemon) -> None:
-    assert not daemon._stuck()
+    assert gives_sign_of_life(daemon)
     pulse_s = daemon._ingest.pulse_s
     for _ in range(3):
         daemon._ingest.pulse_s = pulse_s - 2 * STUCK_S
-        assert daemon._stuck()
+        assert not gives_sign_of_life(daemon)
     assert len(notes(daemon)) == 1
     daemon._ingest.pulse_s = pulse_s
-    assert not daemon._stuck()
+    assert gives_sign_of_life(daemon)
     daemon._ingest.pulse_s = pulse_s - 2 * STUCK_S
-    assert daemon._stuck()
+    assert not gives_sign_of_life(daemon)
     assert len(notes(daemon)) == 2
 
 
 def test_an_ingest_thread_that_was_stopped_does_not_stand_still(daemon: Daemon) -> None:
-    daemon._close(None)
+    daemon._close(None, lambda: None)
     daemon._ingest.pulse_s -= 2 * STUCK_S
-    assert not daemon._stuck()
+    assert gives_sign_of_life(daemon)
     assert notes(daemon) == []

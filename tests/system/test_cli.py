@@ -52,7 +52,7 @@ def served(monkeypatch):
         calls.append((config, options))
         return 0
 
-    monkeypatch.setitem(sys.modules, "microdiffusion.daemon.server.serve", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "microdiffusion.daemon.server", SimpleNamespace(serve=serve))
     return calls
 
 
@@ -189,7 +189,7 @@ def test_an_error_decides_the_exit_code(capsys, monkeypatch, error, code, messag
     def serve(*args, **options):
         raise error
 
-    monkeypatch.setitem(sys.modules, "microdiffusion.daemon.server.serve", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "microdiffusion.daemon.server", SimpleNamespace(serve=serve))
     assert cli.main(["serve", "--demo", "--headless"]) == code
     assert one_line(capsys) == message
 
@@ -199,7 +199,7 @@ def test_what_should_not_happen_is_one_sentence_that_names_the_traceback(capsys,
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setitem(sys.modules, "microdiffusion.daemon.server.serve", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "microdiffusion.daemon.server", SimpleNamespace(serve=serve))
     assert cli.main(["serve", "--demo", "--headless"]) == 3
     assert "(ZeroDivisionError: by zero)" in one_line(capsys)
     (log,) = tmp_path.iterdir()
@@ -214,7 +214,7 @@ def test_serve_hands_on_what_the_command_line_says(served, tmp_path):
     assert config.recorder.output == tmp_path
     assert config.acquisition.specimen is False
     assert config.sweep.step_um == 10
-    assert not options.pop("wish").is_set()
+    assert not options.pop("stopping").is_set()
     assert options == {"volumes": 3, "duration_s": 9.5, "dashboard": False, "resume": None}
 
 
