@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from microdiffusion.runfile.files import RunParts
 from microdiffusion.runfile.layout import SNAPSHOT, Chunks, chunk_shape, create_run_file
 from microdiffusion.runfile.schema import (
     Closed,
-    Dataset,
     RunPlan,
     Status,
     datasets,
@@ -40,10 +39,18 @@ from microdiffusion.runfile.schema import (
 from microdiffusion.runfile.verify import Report, verify_run
 
 _ATTEMPTS = 100
-_RUN_NOTES = ("mdd/senders", "mdd/engine", "mdd/recipes", "mdd/unplaced_seq")
+_RUN_DATA = (
+    "mdd/senders",
+    "mdd/engine",
+    "mdd/recipes",
+    "mdd/unplaced_seq",
+    "mdd/events/count",
+    "mdd/events/time_s",
+    "mdd/events/kind",
+    "mdd/events/text",
+)
 _MARGIN_BYTES = 16 << 20  # left free: HDF5 must not meet a full disk in the middle of its tables
 _MOST_CHUNK_BYTES = 1 << 30  # HDF5 takes less than 4 GiB, and a reader holds a whole one
-_EVENTS = ("mdd/events/count", "mdd/events/time_s", "mdd/events/kind", "mdd/events/text")
 
 
 def snapshot_run(
@@ -107,13 +114,10 @@ def snapshot_run(
         needed = file_bytes(copied) if compression == "none" else 0
         with staged(output, needed_bytes=needed) as (path,):
             with _open_target(path, copied, chunks) as target:
-                total = used * len(sessions)
-                for number, session in enumerate(sessions):
-                    told = partial(_told, progress, number * used, total)
-                    _copy_session(parts, session, copied, target, told)
-                _copy_notes(parts, sessions, target, closed=closed)
-                if copied.live:
-                    _copy_live(parts, copied, target)
+                done = chain.from_iterable(_copy_session(parts, one, copied, target) for one in sessions)
+                for number, _ in enumerate(done, 1):
+                    progress(number, used * len(sessions))
+                _copy_run_data(parts, sessions, copied, target, closed=closed)
             report = verify_run(path)
             if not report.sound:
                 raise InputFileError(
@@ -160,87 +164,67 @@ def _whole(parts: RunParts, name: str) -> NDArray[Any]:
     return np.concatenate([np.array(part.view(name)[()]) for part in parts.all()])
 
 
-def _told(progress: Callable[[int, int], None], before: int, total: int, t: int) -> None:
-    progress(before + t, total)
-
-
-def _copy_session(
-    parts: RunParts, session: _Session, plan: RunPlan, target: _Target, told: Callable[[int], None]
-) -> None:
+def _copy_session(parts: RunParts, session: _Session, plan: RunPlan, target: _Target) -> Iterator[int]:
+    """Copy the announced part of a position; yield each time point when it is done."""
     prefix, used = session.prefix, plan.time_points
-    status, seq = _room(session.status, used, 0), _room(session.seq, used, -1)
-    wanted = [one for one in datasets(plan) if one.timed and _belongs(one.path, prefix)]
-    figures = [one for one in wanted if not one.image]
-    values = {one.path[len(prefix) :]: _figure(parts, one, used, status, seq) for one in figures}
-    values["mdd/reason"] = _reasons(parts, prefix, used, status, values["mdd/reason"])
+    status, seq = _resized(session.status, used, 0), _resized(session.seq, used, -1)
+
+    def figure(name: str, empty: Any) -> NDArray[Any]:
+        """Return a dataset, where nothing was announced with its initial content."""
+        values = _resized(_whole(parts, prefix + name), used, empty)
+        values[~(seq >= 0 if name.startswith("mdd/frames/") else status != Status.EMPTY)] = empty
+        return values
+
+    wanted = [
+        replace(one, path=one.path[len(prefix) :])
+        for one in datasets(plan)
+        if one.timed and (one.path.startswith(prefix) if prefix else not one.path.startswith("position_"))
+    ]
+    values = {one.path: figure(one.path, one.empty) for one in wanted if not one.image}
+    values["mdd/reason"] = _reasons(parts, prefix, status, values["mdd/reason"])
     received = np.count_nonzero(seq >= 0, axis=-1)
-    expected = _room(_whole(parts, f"{prefix}mdd/frames_expected"), used, 0)
+    expected = _resized(_whole(parts, f"{prefix}mdd/frames_expected"), used, 0)
+    missing = np.maximum(expected.astype(np.int64) - received, 0)
     values |= {
         "mdd/status": status,
         "mdd/frames/seq": seq,
         "mdd/frames_received": received,
         "mdd/frames_expected": expected,
-        "mdd/frames_missing": np.where(status != 0, np.maximum(expected.astype(np.int64) - received, 0), 0),
+        "mdd/frames_missing": np.where(status != Status.EMPTY, missing, 0),
     }
     for name, value in values.items():
         target.write(prefix + name, value)
-    images = [one.path for one in wanted if one.image == 3]
-    with_uncertainty = values.get("mdd/has_uncertainty")
+    volumes = [one.path for one in wanted if one.image == 3]
+    flags = {"uncertainty": values.get("mdd/has_uncertainty")}
     for t in range(used):
         for index in np.argwhere(np.atleast_1d(status[t]) == Status.WRITTEN).tolist():
             place = (t, *index) if status.ndim > 1 else (t,)
-            for name in images:
-                if name.endswith("uncertainty") and (with_uncertainty is None or not with_uncertainty[place]):
-                    continue
-                target.write(name, _item(parts, name, place), place)
+            for name in volumes:
+                flag = flags.get(name)
+                if flag is None or flag[place]:
+                    target.write(prefix + name, _item(parts, prefix + name, place), place)
         for slot in np.argwhere(seq[t] >= 0).tolist():
-            target.write(f"{prefix}projections", _item(parts, f"{prefix}projections", (t, *slot)), (t, *slot))
-        told(t + 1)
+            name, place = f"{prefix}projections", (t, *slot)
+            target.write(name, _item(parts, name, place), place)
+        yield t
 
 
-def _copy_live(parts: RunParts, plan: RunPlan, target: _Target) -> None:
-    """Copy the rolling volumes of a closed run, which no longer change."""
-    first = parts.first()
-    for one in datasets(plan):
-        if "live" in one.path.split("/"):
-            target.write(one.path, first.view(one.path)[()])
-
-
-def _belongs(path: str, prefix: str) -> bool:
-    return path.startswith(prefix) if prefix else not path.startswith("position_")
-
-
-def _room(values: NDArray[Any], used: int, empty: Any) -> NDArray[Any]:
-    """Return the first `used` rows; rows that the file has no room for yet are empty."""
-    room = np.full((used, *values.shape[1:]), empty, values.dtype)
+def _resized(values: NDArray[Any], used: int, empty: Any) -> NDArray[Any]:
+    """Return the first `used` rows, with empty ones where the files have no room for them yet."""
+    rows = np.full((used, *values.shape[1:]), empty, values.dtype)
     some = min(used, len(values))
-    room[:some] = values[:some]
-    return room
+    rows[:some] = values[:some]
+    return rows
 
 
-def _figure(
-    parts: RunParts, dataset: Dataset, used: int, status: NDArray[Any], seq: NDArray[Any]
-) -> NDArray[Any]:
-    """Return what is kept of each time point or frame; of those that are not announced the first content."""
-    empty = 0 if dataset.content is None else dataset.content
-    if np.dtype(dataset.dtype).kind == "S":
-        empty = b""
-    values = _room(_whole(parts, dataset.path), used, empty)
-    announced = seq >= 0 if "/frames/" in f"/{dataset.path}" else status != Status.EMPTY
-    values[~announced] = empty
-    return values
-
-
-def _reasons(
-    parts: RunParts, prefix: str, used: int, status: NDArray[Any], reasons: NDArray[Any]
-) -> NDArray[Any]:
+def _reasons(parts: RunParts, prefix: str, status: NDArray[Any], reasons: NDArray[Any]) -> NDArray[Any]:
     """Return the reasons; one that is just being removed, as a late volume is written, is read again."""
     for _ in range(_ATTEMPTS):
         torn = (status > Status.WRITTEN) & (reasons == b"")
         if not torn.any():
             break
         time.sleep(0.01)
-        now = _room(_whole(parts, f"{prefix}mdd/reason"), used, b"")
+        now = _resized(_whole(parts, f"{prefix}mdd/reason"), len(status), b"")
         reasons = np.where(torn, now, reasons)
     reasons[(status > Status.WRITTEN) & (reasons == b"")] = b"its volume was just being written"
     reasons[status <= Status.WRITTEN] = b""
@@ -257,11 +241,14 @@ def _item(parts: RunParts, name: str, place: tuple[int, ...]) -> Any:
     raise IndexError(place)
 
 
-def _copy_notes(parts: RunParts, sessions: list[_Session], target: _Target, *, closed: bool) -> None:
+def _copy_run_data(
+    parts: RunParts, sessions: list[_Session], plan: RunPlan, target: _Target, *, closed: bool
+) -> None:
     """Copy what the run has once; the ledger counts the frames of the copy."""
     first = parts.first()
-    # Of events the count first: those rows are whole.
-    for name in (*_RUN_NOTES, *_EVENTS):
+    # Rolling volumes of a closed run no longer change. Of events the count first: those rows are complete.
+    live = (one.path for one in datasets(plan) if "live" in one.path.split("/"))
+    for name in (*_RUN_DATA, *live):
         target.write(name, first.view(name)[()])
     columns = np.array(first.view("mdd/ledger")[()]).tolist()
     ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))

@@ -164,6 +164,13 @@ class Dataset:
     image: int = 0
     since: int = 0
 
+    @property
+    def empty(self) -> Any:
+        """What stands where nothing was written."""
+        if np.dtype(self.dtype).kind == "S":
+            return b""
+        return 0 if self.content is None else self.content
+
 
 def position_prefix(position: int) -> str:
     """Return the group of a position, with its slash: "" for position 0."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from operator import index as as_integer
 from typing import Any
 
 import numpy as np
@@ -108,16 +107,18 @@ class TimeSeries:
         shape = _shape(pieces)
         full = _expanded(index, len(shape))
         leading, rest = full[: self._leading], full[self._leading :]
-        chosen = [_positions(one, size) for one, size in zip(leading, shape, strict=False)]
+        chosen = [np.arange(size)[one] for one, size in zip(leading, shape, strict=False)]
+        if any(one.ndim > 1 for one in chosen):
+            raise IndexError("axes of time, channel and frame take numbers, slices and lists of numbers")
         tail = shape[self._leading :]
         inner = np.broadcast_to(np.empty((), np.uint8), tail)[rest].shape
         whole = all(isinstance(one, slice) for one in rest) and all(
             one.indices(size) == (0, size, 1) for one, size in zip(rest, tail, strict=True)
         )
-        outer = [len(some) for one, some in zip(leading, chosen, strict=True) if not _is_integer(one)]
+        outer = [size for one in chosen for size in one.shape]
         found = np.empty((*outer, *inner), pieces[0].data.dtype)
         rows = found.reshape(prod(outer), *inner)
-        for row, item in enumerate(product(*chosen)):
+        for row, item in enumerate(product(*(one.reshape(-1).tolist() for one in chosen))):
             self._read(pieces, item, rest, rows[row : row + 1], whole=whole)
         return found
 
@@ -159,10 +160,6 @@ def _text(item: Item) -> str:
     return f"time point {item[0]}" if len(item) == 1 else f"{item}"
 
 
-def _is_integer(one: Any) -> bool:
-    return not isinstance(one, slice) and np.ndim(one) == 0
-
-
 def _expanded(index: Any, dimensions: int) -> tuple[Any, ...]:
     """Return an index with one entry for each axis."""
     parts = list(index) if isinstance(index, tuple) else [index]
@@ -172,21 +169,3 @@ def _expanded(index: Any, dimensions: int) -> tuple[Any, ...]:
     at = dots[0] if dots else len(parts)
     missing = dimensions - (len(parts) - len(dots))
     return (*parts[:at], *[slice(None)] * missing, *parts[at + len(dots) :])
-
-
-def _positions(one: Any, size: int) -> Sequence[int]:
-    """Return what an entry chooses of a leading axis."""
-    if isinstance(one, slice):
-        return range(*one.indices(size))
-    values = np.asarray(one)
-    if values.dtype == bool:
-        if values.shape != (size,):
-            raise IndexError(f"a mask of shape {values.shape} does not fit an axis of {size}")
-        return [int(number) for number in np.flatnonzero(values)]
-    numbers = [as_integer(number) for number in values.reshape(-1)] if values.ndim < 2 else None
-    if numbers is None:
-        raise IndexError("axes of time, channel and frame take numbers, slices and lists of numbers")
-    for number in numbers:
-        if not -size <= number < size:
-            raise IndexError(f"index {number} is outside of 0 to {size - 1}")
-    return [number % size for number in numbers]
