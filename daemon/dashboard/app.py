@@ -147,7 +147,7 @@ class LiveDashboard:
         shown = self._snapshot.model_copy(update={"preview": self._previews.get(name), "session": name})
         lines = screen(
             shown,
-            *self._terminal.size,
+            *self._terminal.extent[:2],
             painter=self._painter,
             choices=choices,
             preview=self._config.preview,

@@ -88,15 +88,9 @@ class Terminal:
         self._suspend_handler: Any = None
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Columns and lines, now."""
-        width, height = self._console.size
-        return width, height
-
-    @property
     def extent(self) -> tuple[int, int, int, int]:
-        """Columns and lines, width and height in pixels; 0 pixels where the system does not know."""
-        return (*self.size, *_pixels(self._console))
+        """Columns and lines, width and height in pixels, now; 0 pixels where the system does not know."""
+        return (*self._console.size, *_pixels(self._console))
 
     @property
     def cell(self) -> tuple[int, int] | None:
@@ -113,9 +107,8 @@ class Terminal:
         self.write(_ENTER)
         self._input.open()
         atexit.register(self.close)
-        stop = getattr(signal, "SIGTSTP", None)
-        if stop is not None and threading.current_thread() is threading.main_thread():
-            self._suspend_handler = signal.signal(stop, self._on_suspend)
+        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+            self._suspend_handler = signal.signal(signal.SIGTSTP, self._on_suspend)
 
     def close(self) -> None:
         """Restore both."""
@@ -123,7 +116,7 @@ class Terminal:
             return
         self._open = False
         atexit.unregister(self.close)
-        if self._suspend_handler is not None:
+        if sys.platform != "win32" and self._suspend_handler is not None:
             signal.signal(signal.SIGTSTP, self._suspend_handler)
         self._input.close()
         self.write(self.forget_pictures + _LEAVE)
@@ -225,7 +218,19 @@ def names_of(text: str) -> list[str]:
 
 
 if sys.platform == "win32":
+    import ctypes
     import msvcrt
+
+    def enable_windows_sequences() -> None:
+        """Have a Windows console obey escape sequences; the Windows Terminal does so anyway."""
+        kernel = ctypes.windll.kernel32
+        handle = kernel.GetStdHandle(-11)
+        mode = ctypes.c_uint32()
+        if kernel.GetConsoleMode(handle, ctypes.byref(mode)):
+            kernel.SetConsoleMode(handle, mode.value | 0x0004)
+
+    def _pixels(console: Console) -> tuple[int, int]:
+        return 0, 0
 
     class _Input:
         """Keys of the console; it has nothing to wait on, so it is asked every `POLL_S`."""
@@ -263,6 +268,18 @@ else:
     import struct
     import termios
     import tty
+
+    def enable_windows_sequences() -> None:
+        """Do nothing: other systems' terminals obey escape sequences."""
+
+    def _pixels(console: Console) -> tuple[int, int]:
+        """Return width and height of the terminal's text in pixels; 0 where the system does not know."""
+        try:
+            answer = fcntl.ioctl(console.file.fileno(), termios.TIOCGWINSZ, bytes(8))
+        except (OSError, ValueError, AttributeError):  # no terminal
+            return 0, 0
+        _, _, width, height = struct.unpack("HHHH", answer)
+        return width, height
 
     class _Input:
         """Keys of the process's terminal; in the background none: the shell stops whoever reads there."""
@@ -310,27 +327,3 @@ else:
                 return os.tcgetpgrp(self._fd) == os.getpgrp()
             except OSError:
                 return False
-
-
-def _pixels(console: Console) -> tuple[int, int]:
-    """Return width and height of the terminal's text in pixels; 0 where the system does not know."""
-    if sys.platform == "win32":
-        return 0, 0
-    try:
-        answer = fcntl.ioctl(console.file.fileno(), termios.TIOCGWINSZ, bytes(8))
-    except (OSError, ValueError, AttributeError):  # no terminal
-        return 0, 0
-    _, _, width, height = struct.unpack("HHHH", answer)
-    return width, height
-
-
-def enable_windows_sequences() -> None:
-    """Have a Windows console obey escape sequences; the Windows Terminal does so anyway."""
-    if sys.platform == "win32":
-        import ctypes
-
-        kernel = ctypes.windll.kernel32
-        handle = kernel.GetStdHandle(-11)
-        mode = ctypes.c_uint32()
-        if kernel.GetConsoleMode(handle, ctypes.byref(mode)):
-            kernel.SetConsoleMode(handle, mode.value | 0x0004)

@@ -384,7 +384,7 @@ def test_no_style_of_the_dashboard_is_black_or_white() -> None:
 
 
 class RecordingTerminal:
-    size = (120, 24)
+    extent = (120, 24, 0, 0)
     shown = ""
 
     def draw(self, lines: list[list[Segment]], pictures: object) -> None:
