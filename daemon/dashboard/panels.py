@@ -116,15 +116,15 @@ def stages(snapshot: StatusSnapshot, space: Space) -> Section:
 
 
 def queues(snapshot: StatusSnapshot, space: Space) -> Section:
-    """Show what waits, how much may wait, and the free disk space."""
+    """Show the free disk space, what waits, and how much may wait."""
     rows = []
+    if snapshot.disk_free_bytes is not None:
+        rows.append(Row("disk", f"{size(snapshot.disk_free_bytes)} free"))
     for name, depth in snapshot.queues.items():
         share = depth.bytes / depth.limit if depth.limit else 0.0
         style = BAD if share > 0.9 else WARN if share > 0.5 else ACCENT
         limit = f" of {size(depth.limit)}" if depth.limit else ""
         rows.append(Row(name, size(depth.bytes) + limit, size(depth.bytes), share, style))
-    if snapshot.disk_free_bytes is not None:
-        rows.append(Row("disk", f"{size(snapshot.disk_free_bytes)} free"))
     return Section("queues", rows, label="queue")
 
 
@@ -193,8 +193,8 @@ def source(snapshot: StatusSnapshot, space: Space) -> Section | None:
     return Section("source", [row for row in rows if row.text])
 
 
-PANELS = (stages, queues, source, answers, run, runs, notes)
-"""From the top; what does not fit is cut off, but for `notes`, which takes the room that is left."""
+PANELS = (stages, queues, source, answers, run, runs)
+"""From the top; `notes` take the room that is left."""
 LINES = (stages, queues)
 
 
@@ -214,7 +214,7 @@ def page(snapshot: StatusSnapshot) -> str:
         ("residual", "" if residual is None else f"{residual:.2f} × noise"),
     ]
     for panel in PANELS:
-        section = panel(snapshot, Space(0, 0, Choices(), Painter()))  # without room there are no notes
+        section = panel(snapshot, Space(0, 0, Choices(), Painter()))
         if section is not None:
             rows += [(f"{section.label} {row.name}", row.text) for row in section.rows]
     rows += [(note.level, f"{duration(note.elapsed_s)} {note.text}") for note in snapshot.notes]

@@ -54,6 +54,7 @@ TILE_WIDTH = 20
 DETAILS_WIDTH = 54
 """Columns of the panels in a large terminal."""
 LARGE = (2 * DETAILS_WIDTH, 34)
+NOTES_LINES = 4
 GAP = 2
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 
@@ -114,12 +115,14 @@ def _large(snapshot: StatusSnapshot, space: Space) -> list[Line]:
     right = _lines(_unfolded(snapshot, room), room.width)
     # What the preview leaves, the panels take.
     width = space.width - max(Segment.get_line_length(line) for line in right) - 2
-    left: list[Line] = []
-    for panel in PANELS:
-        section = panel(snapshot, replace(space, width=width, height=height - len(left) - 1))
-        if section is not None:
-            left += [*([[]] if left else []), *_lines(section, width)]
-    blank: list[Line] = [[] for _ in range(height)]
+    drawn = (panel(snapshot, replace(space, width=width)) for panel in PANELS)
+    sections = [_lines(section, width) for section in drawn if section is not None]
+    blank: list[Line] = [[]] * height
+    # Lines between the panels are left out rather than the notes.
+    gap = blank[: sum(len(section) + 1 for section in sections) <= height - NOTES_LINES]
+    left = [line for section in sections for line in (*section, *gap)]
+    latest = notes(snapshot, replace(space, height=height - len(left)))
+    left += [] if latest is None else _lines(latest, width)
     rows = zip([*left, *blank][:height], [*right, *blank], strict=False)
     beside = [[*Segment.adjust_line_length(line, width + 1), *picture] for line, picture in rows]
     return [*_lines(_rule(space.width), space.width), *beside]
