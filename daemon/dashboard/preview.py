@@ -53,6 +53,7 @@ SIXEL_LEVELS = 24
 MOST_PIXELS = 1000
 """Longest edge of a Sixel picture: what xterm takes, unless it is told otherwise."""
 CHUNK = 4096
+_RUN = re.compile(r"(.)\1{3,}")
 FORGET_KITTY = "\x1b_Ga=d,q=2\x1b\\"
 
 ANSWER_S = 0.5
@@ -234,28 +235,27 @@ def sixel(image: NDArray[np.uint8], height: int, width: int) -> str:
     height, width = max(6, int(height * scale) // 6 * 6), max(1, int(width * scale))
     levels = image[np.arange(height) * image.shape[0] // height].astype(int) * SIXEL_LEVELS // 256
     edges = -(-np.arange(image.shape[1] + 1) * width // image.shape[1])
-    colours = (100 * palette(SIXEL_LEVELS).astype(int) / 255).round().astype(int).tolist()
+    # Which of a band's six lines show a level, as bits: (bands, levels, columns).
+    bits = np.zeros((height // 6, SIXEL_LEVELS, image.shape[1]), np.uint8)
+    bands, columns = np.ogrid[: bits.shape[0], : bits.shape[2]]
+    for line in range(6):
+        bits[bands, levels[line::6], columns] |= 1 << line
+    texts = np.repeat(bits + 63, np.diff(edges), axis=2)
+    colours = (palette(SIXEL_LEVELS) / 2.55).round().astype(int).tolist()
     head = "".join(f"#{level};2;{red};{green};{blue}" for level, (red, green, blue) in enumerate(colours))
-    bits = 1 << np.arange(6)[:, None]
-    bands = [
-        "$".join(
-            f"#{level}{_run_lengths(np.where(band == level, bits, 0).sum(axis=0), edges)}"
-            for level in np.unique(band).tolist()
-        )
-        for band in levels.reshape(-1, 6, image.shape[1])
-    ]
     # No "-" after the last band: it would begin another one, below the picture.
-    return f'\x1bP0;1;0q"1;1;{width};{height}{head}{"-".join(bands)}\x1b\\'
-
-
-def _run_lengths(sixels: NDArray[np.int64], edges: NDArray[np.int64]) -> str:
-    """Return one row of sixels (columns of six bits), equal neighbours counted together."""
-    begins = np.flatnonzero(np.diff(sixels, prepend=-1))
-    lengths = np.diff(edges[begins], append=edges[-1]).tolist()
-    return "".join(
-        f"!{length}{chr(63 + value)}" if length > 3 else chr(63 + value) * length
-        for value, length in zip(sixels[begins].tolist(), lengths, strict=True)
+    body = "-".join(
+        "$".join(
+            f"#{level}{texts[band, level].tobytes().decode('ascii')}"
+            for level in np.flatnonzero(bits[band].any(axis=1)).tolist()
+        )
+        for band in range(len(bits))
     )
+    return f'\x1bP0;1;0q"1;1;{width};{height}{head}{_RUN.sub(_counted, body)}\x1b\\'
+
+
+def _counted(run: re.Match[str]) -> str:
+    return f"!{len(run[0])}{run[1]}"
 
 
 def find_painter(terminal: Terminal, setting: str) -> Painter:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console, Group
-from rich.segment import Segment, SegmentLines
+from rich.segment import Segment
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from microdiffusion.daemon.dashboard.terminal import Line
-    from microdiffusion.daemon.status import Alarm, StatusSnapshot, Tile
+    from microdiffusion.daemon.status import Alarm, Preview, StatusSnapshot, Tile
 
 STATE_STYLES = {"running": GOOD, "closed": GOOD, "failed": BAD}
 BADGES = {"warning": (" ? ", "reverse yellow"), "error": (" ! ", "reverse bold red")}
@@ -101,18 +101,17 @@ def screen(
 def _small(snapshot: StatusSnapshot, space: Space, *, preview: bool) -> list[Line]:
     below = [line for panel in LINES for line in _lines(panel(snapshot, space), space.width, height=1)]
     room = space.height - len(below)
-    middle: RenderableType = _rule(space.width)
+    middle = _lines(_rule(space.width), space.width)
     if preview and room >= 7:
         middle = _strip(snapshot, replace(space, height=room - 2))
         room = 3
     latest = notes(snapshot, replace(space, height=room))
-    return [*_lines(middle, space.width), *below, *(_lines(latest, space.width)[1:] if latest else [])]
+    return [*middle, *below, *(_lines(latest, space.width)[1:] if latest else [])]
 
 
 def _large(snapshot: StatusSnapshot, space: Space) -> list[Line]:
     height = space.height - 1
-    room = replace(space, width=space.width - DETAILS_WIDTH - 2, height=height)
-    right = _lines(_unfolded(snapshot, room), room.width)
+    right = _unfolded(snapshot, replace(space, width=space.width - DETAILS_WIDTH - 2, height=height))
     # What the preview leaves, the panels take.
     width = space.width - max(Segment.get_line_length(line) for line in right) - 2
     drawn = (panel(snapshot, replace(space, width=width)) for panel in PANELS)
@@ -257,69 +256,66 @@ def _help(space: Space) -> Group:
     return Group(*lines, Text(), *(Text(f"  {text}", DIM) for text in closing))
 
 
-def _drawn(snapshot: StatusSnapshot, space: Space, scale: float) -> tuple[list[tuple[list[Line], int]], str]:
+def _drawn(
+    preview: Preview, session: str, space: Space, scale: float
+) -> tuple[list[tuple[list[Line], int]], str]:
     """Return the lines and the width of the images XY, XZ and YZ as the user wants them; and their title."""
-    preview, choices, painter = snapshot.preview, space.choices, space.painter
-    if preview is None:
-        raise ValueError("there is no preview")
+    choices, painter = space.choices, space.painter
     slices = preview.slices if choices.slices else None
     held = choices.held.get(choices.session, next(iter(choices.held.values()), None))
-    images = windowed(preview, slices or preview.images, choices.contrast, choices.gamma_step, held)
     drawn = []
-    for image in images:
+    for image in windowed(preview, slices or preview.images, choices.contrast, choices.gamma_step, held):
         rows = max(1, round(image.shape[0] * scale / painter.aspect))
         columns = max(1, round(image.shape[1] * scale))
         drawn.append((painter.lines(image, rows=rows, columns=columns), columns))
     name = "projections" if slices is None else "middle slices"
     sweep = f"sweep {preview.sweep}" if preview.sweep >= 0 else ""
-    return drawn, ", ".join(filter(None, (name, sweep, snapshot.session)))
+    return drawn, ", ".join(filter(None, (name, sweep, session)))
 
 
-def _strip(snapshot: StatusSnapshot, space: Space) -> RenderableType:
-    """Show XY, XZ and YZ side by side under a rule with their names."""
-    preview, rows = snapshot.preview, space.height - 1
+def _strip(snapshot: StatusSnapshot, space: Space) -> list[Line]:
+    """Return XY, XZ and YZ side by side under a rule with their names."""
+    preview, width, rows = snapshot.preview, space.width, space.height - 1
     if preview is None:
-        return Group(_rule(space.width), *_centred("no volume yet", space.width, rows))
+        return [*_lines(_rule(width), width), *_no_volume(width, rows)]
     z, y, x = preview.size
-    scale = min(1.0, space.painter.aspect * rows / max(y, z), (space.width - 2 - 2 * GAP) / (2 * x + z))
-    drawn, title = _drawn(snapshot, space, scale)
+    scale = min(1.0, space.painter.aspect * rows / max(y, z), (width - 2 - 2 * GAP) / (2 * x + z))
+    drawn, title = _drawn(preview, snapshot.session, space, scale)
     kind = " slice" if title.startswith("middle") else ""
     rule = "─"
     lines: list[Line] = [[Segment(" ")] for _ in range(rows)]
-    for (name, down, across), (image, columns) in zip(
-        (("XY", y, x), ("XZ", z, x), ("YZ", y, z)), drawn, strict=True
-    ):
+    extents = (("XY", y, x), ("XZ", z, x), ("YZ", y, z))
+    for (name, down, across), (image, columns) in zip(extents, drawn, strict=True):
         extent = f" {name}{kind} {down * preview.pixel_um:.0f} × {across * preview.pixel_um:.0f} µm "
         label = extent if len(extent) <= columns else f" {name}{kind} "
         rule += label.ljust(columns + GAP, "─")
         for row, line in enumerate(lines):
             line += image[row] if row < len(image) else [Segment(" " * columns)]
             line.append(Segment(" " * GAP))
-    room = space.width - len(rule) - 1
+    room = width - len(rule) - 1
     label = _cropped(f" {title} ", room) if room > 16 else ""
     rule += f"{label}─".rjust(room + 1, "─")
-    return Group(Text(rule, DIM), SegmentLines(lines, new_lines=True))
+    return [*_lines(Text(rule, DIM), width), *(Segment.adjust_line_length(line, width) for line in lines)]
 
 
-def _unfolded(snapshot: StatusSnapshot, space: Space) -> RenderableType:
-    """Show XY with YZ at its right and XZ below, enlarged twice at most."""
+def _unfolded(snapshot: StatusSnapshot, space: Space) -> list[Line]:
+    """Return XY with YZ at its right and XZ below, enlarged twice at most."""
     preview, width, height = snapshot.preview, space.width, space.height
     if preview is None:
-        return Group(*_centred("no volume yet", width, height))
+        return _no_volume(width, height)
     z, y, x = preview.size
     scale = min(2.0, space.painter.aspect * (height - 2) / (y + z), (width - GAP) / (x + z))
-    ((xy, columns), (xz, below), (yz, _)), title = _drawn(snapshot, space, scale)
+    ((xy, columns), (xz, below), (yz, _)), title = _drawn(preview, snapshot.session, space, scale)
     pixel = preview.pixel_um
     head = f"XY  {y * pixel:.0f} × {x * pixel:.0f} µm"
-    lines = [[*left, Segment(" " * GAP), *right] for left, right in zip(xy, yz, strict=True)]
     if width - below > 12 + GAP:
         xz[0] = [*xz[0], Segment(" " * GAP + _cropped(title, width - below - GAP), Style(dim=True))]
-    return Group(
-        Text(f"{head:<{columns + GAP}}YZ", DIM),
-        SegmentLines(lines, new_lines=True),
-        Text(f"XZ  {z * pixel:.0f} µm deep", DIM),
-        SegmentLines(xz, new_lines=True),
-    )
+    return [
+        *_lines(Text(f"{head:<{columns + GAP}}YZ", DIM), width),
+        *([*left, Segment(" " * GAP), *right] for left, right in zip(xy, yz, strict=True)),
+        *_lines(Text(f"XZ  {z * pixel:.0f} µm deep", DIM), width),
+        *xz,
+    ]
 
 
 def _spread(left: Text, rights: Sequence[Text], width: int) -> Text:
@@ -335,8 +331,9 @@ def _rule(width: int) -> Text:
     return Text("─" * width, DIM)
 
 
-def _centred(text: str, width: int, rows: int) -> list[Text]:
-    return [Text(text.center(width) if row == rows // 2 else "", DIM) for row in range(rows)]
+def _no_volume(width: int, rows: int) -> list[Line]:
+    text = Segment("no volume yet".center(width), Style(dim=True))
+    return [[text] if row == rows // 2 else [] for row in range(rows)]
 
 
 def _cropped(text: str, width: int) -> str:

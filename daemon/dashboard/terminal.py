@@ -169,19 +169,19 @@ class Terminal:
             self._drawn = {}  # gone, which is no reason to end a run; if it comes back, all is redrawn
 
     def _pieces(self, lines: Sequence[Line], pictures: Sequence[Picture]) -> dict[Place, str]:
-        """Return what to write where: the text beside pictures, each picture at its first cell."""
+        """Return what to write where: text, half blocks, and each picture at its first cell."""
         pieces: dict[Place, str] = {}
         drawn: set[int] = set()
         for row, line in enumerate(lines):
             column = 0
-            for number, group in itertools.groupby(line, _picture_of):
+            for kind, group in itertools.groupby(line, _kind_of):
                 segments = list(group)
                 width = Segment.get_line_length(segments)
-                if number is None:
+                if not isinstance(kind, int):
                     pieces[row, column] = self._text(segments)
-                elif number not in drawn:
-                    drawn.add(number)
-                    picture = pictures[number]
+                elif kind not in drawn:
+                    drawn.add(kind)
+                    picture = pictures[kind]
                     whole = width == picture.columns and row + picture.rows <= len(lines)
                     pieces[row, column] = picture.data if whole else ""
                 column += width
@@ -207,8 +207,12 @@ class Terminal:
         self.open()
 
 
-def _picture_of(segment: Segment) -> int | None:
-    return segment.style.meta.get(PICTURE) if segment.style is not None else None
+def _kind_of(segment: Segment) -> int | str:
+    """Return the number of its picture, or whether it is text or half blocks, which are written apart."""
+    number: int | None = segment.style.meta.get(PICTURE) if segment.style is not None else None
+    if number is not None:
+        return number
+    return "blocks" if segment.text.startswith("▀") else "text"
 
 
 def names_of(text: str) -> list[str]:
