@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.errors import ConfigError
+from microdiffusion.errors import ConfigError, EngineError
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
@@ -95,27 +95,40 @@ def _ready(paths: list[Path], config: EngineConfig) -> int:
 
 def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
     from microdiffusion.daemon.cli import BuildBar
-    from microdiffusion.engines.runtimes import compile_network, require_tensorrt
+    from microdiffusion.engines.diffusion import load_denoiser
+    from microdiffusion.engines.runtimes import Profile, open_tensorrt, require_tensorrt
 
-    require_tensorrt(device)
+    trt = require_tensorrt(device)
     if device.type != "cuda":
         raise ConfigError(
             "An engine is built for one GPU, and no CUDA device was found or asked for: compile on the "
             "machine that will serve, or give --check to export, parse and build here without keeping it."
         )
     for path in paths:
+        model = load_denoiser(path)
+        started = time.perf_counter()
         with BuildBar(path.stem) as bar:
-            done = compile_network(path, device, config.tile, progress=bar)
+            profile = Profile.of(config.tile, model.multiple)
+            engine = open_tensorrt(model, device, profile, trt, progress=bar)
+        seconds = time.perf_counter() - started
+        if not engine.path.exists():
+            raise EngineError(
+                f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder has "
+                "to belong to this user and to have room."
+            )
         say(
-            f"{path.stem}: {_SAID[done.state]}, {done.runtime}, agrees with torch, {done.seconds:.1f} s, "
-            f"{_size(done.size)}, {done.path}"
+            f"{path.stem}: {_SAID[engine.state]}, {engine.runtime.name}, agrees with torch, {seconds:.1f} s, "
+            f"{_size(engine.path.stat().st_size)}, {engine.path}"
         )
     return 0
 
 
 def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
+    import torch
+
     from microdiffusion.daemon.cli import BuildBar
-    from microdiffusion.engines.runtimes import check_network, require_tensorrt
+    from microdiffusion.engines.diffusion import load_denoiser
+    from microdiffusion.engines.runtimes import Profile, build_engine, export_onnx, require_tensorrt
 
     trt = require_tensorrt(device)
     if trt.__name__ == "tensorrt" and device.type != "cuda":
@@ -125,12 +138,17 @@ def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> int
             'pip install "microdiffusion-daemon[tensorrt-rtx]"'
         )
     for path in paths:
+        model = load_denoiser(path)
+        started = time.perf_counter()
+        graph = export_onnx(model, torch.float16)
+        exported = time.perf_counter()
         with BuildBar(path.stem) as bar:
-            found = check_network(path, config.tile, trt, progress=bar)
+            engine = build_engine(trt, graph, Profile.of(config.tile, model.multiple), progress=bar)
+        built = time.perf_counter()
         say(
-            f"{path.stem}: exported in {found.export_s:.1f} s ({_size(found.graph_size)}), valid, parsed in "
-            f"half precision and built by {found.builder} in {found.build_s:.1f} s ({_size(found.size)}); "
-            "not run, not kept"
+            f"{path.stem}: exported in {exported - started:.1f} s ({_size(len(graph))}), valid, parsed in "
+            f"half precision and built by {trt.__name__} {trt.__version__} in {built - exported:.1f} s "
+            f"({_size(len(engine))}); not run, not kept"
         )
     return 0
 

@@ -52,7 +52,7 @@ def reconstruct_file(
     config: Config,
     progress: Progress = _silent,
     report: Report = _unreported,
-    building: Callable[[float], None] | None = None,
+    building: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Reconstruct every sweep of the projection file or run file `path` into the run file `output`.
 
@@ -62,7 +62,7 @@ def reconstruct_file(
         Called after each sweep with the number done, the number of all, and the result.
     report : callable
         Called within a sweep by the method that takes hours: its stage, how much is done, how much there is.
-    building : callable, optional
+    building : callable
         Called with the share that is done where an engine has to be built first: a file can wait for it.
 
     Raises
@@ -115,7 +115,7 @@ def catch_up(
     *,
     config: Config,
     progress: Progress = _silent,
-    building: Callable[[float], None] | None = None,
+    building: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, int]:
     """Give the run file `path` the volumes that it has frames for and that are not there; in place.
 
@@ -168,7 +168,7 @@ def catch_up(
 
 
 def _open(
-    header: RunHeader, config: Config, report: Report, building: Callable[[float], None] | None
+    header: RunHeader, config: Config, report: Report, building: Callable[[float], None]
 ) -> tuple[Reconstructor, EngineInfo]:
     # torch only now: a refused file should be refused at once.
     from microdiffusion.engines.pipeline import Reconstructor, SessionStore, open_engine

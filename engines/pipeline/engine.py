@@ -48,7 +48,7 @@ class Engine:
     fallback: str = ""
 
 
-def open_engine(config: EngineConfig, *, progress: Progress | None = None) -> Engine:
+def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None) -> Engine:
     """Open device and weights; where an engine of TensorRT has to be built, `progress` is told how far it is.
 
     Raises

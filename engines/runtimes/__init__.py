@@ -1,23 +1,32 @@
 """What evaluates the network: torch, OpenVINO or TensorRT."""
 
-from microdiffusion.engines.runtimes.compile import check_network, compile_network, require_tensorrt
 from microdiffusion.engines.runtimes.engine_cache import EngineCache, user_cache_folder
+from microdiffusion.engines.runtimes.onnx_export import export_onnx
 from microdiffusion.engines.runtimes.openvino_runtime import find_openvino
-from microdiffusion.engines.runtimes.select import open_runtime
-from microdiffusion.engines.runtimes.tensorrt_build import Progress, driver_version, find_tensorrt
+from microdiffusion.engines.runtimes.select import open_runtime, require_tensorrt
+from microdiffusion.engines.runtimes.tensorrt_build import (
+    Profile,
+    Progress,
+    build_engine,
+    driver_version,
+    find_tensorrt,
+)
+from microdiffusion.engines.runtimes.tensorrt_runtime import open_tensorrt
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime, best_dtype
 
 __all__ = [
     "EngineCache",
+    "Profile",
     "Progress",
     "TorchRuntime",
     "best_dtype",
-    "check_network",
-    "compile_network",
+    "build_engine",
     "driver_version",
+    "export_onnx",
     "find_openvino",
     "find_tensorrt",
     "open_runtime",
+    "open_tensorrt",
     "require_tensorrt",
     "user_cache_folder",
 ]

@@ -1,16 +1,13 @@
-"""The private folder of built inference engines.
+"""The user's private folder of built engines and converted graphs.
 
-An engine file is executable code, so only what this user built on this machine is ever loaded: the
-folder belongs to the user and is closed to all others (posix: mode 0700; Windows: the profile's own
-access list), an entry is a plain file of the user's that nobody else can write, and it says for what it
-was built. Whatever does not fit is taken for absent and built anew. The checksum is there for
-damaged files; it is no defence against the user himself.
+An engine file is executable code, so only what this user built on this machine is ever loaded: the folder
+belongs to the user and is closed to all others (posix: mode 0700; Windows: the profile's own access list), an
+entry is a plain file of the user's that nobody else can write, and it says for what it was built. Whatever
+does not fit counts as absent. The checksum is there for damaged files; it is no defence against the user.
 
-The folder heals itself: storing replaces what was refused, deletes what was built for the same thing under
-another driver or version, and then what was not used for longest, until the rest fits into `most_bytes`.
-
-Used from the thread that opens the engine. Two processes may store the same entry: the rename is atomic
-and both wrote the same.
+Storing replaces what was refused, deletes what was built for the same thing under another driver or version,
+and then what was not used for longest, until the rest fits. Two processes may store the same entry: the
+rename is atomic and both wrote the same.
 """
 
 from __future__ import annotations
@@ -26,20 +23,15 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from microdiffusion.errors import EngineError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import ModuleType
 
     from microdiffusion.engines.diffusion import Denoiser
 
 logger = logging.getLogger("microdiffusion.engines")
-
-State = Literal["found", "built", "healed"]
-"""Where an engine came from: kept, built as there was none, built as the kept one was refused."""
 
 _MAGIC = b"mdd-engine 1\n"
 _HEADER_LIMIT = 1 << 16
@@ -59,17 +51,6 @@ class Entry:
     built_for: dict[str, str]
 
 
-def network_key(model: Denoiser, converter: ModuleType) -> dict[str, str]:
-    """Return what a converted network depends on: weights, settings, its code and the converter's."""
-    weights = hashlib.sha256(json.dumps([model.architecture, dict(model.settings)]).encode())
-    for name, value in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().numpy().tobytes())
-    modules = (sys.modules[type(model).__module__], converter)
-    code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
-    return {"weights": weights.hexdigest(), "code": code.hexdigest()[:16]}
-
-
 def user_cache_folder() -> Path:
     """Return where this platform keeps a user's caches, for mdd's engines."""
     if sys.platform == "win32":
@@ -83,13 +64,24 @@ def user_cache_folder() -> Path:
     return base / "microdiffusion" / "engines"
 
 
+def network_key(model: Denoiser, converter: ModuleType) -> dict[str, str]:
+    """Return what a converted network depends on: weights, settings, its code and the converter's."""
+    weights = hashlib.sha256(json.dumps([model.architecture, dict(model.settings)]).encode())
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().numpy().tobytes())
+    modules = (sys.modules[type(model).__module__], converter)
+    code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
+    return {"weights": weights.hexdigest(), "code": code.hexdigest()[:16]}
+
+
 class EngineCache:
     """Built engines by what they were built for.
 
     Parameters
     ----------
     folder : Path, optional
-        `user_cache_folder()` where it is not given. Made when something is stored.
+        `user_cache_folder()` by default. Made when something is stored.
     most_bytes : int
         What the folder may hold.
     """
@@ -99,63 +91,41 @@ class EngineCache:
         self._most_bytes = most_bytes
 
     def path(self, key: Mapping[str, str]) -> Path:
-        """Return the file of the engine that was built for `key`."""
-        return self.folder / f"{hashlib.sha256(_text(key)).hexdigest()[:32]}.engine"
-
-    def open(
-        self,
-        key: Mapping[str, str],
-        *,
-        build: Callable[[], bytes],
-        use: Callable[[bytes], bool],
-        check: Callable[[], object],
-    ) -> State:
-        """Take the engine for `key` into use: the kept one, else a fresh one, kept once it has been checked.
-
-        `use` says whether an engine is accepted; `check` raises where the one in use computes wrongly.
-
-        Raises
-        ------
-        EngineError
-            A fresh engine is not accepted; and whatever `build` and `check` raise.
-        """
-        refused = self.path(key).exists()
-        kept = self.load(key)
-        if kept is not None and use(kept):
-            return "found"
-        fresh = build()
-        if not use(fresh):
-            raise EngineError(f"An engine was built for {key.get('gpu')}, but is not accepted there.")
-        check()
-        self.store(key, fresh)
-        return "healed" if refused else "built"
+        """Return the file of what was built for `key`."""
+        text = json.dumps(dict(key), sort_keys=True).encode()
+        return self.folder / f"{hashlib.sha256(text).hexdigest()[:32]}.engine"
 
     def load(self, key: Mapping[str, str]) -> bytes | None:
-        """Return the engine that was built for `key`; None where there is none that can be trusted."""
+        """Return what was built for `key`; None where there is nothing that can be trusted."""
         path = self.path(key)
         if not path.exists():
             return None
         try:
             self._check_folder()
-            content = _unpack(_read_own(path), key)
+            header, content = _unpack(_read_own(path))
+            if header.get("built_for") != dict(key):
+                raise ValueError("it was built for something else")
+            if hashlib.sha256(content).hexdigest() != header.get("sha256"):
+                raise ValueError("it is damaged")
             with contextlib.suppress(OSError):
                 os.utime(path)  # what is used stays
             return content
         except (OSError, ValueError) as error:
-            logger.info("engine cache: %s is not used, the engine is built anew: %s", path, error)
+            logger.info("engine cache: %s is not used, the engine is built again: %s", path, error)
             return None
 
-    def store(self, key: Mapping[str, str], engine: bytes) -> bool:
-        """Keep an engine; False where that was not possible, which costs a build at the next start."""
+    def store(self, key: Mapping[str, str], content: bytes) -> bool:
+        """Keep something; False where that was not possible, which costs a build at the next start."""
+        header = {"built_for": dict(key), "sha256": hashlib.sha256(content).hexdigest()}
+        packed = _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n" + content
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_folder()
-            content = _pack(key, engine)
-            self._make_room(key, len(content))
+            self._make_room(key, len(packed))
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")  # mode 0600
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(content)
+                    file.write(packed)
                 Path(name).replace(self.path(key))
             except BaseException:
                 Path(name).unlink(missing_ok=True)
@@ -167,16 +137,13 @@ class EngineCache:
 
     def entries(self) -> list[Entry]:
         """Return what is kept, the most recently used first; empty where there is no folder of ours."""
-        try:
-            self._check_folder()
-            paths = sorted(self.folder.glob("*.engine"))
-        except (OSError, ValueError):
-            return []
         found = []
-        for path in paths:
-            with contextlib.suppress(OSError):
-                status = path.lstat()
-                found.append(Entry(path, status.st_size, status.st_mtime, _built_for(path)))
+        with contextlib.suppress(OSError, ValueError):
+            self._check_folder()
+            for path in self.folder.glob("*.engine"):
+                with contextlib.suppress(OSError):
+                    status = path.lstat()
+                    found.append(Entry(path, status.st_size, status.st_mtime, _built_for(path)))
         return sorted(found, key=lambda entry: -entry.used_s)
 
     def clear(self) -> tuple[int, int]:
@@ -191,12 +158,9 @@ class EngineCache:
                 if path.lstat().st_mtime < time.time() - _ABANDONED_S:
                     path.unlink()
         left = self._most_bytes - size
-        lasting = {name: value for name, value in key.items() if name not in _PASSING}
         for entry in self.entries():
             left -= entry.size
-            same = {name: value for name, value in entry.built_for.items() if name not in _PASSING} == lasting
-            if (same or left < 0) and _delete(entry.path):
-                logger.info("engine cache: %s is deleted, it is %s", entry.path, "stale" if same else "old")
+            if (_lasting(entry.built_for) == _lasting(key) or left < 0) and _delete(entry.path):
                 left += entry.size
 
     def _check_folder(self) -> None:
@@ -211,15 +175,29 @@ class EngineCache:
                 self.folder.chmod(0o700)
 
 
+def _lasting(key: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in key.items() if name not in _PASSING}
+
+
+def _unpack(data: bytes) -> tuple[dict[str, object], bytes]:
+    """Return the header of an entry and what follows it."""
+    end = data.find(b"\n", len(_MAGIC), len(_MAGIC) + _HEADER_LIMIT)
+    if not data.startswith(_MAGIC) or end < 0:
+        raise ValueError("not an engine file of mdd")
+    header = json.loads(data[len(_MAGIC) : end])
+    if not isinstance(header, dict):
+        raise ValueError("its header is damaged")
+    return header, data[end + 1 :]
+
+
 def _built_for(path: Path) -> dict[str, str]:
     """Return what an entry says it was built for; empty where it says nothing that can be read."""
     try:
         with path.open("rb") as file:
-            start = file.read(len(_MAGIC) + _HEADER_LIMIT)
-        header = json.loads(start[len(_MAGIC) : start.index(b"\n", len(_MAGIC))])
-        built_for = header["built_for"]
-    except (OSError, ValueError, LookupError, TypeError):
+            header, _ = _unpack(file.read(len(_MAGIC) + _HEADER_LIMIT))
+    except (OSError, ValueError):
         return {}
+    built_for = header.get("built_for")
     return {str(name): str(value) for name, value in built_for.items()} if isinstance(built_for, dict) else {}
 
 
@@ -230,30 +208,6 @@ def _delete(path: Path) -> bool:
         logger.info("engine cache: %s cannot be deleted: %s", path, error)
         return False
     return True
-
-
-def _text(key: Mapping[str, str]) -> bytes:
-    return json.dumps(dict(key), sort_keys=True, ensure_ascii=True).encode()
-
-
-def _pack(key: Mapping[str, str], engine: bytes) -> bytes:
-    header = {"built_for": dict(key), "sha256": hashlib.sha256(engine).hexdigest()}
-    return _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n" + engine
-
-
-def _unpack(data: bytes, key: Mapping[str, str]) -> bytes:
-    if not data.startswith(_MAGIC):
-        raise ValueError("not an engine file of mdd")
-    end = data.find(b"\n", len(_MAGIC), len(_MAGIC) + _HEADER_LIMIT)
-    if end < 0:
-        raise ValueError("its header is damaged")
-    header = json.loads(data[len(_MAGIC) : end])
-    if not isinstance(header, dict) or header.get("built_for") != dict(key):
-        raise ValueError("it was built for something else")
-    engine = data[end + 1 :]
-    if hashlib.sha256(engine).hexdigest() != header.get("sha256"):
-        raise ValueError("it is damaged")
-    return engine
 
 
 def _read_own(path: Path) -> bytes:

@@ -1,11 +1,10 @@
 """The denoiser as an ONNX graph, for inference engines other than torch.
 
-What is exported is `Denoiser.correction`: the prior is added back outside, in float32, so that a
-half-precision engine rounds the correction alone. The number of windows, rows and columns stay symbolic,
-and that is checked, since an export that freezes the batch works with the first batch it sees.
-
-Pure functions, no device needed. The bytes are the same for the same weights and versions: names of
-source files are taken out, so that an engine's cache can go by their hash.
+Exported is `Denoiser.correction`: the prior is added back outside, in float32, so that a half-precision
+engine rounds the correction alone. The number of windows, rows and columns stays symbolic, and that is
+checked, since an export that freezes the batch works with the first batch it sees. No device is needed. The
+bytes are the same for the same weights and versions: names of source files are taken out, so that an engine's
+cache can go by their hash.
 """
 
 from __future__ import annotations
@@ -79,10 +78,8 @@ def check_onnx(graph: bytes) -> None:
 
     Raises
     ------
-    DependencyError
-        onnx is not installed.
     EngineError
-        It is not, or does not.
+        It is invalid, or one of its sizes is frozen.
     """
     onnx = require_onnx()
     try:
@@ -106,7 +103,7 @@ def check_onnx(graph: bytes) -> None:
 
 
 def require_onnx() -> Any:
-    """Return the module onnx, having seen that the exporter's other half is there too.
+    """Return the module onnx, where onnxscript is installed as well.
 
     Raises
     ------
@@ -124,7 +121,7 @@ def require_onnx() -> Any:
 
 
 def _strip(proto: Any) -> None:
-    """Take out notes: they hold paths of source files, and no engine reads them."""
+    """Remove notes: they hold paths of source files, and no engine reads them."""
     graph = proto.graph
     tensors = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
     for value in (proto, graph, *graph.node, *tensors):

@@ -38,7 +38,7 @@ _PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}  # OpenVINO's names, torch'
 
 
 def find_openvino() -> Any | None:
-    """Return the module openvino where it can be imported and drives this processor; None without it."""
+    """Return the module openvino where it can be imported and drives this processor, else None."""
     # Importing OpenVINO reports that to its makers over the network; without this package it reports nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
@@ -52,22 +52,18 @@ def find_openvino() -> Any | None:
 
 
 class OpenVINORuntime:
-    """The denoiser on a CPU through OpenVINO.
+    """The denoiser on a CPU through OpenVINO; the model is left as it is.
 
     Parameters
     ----------
-    model : Denoiser
-        Left as it is.
-    device : torch.device
-        The CPU.
     openvino : module
         See `find_openvino`.
     precision : str, optional
-        "bf16" or "f32"; what the processor does best where it is not given.
+        "bf16" or "f32"; by default what the processor does best.
     threads : int, optional
-        As many as torch has where it is not given.
+        By default as many as torch has.
     cache : EngineCache, optional
-        Where converted graphs are kept; the user's where it is not given.
+        Where converted graphs are kept.
 
     Raises
     ------

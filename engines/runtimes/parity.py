@@ -1,9 +1,8 @@
-"""The check that a runtime computes what torch computes in float32; each passes it before it serves.
+"""The parity check: a runtime computes what torch computes in float32, or it does not serve.
 
 Seeded inputs, the reference on the CPU. Half precision is compared on the correction: the prior, which every
 runtime adds back, would hide an error of half of it. Bfloat16 has eight bits for a correction that is itself
 small; it is held to the slices that are served, and loosely to the correction, so that a wrong graph shows.
-Runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -56,17 +55,14 @@ def parity_error(runtime: Runtime, model: Denoiser, batch: int, edge: int) -> Pa
 
 
 def check_parity(runtime: Runtime, model: Denoiser, batch: int, edge: int, *, coarse: bool = False) -> Parity:
-    """Check that a runtime computes what torch computes, and return how far it is from it.
+    """Check that a runtime computes what torch computes; return how far it is from it.
 
-    Parameters
-    ----------
-    coarse : bool
-        For bfloat16: hold the slices, not the correction, to `PARITY_LIMIT`.
+    With `coarse` (bfloat16) the slices, not the correction, are held to `PARITY_LIMIT`.
 
     Raises
     ------
     EngineError
-        It does not.
+        It computes something else.
     """
     found = parity_error(runtime, model, batch, min(edge, _PARITY_EDGE))
     error = found.slices if coarse else found.correction

@@ -1,4 +1,4 @@
-"""Which runtime serves the network on a device, and why.
+"""Selects the runtime that serves the network on a device, and says why.
 
 CUDA: TensorRT where it is installed, CPU: OpenVINO where it is installed; each compared with torch before it
 serves, and given up for torch, with one warning, where it fails: a slower answer is worth more than none. An
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,16 +49,9 @@ def open_runtime(
     device: torch.device,
     config: EngineConfig,
     *,
-    progress: Progress | None = None,
+    progress: Progress = lambda share: None,
 ) -> Choice:
-    """Return the runtime that engine.runtime asks for.
-
-    Parameters
-    ----------
-    model : Denoiser
-        Torch takes it as it is and changes its precision and place.
-    progress : callable, optional
-        See `open_tensorrt`.
+    """Return the runtime that engine.runtime asks for; torch changes the model's precision and place.
 
     Raises
     ------
@@ -91,9 +84,7 @@ def _check_device(wanted: str, device: torch.device) -> None:
         )
 
 
-def _on_cuda(
-    model: Denoiser, device: torch.device, config: EngineConfig, progress: Progress | None
-) -> Choice:
+def _on_cuda(model: Denoiser, device: torch.device, config: EngineConfig, progress: Progress) -> Choice:
     asked = config.runtime == "tensorrt"
     trt = find_tensorrt()
     if trt is None:
@@ -150,6 +141,23 @@ def _not_installed(runtime: str, install: str) -> str:
         f"engine.runtime is {runtime}, but no {product} is installed: {install} "
         "(or set engine.runtime to auto)."
     )
+
+
+def require_tensorrt(device: torch.device) -> Any:
+    """Return the module of the TensorRT that is installed.
+
+    Raises
+    ------
+    DependencyError
+        There is none.
+    """
+    trt = find_tensorrt()
+    if trt is None:
+        raise DependencyError(
+            "Compiling needs TensorRT, and none is installed: "
+            f"{install_tensorrt(device)} (a CPU needs no engines: OpenVINO and torch start without)."
+        )
+    return trt
 
 
 def install_tensorrt(device: torch.device) -> str:

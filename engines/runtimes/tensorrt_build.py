@@ -1,7 +1,7 @@
-"""TensorRT, or TensorRT for RTX, which has nearly the same interface: finding it, building, keys.
+"""TensorRT, or TensorRT for RTX, which has nearly the same interface: find it, build engines, name them.
 
-What is built is the half-precision ONNX graph of `onnx_export`, strongly typed: the precision of every layer
-is the graph's, and the parsed convolutions are checked for it. Building needs a GPU for TensorRT and none for
+The half-precision ONNX graph of `onnx_export` is built strongly typed: the precision of every layer is the
+graph's, and the parsed convolutions are checked for it. Building needs a GPU for TensorRT and none for
 TensorRT for RTX. TensorRT itself is imported only when it is wanted. Nothing here keeps or runs an engine.
 """
 
@@ -54,7 +54,7 @@ class Profile:
         return cls((1, multiple), (batch, usual), (batch, largest))
 
     def holds(self, rows: int, columns: int) -> bool:
-        """Whether a tile of this size can run."""
+        """Return whether a tile of this size can run."""
         return min(rows, columns) >= self.smallest[1] and max(rows, columns) <= self.largest[1]
 
 
@@ -75,16 +75,11 @@ def find_tensorrt() -> Any | None:
 
 
 def build_engine(
-    trt: Any, graph: bytes, profile: Profile, *, dtype: str = "HALF", progress: Progress | None = None
+    trt: Any, graph: bytes, profile: Profile, *, progress: Progress = lambda share: None
 ) -> bytes:
     """Return the serialised engine of an ONNX graph from `onnx_export`.
 
-    Parameters
-    ----------
-    dtype : str
-        The type (a name of TensorRT's DataType) that the convolutions have to have.
-    progress : callable, optional
-        Told the share (0 to 1) that is done, from any thread; what it raises ends the build.
+    `progress` is called from any thread; what it raises ends the build.
 
     Raises
     ------
@@ -99,7 +94,7 @@ def build_engine(
     if not parser.parse(graph):
         reasons = "; ".join(parser.get_error(number).desc() for number in range(parser.num_errors))
         raise EngineError(f"{trt.__name__} {trt.__version__} refused the denoiser's ONNX graph: {reasons}")
-    check_precision(trt, network, dtype)
+    check_precision(trt, network)
     log.last = ""  # without a GPU even a good start complains
     config = builder.create_builder_config()
     own_memory = getattr(trt.BuilderFlag, _OWN_MEMORY, None)
@@ -107,30 +102,28 @@ def build_engine(
         config.set_flag(own_memory)
     shapes = builder.create_optimization_profile()
     for name in INPUTS:
-        sizes = (_input_shape(name, batch, edge, edge) for batch, edge in _sizes(profile))
-        shapes.set_shape(name, *sizes)
+        sizes = (profile.smallest, profile.usual, profile.largest)
+        shapes.set_shape(name, *(_input_shape(name, *size) for size in sizes))
     if config.add_optimization_profile(shapes) < 0:
         raise EngineError(f"{trt.__name__} {trt.__version__} refused the sizes {profile}. {log.last}")
-    monitor = _monitor(trt, progress) if progress is not None else None
-    if monitor is not None:
-        config.progress_monitor = monitor
+    monitor = config.progress_monitor = _monitor(trt, progress)
     engine = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.failure is not None:
+    if monitor.failure is not None:
         raise monitor.failure
     if engine is None:
         raise EngineError(f"{trt.__name__} {trt.__version__} could not build the denoiser. {log.last}")
     return bytes(engine)
 
 
-def check_precision(trt: Any, network: Any, dtype: str) -> None:
-    """Check that all convolutions of a parsed network compute in `dtype`.
+def check_precision(trt: Any, network: Any) -> None:
+    """Check that all convolutions of a parsed network compute in half precision.
 
     Raises
     ------
     EngineError
         One does not, or there is none.
     """
-    wanted, found = getattr(trt.DataType, dtype), 0
+    wanted, found = trt.DataType.HALF, 0
     for number in range(network.num_layers):
         layer = network.get_layer(number)
         if layer.type not in (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION):
@@ -139,7 +132,7 @@ def check_precision(trt: Any, network: Any, dtype: str) -> None:
         types = {layer.get_input(0).dtype, layer.get_output(0).dtype}
         if types != {wanted}:
             names = ", ".join(sorted(type_.name for type_ in types))
-            raise EngineError(f"Expected convolutions in {dtype}, but {layer.name} was parsed as {names}.")
+            raise EngineError(f"Expected convolutions in HALF, but {layer.name} was parsed as {names}.")
     if not found:
         raise EngineError("Expected convolutions in the denoiser's graph, but TensorRT parsed none.")
 
@@ -152,7 +145,7 @@ def cache_key(trt: Any, graph: bytes, profile: Profile, gpu: str, driver: str) -
         "machine": platform.node(),
         "gpu": gpu,
         "driver": driver,
-        "shapes": str(_sizes(profile)),
+        "shapes": str((profile.smallest, profile.usual, profile.largest)),
         "precision": "float16",
         "flags": _OWN_MEMORY,
     }
@@ -178,12 +171,8 @@ def gpu_name(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
 
 
-def _sizes(profile: Profile) -> tuple[tuple[int, int], ...]:
-    return profile.smallest, profile.usual, profile.largest
-
-
-def _input_shape(name: str, batch: int, rows: int, columns: int) -> tuple[int, ...]:
-    return (batch, CONDITIONS) if name == "conditions" else (batch, WINDOW, rows, columns)
+def _input_shape(name: str, batch: int, edge: int) -> tuple[int, ...]:
+    return (batch, CONDITIONS) if name == "conditions" else (batch, WINDOW, edge, edge)
 
 
 def trt_logger(trt: Any) -> Any:
@@ -236,18 +225,18 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 
 class Phases:
-    """The share of a build that is done, from TensorRT's phases, which lie within one another."""
+    """The share of a build that is done, from TensorRT's nested phases."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[str | None, int, int]] = {}  # phase to its parent, steps, steps done
         self._share = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """Note that a phase of `steps` steps begins, as a step of `parent`."""
+        """Begin a phase of `steps` steps, as a step of `parent`."""
         self._open[name] = (parent, max(steps, 1), 0)
 
     def step(self, name: str, step: int) -> float:
-        """Note that step number `step`, from 0, of a phase is done; return the share of the whole, 0 to 1."""
+        """Finish step number `step`, from 0, of a phase; return the share of the whole, 0 to 1."""
         if name in self._open:
             parent, steps, _ = self._open[name]
             self._open[name] = (parent, steps, min(step + 1, steps))
@@ -257,7 +246,7 @@ class Phases:
         return self._share
 
     def finish(self, name: str) -> None:
-        """Note that a phase is over."""
+        """End a phase."""
         self._open.pop(name, None)
 
     def _of(self, phase: str) -> float:

@@ -15,11 +15,11 @@ Runs on the engine's thread, in order on the current stream.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,6 @@ from microdiffusion.engines.runtimes.tensorrt_build import (
 from microdiffusion.errors import EngineError
 
 if TYPE_CHECKING:
-    from microdiffusion.engines.runtimes.engine_cache import State
     from microdiffusion.engines.runtimes.tensorrt_build import Progress
 
 _KEPT_EDGE = 64  # pixels of the window that a kept engine is compared on
@@ -58,18 +57,7 @@ class _Sized:
 class TensorRTRuntime:
     """The denoiser on a CUDA device through TensorRT, in half precision.
 
-    Parameters
-    ----------
-    device : torch.device
-        A CUDA device.
-    multiple : int
-        Rows and columns have to be a multiple of this.
-    profile : Profile
-        What the engine was built for: larger batches are cut, larger tiles are refused.
-    trt : module
-        See `find_tensorrt`.
-    engine : bytes
-        What `build_engine` returned.
+    Larger batches than `profile` says the `engine` was built for are cut, larger tiles are refused.
 
     Raises
     ------
@@ -190,10 +178,13 @@ def context_settings(trt: Any, engine: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, slots=True)
 class OpenedEngine:
-    """A runtime that serves, where its engine came from, and where it is kept."""
+    """A runtime that serves, where its engine is kept, and where it came from.
+
+    `state`: "found", "built" as there was none, or "healed": built as the kept one was refused.
+    """
 
     runtime: TensorRTRuntime
-    state: State
+    state: Literal["found", "built", "healed"]
     path: Path
 
 
@@ -209,7 +200,7 @@ def open_tensorrt(
     cache: EngineCache | None = None,
     *,
     build: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = lambda share: None,
 ) -> OpenedEngine:
     """Return the network on a CUDA device through TensorRT; the model is left as it is.
 
@@ -219,11 +210,10 @@ def open_tensorrt(
         The sizes to build for.
     trt : module
         See `find_tensorrt`.
-    cache : EngineCache, optional
     build : bool
         Whether to build where no engine is kept that can be used; takes seconds to minutes.
-    progress : callable, optional
-        Told the share of a build that is done, see `build_engine`; 1 at once where none is needed.
+    progress : callable
+        Told the share of a build that is done; 1 at once where none is needed.
 
     Raises
     ------
@@ -235,46 +225,35 @@ def open_tensorrt(
         The engine cannot be built, cannot run on this GPU, or computes something else than torch.
     """
     cache = cache or EngineCache()
-    opened: list[TensorRTRuntime] = []
-    fresh: list[bytes] = []
-
-    def told(share: float) -> None:
-        if progress is not None:
-            progress(share)
-
-    def make() -> bytes:
-        if not build:
-            raise not_built
-        told(0.0)
-        # TensorRT builds for the current device, which need not be the one that serves.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            fresh.append(build_engine(trt, graph, profile, progress=progress))
-        return fresh[0]
-
-    def use(engine: bytes) -> bool:
-        if not fresh:
-            told(1.0)
-        try:
-            opened[:] = [TensorRTRuntime(device, model.multiple, profile, trt, engine)]
-            if not fresh:
-                check_parity(opened[0], model, 1, min(_KEPT_EDGE, profile.usual[1]))
-        except EngineError:
-            return False
-        return True
-
     not_built = NotBuiltError(f"No engine of {trt.__name__} {trt.__version__} is built yet.")
     graph_key = {**network_key(model, onnx_export), "precision": "float16", "exporter": _exporter()}
-    kept_graph = cache.load(graph_key)
-    if kept_graph is None:
+    graph = cache.load(graph_key)
+    if graph is None:
         if not build:  # exporting takes seconds, and without a graph there is no engine
             raise not_built
-        told(0.0)
-    graph = kept_graph or export_onnx(model, torch.float16)
-    if kept_graph is None:
+        progress(0.0)
+        graph = export_onnx(model, torch.float16)
         cache.store(graph_key, graph)
     key = cache_key(trt, graph, profile, gpu_name(device), driver_version())
-    state = cache.open(key, build=make, use=use, check=lambda: check_parity(opened[0], model, *profile.usual))
-    return OpenedEngine(opened[0], state, cache.path(key))
+    path = cache.path(key)
+    refused = path.exists()
+    kept = cache.load(key)
+    if kept is not None:
+        progress(1.0)
+        with contextlib.suppress(EngineError):
+            runtime = TensorRTRuntime(device, model.multiple, profile, trt, kept)
+            check_parity(runtime, model, 1, min(_KEPT_EDGE, profile.usual[1]))
+            return OpenedEngine(runtime, "found", path)
+    if not build:
+        raise not_built
+    progress(0.0)
+    # TensorRT builds for the current device, which need not be the one that serves.
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        engine = build_engine(trt, graph, profile, progress=progress)
+    runtime = TensorRTRuntime(device, model.multiple, profile, trt, engine)
+    check_parity(runtime, model, *profile.usual)
+    cache.store(key, engine)
+    return OpenedEngine(runtime, "healed" if refused else "built", path)
 
 
 def _exporter() -> str:

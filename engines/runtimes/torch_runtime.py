@@ -24,15 +24,12 @@ logger = logging.getLogger("microdiffusion.engines")
 
 
 class TorchRuntime:
-    """The denoiser in torch, channels-last, in the best precision of the device.
+    """The denoiser in torch, channels-last; the model's precision and place are changed.
 
     Parameters
     ----------
-    model : Denoiser
-        Its precision and place are changed.
-    device : torch.device
     dtype : torch.dtype, optional
-        The best of the device where it is not given.
+        By default the best of the device.
     fused : bool
         Let torch.compile fuse the network on CUDA: tens of seconds for each size of a batch at its first
         use. Where it does not work the network runs without, which the log says once.
@@ -77,7 +74,7 @@ class TorchRuntime:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """Return the precision in which the device multiplies fastest without loss that shows."""
+    """Return the precision in which the device multiplies fastest without visible loss."""
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32

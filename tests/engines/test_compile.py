@@ -26,9 +26,7 @@ from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.reconstruct import reconstruct_file
 from microdiffusion.engines import pipeline
 from microdiffusion.engines.diffusion import middle_slices, save_denoiser
-from microdiffusion.engines.runtimes import compile as compiling
-from microdiffusion.engines.runtimes import tensorrt_runtime
-from microdiffusion.engines.runtimes.compile import compile_network
+from microdiffusion.engines.runtimes import select, tensorrt_runtime
 from microdiffusion.engines.runtimes.engine_cache import EngineCache
 from microdiffusion.engines.runtimes.tensorrt_build import Phases, Profile, find_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_runtime import NotBuiltError, open_tensorrt
@@ -83,7 +81,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(tensorrt_runtime, "TensorRTRuntime", state.open)
     monkeypatch.setattr(tensorrt_runtime, "driver_version", lambda: state.driver)
     monkeypatch.setattr(tensorrt_runtime, "gpu_name", lambda _: "GeForce, compute capability 8.6")
-    monkeypatch.setattr(compiling, "find_tensorrt", lambda: TRT)
+    monkeypatch.setattr(select, "find_tensorrt", lambda: TRT)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     return state
 
@@ -249,11 +247,11 @@ def test_an_engine_that_differs_from_torch_is_an_error_of_compile(
 
 
 def test_a_cache_that_keeps_nothing_is_an_error_of_compile(
-    gpu: Machine, small_weights: Path, tmp_path: Path
+    gpu: Machine, small_weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(EngineError, match="cannot be kept in"):
-        compile_network(small_weights, CPU, 32, cache=EngineCache(tmp_path / "file" / "engines"))
+    folder.parent.write_text("in the way", encoding="utf-8")
+    assert main(["compile", "--weights", str(small_weights)]) == 3
+    assert "was built but cannot be kept in" in capsys.readouterr().err
 
 
 def test_what_is_kept_is_listed_and_cleared(
@@ -309,7 +307,7 @@ def test_what_cannot_be_compiled_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(compiling, "find_tensorrt", lambda: installed)
+    monkeypatch.setattr(select, "find_tensorrt", lambda: installed)
     assert main(["compile", "--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error

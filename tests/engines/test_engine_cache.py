@@ -15,7 +15,6 @@ import pytest
 from microdiffusion.engines.runtimes import engine_cache, tensorrt_build
 from microdiffusion.engines.runtimes.engine_cache import EngineCache, user_cache_folder
 from microdiffusion.engines.runtimes.tensorrt_build import Profile, cache_key
-from microdiffusion.errors import EngineError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners and modes are posix")
 SMALL = Profile.of(32, 2)
@@ -81,12 +80,12 @@ def test_engine_of_another_machine_is_refused(cache: EngineCache, monkeypatch: p
         pytest.param(lambda data: data.split(b"\n")[0] + b"\n\xff\xfe\nengine", id="header not text"),
     ],
 )
-def test_broken_entry_is_refused_and_built_anew(damage: Any, cache: EngineCache) -> None:
+def test_a_broken_entry_is_refused_and_replaced(damage: Any, cache: EngineCache) -> None:
     cache.store(KEY, b"engine")
     path = cache.path(KEY)
     path.write_bytes(damage(path.read_bytes()))
     assert cache.load(KEY) is None
-    cache.open(KEY, build=lambda: b"fresh", use=lambda _: True, check=lambda: None)
+    assert cache.store(KEY, b"fresh")
     assert cache.load(KEY) == b"fresh"
 
 
@@ -139,31 +138,6 @@ def test_folder_that_cannot_be_made_costs_only_the_cache(tmp_path: Path) -> None
     cache = EngineCache(tmp_path / "file" / "engines")
     assert not cache.store(KEY, b"engine")
     assert cache.load(KEY) is None
-
-
-def test_only_a_checked_engine_is_kept_and_a_kept_one_is_not_built_again(cache: EngineCache) -> None:
-    def wrong() -> None:
-        raise EngineError("off")
-
-    def never() -> bytes:
-        raise AssertionError
-
-    with pytest.raises(EngineError, match="off"):
-        cache.open(KEY, build=lambda: b"miscompiled", use=lambda _: True, check=wrong)
-    assert cache.load(KEY) is None
-    with pytest.raises(EngineError, match="is not accepted"):
-        cache.open(KEY, build=lambda: b"for another GPU", use=lambda _: False, check=lambda: None)
-    assert cache.load(KEY) is None
-    used: list[bytes] = []
-    cache.open(KEY, build=lambda: b"good", use=lambda blob: not used.append(blob), check=lambda: None)
-    cache.open(KEY, build=never, use=lambda blob: not used.append(blob), check=wrong)
-    assert used == [b"good", b"good"]
-
-
-def test_kept_engine_that_is_not_accepted_is_built_anew(cache: EngineCache) -> None:
-    cache.store(KEY, b"stale")
-    cache.open(KEY, build=lambda: b"fresh", use=lambda blob: blob == b"fresh", check=lambda: None)
-    assert cache.load(KEY) == b"fresh"
 
 
 def _aged(cache: EngineCache, key: dict[str, str], seconds: float) -> None:
@@ -237,17 +211,6 @@ def test_a_folder_of_another_user_is_neither_listed_nor_cleared(
     assert cache.entries() == []
     assert cache.clear() == (0, 0)
     assert cache.path(KEY).exists()
-
-
-def test_opening_says_where_the_engine_came_from(cache: EngineCache) -> None:
-    def open_() -> str:
-        return cache.open(KEY, build=lambda: b"engine", use=lambda _: True, check=lambda: None)
-
-    assert open_() == "built"
-    assert open_() == "found"
-    cache.path(KEY).write_bytes(b"broken")
-    assert open_() == "healed"
-    assert open_() == "found"
 
 
 @pytest.mark.parametrize(
