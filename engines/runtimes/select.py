@@ -60,19 +60,40 @@ def open_runtime(
     ConfigError
         It does not run on this device.
     """
-    wanted = config.runtime
-    _check_device(wanted, device)
-    if wanted == "torch":
-        return Choice(_torch(model, device, config))
-    if device.type == "cuda":
-        return _on_cuda(model, device, config, progress)
-    return _on_cpu(model, device, config)
+    _check_device(config.runtime, device)
+    if config.runtime == "torch":
+        return Choice(TorchRuntime(model, device, fused=config.torch_compile))
+    cuda = device.type == "cuda"
+    product, install = (
+        ("TensorRT", install_tensorrt(device)) if cuda else ("OpenVINO", "pip install openvino")
+    )
+    asked = config.runtime == product.lower()
+    module = find_tensorrt() if cuda else find_openvino()
+    if module is None:
+        if asked:
+            raise DependencyError(_not_installed(product, install))
+        why = f"; torch, no {product} is installed"
+        return Choice(TorchRuntime(model, device, fused=config.torch_compile), why)
+    name = f"{module.__name__} {module.__version__.partition('-')[0]}"
+    fallback = ""
+    try:
+        runtime = (_tensorrt if cuda else _openvino)(model, device, config, module, progress)
+        return Choice(runtime, f"; {name} {'as configured' if asked else 'found'}")
+    except NotBuiltError:
+        why = f"; torch, no engine of {name} is built, as configured"
+    except Exception as error:  # bindings raise what they like, and torch can always go on
+        if asked and isinstance(error, DependencyError):
+            raise
+        why = f"; torch, {product} failed: {error}"
+        fallback = f"{product} is not used, torch goes on in its place: {error}"
+        logger.warning(fallback)
+    return Choice(TorchRuntime(model, device, fused=config.torch_compile), why, fallback)
 
 
 def _check_device(wanted: str, device: torch.device) -> None:
     if wanted == "tensorrt" and device.type != "cuda":
         if find_tensorrt() is None:
-            raise DependencyError(_not_installed("tensorrt", install_tensorrt(device)))
+            raise DependencyError(_not_installed("TensorRT", install_tensorrt(device)))
         raise ConfigError(
             f"engine.runtime is tensorrt, but the device is {device}: TensorRT needs an NVIDIA GPU and a "
             "torch build with CUDA; set engine.runtime to auto or torch."
@@ -84,61 +105,24 @@ def _check_device(wanted: str, device: torch.device) -> None:
         )
 
 
-def _on_cuda(model: Denoiser, device: torch.device, config: EngineConfig, progress: Progress) -> Choice:
-    asked = config.runtime == "tensorrt"
-    trt = find_tensorrt()
-    if trt is None:
-        if asked:
-            raise DependencyError(_not_installed("tensorrt", install_tensorrt(device)))
-        return Choice(_torch(model, device, config), "; torch, no TensorRT is installed")
-    name = f"{trt.__name__} {trt.__version__}"
+def _tensorrt(
+    model: Denoiser, device: torch.device, config: EngineConfig, trt: Any, progress: Progress
+) -> Runtime:
     profile = Profile.of(config.tile, model.multiple)
-    try:
-        opened = open_tensorrt(model, device, profile, trt, build=config.compile, progress=progress)
-    except NotBuiltError:
-        return Choice(_torch(model, device, config), f"; torch, no engine of {name} is built, as configured")
-    except Exception as error:  # TensorRT's bindings raise what they like, and torch can always go on
-        if asked and isinstance(error, DependencyError):
-            raise
-        return _fallen_back(model, device, config, "TensorRT", error)
-    return Choice(opened.runtime, f"; {name} {'as configured' if asked else 'found'}")
+    return open_tensorrt(model, device, profile, trt, build=config.compile, progress=progress).runtime
 
 
-def _on_cpu(model: Denoiser, device: torch.device, config: EngineConfig) -> Choice:
-    asked = config.runtime == "openvino"
-    openvino = find_openvino()
-    if openvino is None:
-        if asked:
-            raise DependencyError(_not_installed("openvino", "pip install openvino"))
-        return Choice(TorchRuntime(model, device), "; torch, no OpenVINO is installed")
-    try:
-        runtime = OpenVINORuntime(model, device, openvino, threads=config.threads)
-        check_parity(runtime, model, *_CHECKED, coarse=runtime.name.endswith("bfloat16"))
-    except Exception as error:  # as above
-        return _fallen_back(model, device, config, "OpenVINO", error)
-    version = openvino.__version__.partition("-")[0]
-    return Choice(runtime, f"; openvino {version} {'as configured' if asked else 'found'}")
+def _openvino(
+    model: Denoiser, device: torch.device, config: EngineConfig, openvino: Any, progress: Progress
+) -> Runtime:
+    runtime = OpenVINORuntime(model, device, openvino, threads=config.threads)
+    check_parity(runtime, model, *_CHECKED, coarse=runtime.name.endswith("bfloat16"))
+    return runtime
 
 
-def _torch(model: Denoiser, device: torch.device, config: EngineConfig) -> TorchRuntime:
-    """Return torch where it is there to stay: then fusing the network is worth the wait."""
-    if config.torch_compile and device.type == "cuda":
-        return TorchRuntime(model, device, fused=True)
-    return TorchRuntime(model, device)
-
-
-def _fallen_back(
-    model: Denoiser, device: torch.device, config: EngineConfig, name: str, error: Exception
-) -> Choice:
-    fallback = f"{name} is not used, torch goes on in its place: {error}"
-    logger.warning(fallback)
-    return Choice(_torch(model, device, config), f"; torch, {name} failed: {error}", fallback=fallback)
-
-
-def _not_installed(runtime: str, install: str) -> str:
-    product = {"tensorrt": "TensorRT", "openvino": "OpenVINO"}[runtime]
+def _not_installed(product: str, install: str) -> str:
     return (
-        f"engine.runtime is {runtime}, but no {product} is installed: {install} "
+        f"engine.runtime is {product.lower()}, but no {product} is installed: {install} "
         "(or set engine.runtime to auto)."
     )
 

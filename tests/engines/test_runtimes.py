@@ -283,7 +283,9 @@ def test_openvino_that_computes_wrongly_gives_way_to_torch_with_one_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(choose, "find_openvino", lambda: SimpleNamespace(__version__="1"))
+    monkeypatch.setattr(
+        choose, "find_openvino", lambda: SimpleNamespace(__name__="openvino", __version__="1")
+    )
     monkeypatch.setattr(choose, "OpenVINORuntime", lambda *_, **__: _Wrong(share, precision))
     choice = open_runtime(copy.deepcopy(small_denoiser()), CPU, EngineConfig())
     assert choice.runtime.name.split()[0] == serves
@@ -298,7 +300,9 @@ def test_the_engine_hands_on_what_the_choice_says(weights: Path, monkeypatch: py
     def refuse(*_: object, **__: object) -> None:
         raise EngineError("no such operation")
 
-    monkeypatch.setattr(choose, "find_openvino", lambda: SimpleNamespace(__version__="1"))
+    monkeypatch.setattr(
+        choose, "find_openvino", lambda: SimpleNamespace(__name__="openvino", __version__="1")
+    )
     monkeypatch.setattr(choose, "OpenVINORuntime", refuse)
     engine = open_engine(EngineConfig(device="cpu", weights=weights))
     assert engine.fallback == "OpenVINO is not used, torch goes on in its place: no such operation"

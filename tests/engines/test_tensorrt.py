@@ -179,7 +179,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1")
     monkeypatch.setattr(choose, "find_tensorrt", lambda: module if state.installed else None)
     monkeypatch.setattr(choose, "open_tensorrt", tensorrt)
-    monkeypatch.setattr(choose, "TorchRuntime", lambda _, device: _Stub("torch", device))
+    monkeypatch.setattr(choose, "TorchRuntime", lambda _, device, **__: _Stub("torch", device))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: state.capability)
     return state
 

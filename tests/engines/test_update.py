@@ -259,18 +259,17 @@ def test_a_network_that_cannot_be_fused_runs_unfused_which_is_said_once(
     ]
 
 
-@pytest.mark.parametrize(
-    ("device", "wanted", "fused"), [(CUDA, True, True), (CUDA, False, False), (CPU, True, False)]
-)
+@pytest.mark.parametrize("wanted", [True, False])
 def test_the_network_is_fused_where_that_is_asked_for_and_on_a_gpu(
-    device: torch.device, wanted: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+    wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert TorchRuntime(SlabUNet((4, 6), 1, 8), CPU, fused=True)._fused is None
     asked = []
     monkeypatch.setattr(
         choose, "TorchRuntime", lambda _, device, **how: asked.append(how) or SimpleNamespace(device=device)
     )
-    choose.open_runtime(SlabUNet(), device, EngineConfig(runtime="torch", torch_compile=wanted))
-    assert asked == [{"fused": True} if fused else {}]
+    choose.open_runtime(SlabUNet(), CUDA, EngineConfig(runtime="torch", torch_compile=wanted))
+    assert asked == [{"fused": wanted}]
 
 
 # Graphs -------------------------------------------------------------------------------------------
