@@ -1,6 +1,6 @@
-"""What runs put into their files' /mdd/events, told to whoever keeps a log as well.
+"""The events of runs, told to whoever keeps a log besides the run files.
 
-A logger of the standard library without a way to the terminal: the recorder tells it, the log listens.
+A logger of the standard library without a handler that prints: the recorder tells it, the log listens.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ EVENTS.addHandler(logging.NullHandler())
 
 
 def tell(kind: str, text: str, run: str) -> None:
-    """Tell an event of a run; at once, on any thread."""
+    """Tell an event of a run; on any thread."""
     EVENTS.info("%s", text, extra={"kind": kind, "run": run})

@@ -1,4 +1,4 @@
-"""The lock that keeps a second daemon off a run: a file beside the run's, which dies with its process."""
+"""The lock that keeps two processes from writing one run: a file beside the run's, released if they die."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from microdiffusion.errors import DiskError, InputFileError
 
 
 class RunLock:
-    """The lock of a run; used by one thread at a time.
-
-    Parameters
-    ----------
-    path : Path
-        The run's first file, which need not exist.
-    """
+    """The lock of the run whose first file is `path`, which need not exist; used by one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
 
     def acquire(self) -> None:
-        """Take the lock, where it is not held here already.
+        """Take the lock, unless it is held here already.
 
         Raises
         ------
@@ -47,7 +41,7 @@ class RunLock:
             ) from error
 
     def release(self) -> None:
-        """Let go of the lock and remove its file, while it is held: nobody may hold a name that is gone."""
+        """Release the lock and remove its file, while it is held: nobody may hold a name that is gone."""
         if not self._lock.is_locked:
             return
         with contextlib.suppress(OSError):  # Windows removes no open file

@@ -1,9 +1,9 @@
-"""The wish to stop: Ctrl-C, a polite kill, a terminal that is closed.
+"""Requests to stop: Ctrl-C, SIGTERM, a terminal that is closed.
 
-`StopRequest` is what the main thread asks instead of an event, and takes no lock. A signal's handler runs on
-the main thread between any two of its instructions, also while that holds the lock of the very event that the
-handler would set: the process would then stand still for ever. So the handler only counts, and whoever waits
-looks again and again. Enter `heard` as early as may be: what comes before ends the process as any other.
+A `StopRequest` takes no lock, unlike an event: a signal's handler runs on the main thread between any two of
+its instructions, also while that holds the lock of the very event that the handler would set, and the process
+would hang for ever. So the handler only counts, and whoever waits looks again and again. Enter `heard` as
+early as possible: a signal that comes before ends the process as it ends any other.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
-"""What stops a process politely, as far as the system knows it."""
+"""Signals that ask a process to stop, as far as the system has them."""
 _LOOK_S = 0.05
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """What the user wants.
+    """Whether a stop has been requested.
 
     Attributes
     ----------
     times : int
-        How often he asked; twice: at once.
+        How often; the second request means at once.
     asked_s : float
-        `time.monotonic()` of the last time; infinite where he never did.
+        `time.monotonic()` of the last request; infinite where there is none.
     """
 
     times: int = 0
@@ -37,16 +37,16 @@ class StopRequest:
 
     @property
     def hurry(self) -> bool:
-        """Whether he has asked again."""
+        """Whether it was requested again."""
         return self.times > 1
 
     def ask(self) -> None:
-        """Ask for the end."""
+        """Request a stop."""
         self.asked_s = time.monotonic()
         self.times += 1
 
     def is_set(self) -> bool:
-        """Whether the end is asked for."""
+        """Return whether a stop was requested."""
         return self.times > 0
 
     def wait(self, timeout_s: float) -> bool:
@@ -58,14 +58,14 @@ class StopRequest:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Have the signals ask, from here on; only the main thread may do this, on others nothing happens."""
+        """Have signals request the stop from here on; does nothing on other threads than the main one."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {}
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            # nohup: whoever starts it does not want the terminal's end to matter.
+            # nohup: whoever started the process does not want the terminal's end to matter.
             if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
                 before[number] = signal.signal(number, lambda *_: self.ask())
         try:

@@ -1,7 +1,6 @@
-"""Questions to the system: which processor and packages, a process's memory, the room on a disk.
+"""Facts about this computer: processor, package versions, a process's memory, free disk space.
 
-Without psutil, which would be one more dependency for two numbers. An answer that the system refuses is
-None, never an error: these numbers are shown, not relied upon. Safe on any thread.
+What the system does not tell is None, never an error: these are shown, not relied upon. Any thread.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +45,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def processor() -> str:
-    """Return the processor's name and number of cores, for records of what something was measured on."""
+    """Return the processor's name and number of cores."""
     return f"{processor_name()}, {count_noun(os.cpu_count() or 1, 'core')}"
 
 
@@ -63,67 +61,17 @@ def disk_free_bytes(path: Path) -> int | None:
 
 
 def resident_mb(pid: int | None = None) -> float | None:
-    """Return the resident memory of process `pid` (None: the own one) in MB (10^6 bytes).
+    """Return the resident memory of process `pid` (None: this one) in MB (10^6 bytes)."""
+    import psutil
 
-    macOS answers for the own process only, and with its peak.
-    """
-    return _resident_mb(pid or os.getpid())
-
-
-if sys.platform == "win32":
-    import ctypes
-    from ctypes import wintypes
-
-    class _Counters(ctypes.Structure):
-        _fields_ = (
-            ("cb", wintypes.DWORD),
-            ("PageFaultCount", wintypes.DWORD),
-            ("PeakWorkingSetSize", ctypes.c_size_t),
-            ("WorkingSetSize", ctypes.c_size_t),
-            ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
-            ("QuotaPagedPoolUsage", ctypes.c_size_t),
-            ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
-            ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
-            ("PagefileUsage", ctypes.c_size_t),
-            ("PeakPagefileUsage", ctypes.c_size_t),
-        )
-
-    def _resident_mb(pid: int) -> float | None:
-        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        kernel.OpenProcess.restype = wintypes.HANDLE
-        kernel.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
-        kernel.K32GetProcessMemoryInfo.argtypes = (wintypes.HANDLE, ctypes.POINTER(_Counters), wintypes.DWORD)
-        kernel.CloseHandle.argtypes = (wintypes.HANDLE,)
-        query_limited_information = 0x1000
-        handle = kernel.OpenProcess(query_limited_information, False, pid)
-        if not handle:
-            return None
-        try:
-            counters = _Counters(cb=ctypes.sizeof(_Counters))
-            if not kernel.K32GetProcessMemoryInfo(handle, ctypes.byref(counters), counters.cb):
-                return None
-            return float(counters.WorkingSetSize / 1e6)
-        finally:
-            kernel.CloseHandle(handle)
-
-elif sys.platform == "darwin":
-    import resource
-
-    def _resident_mb(pid: int) -> float | None:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 if pid == os.getpid() else None
-
-else:
-
-    def _resident_mb(pid: int) -> float | None:
-        try:
-            pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-        except (OSError, ValueError, IndexError):
-            return None
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    try:
+        return float(psutil.Process(pid).memory_info().rss / 1e6)
+    except (psutil.Error, OSError):
+        return None
 
 
 def about() -> dict[str, Any]:
-    """Return machine, versions, commit and the time, as JSON can hold them, without what is not installed."""
+    """Return machine, versions of what is installed, commit and time, ready for JSON."""
     import torch
 
     affinity = getattr(os, "sched_getaffinity", None)

@@ -1,19 +1,20 @@
-"""What the senders of one run said of their frames, kept apart, and added up to the run's ledger.
+"""What the senders of one run reported of their frames, kept apart, and added up to the run's ledger.
 
-A run may have several senders one after the other: a driver that was killed, the one that went on after it,
-the delivery of a journal. Each counts from its own first number, which tells them apart, and says each
-second what it has announced; so one that is killed leaves figures that are a second old. What came of its
-frames is known here to the frame, which corrects them. Pure state; the owner has a lock.
+A run may have several senders one after the other: a driver that was killed, the one that resumed its run,
+the delivery of a journal. Each numbers its frames from a first number of its own, which tells them apart, and
+reports once a second what it has announced; so the figures of one that is killed are a second old. Which of
+its frames came is known here exactly, and corrects them. Pure state; the owner has a lock.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from microdiffusion.ledger import Ledger
+from microdiffusion.runfile import SENDER_COLUMNS, SENDER_ROOM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,16 +22,14 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.frame_ranges import FrameRanges
     from microdiffusion.wire import RunEnd, RunProgress
 
-MOST_SENDERS = 64
-"""Kept apart in a run file; the reports of more are added to the last one's."""
 MOST_KNOWN = 4096
-"""Kept apart in memory: a peer that begins ever anew adds nothing to a run's books beyond that."""
-COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
+"""Senders kept apart in memory: a peer that starts again and again adds no more to a run's books."""
+_BEYOND = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """One sender's own figures: see `Ledger` for their meaning."""
+class SenderReport:
+    """One sender's own figures, in the order of `SENDER_COLUMNS`; see `Ledger` for their meaning."""
 
     first_seq: int
     announced: int = 0
@@ -41,113 +40,108 @@ class Account:
 
 
 class SenderReports:
-    """The figures of all senders of a run, by where their numbers begin."""
+    """The figures of all senders of a run, by their first numbers."""
 
     def __init__(self) -> None:
-        self._accounts: dict[int, Account] = {}
-        self._there: set[int] = set()  # not those of an earlier daemon: they say so when they are back
+        self._reports: dict[int, SenderReport] = {}
+        self._there: set[int] = set()  # not those of an earlier daemon: they report again when they are back
         self._journals: dict[int, int] = {}  # bytes, of those that are there
 
     @classmethod
     def of(cls, rows: NDArray[np.int64]) -> Self:
-        """Return what an earlier daemon left in the file: rows (S, 6) int64, unused ones negative."""
-        accounts = cls()
-        for row in rows:
+        """Return what the run file holds: rows (S, 6), unused ones negative."""
+        reports = cls()
+        for row in rows.tolist():
             if row[0] >= 0:
-                account = Account(*(int(value) for value in row))
-                accounts._accounts[account.first_seq] = account
-        return accounts
+                reports._reports[row[0]] = SenderReport(*row)
+        return reports
 
     @property
-    def anybody(self) -> bool:
-        """Whether a sender is there that has not said its last word."""
+    def any_left(self) -> bool:
+        """Whether a sender is there that has not ended."""
         return bool(self._there)
 
     @property
     def journal_bytes(self) -> int:
-        """Size of what waits in the senders' journals; any thread."""
+        """Size of the senders' journals; any thread."""
         return sum(list(self._journals.values()))
 
     def started(self, first_seq: int) -> None:
         """Note that a sender is there (again)."""
-        known = self._account(first_seq)
-        if known is None:
-            return
-        self._accounts[first_seq] = replace(known, ended=0)
-        self._there.add(first_seq)
+        known = self._known(first_seq)
+        if known is not None:
+            self._reports[first_seq] = replace(known, ended=0)
+            self._there.add(first_seq)
 
     def progress(self, message: RunProgress) -> None:
-        """Note how far a sender is; a report that is older than what is known changes nothing."""
-        known = self._account(message.first_seq)
-        if known is None:
-            return
-        self._accounts[message.first_seq] = replace(
-            known,
-            announced=max(known.announced, message.announced),
-            dropped=max(known.dropped, message.dropped),
-            unsent=0,
-            ended=0,
-        )
-        self._there.add(message.first_seq)
-        self._journals[message.first_seq] = message.journal_bytes
+        """Note how far a sender is; an old report takes nothing back."""
+        known = self._known(message.first_seq)
+        if known is not None:
+            self._reports[message.first_seq] = replace(
+                known,
+                announced=max(known.announced, message.announced),
+                dropped=max(known.dropped, message.dropped),
+                unsent=0,
+                ended=0,
+            )
+            self._there.add(message.first_seq)
+            self._journals[message.first_seq] = message.journal_bytes
 
     def end(self, message: RunEnd) -> None:
-        """Note a sender's last word: a journal that is delivered later has a better one."""
-        known = self._account(message.first_seq)
-        if known is None:
-            return
-        self._accounts[message.first_seq] = Account(
-            message.first_seq,
-            max(known.announced, message.announced),
-            max(known.dropped, message.dropped),
-            message.unsent,
-            max(known.damaged, message.damaged),
-            1,
-        )
-        self._there.discard(message.first_seq)
-        self._journals.pop(message.first_seq, None)
+        """Note a sender's last word; a journal that is delivered later has a better one."""
+        known = self._known(message.first_seq)
+        if known is not None:
+            self._reports[message.first_seq] = SenderReport(
+                message.first_seq,
+                max(known.announced, message.announced),
+                max(known.dropped, message.dropped),
+                message.unsent,
+                max(known.damaged, message.damaged),
+                1,
+            )
+            self._there.discard(message.first_seq)
+            self._journals.pop(message.first_seq, None)
 
-    def _account(self, first_seq: int) -> Account | None:
-        """Return what is known of a sender; None for one too many."""
-        known = self._accounts.get(first_seq)
-        if known is None and len(self._accounts) < MOST_KNOWN:
-            known = Account(first_seq)
+    def _known(self, first_seq: int) -> SenderReport | None:
+        """Return a sender's figures; None for one too many."""
+        known = self._reports.get(first_seq)
+        if known is None and len(self._reports) < MOST_KNOWN:
+            known = SenderReport(first_seq)
         return known
 
     def rows(self) -> NDArray[np.int64]:
-        """Return the figures (MOST_SENDERS, 6) int64, unused rows -1."""
-        rows = np.full((MOST_SENDERS, len(COLUMNS)), -1, np.int64)
-        for number, first in enumerate(sorted(self._accounts)):
-            account = [getattr(self._accounts[first], name) for name in COLUMNS]
-            if number < MOST_SENDERS:
-                rows[number] = account
+        """Return the figures for the run file (SENDER_ROOM, 6); what has no room is added to the last row."""
+        rows = np.full((SENDER_ROOM, len(SENDER_COLUMNS)), -1, np.int64)
+        for number, first in enumerate(sorted(self._reports)):
+            report = astuple(self._reports[first])
+            if number < SENDER_ROOM:
+                rows[number] = report
             else:
-                rows[-1, 1:5] += account[1:5]
-                rows[-1, 5] = min(rows[-1, 5], account[5])
+                rows[-1, 1:5] += report[1:5]
+                rows[-1, 5] = min(rows[-1, 5], report[5])
         return rows
 
     def ledger(self, received: FrameRanges, *, duplicates: int, refused: int) -> Ledger:
-        """Return the sums; `received` corrects a sender that could not say its last word."""
-        # What came below the first number that a sender named is of one that never spoke.
-        firsts = sorted({0, *self._accounts})
-        stops = [*firsts[1:], 1 << 62]
+        """Return the sums; `received` corrects a sender that could not end."""
+        # Frames below the first number that a sender named are of one that never reported.
+        firsts = sorted({0, *self._reports})
         announced = 0
         missing = {"dropped": 0, "damaged": 0, "unsent": 0}
-        for first, stop in zip(firsts, stops, strict=True):
-            account = self._accounts.get(first, Account(first))
+        for first, stop in zip(firsts, [*firsts[1:], _BEYOND], strict=True):
+            report = self._reports.get(first, SenderReport(first))
             came = received.count(first, stop)
-            explained = account.dropped + account.unsent + account.damaged
+            explained = report.dropped + report.unsent + report.damaged
             # A sender that is gone without a word announced at least what came.
-            total = max(account.announced, came if account.ended else came + explained)
+            total = max(report.announced, came if report.ended else came + explained)
             announced += total
-            # A sender does not know what came when its confirmation got lost: each reason takes its share
-            # of what is missing of this sender, so that it cannot explain what another one lost.
+            # A sender does not know what came when an acknowledgement is lost: each reason takes its share of
+            # what is missing of this sender, so that it cannot explain what another one lost.
             left = total - came
             for reason in ("dropped", "damaged", "unsent"):
-                share = min(getattr(account, reason), left)
+                share = min(getattr(report, reason), left)
                 missing[reason] += share
                 left -= share
-            if not account.ended:
+            if not report.ended:
                 missing["unsent"] += left  # announced and never sent: it stayed with the sender
         return Ledger(
             announced=announced,
@@ -156,5 +150,5 @@ class SenderReports:
             damaged=missing["damaged"],
             duplicates=duplicates,
             refused=refused,
-            announced_known=int(bool(self._accounts) and all(each.ended for each in self._accounts.values())),
+            announced_known=int(bool(self._reports) and all(each.ended for each in self._reports.values())),
         )

@@ -222,6 +222,8 @@ class Assembler:
         over: list[Sweep | LostSweep] = []
         for session, sweeps in list(self._open.items()):
             over.extend(self._close_up_to(session, max(sweeps)))
+        self._windows.clear()
+        self._kept_bytes = 0
         return over
 
     def _close_due(self, session: tuple[int, int], now_s: float) -> Iterator[Sweep | LostSweep]:

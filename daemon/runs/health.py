@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.engine import EngineInfo
     from microdiffusion.daemon.ingest import RunStats
     from microdiffusion.daemon.recorder import Recorder
+    from microdiffusion.daemon.runs.sweeps import RunSweeps
     from microdiffusion.daemon.status import StatusBoard
     from microdiffusion.frames import Frame
     from microdiffusion.ledger import Ledger
@@ -106,14 +107,18 @@ class RunHealth:
         else:
             self._board.note(f"the disk of {folder} takes data again")
 
-    def show(self, ledger: Ledger, stats: RunStats, *, missing: int, assembler_bytes: int) -> None:
+    def forget(self) -> None:
+        """Release the newest frame."""
+        self._newest = None
+
+    def show(self, ledger: Ledger, stats: RunStats, sweeps: RunSweeps) -> None:
         """Make this the run that the board shows."""
         header = self._recorder.header
         self._board.put(
             frames=FrameCounts(
                 received=ledger.received,
                 announced=ledger.announced if ledger.announced_known else None,
-                missing=missing,
+                missing=sweeps.missing,
                 duplicate=ledger.duplicates,
                 refused=ledger.refused,
                 dropped_by_sender=ledger.dropped_by_sender,
@@ -121,7 +126,7 @@ class RunHealth:
             queues={
                 "recorder": QueueDepth(bytes=self._recorder.queue_bytes, limit=self._queue_limit),
                 "unconfirmed": QueueDepth(bytes=stats.pending_bytes, limit=stats.window_bytes),
-                "assembler": QueueDepth(bytes=assembler_bytes),
+                "assembler": QueueDepth(bytes=sweeps.waiting_bytes),
             },
             run=RunStatus(
                 name=header.name,

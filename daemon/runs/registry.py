@@ -18,7 +18,7 @@ from microdiffusion.daemon.ingest import NotYet, RunState
 from microdiffusion.daemon.recorder import Compressor, Recorder
 from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.daemon.runs.live_run import LiveRun
-from microdiffusion.daemon.runs.recovered import RecoveredRun
+from microdiffusion.daemon.runs.sweeps import RecoveredRun
 from microdiffusion.daemon.status import HEADLINE
 from microdiffusion.errors import ConfigError, MddError, RunError, UserError
 from microdiffusion.runfile import Status

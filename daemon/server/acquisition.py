@@ -239,7 +239,7 @@ class Acquisition:
         run = self._runs.unclosed[0] if len(self._runs) == 1 else None
         if run is not None:
             for text in self._remarks:
-                run.remark(text)
+                run.recorder.put_event("driver", text)
             self._remarks.clear()
         source.raise_if_failed()
         if not source.alive and run is not None and run.state is RunState.OPEN:

@@ -120,7 +120,7 @@ def test_what_a_long_run_lacks_is_not_all_read_into_memory(
         Recorder, "load_frames", lambda self, *key: [read.append(key[0]), load(self, *key)][1]
     )
     monkeypatch.setattr(
-        "microdiffusion.daemon.runs.live_run.room_for", lambda header, least: 5 * 2 * (640 + 1024)
+        "microdiffusion.daemon.runs.sweeps.room_for", lambda header, least: 5 * 2 * (640 + 1024)
     )
     run = place.runs.resume(path)
     assert read == [7, 6, 5]  # two fit, and the third shows that there is no more room
