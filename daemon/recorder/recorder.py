@@ -389,7 +389,7 @@ class Recorder:
             self._retried(self._writer.finish)
             if self._left:
                 left = count_noun(self._left, "frame was", "frames were")
-                failure = NoRoomError(f"{left} not taken at the end of the run: {failure}")
+                failure = NoRoomError(f"{left} not recorded at the end of the run: {failure}")
         except MddError as error:
             failure = failure or error
         except Exception as error:  # the thread's owner gets it from raise_if_failed

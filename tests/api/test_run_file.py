@@ -143,7 +143,7 @@ def test_room_is_reserved_before_the_first_volume(path: Path) -> None:
     assert info.st_blocks * 512 >= 500 * (SHAPE[0] + FRAMES) * SHAPE[1] * SHAPE[2] * 2
 
 
-@pytest.mark.parametrize("durable", ["durable", "fast"])
+@pytest.mark.parametrize("durable", [pytest.param("durable", marks=pytest.mark.slow), "fast"])
 def test_killed_writer_leaves_every_announced_volume(tmp_path: Path, durable: str) -> None:
     """SIGKILL at random moments, the creation of the first and of further files among them."""
     rng = np.random.default_rng(5)

@@ -21,7 +21,8 @@ from microdiffusion import open_run
 from microdiffusion.export import export_run
 from microdiffusion.frames import Frame, FrameInfo, Reconstruction, StagePosition
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile import LAYOUT_VERSION, RunPlan, Status, datasets, snapshot_run, verify_run
+from microdiffusion.runfile import LAYOUT_VERSION, RunPlan, Status, snapshot_run, verify_run
+from microdiffusion.runfile.schema import datasets
 
 DATA = Path(__file__).parents[1] / "data"
 KNOWN: dict[str, tuple[list[int], str]] = json.loads((DATA / "datasets_1_0.json").read_text(encoding="utf-8"))

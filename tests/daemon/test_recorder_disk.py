@@ -206,7 +206,7 @@ def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Pat
     target.mark(1, 0, 0, Status.SKIPPED, "the engine was busy")
     target.put_ledger(Ledger(announced=5, announced_known=1))
     start = time.monotonic()
-    with pytest.raises(NoRoomError, match="2 frames were not taken"):
+    with pytest.raises(NoRoomError, match="2 frames were not recorded"):
         target.stop()
     assert time.monotonic() - start < 5
     assert taken == []

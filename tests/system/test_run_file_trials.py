@@ -22,6 +22,7 @@ from microdiffusion.runfile.copy import snapshot_run
 SHAPE = (6, 72, 80)
 
 
+@pytest.mark.slow  # that announced volumes are there is also seen in test_run_file
 def test_a_killed_writer_leaves_volumes_with_their_pyramids_whole(tmp_path: Path) -> None:
     found = kill_trials(tmp_path, (12, 160, 160), 8, {})
     assert found["wrong"] == []
