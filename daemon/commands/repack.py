@@ -1,14 +1,14 @@
-"""Copy a run into one compressed file, or make such a copy static again.
+"""Compress a run into one file, or uncompress it.
 
-With OUT the run itself is left as it is, and of a run that still goes on what it holds is copied, as by
-`mdd snapshot`. With --in-place the copy takes the place of a closed run, of all of its files. Every byte of a
-copy is checked before it gets its name; whatever ends the work before, Ctrl-C too, leaves the run as it was.
+With OUT a copy is made and the run is left as it is; of an open run, what it holds is copied, as by
+`mdd snapshot`. With --in-place the copy replaces all files of a closed run. Every byte of a copy is checked
+before it gets its name; an interruption such as Ctrl-C leaves the run as it was.
 
 mdd repack runs/demo.h5 archive/demo.h5                      compressed by gzip: every HDF5 reads it
 mdd repack runs/demo.h5 archive/demo.h5 --compression lz4    faster; readers need hdf5plugin
 mdd repack runs/demo.h5 archive/demo.h5 --chunks 16,64,64    for views that cut through z
 mdd repack runs/demo.h5 --in-place
-mdd repack runs/demo.h5 --in-place --compression none        undo it, to resume the run
+mdd repack runs/demo.h5 --in-place --compression none        uncompressed again, to resume it
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "output", type=options.file, nargs="?", metavar="OUT", help="the copy, which must not exist"
     )
-    parser.add_argument("--in-place", action="store_true", help="put the copy in the run's place")
+    parser.add_argument("--in-place", action="store_true", help="replace the run by the copy")
     parser.add_argument(
         "--compression",
         choices=("gzip", "lz4", "none"),
         default="gzip",
-        help="of the images; a run is resumed only in a file without (default: gzip)",
+        help="of the images; a compressed run cannot be resumed (default: gzip)",
     )
     parser.add_argument(
         "--chunks",
@@ -43,19 +43,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="Z,Y,X",
         help="shape of the images' chunks (default: whole planes, 1 MiB at most)",
     )
-    parser.add_argument("--json", action="store_true", help="sizes, and what the copy holds, as JSON")
+    parser.add_argument("--json", action="store_true", help="sizes and content of the copy as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: Namespace) -> int:
-    """Copy, and say what it saved."""
+    """Copy, and report what it saved."""
     from microdiffusion.daemon.cli import ProgressBar
     from microdiffusion.daemon.recorder import compress_in_place
     from microdiffusion.errors import UserError
     from microdiffusion.runfile import snapshot_run
 
     if (args.output is None) is not args.in_place:
-        raise UserError("Give either the copy's name, OUT, or --in-place.")
+        raise UserError("Give either OUT, the name of the copy, or --in-place.")
     output = args.file if args.in_place else args.output
     files = _files(args.file)
     before = sum(path.stat().st_size for path in files)
@@ -74,7 +74,7 @@ def run(args: Namespace) -> int:
         about = {"compression": args.compression, "ratio": before / after}
         say(json.dumps(asdict(report) | {"sound": report.sound} | about | sizes, indent=2))
     else:
-        state = "a run that is closed" if report.closed else "a run that went on, or was cut off"
+        state = "a closed run" if report.closed else "a run that is open, or was cut off"
         held = f"{count_noun(report.volumes, 'volume')} and {count_noun(report.frames, 'frame')}"
         say(f"wrote {output}: {held} of {state}, checked")
         say(

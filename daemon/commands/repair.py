@@ -1,7 +1,7 @@
-"""Close a run that a killed daemon left behind: every time point that was begun gets a status.
+"""Close a run that a killed daemon left open: every time point that was begun gets a status.
 
-All of it is checked then. Not needed before `mdd serve --resume`, and a run can be resumed after it. A file
-that a daemon writes is refused. Exit code 0: sound now; 3: not.
+The run is verified afterwards. Not needed before `mdd serve --resume`, and a repaired run can be resumed. A
+file that a daemon is writing is refused. Exit code 0: sound; 3: not.
 
 mdd repair runs/demo.h5
 mdd repair runs/demo.h5 --json

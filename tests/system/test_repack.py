@@ -212,7 +212,7 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
     assert main(["repack", str(path), str(packed)]) == 0
     before, after = path.stat().st_size, packed.stat().st_size
     first, second = capsys.readouterr().out.splitlines()
-    assert first == f"wrote {packed}: 12 volumes and 0 frames of a run that is closed, checked"
+    assert first == f"wrote {packed}: 12 volumes and 0 frames of a closed run, checked"
     assert second == (
         f"  {before / 1e6:.1f} MB in 1 file became {after / 1e6:.1f} MB "
         f"(compression gzip): {before / after:.2f} to 1"
