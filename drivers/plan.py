@@ -27,7 +27,6 @@ from microdiffusion.optics import AxialProfile, sweep_positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -235,11 +234,21 @@ def load_profile(sweep: SweepConfig) -> AxialProfile:
     path = sweep.axial_profile
     if not path.is_file():
         raise MissingFileError(f"The axial profile {path} does not exist: correct sweep.axial_profile.")
-    z_um, intensity = _read_table(path)
-    spacing = float(np.mean(np.diff(z_um)))
-    if not (spacing > 0 and np.allclose(np.diff(z_um), spacing, rtol=1e-3, atol=1e-6)):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy only warns of a file without data
+            z_um, intensity = np.loadtxt(path, dtype=np.float64, ndmin=2, unpack=True)
+    except (ValueError, OSError, UserWarning) as error:
         raise InputFileError(
-            f"The axial profile {path} needs z in µm, ascending and evenly spaced, in its first column."
+            f"The axial profile {path} cannot be read ({error}): expected two columns of numbers, z in µm "
+            "and intensity."
+        ) from error
+    spacing = float(np.diff(z_um).mean()) if z_um.size > 1 else np.nan
+    is_even = spacing > 0 and np.allclose(np.diff(z_um), spacing, rtol=1e-3, atol=1e-6)
+    if not (is_even and np.isfinite(intensity).all() and intensity.min() >= 0):
+        raise InputFileError(
+            f"The axial profile {path} needs z in µm, ascending and evenly spaced, in its first column, and "
+            "a non-negative intensity in its second."
         )
     # The table reaches from z[0] to z[-1]; bins before or after make the focus its middle.
     lean = round(float(z_um[0] + z_um[-1]) / spacing)
@@ -250,24 +259,6 @@ def load_profile(sweep: SweepConfig) -> AxialProfile:
             "the focus, near 0."
         )
     return AxialProfile.sampled(np.pad(intensity, (before, after)), spacing)
-
-
-def _read_table(path: Path) -> NDArray[np.float64]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy only warns of a file without data
-            table = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except (ValueError, OSError, UserWarning) as error:
-        raise InputFileError(
-            f"The axial profile {path} cannot be read ({error}): expected two columns of numbers, z in µm "
-            "and intensity."
-        ) from error
-    if table.shape[1] != 2 or table.shape[0] < 2 or not np.all(np.isfinite(table)) or table[:, 1].min() < 0:
-        raise InputFileError(
-            f"The axial profile {path} holds {table.shape[0]} rows of {table.shape[1]} numbers: expected at "
-            "least two rows of z in µm and a non-negative intensity."
-        )
-    return np.asarray(table.T, np.float64)
 
 
 def _scattered(turn: int, count: int) -> int:

@@ -24,23 +24,7 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The instrument, as reported by the core.
-
-    Attributes
-    ----------
-    core, camera, camera_description, stage : str
-        Version of the core; labels of camera and focus stage.
-    width, height, bit_depth, bytes_per_pixel, components : int
-        Of the camera's image.
-    pixel_um : float
-        Camera pixel in the specimen, µm; 0 if Micro-Manager knows none.
-    exposure_ms, stage_um : float
-        Current values.
-    stage_limits_um : (low, high) or None
-        Travel range, if the stage reports it.
-    groups : mapping of str to tuple of str
-        Configuration groups and their presets.
-    """
+    """The instrument, as reported by the core: labels, image, current values, groups and their presets."""
 
     core: str
     camera: str
@@ -51,10 +35,10 @@ class Survey:
     bit_depth: int
     bytes_per_pixel: int
     components: int
-    pixel_um: float
+    pixel_um: float  # in the specimen; 0 if Micro-Manager knows none
     exposure_ms: float
     stage_um: float
-    stage_limits_um: tuple[float, float] | None = None
+    stage_limits_um: tuple[float, float] | None = None  # travel range, if the stage reports it
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ from microdiffusion.drivers.passive.relay import PassiveRun
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from microdiffusion.config import Config
@@ -59,53 +60,44 @@ def acquire(task: DriverTask) -> SenderStats | None:
     itself = dataset_folder(folder)
     if itself is not None:
         return _follow(task, itself)
-    search = _Search(folder, _quiet_s(task.config), newest=task.resume is not None)
+    datasets = _datasets(folder, _quiet_s(task.config), newest=task.resume is not None)
+    stats, found = None, next(datasets)
     task.note(f"waiting for a data set in {folder}")
-    stats = None
     while not task.stop.is_set():
-        found = search.next()
         if found is None:
             task.stop.wait(LOOK_S)
+            found = next(datasets)
             continue
         try:
             stats = _follow(task, found) or stats
         except (AcquisitionError, GeometryError) as error:
             task.note(f"the data set {found.name} is skipped: {error}")
-        task = replace(task, resume=None)
+        task, found = replace(task, resume=None), next(datasets)
     return stats
 
 
-class _Search:
-    """Finds each data set that is new, or still being written, once."""
+def _datasets(root: Path, quiet_s: float, *, newest: bool) -> Iterator[Path | None]:
+    """Yield each data set that is new or still being written, once, in the order of their names.
 
-    def __init__(self, root: Path, quiet_s: float, *, newest: bool) -> None:
-        self._root = root
-        self._known: set[Path] = set()
-        found = self._new()
-        latest = max(found, key=_changed_s, default=None) if newest else None
-        # The files' times are wall-clock times.
-        self._due = [
-            place
-            for place in found
-            if place == latest or not (is_complete(place) or time.time() - _changed_s(place) > quiet_s)
-        ]
-
-    def next(self) -> Path | None:
-        """Return a data set that has not been returned yet."""
-        self._due = self._due or self._new()
-        return self._due.pop(0) if self._due else None
-
-    def _new(self) -> list[Path]:
-        """Return the data sets that have appeared since the last call, in the order of their names."""
+    None stands for nothing new. With `newest` the newest is yielded even if it is complete.
+    """
+    known: set[Path] = set()
+    is_first_look = True
+    while True:
         found = []
-        for folder in sorted(path for depth in DEPTHS for path in self._root.glob(depth)):
-            if folder in self._known or not folder.is_dir():
-                continue
-            place = dataset_folder(folder)
+        for folder in sorted(path for depth in DEPTHS for path in root.glob(depth)):
+            place = dataset_folder(folder) if folder not in known and folder.is_dir() else None
             if place is not None:
-                self._known |= {folder, place}
+                known |= {folder, place}
                 found.append(place)
-        return found
+        if is_first_look:
+            latest = max(found, key=_changed_s, default=None) if newest else None
+            # The files' times are wall-clock times.
+            over = [each for each in found if is_complete(each) or time.time() - _changed_s(each) > quiet_s]
+            found = [each for each in found if each == latest or each not in over]
+        is_first_look = False
+        yield from found
+        yield None
 
 
 def _changed_s(folder: Path) -> float:
