@@ -33,7 +33,7 @@ _ONE = """
 import sys, threading, time
 from pathlib import Path
 from microdiffusion.export import export_run
-from microdiffusion.run_copy import snapshot_run
+from microdiffusion.runfile import snapshot_run
 peak = 0
 def watch():
     global peak

@@ -19,7 +19,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def runtimes_of(path: Path, device: torch.device) -> list[Runtime]:
                 lambda: OpenVINORuntime(load_denoiser(path), device, openvino),
             ]
         made.append(lambda: OnnxRuntime(load_denoiser(path), device))
-    found = {}
+    found: dict[str, Runtime] = {}
     for make in made:
         try:
             runtime = make()
@@ -305,7 +305,7 @@ def sessions(reconstructor: Reconstructor, scene: Scene, count: int) -> Callable
     return update
 
 
-def least(bench: Bench, turns: dict[str, Callable[[], None]]) -> dict[str, float]:
+def least(bench: Bench, turns: Mapping[str, Callable[[], None]]) -> dict[str, float]:
     """Return the least seconds of calls that take turns."""
     seconds = take_turns(turns, bench.device, bench.settings.rounds)
     return {name: min(values) for name, values in seconds.items()}

@@ -170,7 +170,9 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
             "refused": refused,
             "sweeps": sink.sweeps,
             "sweeps_lost": sink.lost,
-            "in_the_file": recorders[-1].ledger.received - recorders[-1].unplaced if recorders else None,
+            "in_the_file": sum(r.ledger.received - r.ledger.unplaced for r in recorders)
+            if recorders
+            else None,
             "latency_ms": {
                 str(share): sink.latencies.quantile_ms(share) for share in (0.5, 0.99, 0.999, 1.0)
             },
