@@ -1,9 +1,8 @@
 """The control channel: the few things that may be asked of a running daemon, and nothing else.
 
 The daemon binds a ROUTER; a client asks with a DEALER, one `wire.Command`, one `wire.Answer`. `ControlServer`
-has no thread: the daemon's main thread polls it a few times a second and carries out what is asked, so
-a command never meets a daemon in the middle of something. Commands are data of known names; none of
-them names a file, a module or a program.
+has no thread: the daemon's main thread polls it a few times a second and executes what is asked, so a command
+never meets a daemon in the middle of something. No command names a file, a module or a program.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ COMMANDS = {
     "status": "say what the daemon is doing",
     "start": "begin the acquisition that waits for it (acquisition.begin)",
     "pause": "take no further sweep until `go`",
-    "go": "go on after a pause",
-    "stop": "end the acquisition in order; what was taken is finished",
+    "go": "continue after a pause",
+    "stop": "end the acquisition; what was taken is finished",
     "set": "change a setting that may be changed during a run",
     "mark": "put a remark into the files of the open runs",
     "snapshot": "save the newest volume as a TIFF beside its run file",
 }
 MOST_AT_ONCE = 64
-"""Commands that one look answers: the rest waits, the daemon has other things to do."""
+"""Commands that one poll answers: the daemon has other things to do."""
 MAX_COMMAND_BYTES = 64 * 1024
 QUEUED_COMMANDS = 16
 TIMEOUT_S = 5.0
@@ -48,7 +47,7 @@ class ControlServer:
     address : str
         Where to listen; ``*`` as the port takes a free one.
     execute : callable
-        Carries out a command and returns the answer's text and values. An `MddError` is a refusal.
+        Executes a command and returns the answer's text and values. An `MddError` is a refusal.
     security : ServerKeys or None
         Needed on every address but loopback.
 
@@ -96,7 +95,7 @@ class ControlServer:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def poll(self) -> None:
-        """Carry out what was asked since the last call; returns at once where nothing was."""
+        """Execute what was asked since the last call; returns at once where nothing was."""
         for _ in range(MOST_AT_ONCE):
             if not self._socket.poll(0):
                 return
@@ -109,7 +108,7 @@ class ControlServer:
             if not isinstance(message, wire.Command):
                 self.refused[wire.Reason.KIND.value] += 1
                 continue
-            answer = self._carry_out(message)
+            answer = self._answer(message)
             with contextlib.suppress(zmq.ZMQError):  # whoever asked is gone
                 self._socket.send_multipart([peer, *_encoded(answer)], flags=zmq.NOBLOCK)
 
@@ -120,17 +119,18 @@ class ControlServer:
             self._gate.close()
         self._context.term()
 
-    def _carry_out(self, command: wire.Command) -> wire.Answer:
+    def _answer(self, command: wire.Command) -> wire.Answer:
+        ok = False
+        values: dict[str, Value] = {}
         if command.command not in COMMANDS:
-            known = ", ".join(COMMANDS)
-            return wire.Answer(
-                number=command.number, ok=False, text=f"there is no command {command.command!r}: give {known}"
-            )
-        try:
-            text, values = self._execute(command)
-        except (MddError, OSError) as error:  # what was asked for failed, and the daemon goes on
-            return wire.Answer(number=command.number, ok=False, text=str(error)[:2000])
-        return wire.Answer(number=command.number, ok=True, text=text[:2000], values=values)
+            text = f"there is no command {command.command!r}: give {', '.join(COMMANDS)}"
+        else:
+            try:
+                text, values = self._execute(command)
+                ok = True
+            except (MddError, OSError) as error:  # what was asked for failed, and the daemon goes on
+                text = str(error)
+        return wire.Answer(number=command.number, ok=ok, text=text[:2000], values=values)
 
 
 def _encoded(answer: wire.Answer) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Which frame numbers have come: a set that stays small however long the run is.
+"""The set of frame numbers that have come: it stays small however long the run is.
 
 Numbers are kept as disjoint ranges in two arrays of machine integers; frames that come in order extend the
 last range, so memory grows with the number of gaps (16 bytes each), not of frames. Changed and searched by
@@ -16,13 +16,7 @@ import numpy as np
 
 
 class FrameRanges:
-    """A set of non-negative integers below 2^63 that come mostly in order.
-
-    Parameters
-    ----------
-    numbers : iterable of int
-        What it holds at first; in any order, but sorted is faster.
-    """
+    """A set of non-negative integers below 2^63 that come mostly in order; `numbers` are its first ones."""
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
         self._starts = array("q")
@@ -46,7 +40,7 @@ class FrameRanges:
 
     @property
     def ranges(self) -> int:
-        """Of how many runs of consecutive numbers it consists: what its memory grows with."""
+        """The number of ranges of consecutive numbers."""
         return len(self._starts)
 
     def count(self, start: int, stop: int) -> int:

@@ -57,7 +57,7 @@ class RunSink(Protocol):
         """Note how far a sender is."""
 
     def end(self, message: wire.RunEnd) -> None:
-        """Note that a sender has ended; where no other one goes on, the run has ended."""
+        """Note that a sender has ended; where no other one is left, the run has ended."""
 
     def silent(self, reason: str) -> None:
         """Close the run: its senders have said nothing for too long."""
@@ -67,15 +67,7 @@ class RunSink(Protocol):
 
 
 class PlainSink:
-    """A run whose frames are acknowledged as soon as a function has returned: for measurements and tests.
-
-    Parameters
-    ----------
-    header : RunHeader
-    on_frame : callable
-        Gets each frame, on the ingest thread.
-    window_bytes : int
-        As of `RunSink`.
+    """A run whose frames are acknowledged as soon as `on_frame` returns: for measurements and tests.
 
     Attributes
     ----------
@@ -96,13 +88,13 @@ class PlainSink:
         self.ended = threading.Event()
         self._on_frame = on_frame
 
+    def started(self, first_seq: int) -> None:
+        """Do nothing."""
+
     def frame(self, frame: Frame, receipt: Receipt) -> None:
         """Hand the frame to the function."""
         self._on_frame(frame)
         receipt.recorded()
-
-    def started(self, first_seq: int) -> None:
-        """Do nothing."""
 
     def progress(self, message: wire.RunProgress) -> None:
         """Do nothing."""
@@ -113,11 +105,11 @@ class PlainSink:
         self._close(RunState.ENDED, message.reason)
 
     def silent(self, reason: str) -> None:
-        """Close the run."""
+        """See `RunSink`."""
         self._close(RunState.SILENT, reason)
 
     def abort(self, reason: str) -> None:
-        """Close the run."""
+        """See `RunSink`."""
         self._close(RunState.CLOSED, reason)
 
     def _close(self, state: RunState, reason: str) -> None:

@@ -150,7 +150,7 @@ def catch_up(
         added, failed = 0, 0
         for key in keys:
             sweep = recorder.load_sweep(*key)
-            if sweep is None or not enough(sweep):
+            if sweep is None or not enough(len(sweep.stage), sweep.missing):
                 failed += 1  # its status says so already
                 continue
             try:

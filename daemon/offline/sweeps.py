@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from microdiffusion.daemon.runs import LEAST_SHARE
+from microdiffusion.daemon.runs import enough
 from microdiffusion.files import open_projections
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.ledger import Ledger
@@ -201,4 +201,4 @@ class RecordedRun:
         there = (seq >= 0) & np.isfinite(self._z_um[key.position][place])
         seen = int((there & ~held_out).sum())
         missing = max(int(self._expected[key.position][place]) - int(there.sum()), 0)
-        return seen >= max(1, LEAST_SHARE * (seen + missing))
+        return enough(seen, missing)

@@ -1,17 +1,17 @@
 """From frames to sweeps: collects each session's frames and says when a sweep is whole, or given up.
 
-A pure state machine: no thread, no clock of its own (times are handed in), so every order of arrival can
-be tested. Frames are placed by their index, whatever order they come in. Sweeps of a session come out in
-their order. A sweep is over when all of its frames are there, when a later sweep of its session has been
-whole for a moment (a damaged frame is sent again, and may come after it), when nothing came for the
-timeout although something later did (a long exposure is no loss), or when the run ends. An incomplete
-sweep is still used if at least half of its slabs are there.
+A pure state machine: no thread, no clock (times are handed in), so every order of arrival can be tested.
+Frames are placed by their index, whatever order they come in. Sweeps of a session come out in their order. A
+sweep is over when all of its frames are there, when a later sweep of its session has been whole for a moment
+(a damaged frame is sent again, and may come after it), when nothing came for the timeout although something
+later did (a long exposure is no loss), or when the run ends. An incomplete sweep is still used if at least
+half of its slabs are there.
 
-`window` gives the newest sweep's worth of frames after each of them: this sweep's, and of the sweep before
-what this one has not reached yet. Once it was asked, the frames of each session's last sweep are kept for it.
+`window` returns the newest sweep's worth of frames after each of them: the current sweep's, and of the one
+before what the current one has not reached yet. Once it was asked, each session's last sweep is kept for it.
 
-Memory is bounded in bytes over all sessions and in sweeps of one: where frames of ever more sweeps come, the
-sweep of the session that was silent for longest is over (its raw frames are in the run file).
+Memory is bounded in bytes over all sessions, and in sweeps of each: beyond, the sweep of the session that was
+silent for longest is over (its raw frames are in the run file).
 """
 
 from __future__ import annotations
@@ -28,37 +28,30 @@ from microdiffusion.header import RunHeader
 
 LEAST_SHARE = 0.5
 """Of a sweep's slabs: with fewer, too much of the volume would be invented."""
-
 GRACE_S = 0.3
 """How long a whole sweep waits for the missing frames of those before it."""
-
 MAX_OPEN = 2048
 """Sweeps of one session that may be open at the same time."""
-
 MAX_GAP = 100
 """Sweeps in a row that are reported although no frame of them came; the run file knows of the others."""
-
 MOST_FRAMES = 1 << 20
 """Frames of one sweep: what a message can number."""
-
 FRAME_COST = 1024
 """Bytes that a frame takes besides its pixels: counts where frames are tiny."""
-
 WINDOW_SHARE = 0.2
-"""Most of the time that putting windows together may take; beyond it there are fewer of them."""
+"""Share of the time that putting windows together may take; beyond it there are fewer of them."""
 
 
 def room_for(header: RunHeader, least_bytes: int) -> int:
-    """Return a limit for `Assembler`: at least so much, and two sweeps of each channel of this run."""
+    """Return a limit for `Assembler`: at least `least_bytes`, and two sweeps of each channel of a run."""
     height, width = header.shape[1:]
     frame = height * width * np.dtype(header.dtype).itemsize + FRAME_COST
     return max(least_bytes, 2 * len(header.channels) * header.frames_per_sweep * frame)
 
 
-def enough(sweep: Sweep) -> bool:
-    """Whether as much of a sweep is there as the daemon would reconstruct live."""
-    seen = len(sweep.stage)
-    return seen >= max(1, LEAST_SHARE * (seen + sweep.missing))
+def enough(seen: int, missing: int) -> bool:
+    """Return whether so many slabs of a sweep are enough, where so many of its frames are missing."""
+    return seen >= max(1, LEAST_SHARE * (seen + missing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +87,7 @@ class _Open:
 
 @dataclass(slots=True)
 class _Window:
-    """What a session keeps for its rolling window."""
+    """What a session keeps for its rolling windows."""
 
     number: int = -1
     before: _Open | None = None  # the sweep `number`, which is over
@@ -146,7 +139,7 @@ class Assembler:
         return self._open_bytes + self._kept_bytes
 
     def start_at(self, channel: int, position: int, sweep: int) -> None:
-        """Regard the sweeps of a session before `sweep` as over: a run is gone on with."""
+        """Regard the sweeps of a session before `sweep` as over: the run is resumed."""
         self._next[channel, position] = sweep
 
     def progress(self, channel: int, position: int, sweep: int) -> tuple[int, int]:
@@ -183,7 +176,6 @@ class Assembler:
     def window(self, channel: int, position: int) -> Sweep | None:
         """Return the newest sweep's worth of a session's frames, to be asked after `add`.
 
-        Of the sweep that is coming in, and of the one before (no older one) what this one has not reached.
         None while there is no sweep's worth yet, where too many slabs are missing, and as often as putting
         windows together would take more than `WINDOW_SHARE` of the time.
         """
@@ -204,7 +196,7 @@ class Assembler:
         return sweep
 
     def tick(self, now_s: float) -> list[Sweep | LostSweep]:
-        """Return the sweeps that waited too long for a frame, and those that waited for these."""
+        """Return the sweeps that waited too long for a frame, and those that waited for them."""
         over: list[Sweep | LostSweep] = []
         for session, sweeps in list(self._open.items()):
             stale = [
@@ -277,7 +269,7 @@ class Assembler:
             del self._open[session]
 
     def _keep(self, number: int, session: tuple[int, int], found: _Open) -> None:
-        """Keep a sweep that is over for the windows of the next one, where anybody asks for windows."""
+        """Keep a sweep that is over for the windows of the next one, where windows are asked for."""
         kept = self._windows.pop(session, None)
         if kept is None:
             return
@@ -308,7 +300,7 @@ def _sweep_of(
     frames = sorted(found.values(), key=lambda frame: (frame.info.stage, frame.info.index))
     seen = [frame for frame in frames if not frame.info.held_out]
     held = [frame for frame in frames if frame.info.held_out]
-    if len(seen) < max(1, LEAST_SHARE * (len(seen) + missing)):
+    if not enough(len(seen), missing):
         return None
     return Sweep(
         sweep=number,

@@ -1,12 +1,12 @@
 """Checks the exposure of the frames that come in, and says once what is wrong with it.
 
-Saturated, no light at all, or a dark level that the frames lie below: mistakes that give volumes which look
-right and are not, whoever sends the frames. `ExposureMonitor` looks at some thousand pixels of each frame, on
-the ingest thread, which takes some microseconds.
+Saturation, no light at all, or frames below the dark level: mistakes that give volumes which look right and
+are not, whoever sends the frames. `ExposureMonitor` looks at some thousand pixels of each frame, on the
+ingest thread, which takes microseconds.
 
 A camera's largest count is not in its metadata (a 12-bit camera delivers 16-bit pixels), but it shows: many
-pixels have one and the same largest value, and that value is a power of two less one, or such a value moved
-to the upper bits.
+pixels share one largest value, and that value is a power of two less one, or such a value shifted to the
+upper bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from microdiffusion.header import RunHeader
 PIXELS = 4096
 """Pixels of a frame that are looked at, about."""
 SATURATED = 0.002
-"""Share of pixels at the top of the camera's range beyond which it is told."""
+"""Share of saturated pixels beyond which the user is told."""
 FULL_SCALES = frozenset(
     {(1 << bits) - 1 for bits in range(8, 17)} | {((1 << bits) - 1) << (16 - bits) for bits in range(10, 16)}
 )
@@ -34,22 +34,11 @@ ENOUGH = 2e-4
 _BELOW = 0.9  # share of pixels below the dark level: half of a dark frame's are
 _LIT = 8.0  # standard deviations of the noise: no pixel of a dark frame gets so far
 
-Say = Callable[[str, str], None]
-"""Told the kind of an event and its text."""
-
 
 class ExposureMonitor:
-    """Watches over the frames of one run.
+    """Watches the frames of one run; `say` is told the kind and text of each mistake, once."""
 
-    Parameters
-    ----------
-    header : RunHeader
-        What the camera's dark level and noise are said to be.
-    say : callable
-        Told each mistake once.
-    """
-
-    def __init__(self, header: RunHeader, say: Say) -> None:
+    def __init__(self, header: RunHeader, say: Callable[[str, str], None]) -> None:
         self._say = say
         self._offset = header.camera.offset
         self._noise = max(header.camera.read_noise, 1.0)
@@ -62,21 +51,19 @@ class ExposureMonitor:
         """Look at a frame."""
         if len(self._told) == 3:
             return
-        sample = frame.pixels[:: self._step, :: self._step]
+        seq, sample = frame.info.seq, frame.pixels[:: self._step, :: self._step]
         if "saturated" not in self._told:
             share = saturated_share(sample)
             if SATURATED < share < 1.0:  # where all pixels are alike the camera sends nothing
                 self._tell(
                     "saturated",
-                    f"the camera is saturated: {100 * share:.2g} % of the pixels of frame "
-                    f"{frame.info.seq} are at its top, {sample.max():g} counts; lower the exposure or the "
-                    "light",
+                    f"the camera is saturated: {100 * share:.2g} % of the pixels of frame {seq} are at its "
+                    f"top, {sample.max():g} counts; lower the exposure or the light",
                 )
         if "offset" not in self._told and self._offset > 0 and self._is_below(sample):
             self._tell(
                 "offset",
-                f"frame {frame.info.seq} lies below camera.offset = {self._offset:g} counts: measure a "
-                "dark frame with "
+                f"frame {seq} lies below camera.offset = {self._offset:g} counts: measure a dark frame with "
                 "the shutter closed and correct camera.offset",
             )
         if "dark" not in self._told:
@@ -102,8 +89,7 @@ class ExposureMonitor:
             self._tell(
                 "dark",
                 f"no light: all {count} frames of sweep {info.sweep} are dark; open the shutter, switch "
-                "the light on, "
-                "and check camera.offset",
+                "the light on, and check camera.offset",
             )
 
     def _is_lit(self, sample: NDArray[Any]) -> bool:
@@ -124,7 +110,7 @@ def saturated_share(pixels: NDArray[Any]) -> float:
     Parameters
     ----------
     pixels : (Y, X) uint16 or float32
-        Counts as they came. What is not of whole numbers has been computed, and is not judged.
+        Counts as they came. Pixels that are not integers have been computed, and are not judged.
     """
     if pixels.dtype.kind != "u" or not pixels.size:
         return 0.0

@@ -202,7 +202,7 @@ class LiveRun:
     def load(self, job: SweepJob) -> Sweep | None:
         """Return the recorded frames of a sweep that was put off."""
         sweep = self.recorder.load_sweep(job.sweep_number, job.channel, job.position)
-        if sweep is not None and not enough(sweep):
+        if sweep is not None and not enough(len(sweep.stage), sweep.missing):
             raise RunError(f"{sweep.missing} of its frames never came, too few are there for a volume")
         return sweep
 

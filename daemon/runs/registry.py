@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from microdiffusion.header import RunHeader
     from microdiffusion.ledger import Ledger
 
-
 REMEMBERED = 1000
 """Runs that are over and still named at the end: a service runs for months."""
 
@@ -63,9 +62,6 @@ class OpenRuns:
 
     Parameters
     ----------
-    config : Config
-    engine : EngineProcess
-    board : StatusBoard
     ingest : Ingest
         Where the frames come in; to be started with `on_start`.
 
@@ -74,7 +70,7 @@ class OpenRuns:
     closed : list of ClosedRun
         Those that are over, in the order in which they ended; the latest `REMEMBERED` of them.
     failures : dict of str to MddError
-        What went wrong with which run (its run_id): it could not be written, or not be closed in order.
+        Why a run (its run_id) could not be written, or not be closed properly.
     compressor : Compressor
         Of those that are over.
     """
@@ -91,8 +87,8 @@ class OpenRuns:
         self._closing: dict[str, Future[None]] = {}  # of these
         self._threads = ThreadPoolExecutor(config.wire.runs, thread_name_prefix="mdd-run")
         self._asked_for: set[str] = set()  # runs that are being closed, and have a sender again
-        self.closed: list[ClosedRun] = []
         self._forgotten_written = 0
+        self.closed: list[ClosedRun] = []
         self.failures: dict[str, MddError] = {}
         self.compressor = Compressor(config.recorder.compress_after, board.note)
 
@@ -171,14 +167,16 @@ class OpenRuns:
     def tick(self, now_s: float, *, drain_s: float, hurry: Callable[[], bool]) -> None:
         """Look after every run; close those that are over, waiting at most `drain_s` for their volumes.
 
-        A run that cannot be written is closed as it is, and its sender told; the others go on.
+        A run that cannot be written is closed as it is, and its senders told; the others go on.
         """
         runs = self._open
         for run in runs:
             try:
                 run.tick(now_s, shown=run is runs[-1])
             except MddError as error:
-                self._give_up(run, error, hurry)
+                self._fail(run, error)
+                self.abort(run, f"it cannot be recorded any more: {error}")
+                self._close(run, 0.0, hurry)
                 continue
             if run.state is not RunState.OPEN:
                 self._close(run, drain_s, hurry)
@@ -242,6 +240,19 @@ class OpenRuns:
         recorder.start()
         return self._live(recorder, None)
 
+    def _resumed(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
+        """Open a run file again; one that is not the `wanted` run is left as it is."""
+        recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
+        try:
+            if wanted is not None:
+                _require_same(recorder.header, wanted, path)
+            found = RecoveredRun.in_file_of(recorder, self._config.engine.policy)
+            recorder.start()
+        except BaseException:
+            recorder.stop()
+            raise
+        return self._live(recorder, found)
+
     def _live(self, recorder: Recorder, found: RecoveredRun | None) -> LiveRun:
         """Return the run of a recorder that has started; where that fails, nothing of it is left running."""
         try:
@@ -250,20 +261,6 @@ class OpenRuns:
             self._engine.queue.end(recorder.header.run_id)
             recorder.stop()
             raise
-
-    def _resumed(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
-        """Open a run file again; one that is not the `wanted` run is left as it is."""
-        recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
-        try:
-            header = recorder.header
-            if wanted is not None:
-                _require_same(header, wanted, path)
-            found = RecoveredRun.in_file_of(recorder, self._config.engine.policy)
-            recorder.start()
-        except BaseException:
-            recorder.stop()
-            raise
-        return self._live(recorder, found)
 
     def _add(self, run: LiveRun) -> bool:
         """Take in a run that is open, in place of itself before it was resumed; False: too late."""
@@ -276,17 +273,14 @@ class OpenRuns:
             return True
 
     def _close(self, run: LiveRun, drain_s: float, hurry: Callable[[], bool]) -> None:
-        def asked() -> bool:
+        run_id = run.header.run_id
+
+        def hurried() -> bool:
             # Frames must not wait until all is caught up that can be caught up afterwards as well.
-            return hurry() or run.header.run_id in self._asked_for
+            return hurry() or run_id in self._asked_for
 
         with self._lock:
-            self._closing[run.header.run_id] = self._threads.submit(run.close, drain_s=drain_s, hurry=asked)
-
-    def _give_up(self, run: LiveRun, error: MddError, hurry: Callable[[], bool]) -> None:
-        self._fail(run, error)
-        self.abort(run, f"it cannot be recorded any more: {error}")
-        self._close(run, 0.0, hurry)
+            self._closing[run_id] = self._threads.submit(run.close, drain_s=drain_s, hurry=hurried)
 
     def _fail(self, run: LiveRun, error: BaseException) -> None:
         """Keep what went wrong with a run, and tell it once."""
@@ -314,13 +308,7 @@ class OpenRuns:
 
 
 def _require_same(header: RunHeader, wanted: RunHeader, path: Path) -> None:
-    """Raise where a sender says other things of a run than its file: its frames would be taken for others.
-
-    Raises
-    ------
-    ConfigError
-        It does.
-    """
+    """Raise ConfigError where a sender's run is another than the file's."""
     if wanted != header.model_copy(update={"sweeps": wanted.sweeps, "source": wanted.source}):
         raise ConfigError(
             f"The run in {path} has another geometry or beam than its sender says: begin a new run."

@@ -1,12 +1,12 @@
 """A run's newest volume as a TIFF beside its file: for a look in Fiji while the run goes on.
 
-`Snapshots` has one thread at a time, which reads the run file as any reader would and ends by itself; what
-came of it is a note on the board. It never touches the recorder.
+A thread reads the run file as any reader would, and ends by itself; the board is told what came of it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,23 +14,16 @@ import numpy as np
 
 from microdiffusion.daemon.status import session_name
 from microdiffusion.errors import UserError
+from microdiffusion.files import replacing
 from microdiffusion.runfile import Status, open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from microdiffusion.daemon.runs import LiveRun
     from microdiffusion.daemon.status import StatusBoard
 
 
 class Snapshots:
-    """Saves volumes on a thread of its own, one after the other.
-
-    Parameters
-    ----------
-    board : StatusBoard
-        Told of each that is saved, or why not.
-    """
+    """Saves volumes, one after the other."""
 
     def __init__(self, board: StatusBoard) -> None:
         self._board = board
@@ -49,16 +42,12 @@ class Snapshots:
         if self._thread is not None and self._thread.is_alive():
             raise UserError("A snapshot is being saved: try again in a moment.")
         for run in reversed(runs):
-            header = run.header
-            for position in range(len(header.positions)):
-                for channel in range(len(header.channels)):
-                    if session in ("", session_name(header, channel, position)):
-                        paths = list(run.recorder.paths)
-                        self._thread = threading.Thread(
-                            target=self._save, args=(paths[0], channel, position), name="mdd-snapshot"
-                        )
-                        self._thread.start()
-                        return "the newest volume is being saved; a note says where"
+            for channel, position in np.ndindex(len(run.header.channels), len(run.header.positions)):
+                if session in ("", session_name(run.header, channel, position)):
+                    where = (run.recorder.paths[0], channel, position)
+                    self._thread = threading.Thread(target=self._save, args=where, name="mdd-snapshot")
+                    self._thread.start()
+                    return "the newest volume is being saved; a note says where"
         raise UserError(f"There is no session {session!r} now.")
 
     def _save(self, path: Path, channel: int, position: int) -> None:
@@ -75,24 +64,23 @@ def save_newest(path: Path, channel: int, position: int) -> Path:
     ------
     UserError
         No volume is written yet.
-    OSError
-        It cannot be read or written.
+    MddError
+        The run cannot be read, or the TIFF not written.
     """
     import tifffile
 
     with open_run(path, position=position) as run:
         status = np.asarray(run.status)
-        written = np.flatnonzero((status if status.ndim == 1 else status[:, channel]) == Status.WRITTEN)
+        several = status.ndim > 1
+        written = np.flatnonzero((status[:, channel] if several else status) == Status.WRITTEN)
         if not written.size:
             raise UserError("no volume is written yet")
         t = int(written[-1])
-        volume = np.asarray(run.volume[t] if status.ndim == 1 else run.volume[t][channel])
+        volume = np.asarray(run.volume[t][channel] if several else run.volume[t])
         z_um, y_um, x_um = run.voxel_size_um
-    several = f"_c{channel}" if status.ndim > 1 else ""
-    place = f"_p{position:03d}" if position else ""
-    target = path.with_name(f"{path.stem}{place}{several}_t{t:05d}.tif")
-    partial = target.with_name(f".{target.name}.tmp")
-    try:
+    place = (f"_p{position:03d}" if position else "") + (f"_c{channel}" if several else "")
+    target = path.with_name(f"{path.stem}{place}_t{t:05d}.tif")
+    with replacing(target) as partial:
         tifffile.imwrite(
             partial,
             volume,
@@ -100,7 +88,4 @@ def save_newest(path: Path, channel: int, position: int) -> Path:
             resolution=(1.0 / x_um, 1.0 / y_um),
             metadata={"axes": "ZYX", "spacing": z_um, "unit": "um"},
         )
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
