@@ -1,10 +1,10 @@
 """`mdd reconstruct`: recorded projections through the daemon's own engine and recorder, without a daemon.
 
-Two ways. `reconstruct_file` makes a run file of a projection file, or a run file anew from another one's
-frames; it grows under a temporary name and gets its own only when it is complete, so a failure leaves nothing
-half-written behind. `catch_up` gives a run file the volumes that it has frames for and that the engine had no
-time for, in place; what was done stays done, wherever it breaks off. One thread, sweep after sweep, session
-after session.
+`reconstruct_file` makes a run file from the frames of a projection file or of another run file; it grows
+under a temporary name and gets its own only when it is complete, so a failure leaves nothing half-written
+behind. `catch_up` adds to a run file, in place, the volumes that it has frames for and that the engine had no
+time for; what was done stays done, wherever it breaks off. One thread, sweep after sweep, session after
+session.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from functools import partial as partial_call
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import EngineInfo, provenance
-from microdiffusion.daemon.offline.sweeps import Recorded, SweepKey, open_recorded
+from microdiffusion.daemon.offline.sweeps import SweepKey, open_recorded
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.runs import enough
 from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
@@ -37,21 +37,13 @@ Report = Callable[[str, int, int], None]
 _UNFINISHED = (Status.EMPTY, Status.LOST, Status.SKIPPED, Status.FAILED)
 
 
-def _silent(done: int, total: int, result: Reconstruction) -> None:
-    """Say nothing."""
-
-
-def _unreported(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def reconstruct_file(
     path: Path,
     output: Path,
     *,
     config: Config,
-    progress: Progress = _silent,
-    report: Report = _unreported,
+    progress: Progress = lambda done, total, result: None,
+    report: Report = lambda stage, done, total: None,
     building: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Reconstruct every sweep of the projection file or run file `path` into the run file `output`.
@@ -76,19 +68,19 @@ def reconstruct_file(
         raise InputFileError(f"{output} exists: name another output, or remove it first.")
     if not output.parent.is_dir():
         raise MissingFileError(f"The folder {output.parent} of the output does not exist: create it first.")
-    with open_recorded(path) as recorded, _partial(output) as partial:
-        keys, everything = recorded.keys(), recorded.all_keys()
-        if not keys:
+    with open_recorded(path) as recorded, _unnamed(output) as unnamed:
+        total = sum(recorded.keys.values())
+        if not total:
             raise InputFileError(
                 f"{path} holds no sweep with enough frames: there is nothing to reconstruct."
             )
         reconstructor, info = _open(recorded.header, config, report, building)
         recorder = Recorder.create(
-            partial,
+            unnamed,
             recorded.header,
             # One file holds all of it, whatever room a live run would reserve.
             config.recorder.model_copy(
-                update={"time_points": max(key.sweep for key in everything) + 1, "file_gb": 1e9}
+                update={"time_points": max(key.sweep for key in recorded.keys) + 1, "file_gb": 1e9}
             ),
             frames_per_sweep=recorded.frames_per_sweep,
             configuration=config.model_dump_json(),
@@ -98,14 +90,16 @@ def reconstruct_file(
         )
         recorder.start()
         try:
-            done, wanted = 0, set(keys)
-            for key in everything:
-                _record_frames(recorder, recorded, key)
-                if key in wanted:
+            done = 0
+            for key, usable in recorded.keys.items():
+                for frame in recorded.frames(key):
+                    _wait_for(recorder, lambda: not recorder.is_full)
+                    recorder.put_frame(frame)
+                if usable:
                     result = _reconstruct(recorder, reconstructor, key, recorded.sweep(key))
                     done += 1
-                    progress(done, len(keys), result)
-            recorder.put_ledger(recorded.ledger())
+                    progress(done, total, result)
+            recorder.put_ledger(recorded.ledger)
         finally:
             recorder.stop()
 
@@ -114,7 +108,7 @@ def catch_up(
     path: Path,
     *,
     config: Config,
-    progress: Progress = _silent,
+    progress: Progress = lambda done, total, result: None,
     building: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, int]:
     """Give the run file `path` the volumes that it has frames for and that are not there; in place.
@@ -145,7 +139,7 @@ def catch_up(
         keys.sort(key=lambda key: (key.position, key.channel, key.sweep))
         if not keys:
             return 0, 0
-        reconstructor, info = _open(recorder.header, config, _unreported, building)
+        reconstructor, info = _open(recorder.header, config, lambda stage, done, total: None, building)
         recorder.start()
         added, failed = 0, 0
         for key in keys:
@@ -186,35 +180,25 @@ def _reconstruct(
     started = time.monotonic()
     sweep.received_s = 0.0  # nobody waits for it
     result = reconstructor.reconstruct(sweep)
-    put = partial_call(
-        recorder.put_volume, *key, result, acquired_s=sweep.time_s, received_s=started, later=later
-    )
-    _until_taken(recorder, put)
+    put = partial(recorder.put_volume, *key, result, acquired_s=sweep.time_s, received_s=started, later=later)
+    _wait_for(recorder, put)
     return result
 
 
-def _record_frames(recorder: Recorder, recorded: Recorded, key: SweepKey) -> None:
-    for frame in recorded.frames(key):
-        while recorder.is_full:
-            recorder.raise_if_failed()
-            time.sleep(0.002)
-        recorder.put_frame(frame)
-
-
-def _until_taken(recorder: Recorder, put: Callable[[], bool]) -> None:
+def _wait_for(recorder: Recorder, has_room: Callable[[], bool]) -> None:
     """Wait for room in the recorder's queue: a file can."""
-    while not put():
+    while not has_room():
         recorder.raise_if_failed()
         time.sleep(0.002)
 
 
 @contextlib.contextmanager
-def _partial(output: Path) -> Iterator[Path]:
+def _unnamed(output: Path) -> Iterator[Path]:
     """Yield a temporary path beside `output`; rename it when all went well, else remove it."""
-    partial = output.with_name(f".{output.name}.part")
-    partial.unlink(missing_ok=True)
+    unnamed = output.with_name(f".{output.name}.part")
+    unnamed.unlink(missing_ok=True)
     try:
-        yield partial
-        partial.replace(output)
+        yield unnamed
+        unnamed.replace(output)
     finally:
-        partial.unlink(missing_ok=True)
+        unnamed.unlink(missing_ok=True)

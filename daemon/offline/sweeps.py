@@ -1,15 +1,15 @@
-"""Sweeps that lie in a file: a projection file's, or those of a run file, with the frames that they are of.
+"""Sweeps in a file, a projection file or a run file, with their frames: what `mdd reconstruct` reads.
 
-What `mdd reconstruct` reads from. One thread; nothing is changed, and of a run that goes on what is there
-when it is asked for is what counts.
+One thread. Nothing is changed; of a run that goes on, what is there when it is opened counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,42 +35,33 @@ class SweepKey(NamedTuple):
     position: int = 0
 
 
-class Recorded(Protocol):
-    """A file of sweeps."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The sweeps of a file.
 
-    @property
-    def header(self) -> RunHeader:
-        """Geometry, beam and camera."""
-        ...
+    Attributes
+    ----------
+    header : RunHeader
+    frames_per_sweep : int
+        Most frames of a sweep.
+    ledger : Ledger
+        Where the frames went before they got here.
+    keys : dict of SweepKey to bool
+        Sweeps with any frame, session by session, in time; and whether they have enough for a volume.
+    sweep, frames : callable
+        Return a sweep, and its frames, held-out ones included.
+    """
 
-    @property
-    def frames_per_sweep(self) -> int:
-        """Most frames of a sweep."""
-        ...
-
-    def keys(self) -> list[SweepKey]:
-        """Return the sweeps that have enough frames, session by session, in time."""
-        ...
-
-    def all_keys(self) -> list[SweepKey]:
-        """Return those that have any."""
-        ...
-
-    def sweep(self, key: SweepKey) -> Sweep:
-        """Return what is reconstructed from."""
-        ...
-
-    def frames(self, key: SweepKey) -> Iterator[Frame]:
-        """Yield its frames, held-out ones included."""
-        ...
-
-    def ledger(self) -> Ledger:
-        """Return where the frames went before they got here."""
-        ...
+    header: RunHeader
+    frames_per_sweep: int
+    ledger: Ledger
+    keys: dict[SweepKey, bool]
+    sweep: Callable[[SweepKey], Sweep]
+    frames: Callable[[SweepKey], Iterator[Frame]]
 
 
 def is_run_file(path: Path) -> bool:
-    """Whether this is a run file; what cannot be opened is none, and is refused by whoever opens it."""
+    """Return whether this is a run file; one that cannot be opened is none, and refused by its reader."""
     try:
         with open_hdf5(path) as file:
             return "mdd_layout" in file.attrs
@@ -89,7 +80,7 @@ def open_recorded(path: Path) -> Iterator[Recorded]:
     """
     if not is_run_file(path):
         with open_projections(path) as projections:
-            yield RecordedProjections(projections)
+            yield _of_projections(projections)
         return
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(open_run(path))
@@ -97,108 +88,50 @@ def open_recorded(path: Path) -> Iterator[Recorded]:
             stack.enter_context(open_run(path, position=position))
             for position in range(1, len(first.header.positions))
         ]
-        yield RecordedRun([first, *others])
+        yield _of_run([first, *others])
 
 
-class RecordedProjections:
-    """A projection file: one session."""
-
-    def __init__(self, projections: ProjectionFile) -> None:
-        self._projections = projections
-
-    @property
-    def header(self) -> RunHeader:
-        """See `Recorded`."""
-        return self._projections.header
-
-    @property
-    def frames_per_sweep(self) -> int:
-        """See `Recorded`."""
-        return self._projections.shape[1]
-
-    def keys(self) -> list[SweepKey]:
-        """See `Recorded`."""
-        return [SweepKey(number) for number in range(len(self._projections))]
-
-    def all_keys(self) -> list[SweepKey]:
-        """See `Recorded`."""
-        return self.keys()
-
-    def sweep(self, key: SweepKey) -> Sweep:
-        """See `Recorded`."""
-        return self._projections.sweep(key.sweep)
-
-    def frames(self, key: SweepKey) -> Iterator[Frame]:
-        """See `Recorded`."""
-        for info, pixels in self._projections.frames(key.sweep):
+def _of_projections(file: ProjectionFile) -> Recorded:
+    def frames(key: SweepKey) -> Iterator[Frame]:
+        for info, pixels in file.frames(key.sweep):
             yield Frame(info, pixels)
 
-    def ledger(self) -> Ledger:
-        """See `Recorded`."""
-        frames = len(self._projections) * self._projections.shape[1]
-        return Ledger(announced=frames, received=frames, announced_known=1)
+    count = len(file) * file.shape[1]
+    return Recorded(
+        file.header,
+        file.shape[1],
+        Ledger(announced=count, received=count, announced_known=1),
+        {SweepKey(number): True for number in range(len(file))},
+        lambda key: file.sweep(key.sweep),
+        frames,
+    )
 
 
-class RecordedRun:
-    """A run file: every channel and position.
+def _of_run(positions: list[Run]) -> Recorded:
+    """Return the sweeps of a run, which is opened for each position."""
+    keys: dict[SweepKey, bool] = {}
+    most = 0
+    for position, run in enumerate(positions):
+        # (T, C, M): small beside the pixels.
+        seq = _values(run, "frames/seq", 3)
+        there = (seq >= 0) & np.isfinite(_values(run, "frames/z_um", 3))
+        seen = (there & (_values(run, "frames/held_out", 3) == 0)).sum(axis=2)
+        came = there.sum(axis=2)
+        missing = np.maximum(_values(run, "frames_expected", 2).astype(np.int64) - came, 0)
+        for channel, sweep in np.argwhere(came.T > 0).tolist():
+            place = (sweep, channel)
+            keys[SweepKey(sweep, channel, position)] = enough(int(seen[place]), int(missing[place]))
+        most = max(most, seq.shape[2])
 
-    Parameters
-    ----------
-    positions : list of Run
-        The run, opened for each position.
-    """
+    def sweep_of(key: SweepKey) -> Sweep:
+        return positions[key.position].sweep(key.sweep, key.channel)
 
-    def __init__(self, positions: list[Run]) -> None:
-        self._positions = positions
-        # (T, C, M) of each position: small beside the pixels.
-        self._seq = [self._all(run, "frames/seq", 3) for run in positions]
-        self._z_um = [self._all(run, "frames/z_um", 3) for run in positions]
-        self._held_out = [self._all(run, "frames/held_out", 3) != 0 for run in positions]
-        self._expected = [self._all(run, "frames_expected", 2) for run in positions]
+    def frames(key: SweepKey) -> Iterator[Frame]:
+        yield from positions[key.position].frames(key.sweep, key.channel)
 
-    @staticmethod
-    def _all(run: Run, name: str, dimensions: int) -> NDArray[Any]:
-        values = run.values(name)
-        return values if values.ndim == dimensions else values[:, None]
+    return Recorded(positions[0].header, most, positions[0].ledger, keys, sweep_of, frames)
 
-    @property
-    def header(self) -> RunHeader:
-        """See `Recorded`."""
-        return self._positions[0].header
 
-    @property
-    def frames_per_sweep(self) -> int:
-        """See `Recorded`."""
-        return int(self._seq[0].shape[2])
-
-    def all_keys(self) -> list[SweepKey]:
-        """See `Recorded`."""
-        found = []
-        for position, seq in enumerate(self._seq):
-            there = ((seq >= 0) & np.isfinite(self._z_um[position])).any(axis=2)
-            found += [(position, channel, sweep) for sweep, channel in np.argwhere(there).tolist()]
-        return [SweepKey(sweep, channel, position) for position, channel, sweep in sorted(found)]
-
-    def keys(self) -> list[SweepKey]:
-        """See `Recorded`."""
-        return [key for key in self.all_keys() if self._enough(key)]
-
-    def sweep(self, key: SweepKey) -> Sweep:
-        """See `Recorded`."""
-        return self._positions[key.position].sweep(key.sweep, key.channel)
-
-    def frames(self, key: SweepKey) -> Iterator[Frame]:
-        """See `Recorded`."""
-        yield from self._positions[key.position].frames(key.sweep, key.channel)
-
-    def ledger(self) -> Ledger:
-        """See `Recorded`."""
-        return self._positions[0].ledger
-
-    def _enough(self, key: SweepKey) -> bool:
-        place = (key.sweep, key.channel)
-        seq, held_out = self._seq[key.position][place], self._held_out[key.position][place]
-        there = (seq >= 0) & np.isfinite(self._z_um[key.position][place])
-        seen = int((there & ~held_out).sum())
-        missing = max(int(self._expected[key.position][place]) - int(there.sum()), 0)
-        return enough(seen, missing)
+def _values(run: Run, name: str, dimensions: int) -> NDArray[Any]:
+    values = run.values(name)
+    return values if values.ndim == dimensions else values[:, None]
