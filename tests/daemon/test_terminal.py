@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from rich.console import Console
 from rich.segment import Segment
@@ -422,6 +423,18 @@ def test_keys_reach_the_daemon_from_another_terminal_which_is_left_as_it_was(dae
         top.wait_for("remark (Enter saves")
         top.send("lens µ\r")
         top.wait_for("mark is done")
+        top.send("\x1a")  # Ctrl-Z
+        top.wait_for("\x1b[?1049l")
+        process = psutil.Process(top.process.pid)
+        deadline = time.monotonic() + 20
+        while process.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert top.is_as_it_was
+        top.out = ""
+        top.process.send_signal(signal.SIGCONT)
+        top.wait_for("\x1b[?1049h")
+        top.wait_for("running")
         top.send("q")
         assert top.finish() == 0
         assert asked == [("mark", "lens µ")]
