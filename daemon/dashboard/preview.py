@@ -64,16 +64,7 @@ _CELL_ANSWER = re.compile(r"\x1b\[6;(\d+);(\d+)t")
 _ATTRIBUTES_ANSWER = re.compile(r"\x1b\[\?([\d;]*)c")
 
 # Dark violet over red to pale yellow: brightness rises evenly, so it also reads in grey.
-_ANCHORS = (
-    (0, 0, 4),
-    (40, 11, 84),
-    (101, 21, 110),
-    (159, 42, 99),
-    (212, 72, 66),
-    (245, 125, 21),
-    (250, 193, 39),
-    (252, 255, 164),
-)
+_ANCHORS = np.array([0x000004, 0x280B54, 0x65156E, 0x9F2A63, 0xD44842, 0xF57D15, 0xFAC127, 0xFCFFA4])
 
 
 def windowed(
@@ -193,7 +184,7 @@ def _half_block(top: int, bottom: int) -> Style:
 def palette(levels: int) -> NDArray[np.uint8]:
     """Return the colours of so many levels of brightness: (levels, 3) uint8, dark to bright."""
     place = np.linspace(0, len(_ANCHORS) - 1, levels)
-    columns = [np.interp(place, np.arange(len(_ANCHORS)), part) for part in zip(*_ANCHORS, strict=True)]
+    columns = [np.interp(place, np.arange(len(_ANCHORS)), _ANCHORS >> shift & 255) for shift in (16, 8, 0)]
     return np.stack(columns, axis=1).round().astype(np.uint8)
 
 

@@ -42,6 +42,9 @@ Found = tuple[Literal["warning", "error"], str] | None
 """How serious it is, and what it is."""
 
 
+Find = Callable[["StatusSnapshot", "Past"], Found]
+
+
 @dataclass(slots=True)
 class Past:
     """What rules remember from snapshot to snapshot, and what they know of the configuration."""
@@ -143,19 +146,14 @@ def _refused(now: StatusSnapshot, past: Past) -> Found:
     return ("warning", f"{count_noun(refused, 'message')} refused") if refused else None
 
 
-def _lost(now: StatusSnapshot, past: Past) -> Found:
-    count = past.risen("lost", now.volumes.lost, now.elapsed_s)
-    return ("error", f"{count_noun(count, 'sweep')} lost") if count else None
+def _outcome(name: str, level: Literal["warning", "error"]) -> Find:
+    """Return what finds sweeps that ended so."""
 
+    def find(now: StatusSnapshot, past: Past) -> Found:
+        count = past.risen(name, getattr(now.volumes, name), now.elapsed_s)
+        return (level, f"{count_noun(count, 'sweep')} {name}") if count else None
 
-def _failed(now: StatusSnapshot, past: Past) -> Found:
-    count = past.risen("failed", now.volumes.failed, now.elapsed_s)
-    return ("error", f"{count_noun(count, 'sweep')} failed") if count else None
-
-
-def _skipped(now: StatusSnapshot, past: Past) -> Found:
-    count = past.risen("skipped", now.volumes.skipped, now.elapsed_s)
-    return ("warning", f"{count_noun(count, 'sweep')} skipped") if count else None
+    return find
 
 
 def _saturated(now: StatusSnapshot, past: Past) -> Found:
@@ -208,7 +206,7 @@ class Rule(NamedTuple):
     """An alarm: its kind, what finds it, and the fix."""
 
     kind: str
-    find: Callable[[StatusSnapshot, Past], Found]
+    find: Find
     fix: str
 
 
@@ -219,9 +217,13 @@ RULES = (
     Rule("silent", _silent, "check camera, Micro-Manager, network; or `mdd control stop`"),
     Rule("disk-low", _disk_low, "free space, or start again with --output on another disk"),
     Rule("refused", _refused, "check the network, and that both sides run one version of mdd"),
-    Rule("lost", _lost, "too few frames came: check network and camera; see mdd info RUN"),
-    Rule("failed", _failed, "mdd info RUN says why; `mdd reconstruct RUN` tries again"),
-    Rule("skipped", _skipped, "no time for them now: `mdd reconstruct RUN` makes them later"),
+    Rule("lost", _outcome("lost", "error"), "too few frames: check network and camera; see mdd info RUN"),
+    Rule("failed", _outcome("failed", "error"), "mdd info RUN says why; `mdd reconstruct RUN` tries again"),
+    Rule(
+        "skipped",
+        _outcome("skipped", "warning"),
+        "no time for them: `mdd reconstruct RUN` makes them later",
+    ),
     Rule("saturated", _saturated, "lower the laser power, the exposure or the camera's gain"),
     Rule("behind", _behind, 'they are caught up later; engine.policy = "live" keeps up'),
     Rule("disk-slow", _disk_slow, "use a faster disk for the runs, and keep other programs off it"),

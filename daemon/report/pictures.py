@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.ndimage import zoom
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,13 +60,9 @@ def _resized(image: NDArray[np.generic], shape: tuple[int, int]) -> NDArray[np.f
         if size < length:
             result = np.maximum.reduceat(result, np.arange(size) * length // size, axis=axis)
         elif size > length:
-            place = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
-            low = np.floor(place).astype(int)
-            share = (place - low).astype(np.float32)
-            high = np.minimum(low + 1, length - 1)
-            below, above = np.take(result, low, axis), np.take(result, high, axis)
-            share = share[:, None] if axis == 0 else share[None, :]
-            result = below + share * (above - below)
+            factors = [1.0, 1.0]
+            factors[axis] = size / length
+            result = zoom(result, factors, order=1, mode="nearest", grid_mode=True)
     return result
 
 
