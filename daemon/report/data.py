@@ -1,12 +1,12 @@
-"""What a report shows of a run, read once: facts, time series, gaps, thumbnails.
+"""The data of a report, read once: time series, gaps and thumbnails of every channel.
 
-Memory is bounded: one volume at a time is in memory (the coarsest copy that is fine enough, where the file
-has copies), and thumbnails of a few time points are kept. One position of one run per call; any thread.
+Memory is bounded: one volume at a time is in memory (the coarsest copy that is fine enough, if the file has
+copies), and thumbnails of a few time points are kept. One position of one run per call; any thread.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from microdiffusion.runfile import Run
 
 THUMBNAILS = 24
-"""Time points of a channel that are shown at most."""
+"""Most time points of a channel that are shown."""
 GAPS_SHOWN = 200
 
 Triple = tuple["NDArray[np.float32]", "NDArray[np.float32]", "NDArray[np.float32]"]
@@ -37,31 +37,25 @@ class Channel:
     Attributes
     ----------
     time_points : (N,) int
-        Those with a status; all of the following are theirs.
-    time_s : (N,) float64
-        Camera time, s since the start of the run; NaN where no frame came.
+        Those with a status; all arrays below have one value for each.
+    written : int
+        Number of volumes.
     figures : mapping of str to (N,) float64
-        latency_s, residual, held_out_error ...; NaN where nothing was written.
+        latency_s, residual, held_out_error ...; NaN where no volume was written.
     counts : mapping of str to (name, number) pairs
-        How often each answer, effort and runtime served.
+        How often each answer, effort and runtime was used.
     pictures : list of (time point, time, projections)
     """
 
     name: str
     time_points: NDArray[np.int64]
-    time_s: NDArray[np.float64]
-    status: NDArray[np.uint8]
+    written: int
     figures: dict[str, NDArray[np.float64]]
     counts: dict[str, list[tuple[str, int]]]
     gaps: list[tuple[int, str, str]]
     gap_count: int
     pictures: list[tuple[int, float, Triple]]
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def written(self) -> int:
-        """Number of volumes."""
-        return int(np.count_nonzero(self.status == Status.WRITTEN))
+    failures: list[str]
 
 
 def positions_of(path: Path) -> tuple[str, ...]:
@@ -83,12 +77,11 @@ def _channel(run: Run, number: int, name: str) -> Channel:
 
     status = column("status")
     chosen = np.flatnonzero(status != Status.EMPTY)
-    status = status[chosen]
-    written = status == Status.WRITTEN
+    written = status[chosen] == Status.WRITTEN
     figures = {}
-    for figure in ("latency_s", "residual", "held_out_error", "seconds/total", "network_weight"):
+    for figure in ("latency_s", "residual", "held_out_error", "seconds/total"):
         values = np.asarray(column(figure)[chosen], np.float64)
-        # Of a damaged file they may be anything, and sums of such are none.
+        # In a damaged file they may be anything.
         figures[figure] = np.where(written & (np.abs(values) < FARTHEST), values, np.nan)
     counts = {}
     for dataset, names in (("served", SERVED), ("effort", EFFORTS), ("runtime", RUNTIMES)):
@@ -101,16 +94,15 @@ def _channel(run: Run, number: int, name: str) -> Channel:
     gaps = [(gap.time_point, gap.status.name.lower(), gap.reason) for gap in lacking[:GAPS_SHOWN]]
     pictures, failures = _pictures(run, number, chosen[written], np.asarray(column("acquired_s"), np.float64))
     return Channel(
-        name,
-        chosen,
-        np.asarray(column("acquired_s")[chosen], np.float64),
-        status,
-        figures,
-        counts,
-        gaps,
-        len(lacking),
-        pictures,
-        failures,
+        name=name,
+        time_points=chosen,
+        written=int(np.count_nonzero(written)),
+        figures=figures,
+        counts=counts,
+        gaps=gaps,
+        gap_count=len(lacking),
+        pictures=pictures,
+        failures=failures,
     )
 
 
