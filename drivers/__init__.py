@@ -1,4 +1,4 @@
-"""Where frames come from: Micro-Manager, recorded files, the virtual specimen.
+"""Sources of frames: Micro-Manager, recorded files, the virtual specimen.
 
 Public: `attach`, for a pycromanager script of your own; imported when it is first used.
 """

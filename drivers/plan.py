@@ -38,7 +38,7 @@ Key = tuple[int, int, str, int]
 
 @dataclass(frozen=True, slots=True)
 class ResumeFrom:
-    """Where an interrupted run is resumed.
+    """The point at which an interrupted run is resumed.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class ResumeFrom:
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Where a projection is taken, and whether it is held out."""
+    """A planned projection: its stage position, and whether it is held out."""
 
     stage: StagePosition
     held_out: bool = False

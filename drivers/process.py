@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from microdiffusion.wire import ClientKeys
 
 ORPHAN_S = 18.0
-"""How long a child whose parent is gone may take for a clean shutdown: closing a slow acquisition, then
+"""Time limit for a clean shutdown after the parent has died: closing a slow acquisition, then
 `ORPHAN_FINISH_S`, then writing the rest to the journal."""
 ORPHAN_FINISH_S = 1.0
-"""How much of this it spends on delivery: the daemon is most likely gone as well."""
+"""The part of it that is spent on delivery: the daemon is most likely gone as well."""
 EXIT_S = 3.0
-"""How long its interpreter may take to exit: threads of a stuck acquisition would keep it for ever."""
+"""Time limit for the exit of its interpreter: threads of a stuck acquisition would keep it for ever."""
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class DriverProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """True while the process runs."""
         self._drain()
         return self._started and self._process.is_alive()
 

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 STANDSTILL_S = 60.0
-"""How long the daemon may go without acknowledging a frame, at the end, before the replay gives up."""
+"""Time without an acknowledgement, at the end, after which the replay gives up."""
 HURRIED_S = 3.0
-"""How long a replay that was stopped or failed tries to announce its end."""
+"""Time limit for a replay that was stopped or failed to announce its end."""
 POLL_S = 0.1
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from microdiffusion.wire import ClientKeys
 
 FINISH_S = 6.0
-"""How long the end of a run may take to deliver the remaining frames; then they go to the journal."""
+"""Time limit for delivering the remaining frames at the end of a run; then they go to the journal."""
 STATS_S = 1.0
-"""How often the counters are reported."""
+"""Interval at which the counters are reported."""
 
 
 def _finish_s() -> float:
@@ -93,7 +93,7 @@ class DriverTask:
         )
 
     def is_stopped(self, sender: Sender | None) -> bool:
-        """Whether the user, or the daemon on their behalf, has ended the run."""
+        """Return whether the user, or the daemon on their behalf, has ended the run."""
         return self.stop.is_set() or (sender is not None and sender.wanted == "stop")
 
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 GRACE_S = 1.5
-"""How long queued sweeps may still take after a stop."""
+"""Time limit for queued sweeps after a stop."""
 CLOSE_S = 8.0
-"""How long a finished acquisition may take to shut down."""
+"""Time limit for a finished acquisition to shut down."""
 SILENCE_S = 30.0
 """The microscope counts as stuck after this time, plus ten exposures, without an image."""
 

@@ -1,4 +1,4 @@
-"""What Micro-Manager's core reports about the instrument, as a start for a configuration.
+"""A survey of the instrument by Micro-Manager's core, as a start for a configuration.
 
 `survey` asks in a separate process: a core lasts for the life of its process, device adapters print freely,
 and a bridge that hangs must not block the caller.

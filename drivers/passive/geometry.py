@@ -78,7 +78,7 @@ class Image:
 
     @property
     def stage(self) -> StagePosition | None:
-        """Where the stage was, if its metadata say so."""
+        """The stage position in its metadata, if there is one."""
         z_um = self.number(Z_KEYS)
         return None if z_um is None else StagePosition(z_um)
 

@@ -97,7 +97,7 @@ class GrowingDataset:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the newest file is complete and all of it has been yielded.
+        """True when the newest file is complete and all of it has been yielded.
 
         This is also true for a moment between two files of a large data set.
         """
@@ -142,7 +142,7 @@ class GrowingDataset:
         return False  # preallocated, but not begun
 
     def _is_over(self) -> bool:
-        """Whether nothing will follow the last directory of the open file."""
+        """Return whether nothing will follow the last directory of the open file."""
         if self._file is None:
             return False
         size = self._file.seek(0, 2)

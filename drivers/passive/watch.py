@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 LOOK_S = 0.5
-"""How often the folder is searched."""
+"""Interval at which the folder is searched."""
 SETTLE_S = 2.0
-"""How long a complete last file must remain the last: large data sets have several."""
+"""Time for which a complete last file must remain the last: large data sets have several."""
 DEPTHS = ("*", "*/*")
-"""Where data sets are searched: Micro-Manager's save root, and folders in it."""
+"""Patterns of the folders that are searched: Micro-Manager's save root, and folders in it."""
 
 
 def acquire(task: DriverTask) -> SenderStats | None:

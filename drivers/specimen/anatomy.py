@@ -1,7 +1,7 @@
 """Procedural anatomy: neurons, vessels and nuclei, as curves and balls in space.
 
-This module owns shape and knows neither voxels nor time: `raster` turns its shapes into voxels, `tissue`
-lets them glow. All lengths are µm, all points (z, y, x). Invariants: the same seed gives the same anatomy
+This module owns shape and knows neither voxels nor time: `raster` turns shapes into voxels, `tissue` gives
+them brightness. All lengths are µm, all points (z, y, x). Invariants: the same seed gives the same anatomy
 whatever the voxel size, and each kind of object draws from a stream of its own. Pure functions, any thread.
 
 All curves are random walks with inertia: dendrites taper and fork, axons are thin, tortuous and beaded,
@@ -37,11 +37,11 @@ class Piece:
     Attributes
     ----------
     tubes, hollow : tuple of Tube
-        What it fills, and what of this is dark: a soma's nucleus, the inside of a vessel without dye.
+        Its shape, and the part of this that is dark: a soma's nucleus, the inside of a vessel without dye.
     brightness : float
         Relative to a dendrite.
     neuron : int or None
-        Whose activity it follows; None where it keeps its brightness.
+        The neuron whose activity it follows; None if its brightness is constant.
     """
 
     kind: Literal["neuron", "vessel", "nucleus"]

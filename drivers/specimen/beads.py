@@ -1,8 +1,8 @@
-"""What a beam is measured with, virtual: sub-slab beads in a gel, or a thin fluorescent layer.
+"""Virtual targets for measuring a beam: sub-slab beads in a gel, or a thin fluorescent layer.
 
-`expected` is that of `specimen.Specimen`, so that the demo's camera can look at it. A bead at depth z0 is as
-bright as the beam is there: at stage position z it shows ``A w(z0 - z)``, as the projection operator has it.
-Nothing drifts; everything bleaches as configured. After `__init__` nothing changes: any thread.
+`expected` is that of `specimen.Specimen`, so they can replace it in front of the demo's camera. A bead at
+depth z0 is as bright as the beam is there: at stage position z it shows ``A w(z0 - z)``, as in the projection
+operator. Nothing drifts; everything bleaches as configured. Immutable after `__init__`: any thread.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PIXELS_PER_BEAD = 500
 SPOT_PX = 1.4
 """Standard deviation of a bead's image, pixels."""
 BACKGROUND = 0.05
-"""Light from elsewhere, of what `photons` is."""
+"""Background light, as a share of `photons`."""
 
 
 class CalibrationSpecimen:
-    """Beads all through the volume, or a layer in its middle, of which one end is dimmer.
+    """Beads throughout the volume, or a layer in its middle that is dimmer at one end.
 
     Parameters
     ----------

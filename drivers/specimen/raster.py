@@ -1,10 +1,10 @@
-"""Curves and balls in space, and how they become voxels, antialiased whatever the voxel's shape.
+"""Curves and balls in space, and their voxels, antialiased for any voxel shape.
 
 There is one shape, the `Tube`: a curve whose thickness varies. A ball is a short tube. Tubes are filled with
-evenly spread points, each of which carries the volume it stands for and is shared among its eight nearest
-voxels; so an axon thinner than a voxel has the right brightness on an anisotropic grid, wherever it runs.
-Results are coverages: the share of a voxel that the shape fills. All lengths are µm, all points (z, y, x).
-Pure functions, safe on any thread.
+evenly spaced points, each of which carries the volume it represents and is shared among its eight nearest
+voxels, so an axon thinner than a voxel has the right brightness on an anisotropic grid. Results are
+coverages: the share of a voxel that the shape fills. All lengths are µm, all points (z, y, x). Pure
+functions, safe on any thread.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """The virtual specimen: anatomy that glows, flickers, drifts and bleaches.
 
 It owns the truth. `volume(t)` is the specimen on the run's voxel grid, `expected(stage, profile, t)` its
-exact slab integral (``A @ volume`` for every slab inside of the volume), which `CameraNoise.expose` turns
-into an image. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would
-give v photons.
+exact slab integral (``A @ volume`` for every slab inside the volume), which `CameraNoise.expose` turns into
+an image. The unit is photons per pixel and projection: a voxel of value v, as thick as the slab, would give
+v photons.
 
-How it is built: what keeps its brightness (vessels, nuclei, neuropil) is one dense block; what is active
-(neurons) is a sparse list of (voxel, compartment, brightness) sorted by depth, so that a projection at a
-given time is a product over a few slices and one weighted count. Both reach beyond the volume by a slab
-at either end and by the drift's reach sideways. Drift is a shift by a cubic B-spline, which is positive,
-keeps the sum and blurs equally at every sub-voxel shift: it serves as the lateral point spread function.
+Constant parts (vessels, nuclei, neuropil) are one dense block; active parts (neurons) are a sparse list of
+(voxel, compartment, brightness) sorted by depth, so a projection at a given time is a product over a few
+slices and one weighted count. Both extend beyond the volume by a slab at either end and by the reach of the
+drift sideways. Drift is a shift by a cubic B-spline, which is positive, preserves the sum and blurs equally
+at every sub-voxel shift: it serves as the lateral point spread function.
 
-After `__init__` the object does not change, apart from a cache that tolerates races: any thread may call it.
+Immutable after `__init__`, apart from a cache that tolerates races: any thread may call it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from microdiffusion.frames import StagePosition
 
 DRIFT_REACH_UM = 4.0
-"""The specimen wanders round its first place, never farther than this, µm."""
+"""Largest displacement of the specimen by drift, µm."""
 
 
 class Specimen:
@@ -41,7 +41,7 @@ class Specimen:
     Parameters
     ----------
     config : SpecimenConfig
-        What grows, how bright, how lively.
+        Contents, brightness, activity.
     shape : (Z, Y, X)
         Voxels of the wanted volume; Y and X are the camera's rows and columns.
     voxel_size_um : (z, y, x)
@@ -49,8 +49,8 @@ class Specimen:
     z0_um : float
         Centre of the first slice, µm, in the coordinates of the stage.
     slab_um : float
-        Length of the beam: how far the tissue goes on above and below the volume, and the slab whose
-        brightest pixels (the top 0.1 %) show `config.photons` photons at rest.
+        Length of the beam. The tissue extends that far above and below the volume, and the brightest pixels
+        (the top 0.1 %) of such slabs show `config.photons` photons at rest.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""From anatomy to brightness: which voxel glows how much, for which compartment, and when.
+"""From anatomy to brightness: of each voxel and compartment, at rest and over time.
 
-What keeps its brightness (neuropil, vessels, nuclei) becomes a dense block, what is active (neurons) a
-sparse list. Brightness is relative to a dendrite that fills its voxel. Everything follows from the seed and
-the time alone. Safe on any thread.
+Constant parts (neuropil, vessels, nuclei) become a dense block, active parts (neurons) a sparse list.
+Brightness is relative to a dendrite that fills its voxel. Everything is a function of seed and time alone.
+Safe on any thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _NEUROPIL = 0.035
 _DISPLACED = {"neuron": 0.0, "vessel": 0.85, "nucleus": 0.8}
-"""Share of the neuropil that has no place where something else is."""
+"""Share of the neuropil that is displaced."""
 _HOLLOW = 0.75
 
 
@@ -36,9 +36,9 @@ class Tissue:
     Attributes
     ----------
     still : (Z, Y, X) float32
-        What keeps its brightness.
+        Brightness of the constant parts.
     voxel, compartment, glow : (K,) int64, int32, float32
-        What flickers: flat index in the grid, compartment that it belongs to, brightness.
+        The active parts: flat index in the grid, compartment, brightness.
     owner : (C,) int64
         Neuron of each compartment.
     """
