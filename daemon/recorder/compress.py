@@ -99,13 +99,12 @@ def compress_in_place(
 
 def _sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk; Windows has no call for it."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _further(run: Path, run_id: str) -> Iterator[Path]:
