@@ -1,4 +1,4 @@
-"""How much memory the engine takes at most, known before it starts. Imports no torch."""
+"""Upper estimates of the engine's memory, before it starts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
     from microdiffusion.header import RunHeader
 
-# Float32 volumes: state, priors to choose from, prediction, candidates, answer, and what the heap keeps of
-# earlier ones, since freed memory stays with the process (`heap.py`).
+# Float32 volumes: state, priors to select from, prediction, candidates, answer, and freed ones, since freed
+# memory stays with the process (`pipeline/device.py`).
 _VOLUMES = 24
-_WORKING_PLANES = 2  # copies of the INR's planes while a sweep is done: this one's, and those that are tried
-# Interpreter and libraries as far as they are touched (300 MB with torch, 480 MB with OpenVINO, which keeps a
-# network for each of the first sizes), and the features of one batch of windows (up to 350 MB).
+_WORKING_PLANES = 2  # copies of the INR's planes while a sweep is fitted: current and tried
+# Resident part of interpreter and libraries (300 MB with torch, 480 MB with OpenVINO, which keeps a network
+# for each of the first sizes), and the features of one batch of windows (up to 350 MB).
 _REST = 900 << 20
 
 
 def session_bytes(header: RunHeader, config: EngineConfig, *, lane: str = "sweep") -> int:
-    """Return an upper estimate of what one session keeps from sweep to sweep."""
+    """Return an upper estimate of the size of a session's state."""
     slices, rows, columns = header.shape
     planes = (config.inr.rank or slices) * rows * columns * 4
-    # The last two sweeps and their noise, where they are merged: float32 whatever the camera sends.
+    # The last two sweeps and their noise variance, where sweeps are merged: float32 whatever the camera
+    # sends.
     kept = 0 if config.merge_sweeps == "off" or lane == "rolling" else 4
     return planes + kept * header.frames_per_sweep * rows * columns * 4
 
 
 def state_bytes(headers: Sequence[RunHeader], config: EngineConfig) -> int:
-    """Return what the sessions of all runs keep in memory: what is beyond the limit is put aside on disk."""
+    """Return the memory of the sessions of all runs; beyond the limit they are on disk."""
     lanes = ["sweep"]
     if config.update == "projection":
         lanes.append("rolling")
@@ -40,19 +41,18 @@ def state_bytes(headers: Sequence[RunHeader], config: EngineConfig) -> int:
         for header in headers
         for lane in lanes
     )
-    # The one that is being worked on stays, whatever the limit.
+    # The session in use stays in memory, whatever the limit.
     least = max((session_bytes(header, config) for header in headers), default=0)
     return max(min(wanted, int(config.session_memory_mb * 1e6)), least)
 
 
 def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHeader) -> int:
-    """Return an upper estimate of the engine's memory for a run, and others at the same time.
+    """Return an upper estimate of the engine's memory for a run and others at the same time.
 
-    Whatever the number of sweeps: tiles and batches of windows bound the network's share; sweeps are done
-    one at a time, so the working volumes are the largest run's; and what grows with the number of sessions
-    is bounded by `engine.session_memory_mb`. Measured on a CPU what was resident (files that are mapped
-    included) reached 0.56 to 0.89 of it, from 48 x 128 x 128 to 64 x 512 x 512, with torch and with OpenVINO,
-    whichever network.
+    It holds for any number of sweeps: tiles and batches of windows bound the network's share; sweeps are
+    processed one at a time, so the working volumes are the largest run's; `engine.session_memory_mb` bounds
+    the sessions. On a CPU the resident memory (mapped files included) was 0.56 to 0.89 of it, from 48 x 128 x
+    128 to 64 x 512 x 512, with torch and with OpenVINO, whichever network.
     """
     working = 0
     for each in (header, *others):
@@ -63,7 +63,7 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHe
 
 
 def memory_statement(headers: Sequence[RunHeader], config: EngineConfig) -> str:
-    """Return what is said before a run starts; `headers`: of all runs that are open, its own last."""
+    """Return the sentence shown before a run starts; `headers` are those of all open runs, its own last."""
     sessions = sum(len(header.channels) * len(header.positions) for header in headers)
     total_mb = reconstruction_bytes(headers[-1], config, *headers[:-1]) / 1e6
     state_mb = state_bytes(headers, config) / 1e6

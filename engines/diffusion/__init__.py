@@ -1,4 +1,4 @@
-"""The denoising network and the few-step sampler that it drives."""
+"""The denoising network and the few-step sampler around it."""
 
 from microdiffusion.engines.diffusion.conditioning import SliceConditions
 from microdiffusion.engines.diffusion.denoiser import (

@@ -1,7 +1,7 @@
-"""What the denoiser is told about the optics.
+"""The denoiser's numeric conditions, the same for training and reconstruction.
 
-One place for training and for reconstruction, so that both speak of the same numbers: the phase of each
-slice between its slabs (E_pos), how much light saw it, slab length, step, noise, and the bridge's time.
+They are the phase of each slice between its slabs (E_pos), its coverage by light, slab length, step, noise,
+and the bridge's time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from microdiffusion.engines.projections import nearest_slab
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_NOISE = 3 * WINDOW + 2  # of the conditions
+_NOISE = 3 * WINDOW + 2  # index among the conditions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceConditions:
-    """Numbers that depend on the sweep's geometry alone.
+    """The conditions that depend on the sweep's geometry alone.
 
     Attributes
     ----------
@@ -55,10 +55,10 @@ class SliceConditions:
         return cls(torch.from_numpy(numbers), torch.from_numpy(nearest.astype(np.int64)), length, step)
 
     def table(self, windows: Tensor, *, time: float, kappa: float, image: bool) -> Tensor:
-        """Return (B, CONDITIONS) for windows (B, WINDOW) of slice numbers, all but the noise, on the CPU.
+        """Return (B, CONDITIONS) for windows (B, WINDOW) of slice numbers, on the CPU.
 
-        `time` and `kappa` are the bridge's time and noise, `image` whether the image condition is on. See
-        `with_noise` for the rest: that is known for each sweep, this for all of them.
+        `time` and `kappa` are the bridge's time and noise, `image` whether the image condition is on. The
+        projections' noise, known for each sweep only, is added by `with_noise`.
         """
         count = windows.shape[0]
         scalars = torch.tensor(
@@ -71,12 +71,12 @@ class SliceConditions:
         return result
 
     def vector(self, windows: Tensor, *, noise: float, time: float, kappa: float, image: bool) -> Tensor:
-        """Return (B, CONDITIONS) as `table` does, with the projections' noise (rms, normalised units)."""
+        """Return (B, CONDITIONS) as `table` does, with the projections' noise (rms, normalised)."""
         return with_noise(self.table(windows, time=time, kappa=kappa, image=image), torch.tensor(noise))
 
 
 def with_noise(table: Tensor, noise: Tensor) -> Tensor:
-    """Return conditions (B, CONDITIONS) that tell of the noise (), rms in normalised units; on any device."""
+    """Return conditions (B, CONDITIONS) with the noise (), rms, normalised; on any device."""
     result = table.clone()
     result[:, _NOISE] = noise.clamp_min(1e-4).log10() + 2
     return result

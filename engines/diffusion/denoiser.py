@@ -25,8 +25,8 @@ from microdiffusion.errors import InputFileError
 SLICES = 8
 CONTEXT = 4
 WINDOW = SLICES + 2 * CONTEXT
-# Per slice of the window: sine and cosine of its phase between slabs, and how much light saw it. For the
-# window: slab length, step, noise, time of the bridge, noise of the bridge, image condition on or off.
+# Per slice of the window: sine and cosine of its phase between slabs, coverage by light. For the window: slab
+# length, step, noise, time of the bridge, noise of the bridge, image condition on or off.
 CONDITIONS = 3 * WINDOW + 6
 
 

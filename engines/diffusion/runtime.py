@@ -1,7 +1,7 @@
-"""What a runtime is: a callable over one batch of windows.
+"""The runtime protocol: evaluates the network on one batch of windows.
 
-Tiling, time steps and consistency are the sampler's. Half precision is used where the processor multiplies it
-natively, else float32; inputs and outputs are float32.
+Tiling, time steps and consistency belong to the sampler. Half precision is used where the processor
+multiplies it natively; inputs and outputs are float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Runtime(Protocol):
     multiple : int
         Rows and columns have to be a multiple of this.
     capturable : bool
-        Whether a CUDA graph can hold a call: all that it does is queued on the device's current stream.
+        Whether a CUDA graph can hold a call: all its work is queued on the device's current stream.
     """
 
     device: torch.device

@@ -1,4 +1,4 @@
-"""The few-step guided sampler: a bridge from the INR's volume to the clean one.
+"""The few-step sampler: a bridge from the INR's volume to the clean one.
 
 Forward, in training:   x_t = (1 - t) x_0 + t (INR + κ ε),   0 ≤ t ≤ 1
 
@@ -32,15 +32,15 @@ class SamplerSettings:
 
 
 def bridge_times(steps: int) -> list[float]:
-    """Return the times t of `steps` evaluations, from 1 downwards (0 is never evaluated)."""
+    """Return the times t of `steps` evaluations, from 1 downwards; 0 is never evaluated."""
     return [1.0 - number / steps for number in range(steps)]
 
 
 def bridge_noise(shape: tuple[int, int, int], seed: int, device: torch.device) -> Tensor:
     """Return the noise ε (Z, Y, X) of the bridge's start, the same for a seed on every device.
 
-    Drawn on the CPU, once: with noise of its own for every sweep, what the network makes up would flicker
-    from one time point to the next.
+    Drawn on the CPU, once: with different noise in every sweep, what the network invents would flicker from
+    one time point to the next.
     """
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 

@@ -1,7 +1,7 @@
 """The denoiser over whole volumes: windows of slices along z, tiles across.
 
-Windows and tiles are cut with a margin that is thrown away, so neither shows in the volume; batches bound the
-memory of the features.
+Both have a margin that is discarded, so neither shows in the volume; batches bound the memory of the
+features.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from microdiffusion.engines.diffusion.runtime import Runtime
     from microdiffusion.engines.diffusion.sampler import SamplerSettings
 
-HALO = 24  # pixels around a tile that are computed and thrown away; a multiple of the network's own
+HALO = 24  # pixels around a tile that are computed and discarded; a multiple of the network's own
 BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 20}
 """Windows times pixels of one pass: bounds the memory of the features, 0.1 GB each on CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkInputs:
-    """What the network is shown of a sweep beside the state, normalised.
+    """The network's inputs beside the state, normalised.
 
-    `prior` (Z, Y, X) is the INR's volume, `images` (M, Y, X) the projections, `noise` () their noise, rms.
+    `prior` (Z, Y, X) is the INR's volume, `images` (M, Y, X) the projections, `noise` () their rms noise.
     """
 
     prior: Tensor
@@ -41,17 +41,10 @@ class NetworkInputs:
 
 
 class VolumeDenoiser:
-    """The denoiser over whole volumes: windows along z, tiles across, guidance.
+    """The denoiser over whole volumes: windows, tiles and guidance.
 
-    Holds all that is the same for every sweep of a geometry on the runtime's device, so that a call is a
-    function of tensors there: it asks the host nothing and takes nothing from it.
-
-    Parameters
-    ----------
-    runtime : Runtime
-    conditions : SliceConditions
-    settings : SamplerSettings
-        With the bridge's times, which are the only ones that can be asked for.
+    Whatever is the same for every sweep of a geometry is kept on the runtime's device, so that a call never
+    synchronises with the host. Only the bridge times of `settings` can be evaluated.
     """
 
     def __init__(self, runtime: Runtime, conditions: SliceConditions, settings: SamplerSettings) -> None:
@@ -95,7 +88,7 @@ class VolumeDenoiser:
         state, prior, images = padded(state), padded(prior), padded(images)
         pixels = prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)
         most = max(1, BATCH_PIXELS.get(prior.device.type, 1 << 18) // pixels)
-        # Passes of like size: a last one with a single window would cost as much as a full one on a GPU.
+        # Passes of equal size: a last one with a single window would cost as much as a full one on a GPU.
         size = -(-len(self._windows) // -(-len(self._windows) // most))
         parts = []
         for first in range(0, len(self._windows), size):
@@ -104,7 +97,7 @@ class VolumeDenoiser:
             state_w, prior_w = _gather(state, index), _gather(prior, index)
             image_w = _gather(images, self._nearest[some])
             if self._guided:
-                # Both branches in one batch; the blank image is what condition dropout trained.
+                # Both branches in one batch; condition dropout trained the blank image.
                 both = self._runtime(
                     state_w.repeat(2, 1, 1, 1),
                     prior_w.repeat(2, 1, 1, 1),
@@ -121,12 +114,12 @@ class VolumeDenoiser:
     def _tiles(
         self, rows: int, columns: int
     ) -> Iterator[tuple[slice, slice, slice, slice, tuple[slice, slice]]]:
-        """Yield for each tile: what to compute (with halo), what to keep, and where that lies within."""
+        """Yield for each tile: rows and columns to compute (with halo), to keep, and their place within."""
 
         def cuts(size: int) -> Iterator[tuple[slice, slice, slice]]:
             count, grid = -(-size // self._settings.tile), self._multiple
             for number in range(count):
-                # Strided layers see the same grid as in the whole image where tiles begin on it.
+                # Tiles begin on the grid that strided layers see in the whole image.
                 low = number * size // count // grid * grid
                 high = (number + 1) * size // count // grid * grid if number + 1 < count else size
                 start, stop = max(0, low - HALO), min(size, high + HALO)
@@ -138,15 +131,15 @@ class VolumeDenoiser:
 
 
 def _gather(stack: Tensor, index: Tensor) -> Tensor:
-    """Return stack[index]: whole images are copied, where indexing with a table copies pixel by pixel."""
+    """Return stack[index], copying whole images; indexing with a table copies pixel by pixel."""
     gathered: Tensor = stack.index_select(0, index.flatten()).unflatten(0, index.shape)
     return gathered
 
 
 def window_indices(slices: int) -> Tensor:
-    """Return (B, WINDOW) int64 slice numbers of the windows whose middles tile a volume of `slices`.
+    """Return (B, WINDOW) int64: slice numbers of the windows whose middles tile a volume of `slices`.
 
-    Beyond the ends the outermost slice repeats; the last middle may reach past the end and is cut off.
+    Beyond the ends the outermost slice is repeated; the last middle may reach past the end and is cut off.
     """
     starts = torch.arange(0, slices, SLICES)
     return (starts[:, None] - CONTEXT + torch.arange(WINDOW)[None, :]).clamp_(0, slices - 1)

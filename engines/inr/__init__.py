@@ -1,4 +1,4 @@
-"""The implicit neural representation of a session."""
+"""The implicit neural representation (INR) of a session."""
 
 from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
 from microdiffusion.engines.inr.selection import SessionPrior, View

@@ -1,21 +1,21 @@
-"""The implicit representation of one session: fitted to projections, kept between sweeps.
+"""The implicit representation of a session: a field that is fitted to projections and kept between sweeps.
 
 A tensorial field (a vector-matrix decomposition as in TensoRF, Chen et al. 2022):
 
     x(z, y, x) = floor + softplus_β( start(z, y, x) + Σ_r φ_r(z) · E_r(y, x) )
 
-`φ` are the leading eigenfunctions of a Matérn kernel along z (Rasmussen & Williams 2006, section 4.2.1)
-whose range is set by the *bandwidth along z* (cycles per slice), so a plain ridge on the planes `E` makes
-the field before the softplus a Gaussian process with that kernel. The beam integrates along z only, so this
-kernel is the prior that fills the operator's null space, and the softplus keeps the field above the
-background. `start` is what softplus turns into a closed-form answer, or nothing: with it the field begins
-as good as that answer and departs where non-negativity asks for it; without it the field begins dark.
+`φ` are the leading eigenfunctions of a Matérn kernel along z (Rasmussen & Williams 2006, section 4.2.1) whose
+range is set by the *bandwidth along z* (cycles per slice), so a plain ridge on the planes `E` makes the field
+before the softplus a Gaussian process with that kernel. The beam integrates along z only, so this kernel is
+the prior that fills the operator's null space, and the softplus keeps the field above the background.
+Softplus turns `start` into a closed-form answer: with it the field begins as good as that answer and departs
+from it where non-negativity demands; without it the field begins dark.
 
-The basis is fixed, so the planes are a small problem of their own for each pixel (`solver.py`). A fit
-begins, pixel by pixel, at whichever is nearer to the new projections: the closed form or the last sweep's
-planes. So it is never worse than a cold one, whatever happened to the specimen. It stops by the discrepancy
-principle: when the reprojection agrees with the projections to within their noise, more steps only fit
-noise. Not thread-safe: one session, one thread.
+The basis is fixed, so the planes are a small independent problem for each pixel (`solver.py`). A fit begins,
+pixel by pixel, at the closed form or the last sweep's planes, whichever is nearer to the new projections. So
+it is never worse than a cold one, whatever happened to the specimen. It stops by the discrepancy principle:
+once the reprojection agrees with the projections to within their noise, more steps only fit noise. Not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from torch import Tensor
 
 from microdiffusion.engines.inr.solver import Columns, Fitted
 
-_DARKEST_START = 1e-3  # a start at zero would leave the softplus without a slope to climb
-_SIMPLIFIED_STEPS = 2  # steps with the linear problem's matrix before those of Gauss and Newton
-_STALLED = 0.98  # of the misfit before: a Gauss-Newton step that gains less is the last
+_DARKEST_START = 1e-3  # a start at zero would leave the softplus without a slope
+_SIMPLIFIED_STEPS = 2  # steps with the linear problem's matrix before the Gauss-Newton steps
+_STALLED = 0.98  # of the previous misfit: a Gauss-Newton step that gains less is the last
 _LEFT_OUT = 0.02  # of the kernel's variance, by its lesser eigenfunctions
 NOISE_SHARE = 0.5
-"""Of the noise's power: a misfit below it means that the steps fit noise."""
+"""Of the noise's power: at a misfit below it the steps fit noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class InrFit:
-    """How a fit went: steps taken, and the reprojection's mean squared misfit in units of the noise."""
+    """The steps of a fit, and the reprojection's mean squared misfit in units of the noise."""
 
     steps: int
     chi_square: float
@@ -51,25 +51,25 @@ def default_bandwidth(length: float) -> float:
     """Return the bandwidth along z, cycles per slice, for slabs of `length` slices: 0.4 / length.
 
     A slab of length L does not pass 1 / L. Far above that the basis fills the operator's null space with
-    invention; slabs that overlap tell more, but let the noise through as well.
+    inventions; overlapping slabs resolve more, but also let the noise through.
     """
     return min(0.45, 0.4 / max(length, 0.5))
 
 
 @functools.lru_cache(maxsize=16)
 def axial_basis(slices: int, bandwidth: float, rank: int | None = None) -> Tensor:
-    """Return φ (Z, R) float32: φ φᵀ is a Matérn 3/2 kernel of unit variance, as far as R functions can tell.
+    """Return φ (Z, R) float32: φ φᵀ approximates a Matérn 3/2 kernel of unit variance.
 
     ``k(d) = (1 + κ d) exp(-κ d)`` with κ = 2π `bandwidth`: at `bandwidth` (cycles per slice) its spectrum has
-    fallen to a quarter. R is `rank` at most; None: as many as carry 98 % of the variance, which grows with
-    the depth. The tensor is shared: not to be written to.
+    fallen to a quarter. R is `rank` at most; None: enough for 98 % of the variance, which grows with the
+    depth. The tensor is shared: do not modify it.
     """
     place = torch.arange(slices, dtype=torch.float64)
     distance = 2 * np.pi * bandwidth * (place[:, None] - place).abs()
     values, vectors = torch.linalg.eigh((1 + distance) * torch.exp(-distance))
     values = values.clamp_min(0.0)
     if rank is None:
-        left = values.cumsum(0) / values.sum()  # in ascending order: the share of all up to each
+        left = values.cumsum(0) / values.sum()  # in ascending order
         rank = int((left > _LEFT_OUT).sum())
     basis: Tensor = (vectors * values.sqrt())[:, -rank:]
     return basis.float()
@@ -88,17 +88,7 @@ def low_pass(images: Tensor, bandwidth: float) -> Tensor:
 
 
 class SessionInr:
-    """The field of one session.
-
-    Parameters
-    ----------
-    shape : (Z, Y, X)
-    bandwidth : float
-        Along z, cycles per slice, see `axial_basis`.
-    rank : int, optional
-        Axial basis functions at most.
-    device : torch.device, optional
-        Where the planes live; the CPU.
+    """The field of one session; see `axial_basis` for bandwidth and rank.
 
     Attributes
     ----------
@@ -120,14 +110,14 @@ class SessionInr:
         self._field: Tensor | None = None
 
     def volume(self, floor: float | Tensor) -> Tensor:
-        """Return the last fit's field (Z, Y, X), with `floor` (a number, or broadcast over pixels) added."""
+        """Return the last fit's field (Z, Y, X) above `floor`, a number or broadcast over pixels."""
         if self._field is None:
             raise RuntimeError("the field was not fitted yet")
         volume: Tensor = self._field.unflatten(1, self.shape[1:]) + floor
         return volume
 
     def release(self) -> None:
-        """Forget the last fit's field, which no further fit needs: the planes say it all."""
+        """Drop the last fit's field: the next fit needs the planes only."""
         self._field = None
 
     @torch.no_grad()
@@ -145,9 +135,9 @@ class SessionInr:
     ) -> InrFit:
         """Fit to projections (M, Y, X) through the operator (M, Z).
 
-        At most `steps` steps, begun within `seconds`; fewer when the mean misfit is down to `target` (in
-        units of the noise's variance) or no longer falls. `start` (Z, Y, X), in the units of the projections,
-        is what the field is a correction of.
+        Takes at most `steps` steps, begun within `seconds`; fewer when the mean misfit is down to `target`
+        (in units of the noise variance) or no longer falls. The field is a correction of `start` (Z, Y, X),
+        in the units of the projections.
         """
         begun = time.perf_counter()
         above = (projections - floor).flatten(1)
@@ -173,7 +163,7 @@ class SessionInr:
         return InrFit(taken, misfit)
 
     def _unchecked(self, taken: int, steps: int) -> int:
-        """Return how many steps to take before the misfit is looked at, which waits for a GPU."""
+        """Return the number of steps before the next look at the misfit, which waits for a GPU."""
         return 1 if self._basis.device.type == "cpu" else min(max(taken, _SIMPLIFIED_STEPS), steps - taken)
 
     def _keep(self, columns: Columns, fitted: Fitted) -> None:

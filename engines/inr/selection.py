@@ -1,18 +1,18 @@
-"""The prior of one session: which implicit field stands for the specimen, and its volume for each sweep.
+"""The prior of a session: selects the implicit field, and fits its volume for each sweep.
 
 Owns the session's `SessionInr` and three decisions.
 
 - *Which field.* Where a projection was held out, a few fields are fitted on a part of the pixels (one that
-  corrects the closed form, and ones that start dark, at two bandwidths), and the one that predicts that
-  projection best stays; else it is the first, the most careful one, until a projection is held out.
-- *When to choose anew.* When the last sweep's volume suddenly explains the projections far less than it
-  used to: another specimen, or the stage has moved.
-- *How long.* Steps stop at the noise, at `inr.cold_steps` or `inr.warm_steps`, or at the deadline:
+corrects
+  the closed form, and ones that start dark, at two bandwidths), and the one that predicts that projection
+  best stays. Until then it is the first, the most careful one.
+- *When to select again.* When the last sweep's volume suddenly explains the projections far less than before:
+  another specimen, or the stage has moved.
+- *How long to fit.* Steps stop at the noise, at `inr.cold_steps` or `inr.warm_steps`, or at the deadline:
   `inr.deadline_s`, and a quarter of the time between two sweeps while an acquisition is running.
 
-All fields see the projections without the noise that their neighbourhood gives away (`noise.quieten`), and
-projections in which nothing stands out of the noise as dark, so what they have to explain is signal. Not
-thread-safe: one session, one thread.
+All fields see denoised projections (`noise.quieten`), and projections in which nothing stands out of the
+noise as dark, so that they explain signal only. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("microdiffusion.engines")
 
-# Of the noise's power, which has gone from the projections that are fitted: what may be left of it.
+# Of the noise's power, most of which was removed from the projections that are fitted.
 _TARGET = 0.05
 _TARGET_DARK = 0.1
-# By how much of its error (rms) a dark field must predict the held-out projection better.
+# By which share of its rms error a dark field must predict the held-out projection better.
 _MARGIN = 0.015
-_PIXELS = 4096  # enough to choose a field by, and to notice another specimen
-# The brightest of an image's windows, in standard deviations of the noise: below the first the image is
-# dark, beyond the second it is not. Of a million pixels of noise the brightest reaches 5, and the noise is
+_PIXELS = 4096  # enough to select a field and to notice another specimen
+# The brightest of an image's windows, in standard deviations of the noise: below the first the image is dark,
+# beyond the second it is not. Of a million pixels of noise the brightest reaches 5, and the noise is
 # estimated a little low.
 _STANDS_OUT = (5.5, 7.5)
 _WINDOWS = (1, 5, 15)
 _KNOWN_DARK = 0.05  # of the noise's deviation: how well a dark image is known to be dark
-# Share of the projections' structure that the last volume does not explain: more than this, and so much
-# more than usual, is another specimen.
+# Share of the projections' structure that the last volume does not explain: more than this, and so many times
+# the typical share, is another specimen.
 _UNEXPLAINED = 0.8
 _SUDDEN = 3.0
-_MEMORY = 0.7  # of what is usual, from sweep to sweep
+_MEMORY = 0.7  # of the typical share, from sweep to sweep
 _SHARE_OF_INTERVAL = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one sweep shows, normalised.
+    """The measurements of one sweep, normalised.
 
     Attributes
     ----------
@@ -63,11 +63,11 @@ class View:
     closed : (Z, M)
         Tikhonov's matrix with the smoothness that fits the noise.
     floor : float
-        Zero light.
+        The level of no light.
     held_operator, held : (H, Z) and (H, Y, X), or None
         Held-out projections.
     received_s : float
-        When the sweep came, `time.monotonic()`; 0 where nobody waits for it.
+        `time.monotonic()` when the sweep arrived; 0 offline.
     """
 
     operator: Tensor
@@ -82,9 +82,9 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class PriorFit:
-    """The prior's volume (Z, Y, X), the steps that its field took, and the misfit that is left of it.
+    """The prior's volume (Z, Y, X), the steps of the fit, and the remaining misfit.
 
-    `chi_square` is the mean square in units of the noise, of the quietened projections.
+    `chi_square` is its mean square in units of the noise of the denoised projections.
     """
 
     volume: Tensor
@@ -93,15 +93,13 @@ class PriorFit:
 
 
 class SessionPrior:
-    """The field of a session, and how it was chosen.
+    """The field of a session, and its selection.
 
     Parameters
     ----------
-    shape : (Z, Y, X)
-    config : InrConfig
     bandwidth : float
-        Along z, cycles per slice: what the optics can tell. `config.bandwidth_z` goes before it, and then
-        the held-out projection chooses nothing.
+        Along z, cycles per slice, as the optics resolve. `config.bandwidth_z` overrides it; then there is
+        nothing to select by the held-out projection.
     name : str
         Of the session, for the log.
     """
@@ -122,7 +120,7 @@ class SessionPrior:
         self._widest = config.bandwidth_z or bandwidth
         self.bandwidth = self._widest
         self.dark = False
-        self._chosen = config.bandwidth_z is not None  # nothing is left to choose
+        self._chosen = config.bandwidth_z is not None
         self._field: SessionInr | None = None
         self._every = max(1, int((shape[1] * shape[2] / _PIXELS) ** 0.5))
         self._last: Tensor | None = None  # every so many pixels of the last volume
@@ -131,17 +129,17 @@ class SessionPrior:
 
     @property
     def warm(self) -> bool:
-        """Whether a field was fitted already."""
+        """Whether a field has been fitted."""
         return self._field is not None
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors that are kept."""
+        """Size of its tensors."""
         planes = self._field.planes if self._field is not None else None
         return sum(tensor.nbytes for tensor in (planes, self._last) if tensor is not None)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
+        """Return the state between sweeps: numbers (plain data) and tensors by name."""
         planes = self._field.planes if self._field is not None else None
         tensors = {"planes": planes, "last": self._last}
         numbers = {
@@ -157,12 +155,12 @@ class SessionPrior:
         return numbers, {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def load(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from a state.
+        """Restore a state.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            It is not one of a prior of this shape, rank and optics.
+            It belongs to another shape, rank or optics.
         """
         mine, _ = self.state()
         if any(numbers[name] != mine[name] for name in ("shape", "rank", "widest")):
@@ -193,7 +191,7 @@ class SessionPrior:
         return fit
 
     def _quiet(self, view: View) -> View:
-        """Return the view without the noise that its images give away, of wholly dark ones all of it."""
+        """Return the view with denoised images; wholly dark ones lose all of their noise."""
         images = quieten(view.images, view.variance)
         if self._config.bandwidth_xy is not None:
             images = low_pass(images, self._config.bandwidth_xy)
@@ -205,7 +203,7 @@ class SessionPrior:
         )
 
     def _choose(self, view: View) -> SessionInr:
-        """Return a cold field of the kind that predicts the held-out projection best, where there is one."""
+        """Return a cold field of the kind that predicts the held-out projection best, if there is one."""
         if view.held is not None and not self._chosen:
             part = self._part(view)
             shape = (self._shape[0], *part.images.shape[1:])
@@ -216,7 +214,7 @@ class SessionPrior:
                 if error < (1 - _MARGIN) * least and fit.chi_square <= allowed:
                     self.bandwidth, self.dark, least = bandwidth, dark, error
                 if not dark:
-                    # One good guess is no merit of a field that cannot explain what it was fitted to.
+                    # A lucky prediction does not count where a field does not explain its own projections.
                     allowed = max(1.0, fit.chi_square)
             self._chosen = True
             reason = "chosen by the held-out projection"
@@ -239,7 +237,7 @@ class SessionPrior:
         return SessionInr(shape, bandwidth=bandwidth, rank=self._config.rank, device=self._device)
 
     def _part(self, view: View) -> View:
-        """Return the view of every so many pixels: columns are independent, so their fit is the same."""
+        """Return the view of a subset of pixels: columns are independent, so their fit is the same."""
         every = (slice(None), slice(None, None, self._every), slice(None, None, self._every))
         return replace(
             view,
@@ -259,7 +257,7 @@ class SessionPrior:
         start, target = None, _TARGET_DARK
         if not dark:
             start = along_z(view.closed, view.images)
-            # What the closed form leaves for the sake of smoothness is not for the field to make up for.
+            # The field need not make up for the misfit that the closed form leaves for smoothness.
             left = (along_z(view.operator, start) - view.images).square() / view.variance
             target = _TARGET + float(left.mean())
         fit = field.fit(
@@ -275,7 +273,7 @@ class SessionPrior:
         return PriorFit(field.volume(view.floor), fit.steps, fit.chi_square)
 
     def _changed(self, part: View) -> bool:
-        """Return whether the last volume suddenly explains far less of the projections than it used to."""
+        """Return whether the last volume suddenly explains far less of the projections than before."""
         if self._last is None:
             return False
         misfit = ((along_z(part.operator, self._last) - part.images).square() / part.variance).mean()
@@ -290,7 +288,7 @@ class SessionPrior:
         return sudden
 
     def _seconds(self, view: View) -> float:
-        """Return how long the fit may take; remembers when this sweep came."""
+        """Return how long the fit may take; keep when this sweep arrived."""
         limit = self._config.deadline_s or float("inf")
         if view.received_s > self._received_s > 0.0:
             limit = min(limit, _SHARE_OF_INTERVAL * (view.received_s - self._received_s))
@@ -299,12 +297,9 @@ class SessionPrior:
 
 
 def signal_share(above: Tensor, variance: Tensor) -> Tensor:
-    """Return for each projection (M, 1, 1) whether anything in it stands out of the noise: 0, 1 or between.
+    """Return for each projection (M, 1, 1) whether anything stands out of its noise, 0 to 1.
 
-    Parameters
-    ----------
-    above, variance : (M, Y, X)
-        Projections above the level of no light, and their noise variance.
+    `above` (M, Y, X) are the projections above the level of no light, `variance` (M, Y, X) their noise.
     """
     brightest = torch.zeros_like(above[:, :1, :1])
     for window in _WINDOWS:

@@ -1,21 +1,23 @@
-"""The fit of one pixel column, done for all of them at once: a small non-linear least-squares problem each.
+"""Non-linear least squares, one small problem per pixel column, solved for all of them at once.
 
 The beam integrates along z only, so the pixels of a sweep are independent: M projections, R unknowns,
 
     chi(E) = mean_m (p_m - Σ_k A[m, k] softplus_β(start_k + Σ_r φ[k, r] E_r))² / σ_m²
     cost(E) = chi(E) + λ / M · |E|²
 
-with one operator A and one axial basis φ for all. Three ways forward, cheap ones first:
+with one operator A and one axial basis φ for all. Three kinds of steps, the cheapest first:
 
-- the closed form: softplus is inverted on the projections, and the linear problem that is left has one
-  matrix (R, M) for all pixels;
-- a simplified Newton step: that matrix again, on what is left of the projections;
-- a Gauss-Newton step with Levenberg and Marquardt's damping (Nocedal & Wright 2006, chapter 10), pixel by
-  pixel in the space of the projections: Woodbury's identity turns (JᵀWJ + ρ)⁻¹ into an M x M system.
+- the closed form: softplus is inverted on the projections, and the remaining linear problem has one matrix
+(R, M)
+  for all pixels;
+- a simplified Newton step: the same matrix on the residual;
+- a Gauss-Newton step with Levenberg-Marquardt damping (Nocedal & Wright 2006, chapter 10), pixel by pixel in
+the
+  space of the projections: Woodbury's identity turns (JᵀWJ + ρ)⁻¹ into an M x M system.
 
-A step is taken where it lowers the cost and only there, so no pixel ever gets worse. Pixels are the last
-axis, P = Y·X. Nothing here waits for the device but `active` on a CPU, where pixels that have arrived are
-left alone; on CUDA all take part. Pure functions of tensors on one thread.
+A step is accepted only where it lowers the cost, so no pixel ever gets worse. Pixels are the last axis, P =
+Y·X. Nothing here synchronises with the device but `active` on a CPU, where converged pixels are left alone;
+on CUDA all take part.
 """
 
 from __future__ import annotations
@@ -28,30 +30,30 @@ from torch import Tensor
 
 SHARPNESS = 20.0
 """β of the softplus: linear from about 0.1 of the projections' range upward."""
-# λ of a field that starts dark, which may be anything within the range of the projections, and of one that
-# corrects a closed form, whose errors are some hundredths of that range.
+# λ of a field that starts dark, with values within the range of the projections, and of one that corrects a
+# closed form, whose errors are some hundredths of that range.
 _RIDGE_DARK = 10.0
 _RIDGE_CORRECTION = 200.0
-_DARKEST = 0.25  # of the noise's deviation: what a projection is taken for where it is darker
+_DARKEST = 0.25  # of the noise's deviation: darker pixels of a projection are raised to it
 _DAMPING = 0.1  # of the first Gauss-Newton step, in units of λ
 _LIMITS = (1e-4, 1e4)  # of the damping, in units of λ
-_CHUNK = {"cpu": 2048, "cuda": 1 << 16}  # pixels of a Gauss-Newton step at a time: its matrices stay in cache
+_CHUNK = {"cpu": 2048, "cuda": 1 << 16}  # pixels of a Gauss-Newton step at a time: matrices stay in cache
 
 
 @dataclass(slots=True, eq=False)
 class Fitted:
-    """Where the columns are.
+    """The state of the columns.
 
     Attributes
     ----------
     planes : (R, P)
         E.
     misfit : (M, P)
-        Projections less what the field predicts.
+        Projections minus the field's prediction.
     chi, cost : (P,)
         Per pixel, see the module.
     field : (Z, P) or None
-        Above the floor, where it is at hand.
+        Above the floor, where it was computed.
     """
 
     planes: Tensor
@@ -61,7 +63,7 @@ class Fitted:
     field: Tensor | None = None
 
     def better(self, other: Fitted) -> Fitted:
-        """Return whichever costs less, pixel by pixel."""
+        """Return the state with the lower cost, pixel by pixel."""
         take = other.cost < self.cost
         field = None
         if self.field is not None and other.field is not None:
@@ -85,7 +87,7 @@ class Columns:
     above, variance : (M, P)
         Projections above the floor, and their noise variance.
     start : (Z, P), optional
-        The field, above its floor and positive, that it is a correction of; without it the field starts dark.
+        The positive field, above its floor, to be corrected; without it the field starts dark.
     """
 
     def __init__(
@@ -99,35 +101,35 @@ class Columns:
         linear = operator @ basis
         normal = linear @ linear.T
         normal.diagonal().add_(self._ridge * variance.mean())
-        # The _ex forms do not look for errors, which would wait for the device; the ridge excludes them.
+        # The _ex forms skip the error check, which would wait for the device; the ridge excludes errors.
         self._inverse = linear.T @ torch.linalg.inv_ex(normal).inverse
         # Rows (m, r) of the Jacobian's factor: J = slopes @ this, (P, Z) @ (Z, M·R).
         self._products = (operator.T[:, :, None] * basis[:, None, :]).flatten(1)
         self._damping = torch.full_like(above[0], _DAMPING)
 
     def closed_form(self) -> Fitted:
-        """Return the answer that takes no step: at `start`, or what the projections say of a dark field."""
+        """Return the answer without a step: `start`, or a dark field's linear solution."""
         if self._start is not None:
             planes = self._above.new_zeros(self._basis.shape[1], self._above.shape[1])
             misfit = self._above - self._operator @ self._start
             chi = (misfit.square() * self._weight).mean(dim=0)
             return Fitted(planes, misfit, chi, chi.clone(), self._start)
-        # Of a field that hardly varies within a slab softplus and operator commute.
+        # Softplus and operator commute where a field hardly varies within a slab.
         positive = torch.maximum(self._above, _DARKEST * self._noise)
         return self.evaluate(self._inverse @ before_softplus(positive))
 
     def evaluate(self, planes: Tensor) -> Fitted:
-        """Return where the columns are with `planes` (R, P)."""
+        """Return the state with `planes` (R, P)."""
         return self._evaluate(planes, self._above, self._weight, self._before())
 
     def _before(self) -> Tensor | None:
-        """Return the start before the softplus: made when the first step needs it, which often none does."""
+        """Return the start before the softplus, computed when a step first needs it; often none does."""
         if self._start_before is None and self._start is not None:
             self._start_before = before_softplus(self._start)
         return self._start_before
 
     def simplified_newton_step(self, fitted: Fitted) -> Fitted:
-        """Return the columns after a step with the linear problem's matrix."""
+        """Return the state after a step with the linear problem's matrix."""
         return fitted.better(self.evaluate(fitted.planes + self._inverse @ fitted.misfit))
 
     def active(self, fitted: Fitted, target: float) -> Tensor | None:
@@ -137,7 +139,7 @@ class Columns:
         return torch.nonzero(fitted.chi > target)[:, 0]
 
     def gauss_newton(self, fitted: Fitted, active: Tensor | None) -> Fitted:
-        """Take a Gauss-Newton step of the active pixels, in place, and return the columns."""
+        """Take a Gauss-Newton step of the active pixels, in place; return the state."""
         fitted.field = None
         pixels = fitted.chi.shape[0] if active is None else active.shape[0]
         size = _CHUNK.get(fitted.chi.device.type, 1 << 16)
@@ -183,5 +185,5 @@ class Columns:
 
 
 def before_softplus(field: Tensor) -> Tensor:
-    """Return what the softplus turns into `field`, which has to be positive."""
+    """Return the inverse softplus of `field`, which has to be positive."""
     return field + torch.log(-torch.expm1(-SHARPNESS * field)) / SHARPNESS

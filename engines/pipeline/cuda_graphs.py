@@ -1,13 +1,11 @@
 """CUDA graphs of the update: recorded once for each key and shapes of the inputs, then replayed.
 
-A graph replays hundreds of small kernels without the host's launching each of them. It reads and writes the
-same memory every time, so inputs are copied into buffers that stay, and outputs are good until the next
-replay of any graph. Since graphs never run at the same time, buffers of one name and shape and all that lies
-between them are shared: ten graphs take little more memory than one. The first calls of a key are the
-caller's to run as usual: rare geometries never cost a recording, and libraries choose their algorithms before
-one. What cannot be recorded is said once in the log, and nothing is recorded from then on.
-
-Runs on the reconstructor's thread.
+A graph replays hundreds of small kernels without the host launching each of them. It reads and writes the
+same memory every time, so inputs are copied into fixed buffers, and outputs are valid until the next replay
+of any graph. Since graphs never run at the same time, buffers of the same name and shape, and everything
+between them, are shared: ten graphs take little more memory than one. The caller runs the first calls of a
+key as usual: rare geometries never cost a recording, and libraries choose their algorithms before one. Where
+recording fails, the log says so once, and nothing is recorded from then on.
 """
 
 from __future__ import annotations
@@ -30,22 +28,22 @@ Tensors = dict[str, "Tensor"]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Records what a function queues on the device, and returns what queues it again."""
 
-_WARM_UP = 2  # calls before one is recorded
+_WARM_UP = 2  # calls before a recording
 _MOST_GRAPHS = 6  # two offsets of alternating sweeps, merged or not, with and without held-out projections
 _MOST_KEYS = 64
 
 
 class CudaRecorder:
-    """Records on the current CUDA device; graphs share a pool of memory."""
+    """Records on the current CUDA device; the graphs share a memory pool."""
 
     def __init__(self) -> None:
         self._pool: Any = None
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Return what replays the function's work."""
+        """Record the function's work; return what replays it."""
         if not self._graphs:
-            # The allocator refuses the pool of graphs that are all gone, as after other settings.
+            # The allocator refuses the pool of graphs that are all gone, as after a change of settings.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream behind as the current one; the outer context undoes that.
@@ -67,14 +65,7 @@ class _Graph:
 
 
 class Graphs:
-    """The graphs of one device.
-
-    Parameters
-    ----------
-    recorder : Recorder
-    most : int
-        Graphs that are kept; the one that was not used for longest goes.
-    """
+    """The graphs of one device; of more than `most` the least recently used one is dropped."""
 
     def __init__(self, recorder: Recorder | None = None, most: int = _MOST_GRAPHS) -> None:
         self._recorder = recorder or CudaRecorder()
@@ -85,7 +76,7 @@ class Graphs:
         self._refused = False
 
     def clear(self) -> None:
-        """Forget everything: the next calls run something else."""
+        """Forget everything."""
         self._graphs.clear()
         self._calls.clear()
         self._buffers.clear()
@@ -94,16 +85,10 @@ class Graphs:
     def __call__(
         self, key: Hashable, function: Callable[[Tensors], Tensors], given: Tensors
     ) -> Tensors | None:
-        """Return what `function(given)` returns, replayed; None where the caller has to run it.
+        """Return the replayed result of `function(given)`; None where the caller has to run it.
 
-        Parameters
-        ----------
-        key : hashable
-            Everything but the inputs' shapes that decides about what the function does.
-        function : callable
-            Of tensors on the device, by name; asks the host nothing.
-        given : dict
-            Its inputs.
+        `key` holds everything but the inputs' shapes that decides what the function does. The function
+        must not synchronise with the host.
         """
         if self._refused:
             return None
@@ -145,7 +130,7 @@ class Graphs:
 
         try:
             replay = self._recorder(run)
-        except Exception as error:  # whatever CUDA or a runtime says: without graphs it is slower, no more
+        except Exception as error:  # whatever CUDA or a runtime raises: it only is slower without graphs
             logger.warning("The update is not recorded as a CUDA graph, it runs step by step: %s", error)
             self.clear()
             self._refused = True
@@ -154,5 +139,5 @@ class Graphs:
         return _Graph(inputs, replay, outputs)
 
     def _buffer(self, side: str, name: str, tensor: Tensor) -> Tensor:
-        """Return the buffer of this name and shape: the tensor itself where there was none."""
+        """Return the buffer of this name and shape; the tensor itself becomes it where there was none."""
         return self._buffers.setdefault((side, name, tensor.shape, tensor.dtype), tensor)

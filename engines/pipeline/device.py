@@ -1,4 +1,4 @@
-"""Between host and device: what goes up, what comes down, and how long each stage took.
+"""Host and device: transfers, streams, stage timing, and settings of the whole process.
 
 On CUDA images travel through pinned memory, which the device reads and writes by itself, and stages are
 timed by events in its stream; the host waits once, for the volume. On a CPU there is nothing to wait for, and
@@ -31,16 +31,16 @@ _KEPT = (1 << 31) - 1  # at the heap's end: the most that mallopt takes
 
 
 def upload(array: NDArray[np.float32], device: torch.device) -> Tensor:
-    """Return an array as a tensor on the device; on a CPU they share their memory."""
+    """Return an array as a tensor on the device; on a CPU they share memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def download(tensor: Tensor) -> NDArray[np.float32]:
-    """Return a tensor as an array of the host; waits for what the device has to do until then."""
+    """Return a tensor as an array on the host; waits for the device."""
     host = tensor
     if tensor.device.type == "cuda":
-        # Torch keeps pinned memory for the next one once the array is gone: only the first ones are paid for.
+        # Torch reuses pinned memory once the array is gone: only the first ones cost.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         done = torch.cuda.Event()
@@ -53,14 +53,14 @@ def download(tensor: Tensor) -> NDArray[np.float32]:
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:
     """Return a stream to work on, None on a CPU.
 
-    On the default stream, which waits for all others, nothing can be recorded, and TensorRT waits for the
-    whole device with every call.
+    On the default stream, which waits for all others, nothing can be recorded, and TensorRT synchronises the
+    device with every call.
     """
     return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Return a context that works on the stream, after all that is queued on the present one."""
+    """Return a context that works on the stream, after everything queued on the current one."""
     if stream is None:
         return nullcontext()
     stream.wait_stream(torch.cuda.current_stream(stream.device))
@@ -68,21 +68,18 @@ def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object
 
 
 def settle(device: torch.device) -> None:
-    """Choose how torch computes on the device, for the whole process."""
+    """Set how torch computes on the device, for the whole process."""
     if device.type == "cuda":
-        # A run has a few shapes for hours: the fastest of the library's algorithms is worth finding.
+        # A run has a few shapes for hours: finding the library's fastest algorithms is worth it.
         torch.backends.cudnn.benchmark = True
-        # TF32 keeps 10 bits, which counts of a camera exceed: noise and consistency need all of float32. The
-        # network is in half precision anyway.
+        # TF32 keeps 10 bits, fewer than a camera's: noise and consistency need all of float32. The network is
+        # in half precision anyway.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep what is freed; False where it is not glibc, which is then left as it is.
-
-    For the whole process and from now on; harmless when repeated. CUDA's memory is torch's own matter.
-    """
+    """Have glibc keep freed memory, in the whole process; return False where the C library is another one."""
     if sys.platform != "linux":
         return False
     try:
@@ -93,10 +90,7 @@ def keep_freed_memory() -> bool:
 
 
 class Clock:
-    """Seconds of each stage of one sweep, from its making on.
-
-    On CUDA a stage takes what it takes the device's stream, waiting for the host included.
-    """
+    """Seconds of each stage of one sweep; on CUDA those of the stream, waiting for the host included."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -107,7 +101,7 @@ class Clock:
             self._mark("")
 
     def lap(self, stage: str) -> None:
-        """Charge the time since the last lap to a stage."""
+        """Add the time since the last lap to a stage."""
         if self._cuda:
             self._mark(stage)
             return

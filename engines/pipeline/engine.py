@@ -1,7 +1,4 @@
-"""Opens what a reconstruction needs before it knows any run: the device, and the network on it.
-
-Runs on the engine's thread.
-"""
+"""Opens device and network, before any run is known."""
 
 from __future__ import annotations
 
@@ -28,15 +25,14 @@ class Engine:
 
     Attributes
     ----------
-    device : torch.device
     name, reason : str
-        Runtime, device and precision; why this device and this runtime.
+        Runtime, device and precision; why these.
     runtime : Runtime or None
-        None for the methods that need no network.
+        None for methods without a network.
     weights, weights_sha256 : str
         File name and checksum; empty without a network.
     fallback : str
-        See `Choice`: what failed and was replaced by torch.
+        A sentence where a runtime failed and torch took its place.
     """
 
     device: torch.device
@@ -49,7 +45,7 @@ class Engine:
 
 
 def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None) -> Engine:
-    """Open device and weights; where an engine of TensorRT has to be built, `progress` is told how far it is.
+    """Open device and weights; `progress` gets the share of a TensorRT build that is done.
 
     Raises
     ------
@@ -81,7 +77,7 @@ def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None
 
 
 def pick_device(wanted: str) -> tuple[torch.device, str]:
-    """Return the device that engine.device asks for, and a sentence that says why this one.
+    """Return the device that engine.device asks for, and why.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""What a sweep's slab positions alone decide: its matrices, shared by all sessions of a run.
+"""The matrices of a sweep geometry: they depend on stage positions alone and are shared by all sessions.
 
-Bounded memory whatever the number of sweeps. Runs on the reconstructor's thread.
+Memory is bounded whatever the number of sweeps.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _MOST = 64  # geometries; lost frames make rare ones
 
 @dataclass(slots=True, eq=False)
 class Geometry:
-    """Everything that depends on the sweep's slab positions alone.
+    """Everything that depends on the slab positions alone.
 
     `matrix` (M, Z) float64 and `operator` are the same; `tikhonov` and `linear` (Z, M) are closed forms;
-    `coarse_test` is None where there are too few projections; `supports` are the slices that each slab saw.
+    `coarse_test` is None where there are too few projections; `supports`: the slices that each slab saw.
     """
 
     matrix: NDArray[np.float64]
@@ -59,7 +59,7 @@ class Geometry:
 
 
 class Geometries:
-    """The geometries of a run, made when they first occur."""
+    """The geometries of a run, computed when they first occur."""
 
     def __init__(self, header: RunHeader, device: torch.device) -> None:
         self._header = header
@@ -74,8 +74,8 @@ class Geometries:
         GeometryError
             A slab lies outside of the volume.
         """
-        # Stages report positions with some nanometres of jitter; a twentieth of a slice is one geometry.
-        # It is made of the rounded places: whichever sweep asks for it first, it is the same.
+        # Stages report positions with some nanometres of jitter: positions are rounded to a twentieth of a
+        # slice, so that a geometry is the same whichever sweep asks for it first.
         voxel_um = self._header.voxel_size_um[0]
         places = np.round((stage.z_um - self._header.z0_um) * (20 / voxel_um)).astype(np.int64)
         key = places.tobytes()

@@ -1,19 +1,18 @@
-"""One engine call for everybody: a sweep of projections in, a volume out.
+"""The engine call: a sweep of projections in, a volume out.
 
-The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session of
-its own for each channel and position (`adapt_data.py`), and for each *lane*: "sweep" for time points as they
-come, "rolling" for updates of the live view, "later" for what is caught up, so that neither of these disturbs
-the first. A rolling update is not merged with the sweep before, which it holds a part of, and tests nothing
-about the network: it goes by what the lane "sweep" has found. The *effort* says what a volume may cost: 0 all
-that the configuration asks for, 1 one evaluation of the network without guidance or tests, 2 the INR without
-the network. The way of a sweep:
+The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session for
+each channel and position and for each *lane*: "sweep" for time points as they arrive, "rolling" for updates
+of the live view, "later" for sweeps that are caught up, so that neither of these disturbs the first. A
+rolling update is not merged with the previous sweep, part of which it contains, and does not test the
+network: it relies on what the lane "sweep" has found. The *effort* limits the cost of a volume: 0 full, 1 one
+evaluation of the network without guidance or tests, 2 the INR without the network. The way of a sweep:
 
-    normalise -> merge with the sweep before, if still -> prior (warm) -> the update (`update.py`: few-step
-    sampler with data consistency, scores) -> the judge serves, blends or steps back -> back to the units of
-    the projections
+    normalise -> merge with the previous sweep, if the specimen is still -> prior (warm) -> update
+    (`update.py`: few-step sampler with data consistency, scores) -> select network, fallback or blend ->
+    units of the projections
 
-From the prior on the host is asked twice: for the scores, and for the volume. Runs on one thread of the
-engine's process. Memory is bounded whatever the number of sweeps: `memory.py` states it.
+After the prior the host waits for the device twice: for the scores and for the volume. Runs on one thread of
+the engine process. Memory is bounded whatever the number of sweeps: see `engines/memory.py`.
 """
 
 from __future__ import annotations
@@ -61,22 +60,20 @@ if TYPE_CHECKING:
     from microdiffusion.header import RunHeader
 
 # Of the prior, in spans below the darkest projections: room for dark holes in a bright specimen. Where the
-# camera's pedestal is not known, zero light seems to lie far below everything that was measured; a field
-# that has to climb from there never arrives.
+# camera's pedestal is not known, zero light seems to lie far below everything that was measured, and a field
+# that starts there never converges.
 _LOWEST_BASE = -1.0
-# Sweeps from one coarse test to the next; it costs half of an evaluation.
+# Sweeps between two coarse tests, which cost half an evaluation each.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
-EFFORTS = (0, 1, 2)
-"""Full, one evaluation of the network, the INR without it."""
 
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """One sweep, normalised: what the methods work on.
+    """One normalised sweep.
 
-    `images` and `variance` (M, Y, X), `floor` the level of no light; `held`, `held_variance` (H, Y, X) and
-    `held_operator` (H, Z) the held-out projections, None where there is none.
+    `images` and `variance` (M, Y, X); `floor` is the level of no light; `held`, `held_variance` (H, Y, X) and
+    `held_operator` (H, Z) are the held-out projections, None where there is none.
     """
 
     sweep: Sweep
@@ -94,7 +91,7 @@ class _Task:
 
     @property
     def merged(self) -> bool:
-        """Whether the sweep before is in it."""
+        """Whether it includes the previous sweep."""
         return len(self.images) > len(self.sweep.stage)
 
 
@@ -106,14 +103,12 @@ class Reconstructor:
     header : RunHeader
         Geometry, beam and camera.
     config : EngineConfig
-        Method, device, steps and so on.
     engine : Engine, optional
-        Device and network; opened from the configuration where it is not given.
+        Device and network; by default opened from the configuration.
     sessions : SessionStore, optional
-        Keeps the sessions, of other runs as well; one of its own, in memory, where it is not given.
-    report : callable, optional
-        Told the stage, how much of it is done and how much there is, by the method "microdiffusion", whose
-        sweeps take hours.
+        Keeps the sessions, also those of other runs; by default one of its own, in memory.
+    report : callable
+        Progress of the method "microdiffusion", whose sweeps take hours: stage, amount done, total.
 
     Raises
     ------
@@ -144,14 +139,14 @@ class Reconstructor:
         settle(self.device)
         self._stream = own_stream(self.device)
         self._settings = _settings(config)
-        # One for all sessions and sweeps of a run: what the network makes up does not flicker.
+        # The same for all sessions and sweeps of a run: what the network invents does not flicker.
         noisy = config.method == "mdd" and config.interpolation > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
         self._updates: dict[tuple[Geometry, UpdateSettings], Update] = {}
         self._graphs = Graphs() if self.device.type == "cuda" and config.cuda_graphs else None
 
     def configure(self, config: EngineConfig) -> None:
-        """Go on with other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
+        """Use other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
         self.config = config
         if _settings(config) != self._settings:
             self._settings = _settings(config)
@@ -167,10 +162,9 @@ class Reconstructor:
         ----------
         sweep : Sweep
         lane : "sweep", "rolling" or "later"
-            Which of the channel's and position's sessions goes on with it.
+            Which session of the channel and position it belongs to.
         effort : int
-            0 full, 1 one evaluation of the network, 2 the INR without it. What costs no less than full effort
-            with the method at hand is full effort.
+            0 full, 1 one evaluation of the network, 2 the INR without it.
 
         Raises
         ------
@@ -205,7 +199,7 @@ class Reconstructor:
         self._sessions.keep(sweep, lane, task.session)
         clock.lap("judge")
         seconds = clock.seconds()
-        if reference:  # the stages that it is made of
+        if reference:  # the stages it consists of
             del seconds["reference"]
             seconds |= reference
         return Reconstruction(
@@ -225,7 +219,7 @@ class Reconstructor:
         )
 
     def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
-        """Return the sweep in normalised units, merged with the one before where that is wanted and still."""
+        """Return the normalised sweep, merged with the previous one where that is wanted and possible."""
         geometry = self._geometries.of(sweep.stage)
         counts = upload(sweep.projections, self.device)
         session = self._sessions.of(sweep, lane, geometry.conditions.length)
@@ -233,7 +227,7 @@ class Reconstructor:
         seen = Seen(sweep.sweep, sweep.stage, counts, variance)
         images = (counts - session.low) / session.span
         variance = variance / session.span**2
-        # No light lies at the camera's offset; the floor of everything non-negative, normalised.
+        # No light is at the camera's offset: the floor of everything non-negative, normalised.
         floor = (self.header.camera.offset - session.low) / session.span
         lowest = float(sweep.projections.min())
         if lowest < self.header.camera.offset:
@@ -256,7 +250,7 @@ class Reconstructor:
     def _variance(
         self, session: Session, sweep: Sweep, counts: Tensor, matrix: NDArray[np.float64]
     ) -> Tensor:
-        """Return the noise's variance; overlapping slabs and repeated sweeps tell noise from texture."""
+        """Return the noise variance; overlapping slabs and repeated sweeps separate noise from texture."""
         camera = self.header.camera
         if camera.gain is not None:
             return noise_variance(counts, camera)
@@ -266,12 +260,12 @@ class Reconstructor:
         older = session.seen(sweep.sweep - 2)
         if older is None or not same_places(older.stage, sweep.stage):
             return variance
-        # Texture is in both and cancels; where the specimen moved it does not, and the difference says more.
+        # Texture is in both and cancels; where the specimen moved it does not, and the estimate is too high.
         repeated = estimate_sigma(counts - older.images) ** 2 / 2
         return variance.clamp_max(max(repeated, camera.read_noise**2, 1e-6 * session.span**2))
 
     def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
-        """Return how much of the fine structure is noise, by held-out projections and their neighbours."""
+        """Return the share of noise in the fine structure, from held-out projections and their neighbours."""
         stage = sweep.stage + sweep.held_out_stage
         stack = torch.cat([counts, upload(sweep.held_out, self.device)])
         order = stage.order()
@@ -281,10 +275,10 @@ class Reconstructor:
         return white_share(stack[torch.from_numpy(chosen)], self.header.operator_at(stage[chosen]))
 
     def _merge(self, task: _Task, seen: Seen) -> None:
-        """Add what the sweep before saw, as far as nothing changed since; keeps `seen` for the next ones."""
+        """Add what the previous sweep saw, as far as nothing has changed; keep `seen` for the next ones."""
         session = task.session
         before, older = session.seen(seen.sweep - 1), session.seen(seen.sweep - 2)
-        # A sweep may come twice, where the first attempt failed.
+        # A sweep comes twice where the first attempt failed.
         session.last_two = [*(each for each in session.last_two[-1:] if each.sweep != seen.sweep), seen]
         if before is None:
             return
@@ -303,13 +297,13 @@ class Reconstructor:
             task.images, task.variance = merged.images, merged.variance
 
     def _coarse_test(self, task: _Task) -> Tensor | None:
-        """Return what the network does one octave coarser, where it is time to know; see `coarse_test.py`."""
+        """Return the network's error one octave coarser, where a test is due; see `coarse_test.py`."""
         coarse_test, findings, config = task.geometry.coarse_test, task.session.findings, self.config
         if self._runtime is None or coarse_test is None or not config.fall_back or config.method != "mdd":
             return None
         if task.lane == "rolling" or task.effort > 0:
             return None
-        # A network that failed gets another chance whenever a held-out projection comes.
+        # A network that failed is tested again with every held-out projection.
         again = findings.coarse_error > COARSE_LIMITS[0] and task.held is not None
         if not again and task.session.sweeps % _TEST_EVERY:
             return None
@@ -317,7 +311,7 @@ class Reconstructor:
         return coarse_test(self._runtime, task.images, task.variance, task.floor, once)
 
     def _given(self, task: _Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
-        """Return the update of a sweep, all that it works on, and the seconds of the reference's stages."""
+        """Return the update of a sweep, its inputs, and the seconds of the reference's stages."""
         geometry, method = task.geometry, self.config.method
         settings = _settings(self.config, task.effort)
         update = self._updates.get((geometry, settings))
@@ -346,7 +340,7 @@ class Reconstructor:
             return update, given, seconds
         matched = geometry.closed(task.images, task.variance)
         if task.merged:
-            # The fixed smoothness is for slabs side by side; where they overlap it lets the noise through.
+            # The fixed smoothness is for adjacent slabs; where they overlap it lets the noise through.
             given["closed"] = matched
         if method == "tikhonov":
             return update, given, {}
@@ -366,20 +360,21 @@ class Reconstructor:
         return update, given, {}
 
     def _updated(self, task: _Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
-        """Return the update's answers and scores, on CUDA from a graph where there is one."""
+        """Return the update's answers and scores, on CUDA from a recorded graph where there is one."""
         runtime = self._runtime
-        # A rolling window has as many geometries as projections: their graphs would push out the sweeps'.
+        # A rolling window has as many geometries as projections: they would displace the graphs of the
+        # sweeps.
         lasting = task.lane != "rolling"
         if self._graphs is not None and runtime is not None and runtime.capturable and lasting:
-            # Good until the next sweep's replay: by then scores and volume are on the host.
+            # Valid until the next sweep's replay: by then scores and volume are on the host.
             replayed = self._graphs(update, update, given)
             if replayed is not None:
-                clock.lap("sampler")  # with consistency and scores: what is in a graph is one stage
+                clock.lap("sampler")  # with consistency and scores: a graph is one stage
                 return dict(replayed)
         return update(given, clock.lap)
 
     def _serve(self, task: _Task, answers: dict[str, Tensor], scores: Scores) -> tuple[str, float]:
-        """Return which answer is served and the network's weight in it; a blend joins answers and scores."""
+        """Return the answer to serve and the network's weight in it; a blend joins answers and scores."""
         own = next(iter(scores.residuals))
         findings = task.session.findings
         if scores.coarse_error is not None:
@@ -394,7 +389,7 @@ class Reconstructor:
         return selection.served, selection.weight
 
     def _unsure(self, task: _Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
-        """Return the standard deviation of each voxel of what is served, in the units of the projections."""
+        """Return the standard deviation of each served voxel, in the units of the projections."""
         volume, session = answers[served], task.session
         doubt = pattern(volume, (each for name, each in answers.items() if name != "blend"), task.floor)
         if task.held is not None and task.held_operator is not None and task.held_variance is not None:
@@ -403,7 +398,7 @@ class Reconstructor:
 
     def _reference(self, task: _Task) -> tuple[Tensor, int, dict[str, float]]:
         """Return the reference's volume (normalised), trained for the sweep, its INR's updates, seconds."""
-        # Only here: nobody else pays for its import.
+        # Imported only here: the other methods do not pay for it.
         from microdiffusion.engines.reference import ReferenceMethod
 
         sweep = task.sweep
@@ -422,7 +417,7 @@ class Reconstructor:
 
 
 def _settings(config: EngineConfig, effort: int = 0) -> UpdateSettings:
-    """Return what the update does at an effort."""
+    """Return the settings of the update at an effort."""
     kappa = config.interpolation * 0.1
     steps, guidance = (config.steps, config.guidance) if effort == 0 else (1, 0.0)
     method = "inr" if effort == 2 else config.method

@@ -1,7 +1,7 @@
-"""The sessions of one run: which one goes on with a sweep, begun, brought back or begun anew.
+"""The sessions of one run: finds, revives or creates the session of a sweep.
 
-A session's normalisation is fixed when it begins. Where the specimen's brightness leaves the range that the
-network was trained for, the session begins anew. Runs on the reconstructor's thread.
+A session's normalisation is fixed when it starts. Where the specimen's brightness leaves the range that the
+network was trained for, the session starts over.
 """
 
 from __future__ import annotations
@@ -21,22 +21,13 @@ if TYPE_CHECKING:
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
-# The network was trained on fields whose range is known to about this factor; beyond it, start anew.
+# The network was trained on fields whose range is known to about this factor; beyond it, start over.
 _RANGE_DRIFT = (0.75, 1.5)
-_FEW, _MANY = 20_000, 200_000  # pixels that tell the range; many take longer than a GPU for the volume
+_FEW, _MANY = 20_000, 200_000  # pixels to find the range from; sorting many takes longer than a volume
 
 
 class RunSessions:
-    """The sessions of a run.
-
-    Parameters
-    ----------
-    header : RunHeader
-    config : InrConfig
-    device : torch.device
-    store : SessionStore, optional
-        Where they are kept, with those of other runs; one of its own where it is not given.
-    """
+    """The sessions of a run, kept in `store` together with those of other runs."""
 
     def __init__(
         self, header: RunHeader, config: InrConfig, device: torch.device, store: SessionStore | None
@@ -47,7 +38,7 @@ class RunSessions:
         self._store = SessionStore() if store is None else store
 
     def of(self, sweep: Sweep, lane: str, length: float) -> Session:
-        """Return the session that goes on with a sweep, whose slabs are `length` slices long."""
+        """Return the session of a sweep, whose slabs are `length` slices long."""
         key = self._key(sweep, lane)
 
         def prior() -> SessionPrior:
@@ -63,7 +54,7 @@ class RunSessions:
             try:
                 return Session.of(state, prior(), self._device)
             except (KeyError, TypeError, ValueError):
-                return None  # of another geometry or version: as good as none
+                return None  # of another geometry or version
 
         session = self._store.get(key, revive)
         kept, low, span = _range(sweep, session)
@@ -77,7 +68,7 @@ class RunSessions:
         return session
 
     def keep(self, sweep: Sweep, lane: str, session: Session) -> None:
-        """Keep a session that a sweep was worked on with; others may be put aside for it."""
+        """Keep a session after a sweep; others may be moved to disk for it."""
         self._store.put(self._key(sweep, lane), session)
 
     def _key(self, sweep: Sweep, lane: str) -> SessionKey:
@@ -85,10 +76,10 @@ class RunSessions:
 
 
 def _range(sweep: Sweep, session: Session | None) -> tuple[bool, float, float]:
-    """Return whether the session's normalisation still fits, and what would: dark level and span, counts."""
+    """Return whether the session's normalisation still fits, and the sweep's dark level and span, counts."""
     many = max(1, sweep.projections.size // _MANY)
     low, span = 0.0, 1.0
-    # Few pixels (of all columns: an odd step) say that a range is the same; that it is not, many have to.
+    # Few pixels (of all columns: an odd step) confirm a range; to reject it takes many.
     for step in (many,) if session is None else (sweep.projections.size // _FEW | 1, many):
         low, span = light_range(sweep.projections.reshape(-1)[::step])
         if (

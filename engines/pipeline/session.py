@@ -24,33 +24,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A session as plain data: numbers (JSON, to the last bit) and tensors by name."""
+    """A session as plain data: numbers (JSON, exact) and tensors by name."""
 
     numbers: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def on_the_host(self) -> State:
-        """Return it with all tensors on the CPU: good for whatever happens to a GPU."""
+        """Return it with all tensors on the CPU."""
         return State(self.numbers, {name: tensor.detach().cpu() for name, tensor in self.tensors.items()})
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What is kept from sweep to sweep.
+    """The state of a channel and position.
 
     Attributes
     ----------
     low, span : float
-        Counts that are 0 in normalised units, and counts of one unit.
-    prior : SessionPrior
+        Counts at 0 in normalised units, and counts per unit.
     findings : Findings
-        About the network, for the judge.
+        About the network.
     sweeps : int
-        Reconstructed so far.
+        Number reconstructed so far.
     white_share : float
-        Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
+        Share of noise in the fine structure of the projections; see `noise.white_share`.
     last_two : list of Seen
-        The sweeps before, in counts, the last one last; empty where sweeps are not merged.
+        The last two sweeps, in counts, the newest last; empty where sweeps are not merged.
     error_scale : float
         See `uncertainty.scale`.
     """
@@ -66,11 +65,11 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Of what it keeps."""
+        """Size of its tensors."""
         return self.prior.nbytes + sum(each.images.nbytes + each.variance.nbytes for each in self.last_two)
 
     def state(self) -> State:
-        """Return all of it as plain data."""
+        """Return it as plain data."""
         numbers: dict[str, Any] = {
             "low": self.low,
             "span": self.span,
@@ -87,12 +86,12 @@ class Session:
 
     @classmethod
     def of(cls, state: State, prior: SessionPrior, device: torch.device) -> Session:
-        """Return the session that `state` was taken of; `prior` is a cold one and takes over its part.
+        """Return the session of a state; `prior` is a cold one and is loaded from it.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            The state is not one of such a session.
+            The state does not fit.
         """
         numbers = state.numbers
         prior.load(numbers["prior"], state.tensors)
@@ -116,11 +115,11 @@ class Session:
         return session
 
     def seen(self, number: int) -> Seen | None:
-        """Return one of the last two sweeps by its number, None where it is not there."""
+        """Return one of the last two sweeps by its number, or None."""
         return next((each for each in self.last_two if each.sweep == number), None)
 
 
 def light_range(counts: NDArray[np.float32]) -> tuple[float, float]:
-    """Return what is dark, and how far it is from there to what is bright; of the host's own copy."""
+    """Return the dark level of counts and the span from there to the bright level."""
     low, high = (float(v) for v in np.percentile(counts, [1.0, 99.9]))
     return low, max(high - low, 1e-3 * abs(high), 1e-6)

@@ -1,14 +1,14 @@
-"""Where sessions are kept: in memory as far as the limit goes, on disk beyond it and against a crash.
+"""Keeps sessions: in memory up to a limit, on disk beyond it and for crashes.
 
-A session belongs to a run, channel, position and lane, and its state is plain numbers and tensors
-(`adapt_data.State`), written as safetensors with the numbers as JSON in the header: nothing of it is ever
-executed. Files are complete or not there (written beside, then renamed), in folders that only this user can
-read. The one that was not used for longest is put aside first; it comes back as it was, bit by bit. A file
-that does not fit what is asked for, or is damaged, is as good as none: the session starts cold.
+A session belongs to a run, channel, position and lane; its state is plain numbers and tensors, written as
+safetensors with the numbers as JSON in the header: nothing of it is ever executed. Files are whole or absent
+(written beside, then renamed), in folders that only this user can read. The least recently used session is
+moved to disk first, and comes back bit by bit as it was. Where a file does not fit or is damaged, the session
+starts cold.
 
-A checkpoint takes references on the reconstructor's thread (states are replaced, never written into; from a
-GPU they are copied first) and writes them on a thread of its own, so that no sweep waits for the disk. All
-methods are for the reconstructor's thread.
+A checkpoint takes references on the reconstructor's thread (states are replaced, never modified; from a GPU
+they are copied first) and writes them on a thread of its own, so that no sweep waits for the disk. All
+methods belong to the reconstructor's thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LAYOUT = "1"
 
 
 class SessionKey(NamedTuple):
-    """Whose session it is."""
+    """The owner of a session."""
 
     run_id: str
     channel: int
@@ -45,7 +45,7 @@ class SessionKey(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Below the folder of the state."""
+        """Its file, relative to the state folder."""
         return Path(self.run_id) / f"{self.lane}_c{self.channel:03d}_p{self.position:05d}.safetensors"
 
 
@@ -55,25 +55,23 @@ class SessionStore:
     Parameters
     ----------
     folder : Path, optional
-        Where they are put aside; None: what has to go is forgotten, and there are no checkpoints.
+        Where sessions go for want of memory; None: they are forgotten, and there are no checkpoints.
     most_bytes : int, optional
-        Of the sessions in memory; the one in use always stays. None: no limit.
+        Limit of the sessions in memory; the one in use always stays. None: no limit.
 
     Attributes
     ----------
     put_aside, came_back : int
-        How often a session went to the disk for want of room, and was read from there.
+        How often a session was moved to disk for want of memory, and read back.
     write_s : float
-        How long the last checkpoint took to be written.
+        Duration of the last checkpoint.
     """
 
     def __init__(self, folder: Path | None = None, most_bytes: int | None = None) -> None:
         self._folder = folder
         self._most_bytes = most_bytes
         self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
-        self._sizes: dict[SessionKey, int] = {}
         self._dirty: set[SessionKey] = set()
-        self._absent: set[SessionKey] = set()  # there is no file of these: no need to look again
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
         self.put_aside = 0
@@ -82,8 +80,8 @@ class SessionStore:
 
     @property
     def nbytes(self) -> int:
-        """Of the sessions in memory."""
-        return sum(self._sizes.values())
+        """Size of the sessions in memory."""
+        return sum(session.nbytes for session in self._sessions.values())
 
     @property
     def dirty(self) -> bool:
@@ -91,42 +89,35 @@ class SessionStore:
         return self._folder is not None and bool(self._dirty)
 
     def peek(self, key: SessionKey) -> Session | None:
-        """Return a session that is in memory, without using it."""
+        """Return a session that is in memory, without counting that as use."""
         return self._sessions.get(key)
 
     def get(self, key: SessionKey, revive: Callable[[State], Session | None]) -> Session | None:
-        """Return a session, from the disk where it was put there; None where there is none.
+        """Return a session from memory or disk, None where there is none.
 
-        Parameters
-        ----------
-        revive : callable
-            Makes a session of its state; None where the state does not fit.
+        `revive` makes a session of a state; it returns None where the state does not fit.
         """
         session = self._sessions.get(key)
-        if session is None and key not in self._absent:
+        if session is None:
             state = self._read(key)
             session = None if state is None else revive(state)
             if session is None:
-                self._absent.add(key)
-            else:
-                self.came_back += 1
-                self._sessions[key] = session
-                self._sizes[key] = session.nbytes
-        if session is not None:
-            self._sessions.move_to_end(key)
+                return None
+            self.came_back += 1
+            self._sessions[key] = session
+        self._sessions.move_to_end(key)
         return session
 
     def put(self, key: SessionKey, session: Session) -> None:
-        """Keep a session that is new, or was worked on; others may have to go for it."""
+        """Keep a session that is new or has changed; others may be moved to disk for it."""
         self._sessions[key] = session
         self._sessions.move_to_end(key)
-        self._sizes[key] = session.nbytes
         self._dirty.add(key)
         while self._most_bytes is not None and self.nbytes > self._most_bytes and len(self._sessions) > 1:
             self._put_aside(next(iter(self._sessions)))
 
     def checkpoint(self) -> None:
-        """Have written what changed since the last time; what is not written yet goes on being written."""
+        """Write what has changed since the last checkpoint, unless that is still being written."""
         if self._folder is None or not (self._writing is None or self._writing.done()):
             return
         states = [
@@ -140,15 +131,14 @@ class SessionStore:
     def forget(self, run_id: str) -> None:
         """Forget the sessions of a run, and remove their files."""
         for key in [key for key in self._sessions if key.run_id == run_id]:
-            del self._sessions[key], self._sizes[key]
+            del self._sessions[key]
         self._dirty = {key for key in self._dirty if key.run_id != run_id}
-        self._absent = {key for key in self._absent if key.run_id != run_id}
         if self._folder is not None:
             self._wait()
             shutil.rmtree(self._folder / run_id, ignore_errors=True)
 
     def close(self) -> None:
-        """Put on disk what changed."""
+        """Write what has changed, and end the writer's thread."""
         self._wait()
         if self.dirty:
             self.checkpoint()
@@ -158,16 +148,11 @@ class SessionStore:
 
     def _put_aside(self, key: SessionKey) -> None:
         session = self._sessions.pop(key)
-        del self._sizes[key]
         self.put_aside += 1
-        if self._folder is None:
-            self._dirty.discard(key)
-            return
         self._wait()
         if key in self._dirty:
             self._dirty.discard(key)
             self._write_all([(key, session.state().on_the_host())])
-        self._absent.discard(key)
 
     def _wait(self) -> None:
         """Wait until the last checkpoint is written."""

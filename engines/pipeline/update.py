@@ -1,11 +1,9 @@
-"""The update of one sweep: from the INR's volume to the answers and what the projections say of them.
+"""The update of one sweep: from the INR's volume to the candidate answers and their scores.
 
-A function of tensors alone, on one device: network, sampler's arithmetic, consistency, darkness and scores
-ask the host nothing and take nothing from it, so that a GPU runs it in one go and a CUDA graph can hold it.
-What it does depends on geometry and settings only, never on a value. All that is the same for every sweep
-of a geometry is made beforehand.
-
-Runs on the reconstructor's thread.
+A function of tensors alone, on one device: network, sampler, consistency, darkness and scores never
+synchronise with the host, so that a GPU runs it in one go and a CUDA graph can hold it. The operations depend
+on geometry and settings only, never on a value; whatever is the same for every sweep of a geometry is
+computed beforehand.
 """
 
 from __future__ import annotations
@@ -35,10 +33,10 @@ _NAMES = {"mdd": ("mdd", *_OTHERS), "inr": _OTHERS}
 
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
-    """What an update does, the same for all of a run.
+    """Settings of an update.
 
     `method` as in the configuration; `consistency`: pull the network's answer towards the projections, and
-    darken what no light came from.
+    darken voxels that no light came from.
     """
 
     method: str
@@ -49,19 +47,12 @@ class UpdateSettings:
 class Update:
     """The update for one geometry.
 
-    Parameters
-    ----------
-    geometry : Geometry
-    settings : UpdateSettings
-    runtime : Runtime or None
-        None for the methods that need no network.
-    noise : (Z, Y, X), optional
-        See `sampler.bridge_noise`.
+    `runtime` is None for methods without a network; `noise` (Z, Y, X) is `bridge_noise`, None for none.
 
     Attributes
     ----------
     names : tuple of str
-        The answers, the configured method's first.
+        The candidate answers, the configured method's first.
     """
 
     def __init__(
@@ -77,16 +68,16 @@ class Update:
         self.names = _NAMES.get(method, (method,))
 
     def __call__(self, given: Tensors, lap: Callable[[str], None] = lambda stage: None) -> Tensors:
-        """Return the answers (Z, Y, X) by name, and under `SCORES` what `scores.Scores.read` reads.
+        """Return the answers (Z, Y, X) by name, and under `SCORES` the input of `Scores.read`.
 
         Parameters
         ----------
         given : dict
             Normalised: `images` and `variance` (M, Y, X), `floor` () the level of no light, `closed` (Z, M)
-            Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one; `held`, `held_variance`
-            (H, Y, X) and `held_operator` (H, Z) where projections were held out.
+            Tikhonov's matrix; `prior` (Z, Y, X) where the method has one; `held`, `held_variance` (H, Y, X)
+            and `held_operator` (H, Z) where projections were held out.
         lap : callable
-            Told the name of each stage when it is over.
+            Called with the name of each finished stage.
         """
         images, variance, floor = given["images"], given["variance"], given["floor"]
         geometry, names = self._geometry, self.names
@@ -113,7 +104,7 @@ class Update:
         return {**answers, SCORES: scores}
 
     def _sampled(self, given: Tensors, lap: Callable[[str], None]) -> tuple[Tensor, Tensor]:
-        """Return the network's volume, and how far it missed the projections at first."""
+        """Return the network's volume, and its miss before consistency (see `structured_miss`)."""
         denoise = self._denoise
         if denoise is None:
             raise RuntimeError("the method mdd has no network")
@@ -144,7 +135,7 @@ class Update:
         return volume, missed[0]
 
     def _darken(self, answers: Tensors, images: Tensor, variance: Tensor, floor: Tensor) -> None:
-        """Set what network and INR left where a whole slab was dark to the level of no light."""
+        """Set network and INR to the level of no light where a whole slab was dark."""
         geometry = self._geometry
         share = light_share(geometry.supports, len(geometry.linear), images - floor, variance)
         for name, volume in answers.items():

@@ -1,4 +1,4 @@
-"""Closed forms on projections: linear and Tikhonov estimates, noise, data consistency."""
+"""Closed forms on projections: linear and Tikhonov estimates, noise, merging, data consistency."""
 
 from microdiffusion.engines.projections.closed_form import (
     along_z,

@@ -1,8 +1,8 @@
 """The closed-form answers: linear interpolation and Tikhonov.
 
-The operator acts along z only and is the same for every pixel, so each answer is one small matrix times
-the projections, (Z, M) @ (M, Y·X). Matrices are made once per geometry in float64 numpy and applied as
-float32 torch tensors on the engine's device. Volumes and projections are (Z, Y, X) and (M, Y, X).
+The operator acts along z only and is the same for every pixel, so each answer is one small matrix times the
+projections, (Z, M) @ (M, Y·X). Matrices are computed once per geometry in float64 numpy and applied as
+float32 torch tensors on the engine's device.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def tikhonov_matrix(operator: NDArray[np.float64], smoothness: float = 1e-2) -> 
 
 
 def matched_smoothness(operator: NDArray[np.float64], images: Tensor, noise_variance: Tensor) -> float:
-    """Return the smoothness for `tikhonov_matrix` that noise and specimen ask for.
+    """Return the smoothness for `tikhonov_matrix` that fits noise and specimen.
 
     Tikhonov's answer is the most probable one for a specimen whose neighbouring slices differ by
     independent steps of variance τ², seen with noise of variance σ²; its smoothness is then σ² / τ². The
     differences of neighbouring projections have the expectation 2σ² + τ² |c|², with `c` the cumulative sum
-    along z of the difference of their rows: τ² by the method of moments. Rounded down to half a decade within
-    1e-3 and 1: a session needs few matrices, and too smooth costs more than too rough.
+    along z of the difference of their rows: τ² by the method of moments. Rounded down to half a decade, from
+    1e-3 to 1: a session needs few matrices, and too smooth costs more than too rough.
     """
     if len(images) < 2:
         return 1e-2

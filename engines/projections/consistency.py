@@ -27,12 +27,8 @@ class DataConsistency:
 
     One multiplicative (MLEM) step towards ``A x + g (p - A x)`` with `g` from `noise_shrinkage`. Where
     windows do not overlap and noise is small, this is the exact rescaling ``x *= p / A x``; where they
-    overlap it is the usual damped iteration; it is never exact to the noise.
-
-    Parameters
-    ----------
-    operator : (M, Z) float32 tensor
-        The axial-projection operator.
+    overlap it is the usual damped iteration; it is never exact to the noise. `operator` (M, Z) float32 is the
+    axial projection.
     """
 
     def __init__(self, operator: Tensor) -> None:

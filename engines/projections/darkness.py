@@ -1,13 +1,11 @@
-"""Where there is no light: voxels whose slab was measured and found empty are set to the level of no light.
+"""Darkness: voxels whose slab was measured and found empty are set to the level of no light.
 
-Light is never negative, so a projection that is dark somewhere says that every voxel of its slab is dark
-there: the strongest statement that a projection can make about depth. A network or a fit leaves a haze of a
-fraction of the noise in such places. A place counts as dark where neither the pixel nor the mean over 3, 7
-and 15 pixels around it stands out from the noise, so that neither a faint point nor a faint haze is lost:
-what is given up is less than a quarter of the noise over 15 x 15 pixels. Where the level of no light is not
-known (an undeclared pedestal), nothing looks dark and nothing is done.
-
-Pure functions of tensors, any device.
+Light is never negative, so where a projection is dark, every voxel of its slab is dark: the strongest
+statement that a projection can make about depth. A network or a fit leaves a haze of a fraction of the noise
+in such places. A pixel counts as dark where neither it nor the mean over 3, 7 and 15 pixels around it stands
+out from the noise, so that neither a faint point nor a faint haze is lost: less than a quarter of the noise
+over 15 x 15 pixels is given up. Where the level of no light is not known (an undeclared pedestal), nothing
+looks dark and nothing is done.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SCALES = (1, 3, 7, 15)
-# Standard deviations of the noise: below the first a place is dark, beyond the second it is not. Of the
-# many pixels of an image, single ones reach 4 by chance, and the noise is estimated a little low.
+# Standard deviations of the noise: below the first a pixel is dark, beyond the second it is not. Of the many
+# pixels of an image, single ones reach 4 by chance, and the noise is estimated a little low.
 _LIMITS = {1: (4.0, 5.0), 3: (3.5, 4.5), 7: (3.0, 4.0), 15: (3.0, 4.0)}
 _WRONG_LEVEL = -3.0  # median over 15 x 15 pixels: so far below no light, the level is wrong
 
@@ -44,27 +42,19 @@ def supports(operator: NDArray[np.float64]) -> Supports:
 
 
 def light_share(seen: Supports, slices: int, above: Tensor, variance: Tensor) -> Tensor:
-    """Return the share (Z, Y, X) of light to keep, 0 to 1; the host is asked nothing.
+    """Return the share (Z, Y, X) of light to keep, 0 to 1, without synchronising with the host.
 
-    Parameters
-    ----------
-    seen : Supports
-        From `supports`.
-    slices : int
-        Z of the volume.
-    above : (M, Y, X)
-        Projections above the level of no light.
-    variance : (M, Y, X)
-        Their noise variance.
+    `seen` is from `supports`, `slices` the volume's Z; `above` (M, Y, X) are the projections above the level
+    of no light, `variance` (M, Y, X) their noise variance.
     """
     lit = torch.zeros_like(above)
     for scale in _SCALES:
         figure = _significance(above, variance, scale)
         low, high = _LIMITS[scale]
         lit = torch.maximum(lit, ((figure - low) / (high - low)).clamp(0.0, 1.0))
-    # The median lies below the level: with a level so wrong, everything keeps its light.
+    # The median is far below the level of no light: that is wrong, and everything keeps its light.
     wrong = 2 * (figure < _WRONG_LEVEL).sum() >= figure.numel()
-    # What stands out lights up its surroundings: the beam's spot and the edges of faint structures.
+    # Whatever stands out lights up its surroundings: the beam's spot and the edges of faint structures.
     lit = torch.maximum(local_max(lit), wrong.to(lit.dtype))
     # A voxel is dark where any slab that saw it was; slices that no slab saw keep what they have.
     share = torch.ones(slices, *above.shape[1:], device=above.device, dtype=above.dtype)
@@ -74,7 +64,7 @@ def light_share(seen: Supports, slices: int, above: Tensor, variance: Tensor) ->
 
 
 def _significance(above: Tensor, variance: Tensor, scale: int) -> Tensor:
-    """Return the mean over `scale` x `scale` pixels in units of its own standard deviation (M, Y, X)."""
+    """Return the mean over `scale` x `scale` pixels in units of its standard deviation, (M, Y, X)."""
     if scale == 1:
         return above / variance.sqrt()
     size = min(scale, *(n - (n + 1) % 2 for n in above.shape[1:]))  # odd, and no larger than the image

@@ -1,7 +1,7 @@
-"""Means over the neighbourhood of each pixel: what noise, darkness and consistency look at.
+"""Box filters: sums and means over the neighbourhood of each pixel.
 
-Sums of shifted images, doubled on the way: a window of 15 costs four additions along each axis, whatever
-the library's pooling makes of it (on a CPU ten times that). Pure functions of tensors, any device.
+Sums of shifted images, doubled on the way: a window of 15 costs four additions along each axis, a tenth of
+the library's pooling on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 def local_mean(images: Tensor, window: int) -> Tensor:
     """Return the mean over `window` x `window` pixels (odd) around each pixel of images (M, Y, X).
 
-    At the borders it is the mean over those pixels that are there.
+    At the borders it is the mean over the pixels within the image.
     """
     half = window // 2
     rows, columns = (_counts(size, window, images) for size in images.shape[1:])

@@ -1,8 +1,4 @@
-"""How noisy the projections are, and what is left of them without that noise.
-
-The noise comes from the camera's numbers where they are known, else from the images. Pure functions of
-tensors, on the engine's thread.
-"""
+"""The noise of the projections: from the camera's numbers where they are known, else from the images."""
 
 from __future__ import annotations
 
@@ -29,27 +25,27 @@ _KERNEL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
 def noise_variance(projections: Tensor, camera: CameraNoise, white: float = 1.0) -> Tensor:
     """Return the noise variance (M, Y, X) of projections (M, Y, X), counts².
 
-    With a known gain: ``gain (p - offset) + read_noise²`` (Poisson, p smoothed over 3x3 pixels so that
-    a dark pixel's luck does not make it trusted). Without: one variance for all pixels, the share `white` of
-    what is estimated (see `white_share`).
+    With a known gain: ``gain (p - offset) + read_noise²`` (Poisson, p smoothed over 3x3 pixels so that a
+    pixel that is dark by chance is not trusted more). Without: one variance for all pixels, the share `white`
+    of the estimate (see `white_share`).
     """
     if camera.gain is None:
         variance = max(white * estimate_sigma(projections) ** 2, camera.read_noise**2)
         return torch.full_like(projections, _at_least(variance, projections))
     smooth = local_mean(projections, 3)
     shot = camera.gain * (smooth - camera.offset).clamp_min(0.0)
-    # One photon's worth at least: the Gaussian picture of a Poisson count ends there.
+    # At least one photon: below that a Poisson count is not Gaussian.
     return (shot + camera.read_noise**2).clamp_min(_at_least(camera.gain**2, projections))
 
 
 def estimate_sigma(projections: Tensor) -> float:
     """Return the standard deviation of the white noise of images (M, Y, X), from the images alone.
 
-    Immerkær's kernel, and of its power the 5th percentile over blocks of 16 x 16 pixels: where the
-    specimen is textured everywhere a median would take texture for noise. It errs towards too little
-    noise, by about an eighth on smooth specimens, which costs less than erring towards too much: noise
-    that is taken for signal is left to the network, signal that is taken for noise is lost. Blocks
-    without any variance (masked or padded regions) say nothing.
+    The 5th percentile of the power of Immerkær's kernel over blocks of 16 x 16 pixels: where the specimen is
+    textured everywhere a median would take texture for noise. It underestimates the noise, by about an eighth
+    on smooth specimens, which costs less than overestimating it: noise taken for signal is left to the
+    network, signal taken for noise is lost. Blocks without any variance (masked or padded regions) are left
+    out.
     """
     response = F.conv2d(projections[:, None], _KERNEL.to(projections)[None, None]).square() / 36.0
     block = min(_BLOCK, *response.shape[2:])
@@ -61,12 +57,12 @@ def estimate_sigma(projections: Tensor) -> float:
 
 
 def white_share(projections: Tensor, operator: NDArray[np.float64]) -> float:
-    """Return the share of the fine structure's power that is noise, 0.1 to 1, as far as slabs overlap.
+    """Return the share of noise in the fine structure's power, 0.1 to 1; 1 where slabs hardly overlap.
 
-    Neighbouring projections (M, Y, X) share what lies where their slabs do, and never their noise. Texture
-    without any correlation along z has the covariance of the slabs' rows, so the power that it has is the
-    measured covariance over theirs; smoother texture is overrated, which errs towards too little noise.
-    Looked up where `estimate_sigma` looks: in the quietest blocks. 1 where slabs hardly overlap.
+    Neighbouring projections (M, Y, X) share the structure where their slabs overlap, and never their noise.
+    Texture without correlation along z has the covariance of the slabs' rows, so its power is the measured
+    covariance over theirs; smoother texture is overestimated, hence noise underestimated. Measured where
+    `estimate_sigma` looks: in the quietest blocks.
     """
     if len(projections) < 3:
         return 1.0
@@ -85,15 +81,14 @@ def white_share(projections: Tensor, operator: NDArray[np.float64]) -> float:
 
 
 def quieten(images: Tensor, noise_variance: Tensor, window: int = 5) -> Tensor:
-    """Return images (M, Y, X) without the noise that their own neighbourhood gives away.
+    """Return images (M, Y, X) denoised by the local Wiener filter of Lee (1980).
 
-    The local Wiener filter of Lee (1980), "Digital image enhancement and noise filtering by use of local
-    statistics": each pixel moves to the mean of its `window` x `window` neighbours by the share of their
-    variance that `noise_variance` (M, Y, X) explains. Flat regions lose their noise, structure above it
-    stays as sharp as it is: the resolution across is what the noise allows, place by place.
+    "Digital image enhancement and noise filtering by use of local statistics": each pixel moves to the mean
+    of its `window` x `window` neighbours by the share of their variance that `noise_variance` (M, Y, X)
+    explains. Flat regions lose their noise, structure above it stays as sharp as it is.
     """
     mean = local_mean(images, window)
-    # Of the differences, not of the squares: a pedestal far above the structure costs no digits.
+    # Squares of differences: a pedestal far above the structure costs no digits.
     spread = local_mean((images - mean).square(), window)
     share = (1.0 - local_mean(noise_variance, window) / spread.clamp_min(1e-12)).clamp_(0.0, 1.0)
     return mean + share * (images - mean)

@@ -1,4 +1,4 @@
-"""Decides which estimate is served, and how far it can be trusted."""
+"""Selects the answer to serve, and measures how far to trust it."""
 
 from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held, structured_miss

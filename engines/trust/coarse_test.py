@@ -1,13 +1,13 @@
-"""A test that every sweep carries with it: the same task one octave coarser, where the answer is known.
+"""Self-test of the network on the same task one octave coarser, where the answer is known.
 
-Neighbouring projections are averaged in pairs, which is what a beam of twice the length, at twice the
-step, would have seen. On a grid of slices twice as thick this is a sweep with nearly the same slab length
-and step in slices as the real one, so it puts the same question to the network. But its answer can be
-checked against the projections before they were averaged, over the whole volume and without any frame of
-its own. The measure is the network's mean squared error relative to that of the closed form.
+Neighbouring projections are averaged in pairs, as a beam of twice the length at twice the step would see
+them. On a grid of slices twice as thick this is a sweep with nearly the same slab length and step in slices
+as the real one, so the network faces the same task. But its answer can be checked against the projections
+before they were averaged, over the whole volume and without an extra frame. The measure is the network's mean
+squared error relative to the closed form's.
 
-Holds as far as a specimen looks alike at both scales; what it finds reliably is a network that does worse
-than the closed form on a structure it does not know.
+Valid as far as a specimen looks alike at both scales; it reliably finds a network that does worse than the
+closed form on a structure it does not know.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class CoarseTest:
     def of(
         cls, operator: NDArray[np.float64], centres: NDArray[np.float64], length: float
     ) -> CoarseTest | None:
-        """Derive it from the operator (M, Z), slab centres (M,) ascending and slab length, in slices.
+        """Derive it from operator (M, Z), slab centres (M,), ascending, and slab length, in slices.
 
-        None where there are too few projections.
+        Returns None where there are too few projections.
         """
         count, slices = len(operator) // 2 * 2, operator.shape[1] // 2
         if count < _FEWEST:
@@ -68,7 +68,7 @@ class CoarseTest:
         fine = operator[:count] @ thicken
         coarse = 0.5 * (fine[0::2] + fine[1::2])
         middle = 0.5 * (centres[0:count:2] + centres[1:count:2])
-        # A pair's support, in the new slices, whose first has its centre half an old slice deeper.
+        # A pair's support, in the new slices; the first one's centre is half an old slice deeper.
         reach = 0.5 * (length + float(np.median(np.diff(centres))))
         return cls(coarse, fine, SliceConditions.of(coarse, 0.5 * (middle - 0.5), reach))
 
@@ -77,8 +77,8 @@ class CoarseTest:
     ) -> Tensor:
         """Return the network's mean squared error relative to the closed form's, ().
 
-        `images`, `variance` (M, Y, X) and `floor` are normalised. Asks the host for the closed form's
-        smoothness before anything else, and nothing after.
+        `images`, `variance` (M, Y, X) and `floor` are normalised. Synchronises with the host once, at the
+        beginning, for the closed form's smoothness.
         """
         count = len(self.fine)
         fine_images = images[:count]

@@ -1,7 +1,7 @@
-"""What the projections say of the answers of one sweep: measured on the device, read by the host at once.
+"""Residuals and held-out errors of the answers of one sweep, in units of the projections' noise.
 
-`measure` and the functions below it work on tensors alone; what they find is one small tensor. `Scores.read`
-makes names of its numbers. How far an answer misses its projections is told in units of their noise.
+`measure` and the functions below it work on tensors alone and return one small tensor, which the host reads
+once; `Scores.read` gives its numbers their names.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_FLATTERED = 0.1  # the held-out projection's share lies that much above the volume's
-_INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise, that says anything
+_FLATTERED = 0.1  # the held-out projection's best share exceeds the volume's by so much
+_INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise, that is informative
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What is known of the answers of one sweep, by name.
+    """The scores of the answers of one sweep, by name.
 
     Attributes
     ----------
     residuals, errors : dict
-        Rms of the reprojection's misfit, and the same on the held-out projections (empty where there is
-        none), both in units of the noise.
+        Rms misfit of the reprojection, and of the held-out projections (empty where there is none).
     miss : float
         See `structured_miss`.
     shares : dict
         The first answer's share in its best mixture with each other one; empty without held-out projections.
     coarse_error : float or None
-        See `coarse_test.py`; None where nobody looked.
+        See `coarse_test.py`; None without a test.
     """
 
     residuals: dict[str, float]
@@ -49,7 +48,7 @@ class Scores:
 
     @classmethod
     def read(cls, numbers: Sequence[float], names: Sequence[str], *, held: bool, coarse: bool) -> Scores:
-        """Return what `measure` found, with the coarse test behind it where there was one."""
+        """Return the scores of what `measure` returned, followed by the coarse test's error, if any."""
         rest = iter(numbers)
 
         def row() -> dict[str, float]:
@@ -68,7 +67,7 @@ class Scores:
         )
 
     def blend(self, name: str, own: str, other: str, weight: float) -> None:
-        """Add the scores of `weight own + (1 - weight) other`, where `own` is the first answer."""
+        """Add the scores of ``weight own + (1 - weight) other``, where `own` is the first answer."""
         together, held_together = self._together[other]
 
         def mixed(rms: dict[str, float], product: float) -> float:
@@ -84,7 +83,7 @@ class Scores:
 def measure(
     answers: Sequence[Tensor], operator: Tensor, images: Tensor, variance: Tensor, miss: Tensor
 ) -> Tensor:
-    """Return the miss () and what `_misfits` tells of the N answers (Z, Y, X) and projections: (1 + 2 N,).
+    """Return the miss () and the `_misfits` of the N answers (Z, Y, X): (1 + 2 N,).
 
     `operator` (M, Z), `images` and their `variance` (M, Y, X).
     """
@@ -92,14 +91,14 @@ def measure(
 
 
 def measure_held(answers: Sequence[Tensor], operator: Tensor, held: Tensor, variance: Tensor) -> Tensor:
-    """Return the same for held-out projections (H, Y, X), and the first answer's best shares, (3 N,)."""
+    """Return the misfits on held-out projections (H, Y, X), and the first answer's best shares: (3 N,)."""
     seen = [along_z(operator, each) for each in answers]
     shares = torch.stack([best_share(seen[0], each, held, variance) for each in seen])
     return torch.cat([*_misfits(seen, held, variance), shares])
 
 
 def _misfits(seen: Sequence[Tensor], images: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rms misfits (N,) in units of the noise, and the mean products (N,) with the first one's."""
+    """Return the rms misfits (N,) in units of the noise, and their mean products (N,) with the first."""
     apart = torch.stack(list(seen)).sub_(images).mul_(variance.rsqrt()).flatten(1)
     products = apart @ apart.T / apart.shape[1]
     return products.diagonal().sqrt(), products[0]
@@ -108,8 +107,8 @@ def _misfits(seen: Sequence[Tensor], images: Tensor, variance: Tensor) -> tuple[
 def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) -> Tensor:
     """Return w () of `w mine + (1 - w) other` that is closest to `target`, all (H, Y, X).
 
-    Least squares in units of the noise; a little less, because one place flatters, and towards 1 where the
-    two hardly differ.
+    Least squares in units of the noise; a little less, since a single position flatters, and close to 1 where
+    the two hardly differ.
     """
     apart = (mine - other) / variance.sqrt()
     informative = apart.square().sum()
@@ -118,7 +117,7 @@ def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) ->
 
 
 def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> Tensor:
-    """Return the rms () of what 3 x 3 neighbours share of the misfit of `raw` (Z, Y, X), less the noise's."""
+    """Return the rms () misfit of `raw` (Z, Y, X), averaged over 3 x 3 pixels, less the noise."""
     misfit = along_z(operator, raw) - images
     shared = (window_sum(misfit, 3) / 9).square().mean() - variance.mean() / 9
     return shared.clamp_min(0.0).sqrt()

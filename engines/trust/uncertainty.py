@@ -1,15 +1,15 @@
-"""How far each voxel may be off: a standard deviation beside the volume, calibrated by what was held out.
+"""Uncertainty: a standard deviation per voxel, calibrated by held-out projections.
 
-What a slab has summed up is unknown along z, so an answer errs where there is light to be put into the wrong
-slice, where it changes along z, and where answers of different kinds disagree. The pattern is made of these
+A slab's sum leaves the distribution along z unknown, so an answer errs where there is light to be put into
+the wrong slice, where it changes along z, and where different answers disagree. The pattern is made of these
 three, from what a sweep computes anyway:
 
     pattern² = sqrt( <|each answer - volume|² + |∂volume/∂z|²> ) · <volume - floor>
 
-with < > means over a neighbourhood. How large errors are differs from specimen to specimen. There a
-projection tells that was kept from all answers: the session's *scale* is the error on it, beyond its noise,
-over what the pattern says of that slab. Errors of neighbouring slices cancel in a projection, which costs a
-factor that was measured on recorded volumes (docs/uncertainty.md). Pure functions of tensors, any device.
+with < > means over a neighbourhood. The size of errors differs from specimen to specimen; a held-out
+projection measures it: the session's *scale* is the error on it, beyond its noise, over the pattern's
+prediction for that slab. Errors of neighbouring slices cancel in a projection, which costs a factor that was
+measured on recorded volumes (docs/uncertainty.md).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DEFAULT_SCALE = 0.36
-"""The scale where no projection was held out yet: the usual one of recorded volumes."""
+"""The scale before the first held-out projection: the usual one of recorded volumes."""
 _CANCELLED = 1.79  # error of a voxel over that of a projection, both in units of the pattern
 _NOISE = 0.1  # of the projections' noise variance, at least, everywhere
-_LEAST = 0.02  # of the noise's variance: a held-out error cannot be told to be less
+_LEAST = 0.02  # of the noise variance: smaller held-out errors cannot be measured
 
 
 def pattern(volume: Tensor, answers: Iterable[Tensor], floor: float) -> Tensor:
-    """Return where a volume (Z, Y, X) may err, up to a scale; `answers` are those that it was chosen from."""
+    """Return the pattern of a volume's (Z, Y, X) errors, up to a scale; `answers` are its candidates."""
     slope = torch.gradient(volume, dim=0)[0] if len(volume) > 1 else torch.zeros_like(volume)
     doubt = slope.square_()
     others = list(answers)
@@ -44,7 +44,7 @@ def pattern(volume: Tensor, answers: Iterable[Tensor], floor: float) -> Tensor:
 
 
 def scale(doubt: Tensor, volume: Tensor, operator: Tensor, held: Tensor, variance: Tensor) -> float:
-    """Return the session's scale by held-out projections (H, Y, X) of `operator` (H, Z), and their noise."""
+    """Return the session's scale from held-out projections (H, Y, X) of `operator` (H, Z)."""
     noise = variance.mean()
     missed = (along_z(operator, volume) - held).square().mean() - noise
     said = along_z(operator, doubt.square()).mean()
@@ -52,7 +52,7 @@ def scale(doubt: Tensor, volume: Tensor, operator: Tensor, held: Tensor, varianc
 
 
 def deviation(doubt: Tensor, session_scale: float, variance: Tensor) -> Tensor:
-    """Return the standard deviation (Z, Y, X) of each voxel; `variance` is the projections' noise."""
+    """Return the standard deviation (Z, Y, X) of each voxel; `variance` is that of the projections' noise."""
     size = _CANCELLED * session_scale
     return doubt.square().mul_(size * size).add_(_NOISE * variance.mean()).sqrt_()
 
