@@ -1,18 +1,7 @@
-"""The `mdd` command: dispatch, shared options, progress bars."""
+"""The `mdd` command: dispatch, shared options, printing, progress. Light: a command imports what it needs."""
 
-from microdiffusion.daemon.cli.build_bar import BuildBar
-from microdiffusion.daemon.cli.dispatch import commands, complain, main, say
-from microdiffusion.daemon.cli.progress import ProgressBar
-from microdiffusion.daemon.cli.suggestions import Value, suggestions, written
+from microdiffusion.daemon.cli.dispatch import commands, main
+from microdiffusion.daemon.cli.output import complain, say, say_json
+from microdiffusion.daemon.cli.progress import Progress
 
-__all__ = [
-    "BuildBar",
-    "ProgressBar",
-    "Value",
-    "commands",
-    "complain",
-    "main",
-    "say",
-    "suggestions",
-    "written",
-]
+__all__ = ["Progress", "commands", "complain", "main", "say", "say_json"]

@@ -1,7 +1,7 @@
 """The `mdd` command: finds the subcommand, imports it alone, and turns every error into one sentence.
 
-`mdd --help` must be quick, so this module imports nothing heavy, and a subcommand's module only when it
-is called. Exit codes: 0 well, 2 the user's input, 3 failure while running, 130 interrupted.
+`mdd --help` must be quick, so this module imports nothing heavy, and a subcommand's module only when it is
+called. Exit codes: 0 success, 2 user error, 3 runtime failure, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import tempfile
-import textwrap
 import threading
 import time
 import traceback
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from microdiffusion import __version__
+from microdiffusion.daemon.cli.output import complain, say
 from microdiffusion.errors import MddError
-from microdiffusion.text import strip_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,70 +36,37 @@ GROUPS: dict[str, dict[str, str]] = {
         "top": "watch a running daemon",
         "control": "start, pause, stop, set",
         "acquire": "acquire for another host",
-        "deliver": "send what a journal holds",
+        "deliver": "send undelivered frames",
     },
-    "With run files": {
-        "info": "what a run holds",
+    "Run files": {
+        "info": "describe a run",
         "verify": "check every byte of a run",
-        "repair": "in order after a kill",
-        "report": "one HTML page of a run",
+        "repair": "recover after a crash",
+        "report": "one HTML page about a run",
         "export": "to napari, Fiji, Slicer",
-        "snapshot": "a copy of a run, any time",
-        "repack": "compress, or undo it",
+        "snapshot": "copy a run, even live",
+        "repack": "compress or decompress",
         "reconstruct": "volumes from recordings",
     },
     "Without a microscope": {
         "simulate": "projections from a volume",
-        "replay": "send a file, as if live",
+        "replay": "send a file as if live",
     },
-    "Setting up": {
+    "Setup": {
         "init": "write a configuration",
-        "doctor": "what could go wrong",
+        "doctor": "check for problems",
         "config": "check, show, explain",
         "calibrate": "measure beam and camera",
-        "keys": "who may connect",
-        "compile": "build TensorRT's engines",
-        "completion": "complete with the Tab key",
+        "keys": "manage trusted hosts",
+        "compile": "build TensorRT engines",
     },
     "The network": {
         "train": "train on volumes",
         "adapt": "adapt to a session",
         "evaluate": "compare methods",
-        "bench": "what a volume costs here",
+        "bench": "measure speed here",
     },
 }
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps a description's lines where the terminal has room for them, and wraps them where it has not."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return fitted(super()._fill_text(text, width, indent), max(width, 20))
-
-
-def fitted(text: str, width: int) -> str:
-    """Return a command's description without a line longer than `width`.
-
-    A paragraph is filled anew; a line of code goes on with its remark in the next line.
-    """
-    lines: list[str] = []
-    for paragraph in text.split("\n\n"):
-        block = paragraph.splitlines()
-        if any(line.startswith((" ", "mdd ")) or "   " in line for line in block):
-            for line in block:
-                code, gap, remark = line.rpartition("   ")
-                fits = len(line) <= width or not gap or not code.strip()
-                lines += [line] if fits else [code.rstrip(), *_wrapped(remark, width, " " * 6)]
-        elif any(len(line) > width for line in block):
-            lines += _wrapped(" ".join(block), width, "")
-        else:
-            lines += block
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
-def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,44 +80,43 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mdd` with `argv` (None: the process's own arguments) and return its exit code."""
-    _never_fail_to_print()
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # replace what the terminal's encoding lacks (µ, ▀) rather than fail
+            reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _interrupts_noted() as interrupts:
-        return _judged(arguments, interrupts)
-
-
-def _judged(arguments: list[str], interrupts: list[int]) -> int:
-    """Run a command and return the exit code; an error is one sentence."""
-    try:
-        return _dispatch(arguments)
-    except KeyboardInterrupt:
-        return _interrupted()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except Exception as error:
-        if interrupts:
-            return _interrupted()
-        if isinstance(error, MddError):
-            complain(f"mdd: {error}")
-            return error.exit_code
-        if isinstance(error, PermissionError) and error.filename:  # a folder that may not even be looked into
-            complain(f"mdd: {error.filename} cannot be used ({error.strerror}): check its folder's rights.")
-            return 2
-        complain(
-            f"mdd: this should not have happened ({type(error).__name__}: {error}): "
-            f"please report it with {_write_traceback(arguments)}."
-        )
-        return 3
-
-
-def _interrupted() -> int:
+        try:
+            return _dispatch(arguments)
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 0
+        except KeyboardInterrupt:
+            pass
+        except Exception as error:
+            if not interrupts:
+                return _explained(error, arguments)
     complain("mdd: interrupted")
     return 130
 
 
+def _explained(error: Exception, arguments: list[str]) -> int:
+    """Print an error as one sentence and return the exit code."""
+    if isinstance(error, MddError):
+        complain(f"mdd: {error}")
+        return error.exit_code
+    if isinstance(error, PermissionError) and error.filename:  # a folder that may not even be looked into
+        complain(f"mdd: {error.filename} cannot be used ({error.strerror}): check the folder's permissions.")
+        return 2
+    complain(
+        f"mdd: unexpected error ({type(error).__name__}: {error}): please report it with "
+        f"{_write_traceback(arguments)}."
+    )
+    return 3
+
+
 @contextlib.contextmanager
 def _interrupts_noted() -> Iterator[list[int]]:
-    """Give a list that grows with each Ctrl-C: compiled code may make any other error of it on its way up."""
+    """Give a list that grows with each Ctrl-C: compiled code may turn it into any other error."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -169,33 +134,16 @@ def _interrupts_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def say(text: str = "", *, styled: bool = False) -> None:
-    """Print to stdout; whoever stops reading (`mdd ... | head`) ends the command quietly.
-
-    What comes from a file or a daemon cannot play the terminal; `styled` is a text with colours of our own.
-    """
-    try:
-        print(text if styled else strip_control(text), flush=True)
-    except BrokenPipeError:
-        # The interpreter flushes once more at exit, and must not stumble over the same pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-
-
-def complain(text: str) -> None:
-    """Print to stderr."""
-    print(strip_control(text), file=sys.stderr, flush=True)
-
-
-def commands() -> list[str]:
-    """Return the names of all commands."""
-    return [command for group in GROUPS.values() for command in group]
+def commands() -> dict[str, str]:
+    """Return all commands and what they do."""
+    return {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 def command_parser(name: str) -> Parser:
     """Return the parser of a command."""
     module = _module(name)
-    parser = Parser(prog=f"mdd {name}", description=module.__doc__, formatter_class=HelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"mdd {name}", description=module.__doc__, formatter_class=plain)
     module.add_arguments(parser)
     return parser
 
@@ -206,10 +154,7 @@ def _module(name: str) -> ModuleType:
 
 def _dispatch(arguments: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
-        from microdiffusion.daemon.cli.completing import complete
-
-        texts = {name: text for group in GROUPS.values() for name, text in group.items()}
-        return complete(Parser(prog="mdd"), texts, command_parser)
+        return _complete()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(_help())
         return 0
@@ -225,8 +170,24 @@ def _dispatch(arguments: list[str]) -> int:
     return int(_module(name).run(command_parser(name).parse_args(rest)))
 
 
+def _complete() -> int:
+    """Answer the shell, which asks with the line so far in the environment, for the Tab key."""
+    import argcomplete
+
+    words = os.environ.get("COMP_LINE", "").split()
+    parser = Parser(prog="mdd")
+    parts = parser.add_subparsers(dest="command")
+    for name, text in commands().items():
+        # A command is imported only if it is on the line.
+        on_line = len(words) > 1 and words[1] == name
+        parents = [command_parser(name)] if on_line else []
+        parts.add_parser(name, help=text, parents=parents, add_help=not on_line)
+    argcomplete.autocomplete(parser)
+    return 0
+
+
 def _help() -> str:
-    """Return the commands by what they are for, in two columns; a terminal of 80 x 24 shows all of it."""
+    """Return the commands by purpose, in two columns that fit a terminal of 80 x 24."""
     blocks = [
         [f"{title}:", *(f"  {name:<11} {text}" for name, text in group.items())]
         for title, group in GROUPS.items()
@@ -246,7 +207,7 @@ def _help() -> str:
 
 
 def _write_traceback(arguments: list[str]) -> str:
-    """Write the current exception's traceback to a file of the temporary folder and return where it is."""
+    """Write the current exception's traceback to a file in the temporary folder and return where it is."""
     name = f"mdd-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     header = f"mdd {__version__}, Python {sys.version}, {sys.platform}\nmdd {' '.join(arguments)}\n\n"
     text = header + traceback.format_exc()
@@ -256,11 +217,3 @@ def _write_traceback(arguments: list[str]) -> str:
     except OSError:  # the disk is full, or there is no such folder
         return f"this: {text}"
     return f"the file {file}"
-
-
-def _never_fail_to_print() -> None:
-    """Replace what the terminal's encoding lacks (µ, ▀) rather than fail in the middle of a run."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")

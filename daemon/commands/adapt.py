@@ -1,19 +1,18 @@
-"""Adapt the network to one session, from its projections alone, and say whether that helps.
+"""Adapt the network to one session, from its projections alone.
 
   mdd adapt run.h5 --output adapted.safetensors
   mdd adapt projections.h5 --output adapted.safetensors --minutes 5
 
-No ground truth is needed. Held-out projections judge, or one projection of each sweep that is left out.
-New weights are written where they predict the judges better; --force writes them in any case.
+No ground truth is needed: held-out projections judge, or one projection that
+is left out of each sweep. The new weights are written if they predict these
+better; --force writes them in any case.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import options, say
-from microdiffusion.errors import MissingFileError
+from microdiffusion.daemon.cli import Progress, options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -21,40 +20,33 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", type=options.file, metavar="RUN_OR_PROJECTIONS.h5")
-    parser.add_argument("--output", type=options.file, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--iterations", type=options.count, default=200, metavar="N")
-    parser.add_argument(
-        "--minutes", type=options.positive, default=15.0, metavar="M", help="stop after M minutes, or N"
-    )
-    parser.add_argument("--rate", type=options.positive, default=3e-4, metavar="R", help="learning rate")
-    parser.add_argument("--sweeps", type=options.count, default=4, metavar="N", help="sweeps used, at most")
-    parser.add_argument("--seed", type=options.seed, default=0, metavar="N")
-    parser.add_argument("--force", action="store_true", help="write the weights also where they do not help")
-    options.add_config_options(parser)
+    options.add(parser, "FILE", "run file or projection file", options.file)
+    about = "weights to write"
+    options.add(parser, "--output FILE.safetensors", about, options.output, required=True)
+    options.add(parser, "--iterations N", "stop after N", options.count, default=200)
+    options.add(parser, "--minutes M", "stop after M minutes", options.positive, default=15.0)
+    options.add(parser, "--rate R", "learning rate", options.positive, default=3e-4)
+    options.add(parser, "--sweeps N", "sweeps to use at most", options.count, default=4)
+    options.add(parser, "--seed N", "seed of the training", options.seed, default=0)
+    options.add(parser, "--force", "write the weights even if they do not help")
+    options.add_config(parser)
 
 
 def run(args: Namespace) -> int:
     """Adapt, judge, and write."""
     config = options.config_from(args).engine
-    if not args.output.parent.is_dir():
-        raise MissingFileError(f"There is no folder {args.output.parent} for the output: create it first.")
     from microdiffusion.engines.diffusion import load_denoiser, shipped_weights
     from microdiffusion.engines.training import AdaptPlan, adapt, read_session, write_weights
 
     session = read_session(args.file, most=args.sweeps)
     weights = config.weights or shipped_weights()
     plan = AdaptPlan(args.iterations, args.minutes, args.rate, args.seed)
-    told_s = float("-inf")
+    with Progress("adapting", every_s=10.0) as bar:
 
-    def watch(iteration: int, share: float, loss: float, seconds: float) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s >= 10:
-            told_s = time.monotonic()
-            left = seconds * (1 - share) / share if share else 0.0
-            say(f"iteration {iteration}  loss {loss:.3f}  {100 * share:.0f} %  {left:.0f} s left")
+        def watch(iteration: int, share: float, loss: float, seconds: float) -> None:
+            bar(share, note=f"iteration {iteration}, loss {loss:.3f}")
 
-    result = adapt(session, load_denoiser(weights), config, plan, say, watch)
+        result = adapt(session, load_denoiser(weights), config, plan, say, watch)
     say(result.verdict.sentence)
     if result.verdict.word == "helps" or args.force:
         notes = {

@@ -1,29 +1,25 @@
-"""Measure the cost of a volume on this machine, stage by stage, and against its limits.
+"""Measure what a volume costs on this machine, stage by stage.
 
-  mdd bench                                   a minute, a table
+  mdd bench                          a minute, a table
   mdd bench --quick
   mdd bench --size 64x128x128 --size 64x256x256 --device cpu --json bench.json
 
-Sweeps of the demo's virtual specimen go through the daemon's own wire, engine and recorder. Everything that
-they are compared with is measured in the same run, in turns: torch eager in float32, parts of the reference
-method (extrapolated to the whole, and marked so), and matrix products. docs/performance.md explains each
-figure.
+Sweeps of the demo's virtual specimen go through the daemon's wire, engine and
+recorder. For comparison, in the same run and in turns: torch eager in float32,
+parts of the reference method (extrapolated to the whole, and marked so), and
+matrix products. docs/performance.md explains each figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.cli import options, say
-from microdiffusion.errors import MissingFileError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Iterator
 
     from microdiffusion.daemon.bench import Bench, BenchSettings
 
@@ -33,43 +29,33 @@ _MOST_EVALUATIONS = 8
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        "--size", type=_size, action="append", metavar="ZxYxX", help="may be given several times (64x128x128)"
-    )
-    what.add_argument(
-        "--all-sizes", action="store_true", help="64x128x128, 130x128x128, 64x256x256 and 64x512x512"
-    )
-    what.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    what.add_argument("--network", choices=("auto", "small", "large"), help="which of the shipped weights")
-    what.add_argument(
-        "--evaluations", type=_evaluations, metavar="N,M", help="of the network, per volume (1,4)"
-    )
+    what = parser.add_argument_group("what to measure")
+    options.add(what, "--size ZxYxX", "size of a volume (repeatable; 64x128x128)", _size, action="append")
+    options.add(what, "--all-sizes", "64x128x128, 130x128x128, 64x256x256 and 64x512x512")
+    options.add(what, "--device NAME", "auto, cpu, cuda or cuda:N", key="engine.device")
+    networks = ("auto", "small", "large")
+    options.add(what, "--network", "the shipped weights to use", choices=networks, key="engine.network")
+    options.add(what, "--evaluations N,M", "of the network, per volume (1,4)", _evaluations)
     how = parser.add_argument_group("how thoroughly")
-    how.add_argument("--quick", action="store_true", help="a quarter of a minute, coarser figures")
-    how.add_argument("--volumes", type=options.count, metavar="N", help="warm volumes of each figure (8)")
-    how.add_argument("--seed", type=options.seed, default=1, metavar="N", help="of the specimen (1)")
-    parser.add_argument("--json", type=options.file, metavar="FILE", help="everything")
-    options.add_config_options(parser)
+    options.add(how, "--quick", "a quarter of a minute, coarser figures")
+    options.add(how, "--volumes N", "warm volumes per figure (8)", options.count)
+    options.add(how, "--seed N", "seed of the specimen", options.seed, default=1)
+    options.add(parser, "--json FILE", "write all figures", options.output)
+    options.add_config(parser)
 
 
 def run(args: Namespace) -> int:
     """Measure, print the tables, write the JSON."""
-    if args.json is not None and not args.json.parent.is_dir():
-        raise MissingFileError(
-            f"The folder {args.json.parent} of the results does not exist: create it first."
-        )
     args.config = args.config or "demo"
-    config = options.config_from(
-        args,
-        {"engine.device": None if args.device == "auto" else args.device, "engine.network": args.network},
-    )
+    config = options.config_from(args)
+    from rich.console import Console
+
     from microdiffusion.daemon.bench import Bench, size_name, tables, write_json
     from microdiffusion.daemon.system import about
 
     settings = _settings(args)
-    with _progress() as progress:
-        bench = Bench(config, settings, progress)
+    with Console(stderr=True).status("") as status:
+        bench = Bench(config, settings, status.update)
         sizes = _sizes(args, bench)
         document: dict[str, Any] = {
             "sizes": {size_name(size): bench.size(size) for size in sizes},
@@ -102,29 +88,11 @@ def _sizes(args: Namespace, bench: Bench) -> tuple[tuple[int, int, int], ...]:
     return CUDA_SIZES if bench.device.type == "cuda" else CPU_SIZES
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Say what is being measured where there is a terminal; else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield status.update
-
-
 def _size(text: str) -> tuple[int, int, int]:
-    try:
-        slices, rows, columns = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected slices, rows and columns such as 64x128x128, not {text}"
-        ) from None
-    size = slices, rows, columns
+    size = options.shape(text)
     if any(edge < least for edge, least in zip(size, _LEAST, strict=True)):
         raise argparse.ArgumentTypeError(f"expected at least {'x'.join(map(str, _LEAST))} voxels, not {text}")
-    if slices * rows * columns >= 1 << 31:
+    if size[0] * size[1] * size[2] >= 1 << 31:
         raise argparse.ArgumentTypeError(f"expected less than 2^31 voxels, not {text}")
     return size
 

@@ -1,13 +1,14 @@
-"""Measure the beam's axial profile, or the camera's offset, gain and read noise, for the configuration.
+"""Measure the beam's axial profile, or the camera's offset, gain and read noise.
 
   mdd calibrate beam beads.tif --step-um 1 --output beam.toml
   mdd calibrate beam layer.h5 --layer --plot beam.png
   mdd calibrate beam --acquire --config my.toml --from-um 0 --to-um 90 --step-um 1
   mdd calibrate camera dark.tif flat.tif --output camera.toml
 
-beam: a z-stack of sub-slab beads, or of a thin fluorescent layer, as HDF5, TIFF, NDTiff or NPY. camera: a
-series of frames without light, and one of an evenly lit scene. To use the results, name their files in the
-configuration: sweep.calibration and camera.calibration.
+beam: a z-stack of sub-slab beads, or of a thin fluorescent layer, as HDF5,
+TIFF, NDTiff or NPY. camera: a series of frames without light, and one of an
+evenly lit scene. To use the results, name their files in the configuration:
+sweep.calibration and camera.calibration.
 """
 
 from __future__ import annotations
@@ -36,31 +37,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the two kinds and their options."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="beam|camera")
     beam = kinds.add_parser("beam", help="axial profile and length, from a z-stack")
-    beam.add_argument("stack", type=options.file, nargs="?", metavar="STACK")
-    beam.add_argument("--layer", action="store_true", help="the specimen is a thin layer, not beads")
-    beam.add_argument(
-        "--step-um", type=options.finite, metavar="S", help="from one image to the next; negative: downwards"
-    )
-    beam.add_argument("--z-um", type=options.file, metavar="FILE", help="text file of each image's position")
+    options.add(beam, "STACK", "z-stack", options.file, nargs="?")
+    options.add(beam, "--layer", "the specimen is a thin layer, not beads")
+    options.add(beam, "--step-um S", "from one image to the next; negative: downwards", options.finite)
+    options.add(beam, "--z-um FILE", "text file of each image's position", options.file)
     acquire = beam.add_argument_group("instead of a STACK")
-    acquire.add_argument("--acquire", action="store_true", help="acquire it with the configured devices")
-    acquire.add_argument(
-        "--from-um", type=options.finite, metavar="Z", help="stage position of the first image"
-    )
-    acquire.add_argument("--to-um", type=options.finite, metavar="Z", help="stage position of the last image")
-    acquire.add_argument(
-        "--keep-stack", type=options.file, metavar="FILE", help="HDF5 file to keep the images in"
-    )
-    options.add_config_options(beam, demo=True)
+    options.add(acquire, "--acquire", "acquire it with the configured devices")
+    options.add(acquire, "--from-um Z", "stage position of the first image", options.finite)
+    options.add(acquire, "--to-um Z", "stage position of the last image", options.finite)
+    options.add(acquire, "--keep-stack FILE", "HDF5 file to keep the images in", options.file)
+    options.add_config(beam, demo=True)
     camera = kinds.add_parser("camera", help="offset, read noise and gain, from two series")
-    camera.add_argument("dark", type=options.file, metavar="DARK", help="frames without light")
-    camera.add_argument("flat", type=options.file, metavar="FLAT", help="frames of an evenly lit scene")
+    options.add(camera, "DARK", "frames without light", options.file)
+    options.add(camera, "FLAT", "frames of an evenly lit scene", options.file)
     for part, name in ((beam, "beam.toml"), (camera, "camera.toml")):
-        part.add_argument("--saturation", type=options.positive, metavar="C", help="counts of a full pixel")
-        part.add_argument(
-            "--output", type=options.file, default=Path(name), metavar="FILE", help=f"file to write ({name})"
-        )
-        part.add_argument("--plot", type=options.file, metavar="FILE", help="also plot it, as .png or .svg")
+        options.add(part, "--saturation C", "counts of a full pixel", options.positive)
+        options.add(part, "--output FILE", f"file to write ({name})", options.file, default=Path(name))
+        options.add(part, "--plot FILE", "also plot it, as .png or .svg", options.file)
 
 
 def run(args: Namespace) -> int:
@@ -197,8 +190,8 @@ def _acquired(args: Namespace) -> ZStack:
         raise ConfigError(f"--keep-stack {args.keep_stack} exists and is not overwritten: name another file.")
     config = options.config_from(args)
     if config.acquisition.specimen and config.specimen.kind == "tissue":
-        kind = "layer" if args.layer else "beads"
-        config = options.config_from(args, {"specimen.kind": kind})
+        vars(args)["specimen.kind"] = "layer" if args.layer else "beads"
+        config = options.config_from(args)
     direction = 1.0 if args.to_um >= args.from_um else -1.0
     z_um = args.from_um + direction * abs(args.step_um) * np.arange(count)
     images, z_um, pixel_um, full = take_stack(config, z_um, note=complain)

@@ -1,12 +1,15 @@
-"""Build the network's TensorRT engines ahead of time, check them against torch, and keep them.
+"""Build the network's TensorRT engines ahead of time, check and keep them.
 
-  mdd compile                        what `mdd serve` would build at its first start
-  mdd compile --network all          both networks that ship with mdd
+  mdd compile                  what `mdd serve` would build at its first start
+  mdd compile --network all    both networks that come with mdd
   mdd compile --weights mine.safetensors --set engine.tile=512
-  mdd compile --check                export, parse and build, and keep nothing; TensorRT for RTX needs no GPU
-  mdd compile --list | --clear       what is kept
+  mdd compile --check          export, parse and build, keep nothing; TensorRT
+                               for RTX needs no GPU for it
+  mdd compile --list           list what is kept
+  mdd compile --clear          delete it
 
-An engine fits one network, one engine.tile, one GPU, one driver and one TensorRT; docs/runtimes.md explains.
+An engine fits one network, engine.tile, GPU, driver and TensorRT; see
+docs/runtimes.md. Each is compared with torch before it is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.cli import Progress, options, say
+from microdiffusion.daemon.status import size
 from microdiffusion.errors import ConfigError, EngineError
 from microdiffusion.text import count_noun
 
@@ -27,22 +31,20 @@ if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
     from microdiffusion.engines.runtimes import EngineCache
 
-_SAID = {"found": "was there", "built": "built", "healed": "healed"}
+_STATES = {"found": "already built", "built": "built", "healed": "rebuilt"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--weights", type=options.file, metavar="FILE", help="weights of your own")
-    which.add_argument(
-        "--network", choices=("small", "large", "all"), help="shipped weights; all: both of them"
-    )
-    parser.add_argument("--device", metavar="NAME", help="auto, cuda or cuda:N")
+    options.add(which, "--weights FILE", "your own weights", options.file, key="engine.weights")
+    options.add(which, "--network", "shipped weights", choices=("small", "large", "all"))
+    options.add(parser, "--device NAME", "auto, cuda or cuda:N", key="engine.device")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="build without keeping; needs no GPU with RTX")
-    what.add_argument("--list", action="store_true", help="say what is kept")
-    what.add_argument("--clear", action="store_true", help="delete what is kept")
-    options.add_config_options(parser)
+    options.add(what, "--check", "build without keeping; needs no GPU with TensorRT for RTX")
+    options.add(what, "--list", "list what is kept")
+    options.add(what, "--clear", "delete what is kept")
+    options.add_config(parser)
 
 
 def run(args: Namespace) -> int:
@@ -51,50 +53,45 @@ def run(args: Namespace) -> int:
 
     cache = EngineCache()
     if args.list:
-        return _list(cache)
-    if args.clear:
-        files, size = cache.clear()
-        say(f"deleted {count_noun(files, 'file')}, {_size(size)}, from {cache.folder}")
+        _list(cache)
         return 0
-    config = options.config_from(
-        args,
-        {
-            "engine.weights": args.weights,
-            "engine.network": None if args.network == "all" else args.network,
-            "engine.device": args.device,
-        },
-    ).engine
+    if args.clear:
+        files, freed = cache.clear()
+        say(f"deleted {count_noun(files, 'file')}, {size(freed)}, from {cache.folder}")
+        return 0
+    every = args.network == "all"
+    vars(args)["engine.network"] = None if every else args.network
+    config = options.config_from(args).engine
     from microdiffusion.engines.diffusion import shipped_weights, weights_path
     from microdiffusion.engines.pipeline import pick_device
 
     device, _ = pick_device(config.device)
-    every = args.network == "all"
-    paths = (
-        [shipped_weights(name) for name in ("small", "large")] if every else [weights_path(config, device)]
-    )
+    shipped = [shipped_weights(name) for name in ("small", "large")]
+    paths = shipped if every else [weights_path(config, device)]
     if args.check:
-        return _check(paths, device, config)
-    if device.type == "cpu" and config.device == "auto" and config.runtime != "tensorrt":
-        return _ready(paths, config)
-    return _compile(paths, device, config)
+        _check(paths, device, config)
+    elif device.type == "cpu" and config.device == "auto" and config.runtime != "tensorrt":
+        _open(paths, config)
+    else:
+        _compile(paths, device, config)
+    return 0
 
 
-def _ready(paths: list[Path], config: EngineConfig) -> int:
+def _open(paths: list[Path], config: EngineConfig) -> None:
     """Say what serves on a CPU, where nothing is built ahead; opening it checks it."""
     from microdiffusion.engines.pipeline import open_engine
 
     for path in paths:
         started = time.perf_counter()
         engine = open_engine(config.model_copy(update={"weights": path, "method": "mdd"}))
+        took_s = time.perf_counter() - started
         say(
-            f"{path.stem}: nothing to build ahead on a CPU; {engine.name} opens in "
-            f"{time.perf_counter() - started:.1f} s ({engine.reason})"
+            f"{path.stem}: nothing to build ahead on a CPU; {engine.name} opens in {took_s:.1f} s "
+            f"({engine.reason})"
         )
-    return 0
 
 
-def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
-    from microdiffusion.daemon.cli import BuildBar
+def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> None:
     from microdiffusion.engines.diffusion import load_denoiser
     from microdiffusion.engines.runtimes import Profile, open_tensorrt, require_tensorrt
 
@@ -107,26 +104,23 @@ def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> i
     for path in paths:
         model = load_denoiser(path)
         started = time.perf_counter()
-        with BuildBar(path.stem) as bar:
-            profile = Profile.of(config.tile, model.multiple)
-            engine = open_tensorrt(model, device, profile, trt, progress=bar)
-        seconds = time.perf_counter() - started
+        with Progress(path.stem, every_s=10.0) as bar:
+            engine = open_tensorrt(model, device, Profile.of(config.tile, model.multiple), trt, progress=bar)
+        took_s = time.perf_counter() - started
         if not engine.path.exists():
             raise EngineError(
-                f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder has "
-                "to belong to this user and to have room."
+                f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder must "
+                "belong to this user and have free space."
             )
         say(
-            f"{path.stem}: {_SAID[engine.state]}, {engine.runtime.name}, agrees with torch, {seconds:.1f} s, "
-            f"{_size(engine.path.stat().st_size)}, {engine.path}"
+            f"{path.stem}: {_STATES[engine.state]}, {engine.runtime.name}, agrees with torch, {took_s:.1f} s, "
+            f"{size(engine.path.stat().st_size)}, {engine.path}"
         )
-    return 0
 
 
-def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> int:
+def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> None:
     import torch
 
-    from microdiffusion.daemon.cli import BuildBar
     from microdiffusion.engines.diffusion import load_denoiser
     from microdiffusion.engines.runtimes import Profile, build_engine, export_onnx, require_tensorrt
 
@@ -142,18 +136,17 @@ def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> int
         started = time.perf_counter()
         graph = export_onnx(model, torch.float16)
         exported = time.perf_counter()
-        with BuildBar(path.stem) as bar:
+        with Progress(path.stem, every_s=10.0) as bar:
             engine = build_engine(trt, graph, Profile.of(config.tile, model.multiple), progress=bar)
         built = time.perf_counter()
         say(
-            f"{path.stem}: exported in {exported - started:.1f} s ({_size(len(graph))}), valid, parsed in "
-            f"half precision and built by {trt.__name__} {trt.__version__} in {built - exported:.1f} s "
-            f"({_size(len(engine))}); not run, not kept"
+            f"{path.stem}: exported in {exported - started:.1f} s ({size(len(graph))}), valid, parsed in half "
+            f"precision and built by {trt.__name__} {trt.__version__} in {built - exported:.1f} s "
+            f"({size(len(engine))}); not run, not kept"
         )
-    return 0
 
 
-def _list(cache: EngineCache) -> int:
+def _list(cache: EngineCache) -> None:
     entries = cache.entries()
     for entry in entries:
         about = entry.built_for
@@ -162,13 +155,7 @@ def _list(cache: EngineCache) -> int:
         else:
             what = f"{about.get('format', 'ONNX')} graph" if "weights" in about else "damaged"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
-        say(f"{entry.path.name}  {_size(entry.size):>8}  last used {used}  {what}")
-    size = _size(sum(entry.size for entry in entries))
-    say(f"{count_noun(len(entries), 'file')}, {size}, in {cache.folder}")
-    return 0
-
-
-def _size(number: int) -> str:
-    from microdiffusion.daemon.status import size
-
-    return size(number)
+        say(f"{entry.path.name}  {size(entry.size):>8}  last used {used}  {what}")
+    say(
+        f"{count_noun(len(entries), 'file')}, {size(sum(entry.size for entry in entries))}, in {cache.folder}"
+    )

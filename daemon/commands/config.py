@@ -1,8 +1,8 @@
 """Check, show or explain a configuration.
 
-mdd config check my.toml                name the line of anything unknown or impossible
-mdd config show demo > my.toml          a preset or file with every key, resolved and commented
-mdd config reference                    all keys, as a page in Markdown
+mdd config check my.toml            report anything unknown or impossible
+mdd config show demo > my.toml      a preset or file, all keys, with comments
+mdd config reference                all keys, as a page in Markdown
 """
 
 from __future__ import annotations
@@ -14,31 +14,30 @@ from microdiffusion.daemon.cli import options, say
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+_FILE = "TOML file, or the name of a preset"
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     what = parser.add_subparsers(dest="what", required=True, metavar="check|show|reference")
     check = what.add_parser("check", help="check a file or preset")
-    check.add_argument("config", metavar="FILE", help="TOML file, or a preset's name")
+    options.add(check, "FILE", _FILE, dest="config")
     show = what.add_parser("show", help="print the resolved configuration")
-    show.add_argument(
-        "config", metavar="FILE", nargs="?", help="TOML file, or a preset's name; nothing: the defaults"
-    )
+    options.add(show, "FILE", f"{_FILE}; default: the defaults", dest="config", nargs="?")
     for part in (check, show):
-        part.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="set one key")
+        options.add_set(part)
     what.add_parser("reference", help="print the reference page")
 
 
 def run(args: Namespace) -> int:
-    """Print."""
+    """Check or print."""
     from microdiffusion.config import dump_toml, reference_page
 
     if args.what == "reference":
         say(reference_page().rstrip("\n"))
-        return 0
-    config = options.config_from(args)
-    if args.what == "show":
-        say(dump_toml(config).rstrip("\n"))
-        return 0
-    say(f"{args.config}: valid")
+    elif args.what == "show":
+        say(dump_toml(options.config_from(args)).rstrip("\n"))
+    else:
+        options.config_from(args)
+        say(f"{args.config}: valid")
     return 0

@@ -1,64 +1,57 @@
-"""Ask something of a running daemon.
+"""Send a command to a running daemon.
 
   mdd control status
-  mdd control start                      an acquisition that waits (acquisition.begin = "on command")
-  mdd control pause        go, stop
-  mdd control set engine.steps=2         a setting that may be changed during a run
-  mdd control mark "new objective"       a remark in the run file, with the time
-  mdd control snapshot                   the newest volume as a TIFF beside the run file
+  mdd control start                   start a waiting acquisition
+                                      (acquisition.begin = "on command")
+  mdd control pause                   also: go, stop
+  mdd control set engine.steps=2      change a setting during a run
+  mdd control mark "new objective"    put a mark into the run file
+  mdd control snapshot                save the newest volume as a TIFF
 
-The commands reach every acquisition that sends to the daemon, here or on another machine.
+The commands reach every acquisition that sends to the daemon, here or on
+another machine.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.cli import options, say, say_json
 from microdiffusion.errors import UserError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+COMMANDS = ("status", "start", "pause", "go", "stop", "set", "mark", "snapshot")
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    commands = ("status", "start", "pause", "go", "stop", "set", "mark", "snapshot")
-    parser.add_argument("what", choices=commands, metavar="COMMAND")
-    parser.add_argument(
-        "assignment",
-        nargs="?",
-        metavar="VALUE",
-        help="KEY=VALUE for set, the text of a mark, a session's name",
-    )
-    parser.add_argument("--address", metavar="tcp://HOST:PORT", help="the daemon's wire.control")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    options.add_config_options(parser)
+    options.add(parser, "COMMAND", ", ".join(COMMANDS), choices=COMMANDS)
+    options.add(parser, "VALUE", "KEY=VALUE to set, text of a mark, name of a session", nargs="?")
+    options.add(parser, "--address tcp://HOST:PORT", "the daemon's wire.control", key="wire.control")
+    options.add(parser, "--json", "print the answer as JSON")
+    options.add_config(parser)
 
 
 def run(args: Namespace) -> int:
     """Ask, and print the answer."""
-    takes = args.what in ("mark", "snapshot")
-    if not takes and (args.what == "set") != (args.assignment is not None):
-        raise UserError("Expected `mdd control set KEY=VALUE`, or one of the other commands alone.")
-    key, equals, value = ("", "", args.assignment or "") if takes else (args.assignment or "").partition("=")
-    if args.what == "set" and not (key and equals and value):
-        raise UserError(f"Expected KEY=VALUE such as engine.steps=2, not {args.assignment!r}.")
-    config = options.config_from(args, {"wire.control": args.address})
+    key, value = "", args.value or ""
+    if args.command == "set":
+        key, _, value = value.partition("=")
+        if not (key and value):
+            raise UserError(f"Expected KEY=VALUE such as engine.steps=2, not {args.value!r}.")
+    elif args.value is not None and args.command not in ("mark", "snapshot"):
+        raise UserError(f"`mdd control {args.command}` takes no value: leave {args.value!r} out.")
+    config = options.config_from(args)
 
     from microdiffusion.daemon.control import ask
     from microdiffusion.wire import client_security
 
-    answer = ask(
-        config.wire.control,
-        args.what,
-        key=key.strip(),
-        value=value.strip(),
-        security=client_security(config.wire, config.wire.control),
-    )
+    security = client_security(config.wire, config.wire.control)
+    answer = ask(config.wire.control, args.command, key=key.strip(), value=value.strip(), security=security)
     if args.json:
-        say(json.dumps({"text": answer.text, **answer.values}))
+        say_json({"text": answer.text, **answer.values})
         return 0
     say(answer.text)
     for name, content in answer.values.items():

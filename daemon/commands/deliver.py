@@ -1,11 +1,15 @@
-"""Send what an interrupted acquisition or replay has left in its journal.
+"""Send the frames that an interrupted acquisition or replay left in its journal.
 
-  mdd deliver                        all journals of this user, to the daemon on this machine
-  mdd deliver D:/spill --config my.toml      those in another folder, to the daemon that my.toml names
-  mdd deliver --list                 only say what is there
+  mdd deliver                    all journals of this user, to this machine's
+                                 daemon
+  mdd deliver D:/spill --config my.toml
+                                 those in another folder, to the daemon that
+                                 my.toml names
+  mdd deliver --list             only list them
 
-A journal that a running sender has open is passed over; one whose frames the daemon has confirmed is deleted.
-The daemon goes on with the run's file if it lies in its output folder, and begins one otherwise.
+A journal in use by a running sender is skipped; one whose frames are all
+acknowledged is deleted. The daemon resumes the run file if it is in its output
+folder, else it begins a new one. Exit code 3 if frames are left.
 """
 
 from __future__ import annotations
@@ -22,26 +26,24 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "folder", type=options.folder, nargs="?", metavar="FOLDER", help="folder of journals (wire.journal)"
-    )
-    parser.add_argument("--address", metavar="tcp://HOST:PORT", help="the daemon's wire.data")
-    parser.add_argument("--run", metavar="RUN_ID", help="only this run's")
-    parser.add_argument("--list", action="store_true", help="say what is there, and send nothing")
-    options.add_config_options(parser)
+    options.add(parser, "FOLDER", "folder of journals (wire.journal)", options.folder, nargs="?")
+    options.add(parser, "--address tcp://HOST:PORT", "the daemon's wire.data", key="wire.data")
+    options.add(parser, "--run RUN_ID", "this run only")
+    options.add(parser, "--list", "list the journals, send nothing")
+    options.add_config(parser)
 
 
 def run(args: Namespace) -> int:
-    """Deliver; 3 where something is left."""
+    """Deliver; 3 if something is left."""
     from microdiffusion.errors import MissingFileError
     from microdiffusion.paths import journal_folder
     from microdiffusion.sender import deliver
     from microdiffusion.wire import client_security
 
-    config = options.config_from(args, {"wire.data": args.address})
+    config = options.config_from(args)
     folder: Path = args.folder or config.wire.journal or journal_folder()
     if args.folder is not None and not folder.is_dir():
-        raise MissingFileError(f"There is no folder {folder}: name the one that wire.journal named.")
+        raise MissingFileError(f"There is no folder {folder}: give the one that wire.journal named.")
     if args.list:
         return _list(folder, args.run)
     found = left = 0
@@ -64,10 +66,8 @@ def _list(folder: Path, run_id: str | None) -> int:
         if journal is None:
             say(f"{path}: in use")
             continue
-        say(
-            f"{path}: run {journal.header.name!r}, {count_noun(len(journal.records), 'frame')}, "
-            f"{journal.size / 1e6:.1f} MB"
-        )
+        frames = count_noun(len(journal.records), "frame")
+        say(f"{path}: run {journal.header.name!r}, {frames}, {journal.size / 1e6:.1f} MB")
         journal.close()
     if not paths:
         say(f"nothing is left in {folder}")

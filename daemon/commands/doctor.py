@@ -1,19 +1,19 @@
-"""Check what can go wrong before it does: Python, engine, microscope, ports, disk, computer.
+"""Check for problems before a run: Python, engine, microscope, ports, disk.
 
-  mdd doctor                              the defaults: the demo devices, run files in runs/
-  mdd doctor --demo                       what mdd serve --demo needs
-  mdd doctor --config my.toml             what your run needs
-  mdd doctor --json > report.json         for a bug report: all versions, no keys
+  mdd doctor                          the defaults: demo devices, runs/
+  mdd doctor --demo                   what mdd serve --demo needs
+  mdd doctor --config my.toml         what your run needs
+  mdd doctor --json > report.json     for a bug report: all versions, no keys
 
-Each line says ok, warning or failure, and what to do. Exit code 3 if anything failed.
+Each line is ok, a warning or a failure, with what to do. Exit code 3 if
+anything failed.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.cli import options, say, say_json
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    options.add_config_options(parser, demo=True)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options.add_config(parser, demo=True)
+    options.add(parser, "--json", "print one JSON object")
 
 
 def run(args: Namespace) -> int:
@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
     config = options.config_from(args)
     if args.json:
         findings = examine(config)
-        say(json.dumps(report(findings, str(args.config or "defaults")), indent=2, ensure_ascii=False))
+        say_json(report(findings, str(args.config or "defaults")))
     else:
         from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Say what a run file holds; the run may still be going on.
+"""Describe a run file, even while the run is being recorded.
 
 mdd info runs/demo.h5
 mdd info runs/demo.h5 --json
@@ -6,9 +6,10 @@ mdd info runs/demo.h5 --json
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.cli import options, say, say_json
 from microdiffusion.daemon.offline import duration_s, grouped_gaps, position_facts, sparkline
 from microdiffusion.daemon.status import size
 from microdiffusion.text import count_noun
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", type=options.file, metavar="RUN")
-    parser.add_argument("--json", action="store_true", help="the same for scripts, of every position")
+    options.add_run(parser, quiet=False)
 
 
 def run(args: Namespace) -> int:
@@ -32,31 +32,30 @@ def run(args: Namespace) -> int:
     from microdiffusion.runfile import open_run
 
     if args.json:
-        return _say_json(args.file)
-    with open_run(args.file) as opened:
-        say(f"{args.file}: {'closed' if opened.closed else 'still running, or cut off'}")
+        say_json(_described(args.run))
+        return 0
+    with open_run(args.run) as opened:
+        say(f"{args.run}: {'closed' if opened.closed else 'still running, or interrupted'}")
         positions = opened.header.positions
         for name, text in (*_when(opened), *_facts(opened)):
             say(f"  {name:<12} {text}")
     for number, position in enumerate(positions[1:], start=1):
         say(f"position {number} ({position})")
-        with open_run(args.file, position=number) as opened:
+        with open_run(args.run, position=number) as opened:
             for name, text in _facts(opened):
                 if name in ("time points", "gaps", "latency", "held-out", "served"):
                     say(f"  {name:<12} {text}")
-    say(f"  open it      microdiffusion.open_run({str(args.file)!r}).volume[0], h5py, mdd export")
+    say(f"  open it      microdiffusion.open_run({str(args.run)!r}).volume[0], h5py, mdd export")
     return 0
 
 
-def _say_json(path: Path) -> int:
-    import json
-    from dataclasses import asdict
-
+def _described(path: Path) -> dict[str, Any]:
+    """Return the run, with all of its positions, as JSON can hold it."""
     from microdiffusion.runfile import open_run
 
     with open_run(path) as opened:
         header = opened.header
-        facts: dict[str, object] = {
+        facts = {
             "file": str(path),
             "closed": opened.closed,
             "name": header.name,
@@ -77,18 +76,17 @@ def _say_json(path: Path) -> int:
     for number, name in enumerate(header.positions):
         with open_run(path, position=number) as opened:
             positions.append({"position": name} | position_facts(opened))
-    say(json.dumps(facts | {"positions": positions}, indent=2, ensure_ascii=False, allow_nan=False))
-    return 0
+    return facts | {"positions": positions}
 
 
 def _when(opened: Run) -> Iterator[tuple[str, str]]:
-    """Yield when the run was, how long it went, and what it takes on the disk."""
+    """Yield when the run was, how long it took, and its size on the disk."""
     from datetime import datetime
 
     try:
         began = datetime.fromisoformat(opened.created_utc)
-        yield "begun", f"{began.astimezone():%Y-%m-%d %H:%M:%S %Z}, {began:%Y-%m-%dT%H:%M:%SZ}"
-    except (ValueError, OverflowError, OSError):  # no date, or one that this system cannot reckon with
+        yield "started", f"{began.astimezone():%Y-%m-%d %H:%M:%S %Z}, {began:%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):  # no date, or one that this system cannot handle
         pass
     if (length_s := duration_s(opened)) is not None:
         yield "length", f"{length_s:.4g} s by the camera's clock"

@@ -1,11 +1,13 @@
-"""Write a commented configuration for this microscope, from what Micro-Manager reports and a few answers.
+"""Write a commented configuration, from Micro-Manager and a few answers.
 
-  mdd init my.toml                                  asks; a Micro-Manager that runs, or a configuration of it
-  mdd init my.toml --yes                            asks nothing: the demo devices
-  mdd init my.toml --yes --backend java             from the running Micro-Manager (its server at port 4827)
-  mdd init my.toml --yes --mm-config scope.cfg --mm-app-path "C:/Program Files/Micro-Manager-2.0"
+  mdd init my.toml                       asks; for a running Micro-Manager, or
+                                         one of its configurations
+  mdd init my.toml --yes                 asks nothing: the demo devices
+  mdd init my.toml --yes --backend java  the running Micro-Manager (its server at
+                                         port 4827)
+  mdd init my.toml --yes --mm-config scope.cfg --mm-app-path C:/Micro-Manager-2.0
 
-Nothing that exists is overwritten. Lengths are in µm, times in ms.
+No existing file is overwritten. Lengths are in µm, times in ms.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import commands, options, say
+from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError, MddError, UserError
 
 if TYPE_CHECKING:
@@ -24,81 +26,77 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from microdiffusion.config import AcquisitionConfig
-    from microdiffusion.daemon.cli import Value
+    from microdiffusion.daemon.commands.suggestions import Value
     from microdiffusion.drivers.micromanager import Survey
 
-RUNS = "Does Micro-Manager run, with its pycro-manager server? y, or n: a core of mdd's own, demo devices"
-QUESTIONS = (
-    ("length_um", "sweep.length_um", "Length of the slab that the beam lights, µm"),
-    ("step_um", "sweep.step_um", "Distance of neighbouring slabs, µm"),
-    ("depth_um", "volume.depth_um", "Depth of the volume, µm"),
-    ("voxel_z_um", "volume.voxel_z_um", "Distance of its slices, µm"),
-    ("z0_um", "volume.z0_um", "Stage position where it begins, µm"),
-    ("exposure_ms", "acquisition.exposure_ms", "Exposure, ms"),
-)
-OPTIONS = {
-    "acquisition.port": "--port",
-    "acquisition.mm_config": "--mm-config",
-    "acquisition.mm_app_path": "--mm-app-path",
-    "acquisition.channel_group": "--channel-group",
-    "acquisition.channels": "--channels",
-    "volume.pixel_um": "--pixel-um",
-    "volume.shape_z": "--depth-um",
-    "recorder.output": "--output",
-    **{key: "--" + option.replace("_", "-") for option, key, _ in QUESTIONS},
+RUNS = "Is Micro-Manager running, with its pycro-manager server? y, or n: mdd's own core and demo devices"
+QUESTIONS: dict[str, tuple[str, str]] = {
+    "sweep.length_um": ("--length-um UM", "Length of the slab that the beam lights, µm"),
+    "sweep.step_um": ("--step-um UM", "Distance of neighbouring slabs, µm"),
+    "volume.depth_um": ("--depth-um UM", "Depth of the volume, µm"),
+    "volume.voxel_z_um": ("--voxel-z-um UM", "Distance of its slices, µm"),
+    "volume.z0_um": ("--z0-um UM", "Stage position where it begins, µm"),
+    "acquisition.exposure_ms": ("--exposure-ms MS", "Exposure, ms"),
 }
-"""What the user types, by the key that a refusal names."""
+MORE: dict[str, tuple[str, str, Callable[[str], object] | None]] = {
+    "acquisition.port": ("--port N", "port of its pycro-manager server (java)", options.count),
+    "acquisition.mm_config": ("--mm-config CFG", "Micro-Manager configuration (python)", options.file),
+    "acquisition.mm_app_path": ("--mm-app-path DIR", "folder of device adapters (python)", options.folder),
+    "volume.pixel_um": ("--pixel-um UM", "camera pixel in the specimen, µm", options.positive),
+    "acquisition.channel_group": ("--channel-group NAME", "configuration group of the channels", None),
+    "recorder.output": ("--output DIR", "folder of the run files", Path),
+}
+"""Options by the key that they set."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", type=options.file, metavar="FILE", help="TOML file to write")
-    parser.add_argument("--yes", action="store_true", help="ask nothing, take what was found")
-    parser.add_argument("--backend", choices=("python", "java"), help="java: the running Micro-Manager")
-    parser.add_argument("--port", type=options.count, metavar="N", help="its pycro-manager server (java)")
-    parser.add_argument("--mm-config", type=options.file, metavar="CFG", help="configuration (python)")
-    parser.add_argument("--mm-app-path", type=options.folder, metavar="DIR", help="device adapters (python)")
-    parser.add_argument("--name", help="start of the run files' names")
-    parser.add_argument("--length-um", type=options.positive, metavar="UM", help=QUESTIONS[0][2])
-    parser.add_argument("--step-um", type=options.positive, metavar="UM", help=QUESTIONS[1][2])
-    parser.add_argument("--depth-um", type=options.positive, metavar="UM", help=QUESTIONS[2][2])
-    parser.add_argument("--voxel-z-um", type=options.positive, metavar="UM", help=QUESTIONS[3][2])
-    parser.add_argument("--z0-um", type=options.finite, metavar="UM", help=QUESTIONS[4][2])
-    parser.add_argument(
-        "--pixel-um", type=options.positive, metavar="UM", help="camera pixel in the specimen"
-    )
-    parser.add_argument("--exposure-ms", type=options.positive, metavar="MS", help=QUESTIONS[5][2])
-    parser.add_argument("--channel-group", metavar="NAME", help="configuration group of the channels")
-    parser.add_argument("--channels", metavar="A,B", help="presets of that group, one session each")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run files")
+    options.add(parser, "FILE", "TOML file to write", options.file)
+    options.add(parser, "--yes", "ask nothing, take what was found")
+    options.add(parser, "--backend", "java: the running Micro-Manager", choices=("python", "java"))
+    options.add(parser, "--name NAME", "start of the run files' names")
+    options.add(parser, "--channels A,B", "presets of the group, one session each", _names)
+    for key, (usage, about) in QUESTIONS.items():
+        options.add(parser, usage, about, _parse(key), key=key)
+    for key, (usage, about, parse) in MORE.items():
+        options.add(parser, usage, about, parse, key=key)
+
+
+def _parse(key: str) -> Callable[[str], float]:
+    return options.finite if key == "volume.z0_um" else options.positive
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def run(args: Namespace) -> int:
     """Ask, survey, write, check."""
     from microdiffusion.config import load_config
-    from microdiffusion.daemon.cli import suggestions, written
+    from microdiffusion.daemon.commands.suggestions import suggestions, written
     from microdiffusion.drivers.micromanager import survey
 
     file: Path = args.file
     if file.exists():
         raise UserError(f"{file} exists and is not overwritten: give another name, or move it away.")
     if not file.absolute().parent.is_dir():
-        raise UserError(f"The folder {file.absolute().parent} does not exist: make it first.")
+        raise UserError(f"The folder {file.absolute().parent} does not exist: create it first.")
     asks = not args.yes
     if asks and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError(
-            "mdd init asks questions and this is no terminal: add --yes to take what is found, and the "
-            "options of "
-            "mdd init --help for what you know better."
+            "mdd init asks questions and this is no terminal: add --yes to take what is found, and options "
+            "for what you know better (mdd init --help)."
         )
+    answers = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+    answers |= {"name": args.name} if args.name else {}
+    answers |= {"acquisition.channels": args.channels} if args.channels else {}
     try:
-        acquisition, backend = _backend(args, asks=asks)
+        acquisition, backend = _backend(args.backend, answers, asks=asks)
         found = survey(acquisition)
         say(
             f"{found.core}: {found.camera}, {found.width} x {found.height} pixels, {found.bit_depth} bit; "
             f"focus stage {found.stage} at {found.stage_um:g} µm"
         )
-        answers = _answers(args)
         if asks:
             _ask(found, answers)
         values = suggestions(found, answers)
@@ -106,20 +104,30 @@ def run(args: Namespace) -> int:
     except MddError as error:
         raise type(error)(_as_typed(str(error))) from error
     _write(file, written(values, backend, found))
-    say(f"{file} is written and valid. Now:")
-    steps = {"doctor": "what could go wrong", "calibrate": "beam and camera, measured", "serve": "acquire"}
+    say(f"{file} is written and valid. Next:")
+    steps = {
+        f"mdd doctor --config {file}": "check for problems",
+        "mdd calibrate --help": "measure beam and camera",
+        f"mdd serve --config {file}": "acquire",
+    }
+    width = max(map(len, steps))
     for command, meaning in steps.items():
-        if command in commands():
-            option = "--help" if command == "calibrate" else f"--config {file}"
-            say(f"  mdd {command} {option:<{24 - len(command) + len(str(file))}} {meaning}")
+        say(f"  {command:<{width}}  {meaning}")
     return 0
 
 
 def _as_typed(refusal: str) -> str:
-    """Return a refusal of the configuration with the options that the user typed in place of its keys."""
-    for key, option in OPTIONS.items():
+    """Return a refusal of the configuration with the options that the user types instead of its keys."""
+    typed = {key: _option(key) for key in (*QUESTIONS, *MORE)}
+    typed |= {"volume.shape_z": "--depth-um", "acquisition.channels": "--channels"}
+    for key, option in typed.items():
         refusal = re.sub(rf"\b{re.escape(key)}\b", option, refusal)
     return refusal.replace("command line: ", "")
+
+
+def _option(key: str) -> str:
+    usage = QUESTIONS[key][0] if key in QUESTIONS else MORE[key][0]
+    return usage.partition(" ")[0]
 
 
 def _write(file: Path, text: str) -> None:
@@ -134,76 +142,59 @@ def _write(file: Path, text: str) -> None:
         raise UserError(f"{file} cannot be written ({error.strerror}): choose another folder.") from None
 
 
-def _backend(args: Namespace, *, asks: bool) -> tuple[AcquisitionConfig, dict[str, Value]]:
+def _backend(
+    backend: str | None, answers: dict[str, Any], *, asks: bool
+) -> tuple[AcquisitionConfig, dict[str, Value]]:
     """Return which core to ask, and the keys that say so."""
     from microdiffusion.config import load_config
-    from microdiffusion.daemon.cli import Value
+    from microdiffusion.daemon.commands.suggestions import Value
 
-    backend, config = args.backend, args.mm_config
-    core = {"--mm-config": config, "--mm-app-path": args.mm_app_path}
-    own = [option for option, value in core.items() if value is not None]
-    if args.port is not None and (own or backend == "python"):
+    port = answers.pop("acquisition.port", None)
+    core = {key: answers.pop(key, None) for key in ("acquisition.mm_config", "acquisition.mm_app_path")}
+    own = [_option(key) for key, value in core.items() if value is not None]
+    if port is not None and (own or backend == "python"):
         raise ConfigError(f"--port is a running Micro-Manager's, not of {(*own, '--backend python')[0]}.")
     if own and backend == "java":
-        raise ConfigError(f"{own[0]} is for a core of mdd's own: leave it out, or --backend java.")
-    if args.channel_group is not None and args.channels is None:
+        raise ConfigError(f"{own[0]} is for mdd's own core: leave it out, or --backend java.")
+    if "acquisition.channel_group" in answers and "acquisition.channels" not in answers:
         raise ConfigError("--channel-group needs --channels: the presets of that group, A,B.")
-    if backend is None and args.port is not None:
+    yours = "your choice"
+    why = yours if asks or backend or port else "the default; java: the running Micro-Manager"
+    if backend is None and port is not None:
         backend = "java"
     elif backend is None and asks and not own:
         backend = "java" if _asked(RUNS, _yes_or_no, "y") else "python"
-    backend = backend or "python"
-    said = "as you said"
-    why = said if asks or args.backend or args.port else "the default; java: the running Micro-Manager"
-    given: dict[str, Value] = {"acquisition.backend": Value(backend, why)}
+    given = {"acquisition.backend": Value(backend or "python", why)}
     if backend == "java":
-        port = args.port or 4827
-        given["acquisition.port"] = Value(port, said if args.port else "Micro-Manager's own")
+        given["acquisition.port"] = Value(port or 4827, yours if port else "Micro-Manager's default")
     else:
-        for key, value in (("mm_app_path", args.mm_app_path), ("mm_config", config)):
-            if value is None:
-                given[f"acquisition.{key}"] = Value(
-                    None, "the demo devices" if key == "mm_app_path" else "the demo's"
-                )
-            else:
-                # A relative path in a file is relative to that file, here it was to this folder.
-                given[f"acquisition.{key}"] = Value(Path(value).absolute(), said)
+        for key, value in core.items():
+            # A relative path in a file is relative to that file, here it was to this folder.
+            path = Path(value).absolute() if value is not None else None
+            given[key] = Value(path, yours if path else "the demo devices")
     config = load_config(overrides={name: value.value for name, value in given.items()})
     return config.acquisition, given
 
 
-def _answers(args: Namespace) -> dict[str, Any]:
-    channels = tuple(name.strip() for name in args.channels.split(",")) if args.channels else None
-    return {
-        "name": args.name,
-        "volume.pixel_um": args.pixel_um,
-        "acquisition.channel_group": args.channel_group,
-        "acquisition.channels": channels,
-        "recorder.output": Path(args.output) if args.output else None,
-        **{key: getattr(args, option) for option, key, _ in QUESTIONS},
-    }
-
-
 def _ask(found: Survey, answers: dict[str, Any]) -> None:
     """Ask for what was not given; the default of each question follows from the answers before it."""
-    from microdiffusion.daemon.cli import suggestions
+    from microdiffusion.daemon.commands.suggestions import suggestions
 
-    if answers["volume.pixel_um"] is None and found.pixel_um <= 0:
-        question = "Camera pixel in the specimen, µm (Micro-Manager knows none)"
+    if "volume.pixel_um" not in answers and found.pixel_um <= 0:
+        question = "Camera pixel in the specimen, µm (unknown to Micro-Manager)"
         answers["volume.pixel_um"] = _asked(question, options.positive)
-    for _, key, question in QUESTIONS:
-        if answers[key] is None:
+    for key, (_, question) in QUESTIONS.items():
+        if key not in answers:
             values = suggestions(found, answers)
             if key == "volume.depth_um":
                 default = values["volume.shape_z"].value * values["volume.voxel_z_um"].value
             else:
                 default = values[key].value
-            parse = options.finite if key == "volume.z0_um" else options.positive
-            answers[key] = _asked(question, parse, f"{float(default):.10g}")
+            answers[key] = _asked(question, _parse(key), f"{float(default):.10g}")
 
 
 def _asked(question: str, parse: Callable[[str], Any], default: str = "") -> Any:
-    """Ask on the terminal until `parse` takes the answer; nothing said: the default."""
+    """Ask on the terminal until `parse` accepts the answer; Enter takes the default."""
     while True:
         try:
             said = input(f"{question} ({default}): " if default else f"{question}: ").strip()

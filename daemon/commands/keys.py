@@ -1,14 +1,16 @@
-"""Make and trust the keys for daemons on other machines.
+"""Create keys, and manage the hosts that daemons trust.
 
-  mdd keys new                   make this machine's pair, once; prints the public one
-  mdd keys show                  print this machine's public key again
-  mdd keys trust scope KEY       let the owner of KEY in to the daemons on this machine
-  mdd keys list                  who is trusted
-  mdd keys forget scope          let `scope` in no more
+  mdd keys new                   create this machine's key pair, once; prints
+                                 the public key
+  mdd keys show                  print this machine's public key
+  mdd keys trust scope KEY       let the owner of KEY connect to daemons here
+  mdd keys list                  list trusted hosts
+  mdd keys forget scope          stop trusting `scope`
 
-A daemon that listens on any address but loopback asks for keys: it has a pair, and so has each machine that
-connects. On the daemon's machine `trust` each of those; on theirs, set wire.server_key to what `show` says on
-the daemon's. The keys lie in a folder of the user's own, or in wire.keys.
+A daemon that listens on any address but loopback requires keys: one pair on its
+machine, and one on each machine that connects. On the daemon's machine, `trust`
+each of those; on theirs, set wire.server_key to what `show` prints on the
+daemon's. Keys are kept in a private folder, or in wire.keys.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     what = parser.add_subparsers(dest="what", required=True, metavar="new|show|trust|list|forget")
-    new = what.add_parser("new", help="make this machine's pair of keys")
+    new = what.add_parser("new", help="create this machine's key pair")
     show = what.add_parser("show", help="print this machine's public key")
-    trust = what.add_parser("trust", help="let the owner of a key in")
-    trust.add_argument("name", metavar="NAME", help="what to call it here")
-    trust.add_argument("key", metavar="KEY", help="what `mdd keys show` says on the other machine")
-    listing = what.add_parser("list", help="print who is trusted")
-    forget = what.add_parser("forget", help="let somebody in no more")
-    forget.add_argument("name", metavar="NAME")
+    trust = what.add_parser("trust", help="trust the owner of a key")
+    options.add(trust, "NAME", "what to call it here")
+    options.add(trust, "KEY", "what `mdd keys show` prints on the other machine")
+    listing = what.add_parser("list", help="list trusted hosts")
+    forget = what.add_parser("forget", help="stop trusting a host")
+    options.add(forget, "NAME", "what it is called here")
     for part in (new, show, trust, listing, forget):
-        options.add_config_options(part)
+        options.add_config(part)
 
 
 def run(args: Namespace) -> int:
-    """Do it."""
+    """Create, print, trust, list or forget."""
     from microdiffusion.paths import keys_folder
     from microdiffusion.wire import forget, new_keys, public_key, trust, trusted_keys
 
@@ -51,7 +53,7 @@ def run(args: Namespace) -> int:
         say(f"{args.name} is trusted")
     elif args.what == "forget":
         forget(folder, args.name)
-        say(f"{args.name} is let in no more")
+        say(f"{args.name} is no longer trusted")
     else:
         for name, key in trusted_keys(folder).items():
             say(f"{name:<20} {key}")

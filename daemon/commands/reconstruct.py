@@ -1,65 +1,83 @@
-"""Reconstruct recorded projections with the daemon's own engine, without a daemon.
+"""Reconstruct recorded projections with the daemon's engine, without a daemon.
 
 mdd reconstruct projections.h5 --output run.h5
 mdd reconstruct projections.h5 --output run.h5 --method tikhonov
-mdd reconstruct projections.h5 --output run.h5 --method microdiffusion   (the reference; takes hours)
-mdd reconstruct run.h5                     (adds the volumes that the engine had no time for)
-mdd reconstruct run.h5 --output anew.h5    (every sweep anew, into a run file of its own)
+mdd reconstruct projections.h5 --output run.h5 --method microdiffusion
+                                     the reference method; takes hours
+mdd reconstruct run.h5               add the volumes that the engine skipped
+mdd reconstruct run.h5 --output new.h5
+                                     all sweeps again, into a new run file
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.cli import Progress, options, say
 from microdiffusion.errors import ConfigError
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable
 
     from microdiffusion.config import ReferenceConfig
     from microdiffusion.frames import Reconstruction
 
-
-_EVERY_S = 10.0
-
-
-class StageLines:
-    """Says how far a stage is and how long it will take, every ten seconds and when it ends.
-
-    Parameters
-    ----------
-    write : callable
-        Takes a line.
-    clock : callable
-        Seconds.
-    """
-
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._write, self._clock = write, clock
-        self._stage, self._begun, self._first, self._said = "", 0.0, 0, 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take note that `done` of `total` are done."""
-        now = self._clock()
-        if stage != self._stage or done <= self._first:
-            # The time of the first one is not known: it began before anybody was told.
-            self._stage, self._begun, self._first, self._said = stage, now, done, now
-        elif done == total or now >= self._said + _EVERY_S:
-            self._said = now
-            left = (now - self._begun) / (done - self._first) * (total - done)
-            self._write(f"{stage}: {done:,} of {total:,}" + (f", {_duration(left)} left" if left else ""))
+METHODS = ("mdd", "inr", "tikhonov", "linear", "microdiffusion")
 
 
-def _duration(seconds: float) -> str:
-    """Return "40 s", "12 min", "3.4 h" or "5.1 days"."""
-    for size, unit in ((86400.0, "days"), (3600.0, "h")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    options.add(parser, "FILE", "projection file or run file", options.file)
+    about = "run file to write; without it, missing volumes are added to the run file FILE"
+    options.add(parser, "--output RUN.h5", about, options.file)
+    options.add(parser, "--method", choices=METHODS, key="engine.method")
+    options.add(
+        parser, "--steps N", "network evaluations per volume, 1 to 8", options.count, key="engine.steps"
+    )
+    options.add(parser, "--seed N", "seed of the sampler", options.seed, key="engine.seed")
+    options.add(parser, "--device NAME", "auto, cpu, cuda or cuda:N", key="engine.device")
+    options.add_config(parser)
+
+
+def run(args: Namespace) -> int:
+    """Load the configuration and reconstruct."""
+    config = options.config_from(args)
+    from microdiffusion.daemon.offline import catch_up, is_run_file, reconstruct_file
+
+    if args.output is None and not is_run_file(args.file):
+        raise ConfigError(
+            f"{args.file} is not a run file, to which volumes could be added: name the run file to write "
+            "with --output RUN.h5."
+        )
+    if args.output is not None and config.engine.method == "microdiffusion":
+        say(_cost(config.engine.reference))
+    with Progress("reconstructing", every_s=10.0) as bar:
+
+        def building(share: float) -> None:
+            bar(share, title="building the TensorRT engine")
+
+        def stage(name: str, done: int, total: int) -> None:
+            bar(done, total, title=name)
+
+        def volume(done: int, total: int, result: Reconstruction) -> None:
+            if bar.shown:
+                bar(done, total, title="volumes")
+            else:
+                say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
+
+        if args.output is None:
+            added, failed = catch_up(args.file, config=config, progress=volume, building=building)
+        else:
+            reconstruct_file(
+                args.file, args.output, config=config, progress=volume, report=stage, building=building
+            )
+    if args.output is None:
+        left = f"; {count_noun(failed, 'sweep')} could not be reconstructed (see mdd info)" if failed else ""
+        say(f"{count_noun(added, 'volume')} added to {args.file}{left}")
+    else:
+        say(f"wrote {args.output}")
+    return 0
 
 
 def _cost(reference: ReferenceConfig) -> str:
@@ -71,65 +89,3 @@ def _cost(reference: ReferenceConfig) -> str:
         "a CPU and, by estimate, hours on a GPU; engine.reference.inr_steps, inr_batch_pixels and epochs "
         "shorten it."
     )
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("file", type=options.file, metavar="FILE", help="projection file or run file")
-    parser.add_argument(
-        "--output",
-        type=options.file,
-        metavar="RUN.h5",
-        help="run file to write; without it a run file gets what it lacks, in place",
-    )
-    parser.add_argument("--method", choices=("mdd", "inr", "tikhonov", "linear", "microdiffusion"))
-    parser.add_argument(
-        "--steps", type=options.count, metavar="N", help="network evaluations per volume, 1 to 8"
-    )
-    parser.add_argument("--seed", type=options.seed, metavar="N")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    options.add_config_options(parser)
-
-
-def run(args: Namespace) -> int:
-    """Load the configuration and reconstruct."""
-    config = options.config_from(
-        args,
-        {
-            "engine.method": args.method,
-            "engine.steps": args.steps,
-            "engine.seed": args.seed,
-            "engine.device": args.device,
-        },
-    )
-    from microdiffusion.daemon.cli import BuildBar, ProgressBar
-    from microdiffusion.daemon.offline import catch_up, is_run_file, reconstruct_file
-
-    building, bar = BuildBar("TensorRT engine"), ProgressBar("reconstructing")
-
-    def progress(done: int, total: int, result: Reconstruction) -> None:
-        building.close()
-        bar(done, total)
-        if not bar.shown:
-            say(f"volume {done} of {total}: {result.served}, {result.seconds.get('total', 0.0):.2f} s")
-
-    if args.output is None:
-        if not is_run_file(args.file):
-            raise ConfigError(
-                f"{args.file} is no run file, whose volumes could be added in place: "
-                "name the run file to write with --output RUN.h5."
-            )
-        with building, bar:
-            added, failed = catch_up(args.file, config=config, progress=progress, building=building)
-        left = f"; sweeps that could not be done: {failed} (mdd info says why)" if failed else ""
-        say(f"{count_noun(added, 'volume')} added to {args.file}{left}")
-        return 0
-    if config.engine.method == "microdiffusion":
-        say(_cost(config.engine.reference))
-    report = StageLines(say)
-    with building, bar:
-        reconstruct_file(
-            args.file, args.output, config=config, progress=progress, report=report, building=building
-        )
-    say(f"wrote {args.output}")
-    return 0

@@ -1,11 +1,14 @@
 """Acquire, reconstruct and record until Ctrl-C, --volumes or --duration.
 
-  mdd serve --demo                        Micro-Manager's demo devices, a virtual specimen
-  mdd serve --config my.toml              your microscope
-  mdd serve --config remote-engine        frames that come over the network
-  mdd serve --resume runs/demo_....h5     go on with a run that was cut off, as it was configured
+  mdd serve --demo                   Micro-Manager's demo devices and a virtual
+                                     specimen
+  mdd serve --config my.toml         your microscope
+  mdd serve --config remote-engine   frames that come over the network
+  mdd serve --resume runs/demo.h5    resume an interrupted run, configured as it
+                                     was
 
-Without a terminal it logs a line every ten seconds instead of drawing. `mdd top` watches from elsewhere.
+Without a terminal it logs a line every ten seconds instead of drawing.
+`mdd top` watches from elsewhere.
 """
 
 from __future__ import annotations
@@ -19,53 +22,41 @@ from microdiffusion.errors import UserError
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    options.add_config_options(parser, demo=True)
-    parser.add_argument("--output", type=options.folder, metavar="DIR", help="folder of the run files")
-    parser.add_argument("--volumes", type=options.count, metavar="N", help="stop after N volumes")
-    parser.add_argument("--duration", type=options.positive, metavar="S", help="stop after S seconds")
-    parser.add_argument(
-        "--no-specimen",
-        action="store_false",
-        dest="specimen",
-        default=None,
-        help="the camera's own pixels, not the virtual specimen's",
-    )
-    parser.add_argument("--resume", type=options.file, metavar="RUN", help="go on with this run file")
-    parser.add_argument(
-        "--no-compile",
-        action="store_false",
-        dest="compile",
-        default=None,
-        help="serve with torch where TensorRT's engine would have to be built first",
-    )
-    parser.add_argument("--headless", action="store_true", help="log, even in a terminal")
+    options.add_config(parser, demo=True)
+    options.add(parser, "--output DIR", "folder of the run files", options.folder, key="recorder.output")
+    options.add(parser, "--volumes N", "stop after N volumes", options.count)
+    options.add(parser, "--duration S", "stop after S seconds", options.positive)
+    off: dict[str, Any] = {"action": "store_false", "default": None}
+    about = "the camera's own pixels, not the virtual specimen's"
+    options.add(parser, "--no-specimen", about, key="acquisition.specimen", **off)
+    options.add(parser, "--resume RUN", "resume this run", options.file)
+    about = "use torch if TensorRT's engine is not built yet"
+    options.add(parser, "--no-compile", about, key="engine.compile", **off)
+    options.add(parser, "--headless", "log, even in a terminal")
 
 
 def run(args: Namespace) -> int:
     """Load the configuration and serve."""
-    wish = StopRequest()
-    with wish.heard():  # loading takes a second, and a stop is one from now on
-        return _serve(args, wish)
+    stop = StopRequest()
+    with stop.heard():  # loading takes a second, and a signal counts from now on
+        return _serve(args, stop)
 
 
-def _serve(args: Namespace, wish: StopRequest) -> int:
-    given: dict[str, object] = {
-        "recorder.output": args.output,
-        "acquisition.specimen": args.specimen,
-        "engine.compile": args.compile,
-    }
+def _serve(args: Namespace, stop: StopRequest) -> int:
     recorded: dict[str, object] = {}
     if args.resume is not None:
-        if args.output is not None:
-            raise UserError("A run goes on in its own file: leave --output out with --resume.")
-        recorded = _recorded(args.resume, args.config)
-        given["recorder.output"] = args.resume.parent
-    config = options.config_from(args, given, implied=recorded)
+        if vars(args)["recorder.output"] is not None:
+            raise UserError("A run is resumed in its own file: leave --output out with --resume.")
+        from microdiffusion import open_run
+
+        with open_run(args.resume) as run:
+            recorded = dict(_flat(run.config)) if args.config is None else {}
+        vars(args)["recorder.output"] = args.resume.parent
+    config = options.config_from(args, implied=recorded)
     from microdiffusion.daemon.server import serve
 
     return serve(
@@ -74,20 +65,12 @@ def _serve(args: Namespace, wish: StopRequest) -> int:
         duration_s=args.duration,
         dashboard=options.wants_dashboard(args),
         resume=args.resume,
-        stopping=wish,
+        stopping=stop,
     )
 
 
-def _recorded(path: Path, config: str | None) -> dict[str, object]:
-    """Return the configuration that a run file was recorded with, as dotted keys; none where one is named."""
-    from microdiffusion import open_run
-
-    with open_run(path) as run:
-        recorded = run.config
-    return {} if config is not None else dict(_flat(recorded, ""))
-
-
-def _flat(table: dict[str, Any], above: str) -> Iterator[tuple[str, object]]:
+def _flat(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the dotted keys of nested tables and their values."""
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{above}{name}.")

@@ -1,10 +1,9 @@
-"""Make a projection file from a volume: what a Bessel microscope would have recorded of it.
+"""Make a projection file from a volume, as a Bessel microscope would record it.
 
   mdd simulate volume.h5 --length-um 12 --step-um 12 --output projections.h5
-  mdd simulate volume.h5 --length-um 12 --step-um 12 --output projections.h5 --photons 100 --gain 0.5
 
-VOLUME is HDF5 with a dataset `volume`, (Z, Y, X) or (T, Z, Y, X), or a TIFF stack. The truth is kept in
-the file, so that a reconstruction can be judged.
+VOLUME is HDF5 with a dataset `volume`, (Z, Y, X) or (T, Z, Y, X), or a TIFF
+stack. The file keeps the true volume, so that a reconstruction can be judged.
 """
 
 from __future__ import annotations
@@ -19,71 +18,32 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("volume", type=options.file, metavar="VOLUME")
-    parser.add_argument(
-        "--length-um", type=options.positive, required=True, metavar="L", help="length of the slab"
+    options.add(parser, "VOLUME", "volume file", options.file)
+    options.add(parser, "--length-um L", "length of the slab", options.positive, required=True)
+    options.add(parser, "--step-um S", "distance of neighbouring slabs", options.positive, required=True)
+    options.add(parser, "--output FILE", "projection file to write", options.file, required=True)
+    about = "default: what the file says, else 1 µm"
+    options.add(parser, "--voxel-size-um Z Y X", about, options.positive, nargs=3)
+    options.add(parser, "--alternate", "every other sweep half a step deeper")
+    options.add(
+        parser, "--sweeps N", "default: one for each volume; the last volume is repeated", options.count
     )
-    parser.add_argument(
-        "--step-um", type=options.positive, required=True, metavar="S", help="distance of neighbouring slabs"
-    )
-    parser.add_argument("--output", type=options.file, required=True, metavar="FILE")
-    parser.add_argument(
-        "--voxel-size-um",
-        type=options.positive,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="left out: what the file says, else 1 µm",
-    )
-    parser.add_argument(
-        "--alternate",
-        "--alternate-offset",
-        action="store_true",
-        help="every other sweep half a step deeper",
-    )
-    parser.add_argument(
-        "--sweeps", type=options.count, metavar="N", help="left out: one for each volume; the last one stays"
-    )
-    parser.add_argument(
-        "--hold-out", action="store_true", help="one extra projection per sweep, to judge with"
-    )
-    parser.add_argument("--normalise", action="store_true", help="percentiles 1 and 99.9 to 0 and 1, clipped")
+    options.add(parser, "--hold-out", "one more projection per sweep, to judge with")
+    options.add(parser, "--normalise", "scale percentiles 1 and 99.9 to 0 and 1, and clip")
     noise = parser.add_argument_group("noise: Gaussian, or a camera's")
-    noise.add_argument(
-        "--noise", type=options.not_negative, default=0.0, metavar="R", help="sigma relative to the range (0)"
-    )
-    noise.add_argument("--photons", type=options.positive, metavar="N", help="where it is brightest")
-    noise.add_argument(
-        "--gain", type=options.positive, default=1.0, metavar="G", help="counts per photon (1)"
-    )
-    noise.add_argument(
-        "--offset", type=options.finite, default=0.0, metavar="C", help="counts of a dark frame (0)"
-    )
-    noise.add_argument(
-        "--read-noise", type=options.not_negative, default=0.0, metavar="C", help="counts of a dark frame (0)"
-    )
-    noise.add_argument("--seed", type=options.seed, default=0, metavar="N")
+    about = "sigma relative to the range"
+    options.add(noise, "--noise R", about, options.not_negative, default=0.0)
+    options.add(noise, "--photons N", "photons where it is brightest", options.positive)
+    options.add(noise, "--gain G", "counts per photon", options.positive, default=1.0)
+    options.add(noise, "--offset C", "counts of a dark frame", options.finite, default=0.0)
+    options.add(noise, "--read-noise C", "counts, of a dark frame", options.not_negative, default=0.0)
+    options.add(noise, "--seed N", "seed of the noise", options.seed, default=0)
 
 
 def run(args: Namespace) -> int:
     """Simulate."""
     from microdiffusion.drivers.simulate import simulate
 
-    output = simulate(
-        args.volume,
-        length_um=args.length_um,
-        step_um=args.step_um,
-        output=args.output,
-        voxel_size_um=tuple(args.voxel_size_um) if args.voxel_size_um else None,
-        noise=args.noise,
-        photons=args.photons,
-        gain=args.gain,
-        offset=args.offset,
-        read_noise=args.read_noise,
-        normalise=args.normalise,
-        seed=args.seed,
-        alternate=args.alternate,
-        hold_out=args.hold_out,
-        sweeps=args.sweeps,
-    )
-    say(f"wrote {output}")
+    values = dict(vars(args))
+    say(f"wrote {simulate(values.pop('volume'), **values)}")
     return 0

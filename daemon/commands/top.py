@@ -1,23 +1,23 @@
-"""Watch a running daemon, from this machine or another; ? shows the keys.
+"""Watch a running daemon, on this machine or another; ? shows the keys.
 
-mdd top                                 the daemon on this machine
-mdd top --address tcp://lab-pc:5751     one elsewhere (see docs/remote.md: it asks for keys)
-mdd top --once                          one plain page, for scripts; also where the output is no terminal
-mdd top --once --json                   everything, as JSON
+mdd top                                the daemon on this machine
+mdd top --address tcp://lab-pc:5751    one elsewhere (with keys: docs/remote.md)
+mdd top --once                         one plain page, for scripts
+mdd top --once --json                  everything, as JSON
 
-Where the daemon's control channel answers, keys pause it, save a snapshot and put marks into the run file.
+If the daemon's control channel answers, keys pause it, save a snapshot and put
+marks into the run file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import signal
 import sys
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import complain, options, say
+from microdiffusion.daemon.cli import complain, options, say, say_json
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -26,19 +26,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    options.add_config_options(parser)
-    parser.add_argument("--address", metavar="tcp://HOST:PORT", help="the daemon's wire.status")
-    parser.add_argument("--control", metavar="tcp://HOST:PORT", help="its wire.control, for the keys")
-    parser.add_argument("--read-only", action="store_true", help="watch, and ask nothing of the daemon")
-    parser.add_argument("--once", action="store_true", help="print one page and exit")
-    parser.add_argument("--json", action="store_true", help="print the status as JSON and exit")
-    parser.add_argument(
-        "--timeout",
-        type=options.positive,
-        default=5.0,
-        metavar="S",
-        help="how long to wait for an answer (5)",
-    )
+    options.add_config(parser)
+    options.add(parser, "--address tcp://HOST:PORT", "the daemon's wire.status", key="wire.status")
+    options.add(parser, "--control tcp://HOST:PORT", "its wire.control, for the keys", key="wire.control")
+    options.add(parser, "--read-only", "watch, and send no commands")
+    options.add(parser, "--once", "print one page and exit")
+    options.add(parser, "--json", "print the status as JSON and exit")
+    options.add(parser, "--timeout S", "how long to wait for an answer", options.positive, default=5.0)
 
 
 def run(args: Namespace) -> int:
@@ -47,16 +41,17 @@ def run(args: Namespace) -> int:
     from microdiffusion.daemon.status import subscribe
     from microdiffusion.wire import client_security
 
-    config = options.config_from(args, {"wire.status": args.address, "wire.control": args.control})
-    if args.address and not args.control:
-        config = control_beside(config, args.address)
+    config = options.config_from(args)
+    address, control = vars(args)["wire.status"], vars(args)["wire.control"]
+    if address and not control:
+        config = control_beside(config, address)
     security = client_security(config.wire, config.wire.status)
     if sys.stderr.isatty():  # a person waits
         complain(f"looking for a daemon at {config.wire.status}, for {args.timeout:g} s at most ...")
     if args.once or args.json or not sys.stdout.isatty():
         snapshot = next(subscribe(config.wire.status, args.timeout, security=security))
         if args.json:
-            say(json.dumps(snapshot.model_dump(mode="json", exclude={"preview"}), indent=2))
+            say_json(snapshot.model_dump(mode="json", exclude={"preview"}))
         else:
             say(page(snapshot))
         return 0

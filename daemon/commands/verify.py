@@ -1,6 +1,7 @@
-"""Check a run file: does its ledger add up, is every frame and volume what was written.
+"""Check a run file: every frame and volume by its checksum, and its ledger.
 
-A run that still goes on, or was cut off, is checked as far as it goes. Exit code 0: sound; 3: not.
+A run that is still being recorded, or was interrupted, is checked as far as it
+goes. Exit code 0: sound, 3: not.
 
 mdd verify runs/demo.h5
 mdd verify runs/demo.h5 --json
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import options, say
+from microdiffusion.daemon.cli import Progress, options, say, say_json
+from microdiffusion.ledger import LEDGER_COLUMNS
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
@@ -21,51 +23,36 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", type=options.file, metavar="RUN")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options.add_run(parser)
 
 
 def run(args: Namespace) -> int:
-    """Check the run and say what was found."""
-    from microdiffusion.daemon.cli import ProgressBar
+    """Check the run and print what was found."""
     from microdiffusion.runfile import verify_run
 
-    with ProgressBar(f"reading {args.file.name}", "planes", quiet=args.quiet) as progress:
-        report = verify_run(args.file, progress=progress)
+    with Progress(f"reading {args.run.name}", "planes", quiet=args.quiet) as progress:
+        report = verify_run(args.run, progress=progress)
     if args.json:
-        _say_json(report)
+        say_json(report, sound=report.sound)
     else:
         _say(report)
     return 0 if report.sound else 3
 
 
 def _say(report: Report) -> None:
-    from microdiffusion.ledger import LEDGER_COLUMNS
-
-    state = (
-        "closed" if report.closed else "not closed: the run goes on or was cut off; checked as far as it goes"
-    )
     verdict = "sound" if report.sound else "NOT sound"
-    # What cannot be read says nothing about how it ended.
-    say(f"{report.path}: {verdict}, {state}" if report.run_id else f"{report.path}: {verdict}")
-    if report.run_id:
+    if not report.run_id:  # it cannot be read, so nothing is known of how it ended
+        say(f"{report.path}: {verdict}")
+    else:
+        state = "closed" if report.closed else "not closed (still recorded, or interrupted)"
+        say(f"{report.path}: {verdict}, {state}")
         held = f"{count_noun(report.frames, 'frame')} and {count_noun(report.volumes, 'volume')}"
-        say(
-            f"  checked      {held} by their checksums, "
-            f"{count_noun(report.time_points, 'time point')} in {count_noun(report.files, 'file')}"
-        )
+        where = f"{count_noun(report.time_points, 'time point')} in {count_noun(report.files, 'file')}"
+        say(f"  checked      {held} by their checksums, {where}")
     if report.ledger is not None:
         known = {name: getattr(report.ledger, name) for name in LEDGER_COLUMNS if name != "announced_known"}
         say(f"  ledger       {', '.join(f'{number} {name}' for name, number in known.items())}")
     for fault in report.faults:
-        say(f"  wrong        {fault}")
+        say(f"  fault        {fault}")
     if report.faults_in_all > len(report.faults):
-        say(f"  wrong        {report.faults_in_all - len(report.faults)} things more")
-
-
-def _say_json(report: Report) -> None:
-    import json
-    from dataclasses import asdict
-
-    say(json.dumps(asdict(report) | {"sound": report.sound}, indent=2))
+        say(f"  fault        {report.faults_in_all - len(report.faults)} more")

@@ -129,7 +129,7 @@ def test_snapshot_says_what_the_copy_holds(path: Path, capsys: pytest.CaptureFix
     copy = path.with_name("copy.h5")
     assert main(["snapshot", str(path), str(copy)]) == 0
     assert capsys.readouterr().out == (
-        f"wrote {copy}: 1 volume and 3 frames of a run that went on, or was cut off, checked\n"
+        f"wrote {copy}: 1 volume and 3 frames of a run that is open, or was cut off, checked\n"
     )
     target.stop()
     assert main(["snapshot", str(path), str(path.with_name("b.h5")), "--json"]) == 0

@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said(
     assert main(["verify", str(path)]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert "NOT sound" in lines[0]
-    wrong = [line for line in lines if line.startswith("  wrong ")]
+    wrong = [line for line in lines if line.startswith("  fault ")]
     assert any(re.search(words, line) for line in wrong)
 
 
@@ -185,7 +185,7 @@ def test_very_many_faults_are_counted_and_the_first_shown(
     with h5py.File(path, "r+") as file:
         file["projections"][...] = 1
     assert main(["verify", str(path)]) == 3
-    assert capsys.readouterr().out.splitlines()[-1].endswith("80 things more")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("80 more")
 
 
 def test_of_what_is_no_run_file_nobody_says_that_it_goes_on(

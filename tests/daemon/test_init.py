@@ -11,7 +11,7 @@ import pytest
 
 from microdiffusion.config.load import load_config
 from microdiffusion.daemon.cli import dispatch as cli
-from microdiffusion.daemon.cli.suggestions import Value, suggestions, written
+from microdiffusion.daemon.commands.suggestions import Value, suggestions, written
 from microdiffusion.drivers import micromanager
 from microdiffusion.drivers.micromanager.survey import Survey
 from microdiffusion.errors import ConfigError
@@ -78,11 +78,11 @@ def test_every_value_says_what_it_is_and_where_it_is_from() -> None:
         if "=" in line and not line.startswith(("#  ", "# python", "# Micro", "# 8")) and "here:" not in line:
             assert lines[number - 1].startswith("#   here: "), line
             assert lines[number - 2].startswith("# "), line
-    assert "Piezo is now; it goes from -100 to 100 µm" in text
+    assert "current position of Piezo; it goes from -100 to 100 µm" in text
     assert "z0_um = -4.5" in text
     assert "exposure_ms = 33.0" in text
-    assert "Micro-Manager says 0.65 µm now" in text
-    assert "all columns of Prime as it is set now (12 bit)" in text
+    assert "which now says 0.65 µm" in text
+    assert "all columns of Prime as set now (12 bit)" in text
     assert "configuration groups there: Channel" in text
 
 
@@ -148,7 +148,7 @@ def test_a_wrong_answer_is_asked_for_again(
 ) -> None:
     answered(
         {
-            "Does Micro": ["perhaps", "N"],
+            "Is Micro": ["perhaps", "N"],
             "Length": ["twelve", "12 µm", "-3", "0", "nan", "inf", "1e400", "18"],
             "Stage": ["-7.5"],
         }
@@ -186,7 +186,7 @@ def test_a_port_is_that_of_a_running_micro_manager(surveyed: list[Any]) -> None:
 
 REFUSALS = {
     "no terminal": (["a.toml"], FOUND, "add --yes"),
-    "no folder": (["gone/a.toml", "--yes"], FOUND, "does not exist: make it first"),
+    "no folder": (["gone/a.toml", "--yes"], FOUND, "does not exist: create it first"),
     "a preset that is not there": (["a.toml", "--yes", "--channels", "Cy5"], FOUND, "no preset 'Cy5'"),
     "units": (["a.toml", "--yes", "--depth-um", "96000"], FOUND, "check the units"),
     "a slab longer than the volume": (["a.toml", "--yes", "--depth-um", "5"], FOUND, "does not fit"),
@@ -212,11 +212,11 @@ REFUSALS = {
     "a configuration that java has": (
         ["a.toml", "--yes", "--backend", "java", "--mm-config", "my.cfg"],
         FOUND,
-        "--mm-config is for a core of mdd's own",
+        "--mm-config is for mdd's own core",
     ),
     "a group alone": (["a.toml", "--yes", "--channel-group", "Channel"], FOUND, "needs --channels"),
     "no such mm-config": (["a.toml", "--yes", "--mm-config", "gone.cfg"], FOUND, "--mm-config names"),
-    "no such user": (["~nobody-here/a.toml", "--yes"], FOUND, "nobody-here does not exist: make it first"),
+    "no such user": (["~nobody-here/a.toml", "--yes"], FOUND, "nobody-here does not exist: create it first"),
 }
 
 

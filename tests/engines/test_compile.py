@@ -20,8 +20,6 @@ from support.onnx_support import small_denoiser
 from support.sample_data import write_sample
 
 from microdiffusion.config.models import Config, EngineConfig
-from microdiffusion.daemon.cli import build_bar
-from microdiffusion.daemon.cli.build_bar import BuildBar
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.reconstruct import reconstruct_file
 from microdiffusion.engines import pipeline
@@ -233,7 +231,7 @@ def test_compile_says_what_it_did_in_a_line_each(
     _flip(path)
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: was there", "mine: healed"]
+    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: already built", "mine: healed"]
     assert all(str(path) in line and "agrees with torch" in line and " s, " in line for line in lines)
 
 
@@ -348,28 +346,10 @@ def test_on_a_gpu_an_engine_is_built_and_then_found(
     assert main(command) == 0
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: was there"]
+    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: already built"]
 
 
 # ---- progress
-
-
-@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "none"])
-def test_a_build_is_shown_as_a_bar_or_as_lines(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR" if terminal else "TERM", "1" if terminal else "dumb")
-    monkeypatch.setenv("TERM", "xterm" if terminal else "dumb")
-    clock = [0.0]
-    monkeypatch.setattr(build_bar, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    with BuildBar("small") as bar:
-        assert capsys.readouterr().out == ""
-        for share in (0.1, 0.2, 0.3):
-            clock[0] += 6
-            bar(share)
-    bar.close()
-    out = capsys.readouterr().out
-    assert ("small" in out and "30%" in out) if terminal else (out == "small: 20 %\n")
 
 
 def test_reconstruct_waits_for_the_build_and_shows_it(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from microdiffusion.config.load import load_config
 from microdiffusion.config.models import Config, EngineConfig, ReferenceConfig
 from microdiffusion.daemon.cli.dispatch import main
-from microdiffusion.daemon.commands.reconstruct import StageLines
 from microdiffusion.daemon.server.serve import serve
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.projections.closed_form import nearest_slab
@@ -409,18 +408,6 @@ def test_reconstruct_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert np.isfinite(run.volume[0]).all()
         assert float(np.std(run.volume[0])) > 0
         assert run.values("seconds/sampler")[0] > 0
-
-
-def test_progress_is_said_now_and_then() -> None:
-    now = [0.0]
-    lines: list[str] = []
-    report = StageLines(lines.append, lambda: now[0])
-    for done in range(1, 101):
-        report("train", done, 100)
-        now[0] += 1.0
-    assert lines[0] == "train: 11 of 100, 89 s left"
-    assert lines[-1] == "train: 100 of 100"
-    assert len(lines) == 10
 
 
 def test_it_cannot_be_live() -> None:

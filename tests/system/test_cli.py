@@ -119,9 +119,9 @@ def test_an_error_that_ctrl_c_was_made_into_is_an_interruption(capsys, monkeypat
             signal.raise_signal(signal.SIGINT)
         raise SystemError("returned a result with an exception set")
 
-    monkeypatch.setattr("microdiffusion.daemon.commands.completion.run", run)
+    monkeypatch.setattr("microdiffusion.daemon.commands.verify.run", run)
     before = signal.getsignal(signal.SIGINT)
-    assert cli.main(["completion", "bash"]) == 130
+    assert cli.main(["verify", "run.h5"]) == 130
     assert capsys.readouterr().err == "mdd: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -291,7 +291,7 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
         run_file_writer.put_sweep(recorder, sweep, served="mdd" if sweep else "linear")
     run_file_writer.wait(lambda: recorder.counts[Status.WRITTEN] == 3)
     assert cli.main(["info", str(path)]) == 0
-    assert f"{path}: still running, or cut off\n" in capsys.readouterr().out
+    assert f"{path}: still running, or interrupted\n" in capsys.readouterr().out
     recorder.stop()
     assert cli.main(["info", str(path)]) == 0
     shown = capsys.readouterr().out
@@ -300,7 +300,7 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     assert "6 x 16 x 20 (t, z, y, x) uint16, voxel 2 x 0.5 x 0.25 µm" in shown
     assert "held-out     median 2.5 x noise" in shown
     assert "served       mdd 2, linear 1" in shown
-    assert "begun        20" in shown
+    assert "started      20" in shown
     assert "kB in 1 file" in shown
     assert "length       2.2 s by the camera's clock" in shown
     assert cli.main(["info", str(path), "--json"]) == 0
@@ -426,7 +426,7 @@ def test_an_unexpected_error_is_told_where_nothing_can_be_written(
     monkeypatch.setattr(cli, "_dispatch", broken)
     assert cli.main(["info", "a.h5"]) == 3
     said = capsys.readouterr().err
-    assert said.startswith("mdd: this should not have happened (ZeroDivisionError: by design)")
+    assert said.startswith("mdd: unexpected error (ZeroDivisionError: by design)")
     assert "in broken" in said
 
 
