@@ -192,10 +192,12 @@ def seed(text: str) -> int:
 
 def shape(text: str) -> tuple[int, int, int]:
     """Return slices, rows and columns of "64x128x128" or "64,128,128"."""
-    parts = text.lower().replace("x", ",").split(",")
-    if len(parts) != 3:
-        raise argparse.ArgumentTypeError(f"expected slices, rows and columns such as 64x128x128, not {text}")
-    z, y, x = (count(part) for part in parts)
+    try:
+        z, y, x = (count(part) for part in text.lower().replace("x", ",").split(","))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"expected slices, rows and columns such as 64x128x128, not {text}"
+        ) from None
     return z, y, x
 
 

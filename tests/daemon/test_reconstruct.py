@@ -179,7 +179,7 @@ def test_on_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["reconstruct", str(run), *options]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("volume 1 of 15: linear, ")
-    assert said[-1] == f"14 volumes added to {run}; sweeps that could not be done: 1 (mdd info says why)"
+    assert said[-1] == f"14 volumes added to {run}; 1 sweep could not be reconstructed (see mdd info)"
     output = tmp_path / "anew.h5"
     assert cli.main(["reconstruct", str(run), "--output", str(output), *options]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"wrote {output}"

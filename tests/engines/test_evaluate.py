@@ -549,7 +549,7 @@ def test_command_writes_table_rows_json_and_pictures(
         pytest.param(["good", "--methods", "magic"], 2, "no method 'magic'", id="unknown method"),
         pytest.param(["good", "--json", "nowhere/r.json"], 2, "create it first", id="no folder of results"),
         pytest.param(["good", "--steps", "6,x"], 2, "expected a number", id="step"),
-        pytest.param(["good", "--crop", "4,4"], 2, "three numbers", id="crop"),
+        pytest.param(["good", "--crop", "4,4"], 2, "slices, rows and columns", id="crop"),
         pytest.param(
             ["good", "--noise", "0", "--photons", "9"], 2, "not allowed with", id="two kinds of noise"
         ),

@@ -231,7 +231,7 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
         ("there.h5", [], "is not overwritten"),
         ("run_s001.h5", [], "what a further file of run.h5 is called"),
         ("new.h5", ["--compression", "none", "--chunks", "1,2,3"], "no chunks"),
-        ("new.h5", ["--chunks", "1,2"], "expected planes, rows and columns"),
+        ("new.h5", ["--chunks", "1,2"], "expected slices, rows and columns"),
         ("new.h5", ["--chunks", "0,2,3"], "at least 1"),
     ],
 )
