@@ -109,12 +109,12 @@ def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> N
         took_s = time.perf_counter() - started
         if not engine.path.exists():
             raise EngineError(
-                f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder must "
-                "belong to this user and have free space."
+                f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder "
+                "must belong to this user and have free space."
             )
         say(
-            f"{path.stem}: {_STATES[engine.state]}, {engine.runtime.name}, agrees with torch, {took_s:.1f} s, "
-            f"{size(engine.path.stat().st_size)}, {engine.path}"
+            f"{path.stem}: {_STATES[engine.state]}, {engine.runtime.name}, agrees with torch, "
+            f"{took_s:.1f} s, {size(engine.path.stat().st_size)}, {engine.path}"
         )
 
 
@@ -140,8 +140,8 @@ def _check(paths: list[Path], device: torch.device, config: EngineConfig) -> Non
             engine = build_engine(trt, graph, Profile.of(config.tile, model.multiple), progress=bar)
         built = time.perf_counter()
         say(
-            f"{path.stem}: exported in {exported - started:.1f} s ({size(len(graph))}), valid, parsed in half "
-            f"precision and built by {trt.__name__} {trt.__version__} in {built - exported:.1f} s "
+            f"{path.stem}: exported in {exported - started:.1f} s ({size(len(graph))}), valid, parsed in "
+            f"half precision and built by {trt.__name__} {trt.__version__} in {built - exported:.1f} s "
             f"({size(len(engine))}); not run, not kept"
         )
 

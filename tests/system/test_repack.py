@@ -232,7 +232,7 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
         ("run_s001.h5", [], "what a further file of run.h5 is called"),
         ("new.h5", ["--compression", "none", "--chunks", "1,2,3"], "no chunks"),
         ("new.h5", ["--chunks", "1,2"], "expected slices, rows and columns"),
-        ("new.h5", ["--chunks", "0,2,3"], "at least 1"),
+        ("new.h5", ["--chunks", "0,2,3"], "slices, rows and columns"),
     ],
 )
 def test_what_cannot_be_is_refused(
