@@ -54,7 +54,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(protocol, "--held-out", about, action=flag, default=True)
     options.add(parser, "--weights FILE", "weights of the denoiser", options.file)
     options.add(parser, "--device NAME", "auto, cpu, cuda or cuda:N", default="auto")
-    options.add(parser, "--lpips", "also LPIPS (needs the extra lpips)")
 
 
 def run(args: Namespace) -> int:
@@ -101,7 +100,7 @@ def run(args: Namespace) -> int:
 
 
 def _plan(args: Namespace) -> Plan:
-    from microdiffusion.engines.evaluation import Lpips, Plan, Protocol, parse_methods
+    from microdiffusion.engines.evaluation import Plan, Protocol, parse_methods
     from microdiffusion.files import volume_paths
 
     engine: dict[str, Any] = {"device": args.device}
@@ -116,7 +115,6 @@ def _plan(args: Namespace) -> Plan:
         steps=args.steps,
         seeds=args.seeds,
         engine=engine,
-        lpips=Lpips() if args.lpips else None,
     )
 
 

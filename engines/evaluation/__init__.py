@@ -10,12 +10,11 @@ from microdiffusion.engines.evaluation.report import (
     write_json,
     write_markdown,
 )
-from microdiffusion.engines.evaluation.runner import Hooks, Lpips, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
 
 __all__ = [
     "Case",
     "Hooks",
-    "Lpips",
     "Plan",
     "Protocol",
     "Results",

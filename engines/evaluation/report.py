@@ -33,7 +33,6 @@ SCORES = {
     "foreground_sharpness": ("foreground z-energy", 2),
     "axial_cutoff": ("axial cut-off", 3),
     "axial_area": ("axial FSC", 3),
-    "lpips": ("LPIPS", 3),
     "held_out_error": ("held-out", 2),
 }
 """Key of a row -> title of the column, digits."""

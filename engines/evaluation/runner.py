@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.methods import Method
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, read_truth
 from microdiffusion.engines.pipeline import Engine
-from microdiffusion.errors import DependencyError, MddError
+from microdiffusion.errors import MddError
 
 logger = logging.getLogger("microdiffusion.evaluation")
 
@@ -44,8 +43,6 @@ class Plan:
         Seeds 0 to N - 1, of the noise and of the methods alike.
     engine : mapping
         Keys of the table `[engine]` that hold for all methods.
-    lpips : Lpips, optional
-        Scores the answers too.
     """
 
     files: Sequence[Path]
@@ -54,7 +51,6 @@ class Plan:
     steps: Sequence[float] = (6.0, 8.0)
     seeds: int = 1
     engine: Mapping[str, Any] = field(default_factory=dict)
-    lpips: Lpips | None = None
 
     def runs(self) -> int:
         """Return how many calls of methods that makes."""
@@ -160,8 +156,6 @@ def _step(
                     report=report,
                 )
                 scores = dataclasses.asdict(case.scores(answer.volume))
-                if plan.lpips is not None:
-                    scores["lpips"] = plan.lpips(answer.volume[case.seen], case.truth[case.seen])
                 scores["held_out_error"] = case.held_out_error(answer.volume)
             except Exception as error:  # one method's bug or lack of memory must not affect the others
                 results.leave_out(f"{name}, step {step:g}, {method.name}: {type(error).__name__}: {error}")
@@ -172,43 +166,3 @@ def _step(
             results.rows.append(key | scores | served | dataclasses.asdict(answer.cost))
         if seed == 0 and answers and hooks.show is not None:
             hooks.show(name, step, case, answers)
-
-
-class Lpips:
-    """LPIPS, the learned perceptual distance of Zhang et al. (2018), with its network loaded.
-
-    A network for photographs says which of two pictures looks more like a third; it knows nothing of
-    fluorescence, so it is one figure beside the others, and asked for by name. The first use downloads
-    AlexNet's weights (torchvision does, 230 MB).
-
-    Raises
-    ------
-    DependencyError
-        The package is not installed, or its weights cannot be had.
-    """
-
-    def __init__(self) -> None:
-        try:
-            import lpips
-        except ImportError as error:
-            raise DependencyError(
-                'LPIPS is not installed: pip install "microdiffusion-daemon[lpips]", or leave out --lpips.'
-            ) from error
-        try:
-            self._distance: Any = lpips.LPIPS(net="alex", verbose=False).eval()
-        except Exception as error:  # of torchvision, the network or the disk
-            raise DependencyError(
-                f"LPIPS cannot load AlexNet's weights ({error}): connect to the internet once, or leave out "
-                "--lpips."
-            ) from error
-
-    @torch.no_grad()
-    def __call__(self, estimate: NDArray[Any], truth: NDArray[Any]) -> float:
-        """Return the mean distance over the slices of two volumes (Z, Y, X) in [0, 1]; 0 is equal."""
-
-        def pictures(volume: NDArray[Any]) -> torch.Tensor:
-            grey = torch.from_numpy(np.asarray(volume, dtype=np.float32)).clamp(0, 1) * 2 - 1
-            return grey[:, None].expand(-1, 3, -1, -1)
-
-        pairs = zip(pictures(estimate).split(8), pictures(truth).split(8), strict=True)
-        return float(torch.cat([self._distance(a, b).flatten() for a, b in pairs]).mean())

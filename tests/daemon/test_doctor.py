@@ -90,7 +90,7 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "mdd needs",
     ),
     "packages, of an extra": (
-        lambda: packages.packages(["lpips>=9; extra == 'lpips'"], versions()),
+        lambda: packages.packages(["dask>=9; extra == 'dask'"], versions()),
         "ok",
         "0 as required",
     ),

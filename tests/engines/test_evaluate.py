@@ -22,10 +22,10 @@ from microdiffusion.engines.evaluation import baselines, report
 from microdiffusion.engines.evaluation.baselines import Problem
 from microdiffusion.engines.evaluation.methods import NAMES, evaluations, measured, parse_methods
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise, read_truth
-from microdiffusion.engines.evaluation.runner import Hooks, Lpips, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
 from microdiffusion.engines.evaluation.total_variation import total_variation
 from microdiffusion.engines.projections import along_z
-from microdiffusion.errors import ConfigError, DependencyError, GeometryError, InputFileError
+from microdiffusion.errors import ConfigError, GeometryError, InputFileError
 from microdiffusion.files.volumes import volume_paths
 
 CPU = torch.device("cpu")
@@ -516,7 +516,7 @@ def test_command_writes_table_rows_json_and_pictures(
     assert len(content["rows"]) == 3 * 2 * 3
     assert content["skipped"] == [next(s for s in content["skipped"] if "broken.h5" in s)]
     row = content["rows"][0]
-    assert {*report.SCORES} - {"lpips"} <= row.keys()
+    assert {*report.SCORES} <= row.keys()
     assert 15 < row["psnr_db"] < 60
     mdd = content["summary"]["6"]["methods"]["mdd:2:inr.cold_steps=5"]
     assert mdd["evaluations"]["mean"] == 2
@@ -575,12 +575,6 @@ def test_bad_input_ends_with_one_sentence(
     errors = capsys.readouterr().err
     assert words in errors
     assert "Traceback" not in errors
-
-
-def test_lpips_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DependencyError, match=r"pip install .*\[lpips\]"):
-        Lpips()
 
 
 def test_numbers_that_do_not_exist_are_null_and_empty(tmp_path: Path) -> None:
