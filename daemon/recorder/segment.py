@@ -347,7 +347,7 @@ def _reserve_blocks(descriptor: int, size: int) -> None:
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, data, offset)
+        return int(os.pwrite(descriptor, data, offset))
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.write(descriptor, data[:_COPY_BYTES])
 
