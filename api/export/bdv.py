@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.export.source import Picture
+    from microdiffusion.runfile import Factors
 
 NAME = "bdv"
 _CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer reads at a time
@@ -104,7 +105,9 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
         with h5py.File(hdf5, "x", libver=("earliest", "v110")) as file:
             for picture, numbers in zip(pictures, numbers_of(pictures), strict=True):
                 scale = _scale(picture)
-                _write_setups(file, picture, numbers, scale)
+                for number in numbers:
+                    levels = [(level.factors, level.shape) for level in picture.levels]
+                    write_setup(file, number, levels, scale)
                 told = as_text(about(picture)).encode()
                 file.create_dataset(f"mdd/{picture.kind}_{picture.position}", data=np.bytes_(told))
                 if scale is not None:
@@ -125,22 +128,22 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
     return exported
 
 
-def _write_setups(
-    file: h5py.File, picture: Picture, numbers: Sequence[int], scale: tuple[float, float] | None
+def write_setup(
+    file: h5py.File,
+    number: int,
+    levels: Sequence[tuple[Factors, tuple[int, int, int]]],
+    scale: tuple[float, float] | None = None,
 ) -> None:
-    """Write the metadata of a picture's setups."""
-    resolutions = [[float(factor) for factor in reversed(level.factors)] for level in picture.levels]
-    finest = resolutions[0]
-    relative = [[factor / base for factor, base in zip(one, finest, strict=True)] for one in resolutions]
-    chunks = [list(reversed(chunk_of(level.shape))) for level in picture.levels]
-    for number in numbers:
-        group = file.require_group(f"s{number:02d}")
-        group.create_dataset("resolutions", data=np.array(relative, "<f8"))
-        group.create_dataset("subdivisions", data=np.array(chunks, "<i4"))
-        # Of fixed length, which BigDataViewer's reader accepts.
-        group.attrs.create("dataType", b"uint16", dtype="S6")
-        if scale is not None:
-            group.attrs["mdd_scale"], group.attrs["mdd_offset"] = scale
+    """Write the metadata of a setup, whose levels have these factors and shapes (z, y, x)."""
+    finest = levels[0][0]
+    relative = [[own / base for own, base in zip(one, finest, strict=True)][::-1] for one, _ in levels]
+    group = file.require_group(f"s{number:02d}")
+    group.create_dataset("resolutions", data=np.array(relative, "<f8"))
+    group.create_dataset("subdivisions", data=np.array([chunk_of(shape)[::-1] for _, shape in levels], "<i4"))
+    # Of fixed length, which BigDataViewer's reader accepts.
+    group.attrs.create("dataType", b"uint16", dtype="S6")
+    if scale is not None:
+        group.attrs["mdd_scale"], group.attrs["mdd_offset"] = scale
 
 
 def chunk_of(shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.export.bdv import NAME, Setup, chunk_of, default_output, paths_of, spim_data
+from microdiffusion.export.bdv import NAME, Setup, default_output, paths_of, spim_data, write_setup
 from microdiffusion.export.options import Exported
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.runfile import (
@@ -132,7 +132,7 @@ def _write(run: Run, finals: tuple[Path, Path], hdf5: Path, xml: Path) -> tuple[
     with h5py.File(hdf5, "x", libver=("v110", "v110")) as file:
         file.attrs[MARK] = np.bytes_(header.run_id.encode())
         for number in range(len(header.positions) * channels):
-            _write_setup(file, number, shapes)
+            write_setup(file, number, shapes)
         gone = set(missing)
         for part in parts:
             _write_cells(file, run, part, shapes, gone, room)
@@ -190,13 +190,6 @@ def _setups(run: Run) -> list[Setup]:
         for number, channel in enumerate(header.channels)
         for place, position in enumerate(header.positions)
     ]
-
-
-def _write_setup(file: h5py.File, number: int, shapes: list[tuple[Factors, tuple[int, int, int]]]) -> None:
-    group = file.create_group(f"s{number:02d}")
-    group["resolutions"] = np.array([factors[::-1] for factors, _ in shapes], "<f8")
-    group["subdivisions"] = np.array([chunk_of(shape)[::-1] for _, shape in shapes], "<i4")
-    group.attrs.create("dataType", b"uint16", dtype="S6")
 
 
 def _write_cells(
