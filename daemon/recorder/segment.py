@@ -172,7 +172,7 @@ class Segment:
         except OSError as error:
             kind, advice = DiskError, "check the disk; what was written before is safe."
             if error.errno in _NO_ROOM:
-                kind, advice = NoRoomError, "free some space; it goes on when there is room."
+                kind, advice = NoRoomError, "free some space; writing continues when there is room."
             raise kind(f"{self.path} cannot be written ({error.strerror or error}): {advice}") from error
 
     def force(self) -> None:
