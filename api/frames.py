@@ -217,7 +217,18 @@ IN_NOISE = Column(
     "<f8", np.nan, content="root mean square of reprojection minus projection, in units of the noise"
 )
 _SHARE = "share of the network's answer in what was served"
-_MERGED = "1 the sweep before was used as well, as nothing had moved"
+_MERGED = "1 earlier sweeps were used as well"
+_STILL = "share of the voxels that an earlier sweep still describes"
+_DRIFT = "of the specimen since the session began"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A rigid shift of the specimen, µm; NaN where nobody looked."""
+
+    drift_z_um: Annotated[float, Column("<f8", np.nan, "um", _DRIFT, since=1)] = np.nan
+    drift_y_um: Annotated[float, Column("<f8", np.nan, "um", _DRIFT, since=1)] = np.nan
+    drift_x_um: Annotated[float, Column("<f8", np.nan, "um", _DRIFT, since=1)] = np.nan
 
 
 @dataclass(slots=True)
@@ -244,7 +255,11 @@ class Reconstruction:
     network_weight : float
         Share of the network's answer in what is served.
     merged : bool
-        Whether the sweep before was used as well.
+        Whether earlier sweeps were used as well.
+    still : float
+        Share of the voxels that an earlier sweep still describes; NaN where every sweep stands alone.
+    drift : Drift
+        How far the specimen has moved since its session began.
     runtime : str
         What evaluated the network, with version, device and precision; empty where there is none.
     effort : int
@@ -264,6 +279,8 @@ class Reconstruction:
     inr_iterations: Annotated[int, Column("<i4")] = 0
     network_weight: Annotated[float, Column("<f8", np.nan, content=_SHARE)] = 0.0
     merged: Annotated[bool, Column("u1", codes=_MERGED)] = False
+    still: Annotated[float, Column("<f8", np.nan, content=_STILL, since=1)] = np.nan
+    drift: Drift = Drift()
     runtime: str = ""
     effort: int = 0
     uncertainty: NDArray[np.float32] | None = None

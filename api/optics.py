@@ -18,6 +18,9 @@ from microdiffusion.errors import GeometryError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+# Fibonacci numbers: a golden section whose places come back, so that what hangs on them is worked out once.
+_SECTION, _PLACES = 5, 8
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AxialProfile:
@@ -108,6 +111,17 @@ def projection_operator(
             f"{edges[0]:g} to {edges[-1]:g} µm: correct its position, z0_um or shape_z."
         )
     return np.asarray(matrix / inside[:, None], dtype=np.float64)
+
+
+def sweep_offset(sweep: int, offsets: str) -> float:
+    """Return where a sweep starts within a step, as a fraction of it.
+
+    "golden": multiples of a golden section, of which any number in a row lies evenly (Steinhaus's three-gap
+    theorem), 8 places in all; "alternate": every other sweep half a step deeper; "fixed": never.
+    """
+    if offsets == "golden":
+        return sweep % _PLACES * _SECTION % _PLACES / _PLACES
+    return 0.5 * (sweep % 2) if offsets == "alternate" else 0.0
 
 
 def sweep_positions(

@@ -9,7 +9,7 @@ an entry get the shipped weights, which have. Every piece goes on where it was s
 commit that it was made with; after a change of the engine, remove the file.
 
 Pieces: `classical` and `network` at steps 6, 8 and 12; `evaluations` (1, 2, 4 and 8 of the network alone);
-`priors` (INRs, explicit grid); `conditions` (noise, photons, slab length); `two_sweeps` (alternating offsets,
+`priors` (INRs, explicit grid); `conditions` (noise, photons, slab length); `two_sweeps` (half a step apart,
 a still specimen); `reference` (the reference, trained for each volume: slow; a small part of each volume,
 `--reference` holds its options); `pictures` of a neuron, vessels and nuclei (docs/images/method_*.png);
 `bars`, the summary of what is there.
@@ -190,17 +190,15 @@ def two_sweeps(files: list[Path], folds: dict[str, str], store: Store) -> None:
         first, second = (dataclasses.replace(case.sweep, sweep=number) for number, case in enumerate(cases))
         judged = dataclasses.replace(cases[1], seen=cases[0].seen & cases[1].seen)
         for name, condition in (
-            ("linear", "still"),
-            ("tikhonov", "still"),
-            ("mdd:1", "still"),
-            ("mdd:1", "always"),
+            ("inr", "session"),
+            ("mdd:1", "session"),
         ):
             (method,) = parse_methods(name)
             key = {"piece": "two_sweeps", "condition": condition, "volume": path.stem}
             key["weights"] = weights if method.kind == "mdd" else ""
             if store.has({**key, "method": name, "step": 6.0}):
                 continue
-            both, alone = (method.config({**engine, "merge_sweeps": merge}) for merge in (condition, "off"))
+            both, alone = (method.config({**engine, "memory": memory}) for memory in (condition, "sweep"))
             opened = open_engine(both)
             with_first = Reconstructor(judged.header, both, opened)
             with_first.reconstruct(first)

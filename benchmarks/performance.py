@@ -226,7 +226,7 @@ def inr_of(bench: Bench, changes: dict[str, Any]) -> dict[str, Any]:
     config = bench.config.model_copy(update={"specimen": specimen})
     scene = make_scene(config, SIZE, seed=bench.settings.seed)
     other = make_scene(config, SIZE, seed=bench.settings.seed + 10)
-    engine = config.engine.model_copy(update={"method": "inr", "merge_sweeps": "off"})
+    engine = config.engine.model_copy(update={"method": "inr", "memory": "sweep"})
     warm = Reconstructor(scene.header, engine, bench.engine)
     rows = []
     for number in range(2 * SWEEPS):

@@ -164,7 +164,7 @@ def moved(truth: np.ndarray, motion: str, sweeps: int) -> np.ndarray:
 
 
 def merging(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return a row for each specimen and motion: the last sweep alone, and merged with the one before."""
+    """Return a row for each specimen and motion: the last sweep alone, and with those before."""
     rows = []
     for noise in (0.01, 0.04):
         for name, truth in everything.items():
@@ -178,13 +178,13 @@ def merging(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[str, A
                 # The slices that both sweeps saw, so that the sets can be compared.
                 seen = seen_slices(header.operator_at(history[-1].stage))
                 row: dict[str, Any] = {"specimen": name, "noise": noise, "motion": motion}
-                for method in ("mdd", "inr", "tikhonov"):
-                    for mode in ("off", "still"):
-                        result = bench.run(header, history, method=method, merge_sweeps=mode)
+                for method in ("mdd", "inr"):
+                    for mode in ("sweep", "session"):
+                        result = bench.run(header, history, method=method, memory=mode)
                         psnr, ssim = scores(result, truth, seen)
                         row[f"{method} {mode}"] = [round(psnr, 2), round(ssim, 3)]
                         row["merged"] = result.merged
-                    row[f"{method} gain"] = round(row[f"{method} still"][0] - row[f"{method} off"][0], 2)
+                    row[f"{method} gain"] = round(row[f"{method} session"][0] - row[f"{method} sweep"][0], 2)
                 rows.append(row)
                 print(row, flush=True)
     return rows

@@ -23,7 +23,7 @@ from microdiffusion.config import read_beam
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
-from microdiffusion.optics import AxialProfile, sweep_positions
+from microdiffusion.optics import AxialProfile, sweep_offset, sweep_positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -105,24 +105,27 @@ class Plan:
         self._config = config
         self._acquisition = config.acquisition
         self._sweep = config.sweep
-        shift = 0.5 * config.sweep.resolved_step_um if config.sweep.alternate_offset else 0.0
-        # Even and odd sweeps.
-        self._depths = tuple(
-            sweep_positions(
-                length_um=config.sweep.length_um,
-                step_um=config.sweep.resolved_step_um,
-                z0_um=config.volume.z0_um,
-                voxel_z_um=config.volume.voxel_z_um,
-                shape_z=config.volume.shape_z,
-                offset_um=offset,
-            )
-            for offset in (0.0, shift)
+        volume = config.volume
+        self._room_um = volume.shape_z * volume.voxel_z_um - config.sweep.length_um
+        self._first = self._depths(0)
+
+    def _depths(self, sweep: int) -> NDArray[np.float64]:
+        """Return the slab centres (M,) µm of a sweep, without the held-out one."""
+        volume, step_um = self._config.volume, self._sweep.resolved_step_um
+        offset_um = sweep_offset(sweep, self._sweep.offsets) * step_um
+        return sweep_positions(
+            length_um=self._sweep.length_um,
+            step_um=step_um,
+            z0_um=volume.z0_um,
+            voxel_z_um=volume.voxel_z_um,
+            shape_z=volume.shape_z,
+            offset_um=min(offset_um, max(self._room_um, 0.0)),
         )
 
     @property
     def frames_per_sweep_max(self) -> int:
         """Largest number of frames in a sweep of one channel and position, the held-out one included."""
-        return max(len(depths) + self._can_hold_out(depths) for depths in self._depths)
+        return len(self._first) + self._can_hold_out(self._first)
 
     def header(
         self,
@@ -158,7 +161,7 @@ class Plan:
 
     def slabs(self, sweep: int) -> tuple[Slab, ...]:
         """Return the slabs of a sweep, in the order of acquisition."""
-        depths = self._depths[sweep % 2]
+        depths = self._depths(sweep)
         slabs = [Slab(StagePosition(float(z))) for z in depths]
         if self._can_hold_out(depths) and sweep % self._sweep.hold_out_every == 0:
             pair = _scattered(sweep // self._sweep.hold_out_every, len(depths) - 1)

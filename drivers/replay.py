@@ -123,7 +123,7 @@ def _project(volumes: VolumeFile, sweep: SweepConfig) -> ReplaySource:
         z0_um=0.0,
         voxel_z_um=voxel_size_um[0],
         shape_z=shape_z,
-        alternate=sweep.alternate_offset,
+        offsets=sweep.offsets,
         hold_out=hold_out,
     )
     count = len(planned[0])

@@ -20,7 +20,7 @@ from microdiffusion.errors import ConfigError, InputFileError
 from microdiffusion.files import VolumeFile, open_volume, write_projections
 from microdiffusion.frames import StagePositions
 from microdiffusion.header import CameraNoise
-from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
+from microdiffusion.optics import AxialProfile, projection_operator, sweep_offset, sweep_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,12 +66,12 @@ def plan_positions(
     z0_um: float,
     voxel_z_um: float,
     shape_z: int,
-    alternate: bool = False,
+    offsets: str = "fixed",
     hold_out: bool = False,
 ) -> list[StagePositions]:
     """Return the stage positions (M,) of each sweep.
 
-    With `alternate` every odd sweep starts half a step deeper; its last slab is moved back to the end of the
+    `offsets` says where each sweep starts (`sweep_offset`); its last slab is moved back to the end of the
     volume where it would overhang, so that all sweeps have the same number of slabs. With `hold_out` the last
     projection of a sweep is half-way between two neighbouring slabs, a different pair each time.
 
@@ -86,9 +86,7 @@ def plan_positions(
     deepest = z0_um + (shape_z - 0.5) * voxel_z_um - 0.5 * length_um
     rows = []
     for sweep in range(sweeps):
-        z_um = base
-        if alternate and sweep % 2:
-            z_um = np.minimum(base + 0.5 * step_um, deepest)
+        z_um = np.minimum(base + sweep_offset(sweep, offsets) * step_um, max(deepest, base[-1]))
         if hold_out:
             # A stride prime to the number of pairs would do as well; the golden ratio needs no search.
             pair = int((0.5 + sweep * 0.6180339887) % 1.0 * max(base.size - 1, 1))
@@ -112,7 +110,7 @@ def simulate(
     read_noise: float = 0.0,
     normalise: bool = False,
     seed: int = 0,
-    alternate: bool = False,
+    offsets: str = "fixed",
     hold_out: bool = False,
     sweeps: int | None = None,
 ) -> Path:
@@ -137,7 +135,7 @@ def simulate(
         Scale percentiles 1 and 99.9 of the first volume to 0 and 1 and clip: the evaluation protocol.
     seed
         Of the noise.
-    alternate, hold_out
+    offsets, hold_out
         See `plan_positions`.
     sweeps
         Number of sweeps; None: one for each volume. Beyond the last volume, that volume is repeated: a
@@ -173,7 +171,7 @@ def simulate(
             z0_um=0.0,
             voxel_z_um=voxel[0],
             shape_z=source.shape[1],
-            alternate=alternate,
+            offsets=offsets,
             hold_out=hold_out,
         )
         scale = _Scale.of(source, normalise=normalise, photons=photons)

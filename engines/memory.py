@@ -23,10 +23,10 @@ def session_bytes(header: RunHeader, config: EngineConfig, *, lane: str = "sweep
     """Return an upper estimate of the size of a session's state."""
     slices, rows, columns = header.shape
     planes = (config.inr.rank or slices) * rows * columns * 4
-    # The last two sweeps and their noise variance, where sweeps are merged: float32 whatever the camera
-    # sends.
-    kept = 0 if config.merge_sweeps == "off" or lane == "rolling" else 4
-    return planes + kept * header.frames_per_sweep * rows * columns * 4
+    if config.memory == "sweep" or config.method not in ("mdd", "inr"):
+        return planes
+    # Field and change of brightness in float32, age in a byte; the first sweep until the second comes.
+    return planes + 9 * slices * rows * columns + 4 * header.frames_per_sweep * rows * columns
 
 
 def state_bytes(headers: Sequence[RunHeader], config: EngineConfig) -> int:

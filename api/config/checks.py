@@ -64,7 +64,6 @@ def check_geometry(config: Config) -> None:
         z0_um=volume.z0_um,
         voxel_z_um=volume.voxel_z_um,
         shape_z=volume.shape_z,
-        offset_um=0.5 * step_um if sweep.alternate_offset else 0.0,
     )
 
 

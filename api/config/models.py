@@ -64,7 +64,11 @@ class SweepConfig(Table):
     )
     step_um: Positive | None = key(None, "distance between neighbouring slabs, µm")
     overlap: Fraction | None = key(None, "instead of step_um: fraction of a slab that overlaps the next one")
-    alternate_offset: bool = key(True, "start every other sweep half a step deeper")
+    offsets: Literal["golden", "alternate", "fixed"] = key(
+        "golden",
+        "where a sweep starts within a step: golden (elsewhere each time, by the golden section), alternate "
+        "(every other sweep half a step deeper) or fixed",
+    )
     hold_out_every: int = key(
         4, "every Nth sweep takes an extra projection that tests the result; 0: none", ge=0
     )
@@ -206,10 +210,10 @@ class EngineConfig(Table):
     )
     consistency: bool = key(True, "pull the result towards the measured projections")
     fall_back: bool = key(True, "fall back, fully or partly, where the network does not fit the specimen")
-    merge_sweeps: Literal["off", "still", "always"] = key(
-        "still",
-        "still: also use the previous sweep where the specimen has not changed since; always: everywhere, "
-        "for a specimen that cannot move",
+    memory: Literal["session", "sweep"] = key(
+        "session",
+        "session: earlier sweeps count as well, wherever the specimen has not changed since; sweep: every "
+        "sweep stands alone",
     )
     uncertainty: bool = key(False, "also write the uncertainty of each voxel")
     tile: int = key(256, "edge of the lateral tiles, pixels", ge=32, le=4096, multiple_of=16)

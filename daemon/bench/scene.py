@@ -23,7 +23,7 @@ from microdiffusion.frames import Frame, Sweep
 from microdiffusion.header import RunHeader
 
 PERIOD = 8
-"""Sweeps that are made; even, for the alternating offset, and a multiple of the demo's held-out four."""
+"""Sweeps that are made; a multiple of the demo's held-out four."""
 _GROWN = 128  # pixels along an edge
 
 

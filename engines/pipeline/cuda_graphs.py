@@ -28,8 +28,8 @@ Tensors = dict[str, "Tensor"]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Records what a function queues on the device, and returns what queues it again."""
 
-_WARM_UP = 2  # calls before a recording
-_MOST_GRAPHS = 6  # two offsets of alternating sweeps, merged or not, with and without held-out projections
+_WARM_UP = 2  # calls before one is recorded
+_MOST_GRAPHS = 12  # eight golden offsets, some of them with and without held-out projections
 _MOST_KEYS = 64
 
 

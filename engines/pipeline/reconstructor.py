@@ -1,15 +1,16 @@
 """The engine call: a sweep of projections in, a volume out.
 
-The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session for
-each channel and position and for each *lane*: "sweep" for time points as they arrive, "rolling" for updates
-of the live view, "later" for sweeps that are caught up, so that neither of these disturbs the first. A
-rolling update is not merged with the previous sweep, part of which it contains, and does not test the
-network: it relies on what the lane "sweep" has found. The *effort* limits the cost of a volume: 0 full, 1 one
-evaluation of the network without guidance or tests, 2 the INR without the network. The way of a sweep:
+The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session of
+its own for each channel and position (`session.py`), and for each *lane*: "sweep" for time points as they
+come, "rolling" for updates of the live view, "later" for what is caught up, so that neither disturbs
+the first. A rolling update starts from what the lane "sweep" has learned, leaves it as it is, and tests
+nothing about the network: it goes by what that lane has found. The *effort* says what a volume may cost: 0
+all that the configuration asks for, 1 one evaluation of the network without guidance or tests, 2 the INR
+without the network. The way of a sweep:
 
-    normalise -> merge with the previous sweep, if the specimen is still -> prior (warm) -> update
-    (`update.py`: few-step sampler with data consistency, scores) -> select network, fallback or blend ->
-    units of the projections
+    normalise -> INR of the sweep alone -> INR of the session (`inr/session_field.py`: what all sweeps say)
+    -> the update (`update.py`: few-step sampler with data consistency, scores) -> selection of network,
+    fallback or blend -> back to the units of the projections
 
 After the prior the host waits for the device twice: for the scores and for the volume. Runs on one thread of
 the engine process. Memory is bounded whatever the number of sweeps: see `engines/memory.py`.
@@ -33,19 +34,10 @@ from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
 from microdiffusion.engines.pipeline.session import Session
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
-from microdiffusion.engines.projections import (
-    Seen,
-    along_z,
-    estimate_sigma,
-    merge,
-    noise_variance,
-    quieten,
-    same_places,
-    white_share,
-)
+from microdiffusion.engines.projections import estimate_sigma, noise_variance, white_share
 from microdiffusion.engines.trust import COARSE_LIMITS, Scores, deviation, pattern, scale, select
 from microdiffusion.errors import GeometryError
-from microdiffusion.frames import Reconstruction
+from microdiffusion.frames import Drift, Reconstruction, StagePositions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.inr import FieldEstimate, SessionField
     from microdiffusion.engines.pipeline.session_store import SessionStore
     from microdiffusion.engines.pipeline.update import Tensors
     from microdiffusion.engines.reference import ReferenceMethod
@@ -66,6 +59,11 @@ _LOWEST_BASE = -1.0
 # Sweeps between two coarse tests, which cost half an evaluation each.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
+_KNOWS_TEXTURE = 3  # sweeps after which what was learned tells texture from noise
+_NETWORK_SHARE = (0.0, 1.0, 0.5, 0.25)
+"""Of the network's correction, by how many sweeps a voxel has kept still; none beyond."""
+EFFORTS = (0, 1, 2)
+"""Full, one evaluation of the network, the INR without it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,11 +86,8 @@ class _Task:
     prior_steps: int = 0
     lane: str = "sweep"
     effort: int = 0
-
-    @property
-    def merged(self) -> bool:
-        """Whether it includes the previous sweep."""
-        return len(self.images) > len(self.sweep.stage)
+    learned: FieldEstimate | None = None
+    field: SessionField | None = None
 
 
 class Reconstructor:
@@ -133,7 +128,8 @@ class Reconstructor:
         self.device = self.engine.device
         self._runtime = self.engine.runtime
         self._geometries = Geometries(header, self.device)
-        self._sessions = RunSessions(header, config.inr, self.device, sessions)
+        learns = config.memory == "session" and config.method in ("mdd", "inr")
+        self._sessions = RunSessions(header, config.inr, self.device, sessions, learns=learns)
         self._report = report
         self._references: dict[tuple[int, int], ReferenceMethod] = {}
         settle(self.device)
@@ -196,6 +192,8 @@ class Reconstructor:
         )
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         task.session.sweeps += 1
+        if lane != "rolling":
+            task.session.field = task.field
         self._sessions.keep(sweep, lane, task.session)
         clock.lap("judge")
         seconds = clock.seconds()
@@ -211,7 +209,9 @@ class Reconstructor:
             seconds=seconds,
             inr_iterations=task.prior_steps,
             network_weight=weight,
-            merged=task.merged,
+            merged=task.learned is not None and task.learned.still > 0.0,
+            still=float("nan") if task.learned is None else task.learned.still,
+            drift=self._drift(task.learned),
             runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
             effort=effort,
             uncertainty=unsure,
@@ -219,12 +219,11 @@ class Reconstructor:
         )
 
     def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
-        """Return the normalised sweep, merged with the previous one where that is wanted and possible."""
+        """Return the sweep in normalised units."""
         geometry = self._geometries.of(sweep.stage)
         counts = upload(sweep.projections, self.device)
         session = self._sessions.of(sweep, lane, geometry.conditions.length)
         variance = self._variance(session, sweep, counts, geometry.matrix)
-        seen = Seen(sweep.sweep, sweep.stage, counts, variance)
         images = (counts - session.low) / session.span
         variance = variance / session.span**2
         # No light is at the camera's offset: the floor of everything non-negative, normalised.
@@ -242,9 +241,6 @@ class Reconstructor:
             task.held = (held - session.low) / session.span
             white = session.white_share
             task.held_variance = noise_variance(held, self.header.camera, white) / session.span**2
-        merges = self.config.merge_sweeps != "off" and self.config.method != "microdiffusion"
-        if merges and lane != "rolling":
-            self._merge(task, seen)
         return task
 
     def _variance(
@@ -257,11 +253,12 @@ class Reconstructor:
         if len(sweep.held_out_stage):
             session.white_share = self._held_out_share(sweep, counts)
         variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
-        older = session.seen(sweep.sweep - 2)
-        if older is None or not same_places(older.stage, sweep.stage):
+        field = session.field
+        if field is None or field.estimator.sweeps < _KNOWS_TEXTURE:
             return variance
-        # Texture is in both and cancels; where the specimen moved it does not, and the estimate is too high.
-        repeated = estimate_sigma(counts - older.images) ** 2 / 2
+        # Texture is in what was learned, too, and cancels; where the specimen moved, more is left.
+        expected = field.predict(self._operator(sweep)) * field.unit
+        repeated = estimate_sigma(counts - expected) ** 2
         return variance.clamp_max(max(repeated, camera.read_noise**2, 1e-6 * session.span**2))
 
     def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
@@ -274,27 +271,36 @@ class Reconstructor:
         chosen = order[near]
         return white_share(stack[torch.from_numpy(chosen)], self.header.operator_at(stage[chosen]))
 
-    def _merge(self, task: _Task, seen: Seen) -> None:
-        """Add what the previous sweep saw, as far as nothing has changed; keep `seen` for the next ones."""
-        session = task.session
-        before, older = session.seen(seen.sweep - 1), session.seen(seen.sweep - 2)
-        # A sweep comes twice where the first attempt failed.
-        session.last_two = [*(each for each in session.last_two[-1:] if each.sweep != seen.sweep), seen]
-        if before is None:
-            return
-        matrix = task.geometry.closed(task.images, task.variance)
-        alone = along_z(matrix, quieten(task.images, task.variance)).clamp_min(task.floor)
-        merged = merge(
-            seen.scaled(session.low, session.span),
-            before.scaled(session.low, session.span),
-            along_z(self._geometries.of(before.stage).operator, alone),
-            older.scaled(session.low, session.span) if older is not None else None,
-            task.floor,
-            always=self.config.merge_sweeps == "always",
+    def _operator(self, sweep: Sweep) -> Callable[[float], NDArray[np.float64]]:
+        """Return a function of how many slices deeper the specimen lies, which gives the operator (M, Z)."""
+        voxel_um = self.header.voxel_size_um[0]
+        return lambda deeper: self.header.operator_at(
+            StagePositions.along_z(sweep.stage.z_um - deeper * voxel_um)
         )
-        if merged is not None:
-            task.geometry = self._geometries.of(merged.stage)
-            task.images, task.variance = merged.images, merged.variance
+
+    def _learn(self, task: _Task, own: Tensor) -> Tensor:
+        """Take the sweep into the session's field; return what is known now, `own` where nothing is kept."""
+        known = self._sessions.peek(task.sweep) if task.lane == "rolling" else None
+        field = task.session.field if known is None or known.field is None else known.field
+        if field is None:
+            return own
+        task.field = field = field.copy()  # the session goes on with it once the sweep has succeeded
+        floor = max(task.floor, _LOWEST_BASE)
+        scale = task.session.span / field.unit
+        task.learned = field.update(
+            self._operator(task.sweep),
+            (task.images - floor) * scale,
+            task.variance * scale**2,
+            (own - floor) * scale,
+        )
+        return task.learned.volume.clamp_min(0.0) / scale + floor
+
+    def _drift(self, learned: FieldEstimate | None) -> Drift:
+        """Return how far the specimen has moved since the session began."""
+        if learned is None:
+            return Drift()
+        shift = learned.motion.shift
+        return Drift(*(voxels * edge for voxels, edge in zip(shift, self.header.voxel_size_um, strict=True)))
 
     def _coarse_test(self, task: _Task) -> Tensor | None:
         """Return the network's error one octave coarser, where a test is due; see `coarse_test.py`."""
@@ -332,30 +338,26 @@ class Reconstructor:
                 "held_variance": task.held_variance,
                 "held_operator": task.held_operator,
             }
-        if method in ("linear", "tikhonov") and not (task.merged and method == "tikhonov"):
+        if method in ("linear", "tikhonov"):
             return update, given, {}
         if method == "microdiffusion":
             given["prior"], task.prior_steps, seconds = self._reference(task)
             clock.lap("reference")
             return update, given, seconds
-        matched = geometry.closed(task.images, task.variance)
-        if task.merged:
-            # The fixed smoothness is for adjacent slabs; where they overlap it lets the noise through.
-            given["closed"] = matched
-        if method == "tikhonov":
-            return update, given, {}
         view = View(
             geometry.operator,
             task.images,
             task.variance,
-            matched,
+            geometry.closed(task.images, task.variance),
             max(task.floor, _LOWEST_BASE),
             task.held_operator,
             task.held,
             task.sweep.received_s,
         )
         prior = task.session.prior.fit(view)
-        given["prior"], task.prior_steps = prior.volume, prior.steps
+        given["prior"], task.prior_steps = self._learn(task, prior.volume), prior.steps
+        if task.learned is not None:
+            given["network_share"] = _network_share(task.learned.age)
         clock.lap("inr")
         return update, given, {}
 
@@ -414,6 +416,13 @@ class Reconstructor:
         centres = self.header.centres_of(sweep.stage)
         answer = self._references[session].reconstruct(task.geometry.operator, centres, task.images)
         return answer.volume, answer.inr_steps, answer.seconds
+
+
+def _network_share(age: Tensor) -> Tensor:
+    """Return the share of the network's correction that each voxel takes, by its age."""
+    table = torch.zeros(256, device=age.device)
+    table[: len(_NETWORK_SHARE)] = torch.tensor(_NETWORK_SHARE, device=age.device)
+    return table[age.long()]
 
 
 def _settings(config: EngineConfig, effort: int = 0) -> UpdateSettings:

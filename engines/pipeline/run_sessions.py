@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from microdiffusion.engines.inr import SessionPrior, default_bandwidth
+from microdiffusion.engines.inr import SessionField, SessionPrior, default_bandwidth
 from microdiffusion.engines.pipeline.session import Session, State, light_range
 from microdiffusion.engines.pipeline.session_store import SessionKey, SessionStore
 from microdiffusion.engines.trust import Findings
@@ -27,15 +27,33 @@ _FEW, _MANY = 20_000, 200_000  # pixels to find the range from; sorting many tak
 
 
 class RunSessions:
-    """The sessions of a run, kept in `store` together with those of other runs."""
+    """The sessions of a run.
+
+    Parameters
+    ----------
+    header : RunHeader
+    config : InrConfig
+    device : torch.device
+    store : SessionStore, optional
+        Where they are kept, with those of other runs; one of its own where it is not given.
+    learns : bool
+        Whether a session keeps what its sweeps teach.
+    """
 
     def __init__(
-        self, header: RunHeader, config: InrConfig, device: torch.device, store: SessionStore | None
+        self,
+        header: RunHeader,
+        config: InrConfig,
+        device: torch.device,
+        store: SessionStore | None,
+        *,
+        learns: bool,
     ) -> None:
         self._header = header
         self._config = config
         self._device = device
         self._store = SessionStore() if store is None else store
+        self._learns = learns
 
     def of(self, sweep: Sweep, lane: str, length: float) -> Session:
         """Return the session of a sweep, whose slabs are `length` slices long."""
@@ -50,22 +68,39 @@ class RunSessions:
                 name=f"channel {sweep.channel}, position {sweep.position}",
             )
 
+        def learned(unit: float = 1.0) -> SessionField | None:
+            if not self._learns:
+                return None
+            return SessionField(
+                self._header.shape,
+                bandwidth=default_bandwidth(length),
+                reach=length,
+                unit=unit,
+                device=self._device,
+            )
+
         def revive(state: State) -> Session | None:
             try:
-                return Session.of(state, prior(), self._device)
+                return Session.of(state, prior(), learned())
             except (KeyError, TypeError, ValueError):
                 return None  # of another geometry or version
 
         session = self._store.get(key, revive)
         kept, low, span = _range(sweep, session)
         if session is None or not kept:
-            session = Session(low, span, prior(), Findings())
+            # What was learned outlasts another range: it has a unit of its own.
+            field = learned(span) if session is None else session.field
+            session = Session(low, span, prior(), Findings(), field=field)
             self._store.put(key, session)
         if lane == "rolling":
-            known = self._store.peek(self._key(sweep, "sweep"))
+            known = self.peek(sweep)
             if known is not None:
                 session.findings = replace(known.findings)
         return session
+
+    def peek(self, sweep: Sweep) -> Session | None:
+        """Return the session of the lane "sweep" as it is, None where it is not in memory."""
+        return self._store.peek(self._key(sweep, "sweep"))
 
     def keep(self, sweep: Sweep, lane: str, session: Session) -> None:
         """Keep a session after a sweep; others may be moved to disk for it."""

@@ -1,7 +1,7 @@
 """The state of a session (a channel and position) between sweeps.
 
-Its normalisation, its prior, what was found about the network, and the sweeps before. Bounded memory whatever
-the number of sweeps. Runs on the reconstructor's thread.
+Its normalisation, its prior, what was found about the network, and what its sweeps have taught. Bounded
+memory whatever the number of sweeps. Runs on the reconstructor's thread.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from microdiffusion.engines.projections import Seen
 from microdiffusion.engines.trust import DEFAULT_SCALE, Findings
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
-    from microdiffusion.engines.inr import SessionPrior
+    from microdiffusion.engines.inr import SessionField, SessionPrior
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,9 +45,9 @@ class Session:
     sweeps : int
         Number reconstructed so far.
     white_share : float
-        Share of noise in the fine structure of the projections; see `noise.white_share`.
-    last_two : list of Seen
-        The last two sweeps, in counts, the newest last; empty where sweeps are not merged.
+        Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
+    field : SessionField or None
+        What all sweeps say; None where every sweep stands alone.
     error_scale : float
         See `uncertainty.scale`.
     """
@@ -60,13 +58,13 @@ class Session:
     findings: Findings = field(default_factory=Findings)
     sweeps: int = 0
     white_share: float = 1.0
-    last_two: list[Seen] = field(default_factory=list)
+    field: SessionField | None = None
     error_scale: float = DEFAULT_SCALE
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensors."""
-        return self.prior.nbytes + sum(each.images.nbytes + each.variance.nbytes for each in self.last_two)
+        """Of what it keeps."""
+        return self.prior.nbytes + (0 if self.field is None else self.field.nbytes)
 
     def state(self) -> State:
         """Return it as plain data."""
@@ -76,17 +74,17 @@ class Session:
             "sweeps": self.sweeps,
             "white_share": self.white_share,
             "findings": asdict(self.findings),
-            "seen": [each.sweep for each in self.last_two],
             "error_scale": self.error_scale,
         }
         prior, tensors = self.prior.state()
-        for place, each in enumerate(self.last_two):
-            tensors |= {f"seen_{place}_{name}": tensor for name, tensor in each.tensors().items()}
+        if self.field is not None and self.field.estimator.sweeps:
+            numbers["field"], learned = self.field.state()
+            tensors |= learned
         return State(numbers | {"prior": prior}, tensors)
 
     @classmethod
-    def of(cls, state: State, prior: SessionPrior, device: torch.device) -> Session:
-        """Return the session of a state; `prior` is a cold one and is loaded from it.
+    def of(cls, state: State, prior: SessionPrior, learned: SessionField | None) -> Session:
+        """Return the session of a state; `prior` and `learned` are new ones and take over their parts.
 
         Raises
         ------
@@ -95,28 +93,18 @@ class Session:
         """
         numbers = state.numbers
         prior.load(numbers["prior"], state.tensors)
-        session = cls(
+        if learned is not None and "field" in numbers:
+            learned.load(numbers["field"], state.tensors)
+        return cls(
             float(numbers["low"]),
             float(numbers["span"]),
             prior,
             Findings(**numbers["findings"]),
             int(numbers["sweeps"]),
             float(numbers["white_share"]),
+            learned,
             error_scale=float(numbers["error_scale"]),
         )
-        for place, number in enumerate(numbers["seen"]):
-            start = f"seen_{place}_"
-            parts = {
-                name.removeprefix(start): each
-                for name, each in state.tensors.items()
-                if name.startswith(start)
-            }
-            session.last_two.append(Seen.of(int(number), parts, device))
-        return session
-
-    def seen(self, number: int) -> Seen | None:
-        """Return one of the last two sweeps by its number, or None."""
-        return next((each for each in self.last_two if each.sweep == number), None)
 
 
 def light_range(counts: NDArray[np.float32]) -> tuple[float, float]:

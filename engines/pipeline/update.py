@@ -74,8 +74,9 @@ class Update:
         ----------
         given : dict
             Normalised: `images` and `variance` (M, Y, X), `floor` () the level of no light, `closed` (Z, M)
-            Tikhonov's matrix; `prior` (Z, Y, X) where the method has one; `held`, `held_variance` (H, Y, X)
-            and `held_operator` (H, Z) where projections were held out.
+            Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one, `network_share` (Z, Y, X) how
+            much of the network's correction to it counts; `held`, `held_variance` (H, Y, X) and
+            `held_operator` (H, Z) where projections were held out.
         lap : callable
             Called with the name of each finished stage.
         """
@@ -85,6 +86,8 @@ class Update:
         answers = {}
         if "mdd" in names:
             answers["mdd"], miss = self._sampled(given, lap)
+            if "network_share" in given:
+                answers["mdd"] = torch.lerp(given["prior"], answers["mdd"], given["network_share"])
         if "inr" in names:
             answers["inr"] = given["prior"]
         if self._settings.consistency and "inr" in names:

@@ -10,12 +10,10 @@ from microdiffusion.engines.projections.closed_form import (
 from microdiffusion.engines.projections.consistency import DataConsistency
 from microdiffusion.engines.projections.darkness import Supports, light_share, supports
 from microdiffusion.engines.projections.filters import local_mean, window_sum
-from microdiffusion.engines.projections.merging import Seen, merge, same_places
 from microdiffusion.engines.projections.noise import estimate_sigma, noise_variance, quieten, white_share
 
 __all__ = [
     "DataConsistency",
-    "Seen",
     "Supports",
     "along_z",
     "estimate_sigma",
@@ -23,11 +21,9 @@ __all__ = [
     "light_share",
     "local_mean",
     "matched_smoothness",
-    "merge",
     "nearest_slab",
     "noise_variance",
     "quieten",
-    "same_places",
     "supports",
     "tikhonov_matrix",
     "white_share",

@@ -153,7 +153,7 @@ class _Adaptation:
 
     def judged(self, model: Denoiser) -> list[NDArray[np.float64]]:
         """Return the judges' errors by block, for each sweep."""
-        reconstructor = self._reconstructor(model, merge_sweeps="off")
+        reconstructor = self._reconstructor(model, memory="sweep")
         return [
             judge_errors(self._session.header, whole, reconstructor.reconstruct(sweep).volume)
             for whole, sweep in zip(self._session.sweeps, self._sweeps, strict=True)

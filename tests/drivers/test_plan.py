@@ -21,15 +21,29 @@ def make(**tables: Any) -> Config:
 
 
 def test_even_sweeps_start_at_the_volumes_edge_and_odd_ones_half_a_step_deeper() -> None:
-    plan = Plan(make(sweep={"length_um": 12, "hold_out_every": 0}, volume={"shape_z": 48, "voxel_z_um": 2}))
+    sweep = {"length_um": 12, "offsets": "alternate", "hold_out_every": 0}
+    plan = Plan(make(sweep=sweep, volume={"shape_z": 48, "voxel_z_um": 2}))
     even, odd = ([slab.stage.z_um for slab in plan.slabs(number)] for number in (0, 1))
     np.testing.assert_allclose(even, -1 + 6 + 12 * np.arange(8))
     np.testing.assert_allclose(odd, np.array(even[:-1]) + 6)
     assert plan.slabs(2) == plan.slabs(0)
 
 
-def test_without_alternation_all_sweeps_are_alike() -> None:
-    plan = Plan(make(sweep={"alternate_offset": False, "hold_out_every": 0}))
+def test_golden_offsets_lie_evenly_whichever_sweeps_are_taken_in_a_row() -> None:
+    plan = Plan(make(sweep={"length_um": 12, "hold_out_every": 0}, volume={"shape_z": 48, "voxel_z_um": 2}))
+    starts = np.array([plan.slabs(number)[0].stage.z_um for number in range(16)])
+    np.testing.assert_array_equal(starts[8:], starts[:8])
+    assert starts.min() == 5.0
+    for many in (2, 3, 5, 8):
+        for first in range(8):
+            places = np.sort(starts[first : first + many])
+            gaps = np.diff([*places, places[0] + 12.0])
+            assert gaps.max() / gaps.min() <= 3.0
+    assert len(np.unique(starts)) == 8
+
+
+def test_with_fixed_offsets_all_sweeps_are_alike() -> None:
+    plan = Plan(make(sweep={"offsets": "fixed", "hold_out_every": 0}))
     assert plan.slabs(0) == plan.slabs(1)
 
 
@@ -56,7 +70,7 @@ def test_held_out_places_visit_every_pair_before_one_comes_again(
 ) -> None:
     plan = Plan(
         make(
-            sweep={"hold_out_every": every, "overlap": overlap, "alternate_offset": False},
+            sweep={"hold_out_every": every, "overlap": overlap, "offsets": "fixed"},
             volume={"shape_z": 6 * slabs},
         )
     )

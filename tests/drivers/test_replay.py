@@ -26,7 +26,7 @@ from microdiffusion.optics import AxialProfile
 from microdiffusion.sender.faults import Faults
 
 SWEEPS, COUNT, SHAPE = 3, 5, (20, 16, 24)
-SLABS = SweepConfig(length_um=8.0, step_um=8.0, alternate_offset=False, hold_out_every=0)
+SLABS = SweepConfig(length_um=8.0, step_um=8.0, offsets="fixed", hold_out_every=0)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_volume_file_is_projected_on_the_way(volumes: Path) -> None:
 
 
 def test_offsets_and_held_out_projections_of_a_volume_follow_the_configuration(volumes: Path) -> None:
-    slabs = SweepConfig(length_um=8.0, step_um=8.0, alternate_offset=True, hold_out_every=1)
+    slabs = SweepConfig(length_um=8.0, step_um=8.0, offsets="alternate", hold_out_every=1)
     with open_source(volumes, sweep=slabs) as source:
         infos = [info for info, _ in source.frames()]
     assert [info.held_out for info in infos] == [False, False, False, False, False, True] * 2

@@ -128,7 +128,14 @@ def test_time_series_shares_one_scale(tmp_path: Path, volume: np.ndarray) -> Non
 @pytest.mark.parametrize("step_um", [3.0, 6.0, 8.0], ids=["half overlap", "side by side", "gaps"])
 def test_alternating_sweeps_stay_inside_and_move_by_half_a_step(step_um: float, hold_out: bool) -> None:
     planned = plan_positions(
-        5, length_um=6, step_um=step_um, z0_um=0, voxel_z_um=1, shape_z=24, alternate=True, hold_out=hold_out
+        5,
+        length_um=6,
+        step_um=step_um,
+        z0_um=0,
+        voxel_z_um=1,
+        shape_z=24,
+        offsets="alternate",
+        hold_out=hold_out,
     )
     z_um = np.array([stage.z_um for stage in planned])
     slabs = z_um[:, :-1] if hold_out else z_um
@@ -144,7 +151,7 @@ def test_alternating_sweeps_stay_inside_and_move_by_half_a_step(step_um: float, 
 
 
 def test_a_single_volume_can_keep_still_for_several_sweeps(tmp_path: Path, source: Path) -> None:
-    output = simulate(source, **SLABS, output=tmp_path / "p.h5", alternate=True, sweeps=3, noise=0.01)
+    output = simulate(source, **SLABS, output=tmp_path / "p.h5", offsets="alternate", sweeps=3, noise=0.01)
     with open_projections(output) as file:
         assert len(file) == 3
         np.testing.assert_array_equal(file.truth(0), file.truth(2))

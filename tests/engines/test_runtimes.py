@@ -114,7 +114,7 @@ def volume_of(runtime: Any) -> np.ndarray:
     config = EngineConfig(
         device="cpu",
         fall_back=False,
-        merge_sweeps="off",
+        memory="sweep",
         inr=InrConfig(bandwidth_z=0.12, bandwidth_xy=0.2, cold_steps=10, warm_steps=5),
     )
     reconstructor = Reconstructor(header(SHAPE), config, Engine(CPU, runtime.name, "", runtime))

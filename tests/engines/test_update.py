@@ -454,7 +454,7 @@ def capturable(config: EngineConfig) -> Engine:
 
 
 def test_sweeps_through_graphs_are_what_they_are_step_by_step(weights: Path) -> None:
-    config, tape = configure(weights, merge_sweeps="off", steps=2), _Tape()
+    config, tape = configure(weights, memory="sweep", steps=2), _Tape()
     _, stepwise = reconstruct(config, None)
     _, replayed = reconstruct(config, Graphs(tape), capturable(config))
     assert tape.replayed >= 1
@@ -465,13 +465,13 @@ def test_sweeps_through_graphs_are_what_they_are_step_by_step(weights: Path) -> 
 
 
 def test_a_runtime_that_cannot_be_captured_is_not_recorded(weights: Path) -> None:
-    config, tape = configure(weights, merge_sweeps="off"), _Tape()
+    config, tape = configure(weights, memory="sweep"), _Tape()
     reconstruct(config, Graphs(tape))
     assert tape.recorded == 0
 
 
 def test_other_settings_are_never_replayed_from_the_graphs_of_the_last(weights: Path) -> None:
-    config, tape = configure(weights, merge_sweeps="off", fall_back=False), _Tape()
+    config, tape = configure(weights, memory="sweep", fall_back=False), _Tape()
     reconstructor, _ = reconstruct(config, Graphs(tape), capturable(config))
     recorded, sweep = tape.recorded, sweep_of(specimen(), 9)
     before = reconstructor.reconstruct(sweep).volume
@@ -546,7 +546,7 @@ def test_gpu_graphs_compute_what_single_steps_do(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_sweeps_through_graphs_are_what_they_are_step_by_step(weights: Path) -> None:
-    config = configure(weights, device="cuda", merge_sweeps="off", steps=2)
+    config = configure(weights, device="cuda", memory="sweep", steps=2)
     graphs = Graphs()
     _, stepwise = reconstruct(config, None)
     _, replayed = reconstruct(config, graphs)

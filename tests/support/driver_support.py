@@ -82,7 +82,7 @@ def passive_config(**tables: Any) -> Config:
     """Return a configuration for images of 24 x 16 pixels whose slabs are `SLABS_UM`, changed."""
     base: dict[str, dict[str, Any]] = {
         "acquisition": {"driver": "none"},
-        "sweep": {"length_um": 12.0, "alternate_offset": False},
+        "sweep": {"length_um": 12.0, "offsets": "fixed"},
         "volume": {"shape_z": 24, "voxel_z_um": 2.0, "z0_um": 1.0, "pixel_um": 0.5},
         "wire": {"journal_gb": 0},
     }

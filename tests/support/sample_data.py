@@ -54,7 +54,7 @@ def positions(sweeps: int, slices: int = SHAPE[0], *, hold_out: bool = True) -> 
         z0_um=0.0,
         voxel_z_um=VOXEL_UM[0],
         shape_z=slices,
-        alternate=True,
+        offsets="alternate",
         hold_out=hold_out,
     )
     return np.array([stage.z_um for stage in planned])

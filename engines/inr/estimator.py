@@ -1,0 +1,458 @@
+"""Recursive estimator of a session's field: every sweep refines it, and what changes is taken anew.
+
+The beam integrates along z only, so every pixel is a linear-Gaussian problem of its own with the same
+operator, and a Kalman filter's covariance (Z, Z) depends on nothing but how many sweeps a pixel has kept
+still: its *age*. The state is the field on the grid of slices, a Gaussian process along z with a Matérn
+3/2 kernel (Rasmussen & Williams 2006, section 4.2.1), which defines it between the slices as well; ages
+are kept voxel by voxel, and a voxel is updated with its row of the gain of its age. That is exact where a
+whole column has one age, and good elsewhere, because the posterior covariance hardly reaches beyond a
+slab.
+
+Three hypotheses stand beside each other in each neighbourhood of each projection, and what the state
+predicts is held against the projection (the innovation) to decide:
+
+- *still*: the innovation is noise and what was not known yet;
+- *rescaled*: a structure changed its brightness. `served = x (1 + r)`; r is a Gaussian process along z,
+  regressed on the local ratio of innovation to prediction, with a spike-and-slab prior so that what keeps
+  still does not flicker, and falls off from sweep to sweep where no slab looks;
+- *new*: the state predicts a projection hardly better than the other projections of the *same* sweep do
+  (their leave-one-out residual, Cook & Weisberg 1982, section 2.2). This ratio has no scale to be tuned:
+  it is 0.4 and less for a still specimen from the second sweep on, and about 1 where the state is wrong.
+  Where it is large the sweep's own answer takes the state's place, and the age begins anew.
+
+Everything here is in the frame of the specimen: `registration.py` says where that lies. Not thread-safe:
+one session, one thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+OLDEST = 8
+"""Ages that are told apart; everything older shares one covariance, that of the whole session."""
+_LEVEL = 1.0  # variance of the unknown mean of a column, in units of the range
+_AMPLITUDES = (
+    0.025,
+    0.05,
+    0.1,
+)  # of the field's variation along z, in units of the range: chosen by evidence
+_FORGETTING = 1e-3  # of the prior's variance, per sweep: bounds what an old sweep is believed
+_BRIGHTNESS = 0.5  # standard deviation of a change of brightness, relative
+_LASTING = 0.7  # of it, from one sweep to the next
+_CHANGES = 0.03  # prior probability that a slab's brightness changed at a place
+_WORTH_SOLVING = 0.02  # posterior probability from which on a pixel is solved for brightness
+_DARKEST = 1e-3  # a structure that is darker has no brightness to change
+_WINDOW, _WIDE_WINDOW = 5, 9  # pixels: for brightness, for the question whether anything is known at all
+_SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
+# Ratio of the state's squared misfit to the leave-one-out residual, by age: nothing is new below the first,
+# everything above the second.
+_KNOWN = (0.5, 0.5, 0.3, 0.2, 0.15)
+_UNKNOWN = (1.0, 1.0, 0.6, 0.4, 0.35)
+# And beyond what the covariances make of that ratio, by this factor, and by this at least.
+_DUE, _LEAST_DUE = 2.0, 0.05
+_NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
+_DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
+_NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
+_ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
+_BELIEVED = 0.98  # of the pixels, where an amplitude is chosen
+_PIXELS = 2048  # enough to choose an amplitude by
+_CHUNK = 4096  # pixels that are solved at a time
+
+
+def matern(slices: int, bandwidth: float) -> NDArray[np.float64]:
+    """Return the Matérn 3/2 kernel (Z, Z) of unit variance; `bandwidth` as of `axial_basis`."""
+    distance = 2 * np.pi * bandwidth * np.abs(np.arange(slices)[:, None] - np.arange(slices))
+    return np.asarray((1 + distance) * np.exp(-distance), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """What is known after a sweep.
+
+    Attributes
+    ----------
+    volume : (Z, Y, X)
+        The field with its present brightness, in the units of the projections.
+    age : (Z, Y, X) uint8
+        Sweeps since a voxel was last taken anew, this one included; `OLDEST` and more are one.
+    deviation : (Z, Y, X)
+        Posterior standard deviation.
+    still : float
+        Share of voxels that are older than this sweep.
+    """
+
+    volume: Tensor
+    age: Tensor
+    deviation: Tensor
+    still: float
+
+
+@dataclass(slots=True, eq=False)
+class _Gain:
+    """Gain (Z, M) of one age, variance (M,) of what it predicts, and what is left of the variance (Z,)."""
+
+    gain: Tensor
+    predicted: Tensor
+    left: Tensor
+
+
+class SessionEstimator:
+    """The field of one session.
+
+    Parameters
+    ----------
+    shape : (Z, Y, X)
+    bandwidth : float
+        Along z, cycles per slice: `field.default_bandwidth`.
+    reach : float
+        Length of a slab, slices: a change of brightness is smooth over half of it.
+    device : torch.device
+
+    Attributes
+    ----------
+    sweeps : int
+        Sweeps that were taken in.
+    amplitude : float
+        Of the field's variation along z; chosen when the second sweep comes.
+    anew : bool
+        Whether the last sweep showed another specimen altogether.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        bandwidth: float,
+        reach: float,
+        device: torch.device | None = None,
+    ) -> None:
+        self.shape = shape
+        self.sweeps = 0
+        self.amplitude = _AMPLITUDES[1]
+        self._device = device or torch.device("cpu")
+        self._kernel = matern(shape[0], bandwidth)
+        distance = np.abs(np.arange(shape[0])[:, None] - np.arange(shape[0]))
+        self._smooth = self._tensor(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2))
+        self.anew = False
+        self._covariances: list[NDArray[np.float64]] = []  # by age, from 1
+        self._field = self._relative = self._age = torch.empty(0)
+        self._first: tuple[NDArray[np.float64], Tensor, NDArray[np.float64]] | None = None
+
+    @property
+    def expected(self) -> Tensor:
+        """The field (Z, P) as it is expected in the next sweep."""
+        return self._field * (1 + _LASTING * self._relative)
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept from sweep to sweep."""
+        tensors = (self._field, self._relative, self._age)
+        first = 0 if self._first is None else self._first[1].nbytes
+        return sum(tensor.nbytes for tensor in tensors) + first
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
+        numbers = {"sweeps": self.sweeps, "amplitude": self.amplitude, "classes": len(self._covariances)}
+        tensors = {"field": self._field, "relative": self._relative, "age": self._age}
+        if self._covariances:
+            tensors["covariances"] = torch.from_numpy(np.stack(self._covariances))
+        if self._first is not None:
+            matrix, images, noise = self._first
+            tensors |= {
+                "first_matrix": torch.from_numpy(matrix),
+                "first_images": images,
+                "first_noise": torch.from_numpy(noise),
+            }
+        return numbers, tensors
+
+    def load(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from a state.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            It is not one of an estimator of this shape.
+        """
+        field = tensors["field"].to(self._device)
+        if field.shape not in ((self.shape[0], self.shape[1] * self.shape[2]), (0,)):
+            raise ValueError("the state is of another geometry")
+        self.sweeps, self.amplitude = int(numbers["sweeps"]), float(numbers["amplitude"])
+        self._field, self._relative = field, tensors["relative"].to(self._device)
+        self._age = tensors["age"].to(self._device)
+        kept = tensors.get("covariances")
+        self._covariances = [] if kept is None else list(kept.cpu().numpy())
+        self._first = None
+        if "first_matrix" in tensors:
+            self._first = (
+                tensors["first_matrix"].cpu().numpy(),
+                tensors["first_images"].to(self._device),
+                tensors["first_noise"].cpu().numpy(),
+            )
+
+    def copy(self) -> SessionEstimator:
+        """Return an independent estimator (no tensor of a state is ever changed in place)."""
+        other = copy.copy(self)
+        other._covariances = list(self._covariances)  # noqa: SLF001
+        return other
+
+    def shift(self, deeper: int, down: int, right: int) -> None:
+        """Look at another part of the specimen, so many voxels further; what comes into view is not known."""
+        slices = self.shape[0]
+        for name in ("_field", "_relative", "_age"):
+            volume = getattr(self, name).unflatten(1, self.shape[1:])
+            result = torch.zeros_like(volume)
+            here, there = zip(
+                *(_overlap(by, edge) for by, edge in zip((deeper, down, right), self.shape, strict=True)),
+                strict=True,
+            )
+            result[here] = volume[there]
+            setattr(self, name, result.flatten(1))
+        if deeper:
+            here_z, there_z = _overlap(deeper, slices)
+            for number, covariance in enumerate(self._covariances):
+                moved = self._prior(self.amplitude)
+                moved[here_z, :] = 0.0
+                moved[:, here_z] = 0.0
+                moved[here_z, here_z] = covariance[there_z, there_z]
+                self._covariances[number] = moved
+
+    @torch.no_grad()
+    def update(
+        self,
+        matrix: NDArray[np.float64],
+        images: Tensor,
+        variance: Tensor,
+        own: Tensor | None = None,
+    ) -> Estimate:
+        """Take in a sweep.
+
+        Parameters
+        ----------
+        matrix : (M, Z) float64
+            Operator of its slabs, in the frame of the specimen.
+        images, variance : (M, Y, X)
+            Projections above the level of no light, in units of their range, and the variance of their noise.
+        own : (Z, Y, X), optional
+            What the sweep says by itself, in the same units: what the state begins with, and what takes its
+            place where nothing that was known holds any more. None: the closed form.
+        """
+        seen = images.flatten(1)
+        noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
+        if self._first is not None:
+            self._choose_amplitude(matrix, seen, noise)
+        gains = self._advance(matrix, noise)
+        operator = self._tensor(matrix)
+        closed = gains[0].gain @ seen
+        alone = closed if own is None else own.flatten(1)
+        if self.sweeps == 0:
+            self._field, self._relative = alone.clone(), torch.zeros_like(alone)
+            self._age = torch.ones(alone.shape, dtype=torch.uint8, device=alone.device)
+            self._first = (matrix, seen, noise)
+        else:
+            self._refine(operator, seen, self._tensor(noise), gains, closed, alone)
+        self.sweeps = 1 if self.anew else self.sweeps + 1
+        return self._estimate(gains)
+
+    def _refine(
+        self,
+        operator: Tensor,
+        seen: Tensor,
+        noise: Tensor,
+        gains: list[_Gain],
+        closed: Tensor,
+        alone: Tensor,
+    ) -> None:
+        age = self._age.clamp(max=len(gains) - 1)
+        unknown = age == 0
+        self._field = torch.where(unknown, alone, self._field)
+        cover = operator.sum(0)
+        mean_age = (operator / operator.sum(1, keepdim=True)) @ age.float()
+        self._relative = self._brightness(operator, seen, noise, gains, mean_age, cover)
+        left = seen - operator @ (self._field * (1 + self._relative))
+        new = self._news(operator, seen - operator @ closed, left, noise, gains, mean_age, cover)
+        new = new.masked_fill(unknown, 1.0)
+        field = self._field
+        for number in range(1, len(gains)):
+            members = age == number
+            if bool(members.any()):
+                field = torch.where(members, self._field + gains[number].gain @ left, field)
+        self._field = torch.lerp(field, alone, new)
+        self._relative = self._relative * (1 - new)
+        older = (age + 1).clamp(max=OLDEST)
+        self._age = torch.where(new > 0.5, torch.ones_like(older), older)
+
+    def _advance(self, matrix: NDArray[np.float64], noise: NDArray[np.float64]) -> list[_Gain]:
+        """Take a sweep into the covariances, and return the gains: of what is new, then by age."""
+        drift = _FORGETTING * self.amplitude**2 * self._kernel
+        before = [self._prior(self.amplitude), *(each + drift for each in self._covariances)]
+        gains, after = [], []
+        for covariance in before:
+            gain, predicted, left = _kalman(covariance, matrix, noise)
+            gains.append(_Gain(self._tensor(gain), self._tensor(predicted), self._tensor(np.diag(left))))
+            after.append(left)
+        # What was next to the oldest joins it.
+        self._covariances = after if len(after) <= OLDEST else [*after[: OLDEST - 1], after[OLDEST]]
+        return gains
+
+    def _prior(self, amplitude: float) -> NDArray[np.float64]:
+        return amplitude**2 * self._kernel + _LEVEL
+
+    def _choose_amplitude(
+        self, matrix: NDArray[np.float64], seen: Tensor, noise: NDArray[np.float64]
+    ) -> None:
+        """Choose the amplitude under which the first sweep predicts the second best (log evidence)."""
+        if self._first is None:
+            return
+        first, images, first_noise = self._first
+        self._first = None
+        every = max(1, images.shape[1] // _PIXELS)
+        before = images[:, ::every].double().cpu().numpy()
+        now = seen[:, ::every].double().cpu().numpy()
+        best = -math.inf
+        for amplitude in _AMPLITUDES:
+            gain, _, left = _kalman(self._prior(amplitude), first, first_noise)
+            innovation = now - matrix @ (gain @ before)
+            spread = matrix @ left @ matrix.T + np.diag(noise)
+            _, volume = np.linalg.slogdet(spread)
+            fit = np.sum(innovation * np.linalg.solve(spread, innovation), axis=0)
+            # Most pixels are dark and know nothing of it; a few do not keep still.
+            evidence = -0.5 * (float(fit[fit <= np.quantile(fit, _BELIEVED)].mean()) + volume)
+            if evidence > best:
+                best, self.amplitude = evidence, amplitude
+        _, _, left = _kalman(self._prior(self.amplitude), first, first_noise)
+        self._covariances = [left]
+
+    def _brightness(
+        self,
+        operator: Tensor,
+        seen: Tensor,
+        noise: Tensor,
+        gains: list[_Gain],
+        mean_age: Tensor,
+        cover: Tensor,
+    ) -> Tensor:
+        """Return by how much each voxel is brighter than its structure (Z, P)."""
+        lit = self._field.clamp_min(_DARKEST)
+        predicted = operator @ lit
+        power = self._local(predicted.square(), _WINDOW)
+        ratio = self._local((seen - operator @ self._field) * predicted, _WINDOW) / power
+        # Variance of what an age predicts, between two ages as far as the slab's mean lies between them.
+        table = torch.stack([gain.predicted for gain in gains]) + noise
+        low = mean_age.floor().long().clamp(0, len(gains) - 1)
+        row = torch.arange(len(noise), device=low.device)[:, None]
+        spread = torch.lerp(table[low, row], table[(low + 1).clamp(max=len(gains) - 1), row], mean_age - low)
+        variance = self._local(spread * predicted.square(), _WINDOW) / power.square() / _WINDOW**2 + _SURE
+        wide = variance + _BRIGHTNESS**2
+        odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
+        changed = torch.sigmoid(odds + math.log(_CHANGES / (1 - _CHANGES)))
+        result = torch.zeros_like(lit)
+        if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
+            return result
+        pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
+        for part in pixels.split(_CHUNK):
+            before = _LASTING * self._relative[:, part]
+            share = (operator[:, :, None] * lit[None, :, part] / predicted[:, None, part]).permute(2, 0, 1)
+            cross = share @ self._smooth
+            system = cross @ share.mT + torch.diag_embed(variance[:, part].T)
+            wanted = ratio[:, part].T - (share @ before.T[..., None])[..., 0]
+            solved = torch.linalg.solve_ex(system, wanted[..., None]).result
+            change = before + (cross.mT @ solved)[..., 0].T
+            result[:, part] = (change * _along_z(operator, cover, changed[:, part])).clamp(-0.95, 4.0)
+        return result
+
+    def _news(
+        self,
+        operator: Tensor,
+        residual: Tensor,
+        left: Tensor,
+        noise: Tensor,
+        gains: list[_Gain],
+        mean_age: Tensor,
+        cover: Tensor,
+    ) -> Tensor:
+        """Return how far each voxel is to be taken anew (Z, P), within 0 and 1."""
+        kept = 1 - (operator * gains[0].gain.T).sum(1, keepdim=True)
+        # Variance (M,) of what the other projections of the sweep say of each.
+        apart = noise / kept[:, 0] - noise
+        others = self._local((residual / kept).square(), _WIDE_WINDOW)
+        misfit = self._local(left.square(), _WIDE_WINDOW)
+        # What the noise is taken for may be too little; where nothing else is, it shows.
+        floor = torch.quantile(misfit[:, :: max(1, misfit.shape[1] // _PIXELS)], _DARK_SHARE, dim=1)
+        noise = torch.minimum(torch.maximum(floor, noise), _NOISE_DOUBT * noise)[:, None]
+        misfit = (misfit - _NOISE_MARGIN * noise).clamp_min(0.0)
+        structure = (others - noise).clamp_min(0.0)
+        row = mean_age.round().long().clamp(1, len(_KNOWN) - 1)
+        low, high = (torch.tensor(each, device=row.device)[row] for each in (_KNOWN, _UNKNOWN))
+        table = torch.stack([gain.predicted for gain in gains]) / apart
+        slab = torch.arange(len(apart), device=row.device)[:, None]
+        due = table[mean_age.round().long().clamp(1, len(gains) - 1), slab]
+        low = torch.minimum(low, (_DUE * due).clamp_min(_LEAST_DUE))
+        high = torch.minimum(high, 2 * low)
+        new = ((misfit / (structure + noise) - low) / (high - low)).clamp(0.0, 1.0)
+        new = new * new * (3 - 2 * new)
+        self.anew = float((new * structure).sum()) > _ALL_NEW * float(structure.sum()) > 0.0
+        if self.anew:
+            return torch.ones_like(self._field)
+        return _along_z(operator, cover, new)
+
+    def _estimate(self, gains: list[_Gain]) -> Estimate:
+        table = (
+            torch.stack([gain.left for gain in gains]).clamp_min(0.0).sqrt()
+        )  # (ages, Z); row a: age a + 1
+        row = (self._age.long() - 1).clamp(0, len(gains) - 1)
+        deviation = table[row, torch.arange(self.shape[0], device=row.device)[:, None]]
+        return Estimate(
+            (self._field * (1 + self._relative)).unflatten(1, self.shape[1:]),
+            self._age.unflatten(1, self.shape[1:]),
+            deviation.unflatten(1, self.shape[1:]),
+            float((self._age > 1).float().mean()),
+        )
+
+    def _local(self, columns: Tensor, window: int) -> Tensor:
+        """Return the mean over a square window of each image (M, P)."""
+        images = columns.unflatten(1, self.shape[1:])[:, None]
+        padded = F.pad(images, (window // 2,) * 4, mode="replicate")
+        result: Tensor = F.avg_pool2d(padded, window, 1)[:, 0].flatten(1)
+        return result
+
+    def _tensor(self, array: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self._device)
+
+
+def _kalman(
+    covariance: NDArray[np.float64], matrix: NDArray[np.float64], noise: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return gain (Z, M), variance (M,) of the prediction without noise, covariance (Z, Z) afterwards."""
+    cross = covariance @ matrix.T
+    spread = matrix @ cross
+    gain = np.linalg.solve(spread + np.diag(noise), cross.T).T
+    left = covariance - gain @ cross.T
+    return np.asarray(gain, np.float64), np.diag(spread).copy(), (left + left.T) / 2
+
+
+def _overlap(by: int, edge: int) -> tuple[slice, slice]:
+    """Return what of an axis stays in view when looked at from so many voxels further, and where it was."""
+    return slice(max(-by, 0), edge - max(by, 0)), slice(max(by, 0), edge - max(-by, 0))
+
+
+def _along_z(operator: Tensor, cover: Tensor, slabs: Tensor) -> Tensor:
+    """Return for each voxel (Z, P) the mean over the slabs (M, P) that see it, or that lie nearest."""
+    result = (operator.T @ slabs) / cover.clamp_min(1e-6)[:, None]
+    unseen = torch.nonzero(cover < 1e-6)[:, 0]
+    seen = torch.nonzero(cover >= 1e-6)[:, 0]
+    for place in unseen.tolist():
+        below, above = seen[seen < place], seen[seen > place]
+        near = [
+            int(each) for each in ([below[-1]] if len(below) else []) + ([above[0]] if len(above) else [])
+        ]
+        result[place] = result[near].mean(0)
+    return result

@@ -1,0 +1,208 @@
+"""A session that learns: sharper with every sweep of a still specimen, and true about what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.inr.session_field import SessionField
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
+from microdiffusion.engines.pipeline.session_store import SessionStore
+from microdiffusion.frames import Reconstruction, StagePositions, Sweep
+from microdiffusion.header import RunHeader
+from microdiffusion.metrics import psnr_per_slice
+from microdiffusion.optics import sweep_offset, sweep_positions
+
+SIDE, LENGTH, STEP, NOISE = 32, 6.0, 8.0, 0.01
+SHAPE = (SIDE, SIDE, SIDE)
+Volume = NDArray[np.float32]
+HEADER = RunHeader(
+    run_id="0" * 32,
+    shape=SHAPE,
+    voxel_size_um=(1.0, 1.0, 1.0),
+    z0_um=0.0,
+    profile_weights=(1.0,),
+    profile_spacing_um=LENGTH,
+    dtype="float32",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def specimen(seed: int = 0) -> Volume:
+    """Return some thirty blobs of different sizes."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.arange(SIDE),) * 3, indexing="ij"), axis=-1)
+    volume = np.zeros(SHAPE)
+    for _ in range(30):
+        centre, width = rng.uniform(0, SIDE, 3), rng.uniform(1.2, 3.0)
+        volume += rng.uniform(0.2, 1.0) * np.exp(-((grid - centre) ** 2).sum(-1) / (2 * width**2))
+    return np.asarray(volume / np.percentile(volume, 99.9), dtype=np.float32)
+
+
+def spot(centre: tuple[int, int, int], width: float = 2.5) -> Volume:
+    grid = np.stack(np.meshgrid(*(np.arange(SIDE),) * 3, indexing="ij"), axis=-1)
+    return np.exp(-((grid - np.array(centre)) ** 2).sum(-1) / (2 * width**2)).astype(np.float32)
+
+
+def sweep_of(truth: Volume, number: int, scale: float = 1.0) -> Sweep:
+    offset = sweep_offset(number, "golden") * STEP
+    stage = StagePositions.along_z(
+        sweep_positions(
+            length_um=LENGTH, step_um=STEP, z0_um=0.0, voxel_z_um=1.0, shape_z=SIDE, offset_um=offset
+        )
+    )
+    light = np.tensordot(HEADER.operator_at(stage), truth, 1)
+    noise = NOISE * np.random.default_rng(number).standard_normal(light.shape)
+    pixels = (scale * (light + noise)).astype(np.float32)
+    return Sweep(number, 0, 0, stage, pixels, stage[:0], pixels[:0])
+
+
+def session(memory: str, sessions: SessionStore | None = None) -> Reconstructor:
+    config = EngineConfig.model_validate({"method": "inr", "memory": memory, "device": "cpu", "threads": 1})
+    return Reconstructor(HEADER, config, sessions=sessions)
+
+
+def run(truth: Callable[[int], Volume], sweeps: int, memory: str = "session") -> list[Reconstruction]:
+    reconstructor = session(memory)
+    return [reconstructor.reconstruct(sweep_of(truth(number), number)) for number in range(sweeps)]
+
+
+def psnr(result: Reconstruction, truth: Volume, scale: float = 1.0) -> float:
+    return float(np.mean(psnr_per_slice(result.volume / scale, truth)))
+
+
+def test_a_still_specimen_sharpens_with_every_sweep() -> None:
+    truth = specimen()
+    results = run(lambda number: truth, 8)
+    scores = [psnr(result, truth) for result in results]
+    assert scores[5] > scores[0] + 3.0
+    assert np.mean(scores[5:]) > np.mean(scores[2:5]) > np.mean(scores[:2])
+    assert [result.merged for result in results] == [False] + [True] * 7
+    assert results[7].still > 0.8
+
+
+def test_a_spot_that_brightens_is_told_and_what_keeps_still_does_not_flicker() -> None:
+    structure = specimen()
+    bright = ndimage.maximum_filter(structure, 9) == structure
+    z, y, x = (int(each) for each in np.argwhere(bright & (structure > 0.5))[0])
+    bump = spot((z, y, x))
+    course = np.zeros(16)
+    course[9:13] = (0.4, 1.0, 0.6, 0.3)
+    course[14] = 0.8
+
+    def truth(number: int) -> Volume:
+        return structure * (1 + np.float32(course[number]) * bump)
+
+    results = run(truth, 16)
+    ball = spot((z, y, x)) > 0.6
+
+    def trace(volumes: list[Volume], place: NDArray[np.bool_]) -> NDArray[np.float64]:
+        light = np.array([volume[place].mean() for volume in volumes])
+        return np.asarray(light / light[5:9].mean() - 1)[5:]
+
+    true = trace([truth(number) for number in range(16)], ball)
+    told = trace([result.volume for result in results], ball)
+    assert np.corrcoef(true, told)[0, 1] > 0.85
+    far = (structure > 0.4) & (spot((z, y, x), 8.0) < 0.2)
+    assert trace([result.volume for result in results], far).std() < 0.03
+
+
+@pytest.mark.parametrize("by", [(5, 0, 0), (0, 4, -3), (3, 2, 1)], ids=["deeper", "sideways", "both"])
+def test_a_jump_costs_nothing(by: tuple[int, int, int]) -> None:
+    before = specimen()
+    after = np.roll(before, by, (0, 1, 2))
+
+    def truth(number: int) -> Volume:
+        return before if number < 5 else after
+
+    learned, alone = (run(truth, 10, memory) for memory in ("session", "sweep"))
+    for number in range(10):
+        assert psnr(learned[number], truth(number)) > psnr(alone[number], truth(number)) - 0.3, number
+    assert psnr(learned[9], after) > psnr(alone[9], after) + 1.0
+
+
+def test_another_specimen_costs_nothing() -> None:
+    def truth(number: int) -> Volume:
+        return specimen(seed=number // 5)
+
+    learned, alone = (run(truth, 10, memory) for memory in ("session", "sweep"))
+    for number in range(10):
+        assert psnr(learned[number], truth(number)) > psnr(alone[number], truth(number)) - 0.3, number
+
+
+@pytest.mark.parametrize("drift", [(0.1, 0.1, 0.0), (0.0, 0.5, -0.3)], ids=["slow", "sideways"])
+def test_drift_is_followed(drift: tuple[float, float, float]) -> None:
+    still = specimen()
+
+    def truth(number: int) -> Volume:
+        return ndimage.shift(still, np.array(drift) * number, order=3, mode="nearest")
+
+    learned, alone = (run(truth, 12, memory) for memory in ("session", "sweep"))
+    gain = [psnr(learned[n], truth(n)) - psnr(alone[n], truth(n)) for n in (9, 10, 11)]
+    assert np.mean(gain) > 2.0
+    found = learned[-1].drift
+    np.testing.assert_allclose(
+        [found.drift_z_um, found.drift_y_um, found.drift_x_um], np.array(drift) * 11, atol=0.5
+    )
+
+
+def test_a_session_that_was_put_aside_goes_on_to_the_last_bit(tmp_path: Path) -> None:
+    sweeps = [sweep_of(specimen(), number) for number in range(5)]
+    through = session("session")
+    expected = [through.reconstruct(sweep) for sweep in sweeps]
+    for number, sweep in enumerate(sweeps):  # a new process for every sweep
+        store = SessionStore(tmp_path)
+        result = session("session", store).reconstruct(sweep)
+        np.testing.assert_array_equal(result.volume, expected[number].volume)
+        store.close()
+
+
+def test_rolling_updates_leave_the_session_as_it_is() -> None:
+    sweeps = [sweep_of(specimen(), number) for number in range(5)]
+    quiet, busy = session("session"), session("session")
+    for sweep in sweeps:
+        busy.reconstruct(sweep, lane="rolling")
+        np.testing.assert_array_equal(busy.reconstruct(sweep).volume, quiet.reconstruct(sweep).volume)
+        busy.reconstruct(sweeps[0], lane="rolling")
+
+
+def test_what_was_learned_outlasts_another_range_of_brightness() -> None:
+    truth, reconstructor = specimen(), session("session")
+    first, *_, last = [
+        reconstructor.reconstruct(sweep_of(truth, number, scale))
+        for number, scale in enumerate((1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0))
+    ]
+    assert psnr(last, truth, 2.0) > psnr(first, truth) + 2.0
+    assert last.merged
+
+
+def test_what_comes_into_view_is_new_and_the_rest_is_kept() -> None:
+    field = SessionField(SHAPE, bandwidth=0.07, reach=LENGTH, device=torch.device("cpu"))
+    truth = specimen()
+    for number in range(3):
+        sweep = sweep_of(truth, number)
+        images = torch.from_numpy(sweep.projections)
+        field.update(
+            lambda deeper, stage=sweep.stage: HEADER.operator_at(  # type: ignore[misc]
+                StagePositions.along_z(stage.z_um - deeper)
+            ),
+            images,
+            torch.full_like(images, NOISE**2),
+            torch.from_numpy(truth),
+        )
+    before = field.estimator.expected.unflatten(1, SHAPE[1:]).clone()
+    field.estimator.shift(1, -2, 3)
+    after = field.estimator.expected.unflatten(1, SHAPE[1:])
+    torch.testing.assert_close(after[:-1, 2:, :-3], before[1:, :-2, 3:])
+    assert float(after[-1].abs().max()) == float(after[:, :2].abs().max()) == 0.0
