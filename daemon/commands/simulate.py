@@ -24,34 +24,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(parser, "--output FILE", "projection file to write", options.file, required=True)
     about = "default: what the file says, else 1 µm"
     options.add(parser, "--voxel-size-um Z Y X", about, options.positive, nargs=3)
-    options.add(parser, "--alternate", "every other sweep half a step deeper")
+    options.add(
+        parser,
+        "--offsets",
+        "where each sweep starts within a step",
+        choices=("golden", "alternate", "fixed"),
+        default="fixed",
+    )
     options.add(
         parser, "--sweeps N", "default: one for each volume; the last volume is repeated", options.count
     )
-    parser.add_argument(
-        "--step-um", type=options.positive, required=True, metavar="S", help="distance of neighbouring slabs"
-    )
-    parser.add_argument("--output", type=options.file, required=True, metavar="FILE")
-    parser.add_argument(
-        "--voxel-size-um",
-        type=options.positive,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="left out: what the file says, else 1 µm",
-    )
-    parser.add_argument(
-        "--offsets",
-        choices=("golden", "alternate", "fixed"),
-        default="fixed",
-        help="where each sweep starts within a step (fixed)",
-    )
-    parser.add_argument(
-        "--sweeps", type=options.count, metavar="N", help="left out: one for each volume; the last one stays"
-    )
-    parser.add_argument(
-        "--hold-out", action="store_true", help="one extra projection per sweep, to judge with"
-    )
-    parser.add_argument("--normalise", action="store_true", help="percentiles 1 and 99.9 to 0 and 1, clipped")
+    options.add(parser, "--hold-out", "one more projection per sweep, to judge with")
+    options.add(parser, "--normalise", "scale percentiles 1 and 99.9 to 0 and 1, and clip")
     noise = parser.add_argument_group("noise: Gaussian, or a camera's")
     about = "sigma relative to the range"
     options.add(noise, "--noise R", about, options.not_negative, default=0.0)
@@ -66,22 +50,6 @@ def run(args: Namespace) -> int:
     """Simulate."""
     from microdiffusion.drivers.simulate import simulate
 
-    output = simulate(
-        args.volume,
-        length_um=args.length_um,
-        step_um=args.step_um,
-        output=args.output,
-        voxel_size_um=tuple(args.voxel_size_um) if args.voxel_size_um else None,
-        noise=args.noise,
-        photons=args.photons,
-        gain=args.gain,
-        offset=args.offset,
-        read_noise=args.read_noise,
-        normalise=args.normalise,
-        seed=args.seed,
-        offsets=args.offsets,
-        hold_out=args.hold_out,
-        sweeps=args.sweeps,
-    )
-    say(f"wrote {output}")
+    values = dict(vars(args))
+    say(f"wrote {simulate(values.pop('volume'), **values)}")
     return 0

@@ -65,12 +65,8 @@ def suggestions(found: Survey, given: Mapping[str, Any]) -> dict[str, Value]:
             f"No beam lights a slab of {length:g} µm: sweep.length_um is in µm ({length:g} nm are "
             f"{length / 1000:g} µm)."
         )
-    put(
-        "sweep.step_um",
-        length,
-        "slabs touch; each sweep starts elsewhere, so together they overlap",
-    )
-    voxel = float(put("volume.voxel_z_um", length / _SLICES_IN_SLAB, f"{_SLICES_IN_SLAB} slices in a slab"))
+    put("sweep.step_um", length, "slabs touch; each sweep starts elsewhere, so together they overlap")
+    voxel = float(put("volume.voxel_z_um", length / _SLICES_IN_SLAB, f"{_SLICES_IN_SLAB} slices per slab"))
     depth = float(given.get("volume.depth_um", _SLABS * length))
     slices = max(round(depth / voxel), 2)
     if slices > _MOST_SLICES:

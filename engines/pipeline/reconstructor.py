@@ -62,8 +62,6 @@ _MOST_UPDATES = 64  # as many geometries are kept
 _KNOWS_TEXTURE = 3  # sweeps after which what was learned tells texture from noise
 _NETWORK_SHARE = (0.0, 1.0, 0.5, 0.25)
 """Of the network's correction, by how many sweeps a voxel has kept still; none beyond."""
-EFFORTS = (0, 1, 2)
-"""Full, one evaluation of the network, the INR without it."""
 
 
 @dataclass(slots=True, eq=False)
