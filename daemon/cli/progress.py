@@ -28,7 +28,7 @@ class Progress:
     quiet : bool
         Show nothing.
     every_s : float, optional
-        Without a terminal, print a line this often, and at the end; left out: none.
+        Without a terminal, print a line this often, and one at the end after these; left out: none.
     clock : callable
         Seconds, for tests.
     """
@@ -108,7 +108,9 @@ class Progress:
         if title != self._begun or done <= self._first:
             # How long the first one took is unknown: it began before anybody was told.
             self._begun, self._first, self._first_s, self._said_s = title, done, now, now
-        elif done >= total or now >= self._said_s + (self._every_s or 0.0):
+            return
+        ends = done >= total and self._said_s > self._first_s  # a short stage needs no line at all
+        if ends or now >= self._said_s + (self._every_s or 0.0):
             self._said_s = now
             left = (now - self._first_s) / (done - self._first) * (total - done)
             say(f"{title}: {text}" + (f", {duration(left)} left" if left > 0 else ""))

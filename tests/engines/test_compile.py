@@ -231,7 +231,7 @@ def test_compile_says_what_it_did_in_a_line_each(
     _flip(path)
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: already built", "mine: healed"]
+    assert [line.split(", ")[0] for line in lines] == ["mine: built", "mine: already built", "mine: rebuilt"]
     assert all(str(path) in line and "agrees with torch" in line and " s, " in line for line in lines)
 
 
