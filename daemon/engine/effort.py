@@ -1,10 +1,10 @@
-"""How much effort a session's sweeps are worth under `policy = "live"`: quality goes before completeness.
+"""The effort spent on a session's sweeps under `policy = "live"`: less quality before fewer volumes.
 
-A ladder of efforts (0 full, 1 one evaluation of the network, 2 the INR without it) that one session stands
-on. It goes up as soon as a sweep waited for longer than sweeps are apart: then the engine is slower than
-the acquisition. It comes down after a number of sweeps that hardly waited, and that number doubles whenever
-coming down turned out to be too early, so a load that lies between two rungs does not make the quality
-flicker. A pure state machine: times are handed in.
+Efforts (0 full, 1 one evaluation of the network, 2 the INR without it) are the rungs of a ladder. A session
+climbs a rung as soon as a sweep has waited longer than the time between sweeps: the engine is slower than the
+acquisition. It descends after a number of sweeps that hardly waited, and that number doubles whenever
+descending was too early, so that a load between two rungs does not make the quality flicker. A pure state
+machine: times are passed in.
 """
 
 from __future__ import annotations
@@ -14,26 +14,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from microdiffusion.config import EngineConfig
 
-_CALM = 0.25  # of the time between two sweeps: who waited for less, hardly waited
+_CALM = 0.25  # of the time between two sweeps: less than that is hardly a wait
 _PATIENCE, _MOST_PATIENCE = 8, 256  # sweeps that hardly waited before the next rung down
-_NEWEST = 0.3  # weight of the newest interval in their mean
+_NEWEST = 0.3  # weight of the newest interval in the mean
 
 
 def efforts(config: EngineConfig) -> tuple[int, ...]:
-    """Return the rungs of a configuration: those that cost less than the one before."""
+    """Return the efforts of a configuration that cost less than the one before."""
     if config.method != "mdd":
         return (0,)
     return (0, 2) if config.steps == 1 and config.guidance == 0 else (0, 1, 2)
 
 
 class Ladder:
-    """The rung that a session stands on.
-
-    Parameters
-    ----------
-    rungs : tuple of int
-        Efforts, full first.
-    """
+    """The rung of one session; `rungs` are the efforts, full first."""
 
     def __init__(self, rungs: tuple[int, ...] = (0, 1, 2)) -> None:
         self._rungs = rungs
@@ -43,7 +37,7 @@ class Ladder:
         self._interval_s = 0.0
         self._came_s: float | None = None
         self._changed_s = float("-inf")
-        self._came_down = False  # the last change was one down, and was not yet found right
+        self._came_down = False  # the last change was one down, and may have been too early
 
     @property
     def effort(self) -> int:
@@ -52,16 +46,16 @@ class Ladder:
 
     @property
     def at_the_top(self) -> bool:
-        """Whether there is no less effort than this one."""
+        """Whether there is no lower effort."""
         return self._at == len(self._rungs) - 1
 
     def set_rungs(self, rungs: tuple[int, ...]) -> None:
-        """Go on with other rungs, from the bottom."""
+        """Use other rungs, from the bottom."""
         if rungs != self._rungs:
             self._rungs, self._at, self._calm = rungs, 0, 0
 
     def came(self, now_s: float) -> None:
-        """Take note that a sweep of the session came."""
+        """Note the arrival of a sweep."""
         if self._came_s is not None:
             gap = now_s - self._came_s
             first = self._interval_s == 0.0
@@ -69,9 +63,9 @@ class Ladder:
         self._came_s = now_s
 
     def began(self, now_s: float, queued_s: float) -> bool:
-        """Take note that a sweep that was queued at `queued_s` begins; return whether the rung changed."""
+        """Note the start of a sweep that was queued at `queued_s`; return whether the rung changed."""
         if self._interval_s == 0.0 or queued_s < self._changed_s:
-            return False  # what queued up before the last change says nothing about it
+            return False  # queued before the last change, so not affected by it
         waited_s = now_s - queued_s
         if waited_s > self._interval_s:
             return self.up(now_s)
@@ -80,7 +74,7 @@ class Ladder:
             return False
         self._calm = 0
         if self._came_down or self._at == 0:
-            # A rung that held for as long as it took to dare it was the right one.
+            # The rung has held as long as the wait for it: it was right to descend.
             self._patience = max(_PATIENCE, self._patience // 2)
             self._came_down = False
         if self._at == 0:
@@ -90,7 +84,7 @@ class Ladder:
         return True
 
     def up(self, now_s: float) -> bool:
-        """Spend less on what comes; return whether that was possible."""
+        """Spend less on the next sweeps; return whether that was possible."""
         self._calm = 0
         if self.at_the_top:
             return False

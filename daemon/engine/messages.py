@@ -1,9 +1,8 @@
-"""What the daemon and the engine's process say to each other through their pipe.
+"""The messages between the daemon and the engine process. Plain data on a private pipe.
 
-Down go `Begin`, `Work`, `End` and `Configure`. Up come `Building` while an engine of TensorRT is built,
-`EngineInfo` once the engine is open, then one answer for each `Work` (a `Reconstruction` or an
-`EngineError`), and a `Notice` whenever there is something to tell. Plain data; the pipe is private to the
-two.
+The daemon sends `Begin`, `Work`, `End` and `Configure`. The process sends `Building` while an engine of
+TensorRT is built, `EngineInfo` once it is open, one answer to each `Work` (a `Reconstruction` or an
+`EngineError`), and a `Notice` whenever something changes by itself.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What serves.
+    """The open engine.
 
     `device` names runtime, device and precision, `reason` says why these; `weights` is a file name, with its
-    checksum. `fallback` is one sentence where a runtime failed and torch took its place.
+    checksum; `fallback` is a sentence where a runtime failed and torch took its place.
     """
 
     device: str
@@ -44,12 +43,12 @@ class EngineInfo:
 
     @classmethod
     def of(cls, engine: Engine) -> EngineInfo:
-        """Return what there is to say of an open engine."""
+        """Return the description of an open engine."""
         return cls(engine.name, engine.reason, engine.weights, engine.weights_sha256, engine.fallback)
 
 
 def provenance(info: EngineInfo | None) -> dict[str, str]:
-    """Return what is needed to know how a volume came about; without the engine's part where it is None."""
+    """Return versions, and the engine that made the volumes, if it is known."""
     versions = {
         "mdd": __version__,
         "python": platform.python_version(),
@@ -68,28 +67,28 @@ def provenance(info: EngineInfo | None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """The share of a build that is done; 1 as the first word: there is nothing to build."""
+    """The share of a build that is done; a first message of 1 says that nothing has to be built."""
 
     share: float
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Sweeps of this run may come."""
+    """Sweeps of this run will follow."""
 
     header: RunHeader
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """None of this run come any more: forget its sessions."""
+    """The run is over: forget its sessions."""
 
     run_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Asks for a volume; see `Reconstructor.reconstruct`."""
+    """Request for a volume; see `Reconstructor.reconstruct`."""
 
     run_id: str
     sweep: Sweep
@@ -99,14 +98,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """Go on with these settings from the next sweep on."""
+    """New settings, from the next sweep on."""
 
     config: EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something for the user, and `changes` of the configuration for this process and the ones after it."""
+    """A warning for the user, and `changes` of the settings that the process has made or needs."""
 
     text: str
     changes: dict[str, object] = field(default_factory=dict)

@@ -1,10 +1,10 @@
-"""The engine in a process of its own: a crash there costs no frame, and at most some time.
+"""The engine in a process of its own: a crash there costs no frame, only time.
 
-`EngineProcess` lives in the daemon and serves all of its runs. It has a `WorkQueue`, in which runs put their
-sweeps from the moment they begin, and one thread, which hands sweeps to the process one at a time and volumes
-back to the queue. Nothing but this thread ever waits for the process. One that dies is replaced; the sweep
-that it was at is tried once more, its sessions go on from their checkpoints. Where an engine of TensorRT has
-to be built, that is done while the process opens, and `building` says how far it is.
+`EngineProcess` lives in the daemon and serves all of its runs. Runs put their sweeps into its `WorkQueue` as
+soon as they begin; its thread hands them to the process one at a time, and volumes back to the queue. Only
+this thread ever waits for the process. A process that dies is replaced: its sweep is tried once more, its
+sessions resume from their checkpoints. Where an engine of TensorRT has to be built, the process does so while
+it opens; `building` tells how far it is.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from microdiffusion.daemon.engine.worker import Opener, open_engine
 from microdiffusion.errors import EngineError, MddError
 
 TENSORRT = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-"""Modules of which one builds engines; `engines.runtimes` has the same, and brings torch."""
+"""Modules that build engines; the list in `engines.runtimes` would bring torch."""
 
 HANG_S = 600.0
-"""A sweep that takes longer than this, and than 20 times the longest so far, does not end any more."""
+"""Timeout of a sweep, or 20 times the longest so far."""
 
-_WATCHED_S = 5.0  # more than that, and the thread did not find out by itself
+_WATCHED_S = 5.0  # after the timeout: the thread is stuck as well
 _IDLE_S = 0.5
-_AGAIN_S = 0.01  # how soon a volume is offered again that there was no room for
-_HURRY_S = 0.5  # how long a process may take to end that is at something nobody waits for
-_STALE_S = 7 * 86400.0  # state of runs that nobody resumed
+_AGAIN_S = 0.01  # until a volume is offered again for which there was no room
+_HURRY_S = 0.5  # for a process to end whose work nobody waits for
+_STALE_S = 7 * 86400.0  # age of the state of runs that nobody resumed
 
 
 class EngineProcess:
@@ -45,22 +45,20 @@ class EngineProcess:
 
     Parameters
     ----------
-    config : EngineConfig
     waiting_bytes : int
         See `WorkQueue`.
     state : Path, optional
-        Folder where sessions are put aside and checkpoints lie; None: a session that has to go, or whose
-        process dies, starts cold.
+        Folder of the sessions; None: a session whose process dies starts cold.
     on_note : callable
-        Something that the user should know, and whether it is "info" or a "warning".
+        Takes messages for the user, of level "info" or "warning".
     opener : callable
-        A function of a module: what the process opens.
+        A module-level function that opens the engine in the process.
 
     Attributes
     ----------
     queue : WorkQueue
     info : EngineInfo or None
-        What serves; None until the process is ready.
+        None until the engine is open.
     """
 
     def __init__(
@@ -84,30 +82,30 @@ class EngineProcess:
         self._may_build = may_build(config)
         self._build: tuple[float, float] | None = None  # when it began, and the share that is done
         self._begun: set[str] = set()  # runs that the present process knows
-        self._configured = config  # what it goes by
-        self._handed_s: float | None = None  # since when it is at a sweep
+        self._configured = config  # its settings
+        self._handed_s: float | None = None  # when it got its sweep; None while it is idle
         self._longest_s = 0.0
         self._stop_requested = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mdd-engine", daemon=True)
 
     @property
     def pid(self) -> int | None:
-        """Process number."""
+        """Process id."""
         return self._supervisor.pid
 
     @property
     def restarts(self) -> int:
-        """How often the process was replaced."""
+        """Number of times the process was replaced."""
         return self._supervisor.restarts
 
     @property
     def may_build(self) -> bool:
-        """Whether an engine is being built, or may have to be: then the camera should not move yet."""
+        """Whether an engine is being built or may have to be, so that the camera should wait."""
         return self.info is None and self._may_build
 
     @property
     def building(self) -> tuple[float, float] | None:
-        """The share of a build that is done and the seconds that are left; None where there is none."""
+        """The share of a build that is done and the seconds left; None without a build."""
         if self.info is not None or self._build is None:
             return None
         began_s, share = self._build
@@ -132,10 +130,10 @@ class EngineProcess:
             self._forget_files(run_id)
 
     def raise_if_failed(self) -> None:
-        """Raise what ended the engine, if something did; asked often, by its owner.
+        """Raise what ended the engine, if anything did; its owner calls this often.
 
-        A process that stands still takes no sweep either, which keeps this one's thread in the pipe: so the
-        owner ends such a process where the thread does not.
+        A process that hangs may also block this one's thread in the pipe: then the owner's thread kills it
+        here.
         """
         self.queue.raise_if_failed()
         handed_s = self._handed_s
@@ -163,26 +161,26 @@ class EngineProcess:
                 wait([pipe, self._wake_out], timeout=_AGAIN_S if self.queue.has_undelivered else _IDLE_S)
                 while self._wake_out.poll():
                     self._wake_out.recv_bytes()
-                # After taking the byte: who comes in between sends none, and is seen by this turn.
+                # After reading the byte: a wake in between sends none, but is served by this turn.
                 with self._waking:
                     self._woken = False
                 try:
                     self._turn(pipe)
                 except MddError:
-                    raise  # what the process said, although some of them are kinds of OSError
+                    raise  # sent by the process; some of them are OSErrors
                 except (EOFError, OSError):
                     if self._stop_requested.is_set():
                         return
                     self._restart()
         except MddError as error:
             self.queue.fail(error)
-        except Exception as error:  # the owner gets it from raise_if_failed
+        except Exception as error:  # raise_if_failed raises it on the owner's thread
             failure = EngineError(f"The engine's thread failed ({type(error).__name__}: {error}).")
             failure.__cause__ = error
             self.queue.fail(failure)
 
     def _turn(self, pipe: Connection) -> None:
-        """Take what the process says, and give it what is next."""
+        """Take the messages of the process, and send it what is next."""
         while pipe.poll():
             self._take(pipe.recv())
         self.queue.deliver()
@@ -213,7 +211,7 @@ class EngineProcess:
             pipe.send(Work(job.run_id, job.sweep, job.lane, job.effort))
 
     def _check_for_hang(self, taken_s: float) -> None:
-        """End a process that has been at one sweep for far too long; then it is replaced as one that died."""
+        """Kill a process that has been at one sweep for far too long; it is replaced as one that died."""
         if taken_s > self._patience_s:
             self._on_note(f"the engine has not answered for {taken_s:.0f} s: it is ended", "warning")
             self._supervisor.stop(0.0)
@@ -259,9 +257,9 @@ class EngineProcess:
         self.queue.set_serving(True)
 
     def _change(self, changes: dict[str, object]) -> None:
-        """Take over settings that the process has changed by itself."""
+        """Adopt settings that the process has changed by itself."""
         before, after = self.queue.change(changes)
-        if self._configured is before:  # else it has yet to hear of what was set meanwhile
+        if self._configured is before:  # else it still has to get what was set meanwhile
             self._configured = after
 
     def _restart(self) -> None:
@@ -272,7 +270,7 @@ class EngineProcess:
         config = self.queue.config
         often = self.info is None or self._supervisor.died_lately > 1
         if often and config.method == "mdd" and config.runtime != "torch":
-            # It may be the runtime that it died of, and would again.
+            # The runtime may have killed it, and would again.
             self.queue.change({"runtime": "torch"})
             self._on_note(f"the engine process died (exit code {code}): from now on torch serves", "warning")
         self.info, self._build, self._handed_s = None, None, None
@@ -301,7 +299,7 @@ def may_build(config: EngineConfig) -> bool:
 
 
 def forget_stale(state: Path) -> None:
-    """Remove what is kept of runs that nobody resumed for a week: it would only make them start warm."""
+    """Remove the state of runs that nobody resumed for a week; without it they start cold."""
     for folder in state.iterdir() if state.is_dir() else ():
         with contextlib.suppress(OSError):
             if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_S:

@@ -1,18 +1,14 @@
-"""Which sweep the engine does next: pure state, no thread, no process, no clock of its own.
+"""Selects the sweep that the engine processes next. Pure state: no thread, no clock; its owner has a lock.
 
-`Scheduler` keeps what waits, of all runs, and bounds it in bytes. Lanes go before one another: "sweep" (a
-time point as it comes), then "rolling" (for the live view; of a session only the newest), then "later"
-(what was put off, oldest first). Within a lane the run that has used least of the engine's time is next, and
-within the run its session: time is shared, not turns, so small volumes do not starve beside large ones. Who
-had nothing to do saves nothing up (start-time fair queueing, Goyal et al. 1996).
+Lanes have priorities: "sweep" (time points as they arrive), then "rolling" (updates of the live view; only a
+session's newest), then "later" (sweeps that were put off, oldest first). Within a lane the run that has used
+the least engine time is next, and within the run its session: time is shared, not turns, so small volumes do
+not starve beside large ones. Idle time is not saved up (start-time fair queueing, Goyal et al. 1996).
 
-Of a session at most `backlog` sweeps wait, in their order, since each is easier after the one before. What
-does with the oldest of more than that is the policy: "archive" puts it off (a ticket of two numbers: its
-frames are in the run file), "live" first spends less effort, then skips it, "wait" keeps it, since `has_room`
-told the caller to hold on. Where the bytes of all are too many, rolling ones go first, then the oldest sweep
-of the run that holds most.
-
-Not thread-safe: its owner has a lock.
+At most `backlog` sweeps of a session wait, in order, since each is easier after the previous one. Beyond that
+the policy decides about the oldest: "archive" puts it off (two numbers: its frames are in the run file),
+"live" first spends less effort, then skips it, "wait" keeps it, since `has_room` has told the caller to hold
+on. Beyond the limit in bytes rolling updates go first, then the oldest sweep of the run that holds most.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ NOT_THERE = "its frames could not be read from the run file"
 
 @dataclass(slots=True)
 class _Session:
-    """A channel and position of a run: what waits of it, and what it has used."""
+    """A channel and position of a run: its waiting sweeps, and the engine time it has used."""
 
     channel: int
     position: int
@@ -44,7 +40,7 @@ class _Session:
     used_s: float = 0.0
     sweeps: deque[SweepJob] = field(default_factory=deque)
     rolling: SweepJob | None = None
-    # What was put off, as two columns: 10^5 of them are some megabytes.
+    # Sweeps that were put off, as two columns: 10^5 of them are some megabytes.
     put_off: deque[int] = field(default_factory=deque)
     put_off_received_s: deque[float] = field(default_factory=deque)
     tries: int = 0
@@ -58,20 +54,23 @@ class _Session:
         return bool(self.put_off) and now_s >= self.retry_s
 
     @property
-    def waits(self) -> bool:
-        return bool(self.sweeps or self.rolling is not None or self.put_off)
+    def in_memory(self) -> list[SweepJob]:
+        return [*self.sweeps] if self.rolling is None else [*self.sweeps, self.rolling]
 
 
 @dataclass(slots=True)
 class _Run:
     sessions: dict[tuple[int, int], _Session] = field(default_factory=dict)
     used_s: float = 0.0
-    reached_s: float = 0.0  # of its sessions: how far the one that was served last had come
-    nbytes: int = 0
+    reached_s: float = 0.0  # how far the session that was served last had come
 
     @property
     def waits(self) -> bool:
-        return any(session.waits for session in self.sessions.values())
+        return any(session.in_memory or session.put_off for session in self.sessions.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(job.nbytes for session in self.sessions.values() for job in session.in_memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +83,14 @@ class Dropped:
 
 
 class Scheduler:
-    """What waits for the engine.
+    """The waiting sweeps of all runs.
 
     Parameters
     ----------
     backlog : int
         Sweeps of a session that wait in memory.
     most_bytes : int
-        Of all waiting projections; one sweep may always wait.
+        Limit of all waiting projections; one sweep may always wait.
     rungs : tuple of int
         See `effort.efforts`.
 
@@ -111,7 +110,6 @@ class Scheduler:
         self._rungs = rungs
         self._runs: dict[str, _Run] = {}
         self._again: deque[SweepJob] = deque()
-        self._nbytes = 0
         self._reached_s = 0.0
         self._serving_since_s = float("inf")
 
@@ -121,21 +119,20 @@ class Scheduler:
             self._serving_since_s = now_s if serving else float("inf")
 
     def set_rungs(self, rungs: tuple[int, ...]) -> None:
-        """Go on with other efforts."""
+        """Use other efforts."""
         self._rungs = rungs
-        for run in self._runs.values():
-            for session in run.sessions.values():
-                session.ladder.set_rungs(rungs)
+        for session in self._sessions():
+            session.ladder.set_rungs(rungs)
 
     @property
     def waiting(self) -> int:
         """Sweeps and rolling updates that wait in memory."""
-        return len(self._again) + sum(len(s.sweeps) + (s.rolling is not None) for s in self._sessions())
+        return len(self._again) + sum(len(session.in_memory) for session in self._sessions())
 
     @property
     def waiting_bytes(self) -> int:
         """Size of their projections."""
-        return self._nbytes
+        return sum(job.nbytes for job in self._again) + sum(run.nbytes for run in self._runs.values())
 
     @property
     def backlog(self) -> int:
@@ -143,40 +140,33 @@ class Scheduler:
         return sum(len(session.put_off) for session in self._sessions())
 
     def pending(self, run_id: str) -> int:
-        """Return the sweeps of a run that wait, in memory or put off; rolling updates do not count."""
+        """Return the number of a run's waiting sweeps, in memory or put off; rolling updates do not count."""
         again = sum(job.run_id == run_id for job in self._again)
         return again + sum(len(s.sweeps) + len(s.put_off) for s in self._sessions(run_id))
 
     def put_off_of(self, run_id: str) -> int:
-        """Return the sweeps of a run that were put off."""
+        """Return the number of a run's sweeps that were put off."""
         return sum(len(session.put_off) for session in self._sessions(run_id))
 
-    def _sessions(self, run_id: str | None = None) -> Iterator[_Session]:
-        for name, run in self._runs.items():
-            if run_id in (None, name):
-                yield from run.sessions.values()
-
     def begin(self, run_id: str) -> None:
-        """Take in a run; again does no harm."""
+        """Add a run; repeating it does no harm."""
         self._runs.setdefault(run_id, _Run(used_s=self._reached_s))
 
-    def end(self, run_id: str) -> Iterator[SweepJob]:
-        """Forget a run; return what waited of it, in memory or put off."""
-        run = self._runs.pop(run_id, None)
+    def end(self, run_id: str) -> list[SweepJob]:
+        """Remove a run; return its waiting sweeps, in memory or put off."""
         left = [job for job in self._again if job.run_id == run_id]
         self._again = deque(job for job in self._again if job.run_id != run_id)
-        for job in left:
-            self._nbytes -= job.nbytes
-        if run is not None:
-            self._nbytes -= run.nbytes
-        return self._all_of(run_id, run, left)
+        run = self._runs.pop(run_id, None)
+        for session in run.sessions.values() if run is not None else ():
+            while session.put_off:
+                left.append(self._put_off_job(run_id, session))
+            left.extend(session.sweeps)
+        return left
 
     def drop_rolling(self, run_id: str) -> None:
-        """Forget a run's rolling updates: nobody looks any more."""
+        """Drop a run's rolling updates: nobody watches any more."""
         for session in self._sessions(run_id):
-            if session.rolling is not None:
-                self._take_bytes(self._runs[run_id], -session.rolling.nbytes)
-                session.rolling = None
+            session.rolling = None
 
     def add(self, job: SweepJob, now_s: float) -> list[Dropped]:
         """Queue a job; return what had to go for it.
@@ -187,21 +177,16 @@ class Scheduler:
             The run was not begun, or is over.
         """
         run = self._runs[job.run_id]
-        session = self._session(run, job)
-        self._wake(run, session)
-        self._take_bytes(run, job.nbytes)
+        session = self._woken(run, job.channel, job.position)
         if job.lane == "rolling":
-            if session.rolling is not None:
-                self.thinned += 1
-                self._take_bytes(run, -session.rolling.nbytes)
+            self.thinned += session.rolling is not None
             session.rolling = job
         else:
             session.ladder.came(now_s)
             session.sweeps.append(job)
-        dropped = [] if self.policy == "wait" else self._over_the_backlog(run, session, now_s)
-        if self.policy != "wait":
-            dropped += self._over_the_bytes(job)
-        return dropped
+        if self.policy == "wait":
+            return []
+        return self._over_the_backlog(session, now_s) + self._over_the_bytes(job)
 
     def put_off(self, run_id: str, channel: int, position: int, sweep: int, received_s: float = 0.0) -> None:
         """Queue a sweep whose frames are in the run file.
@@ -211,16 +196,14 @@ class Scheduler:
         KeyError
             The run was not begun, or is over.
         """
-        run = self._runs[run_id]
-        session = self._session(run, SweepJob(run_id, sweep, channel, position))
-        self._wake(run, session)
+        session = self._woken(self._runs[run_id], channel, position)
         session.put_off.append(sweep)
         session.put_off_received_s.append(received_s)
 
     def has_room(self, run_id: str) -> bool:
-        """Return whether a further sweep of a run would wait without any being dropped."""
+        """Return whether another sweep of a run would wait without any being dropped."""
         full = any(len(session.sweeps) >= self._backlog for session in self._sessions(run_id))
-        return not full and self._nbytes < self._most_bytes
+        return not full and self.waiting_bytes < self._most_bytes
 
     def next(self, now_s: float, blocked: Collection[str] = ()) -> SweepJob | None:
         """Take the next job; one of lane "later" comes without its projections.
@@ -230,7 +213,6 @@ class Scheduler:
         for job in self._again:
             if job.run_id not in blocked:
                 self._again.remove(job)
-                self._nbytes -= job.nbytes
                 return job
         for lane in LANES:
             ready = [
@@ -244,11 +226,11 @@ class Scheduler:
                 sessions = [s for s in run.sessions.values() if s.has(lane, now_s)]
                 session = min(sessions, key=lambda s: (s.put_off[0] if lane == "later" else 0, s.used_s))
                 run.reached_s = max(run.reached_s, session.used_s)
-                return self._take(run_id, run, session, lane, now_s)
+                return self._take(run_id, session, lane, now_s)
         return None
 
     def used(self, job: SweepJob, seconds: float) -> None:
-        """Charge what a job took of the engine's time."""
+        """Charge a job's engine time to its run and session."""
         run = self._runs.get(job.run_id)
         if run is not None:
             run.used_s += seconds
@@ -259,17 +241,16 @@ class Scheduler:
                     session.tries = 0
 
     def again(self, job: SweepJob) -> None:
-        """Put a job back that was taken and not done; it is the next one. A rolling one is not worth it."""
+        """Put back a job that was taken and not done; it is next. Rolling updates are not worth it."""
         if job.run_id in self._runs and job.lane != "rolling":
             self._again.append(job)
-            self._nbytes += job.nbytes
 
     def not_there(self, job: SweepJob, now_s: float) -> Dropped | None:
-        """Put back one of lane "later" whose frames are not in the file yet; give it up after some tries."""
+        """Put back a job of lane "later" whose frames are not in the file yet; drop it after some tries."""
         run = self._runs.get(job.run_id)
         if run is None:
             return None
-        session = self._session(run, job)
+        session = self._woken(run, job.channel, job.position)
         session.tries += 1
         if session.tries >= _MOST_TRIES:
             session.tries = 0
@@ -283,28 +264,24 @@ class Scheduler:
     def _serving(self) -> bool:
         return self._serving_since_s != float("inf")
 
-    def _session(self, run: _Run, job: SweepJob) -> _Session:
-        key = (job.channel, job.position)
-        session = run.sessions.get(key)
-        if session is None:
-            session = run.sessions[key] = _Session(*key, Ladder(self._rungs), used_s=run.reached_s)
-        return session
+    def _sessions(self, run_id: str | None = None) -> Iterator[_Session]:
+        for name, run in self._runs.items():
+            if run_id in (None, name):
+                yield from run.sessions.values()
 
-    def _wake(self, run: _Run, session: _Session) -> None:
-        """Let who had nothing to do begin where the others are."""
+    def _woken(self, run: _Run, channel: int, position: int) -> _Session:
+        """Return a session; one that was idle, or whose run was, starts level with the others."""
         if not run.waits:
             run.used_s = max(run.used_s, self._reached_s)
-        if not session.waits:
+        key = (channel, position)
+        session = run.sessions.setdefault(key, _Session(*key, Ladder(self._rungs)))
+        if not (session.in_memory or session.put_off):
             session.used_s = max(session.used_s, run.reached_s)
+        return session
 
-    def _take_bytes(self, run: _Run, nbytes: int) -> None:
-        run.nbytes += nbytes
-        self._nbytes += nbytes
-
-    def _take(self, run_id: str, run: _Run, session: _Session, lane: Lane, now_s: float) -> SweepJob:
+    def _take(self, run_id: str, session: _Session, lane: Lane, now_s: float) -> SweepJob:
         if lane == "later":
-            number, received_s = session.put_off.popleft(), session.put_off_received_s.popleft()
-            return SweepJob(run_id, number, session.channel, session.position, "later", received_s=received_s)
+            return self._put_off_job(run_id, session)
         if lane == "rolling" and session.rolling is not None:
             job, session.rolling = session.rolling, None
         else:
@@ -313,62 +290,49 @@ class Scheduler:
                 session.ladder.began(now_s, max(job.queued_s, self._serving_since_s))
         if self.policy == "live":
             job.effort = session.ladder.effort
-        self._take_bytes(run, -job.nbytes)
         return job
 
-    def _over_the_backlog(self, run: _Run, session: _Session, now_s: float) -> list[Dropped]:
+    @staticmethod
+    def _put_off_job(run_id: str, session: _Session) -> SweepJob:
+        number, received_s = session.put_off.popleft(), session.put_off_received_s.popleft()
+        return SweepJob(run_id, number, session.channel, session.position, "later", received_s=received_s)
+
+    def _over_the_backlog(self, session: _Session, now_s: float) -> list[Dropped]:
         dropped: list[Dropped] = []
         while len(session.sweeps) > self._backlog:
             if self.policy == "live" and self._serving and not session.ladder.at_the_top:
-                # Before a sweep is skipped there is less effort to try; that takes a sweep or two to tell.
+                # Try less effort before skipping a sweep; its effect shows after a sweep or two.
                 session.ladder.began(now_s, max(session.sweeps[0].queued_s, self._serving_since_s))
                 if len(session.sweeps) <= 2 * self._backlog + 2:
                     break
-            dropped.append(self._drop(run, session))
+            dropped.append(self._drop(session))
         return dropped
 
     def _over_the_bytes(self, newest: SweepJob) -> list[Dropped]:
         dropped: list[Dropped] = []
-        for run in self._runs.values():
-            for session in run.sessions.values():
-                if self._nbytes <= self._most_bytes:
-                    return dropped
-                if session.rolling is not None and session.rolling is not newest:
-                    self._take_bytes(run, -session.rolling.nbytes)
-                    session.rolling = None
-                    self.thinned += 1
-        while self._nbytes > self._most_bytes:
-            by_size = sorted(self._runs.values(), key=lambda run: -run.nbytes)
+        for session in self._sessions():
+            if self.waiting_bytes <= self._most_bytes:
+                return dropped
+            if session.rolling is not None and session.rolling is not newest:
+                session.rolling = None
+                self.thinned += 1
+        while self.waiting_bytes > self._most_bytes:
             oldest = [
-                (run, session)
-                for run in by_size
-                for session in sorted(
-                    (s for s in run.sessions.values() if s.sweeps), key=lambda s: s.sweeps[0].queued_s
-                )
-                if session.sweeps[0] is not newest
+                (-run.nbytes, session.sweeps[0].queued_s, session)
+                for run in self._runs.values()
+                for session in run.sessions.values()
+                if session.sweeps and session.sweeps[0] is not newest
             ]
             if not oldest:
                 break
-            dropped.append(self._drop(*oldest[0]))
+            dropped.append(self._drop(min(oldest, key=lambda each: each[:2])[-1]))
         return dropped
 
-    def _drop(self, run: _Run, session: _Session) -> Dropped:
-        """Take the oldest sweep of a session out of memory."""
+    def _drop(self, session: _Session) -> Dropped:
+        """Remove the oldest sweep of a session from memory."""
         job = session.sweeps.popleft()
-        self._take_bytes(run, -job.nbytes)
         job.sweep = None
         if self.policy == "archive":
             session.put_off.append(job.sweep_number)
             session.put_off_received_s.append(job.received_s)
-            return Dropped(job, BUSY, put_off=True)
-        return Dropped(job, BUSY)
-
-    @staticmethod
-    def _all_of(run_id: str, run: _Run | None, left: list[SweepJob]) -> Iterator[SweepJob]:
-        yield from left
-        for session in run.sessions.values() if run is not None else ():
-            for number, received_s in zip(session.put_off, session.put_off_received_s, strict=True):
-                yield SweepJob(
-                    run_id, number, session.channel, session.position, "later", received_s=received_s
-                )
-            yield from session.sweeps
+        return Dropped(job, BUSY, put_off=self.policy == "archive")

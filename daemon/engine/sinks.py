@@ -1,4 +1,4 @@
-"""A sweep on its way through the engine, and the run that takes what becomes of it."""
+"""A sweep on its way through the engine, and the run that receives the result."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ Lane = Literal["sweep", "rolling", "later"]
 
 @dataclass(slots=True, eq=False)
 class SweepJob:
-    """One sweep's way through the engine, from the queue to its run's sink.
+    """One sweep on its way through the engine.
 
     Attributes
     ----------
     effort : int
         0 full, 1 one evaluation of the network, 2 the INR without it.
     received_s, time_s : float
-        `time.monotonic()` when its last frame came; that frame's camera time, s since the start of the run.
+        `time.monotonic()` when its last frame arrived; that frame's camera time, s since the start of the
+        run.
     newest_seq : int
-        Of a rolling one: the newest frame in it; -1 where nobody said.
+        Of a rolling update: its newest frame.
     sweep : Sweep or None
-        Its projections; None where they have to be loaded.
-    queued_s : float
-        When it was handed in.
+        None where the projections have to be loaded from the run file.
     attempts : int
         How many engine processes died over it.
     """
@@ -64,41 +63,37 @@ class SweepJob:
 
     @property
     def nbytes(self) -> int:
-        """Size of its projections, as far as they are in memory."""
+        """Size of its projections in memory."""
         return self.sweep.projections.nbytes + self.sweep.held_out.nbytes if self.sweep is not None else 0
 
 
 class EngineSink(Protocol):
-    """What a run does with the engine's answers. All but `lost` and `event` are called on its thread."""
+    """The receiver of a run's results. All but `lost` and `event` are called on the engine's thread."""
 
     def volume(self, job: SweepJob, result: Reconstruction) -> bool:
-        """Take a volume; False where there is no room yet."""
+        """Take a volume; return False where there is no room yet."""
         ...
 
     def live(self, job: SweepJob, result: Reconstruction) -> object:
-        """Take a rolling volume; where there is no room it is dropped."""
+        """Take a rolling volume, or drop it where there is no room."""
         ...
 
     def lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
-        """Take note that a sweep gets no volume."""
+        """Note that a sweep gets no volume."""
         ...
 
     def load(self, job: SweepJob) -> Sweep | None:
-        """Return the frames of a sweep that was put off; None where they are not on the disk (yet)."""
+        """Return the frames of a sweep that was put off; None where they are not on disk (yet)."""
         ...
 
     def event(self, kind: str, text: str) -> None:
-        """Take note of what the engine does differently from now on: kind "effort", "backlog" or "engine"."""
+        """Note a change in how the engine works: kind "effort", "backlog" or "engine"."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class ServedRun:
-    """A run that the engine works for.
-
-    `file` is its file's name; `failure` what its sink raised, which ends the work for this run alone;
-    `behind`: some of its sweeps are put off.
-    """
+    """An open run: `failure` is what its sink raised; `behind`: some of its sweeps are put off."""
 
     header: RunHeader
     sink: EngineSink

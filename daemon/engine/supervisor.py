@@ -1,6 +1,6 @@
-"""The engine's process: its start, its end, and how often it may die.
+"""Supervises the engine process: start, end, and a limit of restarts.
 
-Belongs to `EngineProcess`; `start` and `reap` are called on its thread, the others by its owner.
+Belongs to `EngineProcess`: `start` and `reap` run on its thread, `kill` and `stop` on any.
 """
 
 from __future__ import annotations
@@ -24,23 +24,7 @@ RESTARTS_WITHIN_S = 600.0
 
 
 class Supervisor:
-    """Keeps one process alive.
-
-    Parameters
-    ----------
-    context : SpawnContext
-    opener : callable
-        What the process opens.
-    state : Path or None
-        Folder of its sessions.
-
-    Attributes
-    ----------
-    pipe : Connection or None
-        To the present process.
-    restarts : int
-        So far.
-    """
+    """One process at a time; `pipe` leads to the present one."""
 
     def __init__(self, context: SpawnContext, opener: Opener, state: Path | None) -> None:
         self._context = context
@@ -53,12 +37,12 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """Process number."""
+        """Process id."""
         return self._process.pid if self._process is not None else None
 
     @property
     def died_lately(self) -> int:
-        """How many died within the last minutes."""
+        """Number of processes that died within the last minutes."""
         return len(self._died_s)
 
     def start(self, config: EngineConfig) -> None:
@@ -75,8 +59,8 @@ class Supervisor:
         theirs.close()
 
     def reap(self) -> object:
-        """Take note that the process died; return its exit code."""
-        self._end(5.0)  # its pipe broke, and it may hang in its end
+        """Count a process that died; return its exit code."""
+        self._end(5.0)  # its pipe is broken, and it may hang on its way out
         if self.pipe is not None:
             self.pipe.close()
         now_s = time.monotonic()
@@ -87,13 +71,7 @@ class Supervisor:
         return None if self._process is None else self._process.exitcode
 
     def check(self, code: object) -> None:
-        """Raise where it is no use to start another one.
-
-        Raises
-        ------
-        EngineError
-            Too many died within some minutes.
-        """
+        """Raise an EngineError where too many processes died within some minutes."""
         if len(self._died_s) > MAX_RESTARTS:
             raise EngineError(
                 f"The engine process died {len(self._died_s)} times within {RESTARTS_WITHIN_S / 60:.0f} "
@@ -102,12 +80,12 @@ class Supervisor:
             )
 
     def kill(self) -> None:
-        """Kill the process, and leave it to whoever finds its pipe broken. Any thread."""
+        """Kill the process; the engine's thread finds its pipe broken."""
         if self._process is not None:
             self._process.kill()
 
     def stop(self, timeout_s: float) -> None:
-        """Close the pipe, at which the process ends; kill it if it does not in time. Any thread."""
+        """Close the pipe, which ends the process; kill it if it does not end in time."""
         if self.pipe is not None:
             self.pipe.close()
         self._end(timeout_s)

@@ -1,11 +1,11 @@
-"""The work of the engine, of all runs: what waits, what is being done, which volumes wait for their run.
+"""The engine's work of all runs: waiting sweeps, the one in progress, volumes waiting for room in their run.
 
-`WorkQueue` knows no process: any thread submits, the engine's thread takes what is next, settles it and
-delivers. A lock guards the scheduler and what is in hand; sinks are never called with it. Nothing here waits
-but `drain`. What a sink raises ends the work for its run alone.
+`WorkQueue` knows no process: any thread submits; the engine's thread takes the next sweep, settles it and
+delivers. A lock guards the state; sinks are never called while it is held. Only `drain` waits. An exception
+of a sink ends the work for its run alone.
 
-Every sweep that is submitted ends in exactly one of `EngineSink.volume` and `EngineSink.lost`; a rolling one
-ends in `EngineSink.live`, or in nothing where a newer one came.
+Every submitted sweep ends in exactly one of `EngineSink.volume` and `EngineSink.lost`; a rolling one ends in
+`EngineSink.live`, or is replaced by a newer one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from microdiffusion.header import RunHeader
 
 Note = Callable[[str, Literal["info", "warning"]], None]
-"""Takes something that the user should know."""
+"""Takes a message for the user."""
 
 LIVE = ("engine.steps", "engine.guidance", "engine.policy", "engine.update")
-"""Settings that may change while a run goes on: they leave sessions, run files and processes as they are."""
+"""Settings that may change during a run: they affect neither sessions, run files nor processes."""
 MAX_ATTEMPTS = 2
 """Engine processes that may die over one sweep."""
 
@@ -47,12 +47,10 @@ class WorkQueue:
 
     Parameters
     ----------
-    config : EngineConfig
     waiting_bytes : int
-        Most that the projections of waiting sweeps may take, over all runs; one sweep may always wait.
-    on_note : callable
+        Limit of the projections of waiting sweeps, over all runs; one sweep may always wait.
     wake : callable
-        Has the engine's thread look.
+        Wakes the engine's thread.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class WorkQueue:
             policy=config.policy, backlog=config.backlog, most_bytes=waiting_bytes, rungs=efforts(config)
         )
         self._runs: dict[str, ServedRun] = {}
-        self._ended: list[str] = []  # runs that the engine's process has to be told about
+        self._ended: list[str] = []  # runs whose end the engine process does not know yet
         self._running: SweepJob | None = None
         self._undelivered: list[tuple[SweepJob, Reconstruction]] = []
         self._delivering: SweepJob | None = None
@@ -80,12 +78,12 @@ class WorkQueue:
 
     @property
     def config(self) -> EngineConfig:
-        """The configuration, with what was changed live."""
+        """The configuration, with live changes."""
         return self._config
 
     @property
     def waiting_bytes(self) -> int:
-        """Size of the projections that wait."""
+        """Size of the waiting projections."""
         with self._lock:
             return self._scheduler.waiting_bytes
 
@@ -101,16 +99,16 @@ class WorkQueue:
         return bool(self._undelivered)
 
     def pending(self, run_id: str) -> int:
-        """Return how many sweeps of a run have neither a volume nor a reason for none yet."""
+        """Return the number of a run's sweeps without a volume or a reason for none."""
         with self._lock:
             return self._scheduler.pending(run_id) + self._in_hand(run_id)
 
     # Any thread -----------------------------------------------------------------------------------
 
     def begin(self, header: RunHeader, sink: EngineSink, *, file: str = "RUN.h5") -> None:
-        """Serve a run: its sweeps may come from now on, whether the engine is ready or not.
+        """Add a run: it may submit sweeps, whether the engine is ready or not.
 
-        `file` is the run file's name, for the advice on what was not done.
+        `file` is the name of its file, for the advice on sweeps that were not processed.
         """
         with self._lock:
             self._runs[header.run_id] = ServedRun(header, sink, file)
@@ -120,7 +118,7 @@ class WorkQueue:
         self._wake()
 
     def submit(self, run_id: str, sweep: Sweep, *, lane: Lane = "sweep", newest_seq: int = -1) -> None:
-        """Queue a sweep, or a rolling one that replaces the session's last; never waits.
+        """Queue a sweep, or a rolling update that replaces the session's last; never waits.
 
         Raises
         ------
@@ -140,7 +138,7 @@ class WorkQueue:
         self._wake()
 
     def put_off(self, run_id: str, sweep: int, channel: int, position: int) -> None:
-        """Queue a sweep whose frames are in the run file: it is done when there is nothing else to do.
+        """Queue a sweep whose frames are in the run file: it is processed when nothing else waits.
 
         Raises
         ------
@@ -155,7 +153,7 @@ class WorkQueue:
         self._wake()
 
     def has_room(self, run_id: str) -> bool:
-        """Return whether a further sweep of a run would wait without any being put off or skipped."""
+        """Return whether another sweep of a run would wait without any being put off or skipped."""
         with self._lock:
             return self._scheduler.has_room(run_id)
 
@@ -190,9 +188,9 @@ class WorkQueue:
             return before, self._config
 
     def drain(self, run_id: str, timeout_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until nothing of a run waits, what was put off included; then give up what is left.
+        """Wait for all sweeps of a run, put off ones as well; at the timeout, or in a hurry, skip the rest.
 
-        `hurry` is asked often whether to give up now. Returns whether all was done.
+        Returns whether all were processed.
         """
         with self._lock:
             self._scheduler.drop_rolling(run_id)
@@ -207,7 +205,7 @@ class WorkQueue:
         return self._failure is None
 
     def give_up(self, run_id: str) -> None:
-        """Skip all that waits of a run; an answer that still comes is not taken."""
+        """Skip all sweeps of a run; an answer that still arrives is ignored."""
         with self._lock:
             left = [job for job, _ in self._undelivered if job.run_id == run_id]
             self._undelivered = [each for each in self._undelivered if each[0].run_id != run_id]
@@ -224,7 +222,7 @@ class WorkQueue:
             self._lost(job, "skipped", f"the run was closed before its turn came: mdd reconstruct {file}")
 
     def end(self, run_id: str) -> None:
-        """Forget a run and its sessions; what still waits is skipped."""
+        """Remove a run and its sessions; waiting sweeps are skipped."""
         self.give_up(run_id)
         with self._lock:
             self._scheduler.end(run_id)
@@ -234,49 +232,49 @@ class WorkQueue:
         self._wake()
 
     def failure_of(self, run_id: str) -> MddError | None:
-        """Return what a run's sink raised, which ended the engine's work for that run alone."""
+        """Return the exception of a run's sink that ended the work for that run."""
         run = self._runs.get(run_id)
         return None if run is None else run.failure
 
     def raise_if_failed(self) -> None:
-        """Raise what ended the engine, if something did."""
+        """Raise what ended the engine, if anything did."""
         if self._failure is not None:
             raise self._failure
 
     def tell_all(self, kind: str, text: str) -> None:
-        """Tell every run what is different from now on."""
+        """Report a change to every run."""
         for run_id in list(self._runs):
             self._event(run_id, kind, text)
 
     # The engine's thread --------------------------------------------------------------------------
 
     def fail(self, error: MddError) -> None:
-        """Take note that there is no engine any more."""
+        """Note that the engine is gone for good."""
         self._failure = error
 
     def set_serving(self, serving: bool) -> None:
-        """Say whether the engine takes work: what waited before that waited for no load."""
+        """Say whether the engine takes work; waiting for it to open is not a sign of load."""
         with self._lock:
             self._scheduler.set_serving(serving, time.monotonic())
 
     def take_ended(self) -> list[str]:
-        """Return the runs that ended since the last call."""
+        """Return the runs that have ended since the last call."""
         with self._lock:
             ended, self._ended = self._ended, []
         return ended
 
     def is_open(self, run_id: str) -> bool:
-        """Return whether a run is served."""
+        """Return whether a run is open."""
         return run_id in self._runs
 
     def close(self) -> list[str]:
-        """Skip all that waits; return the runs that ended since they were asked for."""
+        """Skip all sweeps of all runs; return `take_ended`."""
         for run_id in list(self._runs):
             self.give_up(run_id)
         return self.take_ended()
 
     def next(self) -> tuple[SweepJob, RunHeader] | None:
-        """Take what is next, its frames in memory, and its run; None where there is nothing."""
+        """Take the next sweep, with its frames in memory, and its run; None where nothing waits."""
         while True:
             with self._lock:
                 full = {job.run_id for job, _ in self._undelivered}
@@ -293,7 +291,7 @@ class WorkQueue:
         return job, run.header
 
     def done(self, answer: object, seconds: float) -> None:
-        """Take the answer to the sweep that was taken, and what it took of the engine's time."""
+        """Settle the sweep in progress: its answer, and the engine time it took."""
         with self._lock:
             job, self._running = self._running, None
             if job is None:  # given up meanwhile
@@ -308,7 +306,7 @@ class WorkQueue:
             self._lost(job, "failed", str(answer))
 
     def died(self, code: object) -> None:
-        """Take note that the engine's process died: its sweep is tried once more."""
+        """Note that the engine process died: its sweep is tried once more."""
         with self._lock:
             job, self._running = self._running, None
             self._scheduler.set_serving(False, time.monotonic())
@@ -321,7 +319,7 @@ class WorkQueue:
             self._lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
 
     def deliver(self) -> None:
-        """Offer each volume to its run."""
+        """Offer each finished volume to its run."""
         for _ in range(len(self._undelivered)):
             with self._lock:
                 if not self._undelivered:
@@ -341,15 +339,15 @@ class WorkQueue:
                 self._event(job.run_id, "backlog", "the sweeps that waited in the run file are caught up")
 
     def _load(self, job: SweepJob) -> bool:
-        """Fetch the frames of a sweep that was put off; False where they are not there."""
+        """Load the frames of a sweep that was put off; return False where they are absent."""
         run = self._runs.get(job.run_id)
         reason = ""
         try:
-            # Not through `_call`: that frames cannot be read is one sweep's trouble, and not the run's.
+            # Not through `_call`: unreadable frames are a problem of one sweep, not of the run.
             job.sweep = None if run is None or run.failure is not None else run.sink.load(job)
         except MddError as error:
             reason = str(error)
-        except Exception as error:  # an OSError would look as if the engine's process had died
+        except Exception as error:  # an OSError would look like the death of the engine process
             reason = f"its frames could not be read ({type(error).__name__}: {error})"
         if job.sweep is not None:
             job.time_s = job.sweep.time_s
@@ -366,18 +364,18 @@ class WorkQueue:
     # Helpers --------------------------------------------------------------------------------------
 
     def _in_hand(self, run_id: str | None) -> int:
-        """Return the sweeps (of a run) that were taken from the scheduler; with the lock."""
+        """Return the number of sweeps (of a run) taken from the scheduler; with the lock held."""
         hand = [*(job for job, _ in self._undelivered), self._running, self._delivering]
         return sum(job is not None and job.lane != "rolling" and run_id in (None, job.run_id) for job in hand)
 
     def _call(self, run_id: str, work: Callable[[EngineSink], _T], otherwise: _T) -> _T:
-        """Return `work(sink)`; `otherwise` where the run is over, or its sink raises or has raised."""
+        """Return `work(sink)`; `otherwise` where the run is over or its sink raises or has raised."""
         run = self._runs.get(run_id)
         if run is None or run.failure is not None:
             return otherwise
         try:
             return work(run.sink)
-        except Exception as error:  # one run's disk is no other's trouble
+        except Exception as error:  # one run's disk does not concern the others
             failure = EngineError(f"The run could not take what the engine made ({error}).")
             failure.__cause__ = error
             run.failure = error if isinstance(error, MddError) else failure

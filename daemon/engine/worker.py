@@ -1,10 +1,10 @@
-"""The engine's own process: opens device and weights, reports them, then answers one sweep after the other.
+"""The engine process: opens device and weights, reports them, then answers one sweep after the other.
 
 It imports torch, and ends when its pipe closes, so it cannot outlive the daemon. Where the GPU's memory is
 too small, the same sweep is done with smaller tiles. Where a runtime fails, or an error leaves the GPU
-refusing the whole process, it says so and ends without an answer: the daemon knows which sweep that was, and
-starts another process, in the first case with torch. Sessions of all runs are kept, put aside and put on disk
-by `SessionStore`, when no sweep waits.
+refusing the whole process, it reports that and ends without an answer; the daemon knows the sweep and starts
+another process, in the first case with torch. `SessionStore` keeps the sessions of all runs and writes
+checkpoints when no sweep waits.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 _LOST = 70  # the exit code where the GPU is lost
 _LEAST_TILE = 64
-_OVERDUE = 3.0  # times as long as between checkpoints: then one goes before the next sweep
-_LEAST_REST = 20.0  # times what a checkpoint took to write, until the next: the disk is the recorder's
+_OVERDUE = 3.0  # checkpoint intervals: then one is written before the next sweep
+_LEAST_REST = 20.0  # durations of a checkpoint until the next one: the disk belongs to the recorder
 _TELL_EVERY_S = 0.25
 
 Opener = Callable[[EngineConfig, Callable[[float], None]], "Engine"]
-"""Opens an engine, telling the share of a build that is done."""
+"""Opens an engine; reports the share of a build that is done."""
 
 
 def open_engine(config: EngineConfig, progress: Callable[[float], None]) -> Engine:
-    """Open the engine; in the process, since it imports torch."""
+    """Open the engine, in the process: it imports torch."""
     from microdiffusion.engines.pipeline import open_engine
 
     return open_engine(config, progress=progress)
 
 
 def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: Path | None = None) -> None:
-    """Run the process: report, then answer sweeps until the pipe closes."""
+    """Run the process: report the engine, then answer sweeps until the pipe closes."""
     leave_stops_to_parent()
-    # What matters travels through the pipe; the terminal is the dashboard's.
+    # The terminal belongs to the dashboard; everything important goes through the pipe.
     logging.getLogger("microdiffusion").addHandler(logging.NullHandler())
     told_s = float("-inf")
 
@@ -57,14 +57,14 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: 
             told_s = time.monotonic()
             pipe.send(Building(share))
 
-    # A pipe that breaks means that the daemon is gone: there is nobody to tell.
+    # A broken pipe means that the daemon is gone: there is nobody to report to.
     with contextlib.suppress(EOFError, OSError):
         try:
             engine = opener(config, progress)
         except MddError as error:
             pipe.send(error)
             return
-        except Exception as error:  # trying again would not help
+        except Exception as error:  # a retry would not help
             pipe.send(EngineError(f"The engine could not start ({type(error).__name__}: {error})."))
             return
         pipe.send(EngineInfo.of(engine))
@@ -72,11 +72,11 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: 
 
 
 class _RuntimeFailedError(Exception):
-    """The runtime does not work any more; torch may."""
+    """The runtime has stopped working; torch may still work."""
 
 
 class _Worker:
-    """What the process holds: the engine, a reconstructor for each run, and their sessions."""
+    """The state of the process: the engine, a reconstructor for each run, and their sessions."""
 
     def __init__(self, pipe: Connection, config: EngineConfig, engine: Engine, state: Path | None) -> None:
         from microdiffusion.engines.pipeline import SessionStore
@@ -100,7 +100,7 @@ class _Worker:
             self._store.close()
 
     def _checkpoint(self) -> None:
-        """Put changed sessions on disk where it is time, between two sweeps and rather not before one."""
+        """Write changed sessions to disk when due, preferably while no sweep waits."""
         every_s = max(self._config.checkpoint_s, _LEAST_REST * self._store.write_s)
         left_s = self._checked_s + every_s - time.monotonic()
         overdue = left_s < -(_OVERDUE - 1) * every_s
@@ -122,11 +122,11 @@ class _Worker:
                 answer: object = self._reconstruct(request)
             except _RuntimeFailedError:
                 raise
-            except Exception as error:  # one bad sweep must not end the run
+            except Exception as error:  # one bad sweep does not end the run
                 if _is_lost(self._engine):
                     self._pipe.send(Notice(f"the GPU takes no more work of the engine's process: {error}"))
                     self._pipe.close()
-                    os._exit(_LOST)  # an orderly end may hang
+                    os._exit(_LOST)  # a clean exit may hang
                 answer = EngineError(f"{type(error).__name__}: {error}")
             self._pipe.send(answer)
 
@@ -137,14 +137,14 @@ class _Worker:
         try:
             run = Reconstructor(header, self._config, self._engine, sessions=self._store)
             self._runs[header.run_id] = run
-        except Exception as error:  # a volume that is too large, say: of no concern to the other runs
+        except Exception as error:  # such as a volume that is too large: no concern of the other runs
             if _is_lost(self._engine):
                 os._exit(_LOST)
             reason = f"the engine cannot work for this run ({type(error).__name__}: {error})"
             self._unfit[header.run_id] = reason
 
     def _reconstruct(self, work: Work) -> Reconstruction:
-        """Return the sweep's volume, with smaller tiles where that is what it takes."""
+        """Return the sweep's volume, with smaller tiles where necessary."""
         run = self._runs.get(work.run_id)
         if run is None:
             raise EngineError(self._unfit.get(work.run_id, "a sweep came before its run's header"))
@@ -168,7 +168,7 @@ class _Worker:
             run.configure(config)
 
     def _smaller_tiles(self) -> bool:
-        """Go on with tiles of half the edge; False where they are as small as they get."""
+        """Halve the edge of the tiles; return False where they are as small as possible."""
         tile = max(self._config.tile // 2 // 16 * 16, _LEAST_TILE)
         if tile >= self._config.tile:
             return False
@@ -181,7 +181,7 @@ class _Worker:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the device has no memory left; what torch holds in reserve is given back."""
+    """Return whether the device ran out of memory; free torch's reserve."""
     import torch
 
     if not isinstance(error, torch.OutOfMemoryError):
@@ -192,7 +192,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def _is_lost(engine: Engine) -> bool:
-    """Return whether the GPU takes no more work of this process, as after an illegal access to its memory."""
+    """Return whether the GPU refuses all work of this process, as after an illegal memory access."""
     if engine.device.type != "cuda":
         return False
     import torch
