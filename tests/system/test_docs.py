@@ -180,6 +180,7 @@ def test_the_reference_pages_are_what_the_program_says() -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="the extra docs is not installed")
     build = subprocess.run(

@@ -15,6 +15,7 @@ from support.sample_data import write_sample
 pytest.importorskip("matplotlib")
 GALLERY = Path(__file__).parents[2] / "docs" / "gallery"
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.skipif(not GALLERY.is_dir(), reason="the documentation is not here"),
 ]
