@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Two processes that import torch, on whatever else the machine has to do.
 pytestmark = pytest.mark.timeout(300)
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="posix signals")
+slow = pytest.mark.slow
 
 
 def ports_of(arguments: list[object]) -> list[int]:
@@ -70,9 +71,6 @@ def assert_closed(run: Run) -> None:
 
 def frames_in(run: Run) -> int:
     return int(np.isfinite(run.values("frames/z_um")).sum())
-
-
-# The demo -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.acquisition
@@ -143,7 +141,13 @@ def test_the_demo_ends_after_its_duration(weights: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.acquisition
-@pytest.mark.parametrize("host", ["127.0.0.1", "*"], ids=["loopback with keys", "every interface"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        pytest.param("127.0.0.1", id="loopback with keys", marks=slow),
+        pytest.param("*", id="every interface"),
+    ],
+)
 def test_a_daemon_that_asks_for_keys_lets_its_own_driver_in(weights: Path, tmp_path: Path, host: str) -> None:
     new_keys(tmp_path / "keys")
     secret = settings(f"wire.keys={tmp_path / 'keys'}", f"wire.data=tcp://{host}:*")
@@ -155,13 +159,14 @@ def test_a_daemon_that_asks_for_keys_lets_its_own_driver_in(weights: Path, tmp_p
         assert_closed_and_whole(run, 1)
 
 
-# Stops and kills ----------------------------------------------------------------------------------
-
-
 @pytest.mark.acquisition
 @posix_only
 @pytest.mark.parametrize(
-    ("number", "group"), [("SIGINT", True), ("SIGTERM", False)], ids=["ctrl-c to all", "sigterm to mdd"]
+    ("number", "group"),
+    [
+        pytest.param("SIGINT", True, id="ctrl-c to all"),
+        pytest.param("SIGTERM", False, id="sigterm to mdd", marks=slow),
+    ],
 )
 def test_a_polite_stop_closes_in_order(weights: Path, tmp_path: Path, number: str, group: bool) -> None:
     output = tmp_path / "runs"
@@ -180,12 +185,14 @@ def test_a_polite_stop_closes_in_order(weights: Path, tmp_path: Path, number: st
 
 
 @posix_only
-@pytest.mark.parametrize("moment_s", [0.8, 1.6, 2.4])
-def test_ctrl_c_while_the_engine_starts_is_quiet(weights: Path, tmp_path: Path, moment_s: float) -> None:
+@pytest.mark.parametrize(
+    "after_s", [0.0, pytest.param(0.8, marks=slow), pytest.param(1.6, marks=slow)], ids=str
+)
+def test_ctrl_c_while_the_engine_starts_is_quiet(weights: Path, tmp_path: Path, after_s: float) -> None:
     output = tmp_path / "runs"
     with Mdd(*demo(weights, output), folder=tmp_path) as mdd:
         mdd.wait_for(output.exists)
-        time.sleep(moment_s - 0.8)
+        time.sleep(after_s)
         mdd.send(signal.SIGINT, group=True)
         assert mdd.finish() == 0, mdd.err
         assert "Traceback" not in mdd.err
@@ -194,7 +201,7 @@ def test_ctrl_c_while_the_engine_starts_is_quiet(weights: Path, tmp_path: Path, 
 
 @pytest.mark.acquisition
 @posix_only
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=slow), pytest.param(3, marks=slow)])
 def test_a_kill_in_mid_run_loses_nothing_that_was_announced(weights: Path, tmp_path: Path, seed: int) -> None:
     output = tmp_path / "runs"
     arguments = demo(weights, output, interval_s=0.2)
@@ -232,17 +239,20 @@ def test_a_kill_in_mid_run_loses_nothing_that_was_announced(weights: Path, tmp_p
     assert all(map(port_is_free, ports_of(arguments)))
 
 
-# Replays ------------------------------------------------------------------------------------------
-
-FAULTS = {
-    "a sound line": ((), 0),
-    "duplicates and reordering": (("--duplicate", 0.3, "--reorder", 0.3, "--seed", 1), 0),
-    "damaged frames": (("--corrupt", 0.4, "--seed", 2), 0),
-    "lost frames": (("--drop", 0.15, "--seed", 3), 1),
-}
+DUPLICATES = ("--duplicate", 0.3, "--reorder", 0.3, "--seed", 1)
+ALL = ("--duplicate", 0.2, "--reorder", 0.2, "--corrupt", 0.4, "--drop", 0.15, "--seed", 1)
 
 
-@pytest.mark.parametrize(("faults", "least_missing"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(
+    ("faults", "least_missing"),
+    [
+        pytest.param((), 0, id="a sound connection"),
+        pytest.param(ALL, 1, id="everything at once"),
+        pytest.param(DUPLICATES, 0, id="duplicates and reordering", marks=slow),
+        pytest.param(("--corrupt", 0.4, "--seed", 2), 0, id="damaged frames", marks=slow),
+        pytest.param(("--drop", 0.15, "--seed", 3), 1, id="lost frames", marks=slow),
+    ],
+)
 def test_a_replay_puts_the_file_into_a_run(
     weights: Path, tmp_path: Path, faults: tuple[object, ...], least_missing: int
 ) -> None:
@@ -290,7 +300,6 @@ def test_a_file_waits_for_a_slow_engine_and_none_of_it_is_skipped_or_late(
         assert_closed_and_whole(run, 7)
 
 
-@posix_only
 def volumes_in(path: Path) -> int:
     with open_run(path) as run:
         return int((run.status == Status.WRITTEN).sum())
@@ -325,9 +334,6 @@ def test_a_daemon_serves_one_remote_sender_after_the_other(weights: Path, tmp_pa
         with open_run(path) as run:
             assert_closed_and_whole(run, 4)
             assert run.ledger.received == frames
-
-
-# Offline ------------------------------------------------------------------------------------------
 
 
 def reconstruct(call: Callable[[list[str]], int], *arguments: object) -> int:
