@@ -154,7 +154,7 @@ def ask(
     Raises
     ------
     UserError
-        Nobody answers within `timeout_s`, or the daemon refuses: its sentence.
+        No answer came within `timeout_s`, or the daemon refuses: its sentence.
     AddressError
         The address is malformed, or needs keys.
     """

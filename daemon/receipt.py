@@ -37,7 +37,7 @@ class Receipt:
 
     @property
     def complete(self) -> bool:
-        """Whether the frame may be acknowledged."""
+        """True when the frame may be acknowledged."""
         return self._recorded and not self._held
 
     def recorded(self) -> None:

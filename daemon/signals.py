@@ -22,7 +22,7 @@ _LOOK_S = 0.05
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a stop has been requested.
+    """A request to stop, made or not.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class StopRequest:
 
     @property
     def hurry(self) -> bool:
-        """Whether it was requested again."""
+        """True when it was requested again."""
         return self.times > 1
 
     def ask(self) -> None:

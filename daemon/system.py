@@ -101,7 +101,7 @@ def _driver() -> str:
 def _commit(folder: Path) -> str | None:
     """Return the commit of the checkout that `folder` lies in, from git's files; None elsewhere."""
     git = next((parent / ".git" for parent in folder.parents if (parent / ".git").is_dir()), None)
-    # Of a wheel in somebody's environment: another project's checkout may lie around it.
+    # An installed wheel may lie in another project's checkout.
     if git is None or not (git.parent / "api" / "metrics.py").is_file():
         return None
     try:

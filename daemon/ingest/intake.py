@@ -1,4 +1,4 @@
-"""What ingest knows of one run besides the run itself: its senders, and the receipts of their frames.
+"""The senders of one run, and the receipts of their frames: what ingest keeps besides the run itself.
 
 A frame is *handed on* (the run has it) and *unacknowledged* until its receipt is complete. Frames are
 acknowledged in the order in which they came, whatever order they were recorded in, because a sender concludes
@@ -87,7 +87,7 @@ class SenderState:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What came in for one run since it was opened here, at one moment.
+    """Counts of what came in for one run since it was opened here.
 
     Attributes
     ----------
@@ -137,7 +137,7 @@ class RunIntake:
 
     @property
     def is_open(self) -> bool:
-        """Whether the run takes frames."""
+        """True while the run takes frames."""
         return self.run.state is RunState.OPEN
 
     @property

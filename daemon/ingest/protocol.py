@@ -53,7 +53,7 @@ class IngestProtocol:
     answer : callable
         Sends a message to a peer, or drops it; does not wait.
     ask : callable
-        Somebody wants to start this run: to be followed by `begin` or `turn_away`, whenever that is known.
+        Asks for a run that a sender wants to start; `begin` or `turn_away` follows when that is known.
     wake : callable
         Called on any thread when a receipt is complete: has `acknowledge` called on this one.
     runs, silent_s, max_frame_bytes
@@ -100,7 +100,7 @@ class IngestProtocol:
             self.refused[wire.Reason.KIND.value] += 1  # only a daemon says this
 
     def turn_away(self, run_id: str, error: Exception) -> None:
-        """Refuse a run that somebody asked for; raises `error` again where it is a mistake in the daemon."""
+        """Refuse a run that was asked for; raises `error` again where it is a mistake in the daemon."""
         asking = self._starting.pop(run_id)
         if isinstance(error, NotYet):
             return
@@ -111,7 +111,7 @@ class IngestProtocol:
         raise error
 
     def begin(self, run_id: str, sink: RunSink, now_s: float) -> None:
-        """Open a run that somebody asked for."""
+        """Open a run that was asked for."""
         asking = self._starting.pop(run_id)
         if sink.state is not RunState.OPEN:
             return  # it was closed this very moment: its sender asks again
@@ -140,7 +140,7 @@ class IngestProtocol:
             self._answer_all(intake, _not_open(intake))
 
     def look_for_silence(self, now_s: float, *, stood_still_s: float = 0.0) -> None:
-        """Close runs whose sender is gone; `stood_still_s` since the last time was nobody's silence."""
+        """Close runs whose senders are gone; `stood_still_s` since the last look was not their silence."""
         for intake in self.runs.values():
             for sender in intake.senders.values():
                 sender.heard_s += stood_still_s
@@ -193,7 +193,7 @@ class IngestProtocol:
         intake = self.runs.get(run_id)
         if intake is not None:
             known = intake.is_open and header == intake.run.header
-            # A sender that missed the answer to its `end` begins anew; that alone opens nothing.
+            # A sender that missed the answer to its `end` starts again; that alone opens nothing.
             ended = intake.run.state is RunState.ENDED and message.first_seq in intake.senders
             if known or (ended and not intake.asks_for_more):
                 self._open(intake, asking, now_s)

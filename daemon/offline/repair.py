@@ -22,7 +22,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(slots=True)
 class Repair:
-    """What was found and done.
+    """The outcome of a repair.
 
     Attributes
     ----------
@@ -39,12 +39,12 @@ class Repair:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong now."""
+        """True where nothing is wrong now."""
         return not self.faults
 
 
 def repair_run(path: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Repair:
-    """Bring a run in order, all of its files, and check it; `progress` is that of `verify_run`.
+    """Close a run, all of its files, and check it; `progress` is that of `verify_run`.
 
     Raises
     ------

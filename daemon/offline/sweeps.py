@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SweepKey(NamedTuple):
-    """Which sweep."""
+    """A sweep of a file."""
 
     sweep: int
     channel: int = 0

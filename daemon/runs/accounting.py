@@ -1,4 +1,4 @@
-"""What the senders of one run reported of their frames, kept apart, and added up to the run's ledger.
+"""The reports of a run's senders about their frames, kept apart, and added up to the run's ledger.
 
 A run may have several senders one after the other: a driver that was killed, the one that resumed its run,
 the delivery of a journal. Each numbers its frames from a first number of its own, which tells them apart, and
@@ -58,7 +58,7 @@ class SenderReports:
 
     @property
     def any_left(self) -> bool:
-        """Whether a sender is there that has not ended."""
+        """True while a sender is there that has not ended."""
         return bool(self._there)
 
     @property

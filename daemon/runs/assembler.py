@@ -29,7 +29,7 @@ from microdiffusion.header import RunHeader
 LEAST_SHARE = 0.5
 """Of a sweep's slabs: with fewer, too much of the volume would be invented."""
 GRACE_S = 0.3
-"""How long a whole sweep waits for the missing frames of those before it."""
+"""Time that a whole sweep waits for the missing frames of those before it."""
 MAX_OPEN = 2048
 """Sweeps of one session that may be open at the same time."""
 MAX_GAP = 100
@@ -76,7 +76,7 @@ class _Open:
 
     @property
     def has_hole(self) -> bool:
-        """Whether a later frame of this sweep came than one that is missing."""
+        """True where a frame is missing before one that came."""
         return max(self.frames, default=-1) >= len(self.frames)
 
     @property
@@ -87,7 +87,7 @@ class _Open:
 
 @dataclass(slots=True)
 class _Window:
-    """What a session keeps for its rolling windows."""
+    """A session's last sweep, kept for its rolling windows."""
 
     number: int = -1
     before: _Open | None = None  # the sweep `number`, which is over

@@ -26,13 +26,13 @@ class RunLink:
     def finish(self) -> None:
         """Renew it, when the run's files are closed: all of them are known, and what is missing."""
         self._thread.join()
-        self._make(anew=False)
+        self._make(first=False)
 
-    def _make(self, anew: bool) -> None:
+    def _make(self, first: bool) -> None:
         from microdiffusion.export import link_run, renew_link
 
         try:
-            if not renew_link(self._run) and anew:
+            if not renew_link(self._run) and first:
                 link_run(self._run)
-        except Exception as error:  # whatever HDF5 raises: the run goes on without
+        except Exception as error:  # whatever HDF5 raises: the run does without
             self._tell(f"no link for BigDataViewer: {error}")

@@ -36,7 +36,7 @@ class RunFolder:
     def find(self, run_id: str) -> Path | None:
         """Return the first file of a run, None where there is none.
 
-        It is the oldest one where the run was reconstructed anew into another file beside it.
+        Where the run was reconstructed into another file beside it, it is the oldest one.
         """
         known: dict[_Stamp, tuple[str, str]] = {}
         found: list[tuple[str, Path]] = []

@@ -1,4 +1,4 @@
-"""How one run is doing: its source, its disk, the engine that serves it; for the board and the run file.
+"""The health of one run: its source, its disk, the engine that serves it; for the board and the run file.
 
 Says once what has changed: another engine, a disk that is full or hangs, and when it takes data again.
 `frame` comes on the ingest thread and only puts a value down, `_reached` on the recorder's; all else runs on

@@ -1,8 +1,8 @@
 """The runs of a daemon: opens, watches and closes them, several at the same time.
 
 Ingest asks `on_start` on a thread of its own, one run at a time, so making a run file, or finding it again,
-holds up nobody. A run that is over is closed on a thread too, so that catching up with one does not hold up
-the others. The main thread asks `tick` a few times a second. What fails ends its own run and no other.
+holds up no other run. A run that is over is closed on a thread too, so that catching up does not hold up the
+others. The main thread asks `tick` a few times a second. What fails ends its own run and no other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REMEMBERED = 1000
 
 @dataclass(frozen=True, slots=True)
 class ClosedRun:
-    """What is remembered of a run that is over: its files, what became of its time points and frames."""
+    """A run that is over: its files, and what became of its time points and frames."""
 
     run_id: str
     shape: tuple[int, int, int]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RecoveredRun:
-    """What a run file held before it was resumed: (sweep, channel, position), oldest first.
+    """The time points of a run file before it was resumed: (sweep, channel, position), oldest first.
 
     Attributes
     ----------

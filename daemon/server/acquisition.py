@@ -32,20 +32,20 @@ Feed = Callable[[str, Callable[[], bool]], object]
 """Sends frames to an address until done, or until the second argument says stop; runs on a thread."""
 
 STOP_S = 10.0
-"""How long a source may take to deliver its last frames and say `end`."""
+"""Time for a source to deliver its last frames and say `end`."""
 ORPHANED_S = 20.0
-"""How long a driver without its daemon may live on."""
+"""Time that a driver may live on without its daemon."""
 SEQ_ROOM = 1 << 32
 """Numbers that a sender has for itself: the next one begins beyond all that the one before may still use."""
 _LOOK_S = 0.25
 
 
 class Source(Protocol):
-    """What frames come from; `drivers.process.DriverProcess` is one."""
+    """A source of frames; `drivers.process.DriverProcess` is one."""
 
     @property
     def alive(self) -> bool:
-        """Whether more may come."""
+        """True while more frames may come."""
         ...
 
     def start(self) -> None:
@@ -88,7 +88,7 @@ class SourceThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
@@ -147,7 +147,7 @@ class Acquisition:
 
     @property
     def is_over(self) -> bool:
-        """Whether the daemon's own source has ended, and its run with it; False where it has none."""
+        """True when the daemon's own source has ended, and its run with it; False where it has none."""
         if len(self._runs) or self._delivering:
             return False
         if self._source is None:
@@ -187,7 +187,7 @@ class Acquisition:
         Raises
         ------
         MddError
-            The source failed, or has nobody to send to.
+            The source failed, or has no run to send to.
         """
         if self._delivering:
             self._follow_up()
@@ -231,7 +231,7 @@ class Acquisition:
 
     def _watch(self, source: Source) -> None:
         if self._runs.failures and not len(self._runs):
-            raise next(iter(self._runs.failures.values()))  # the source has nobody to send to
+            raise next(iter(self._runs.failures.values()))  # the source has no run to send to
         for text in source.take_notes():
             self._board.note(text)
             self._remarks.append(text)

@@ -17,7 +17,7 @@ _MOST_RUNS = 100  # that a status tells of: an answer has 256 values at most
 _DONE = {
     "pause": "the acquisition takes no further sweep until `mdd control go`, or space in the dashboard",
     "go": "the acquisition goes on",
-    "stop": "the acquisition ends in order",
+    "stop": "the acquisition ends after the sweep that is being taken",
 }
 
 

@@ -1,9 +1,9 @@
-"""The daemon: starts everything, watches over it, and closes it in order.
+"""The daemon: starts everything, watches over it, and shuts it down cleanly.
 
-The main thread lives here. It starts the ingest, the engine process, the driver process, status and control,
-then draws, obeys and checks a few times a second until somebody says stop; every part reports its own
-failure through `raise_if_failed`, and one that stands still through its pulse. Frames are taken as soon as
-the ingest listens, long before the engine is open: what it is for waits. Closing goes with the stream:
+The main thread lives here. It starts ingest, the engine process, the driver process, status and control; then
+it draws, executes commands and checks a few times a second until a stop is requested. Every part reports its
+own failure through `raise_if_failed`, and a thread that is stuck shows by its pulse. Frames are taken as soon
+as ingest listens, long before the engine is open: their sweeps wait for it. Parts are closed downstream:
 driver, ingest, runs, engine, so that nothing that was acquired is lost on the way.
 """
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.status import StatusSnapshot
 
 CLOSE_S = 1.5
-"""How long a daemon that was told to stop goes on reconstructing; `mdd reconstruct` does the rest."""
+"""Time that a daemon which was told to stop goes on reconstructing; `mdd reconstruct` does the rest."""
 STUCK_S = 20.0
-"""A thread that has shown no sign of life for so long is stuck: the service manager is not told that all is
-well, and the user is."""
+"""A thread that has shown no sign of life for so long is stuck: the user is told, and the service manager is
+not told that all is well."""
 
 
 class Daemon:
@@ -240,13 +240,13 @@ class Daemon:
 
     @property
     def _drain_s(self) -> float:
-        """How long a run that is over may be reconstructed: to its end, unless somebody wants to go."""
+        """Time that a run which is over may be reconstructed: unlimited, unless a stop was requested."""
         return CLOSE_S if self._stopping.is_set() else float("inf")
 
     def _hurried(self) -> bool:
         """Return whether to stop waiting for a run that closes: asked often, on its own thread.
 
-        A run that was over before somebody said stop was to be reconstructed to its end, and waits no longer.
+        A run that was over before the stop was to be reconstructed completely; it waits no longer either.
         """
         asked = self._stopping
         return asked.hurry or time.monotonic() - max(asked.asked_s, self._before_runs_s) > CLOSE_S

@@ -1,6 +1,6 @@
-"""`mdd serve` around the daemon: what may be asked of it, its signals, and what it says at the end.
+"""`mdd serve` around the daemon: checks of the configuration, signals, and the summary at the end.
 
-On the main thread of the command.
+Runs on the main thread of the command.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def serve(
     Parameters
     ----------
     stopping
-        Of a caller that hears the signals already; None: they are heard from here on.
+        Of a caller that listens for signals already; None: they are listened for from here on.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def serve(
 
 
 def _print(text: str) -> None:
-    """Print, where somebody reads: a terminal that was closed must not end in an error."""
+    """Print; a terminal that was closed must not end in an error."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
