@@ -299,8 +299,10 @@ class LiveRun:
         self.state, self.reason = state, reason
 
     def _release(self) -> None:
-        """Hold no receipt any longer, where the engine has room; from any thread."""
-        while self._held and self._queue.has_room(self.header.run_id):
+        """Hold no receipt any longer, where the engine has room or frames do not wait for it; any thread."""
+        while self._held and (
+            self._queue.config.policy != "wait" or self._queue.has_room(self.header.run_id)
+        ):
             try:
                 self._held.popleft().release()
             except IndexError:  # another thread was quicker

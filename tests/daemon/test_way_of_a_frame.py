@@ -104,6 +104,7 @@ class Place:
         config = Config.model_validate({"recorder": recorder, "engine": {"method": "linear", **engine}})
         self.ingest = Ingest("tcp://127.0.0.1:*")
         engines = EngineProcess(config.engine, waiting_bytes=1 << 30)
+        self.queue = engines.queue
         self.runs = OpenRuns(config, engines, StatusBoard(), self.ingest)
         self.ingest.start(self.runs.on_start)
 
@@ -190,5 +191,11 @@ def test_a_run_holds_receipts_while_the_engine_has_enough_to_do(
         room = False
         peer.say(frame_parts(3))
         assert peer.hears_nothing()
+        place.queue.set("engine.policy", "archive")
+        run.tick(0.0, shown=False)
+        assert peer.confirmed(1) == [3], "the policy was changed meanwhile"
+        place.queue.set("engine.policy", "wait")
+        peer.say(frame_parts(4))
+        assert peer.hears_nothing()
         place.close_runs()
-        assert peer.confirmed(1) == [3], "at the end nobody waits for the engine any more"
+        assert peer.confirmed(1) == [4], "at the end nothing waits for the engine any more"
