@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 # Fibonacci numbers: a golden section whose places come back, so that what hangs on them is worked out once.
-_SECTION, _PLACES = 5, 8
+_SECTION, _PLACES = 8, 13
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +117,7 @@ def sweep_offset(sweep: int, offsets: str) -> float:
     """Return where a sweep starts within a step, as a fraction of it.
 
     "golden": multiples of a golden section, of which any number in a row lies evenly (Steinhaus's three-gap
-    theorem), 8 places in all; "alternate": every other sweep half a step deeper; "fixed": never.
+    theorem), 13 places in all; "alternate": every other sweep half a step deeper; "fixed": never.
     """
     if offsets == "golden":
         return sweep % _PLACES * _SECTION % _PLACES / _PLACES

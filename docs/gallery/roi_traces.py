@@ -2,11 +2,9 @@
 
     python roi_traces.py RUN.h5 --output roi_traces.png --table roi_traces.csv
 
-Every other sweep of a run may look from slabs that lie half a step deeper (`sweep.alternate_offset`), so a
-small region looks a little different in every other volume; and different again in a volume that was made of
-two sweeps, because nothing moved between them (`/mdd/merged`). Here each time point is compared with a
-baseline from volumes of the same depths and as many sweeps; without that, traces have pulses that are no
-activity.
+Sweeps look from different depths (`sweep.offsets`). Where earlier sweeps count as well (`engine.memory =
+"session"`, `/mdd/merged`) the session knows the structure, and what is left of that in a trace is small; the first
+volumes of a session, which it begins with, have a baseline of their own.
 
 Needs: python -m pip install "microdiffusion-daemon[docs]"
 """
@@ -44,8 +42,8 @@ with microdiffusion.open_run(args.run) as run:
     merged = run.values("merged").reshape(len(run), -1)[written, args.channel]
     times = run.times.reshape(len(run), -1)[written, args.channel]
     voxel = np.array(run.voxel_size_um)
-looked = np.column_stack([first_um.round(3), merged])
-kind = np.unique(looked, axis=0, return_inverse=True)[1].ravel()  # which volumes looked in the same way
+looked = np.where(merged > 0, 0.0, 1 + first_um.round(3))
+kind = np.unique(looked, return_inverse=True)[1].ravel()  # which volumes looked in the same way
 step_s = float(np.median(np.diff(times)))
 
 # %% Where it flickers: how much brighter than usual a place gets, in space no finer than a region

@@ -28,7 +28,7 @@ parser.add_argument("--soma-um", type=float, default=10.0, help="diameter of a c
 parser.add_argument("--channel", type=int, default=0)
 args = parser.parse_args()
 
-# %% The mean of some volumes: less noise, and both depths that sweeps alternate between
+# %% The mean of some volumes: less noise, and all depths that sweeps look from
 with microdiffusion.open_run(args.run) as run:
     chosen = run.written(args.channel)[: args.time_points]
     place = (chosen,) if len(run.header.channels) == 1 else (chosen, args.channel)

@@ -291,7 +291,10 @@ class Reconstructor:
             task.variance * scale**2,
             (own - floor) * scale,
         )
-        return task.learned.volume.clamp_min(0.0) / scale + floor
+        volume = task.learned.volume.clamp_min(0.0) / scale
+        if task.learned.still > 0.0:  # what the covariances did not expect
+            volume = task.geometry.consistency(volume, task.images - floor, task.variance)
+        return volume + floor
 
     def _drift(self, learned: FieldEstimate | None) -> Drift:
         """Return how far the specimen has moved since the session began."""
