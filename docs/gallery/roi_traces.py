@@ -3,8 +3,8 @@
     python roi_traces.py RUN.h5 --output roi_traces.png --table roi_traces.csv
 
 Sweeps look from different depths (`sweep.offsets`). Where earlier sweeps count as well (`engine.memory =
-"session"`, `/mdd/merged`) the session knows the structure, and what is left of that in a trace is small; the first
-volumes of a session, which it begins with, have a baseline of their own.
+"session"`, `/mdd/merged`) the session knows the structure, and what is left of that in a trace is small; the
+first volumes of a session, which it begins with, have a baseline of their own.
 
 Needs: python -m pip install "microdiffusion-daemon[docs]"
 """
