@@ -193,7 +193,20 @@ def source(snapshot: StatusSnapshot, space: Space) -> Section | None:
     return Section("source", [row for row in rows if row.text])
 
 
-PANELS = (stages, queues, source, answers, run, runs)
+def session(snapshot: StatusSnapshot, space: Space) -> Section | None:
+    """Show what the session has learned: what keeps still, and where the specimen drifts."""
+    learned = snapshot.learned
+    if learned is None:
+        return None
+    drift = ", ".join(f"{axis} {um:+.2f}" for axis, um in zip("zyx", learned.drift_um, strict=True))
+    rows = [
+        Row("still", f"{100 * learned.still:.0f} % of the voxels", f"{100 * learned.still:.0f} %"),
+        Row("drift", f"{drift} µm"),
+    ]
+    return Section("session", rows)
+
+
+PANELS = (stages, queues, source, answers, session, run, runs)
 """From the top; `notes` take the room that is left."""
 LINES = (stages, queues)
 

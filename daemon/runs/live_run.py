@@ -13,6 +13,7 @@ fills, and it waits.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from microdiffusion.daemon.runs.bdv_link import RunLink
 from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.daemon.runs.health import RunHealth
 from microdiffusion.daemon.runs.sweeps import RunSweeps
-from microdiffusion.daemon.status import LIVE, RunSummary, make_preview, session_name
+from microdiffusion.daemon.status import LIVE, Learned, RunSummary, make_preview, session_name
 from microdiffusion.errors import RunError
 from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
@@ -180,6 +181,9 @@ class LiveRun:
         self._board.set_quality(
             job.sweep_number, result.served, result.residual, result.held_out_error, result.candidate_errors
         )
+        if math.isfinite(result.still):
+            drift_um = (result.drift.drift_z_um, result.drift.drift_y_um, result.drift.drift_x_um)
+            self._board.put(learned=Learned(still=result.still, drift_um=drift_um))
         if job.lane == "sweep":
             self._show(job, result)
         return True

@@ -141,6 +141,13 @@ class Quality(Part):
     candidates: dict[str, float] = {}
 
 
+class Learned(Part):
+    """The share of voxels that earlier sweeps still describe, and the drift (z, y, x) of the session."""
+
+    still: float
+    drift_um: tuple[float, float, float]
+
+
 class Note(Part):
     """A message to the user: its number, counted from 0, and its time since the start, s."""
 
@@ -187,6 +194,7 @@ class StatusSnapshot(Part):
     latencies: dict[str, Latency] = {}
     volumes: VolumeCounts = VolumeCounts()
     quality: Quality = Quality()
+    learned: Learned | None = None
     memory_mb: dict[str, float] = {}
     disk_free_bytes: int | None = None
     history: dict[str, tuple[float, ...]] = {}

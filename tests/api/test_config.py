@@ -141,7 +141,7 @@ REFUSALS = {
     "inline table": ('engine = { inr = { rank = "a" } }', "line 1: engine.inr.rank should be a whole number"),
     "slab longer than the volume": (
         "[volume]\nshape_z = 4",
-        "line 2: A slab of 12 µm (offset 6 µm) does not fit",
+        "line 2: A slab of 12 µm (offset 0 µm) does not fit",
     ),
     "step in metres": ("[sweep]\nstep_um = 12e-6", "line 2: A step of 1.2e-05 µm over 96 µm makes more than"),
     "syntax": ("[sweep]\nstep_um =", "line 2: not valid TOML"),

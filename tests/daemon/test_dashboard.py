@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import numpy as np
@@ -22,6 +23,7 @@ from microdiffusion.daemon.status import (
     Alarm,
     EngineStatus,
     FrameCounts,
+    Learned,
     QueueDepth,
     RunStatus,
     RunSummary,
@@ -416,3 +418,11 @@ def test_what_came_of_a_key_is_said_in_the_last_line() -> None:
     for key in ("m", "x", "enter"):
         dashboard.press(key)
     assert "mark x" in terminal.shown.splitlines()[-1]
+
+
+def test_the_page_says_what_the_session_has_learned() -> None:
+    learned = Learned(still=0.97, drift_um=(0.5, -0.25, 0.0))
+    said = page(busy_snapshot(learned=learned))
+    assert re.search(r"still +97 % of the voxels", said)
+    assert re.search(r"drift +z \+0\.50, y -0\.25, x \+0\.00 µm", said)
+    assert "% of the voxels" not in page(busy_snapshot())
