@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
+
+import psutil
 
 from microdiffusion.config import Config
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
@@ -60,28 +61,6 @@ def _terminal_size() -> tuple[int, int] | None:
     return shutil.get_terminal_size() if sys.stdout.isatty() else None
 
 
-def memory_bytes() -> int | None:
-    """Return the memory that is free for programs, or all of it where only that is known."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if sys.platform == "win32":
-        import ctypes
-
-        class Status(ctypes.Structure):
-            _fields_ = (
-                ("length", ctypes.c_ulong),
-                ("load", ctypes.c_ulong),
-                *((name, ctypes.c_ulonglong) for name in ("total", "free", "a", "b", "c", "d", "e")),
-            )
-
-        status = Status(length=ctypes.sizeof(Status))
-        known = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-        return int(status.free) if known else None
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
+def memory_bytes() -> int:
+    """Return the memory that is free for programs."""
+    return int(psutil.virtual_memory().available)

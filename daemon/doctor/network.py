@@ -117,6 +117,5 @@ def is_daemon(address: str) -> bool:
 
 def _list_command(address: str) -> str:
     number = address.rpartition(":")[2]
-    if sys.platform == "win32":
-        return f"netstat -ano | findstr :{number}"
-    return f"lsof -i :{number}" if sys.platform == "darwin" else f"ss -ltnp sport = :{number}"
+    commands = {"win32": f"netstat -ano | findstr :{number}", "darwin": f"lsof -i :{number}"}
+    return commands.get(sys.platform, f"ss -ltnp sport = :{number}")

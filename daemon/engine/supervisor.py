@@ -9,7 +9,7 @@ import time
 from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.engine.worker import Opener, serve_engine
@@ -47,7 +47,9 @@ class Supervisor:
 
     def start(self, config: EngineConfig) -> None:
         """Start a process."""
-        self.pipe, theirs = self._context.Pipe()
+        ours: Any  # of another type on Windows, with the same methods
+        ours, theirs = self._context.Pipe()
+        self.pipe = ours
         self._process = self._context.Process(
             target=serve_engine,
             args=(theirs, config, self._opener, self._state),

@@ -11,7 +11,6 @@ Used by one thread at a time.
 from __future__ import annotations
 
 import ctypes
-import sys
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -80,11 +79,9 @@ def settle(device: torch.device) -> None:
 
 def keep_freed_memory() -> bool:
     """Have glibc keep freed memory, in the whole process; return False where the C library is another one."""
-    if sys.platform != "linux":
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
+    except (OSError, AttributeError, TypeError):  # macOS and musl have none, Windows names no library by None
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _KEPT))
 
