@@ -358,14 +358,16 @@ class SessionEstimator:
         if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
             return result
         pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
+        # A change of brightness is smooth over a slab, so the profile stands for where the light is: one
+        # kernel for all pixels, and a system of M unknowns for each.
+        share = operator / operator.sum(1, keepdim=True)
+        cross = share @ self._smooth
+        common = cross @ share.T
         for part in pixels.split(_CHUNK):
             before = _LASTING * self._relative[:, part]
-            share = (operator[:, :, None] * lit[None, :, part] / predicted[:, None, part]).permute(2, 0, 1)
-            cross = share @ self._smooth
-            system = cross @ share.mT + torch.diag_embed(variance[:, part].T)
-            wanted = ratio[:, part].T - (share @ before.T[..., None])[..., 0]
-            solved = torch.linalg.solve_ex(system, wanted[..., None]).result
-            change = before + (cross.mT @ solved)[..., 0].T
+            system = common + torch.diag_embed(variance[:, part].T)
+            solved = torch.linalg.solve_ex(system, (ratio[:, part] - share @ before).T[..., None]).result
+            change = before + cross.T @ solved[..., 0].T
             result[:, part] = (change * _along_z(operator, cover, changed[:, part])).clamp(-0.95, 4.0)
         return result
 
