@@ -7,6 +7,9 @@ mdd reconstruct projections.h5 --output run.h5 --method microdiffusion
 mdd reconstruct run.h5               add the volumes that the engine skipped
 mdd reconstruct run.h5 --output new.h5
                                      all sweeps again, into a new run file
+
+With --output a session goes through its sweeps in both directions, so that the first volume knows as much as
+the last; --causal gives what live would have given.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(parser, "FILE", "projection file or run file", options.file)
     about = "run file to write; without it, missing volumes are added to the run file FILE"
     options.add(parser, "--output RUN.h5", about, options.file)
+    about = "volumes that know the sweeps before them alone, as live"
+    options.add(parser, "--causal", about)
     options.add(parser, "--method", choices=METHODS, key="engine.method")
     options.add(
         parser, "--steps N", "network evaluations per volume, 1 to 8", options.count, key="engine.steps"
@@ -70,7 +75,13 @@ def run(args: Namespace) -> int:
             added, failed = catch_up(args.file, config=config, progress=volume, building=building)
         else:
             reconstruct_file(
-                args.file, args.output, config=config, progress=volume, report=stage, building=building
+                args.file,
+                args.output,
+                config=config,
+                causal=args.causal,
+                progress=volume,
+                report=stage,
+                building=building,
             )
     if args.output is None:
         left = f"; {count_noun(failed, 'sweep')} could not be reconstructed (see mdd info)" if failed else ""

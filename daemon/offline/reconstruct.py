@@ -1,10 +1,11 @@
 """`mdd reconstruct`: recorded projections through the daemon's own engine and recorder, without a daemon.
 
-`reconstruct_file` makes a run file from the frames of a projection file or of another run file; it grows
-under a temporary name and gets its own only when it is complete, so a failure leaves nothing half-written
-behind. `catch_up` adds to a run file, in place, the volumes that it has frames for and that the engine had no
-time for; what was done stays done, wherever it breaks off. One thread, sweep after sweep, session after
-session.
+`reconstruct_file` makes a run file from the frames of a projection file or of another run file. Where
+sessions learn, each goes through its sweeps twice, forward in time and then backward, and a volume knows
+both. The file grows under a temporary name and gets its own only when it is complete, so a failure leaves
+nothing half-written behind. `catch_up` adds to a run file, in place, the volumes that it has frames for and
+that the engine had no time for; what was done stays done, wherever it breaks off. One thread, sweep after
+sweep, session after session.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
+    from microdiffusion.daemon.offline.sweeps import Recorded
+    from microdiffusion.engines.inr import Trail
     from microdiffusion.engines.pipeline import Reconstructor
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
@@ -42,6 +46,7 @@ def reconstruct_file(
     output: Path,
     *,
     config: Config,
+    causal: bool = False,
     progress: Progress = lambda done, total, result: None,
     report: Report = lambda stage, done, total: None,
     building: Callable[[float], None] = lambda share: None,
@@ -50,10 +55,13 @@ def reconstruct_file(
 
     Parameters
     ----------
+    causal : bool
+        Whether a volume knows the sweeps before it alone, as live.
     progress : callable
         Called after each sweep with the number done, the number of all, and the result.
     report : callable
-        Called within a sweep by the method that takes hours: its stage, how much is done, how much there is.
+        Called before the first volume of a session, and within a sweep by the method that takes hours: the
+        stage, how much of it is done, how much there is.
     building : callable
         Called with the share that is done where an engine has to be built first: a file can wait for it.
 
@@ -91,14 +99,17 @@ def reconstruct_file(
         recorder.start()
         try:
             done = 0
-            for key, usable in recorded.keys.items():
-                for frame in recorded.frames(key):
-                    _wait_for(recorder, lambda: not recorder.is_full)
-                    recorder.put_frame(frame)
-                if usable:
-                    result = _reconstruct(recorder, reconstructor, key, recorded.sweep(key))
-                    done += 1
-                    progress(done, total, result)
+            for keys, trail in _sessions(recorded, reconstructor, output.parent, report, causal=causal):
+                for key in keys:
+                    for frame in recorded.frames(key):
+                        _wait_for(recorder, lambda: not recorder.is_full)
+                        recorder.put_frame(frame)
+                    if recorded.keys[key]:
+                        result = _reconstruct(recorder, reconstructor, key, recorded.sweep(key), trail=trail)
+                        done += 1
+                        progress(done, total, result)
+            if reconstructor.learns and not causal:
+                recorder.put_event("both ways", "each volume is made of the sweeps before and after it")
             recorder.put_ledger(recorded.ledger)
         finally:
             recorder.stop()
@@ -174,12 +185,41 @@ def _open(
     return reconstructor, EngineInfo.of(engine)
 
 
+def _sessions(
+    recorded: Recorded, reconstructor: Reconstructor, folder: Path, report: Report, *, causal: bool
+) -> Iterator[tuple[list[SweepKey], Trail | None]]:
+    """Yield the sweeps of each session in the order to take, and what was known after each looking ahead."""
+    from microdiffusion.engines.inr import Trail
+
+    for _, group in groupby(recorded.keys, key=lambda key: (key.channel, key.position)):
+        keys = list(group)
+        if causal or not reconstructor.learns:
+            yield keys, None
+            continue
+        usable = [key for key in keys if recorded.keys[key]]
+        with Trail(folder) as trail:
+            for done, key in enumerate(usable):
+                report("looking ahead", done, len(usable))
+                reconstructor.look_ahead(_unhurried(recorded.sweep(key)), trail)
+            yield keys[::-1], trail
+
+
+def _unhurried(sweep: Sweep) -> Sweep:
+    sweep.received_s = 0.0  # nobody waits for it
+    return sweep
+
+
 def _reconstruct(
-    recorder: Recorder, reconstructor: Reconstructor, key: SweepKey, sweep: Sweep, *, later: bool = False
+    recorder: Recorder,
+    reconstructor: Reconstructor,
+    key: SweepKey,
+    sweep: Sweep,
+    *,
+    trail: Trail | None = None,
+    later: bool = False,
 ) -> Reconstruction:
     started = time.monotonic()
-    sweep.received_s = 0.0  # nobody waits for it
-    result = reconstructor.reconstruct(sweep)
+    result = reconstructor.reconstruct(_unhurried(sweep), trail=trail)
     put = partial(recorder.put_volume, *key, result, acquired_s=sweep.time_s, received_s=started, later=later)
     _wait_for(recorder, put)
     return result

@@ -3,5 +3,15 @@
 from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
 from microdiffusion.engines.inr.selection import SessionPrior, View
 from microdiffusion.engines.inr.session_field import FieldEstimate, SessionField
+from microdiffusion.engines.inr.smoother import Known, Trail
 
-__all__ = ["FieldEstimate", "SessionField", "SessionInr", "SessionPrior", "View", "default_bandwidth"]
+__all__ = [
+    "FieldEstimate",
+    "Known",
+    "SessionField",
+    "SessionInr",
+    "SessionPrior",
+    "Trail",
+    "View",
+    "default_bandwidth",
+]

@@ -125,6 +125,8 @@ class SessionEstimator:
         Of the field's variation along z; chosen when the second sweep comes.
     anew : bool
         Whether the last sweep showed another specimen altogether.
+    settled : bool
+        Whether the amplitude is known and not to be chosen.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class SessionEstimator:
         self._kernel = matern(shape[0], bandwidth)
         distance = np.abs(np.arange(shape[0])[:, None] - np.arange(shape[0]))
         self._smooth = self._tensor(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2))
-        self.anew = False
+        self.anew = self.settled = False
         self._covariances: list[NDArray[np.float64]] = []  # by age, from 1
         self._field = self._relative = self._age = torch.empty(0)
         self._first: tuple[NDArray[np.float64], Tensor, NDArray[np.float64]] | None = None
@@ -151,6 +153,12 @@ class SessionEstimator:
     def expected(self) -> Tensor:
         """The field (Z, P) as it is expected in the next sweep."""
         return self._field * (1 + _LASTING * self._relative)
+
+    @property
+    def predicted(self) -> list[NDArray[np.float64]]:
+        """Covariances (Z, Z) ahead of the next sweep: of what nothing is known of, then by age."""
+        drift = _FORGETTING * self.amplitude**2 * self._kernel
+        return [self._prior(self.amplitude), *(each + drift for each in self._covariances)]
 
     @property
     def nbytes(self) -> int:
@@ -256,7 +264,7 @@ class SessionEstimator:
         if self.sweeps == 0:
             self._field, self._relative = alone.clone(), torch.zeros_like(alone)
             self._age = torch.ones(alone.shape, dtype=torch.uint8, device=alone.device)
-            self._first = (matrix, seen, noise)
+            self._first = None if self.settled else (matrix, seen, noise)
         else:
             self._refine(operator, seen, self._tensor(noise), gains, closed, alone)
         self.sweeps = 1 if self.anew else self.sweeps + 1
@@ -292,10 +300,8 @@ class SessionEstimator:
 
     def _advance(self, matrix: NDArray[np.float64], noise: NDArray[np.float64]) -> list[_Gain]:
         """Take a sweep into the covariances, and return the gains: of what is new, then by age."""
-        drift = _FORGETTING * self.amplitude**2 * self._kernel
-        before = [self._prior(self.amplitude), *(each + drift for each in self._covariances)]
         gains, after = [], []
-        for covariance in before:
+        for covariance in self.predicted:
             gain, predicted, left = _kalman(covariance, matrix, noise)
             gains.append(_Gain(self._tensor(gain), self._tensor(predicted), self._tensor(np.diag(left))))
             after.append(left)

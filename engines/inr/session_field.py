@@ -16,6 +16,8 @@ from torch import Tensor
 
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.inr.registration import Motion, moved, moved_along_z, register
+from microdiffusion.engines.inr.smoother import Known, expected_misfit, joined, trusted
+from microdiffusion.engines.projections import local_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FAR = 2.0  # voxels of motion from which on the state is moved along, by whole voxels
+_WINDOW = 9  # pixels, in which the misfits of two runs are compared
+_REMEMBERED = 0.85  # of the doubt in a backward run, from sweep to sweep
 _KNOWS_Z = 3  # sweeps after which motion along z can be told from what was not known yet
 
 
@@ -57,6 +61,7 @@ class SessionField:
         self.unit = unit
         self.estimator = SessionEstimator(shape, bandwidth=bandwidth, reach=reach, device=device)
         self.motion = Motion()
+        self._doubt = 0.0  # squared misfit of a backward run, relative to what it says of itself
         self._whole = (0, 0, 0)  # voxels that the state was moved by, along with the specimen
 
     @property
@@ -132,17 +137,108 @@ class SessionField:
                 along_z=self.estimator.sweeps >= _KNOWS_Z,
             )
             self._follow()
+        motion = self.motion
+        found = self._take_in(operator, images, variance, own)
+        if self.estimator.anew:  # another specimen: it lies where it lies
+            self.motion, self._whole = Motion(), (0, 0, 0)
+        return self._seen(found, motion)
+
+    def known(
+        self,
+        before: SessionField,
+        operator: Callable[[float], NDArray[np.float64]],
+        images: Tensor,
+        level: float,
+    ) -> Known:
+        """Return what is known after a sweep, for `look_back`.
+
+        `before` is the field before it; operator and images as for `update`; `level`: counts of no light.
+        """
+        numbers, tensors = self.estimator.state()
+        misfit = torch.full_like(images.flatten(1), torch.nan)
+        if before.estimator.sweeps and before._whole == self._whole:
+            misfit = self._misfit(before.estimator, operator, images)
+        return Known(
+            tensors["field"] * (1 + tensors["relative"]),
+            tensors["age"],
+            misfit,
+            tensors["covariances"].numpy(),
+            self.motion,
+            self._whole,
+            self.unit,
+            level,
+            numbers["amplitude"],
+        )
+
+    @torch.no_grad()
+    def look_back(
+        self,
+        operator: Callable[[float], NDArray[np.float64]],
+        images: Tensor,
+        variance: Tensor,
+        own: Tensor,
+        known: Known,
+        level: float,
+    ) -> FieldEstimate:
+        """Take in a sweep after all later ones; return what it, those before and those after it say.
+
+        `known` is what a run forward in time knew after it; the field has its unit. The rest as for `update`.
+        """
+        if self.estimator.sweeps == 0:
+            self.estimator.amplitude, self.estimator.settled = known.amplitude, True
+            self._whole = known.whole
+        by = [new - old for new, old in zip(known.whole, self._whole, strict=True)]
+        if any(by):
+            self.estimator.shift(-by[0], -by[1], -by[2])
+        self.motion, self._whole = known.motion, known.whole
+        before = self.estimator.copy()
+        self._take_in(operator, images, variance, own)
+        trust = torch.ones_like(known.mean)
+        if before.sweeps:
+            matrix = operator(self._deeper)
+            misfit = self._misfit(before, operator, images)
+            noise = float(variance.mean()) / self.motion.brightness**2
+            doubt = misfit / expected_misfit(before, matrix, noise)
+            lit = images.flatten(1) > images.mean()
+            self._doubt = max(_REMEMBERED * self._doubt, float(doubt[lit].median()))
+            trust = trusted(misfit, known.misfit, self._doubt, matrix)
+        found = joined(known, before, self.estimator, trust, (known.level - level) / self.unit)
+        return self._seen(found, self.motion)
+
+    @property
+    def _deeper(self) -> float:
+        return self.motion.shift[0] if self.motion.moved else 0.0
+
+    def _misfit(
+        self, estimator: SessionEstimator, operator: Callable[[float], NDArray[np.float64]], images: Tensor
+    ) -> Tensor:
+        """Return the squared difference (M, P) of a sweep and what an estimator expected, locally."""
+        _, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
+        matrix = torch.from_numpy(operator(self._deeper)).float().to(images.device)
+        expected = (matrix @ estimator.expected).unflatten(1, images.shape[1:])
+        left = moved(images, y, x) / self.motion.brightness - expected
+        return local_mean(left.square(), _WINDOW).flatten(1)
+
+    def _take_in(
+        self,
+        operator: Callable[[float], NDArray[np.float64]],
+        images: Tensor,
+        variance: Tensor,
+        own: Tensor,
+    ) -> Estimate:
         (z, y, x), brightness = self.motion.shift, self.motion.brightness
         if not self.motion.moved:
             z = y = x = 0.0
-        found = self.estimator.update(
+        return self.estimator.update(
             operator(z),
             moved(images, y, x) / brightness,
             variance / brightness**2,
             moved(moved_along_z(own, z), y, x) / brightness,
         )
-        if self.estimator.anew:  # another specimen: it lies where it lies
-            self.motion, self._whole = Motion(), (0, 0, 0)
+
+    def _seen(self, found: Estimate, motion: Motion) -> FieldEstimate:
+        """Return an estimate where the stage sees it."""
+        (z, y, x), brightness = motion.shift, motion.brightness
         age = found.age
         if self.motion.moved:
             age = moved(moved_along_z(age.float(), -z), -y, -x).round().clamp(1, 255).to(torch.uint8)

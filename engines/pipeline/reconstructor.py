@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import EngineConfig
-    from microdiffusion.engines.inr import FieldEstimate, SessionField
+    from microdiffusion.engines.inr import FieldEstimate, Known, SessionField, Trail
     from microdiffusion.engines.pipeline.session_store import SessionStore
     from microdiffusion.engines.pipeline.update import Tensors
     from microdiffusion.engines.reference import ReferenceMethod
@@ -86,6 +86,17 @@ class _Task:
     effort: int = 0
     learned: FieldEstimate | None = None
     field: SessionField | None = None
+    known: Known | None = None
+
+    @property
+    def base(self) -> float:
+        """The level of no light that priors start from."""
+        return max(self.floor, _LOWEST_BASE)
+
+    @property
+    def level(self) -> float:
+        """That level in counts."""
+        return self.session.low + self.base * self.session.span
 
 
 class Reconstructor:
@@ -126,8 +137,8 @@ class Reconstructor:
         self.device = self.engine.device
         self._runtime = self.engine.runtime
         self._geometries = Geometries(header, self.device)
-        learns = config.memory == "session" and config.method in ("mdd", "inr")
-        self._sessions = RunSessions(header, config.inr, self.device, sessions, learns=learns)
+        self.learns = config.memory == "session" and config.method in ("mdd", "inr")
+        self._sessions = RunSessions(header, config.inr, self.device, sessions, learns=self.learns)
         self._report = report
         self._references: dict[tuple[int, int], ReferenceMethod] = {}
         settle(self.device)
@@ -149,7 +160,32 @@ class Reconstructor:
                 self._graphs.clear()
 
     @torch.no_grad()
-    def reconstruct(self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0) -> Reconstruction:
+    def look_ahead(self, sweep: Sweep, trail: Trail) -> None:
+        """Take in a sweep of a session without a volume, and keep in `trail` what is known then.
+
+        Where a session `learns`, all of its sweeps in order, then `reconstruct` with the trail from the last
+        to the first, make volumes of which each knows all sweeps.
+
+        Raises
+        ------
+        GeometryError
+            As for `reconstruct`.
+        """
+        with on_stream(self._stream):
+            task = self._prepare(sweep, "ahead", 2)
+            self._prior(task)
+            before, field = task.session.field, task.field
+            if before is not None and field is not None:
+                images = (task.images - task.base) * (task.session.span / field.unit)
+                trail.keep(sweep.sweep, field.known(before, self._operator(sweep), images, task.level))
+            task.session.sweeps += 1
+            task.session.field = task.field
+            self._sessions.keep(sweep, "ahead", task.session)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, sweep: Sweep, *, lane: str = "sweep", effort: int = 0, trail: Trail | None = None
+    ) -> Reconstruction:
         """Return the volume of one sweep.
 
         Parameters
@@ -159,20 +195,22 @@ class Reconstructor:
             Which session of the channel and position it belongs to.
         effort : int
             0 full, 1 one evaluation of the network, 2 the INR without it.
+        trail : Trail, optional
+            Of `look_ahead`, where sweeps come from the last to the first.
 
         Raises
         ------
         GeometryError
             A slab lies outside of the volume, or the sweep holds no projection.
         """
-        if len(sweep.stage) == 0:
-            raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         with on_stream(self._stream):
-            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0)
+            return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0, trail)
 
-    def _reconstruct(self, sweep: Sweep, lane: str, effort: int) -> Reconstruction:
+    def _reconstruct(self, sweep: Sweep, lane: str, effort: int, trail: Trail | None) -> Reconstruction:
         clock = Clock(self.device)
         task = self._prepare(sweep, lane, effort)
+        if trail is not None:
+            task.known = trail.at(sweep.sweep, self.device)
         clock.lap("prepare")
         coarse = self._coarse_test(task)
         if coarse is not None:
@@ -218,6 +256,8 @@ class Reconstructor:
 
     def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
         """Return the sweep in normalised units."""
+        if len(sweep.stage) == 0:
+            raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
         geometry = self._geometries.of(sweep.stage)
         counts = upload(sweep.projections, self.device)
         session = self._sessions.of(sweep, lane, geometry.conditions.length)
@@ -276,6 +316,23 @@ class Reconstructor:
             StagePositions.along_z(sweep.stage.z_um - deeper * voxel_um)
         )
 
+    def _prior(self, task: _Task) -> Tensor:
+        """Return what the INR of the session, or of the sweep alone, says."""
+        geometry = task.geometry
+        view = View(
+            geometry.operator,
+            task.images,
+            task.variance,
+            geometry.closed(task.images, task.variance),
+            task.base,
+            task.held_operator,
+            task.held,
+            task.sweep.received_s,
+        )
+        fit = task.session.prior.fit(view)
+        task.prior_steps = fit.steps
+        return self._learn(task, fit.volume)
+
     def _learn(self, task: _Task, own: Tensor) -> Tensor:
         """Take the sweep into the session's field; return what is known now, `own` where nothing is kept."""
         known = self._sessions.peek(task.sweep) if task.lane == "rolling" else None
@@ -283,14 +340,20 @@ class Reconstructor:
         if field is None:
             return own
         task.field = field = field.copy()  # the session goes on with it once the sweep has succeeded
-        floor = max(task.floor, _LOWEST_BASE)
+        if task.known is not None:
+            field.unit = task.known.unit
+        floor = task.base
         scale = task.session.span / field.unit
-        task.learned = field.update(
+        seen = (
             self._operator(task.sweep),
             (task.images - floor) * scale,
             task.variance * scale**2,
             (own - floor) * scale,
         )
+        if task.known is None:
+            task.learned = field.update(*seen)
+        else:
+            task.learned = field.look_back(*seen, task.known, task.level)
         volume = task.learned.volume.clamp_min(0.0) / scale
         if task.learned.still > 0.0:  # what the covariances did not expect
             volume = task.geometry.consistency(volume, task.images - floor, task.variance)
@@ -345,18 +408,7 @@ class Reconstructor:
             given["prior"], task.prior_steps, seconds = self._reference(task)
             clock.lap("reference")
             return update, given, seconds
-        view = View(
-            geometry.operator,
-            task.images,
-            task.variance,
-            geometry.closed(task.images, task.variance),
-            max(task.floor, _LOWEST_BASE),
-            task.held_operator,
-            task.held,
-            task.sweep.received_s,
-        )
-        prior = task.session.prior.fit(view)
-        given["prior"], task.prior_steps = self._learn(task, prior.volume), prior.steps
+        given["prior"] = self._prior(task)
         if task.learned is not None:
             given["network_share"] = _network_share(task.learned.age)
         clock.lap("inr")

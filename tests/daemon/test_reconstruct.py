@@ -126,7 +126,7 @@ def test_what_a_run_lacks_is_added_in_place(run: Path) -> None:
 def test_a_run_is_reconstructed_anew_into_another_file(run: Path, tmp_path: Path) -> None:
     before = run.read_bytes()
     output = tmp_path / "anew.h5"
-    reconstruct_file(run, output, config=CONFIG)
+    reconstruct_file(run, output, config=CONFIG, causal=True)
     assert run.read_bytes() == before
     for position in range(2):
         with open_run(run, position=position) as old, open_run(output, position=position) as new:
@@ -147,6 +147,25 @@ def test_a_run_is_reconstructed_anew_into_another_file(run: Path, tmp_path: Path
         "anew.h5",
         "run.h5",
     ]
+
+
+def test_each_volume_knows_the_sweeps_after_it_unless_causal(run: Path, tmp_path: Path) -> None:
+    before = run.read_bytes()
+    output = tmp_path / "both.h5"
+    stages: list[str] = []
+    reconstruct_file(run, output, config=CONFIG, report=lambda stage, done, total: stages.append(stage))
+    assert set(stages) == {"looking ahead"}
+    assert run.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir() if "lock" not in each.name} == {"run.h5", "both.h5"}
+    with open_run(output, position=1) as opened:
+        assert [int(each) for each in opened.status[:, 0]] == [Status.WRITTEN] * SWEEPS
+        assert opened.events[-1].text == "each volume is made of the sweeps before and after it"
+        still = opened.values("still")[:, 0]
+        assert still.min() > 0.5
+        causal = Reconstructor(opened.header, ENGINE)
+        live = [causal.reconstruct(a_sweep(number, 0, 1)).volume for number in range(SWEEPS)]
+        assert np.abs(opened.volume[0, 0] - live[0]).max() > 5
+        assert np.abs(opened.volume[SWEEPS - 1, 0] - live[-1]).max() < 5
 
 
 def test_a_run_that_a_daemon_writes_is_left_alone(run: Path) -> None:

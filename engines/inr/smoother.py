@@ -1,0 +1,227 @@
+"""Both directions of a session: what the sweeps before and after each one say of it together.
+
+Offline all sweeps are there, so the first need not know less than the last. A session is run forward, as
+live, and then backward; for each sweep the forward estimate, which has seen it, is joined with the backward
+prediction, which has not (Fraser & Potter 1969, IEEE Trans. Autom. Control 14:387; Mayne 1966):
+
+    P⁻¹ = Pf⁻¹ + (Pb⁻¹ - P0⁻¹)        x = P (Pf⁻¹ xf + Pb⁻¹ xb)        P0: the prior, which both began with
+
+with the covariances of the two ages of each voxel. Where the backward run finds the sweep to differ from what
+comes after it (its age begins anew), the forward estimate stands alone; a change of brightness is taken out
+of both. Motion is known from the forward run: the backward one works in its frame.
+
+The forward estimates wait on disk (`Trail`), three bytes a voxel, so that memory does not grow with the run.
+Not thread-safe: one session, one thread.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from microdiffusion.engines.inr.estimator import OLDEST, Estimate, SessionEstimator
+from microdiffusion.engines.projections import interpolation_matrix
+
+if TYPE_CHECKING:
+    from microdiffusion.engines.inr.registration import Motion
+
+
+# All of the backward run is believed below the first, nothing above the second: of its squared misfit, as a
+# multiple of the forward run's, and of what it says of itself.
+_WORSE, _DOUBTFUL = (1.5, 3.0), (5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What a session knew after a sweep, in the frame of the specimen.
+
+    Attributes
+    ----------
+    mean : (Z, P)
+        The field with its brightness at that sweep, above the level of no light.
+    age : (Z, P) uint8
+    misfit : (M, P)
+        Squared difference, in a neighbourhood, of the sweep and what was expected of it; nothing was: NaN.
+    covariances : (ages, Z, Z) float64
+        By age, from 1.
+    motion, whole : Motion, (z, y, x)
+        Where the specimen was, and by how many voxels the state had been moved along.
+    unit : float
+        Counts that are 1 in the field.
+    level : float
+        Counts of no light.
+    amplitude : float
+        Of the field's variation along z.
+    """
+
+    mean: Tensor
+    age: Tensor
+    misfit: Tensor
+    covariances: NDArray[np.float64]
+    motion: Motion
+    whole: tuple[int, int, int]
+    unit: float
+    level: float
+    amplitude: float
+
+
+class Trail:
+    """What a session knew after each of its sweeps: one file for each, in a folder that goes with it.
+
+    Parameters
+    ----------
+    parent : Path
+        Where that folder is made.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix=".mdd-", dir=parent)
+        self._motions: dict[int, tuple[Motion, tuple[int, int, int], float, float, float]] = {}
+
+    def __enter__(self) -> Trail:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def keep(self, sweep: int, known: Known) -> None:
+        """Keep what is known after a sweep; means to eleven bits."""
+        np.savez(
+            self._path(sweep),
+            mean=known.mean.half().cpu().numpy(),
+            age=known.age.cpu().numpy(),
+            misfit=known.misfit.cpu().numpy(),
+            covariances=known.covariances,
+        )
+        self._motions[sweep] = (known.motion, known.whole, known.unit, known.level, known.amplitude)
+
+    def at(self, sweep: int, device: torch.device) -> Known:
+        """Return what was known after a sweep that was kept.
+
+        Raises
+        ------
+        KeyError
+            It was not.
+        """
+        motion = self._motions[sweep]
+        with np.load(self._path(sweep)) as kept:
+            mean, age, misfit = (
+                torch.from_numpy(kept[name]).to(device) for name in ("mean", "age", "misfit")
+            )
+            return Known(mean.float(), age, misfit, kept["covariances"], *motion)
+
+    def _path(self, sweep: int) -> Path:
+        return Path(self._folder.name) / f"{sweep}.npz"
+
+
+def joined(
+    known: Known, before: SessionEstimator, after: SessionEstimator, trust: Tensor, lift: float
+) -> Estimate:
+    """Return what is known of a sweep from both sides.
+
+    Parameters
+    ----------
+    known : Known
+        What the sweeps up to this one say.
+    before, after : SessionEstimator
+        The backward run before and after it took this sweep in.
+    trust : (Z, P)
+        Of the backward run, within 0 and 1.
+    lift : float
+        Of the level of no light, from the forward run to the backward one, in units of the field.
+    """
+    mean = known.mean + lift
+    age = known.age.clamp(1, len(known.covariances))
+    _, now = after.state()
+    later = torch.zeros_like(age)
+    seen = both = mean
+    if before.sweeps:
+        _, then = before.state()
+        seen = then["field"] * (1 + now["relative"])
+        both = now["field"] * (1 + now["relative"])
+        # Where the sweep is not what comes after it, that has nothing to say of it.
+        later = torch.where(
+            (now["age"] == 1) | (trust == 0), later, then["age"].clamp(max=len(before.predicted) - 1)
+        )
+    prior, *predicted = (np.linalg.inv(each) for each in before.predicted)
+    learned = [_positive(each - prior) for each in predicted]
+    own = [np.linalg.inv(each) for each in known.covariances]
+    volume, variance = mean.clone(), torch.empty_like(mean)
+    pairs = age.long() * (OLDEST + 1) + later.long()
+    for pair in torch.unique(pairs).tolist():
+        here, there = divmod(pair, OLDEST + 1)
+        members = pairs == pair
+        left = known.covariances[here - 1]
+        if there and here == 1:  # forward only the sweep itself is known, and backward that, too
+            volume = torch.where(members, both, volume)
+            left = now["covariances"][min(there, OLDEST - 1)].numpy()
+        elif there:
+            left = np.linalg.inv(own[here - 1] + learned[there - 1])
+            columns = torch.nonzero(members.any(0))[:, 0]
+            mixed = _tensor(left @ own[here - 1], mean) @ mean[:, columns]
+            mixed += _tensor(left @ predicted[there - 1], mean) @ seen[:, columns]
+            volume[:, columns] = torch.where(members[:, columns], mixed, volume[:, columns])
+        variance = torch.where(members, _tensor(np.diag(left), mean)[:, None], variance)
+    volume = torch.lerp(mean, volume, trust)
+    ages = torch.where(trust > 0.5, age + later, age).clamp(max=OLDEST)
+    edges = before.shape[1:]
+    return Estimate(
+        volume.unflatten(1, edges),
+        ages.unflatten(1, edges),
+        variance.clamp_min(0.0).sqrt().unflatten(1, edges),
+        float((ages > 1).float().mean()),
+    )
+
+
+def expected_misfit(estimator: SessionEstimator, matrix: NDArray[np.float64], noise: float) -> Tensor:
+    """Return the variance (M, P) of what a sweep differs by from what is expected, by the age of each slab.
+
+    `matrix` (M, Z) is the operator of the sweep, `noise` the variance of its noise.
+    """
+    _, tensors = estimator.state()
+    share = _tensor(matrix / matrix.sum(1, keepdims=True), tensors["field"])
+    age = (share @ tensors["age"].float()).round().long().clamp(max=len(estimator.predicted) - 1)
+    variances = np.stack([np.einsum("mz,zw,mw->m", matrix, each, matrix) for each in estimator.predicted])
+    table = _tensor(variances + noise, tensors["field"])
+    return table[age, torch.arange(len(matrix), device=age.device)[:, None]]
+
+
+def trusted(misfit: Tensor, known: Tensor, doubt: float, matrix: NDArray[np.float64]) -> Tensor:
+    """Return how far a backward run is to be believed (Z, P), within 0 and 1.
+
+    It may not explain a sweep far worse than the forward one did, nor be far less sure than it says, as where
+    the last sweeps of a thin specimen have too few slabs to begin with.
+
+    Parameters
+    ----------
+    misfit, known : (M, P)
+        Squared differences of the sweep and what the backward and the forward run expected.
+    doubt : float
+        Squared misfit of the backward run relative to what it says of itself.
+    matrix : (M, Z)
+        Operator of the sweep.
+    """
+    trust = _share(misfit / known, *_WORSE).nan_to_num(1.0) * _share(torch.tensor(doubt), *_DOUBTFUL)
+    centres = matrix @ np.arange(matrix.shape[1]) / matrix.sum(1)
+    return _tensor(interpolation_matrix(centres, matrix.shape[1]), trust) @ trust
+
+
+def _share(ratio: Tensor, low: float, high: float) -> Tensor:
+    return ((high - ratio) / (high - low)).clamp(0.0, 1.0)
+
+
+def _positive(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what is left of a symmetric matrix without negative eigenvalues: nothing is known less."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return np.asarray((vectors * values.clip(min=0.0)) @ vectors.T, np.float64)
+
+
+def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(like.device)
