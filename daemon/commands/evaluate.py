@@ -7,6 +7,11 @@ FOLDER holds volumes (Z, Y, X): HDF5 (dataset `volume`), TIFF, NPY or folders of
 NDTiff. Each is projected according to the protocol and reconstructed by every
 method; docs/evaluation.md explains protocol, scores and methods.
 
+  mdd evaluate volumes/ --sweeps 16 --activity --drift --offline --pictures DIR
+
+With --sweeps it is a session of so many sweeps: how each sweep sharpens the next,
+and how truly activity and drift are told.
+
 A method is NAME[:EVALUATIONS][:KEY=VALUE...]; keys are those of the table
 [engine] (mdd:consistency=false, inr:inr.bandwidth_z=0.05), or a baseline's own
 (tv:weight=0.1).
@@ -21,20 +26,31 @@ from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.cli import Progress, complain, options, say
 from microdiffusion.daemon.system import resident_mb
+from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from microdiffusion.engines.evaluation import Plan, Results
+    from microdiffusion.engines.evaluation import Plan, Results, SessionPlan
 
 DEFAULT = "nearest,linear,tikhonov,tv,rl,inr,mdd"
+DEFAULT_OVER_TIME = "linear,tv,inr:memory=sweep,mdd:memory=sweep,inr,mdd"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     options.add(parser, "FOLDER", "folder of volumes", options.folder)
-    options.add(parser, "--methods A,B", "methods to compare", default=DEFAULT)
+    about = f"methods to compare ({DEFAULT}; with --sweeps {DEFAULT_OVER_TIME})"
+    options.add(parser, "--methods A,B", about)
+    session = parser.add_argument_group("over time")
+    options.add(session, "--sweeps N", "a session of so many sweeps, 8 or more", options.count)
+    about = "where sweeps start within a step (golden)"
+    options.add(session, "--offsets", about, choices=("golden", "alternate", "fixed"))
+    options.add(session, "--activity", "spots that brighten as well")
+    options.add(session, "--drift", "a specimen that drifts 0.1 voxels a sweep along z and y as well")
+    options.add(session, "--offline", "what learns, in both directions as well (mdd reconstruct)")
     results = parser.add_argument_group("results")
     options.add(results, "--json FILE", "everything", options.output)
     options.add(results, "--csv FILE", "one line per volume, step and method", options.output)
@@ -61,42 +77,79 @@ def run(args: Namespace) -> int:
     from microdiffusion.daemon.system import about
     from microdiffusion.engines import evaluation
 
-    plan = _plan(args)
+    plan, sessions = _plan(args), _session_plan(args)
     outputs = [path for path in (args.json, args.csv, args.markdown) if path is not None]
     if args.pictures is not None:
         evaluation.check_matplotlib()
         args.pictures.mkdir(parents=True, exist_ok=True)
     machine = about()
 
+    def tables(results: Results) -> str:
+        if sessions is not None:
+            return evaluation.session_markdown(sessions, results)
+        return evaluation.markdown(evaluation.document(plan, results, machine), results)
+
     def save(results: Results) -> None:
-        content = evaluation.document(plan, results, machine)
-        if args.json is not None:
-            evaluation.write_json(args.json, content)
+        if args.json is not None and sessions is not None:
+            evaluation.write_json(args.json, evaluation.session_document(plan, sessions, results, machine))
+        elif args.json is not None:
+            evaluation.write_json(args.json, evaluation.document(plan, results, machine))
         if args.csv is not None:
-            evaluation.write_csv(args.csv, results)
+            evaluation.write_csv(args.csv, results if sessions is None else evaluation.sweep_rows(results))
         if args.markdown is not None:
-            evaluation.write_markdown(args.markdown, content, results)
+            evaluation.write_markdown(args.markdown, tables(results))
 
     def show(name: str, step: float, case: Any, answers: Any) -> None:
         evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)
 
+    total = plan.runs() if sessions is None else evaluation.session_calls(plan, sessions)
     with _warnings(), Progress("evaluating") as bar:
 
         def progress(done: int, text: str) -> None:
-            bar(done, plan.runs(), text)
+            bar(done, total, text)
 
         hooks = evaluation.Hooks(progress, resident_mb, show if args.pictures is not None else None, save)
-        results = evaluation.evaluate(plan, hooks)
+        if sessions is None:
+            results = evaluation.evaluate(plan, hooks)
+        else:
+            results = evaluation.evaluate_sessions(plan, sessions, hooks)
     if not results.rows:
         complain("mdd: nothing could be evaluated: see the warnings above.")
         return 3
     save(results)
-    if args.pictures is not None and len(plan.steps) > 1:
+    if args.pictures is not None and sessions is not None:
+        _draw_sessions(args.pictures, results)
+    elif args.pictures is not None and len(plan.steps) > 1:
         evaluation.step_curves(args.pictures / "steps.png", results)
-    say(evaluation.markdown(evaluation.document(plan, results, machine), results))
+    say(tables(results))
     for path in outputs + ([args.pictures] if args.pictures is not None else []):
         say(f"wrote {path}")
     return 0
+
+
+def _draw_sessions(folder: Path, results: Results) -> None:
+    """Draw each volume and step of seed 0: scores by sweep, and traces of ten cells."""
+    from microdiffusion.engines import evaluation
+
+    shown = [row for row in results.rows if row["seed"] == 0]
+    for volume, step in dict.fromkeys((row["volume"], row["step"]) for row in shown):
+        rows = [row for row in shown if (row["volume"], row["step"]) == (volume, step)]
+        title, active = f"{volume}, step {step:g}", [row for row in rows if "traces" in row]
+        evaluation.sweep_curves(folder / f"{volume}_step{step:g}_sweeps.png", title, rows)
+        if active:
+            evaluation.cell_traces(folder / f"{volume}_step{step:g}_traces.png", title, active)
+
+
+def _session_plan(args: Namespace) -> SessionPlan | None:
+    from microdiffusion.engines.evaluation import SessionPlan
+
+    if args.sweeps is None:
+        if args.activity or args.drift or args.offline or args.offsets:
+            raise ConfigError(
+                "--offsets, --activity, --drift and --offline are of a session: give its sweeps, --sweeps 16."
+            )
+        return None
+    return SessionPlan(args.sweeps, args.offsets or "golden", args.activity, args.drift, args.offline)
 
 
 def _plan(args: Namespace) -> Plan:
@@ -107,7 +160,7 @@ def _plan(args: Namespace) -> Plan:
     if args.weights is not None:
         engine["weights"] = args.weights
     return Plan(
-        methods=parse_methods(args.methods),
+        methods=parse_methods(args.methods or (DEFAULT if args.sweeps is None else DEFAULT_OVER_TIME)),
         files=volume_paths(args.folder),
         protocol=Protocol(
             length=args.length, noise=args.noise, photons=args.photons, crop=args.crop, held_out=args.held_out

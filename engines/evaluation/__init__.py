@@ -1,7 +1,13 @@
 """Scores reconstruction methods on volumes whose truth is known."""
 
 from microdiffusion.engines.evaluation.methods import measured, parse_methods
-from microdiffusion.engines.evaluation.pictures import check_matplotlib, step_curves, volume_picture
+from microdiffusion.engines.evaluation.pictures import (
+    cell_traces,
+    check_matplotlib,
+    step_curves,
+    sweep_curves,
+    volume_picture,
+)
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise
 from microdiffusion.engines.evaluation.report import (
     document,
@@ -11,6 +17,12 @@ from microdiffusion.engines.evaluation.report import (
     write_markdown,
 )
 from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.session_report import (
+    session_document,
+    session_markdown,
+    sweep_rows,
+)
+from microdiffusion.engines.evaluation.sessions import SessionPlan, evaluate_sessions, session_calls
 
 __all__ = [
     "Case",
@@ -18,15 +30,23 @@ __all__ = [
     "Plan",
     "Protocol",
     "Results",
+    "SessionPlan",
+    "cell_traces",
     "check_matplotlib",
     "document",
     "evaluate",
+    "evaluate_sessions",
     "make_case",
     "markdown",
     "measured",
     "normalise",
     "parse_methods",
+    "session_calls",
+    "session_document",
+    "session_markdown",
     "step_curves",
+    "sweep_curves",
+    "sweep_rows",
     "volume_picture",
     "write_csv",
     "write_json",

@@ -12,13 +12,16 @@ volumes change an answer. One thread, besides the one that reads the memory of a
 from __future__ import annotations
 
 import inspect
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -26,9 +29,12 @@ from pydantic import ValidationError
 from microdiffusion.config import EngineConfig
 from microdiffusion.engines.evaluation import baselines
 from microdiffusion.engines.evaluation.protocol import Case
+from microdiffusion.engines.inr import Trail
 from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine, pick_device
 from microdiffusion.engines.reference import steps_needed
 from microdiffusion.errors import ConfigError
+from microdiffusion.frames import Sweep
+from microdiffusion.header import RunHeader
 
 CLASSICAL = ("nearest", "linear", "tikhonov", "tv", "rl")
 """Answers without a network or a neural field: the ones that `mdd` has to beat."""
@@ -211,13 +217,57 @@ class Method:
                 with measured(reconstructor.device, resident_mb) as cost:
                     result = reconstructor.reconstruct(case.sweep)
                 return Answer(result.volume, result.served, evaluations(config), cost)
-            function = _BASELINES[self.kind]
-            seeded = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
             device, _ = pick_device(str(base.get("device", "auto")))
-            with measured(device, resident_mb) as cost, torch.no_grad():
-                problem = baselines.Problem.of(case.header, case.sweep, device)
-                volume = (function(problem, **self.options, **seeded) + problem.offset).cpu().numpy()
+            with measured(device, resident_mb) as cost:
+                volume = self._baseline(case.header, case.sweep, device, seed)
             return Answer(volume, self.kind, 0, cost)
+
+    def learns(self, base: Mapping[str, Any]) -> bool:
+        """Whether it learns from sweep to sweep."""
+        config = self.config(base) if self.kind in ("inr", "mdd") else None
+        return config is not None and config.memory == "session"
+
+    def over_time(
+        self,
+        header: RunHeader,
+        sweeps: Sequence[Sweep],
+        base: Mapping[str, Any],
+        *,
+        engine: Engine | None = None,
+        seed: int = 0,
+        both_ways: bool = False,
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield number and volume of each sweep of a session, as they are ready.
+
+        `both_ways`: a method that learns goes through them in both directions; the rest as for `answer`.
+        """
+        if self.kind not in _ENGINE:
+            device, _ = pick_device(str(base.get("device", "auto")))
+            for sweep in sweeps:
+                yield sweep.sweep, self._baseline(header, sweep, device, seed)
+            return
+        reconstructor = Reconstructor(header, self.config({**base, "seed": seed}), engine)
+        if not both_ways:
+            for sweep in sweeps:
+                yield sweep.sweep, reconstructor.reconstruct(sweep).volume
+            return
+        with Trail(Path(tempfile.gettempdir())) as trail:
+            for sweep in sweeps:
+                reconstructor.look_ahead(sweep, trail)
+            for sweep in reversed(sweeps):
+                yield sweep.sweep, reconstructor.reconstruct(sweep, trail=trail).volume
+
+    def _baseline(
+        self, header: RunHeader, sweep: Sweep, device: torch.device, seed: int
+    ) -> NDArray[np.float32]:
+        function = _BASELINES[self.kind]
+        seeded = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
+        with torch.no_grad():
+            problem = baselines.Problem.of(header, sweep, device)
+            volume: NDArray[np.float32] = (
+                (function(problem, **self.options, **seeded) + problem.offset).cpu().numpy()
+            )
+        return volume
 
 
 def evaluations(config: EngineConfig) -> int:

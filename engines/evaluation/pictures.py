@@ -6,6 +6,7 @@ share one grey scale, 0 to 1, so a brighter panel means more light.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.protocol import Case
 from microdiffusion.engines.evaluation.report import per_volume
-from microdiffusion.engines.evaluation.runner import Results
+from microdiffusion.engines.evaluation.runner import Results, Row
 from microdiffusion.errors import DependencyError
 
 _ZOOM = 36  # voxels along each edge of the zoomed part
+_CELLS = 10
 
 
 def volume_picture(path: Path, name: str, step: float, case: Case, answers: dict[str, NDArray[Any]]) -> None:
@@ -64,6 +66,46 @@ def step_curves(path: Path, results: Results) -> None:
                 axis.plot(steps, means, marker="o", markersize=3, label=method)
         axis.set(xlabel="step, slices", ylabel=label)
     axes[0, 0].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def sweep_curves(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Draw PSNR and SSIM against the sweep, for each course and method of one volume and step."""
+    courses = list(dict.fromkeys(row["course"] for row in rows))
+    figure, axes = _figure(2, len(courses), 4.2 * len(courses), 5.4)
+    for column, course in enumerate(courses):
+        for row in (row for row in rows if row["course"] == course):
+            for line, score in enumerate(("psnr_db", "ssim")):
+                sweeps = np.arange(1, len(row[score]) + 1)
+                axes[line, column].plot(sweeps, row[score], marker="o", markersize=2.5, label=row["method"])
+        axes[0, column].set_title(course, fontsize=9)
+        axes[1, column].set_xlabel("sweep")
+    axes[0, 0].set_ylabel("PSNR, dB")
+    axes[1, 0].set_ylabel("SSIM")
+    axes[0, 0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def cell_traces(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Draw ΔF/F of ten spots, five of them active, as it was and as each method tells it."""
+    true = np.array(rows[0]["traces"]["true"])
+    active = int(rows[0]["spots"])
+    shown = range(min(_CELLS, len(true)))
+    figure, axes = _figure(2, (len(shown) + 1) // 2, 1.5 * len(shown) + 1, 4.6)
+    sweeps = np.arange(1, true.shape[1] + 1)
+    for panel, number in zip(axes.flat, shown, strict=False):
+        panel.plot(sweeps, true[number], color="black", linewidth=2.5, label="truth")
+        for row in rows:
+            panel.plot(sweeps, row["traces"]["told"][number], linewidth=1, label=row["method"])
+        panel.set_title(f"cell {number + 1}" + ("" if number < active else ", still"), fontsize=8)
+        panel.tick_params(labelsize=7)
+    axes[0, 0].legend(fontsize=6)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("ΔF/F", fontsize=8)
+    for panel in axes[-1]:
+        panel.set_xlabel("sweep", fontsize=8)
+    figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=130)
 
 

@@ -139,7 +139,28 @@ def make_case(truth: NDArray[np.float32], protocol: Protocol, seed: int = 0) -> 
     GeometryError
         Fewer than two slabs fit into the volume.
     """
-    slices = truth.shape[0]
+    z_um = slab_centres(protocol, truth.shape[0])
+    header = make_header(truth.shape, protocol, z_um.size + 1)
+    middle = z_um.size // 2
+    stage = StagePositions.along_z(z_um)
+    judge_stage = StagePositions.along_z(z_um[middle - 1 : middle + 1].mean(keepdims=True))
+    rng = np.random.default_rng(seed)
+    operator, judge_operator = header.operator_at(stage), header.operator_at(judge_stage)
+    measured, _ = expose(truth, operator, protocol, rng)
+    judge, judge_noise = expose(truth, judge_operator, protocol, rng)
+    shown = len(judge_stage) if protocol.held_out else 0
+    sweep = Sweep(0, 0, 0, stage, measured, judge_stage[:shown], judge[:shown])
+    return Case(truth, header, sweep, operator, judge_operator, judge, judge_noise, seen_slices(operator))
+
+
+def slab_centres(protocol: Protocol, slices: int) -> NDArray[np.float64]:
+    """Return the centres (M,) of a sweep's slabs in a volume of so many slices.
+
+    Raises
+    ------
+    GeometryError
+        Fewer than two slabs fit into it.
+    """
     z_um = sweep_positions(
         length_um=protocol.length,
         step_um=protocol.step,
@@ -153,31 +174,27 @@ def make_case(truth: NDArray[np.float32], protocol: Protocol, seed: int = 0) -> 
             f"Only {z_um.size} slab of {protocol.length:g} slices fits into a volume of {slices} at a step "
             f"of {protocol.step:g}: use a thicker volume or a shorter step."
         )
-    header = RunHeader(
+    return z_um
+
+
+def make_header(shape: tuple[int, ...], protocol: Protocol, frames_per_sweep: int) -> RunHeader:
+    """Return the header of a run on a volume (Z, Y, X)."""
+    slices, rows, columns = shape
+    return RunHeader(
         run_id="0" * 32,
         name="evaluation",
-        shape=truth.shape,
+        shape=(slices, rows, columns),
         voxel_size_um=(1.0, 1.0, 1.0),
         z0_um=0.0,
         profile_weights=(1.0,),
         profile_spacing_um=protocol.length,
         dtype="float32",
-        frames_per_sweep=z_um.size + 1,
+        frames_per_sweep=frames_per_sweep,
         camera=CameraNoise(gain=1.0 / protocol.photons) if protocol.photons else CameraNoise(),
     )
-    middle = z_um.size // 2
-    stage = StagePositions.along_z(z_um)
-    judge_stage = StagePositions.along_z(z_um[middle - 1 : middle + 1].mean(keepdims=True))
-    rng = np.random.default_rng(seed)
-    operator, judge_operator = header.operator_at(stage), header.operator_at(judge_stage)
-    measured, _ = _expose(truth, operator, protocol, rng)
-    judge, judge_noise = _expose(truth, judge_operator, protocol, rng)
-    shown = len(judge_stage) if protocol.held_out else 0
-    sweep = Sweep(0, 0, 0, stage, measured, judge_stage[:shown], judge[:shown])
-    return Case(truth, header, sweep, operator, judge_operator, judge, judge_noise, seen_slices(operator))
 
 
-def _expose(
+def expose(
     truth: NDArray[np.float32], operator: NDArray[np.float64], protocol: Protocol, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return noisy projections (M, Y, X) and the standard deviation of their noise."""

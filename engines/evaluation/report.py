@@ -168,24 +168,29 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def document(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, Any]:
-    """Return everything as it goes into the JSON file; `about` is the machine and the versions."""
+def protocol_of(plan: Plan) -> dict[str, Any]:
+    """Return the conditions of a plan as they go into the JSON file."""
     protocol = plan.protocol
     return {
-        "protocol": {
-            "length": protocol.length,
-            "steps": list(plan.steps),
-            "offset": protocol.offset,
-            "profile": "box",
-            "noise": None if protocol.photons else protocol.noise,
-            "photons": protocol.photons,
-            "crop": protocol.crop,
-            "percentiles": [1, 99.9],
-            "data_range": 1,
-            "held_out_shown_to_methods": protocol.held_out,
-            "seeds": list(range(plan.seeds)),
-            "engine": {key: str(value) for key, value in plan.engine.items()},
-        },
+        "length": protocol.length,
+        "steps": list(plan.steps),
+        "offset": protocol.offset,
+        "profile": "box",
+        "noise": None if protocol.photons else protocol.noise,
+        "photons": protocol.photons,
+        "crop": protocol.crop,
+        "percentiles": [1, 99.9],
+        "data_range": 1,
+        "held_out_shown_to_methods": protocol.held_out,
+        "seeds": list(range(plan.seeds)),
+        "engine": {key: str(value) for key, value in plan.engine.items()},
+    }
+
+
+def document(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, Any]:
+    """Return everything as it goes into the JSON file; `about` is the machine and the versions."""
+    return {
+        "protocol": protocol_of(plan),
         "machine": about,
         "methods": [method.name for method in plan.methods],
         "classical": results.classical,
@@ -212,13 +217,13 @@ def write_csv(path: Path, results: Results) -> None:
     _write(path, text.getvalue())
 
 
-def write_markdown(path: Path, content: dict[str, Any], results: Results) -> None:
-    """Write the tables: means with intervals and gains per step, then PSNR / SSIM of each volume."""
-    _write(path, markdown(content, results))
+def write_markdown(path: Path, tables: str) -> None:
+    """Write tables."""
+    _write(path, tables)
 
 
 def markdown(content: dict[str, Any], results: Results) -> str:
-    """Return the tables as Markdown."""
+    """Return the tables: means with intervals and gains per step, then PSNR / SSIM of each volume."""
     lines = [_conditions(content["protocol"]), ""]
     for step, summary in content["summary"].items():
         lines += [f"## Step {step}", "", *_means(summary["methods"]), ""]
