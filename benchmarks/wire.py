@@ -121,7 +121,7 @@ def measure_wire(way: Callable[..., None], frames: int, keys: ServerKeys | None 
     times: list[float] = []
     sinks: queue.Queue[PlainSink] = queue.Queue()
 
-    def on_start(header: RunHeader) -> PlainSink:
+    def on_start(header: RunHeader, owner: str) -> PlainSink:
         sink = PlainSink(header, lambda _: times.append(time.perf_counter()))
         sinks.put(sink)
         return sink

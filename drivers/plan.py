@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -48,12 +48,15 @@ class ResumeFrom:
         First sweep to take, and the number of its first frame: both beyond everything in the run file.
     time_s : float
         Camera time at which its frames continue, s since the start of the run.
+    secret : str
+        What proves to the daemon that its sender may resume it.
     """
 
     run_id: str
     sweep: int
     seq: int
     time_s: float
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

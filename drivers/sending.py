@@ -90,6 +90,7 @@ class DriverTask:
             journal_bytes=int(wire.journal_gb * 1e9),
             security=self.security,
             first_seq=first_seq,
+            secret=self.resume.secret if self.resume is not None else None,
         )
 
     def is_stopped(self, sender: Sender | None) -> bool:

@@ -25,7 +25,7 @@ from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.pyramid import Factors, level_shape
 
-LAYOUT_MAJOR, LAYOUT_MINOR = 1, 1
+LAYOUT_MAJOR, LAYOUT_MINOR = 1, 2
 LAYOUT_VERSION = f"{LAYOUT_MAJOR}.{LAYOUT_MINOR}"
 LEVEL_ZERO: Factors = (1, 1, 1)
 SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
@@ -44,6 +44,8 @@ _RETIRED = "of layout 1.0; not written any more"
 _OVERHEAD_BYTES = 4096  # of a dataset: its header, and the way to the next page
 SENDER_COLUMNS = ("first_seq", "announced", "dropped", "unsent", "damaged", "ended")
 SENDER_ROOM = 64
+OWNER_ROOM = 16
+OWNER_BYTES = 64
 
 
 def runtime_code(name: str) -> int:
@@ -234,6 +236,8 @@ def _run_datasets() -> Iterator[Dataset]:
         -1,
         {"columns": list(SENDER_COLUMNS), "content": "what each sender said last; -1: unused"},
     )
+    owners = "SHA-256 of the secrets (or keys) of those who may resume the run; none: whoever asks"
+    yield Dataset("mdd/owners", (OWNER_ROOM,), f"S{OWNER_BYTES}", None, {"content": owners}, since=2)
     yield Dataset("mdd/engine", (), f"S{ENGINE_BYTES}", None, {"content": "JSON; empty: not known yet"})
     yield Dataset(
         "mdd/unplaced_seq", (UNPLACED_ROOM,), "<i8", -1, {"content": "the first frames without place"}

@@ -1,7 +1,8 @@
 """Frames on the local disk that the daemon does not have yet, of one sender.
 
-A journal is a folder `<run_id>-<first_seq>-<8 digits>`: `start` (JSON: the run's header and where the
-sender's numbers begin), `lock`, and `NNNNNN.part` files of 64 MB to which records are appended:
+A journal is a folder `<run_id>-<first_seq>-<8 digits>`: `start` (JSON: the run's header, where the
+sender's numbers begin, and its secret, which nobody else may read), `lock`, and `NNNNNN.part` files of 64 MB
+to which records are appended:
 
     preface (48 bytes, little-endian): "mddj", header bytes u32, body bytes u64, seq u64, announced u64,
         dropped u64, CRC-32 of the preface so far and the header u32, 0 u32
@@ -52,6 +53,7 @@ class _Start(BaseModel):
     journal: Literal[1] = 1
     header: RunHeader
     first_seq: int = Field(ge=0, lt=1 << 53)
+    secret: str = Field("", repr=False)
 
 
 class JournalFull(Exception):  # no error: the frame waits, or is dropped and counted
@@ -82,8 +84,8 @@ class Journal:
     ----------
     folder : Path
         Where the journal's own folder appears.
-    header, first_seq
-        The run, and where the sender's numbers begin.
+    header, first_seq, secret
+        The run, where the sender's numbers begin, and what proves that the run is its own.
     limit_bytes : int
         Most that all journals together may take in `folder`.
 
@@ -99,10 +101,13 @@ class Journal:
         Bytes of its parts.
     """
 
-    def __init__(self, folder: Path, header: RunHeader, first_seq: int, *, limit_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, header: RunHeader, first_seq: int, *, secret: str = "", limit_bytes: int
+    ) -> None:
         self.path = folder / f"{header.run_id}-{first_seq}-{uuid.uuid4().hex[:8]}"
         self.header = header
         self.first_seq = first_seq
+        self.secret = secret
         self.limit_bytes = limit_bytes
         self.records: dict[int, Location] = {}
         self.announced = self.dropped = 0
@@ -129,7 +134,7 @@ class Journal:
             return None
         try:
             start = _Start.model_validate_json((path / _START).read_bytes())
-            journal = cls(path.parent, start.header, start.first_seq, limit_bytes=0)
+            journal = cls(path.parent, start.header, start.first_seq, secret=start.secret, limit_bytes=0)
             journal.path, journal._lock = path, lock
             journal._scan()
         except ValidationError:
@@ -229,8 +234,9 @@ class Journal:
         self._lock = _lock_of(self.path)
         try:
             self._lock.acquire(timeout=0)
-            start = _Start(header=self.header, first_seq=self.first_seq)
+            start = _Start(header=self.header, first_seq=self.first_seq, secret=self.secret)
             new = self.path / f"{_START}.new"
+            new.touch(mode=0o600)
             new.write_text(start.model_dump_json(), encoding="utf-8")
             new.replace(self.path / _START)
         except OSError:

@@ -46,8 +46,8 @@ class SenderProtocol:
     ----------
     connection : Connection
     buffer : SendBuffer
-    header, first_seq
-        The run, and where the sender's numbers begin.
+    header, first_seq, secret
+        The run, where the sender's numbers begin, and what proves that the run is its own.
     faults : FaultSource or None
         Deliberate faults.
 
@@ -71,6 +71,7 @@ class SenderProtocol:
         buffer: SendBuffer,
         header: RunHeader,
         first_seq: int,
+        secret: str,
         faults: FaultSource | None,
     ) -> None:
         self.open = self.was_open = self.ended = False
@@ -84,6 +85,7 @@ class SenderProtocol:
         self._buffer = buffer
         self._header = header
         self._first_seq = first_seq
+        self._secret = secret
         self._faults = faults
         self._quiet_until_s = self._no_room_until_s = 0.0
         self._attempt = 0
@@ -144,7 +146,12 @@ class SenderProtocol:
             self._asked_s = -float("inf")
             self._connection.renew()
         if now - self._asked_s > OVERDUE_S:
-            start = wire.RunStart(header=self._header, first_seq=self._first_seq, attempt=self._attempt)
+            start = wire.RunStart(
+                header=self._header,
+                first_seq=self._first_seq,
+                attempt=self._attempt,
+                secret=self._secret,
+            )
             if self._connection.send(wire.encode(start)):
                 self._asked_s = now
 

@@ -11,6 +11,7 @@ announces it. What is left at the end stays in the journal for `delivery.deliver
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import threading
 import time
@@ -83,6 +84,14 @@ class Sender:
         None only where the address is on loopback.
     first_seq : int
         The lowest number of its frames; distinguishes the senders of one run.
+    secret : str, optional
+        Of a run that another sender began: that one's `secret`, without which the daemon refuses it. By
+        default a new one, or that of the left-over journal.
+
+    Attributes
+    ----------
+    secret : str
+        What proves to the daemon that the run is this sender's.
 
     Raises
     ------
@@ -103,6 +112,7 @@ class Sender:
         journal_bytes: int = 0,
         security: ClientKeys | None = None,
         first_seq: int = 0,
+        secret: str | None = None,
     ) -> None:
         self._shape = header.shape[1:]
         self._dtype = np.dtype(header.dtype)
@@ -113,8 +123,11 @@ class Sender:
                 f"set wire.send_buffer_mb to {max(1, 8 * frame_bytes // 1_000_000)} or more."
             )
         wire.encode(wire.RunStart(header=header))  # too large: say so now, in the caller's thread
+        if secret is None:
+            secret = journal.secret if isinstance(journal, Journal) else secrets.token_hex(16)
+        self.secret = secret
         if isinstance(journal, Path):
-            own = Journal(journal, header, first_seq, limit_bytes=journal_bytes)
+            own = Journal(journal, header, first_seq, secret=secret, limit_bytes=journal_bytes)
             journal = own if journal_bytes > 0 else None
         self._buffer = SendBuffer(buffer_bytes, frame_bytes, journal=journal is not None, first_seq=first_seq)
         self._spill: Spill | None = None
@@ -124,7 +137,7 @@ class Sender:
                 self._buffer.adopt(journal.records, announced=journal.announced, dropped=journal.dropped)
         source = FaultSource(faults) if faults is not None else None
         self._connection = Connection(address, security)
-        self._protocol = SenderProtocol(self._connection, self._buffer, header, first_seq, source)
+        self._protocol = SenderProtocol(self._connection, self._buffer, header, first_seq, secret, source)
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)

@@ -55,14 +55,15 @@ class RunStart(WireModel):
 
     `first_seq` is where this sender's frame numbers begin: above 0 where it continues a run that another one
     left. It distinguishes the senders of one run, whatever their sockets. `attempt` is echoed in the answer.
-    TCP keeps the order, so whatever was sent before this message and is unanswered when its answer comes is
-    lost.
+    `secret` proves that a run which is resumed is the sender's own. TCP keeps the order, so whatever was sent
+    before this message and is unanswered when its answer comes is lost.
     """
 
     kind: Literal["start"] = "start"
     header: RunHeader
     first_seq: Number = 0
     attempt: Number = 0
+    secret: Annotated[str, Field(pattern=r"^[!-~]{0,64}$", repr=False)] = ""
 
 
 class RunProgress(WireModel):

@@ -69,7 +69,7 @@ def loopback(header: RunHeader) -> Iterator[Callable[[list[Frame]], list[Frame]]
     arrived: queue.SimpleQueue[Frame] = queue.SimpleQueue()
     ingest = Ingest("tcp://127.0.0.1:*")
     with contextlib.ExitStack() as stack:
-        ingest.start(lambda header: PlainSink(header, arrived.put))
+        ingest.start(lambda header, _: PlainSink(header, arrived.put))
         stack.callback(ingest.stop)
         # Every frame of a run is acknowledged within its sweep, so the buffer never holds more than one.
         sender = Sender(ingest.address, header, buffer_bytes=_BUFFER_BYTES)

@@ -5,8 +5,9 @@ acknowledged in the order in which they came, whatever order they were recorded 
 from the order of the answers what the connection has lost.
 
 A run may have several senders, mostly one after the other (a driver that was killed, the one that goes on
-with its run, the delivery of a journal). They are told apart by where their numbers begin, not by their
-sockets, which a broken connection renames: so an answer goes to the sender whose frame it is about.
+with its run, the delivery of a journal). They are told apart by where their numbers begin. Each belongs to
+the connection whose `start` proved that it may: nothing is taken from another one, and no other is answered.
+A broken connection comes back under another name and says `start` again.
 
 No thread and no socket: everything is called on the ingest thread, times are handed in. Memory is bounded by
 the window (bytes), `MAX_PENDING` (frames), `MAX_RANGES` (gaps between the numbers) and `MAX_SENDERS`.
@@ -14,19 +15,21 @@ the window (bytes), `MAX_PENDING` (frames), `MAX_RANGES` (gaps between the numbe
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from microdiffusion import wire
 from microdiffusion.daemon.ingest.sink import RunSink, RunState
-from microdiffusion.daemon.receipt import Receipt
+from microdiffusion.daemon.receipt import Receipt, content_of
 from microdiffusion.frames import Frame
 from microdiffusion.header import RunHeader
 
@@ -38,7 +41,25 @@ BATCH = 1024
 """Frame numbers in one answer."""
 MAX_SENDERS = 16
 """Senders of one run that are remembered; of more, the one that was silent for longest is forgotten."""
-_FORMER_PEERS = 16
+_FORMER_ORIGINS = 16
+
+
+class Origin(NamedTuple):
+    """The connection that a message came by: the socket's name for it, and the key that it proved."""
+
+    peer: bytes
+    key: str = ""
+
+
+def owner_of(secret: str, key: str = "") -> str:
+    """Return what a run remembers of its sender: of its secret, or else of its key; empty: it has neither."""
+    known = f"secret {secret}" if secret else f"key {key}" if key else ""
+    return hashlib.sha256(known.encode()).hexdigest() if known else ""
+
+
+def admits(owners: Collection[str], owner: str) -> bool:
+    """Return whether a run takes such a sender."""
+    return not owners or owner in owners
 
 
 def frame_bytes(header: RunHeader) -> int:
@@ -52,37 +73,38 @@ class SenderState:
 
     Attributes
     ----------
-    peer : bytes
-        The socket's name for it.
+    origin : Origin
+        Its connection.
     heard_s : float
         `time.monotonic()` of its last message.
     end : RunEnd or None
         Its last word.
     """
 
-    peer: bytes
+    origin: Origin
     heard_s: float
     end: wire.RunEnd | None = None
-    _former: deque[bytes] = field(default_factory=lambda: deque(maxlen=_FORMER_PEERS))
+    _former: deque[Origin] = field(default_factory=lambda: deque(maxlen=_FORMER_ORIGINS))
 
-    def heard(self, peer: bytes, now_s: float) -> bool:
-        """Note that `peer` spoke; False where another one has taken over from it.
+    def knows(self, origin: Origin) -> bool:
+        """Return whether this is, or was, the sender's connection: what is still on its way counts."""
+        return origin == self.origin or origin in self._former
 
-        A sender whose connection broke comes back under another name, so an unknown name takes over.
-        """
-        if peer != self.peer and peer in self._former:
+    def heard(self, origin: Origin, now_s: float) -> bool:
+        """Note that `origin` spoke; False where another connection has taken over from it."""
+        if origin != self.origin:
             return False
-        self.asked(peer, now_s)
+        self.heard_s = now_s
         return True
 
-    def asked(self, peer: bytes, now_s: float) -> None:
-        """Note that `peer` sent `start`: whoever says so last is the sender."""
+    def asked(self, origin: Origin, now_s: float) -> None:
+        """Note that `origin` sent `start`: whoever says so last is the sender."""
         self.heard_s = now_s
-        if peer != self.peer:
-            if peer in self._former:
-                self._former.remove(peer)
-            self._former.append(self.peer)
-            self.peer = peer
+        if origin != self.origin:
+            if origin in self._former:
+                self._former.remove(origin)
+            self._former.append(self.origin)
+            self.origin = origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +117,9 @@ class RunStats:
         Frames that were handed on; that came once more and were discarded; of `frames`, those that came after
         one with a higher number.
     refused : mapping of str to int
-        Dropped messages of this run by `wire.Reason`.
+        Dropped messages of this run's senders by `wire.Reason`.
+    strangers : int
+        Refused messages about this run of connections that are not its senders'.
     pending_bytes, window_bytes : int
         Size of the unacknowledged frames, and the most that it may be.
     """
@@ -104,6 +128,7 @@ class RunStats:
     duplicates: int = 0
     out_of_order: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
+    strangers: int = 0
     pending_bytes: int = 0
     window_bytes: int = 0
 
@@ -124,6 +149,8 @@ class RunIntake:
         self.told: wire.Tell | None = None
         self.asks_for_more = False
         self.refused: Counter[str] = Counter()
+        self.strangers = 0
+        self.warned = False  # of a sender that is none of the run's
         self._wake = wake
         height, width = run.header.shape[1:]
         self._shape = (height, width)
@@ -148,6 +175,7 @@ class RunIntake:
             duplicates=self._duplicates,
             out_of_order=self._out_of_order,
             refused=MappingProxyType(dict(self.refused)),
+            strangers=self.strangers,
             pending_bytes=self._pending_bytes,
             window_bytes=self.window_bytes,
         )
@@ -161,15 +189,19 @@ class RunIntake:
         """Return the sender whose frame this is."""
         return self.senders[self._firsts[max(0, bisect_right(self._firsts, seq) - 1)]]
 
-    def started(self, first_seq: int, peer: bytes, now_s: float) -> None:
-        """Note that `peer` sent `start`."""
+    def knows(self, origin: Origin) -> bool:
+        """Return whether this is the connection of any of the run's senders."""
+        return any(sender.knows(origin) for sender in self.senders.values())
+
+    def started(self, first_seq: int, origin: Origin, now_s: float) -> None:
+        """Note that `origin` sent `start`."""
         sender = self.senders.get(first_seq)
         if sender is None:
             if len(self.senders) >= MAX_SENDERS:
                 del self.senders[min(self.senders, key=lambda first: self.senders[first].heard_s)]
-            sender = self.senders[first_seq] = SenderState(peer, now_s)
+            sender = self.senders[first_seq] = SenderState(origin, now_s)
             self._firsts = sorted(self.senders)
-        sender.asked(peer, now_s)
+        sender.asked(origin, now_s)
         if self.is_open:
             sender.end = None
             self.run.started(first_seq)
@@ -181,13 +213,26 @@ class RunIntake:
         receipt = self._receipts.get(seq)
         return self.is_open or receipt is None or receipt.complete
 
-    def repeat(self, seq: int) -> None:
-        """Discard a frame that came once more, and have it acknowledged (again)."""
-        self._duplicates += 1
+    def repeat(self, frame: Frame) -> str | None:
+        """Have a frame whose number came before acknowledged (again); return why not, None: nobody knows.
+
+        It is compared with the one that is there: the same number with another content is no duplicate.
+        """
+        seq = frame.info.seq
+        receipt = self._receipts.get(seq)
+        if receipt is not None and receipt.content != content_of(frame):
+            text = f"frame {seq} came before with another place or other pixels: a number is never reused."
+            self.run.alarm(text)
+            return text
         # One that is unacknowledged will be anyway. The bound is for a peer that repeats itself for ever.
-        if seq not in self._receipts and len(self._receipts) < 2 * MAX_PENDING:
-            receipt = self._receipts[seq] = Receipt(seq, 0, self._wake)
-            receipt.recorded()
+        if receipt is not None or len(self._receipts) >= 2 * MAX_PENDING:
+            self._duplicates += 1
+            return ""
+        receipt = self._receipts[seq] = Receipt(seq, 0, self._wake, content_of(frame))
+        if self.run.repeated(frame, receipt):
+            return ""
+        del self._receipts[seq]
+        return None
 
     def objection(self, frame: Frame) -> tuple[wire.Reason, str] | None:
         """Return why a frame cannot be taken (now), None where it can."""
@@ -226,22 +271,29 @@ class RunIntake:
         self._out_of_order += seq < self.run.received.highest
         self.run.received.add(seq)
         self._pending_bytes += nbytes
-        receipt = self._receipts[seq] = Receipt(seq, nbytes, self._wake)
+        receipt = self._receipts[seq] = Receipt(seq, nbytes, self._wake, content_of(frame))
         return receipt
 
-    def acknowledged(self) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-        """Collect complete receipts; yield peers and what to acknowledge to them, in order of arrival."""
+    def answers(self) -> Iterator[tuple[Origin, wire.Ack | wire.Refuse]]:
+        """Collect complete receipts; yield the answers to their senders, in order of arrival."""
         if not self._receipts:
             return
+        run_id = self.run.header.run_id
         complete = list(takewhile(lambda receipt: receipt.complete, self._receipts.values()))
-        seqs: dict[bytes, list[int]] = {}
+        seqs: dict[Origin, list[int]] = {}
         for receipt in complete:
-            del self._receipts[receipt.seq]
+            seq, origin = receipt.seq, self.sender_of(receipt.seq).origin
+            del self._receipts[seq]
             self._pending_bytes -= receipt.nbytes
-            seqs.setdefault(self.sender_of(receipt.seq).peer, []).append(receipt.seq)
-        for peer, each in seqs.items():
+            if receipt.refusal:
+                self.run.alarm(receipt.refusal)
+                yield origin, wire.Refuse(run=run_id, seq=seq, reason=wire.Reason.FRAME, text=receipt.refusal)
+                continue
+            self._duplicates += not receipt.nbytes
+            seqs.setdefault(origin, []).append(seq)
+        for origin, each in seqs.items():
             for start in range(0, len(each), BATCH):
-                yield peer, tuple(each[start : start + BATCH])
+                yield origin, wire.Ack(run=run_id, received=tuple(each[start : start + BATCH]))
 
     def opening(self, first_seq: int, attempt: int, server: str) -> wire.Ack:
         """Return the answer to `start`: how much may be on its way, and what need not be sent again."""

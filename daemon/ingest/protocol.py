@@ -9,6 +9,10 @@ No thread and no socket: `Ingest` calls everything on its thread, hands in the t
 remembered, to answer late and repeated messages rightly: a frame that such a run has is acknowledged again;
 another one makes its sender ask for the run to be resumed.
 
+A run belongs to who began it: `start` proves that with a secret (of which the run keeps a hash) or with a
+key, and binds the connection by which it came. Whatever else comes about a run is refused, counted apart from
+what its senders do wrong, and changes nothing.
+
 An `MddError` from a run aborts it and is told to its sender; any other exception goes through.
 """
 
@@ -21,7 +25,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from microdiffusion import __version__, wire
-from microdiffusion.daemon.ingest.intake import RunIntake, SenderState, frame_bytes
+from microdiffusion.daemon.ingest.intake import (
+    Origin,
+    RunIntake,
+    SenderState,
+    admits,
+    frame_bytes,
+    owner_of,
+)
 from microdiffusion.daemon.ingest.sink import RunSink, RunState
 from microdiffusion.errors import MddError, WireError
 from microdiffusion.header import RunHeader
@@ -29,6 +40,7 @@ from microdiffusion.header import RunHeader
 REMEMBERED_RUNS = 32
 
 Answer: TypeAlias = wire.Ack | wire.Refuse | wire.Tell
+_FOREIGN = "it belongs to another sender, and only that one can resume it: begin a run of your own."
 
 
 class NotYet(Exception):  # no error, an answer of `on_start`
@@ -40,7 +52,8 @@ class _Starting:
     """A run that `on_start` is being asked about, and who wants to know."""
 
     header: RunHeader
-    peer: bytes
+    origin: Origin
+    owner: str
     attempt: int
     first_seq: int
 
@@ -53,7 +66,8 @@ class IngestProtocol:
     answer : callable
         Sends a message to a peer, or drops it; does not wait.
     ask : callable
-        Asks for a run that a sender wants to start; `begin` or `turn_away` follows when that is known.
+        Asks for a run that a sender (`owner_of`) wants to start; `begin` or `turn_away` follows when that is
+        known.
     wake : callable
         Called on any thread when a receipt is complete: has `acknowledge` called on this one.
     runs, silent_s, max_frame_bytes
@@ -63,8 +77,8 @@ class IngestProtocol:
     def __init__(
         self,
         *,
-        answer: Callable[[bytes, Answer], None],
-        ask: Callable[[RunHeader], None],
+        answer: Callable[[Origin, Answer], None],
+        ask: Callable[[RunHeader, str], None],
         wake: Callable[[], object],
         runs: int,
         silent_s: float,
@@ -80,22 +94,22 @@ class IngestProtocol:
         self._starting: dict[str, _Starting] = {}
         self.refused = Counter[str]()
 
-    def received(self, peer: bytes, parts: wire.Parts, now_s: float) -> None:
-        """Take a message from `peer` that came at `now_s` (`time.monotonic()`)."""
+    def received(self, origin: Origin, parts: wire.Parts, now_s: float) -> None:
+        """Take a message of `origin` that came at `now_s` (`time.monotonic()`)."""
         try:
             message = wire.decode(parts)
         except WireError as error:
-            self._on_broken(peer, error)
+            self._on_broken(origin, error)
             return
         if isinstance(message, wire.RunFrame):
             message.frame.received_s = now_s
-            self._on_frame(peer, message, now_s)
+            self._on_frame(origin, message, now_s)
         elif isinstance(message, wire.RunStart):
-            self._on_start(peer, message, now_s)
+            self._on_start(origin, message, now_s)
         elif isinstance(message, wire.RunProgress):
-            self._on_progress(peer, message, now_s)
+            self._on_progress(origin, message, now_s)
         elif isinstance(message, wire.RunEnd):
-            self._on_end(peer, message, now_s)
+            self._on_end(origin, message, now_s)
         else:
             self.refused[wire.Reason.KIND.value] += 1  # only a daemon says this
 
@@ -105,9 +119,9 @@ class IngestProtocol:
         if isinstance(error, NotYet):
             return
         if isinstance(error, MddError):
-            self._refuse(asking.peer, _declined(run_id, str(error)))
+            self._refuse(asking.origin, _declined(run_id, str(error)))
             return
-        self._refuse(asking.peer, _declined(run_id, f"the daemon failed: {error}"))
+        self._refuse(asking.origin, _declined(run_id, f"the daemon failed: {error}"))
         raise error
 
     def begin(self, run_id: str, sink: RunSink, now_s: float) -> None:
@@ -149,49 +163,69 @@ class IngestProtocol:
                     intake.run.silent(f"its sender said nothing for {self._silent_s:g} s.")
 
     def acknowledge(self) -> None:
-        """Acknowledge the frames whose receipts are complete."""
-        for run_id, intake in self.runs.items():
-            for peer, seqs in intake.acknowledged():
-                self._answer(peer, wire.Ack(run=run_id, received=seqs))
+        """Answer the frames whose receipts are complete."""
+        for intake in self.runs.values():
+            for origin, answer in intake.answers():
+                if isinstance(answer, wire.Refuse):
+                    self._refuse(origin, answer)
+                else:
+                    self._answer(origin, answer)
 
-    def _on_broken(self, peer: bytes, error: WireError) -> None:
+    def _on_broken(self, origin: Origin, error: WireError) -> None:
         refusal = wire.Refuse(run=error.run, seq=error.seq, reason=error.reason, text=str(error)[:2000])
         if error.seq is not None or error.reason == wire.Reason.VERSION:
-            self._refuse(peer, refusal)
+            self._refuse(origin, refusal)
         else:
             self.refused[str(error.reason)] += 1
 
-    def _on_frame(self, peer: bytes, message: wire.RunFrame, now_s: float) -> None:
+    def _on_frame(self, origin: Origin, message: wire.RunFrame, now_s: float) -> None:
         intake, frame = self.runs.get(message.run), message.frame
         seq = frame.info.seq
         if intake is None:
-            self._refuse(peer, _unknown_run(message.run))
+            self._refuse(origin, _unknown_run(message.run))
             return
-        intake.sender_of(seq).heard(peer, now_s)
-        if intake.has(seq):
-            intake.repeat(seq)
+        sender = intake.sender_of(seq)
+        if not sender.heard(origin, now_s) and not sender.knows(origin):
+            self._refuse(origin, _unknown_run(message.run))
+        elif intake.has(seq):
+            again = intake.repeat(frame)
+            if again is None:
+                self._refuse(origin, _not_open(intake))
+            elif again:
+                refusal = wire.Refuse(run=message.run, seq=seq, reason=wire.Reason.FRAME, text=again)
+                self._refuse(origin, refusal)
         elif not intake.is_open:
-            self._refuse(peer, _not_open(intake))
+            self._refuse(origin, _not_open(intake))
         elif (objection := intake.objection(frame)) is not None:
             reason, text = objection
-            self._refuse(peer, wire.Refuse(run=message.run, seq=seq, reason=reason, text=text))
+            self._refuse(origin, wire.Refuse(run=message.run, seq=seq, reason=reason, text=text))
         else:
             try:  # the context manager costs as much as the rest of this
                 intake.run.frame(frame, intake.admit(frame))
             except MddError as error:
                 self._abort(intake, error)
 
-    def _on_start(self, peer: bytes, message: wire.RunStart, now_s: float) -> None:
+    def _on_start(self, origin: Origin, message: wire.RunStart, now_s: float) -> None:
         header, run_id = message.header, message.header.run_id
-        asking = _Starting(header, peer, message.attempt, message.first_seq)
-        if run_id in self._starting:
-            if header == self._starting[run_id].header:
+        owner = owner_of(message.secret, origin.key)
+        asking = _Starting(header, origin, owner, message.attempt, message.first_seq)
+        under_way = self._starting.get(run_id)
+        if under_way is not None:
+            if owner != under_way.owner:
+                return  # of two, at most one is the run's: the other one's answer comes first
+            if header == under_way.header:
                 self._starting[run_id] = asking
             else:
-                self._refuse(peer, _declined(run_id, "a run of the same number begins with another header"))
+                self._refuse(origin, _declined(run_id, "a run of the same number begins with another header"))
             return
         intake = self.runs.get(run_id)
         if intake is not None:
+            if not admits(intake.run.owners, owner):
+                if not intake.warned:
+                    intake.warned = True
+                    intake.run.alarm("another sender wanted to resume this run without its secret: refused")
+                self._refuse(origin, _declined(run_id, _FOREIGN))
+                return
             known = intake.is_open and header == intake.run.header
             # A sender that missed the answer to its `end` starts again; that alone opens nothing.
             ended = intake.run.state is RunState.ENDED and message.first_seq in intake.senders
@@ -205,55 +239,59 @@ class IngestProtocol:
                 f"{self._most_runs} runs are open here already ({names}): wait for one to end (a run whose "
                 f"sender is gone ends after {self._silent_s:g} s), or raise wire.runs."
             )
-            self._refuse(peer, wire.Refuse(run=run_id, reason=wire.Reason.BUSY, text=text))
+            self._refuse(origin, wire.Refuse(run=run_id, reason=wire.Reason.BUSY, text=text))
             return
         if frame_bytes(header) > self._max_frame_bytes:
             text = (
                 f"its frames have {frame_bytes(header) / 1e6:.1f} MB, and this daemon takes "
                 f"{self._max_frame_bytes / 1e6:.1f} MB: raise wire.max_frame_mb there"
             )
-            self._refuse(peer, _declined(run_id, text))
+            self._refuse(origin, _declined(run_id, text))
             return
         self._starting[run_id] = asking
-        self._ask(header)
+        self._ask(header, owner)
 
     def _open(self, intake: RunIntake, asking: _Starting, now_s: float) -> None:
         with self._aborting_if_it_fails(intake):
-            intake.started(asking.first_seq, asking.peer, now_s)
-            self._answer(asking.peer, intake.opening(asking.first_seq, asking.attempt, __version__))
+            intake.started(asking.first_seq, asking.origin, now_s)
+            self._answer(asking.origin, intake.opening(asking.first_seq, asking.attempt, __version__))
             if intake.told is not None and intake.is_open:
-                self._answer(asking.peer, intake.told)
+                self._answer(asking.origin, intake.told)
 
-    def _on_progress(self, peer: bytes, message: wire.RunProgress, now_s: float) -> None:
-        intake, sender = self._sender(message)
+    def _on_progress(self, origin: Origin, message: wire.RunProgress, now_s: float) -> None:
+        intake, sender = self._sender(origin, message)
         if intake is None or sender is None:
-            self._refuse(peer, _unknown_run(message.run))
-        elif sender.heard(peer, now_s):
+            self._refuse(origin, _unknown_run(message.run))
+        elif sender.heard(origin, now_s):
             if intake.is_open:
                 with self._aborting_if_it_fails(intake):
                     intake.run.progress(message)
                 if intake.told is not None:  # the connection may have lost it
-                    self._answer(peer, intake.told)
+                    self._answer(origin, intake.told)
             elif intake.run.state is not RunState.ENDED:
-                self._refuse(peer, _not_open(intake))
+                self._refuse(origin, _not_open(intake))
 
-    def _on_end(self, peer: bytes, message: wire.RunEnd, now_s: float) -> None:
-        intake, sender = self._sender(message)
+    def _on_end(self, origin: Origin, message: wire.RunEnd, now_s: float) -> None:
+        intake, sender = self._sender(origin, message)
         if intake is None or sender is None:
-            self._refuse(peer, _unknown_run(message.run))
-        elif sender.heard(peer, now_s):
+            self._refuse(origin, _unknown_run(message.run))
+        elif sender.heard(origin, now_s):
             if intake.is_open:
                 with self._aborting_if_it_fails(intake):
                     intake.ended(message)
             if sender.end == message and intake.run.state in (RunState.OPEN, RunState.ENDED):
                 self.acknowledge()
-                self._answer(peer, wire.Ack(run=message.run, ended=True))
+                self._answer(origin, wire.Ack(run=message.run, ended=True))
             else:
-                self._refuse(peer, _not_open(intake))
+                self._refuse(origin, _not_open(intake))
 
-    def _sender(self, message: wire.RunProgress | wire.RunEnd) -> tuple[RunIntake | None, SenderState | None]:
+    def _sender(
+        self, origin: Origin, message: wire.RunProgress | wire.RunEnd
+    ) -> tuple[RunIntake | None, SenderState | None]:
+        """Return the run of a message, and its sender where it comes from that one."""
         intake = self.runs.get(message.run)
-        return intake, None if intake is None else intake.senders.get(message.first_seq)
+        sender = None if intake is None else intake.senders.get(message.first_seq)
+        return intake, sender if sender is not None and sender.knows(origin) else None
 
     @contextlib.contextmanager
     def _aborting_if_it_fails(self, intake: RunIntake) -> Iterator[None]:
@@ -268,14 +306,17 @@ class IngestProtocol:
 
     def _answer_all(self, intake: RunIntake, answer: Answer) -> None:
         for sender in intake.senders.values():
-            self._answer(sender.peer, answer)
+            self._answer(sender.origin, answer)
 
-    def _refuse(self, peer: bytes, refusal: wire.Refuse) -> None:
+    def _refuse(self, origin: Origin, refusal: wire.Refuse) -> None:
         self.refused[str(refusal.reason)] += 1
         intake = self.runs.get(refusal.run or "")
         if intake is not None:
-            intake.refused[str(refusal.reason)] += 1
-        self._answer(peer, refusal)
+            if intake.knows(origin):
+                intake.refused[str(refusal.reason)] += 1
+            else:
+                intake.strangers += 1
+        self._answer(origin, refusal)
 
 
 def _not_open(intake: RunIntake) -> wire.Refuse:

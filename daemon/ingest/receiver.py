@@ -30,7 +30,7 @@ from typing import Literal
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.ingest.intake import RunStats
+from microdiffusion.daemon.ingest.intake import Origin, RunStats
 from microdiffusion.daemon.ingest.protocol import Answer, IngestProtocol
 from microdiffusion.daemon.ingest.sink import RunSink
 from microdiffusion.errors import AddressError, MddError, RunError
@@ -83,7 +83,7 @@ class Ingest:
         self.address = address
         self._security = security
         self._max_frame_bytes = max_frame_bytes
-        self._on_start: Callable[[RunHeader], RunSink]
+        self._on_start: Callable[[RunHeader, str], RunSink]
         self._protocol = IngestProtocol(
             answer=self._answer,
             ask=self._ask,
@@ -106,13 +106,14 @@ class Ingest:
         self.pulse_s = time.monotonic()
         self._inbox: deque[Callable[[], None]] = deque()  # from other threads, to be done on this one
 
-    def start(self, on_start: Callable[[RunHeader], RunSink]) -> None:
+    def start(self, on_start: Callable[[RunHeader, str], RunSink]) -> None:
         """Bind and start the thread; afterwards `address` holds the real port.
 
         Parameters
         ----------
         on_start : callable
-            Returns the run of a sender that asks to start (or resume) one. An `MddError` turns it away, its
+            Takes a header and an `owner_of`, and returns the run of a sender that asks to start (or resume)
+            one. An `MddError` turns it away, its
             sentence goes to the sender; `NotYet` makes the sender ask again. Called on a thread of its own.
 
         Raises
@@ -262,7 +263,11 @@ class Ingest:
     def _receive(self, router: zmq.Socket[bytes]) -> bool:
         """Read and answer one message; False where there is none."""
         try:
-            peer = router.recv(zmq.NOBLOCK)
+            if self._security is None:
+                origin = Origin(router.recv(zmq.NOBLOCK))
+            else:
+                name = router.recv(zmq.NOBLOCK, copy=False)
+                origin = Origin(name.bytes, str(name.get("User-Id")))  # the key, as the gate says
         except zmq.Again:
             return False
         received_s = time.monotonic()
@@ -272,29 +277,31 @@ class Ingest:
             part = router.recv(copy=False).buffer if len(parts) == 1 else router.recv()
             if len(parts) <= MOST_PARTS:
                 parts.append(part)
-        self._protocol.received(peer, parts, received_s)
+        self._protocol.received(origin, parts, received_s)
         return True
 
-    def _ask(self, header: RunHeader) -> None:
-        threading.Thread(target=self._start_run, args=(header,), name="mdd-ingest-start", daemon=True).start()
+    def _ask(self, header: RunHeader, owner: str) -> None:
+        threading.Thread(
+            target=self._start_run, args=(header, owner), name="mdd-ingest-start", daemon=True
+        ).start()
 
-    def _start_run(self, header: RunHeader) -> None:
+    def _start_run(self, header: RunHeader, owner: str) -> None:
         """Ask `on_start`, on a thread of its own, and bring its answer to the ingest thread."""
         with self._one_start:
             if self._stopping.is_set():
                 return
             try:
-                run = self._on_start(header)
+                run = self._on_start(header, owner)
             except Exception as error:
                 self._call(partial(self._protocol.turn_away, header.run_id, error))
             else:
                 self._call(lambda: self._protocol.begin(header.run_id, run, time.monotonic()))
 
-    def _answer(self, peer: bytes, answer: Answer) -> None:
+    def _answer(self, origin: Origin, answer: Answer) -> None:
         # A ROUTER drops what its peer does not read, or what is for a peer that is gone.
         if self._router is not None:
             with contextlib.suppress(zmq.Again):
-                self._router.send_multipart([peer, *wire.encode(answer)], zmq.NOBLOCK)
+                self._router.send_multipart([origin.peer, *wire.encode(answer)], zmq.NOBLOCK)
 
 
 def _address_error(address: str, error: zmq.ZMQError) -> AddressError:

@@ -6,7 +6,7 @@ All methods are called on the ingest thread and must not block: what is not done
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import Protocol
 
@@ -32,6 +32,8 @@ class RunSink(Protocol):
     Attributes
     ----------
     header : RunHeader
+    owners : collection of str
+        Who may begin and resume it (`owner_of`); empty: whoever asks.
     received : FrameRanges
         Frames that the run has; changed by ingest alone.
     window_bytes : int
@@ -44,6 +46,11 @@ class RunSink(Protocol):
     header: RunHeader
     received: FrameRanges
     window_bytes: int
+
+    @property
+    def owners(self) -> Collection[str]:
+        """See above."""
+
     state: RunState
     reason: str
 
@@ -51,7 +58,13 @@ class RunSink(Protocol):
         """Note that a sender is there (again), whose numbers begin at `first_seq`."""
 
     def frame(self, frame: Frame, receipt: Receipt) -> None:
-        """Take a frame (read-only pixels), to be acknowledged when `receipt` is complete."""
+        """Take a frame (read-only pixels), to be answered when `receipt` is complete."""
+
+    def repeated(self, frame: Frame, receipt: Receipt) -> bool:
+        """Compare a frame with the one of its number that the run has; False: it cannot any more."""
+
+    def alarm(self, text: str) -> None:
+        """Tell the user of a peer that says what it must not."""
 
     def progress(self, message: wire.RunProgress) -> None:
         """Note how far a sender is."""
@@ -80,6 +93,7 @@ class PlainSink:
         self, header: RunHeader, on_frame: Callable[[Frame], object], window_bytes: int = 64 << 20
     ) -> None:
         self.header = header
+        self.owners: Collection[str] = ()
         self.received = FrameRanges()
         self.window_bytes = window_bytes
         self.state = RunState.OPEN
@@ -95,6 +109,14 @@ class PlainSink:
         """Hand the frame to the function."""
         self._on_frame(frame)
         receipt.recorded()
+
+    def repeated(self, frame: Frame, receipt: Receipt) -> bool:
+        """Take it for the same."""
+        receipt.recorded()
+        return True
+
+    def alarm(self, text: str) -> None:
+        """Do nothing."""
 
     def progress(self, message: wire.RunProgress) -> None:
         """Do nothing."""

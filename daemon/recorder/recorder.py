@@ -99,6 +99,7 @@ class Recorder:
         on_written: Callable[[Written], None],
         live: bool = False,
         uncertainty: bool = False,
+        owner: str = "",
     ) -> Recorder:
         """Create the file of a new run and return its recorder.
 
@@ -118,6 +119,8 @@ class Recorder:
             Whether to make room for rolling volumes (`put_live`): two volumes a session.
         uncertainty
             Whether to make room for the uncertainty of each volume.
+        owner
+            Who may resume the run (`ingest.owner_of`); empty: whoever asks.
 
         Raises
         ------
@@ -140,7 +143,10 @@ class Recorder:
         lock = RunLock(path)
         with _held(lock):
             files = RunFiles.create(path, plan, most_bytes=_most_bytes(config))
-            return cls(files, config, lock, on_written, resumes=False)
+            recorder = cls(files, config, lock, on_written, resumes=False)
+            if owner:
+                recorder.admit(owner)
+            return recorder
 
     @classmethod
     def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
@@ -194,6 +200,11 @@ class Recorder:
         return self._writer.data.senders
 
     @property
+    def owners(self) -> list[str]:
+        """Who may resume the run; empty: whoever asks."""
+        return self._writer.data.owners
+
+    @property
     def next_sweep(self) -> int:
         """The sweep after the highest one with a frame."""
         return self.index.next_sweep
@@ -225,15 +236,35 @@ class Recorder:
                 raise
         self._thread.start()
 
+    def admit(self, owner: str) -> None:
+        """Let one more resume the run; before the start.
+
+        Raises
+        ------
+        NoRoomError, DiskError
+            The file cannot be written.
+        """
+        self._writer.data.write_owner(owner)
+
     def put_frame(self, frame: Frame, receipt: Receipt | None = None) -> None:
         """Queue a frame; ignored where the recorder has stopped or failed.
 
         Parameters
         ----------
         receipt
-            Completed when the frame is in the file, or was counted as having no place in it.
+            Completed when the frame is in the file, or was counted as having no place in it; with a
+            refusal where another one has its place.
         """
         self._queue.put(partial(self._write_frame, frame, receipt), frame.pixels.nbytes, frame)
+
+    def compare_frame(self, frame: Frame, receipt: Receipt) -> bool:
+        """Queue the comparison of a frame with the one of its number that came; False after the stop."""
+        info, checksum = frame.info, frame.crc32  # its pixels need not wait
+
+        def work() -> None:
+            receipt.recorded(self._writer.compare_frame(info, checksum))
+
+        return self._queue.put(partial(self._retried, work))
 
     def put_volume(
         self,
@@ -410,12 +441,12 @@ class Recorder:
             self._left += 1
             return
         try:
-            self._retried(lambda: self._writer.write_frame(frame))
+            refusal = self._retried(lambda: self._writer.write_frame(frame))
         except NoRoomError:
             self._left = 1
             raise
         if receipt is not None:
-            receipt.recorded()
+            receipt.recorded(refusal)
 
     def _retried(self, work: Callable[[], _T]) -> _T:
         """Do work that may be done twice; where the disk is full, again each second until the stop."""

@@ -20,11 +20,14 @@ from microdiffusion.runfile import (
     ENGINE_BYTES,
     EVENT_KIND_BYTES,
     EVENT_ROOM,
+    OWNER_BYTES,
+    OWNER_ROOM,
     REASON_BYTES,
     UNPLACED_ROOM,
 )
 
 _VALUE_CHARACTERS = 500
+_OWNERS = "mdd/owners"
 
 
 class RunData:
@@ -44,8 +47,10 @@ class RunData:
         See `schema.SENDER_COLUMNS`.
     unplaced : int
         Frames that have no place in the file.
-    unplaced_seqs : (N,) int64
-        `seq` of the first of those, when the file was opened.
+    unplaced_seqs : set of int
+        `seq` of the first of those.
+    owners : list of str
+        Who may resume the run; empty: whoever asks.
     """
 
     def __init__(self, first: Segment, *, placed: int) -> None:
@@ -53,9 +58,12 @@ class RunData:
         self.senders: NDArray[np.int64] = first.read("mdd/senders")
         ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
         seqs = first.read("mdd/unplaced_seq")
-        self.unplaced_seqs: NDArray[np.int64] = seqs[seqs >= 0]
+        self.unplaced_seqs: set[int] = set(seqs[seqs >= 0].tolist())
         self.unplaced = max(ledger.unplaced, len(self.unplaced_seqs))
         self.ledger = ledger.settled(received=placed + self.unplaced, unplaced=self.unplaced)
+        self.owners: list[str] = []
+        if _OWNERS in first.layout.regions:  # since layout 1.2
+            self.owners = [owner.decode() for owner in first.read(_OWNERS).tolist() if owner]
         self._events = max(int(first.read("mdd/events/count")), 0)
         elapsed_s = _seconds_since(first.layout.plan.created_utc)
         if self._events:  # a clock that was set back must not put an event before the one it follows
@@ -76,10 +84,19 @@ class RunData:
         """Count a frame without a place; its number is recorded, so that a duplicate is recognized."""
         if self.unplaced < UNPLACED_ROOM:
             self._first.write("mdd/unplaced_seq", (self.unplaced,), seq)
+            self.unplaced_seqs.add(seq)
         unplaced = self.unplaced + 1
         ledger = self.ledger.settled(received=placed + unplaced, unplaced=unplaced)
         self._first.write("mdd/ledger", (), ledger.array())
         self.ledger, self.unplaced = ledger, unplaced
+
+    def write_owner(self, owner: str) -> None:
+        """Let one more resume the run; of very many, the latest."""
+        owners = [*self.owners, owner][-OWNER_ROOM:]
+        if _OWNERS in self._first.layout.regions:
+            rows = np.array(owners + [""] * (OWNER_ROOM - len(owners)), f"S{OWNER_BYTES}")
+            self._first.write(_OWNERS, (), rows)
+        self.owners = owners
 
     def write_engine(self, provenance: Mapping[str, str]) -> None:
         """Write what the engine said of itself; very long texts are cut."""

@@ -29,13 +29,14 @@ from microdiffusion.daemon.recorder.files import Place, RunFiles
 from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.run_data import RunData, cut
 from microdiffusion.daemon.recorder.voxels import VoxelWriter
-from microdiffusion.frames import FIGURES, Frame, Reconstruction, Sweep
+from microdiffusion.frames import FIGURES, Frame, FrameInfo, Reconstruction, Sweep
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import (
     CHECKED,
     REASON_BYTES,
     SERVED,
     STAGES,
+    UNPLACED_ROOM,
     Status,
     position_prefix,
     recorded_fields,
@@ -91,7 +92,7 @@ class RunWriter:
 
     def received(self) -> FrameRanges:
         """Return the `seq` of every frame that the run has."""
-        seqs = np.union1d(self.index.seqs(), self.data.unplaced_seqs)
+        seqs = np.union1d(self.index.seqs(), np.array(sorted(self.data.unplaced_seqs), np.int64))
         return FrameRanges(seqs.tolist())
 
     def resume(self) -> None:
@@ -99,20 +100,24 @@ class RunWriter:
         self.files.resume()
         self.data.write_event("run", "the run was resumed")
 
-    def write_frame(self, frame: Frame) -> None:
-        """Write a frame into its slot; one without a slot of its own is counted."""
+    def write_frame(self, frame: Frame) -> str:
+        """Write a frame into its slot; one without a slot of its own is counted.
+
+        Returns why it must not be taken for recorded, one sentence: its place was taken. Else it is empty.
+        """
         info, slot = frame.info, frame.info.index
         key = (info.sweep, info.channel, info.position)
         # The slot first: no file is made for a frame that has none.
         place = self.files.place(key) if 0 <= slot < self.files.plan.frames_per_sweep else None
         if place is None:
             self.data.unplace(info.seq, placed=self.index.placed)
-            return
+            return ""
         there = int(place.known.seq[(*place.row, slot)]) - 1
         if there >= 0:
-            if there != info.seq:
-                self.data.unplace(info.seq, placed=self.index.placed)
-            return
+            if there == info.seq:
+                return ""
+            self.data.unplace(info.seq, placed=self.index.placed)
+            return _taken(info, there)
         received, expected = place.received + 1, max(place.expected, info.count)
         pixels = np.ascontiguousarray(frame.pixels, place.dtype("projections"))
         checksum = frame.crc32 if frame.crc32 is not None else crc32(pixels.reshape(-1).view(np.uint8).data)
@@ -131,6 +136,28 @@ class RunWriter:
         _write(place, "mdd/frames/seq", info.seq, slot)
         self.index.add_frame(key, slot, info.seq, info.count)
         self.files.last_time_s = max(self.files.last_time_s, info.camera_time_s)
+        return ""
+
+    def compare_frame(self, info: FrameInfo, checksum: int | None) -> str:
+        """Return why a frame is not the one of its number that is there, one sentence; empty: it is."""
+        key, slot = (info.sweep, info.channel, info.position), info.index
+        has_slot = info.sweep < self.index.stop and slot < self.files.plan.frames_per_sweep
+        place = self.files.place(key) if has_slot else None
+        there = -1 if place is None else int(place.known.seq[(*place.row, slot)]) - 1
+        if place is not None and there == info.seq:
+            recorded = int(place.segment.read(f"{place.prefix}mdd/frames/crc32", (*place.index, slot)))
+            same = checksum == recorded
+        elif there >= 0:
+            return _taken(info, there)
+        else:  # of very many without a place, only the first are known by their numbers
+            same = info.seq in self.data.unplaced_seqs or self.data.unplaced > UNPLACED_ROOM
+        return (
+            ""
+            if same
+            else (
+                f"frame {info.seq} came before with another place or other pixels: a number is never reused."
+            )
+        )
 
     def write_volume(
         self,
@@ -252,6 +279,13 @@ class RunWriter:
             self.settle(key, Status.LOST, reason)
         self.write_ledger(self.data.ledger, None)
         self.files.finish(durable=self._durable)
+
+
+def _taken(info: FrameInfo, there: int) -> str:
+    return (
+        f"the place of frame {info.seq} (sweep {info.sweep}, channel {info.channel}, position "
+        f"{info.position}, index {info.index}) has frame {there}: each place takes one frame."
+    )
 
 
 def _used(place: Place, result: Reconstruction) -> NDArray[np.uint8]:

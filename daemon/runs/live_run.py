@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES = 32 << 20
 """Frames of a run that may be unacknowledged: what a crash of the daemon makes its sender send again."""
 LEDGER_EVERY_S = 1.0
+_MOST_ALARMS = 16
 
 
 class LiveRun:
@@ -99,6 +100,7 @@ class LiveRun:
         self._ingest = ingest
         self._board = board
         self._held: deque[Receipt] = deque()
+        self._alarms = 0
         self._wanted: Literal["go", "pause", "stop"] = "go"
         self._before = recorder.ledger
         self._reports = SenderReports.of(recorder.senders)
@@ -135,6 +137,21 @@ class LiveRun:
         self._health.frame(frame)
         self._exposure.look(frame)
         self._sweeps.add(frame)
+
+    def repeated(self, frame: Frame, receipt: Receipt) -> bool:
+        """Compare a frame with the one of its number in the file; False where that is closed."""
+        return self.recorder.compare_frame(frame, receipt)
+
+    def alarm(self, text: str) -> None:
+        """Tell of a peer that says what it must not; of very many, the first."""
+        self._alarms += 1
+        if self._alarms <= _MOST_ALARMS:
+            self.warn("peer", text)
+
+    @property
+    def owners(self) -> list[str]:
+        """Who may resume the run; empty: whoever asks."""
+        return self.recorder.owners
 
     def progress(self, message: RunProgress) -> None:
         """Note how far a sender is."""
@@ -290,6 +307,10 @@ class LiveRun:
         while self._held:  # nobody waits for the engine any more
             self._held.popleft().release()
         self._write_ledger()
+        strangers = self._ingest.run_stats(self.header.run_id).strangers
+        if strangers:
+            text = f"{count_noun(strangers, 'message')} refused of connections that had not started this run"
+            self.recorder.put_event("peer", text)
         self.recorder.put_event("end", self.reason)
         self.recorder.stop()
         if self._link is not None:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.engine import provenance
-from microdiffusion.daemon.ingest import NotYet, RunState
+from microdiffusion.daemon.ingest import NotYet, RunState, admits
 from microdiffusion.daemon.recorder import Compressor, Recorder
 from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.daemon.runs.live_run import LiveRun
@@ -115,8 +115,8 @@ class OpenRuns:
         counts += [run.recorder.counts for run in self.unclosed]
         return self._forgotten_written + sum(each[Status.WRITTEN] for each in counts)
 
-    def on_start(self, header: RunHeader) -> LiveRun:
-        """Return the run of a sender that says `start`: a new one, or one whose file is there.
+    def on_start(self, header: RunHeader, owner: str = "") -> LiveRun:
+        """Return the run of a sender (`owner_of`) that says `start`: a new one, or one whose file is there.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class OpenRuns:
         with self._lock:
             run = self._runs.get(run_id)
             if run is not None and run.state is RunState.OPEN:
-                _require_same(run.header, header, run.recorder.paths[0])
+                _require_same(run.recorder, header, owner)
                 return run
             if run is not None:
                 self._asked_for.add(run_id)
@@ -142,7 +142,7 @@ class OpenRuns:
                 self._asked_for.add(next(iter(self._closing)))
                 raise NotYet
         try:
-            run = self._make(header)
+            run = self._make(header, owner)
         except MddError:
             raise
         except Exception as error:  # a folder that is gone, too little memory: no other run's trouble
@@ -152,15 +152,15 @@ class OpenRuns:
             raise UserError("The daemon is closing: start it again for a further run.")
         return run
 
-    def resume(self, path: Path) -> LiveRun:
-        """Open a run file again; on the main thread, before any sender is there.
+    def resume(self, path: Path, owner: str = "") -> LiveRun:
+        """Open a run file again, also for `owner`; on the main thread, before any sender is there.
 
         Raises
         ------
         MissingFileError, InputFileError, DiskError
             There is no such run file, it is damaged, or another daemon writes it.
         """
-        run = self._resumed(path)
+        run = self._resumed(path, owner)
         self._add(run)
         return run
 
@@ -221,11 +221,11 @@ class OpenRuns:
         self._board.put(runs=())
         self._threads.shutdown()
 
-    def _make(self, header: RunHeader) -> LiveRun:
+    def _make(self, header: RunHeader, owner: str) -> LiveRun:
         """Begin a run, or resume it where its file is there; on a thread of its own."""
         path = self._folder.find(header.run_id)
         if path is not None:
-            return self._resumed(path, header)
+            return self._resumed(path, owner, header)
         recorder = Recorder.create(
             self._folder.new_path(header.name),
             header,
@@ -236,16 +236,19 @@ class OpenRuns:
             on_written=partial(_written, self._board),
             live=self._config.engine.update == "projection",
             uncertainty=self._config.engine.uncertainty,
+            owner=owner,
         )
         recorder.start()
         return self._live(recorder, None)
 
-    def _resumed(self, path: Path, wanted: RunHeader | None = None) -> LiveRun:
+    def _resumed(self, path: Path, owner: str, wanted: RunHeader | None = None) -> LiveRun:
         """Open a run file again; one that is not the `wanted` run is left as it is."""
         recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
         try:
             if wanted is not None:
-                _require_same(recorder.header, wanted, path)
+                _require_same(recorder, wanted, owner)
+            elif not admits(recorder.owners, owner):
+                recorder.admit(owner)
             found = RecoveredRun.in_file_of(recorder, self._config.engine.policy)
             recorder.start()
         except BaseException:
@@ -307,8 +310,13 @@ class OpenRuns:
                 self.compressor.start(run.recorder.paths[0], run.recorder.ledger)
 
 
-def _require_same(header: RunHeader, wanted: RunHeader, path: Path) -> None:
-    """Raise ConfigError where a sender's run is another than the file's."""
+def _require_same(recorder: Recorder, wanted: RunHeader, owner: str) -> None:
+    """Raise ConfigError where a sender's run is another than the file's, or another sender's."""
+    header, path = recorder.header, recorder.paths[0]
+    if not admits(recorder.owners, owner):
+        raise ConfigError(
+            f"The run in {path} belongs to another sender, and only that one can resume it: begin a new run."
+        )
     if wanted != header.model_copy(update={"sweeps": wanted.sweeps, "source": wanted.source}):
         raise ConfigError(
             f"The run in {path} has another geometry or beam than its sender says: begin a new run."

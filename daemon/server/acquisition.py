@@ -10,6 +10,7 @@ Everything runs on the main thread, but for what a `SourceThread` does.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -131,6 +132,11 @@ class Acquisition:
     board : StatusBoard
     feed : Feed, optional
         Sends the frames instead of the configured driver.
+
+    Attributes
+    ----------
+    secret : str
+        What proves that its driver may send to a run that is resumed.
     """
 
     def __init__(self, config: Config, runs: OpenRuns, board: StatusBoard, feed: Feed | None) -> None:
@@ -138,6 +144,7 @@ class Acquisition:
         self._runs = runs
         self._board = board
         self._feed = feed
+        self.secret = secrets.token_hex(16)
         self._address = ""
         self._source: Source | None = None
         self._resumed: LiveRun | None = None
@@ -222,7 +229,7 @@ class Acquisition:
         self._source, self._delivering = None, False
         if run not in self._runs.unclosed or self._config.acquisition.driver == "none":
             return
-        where = _resume_from(run)
+        where = _resume_from(run, self.secret)
         if run.header.sweeps is not None and where.sweep >= run.header.sweeps:
             self._board.note("all sweeps of the run were taken; what was not reconstructed is caught up")
             self._runs.abort(run, "all its sweeps had been taken.")
@@ -279,7 +286,7 @@ def _deliver(
         time.sleep(_LOOK_S)
 
 
-def _resume_from(run: LiveRun) -> ResumeFrom:
+def _resume_from(run: LiveRun, secret: str) -> ResumeFrom:
     """Return where the acquisition of a run goes on: after everything that its file and senders know."""
     used = run.received.highest
     return ResumeFrom(
@@ -287,4 +294,5 @@ def _resume_from(run: LiveRun) -> ResumeFrom:
         sweep=run.recorder.next_sweep,
         seq=(used // SEQ_ROOM + 1) * SEQ_ROOM if used >= 0 else 0,
         time_s=run.recorder.last_time_s,
+        secret=secret,
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import LiveDashboard
 from microdiffusion.daemon.engine import EngineInfo, EngineProcess
-from microdiffusion.daemon.ingest import Ingest
+from microdiffusion.daemon.ingest import Ingest, owner_of
 from microdiffusion.daemon.monitoring import Monitor
 from microdiffusion.daemon.runs import OpenRuns, RunFolder
 from microdiffusion.daemon.server.acquisition import Acquisition
@@ -134,7 +134,11 @@ class Daemon:
             stack.callback(control.close)
             self.engine.start()
             stack.callback(self.engine.stop)
-            resumed = None if self._resume is None else self.runs.resume(self._resume)
+            resumed = (
+                None
+                if self._resume is None
+                else self.runs.resume(self._resume, owner_of(self.acquisition.secret))
+            )
             self._ingest.start(self.runs.on_start)
             self._monitor.start(
                 echo=not dashboard,

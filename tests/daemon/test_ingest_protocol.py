@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.ingest_support import RememberingSink, end, frame_parts
-from support.wire_support import RUN, make_header
+from support.wire_support import RUN, make_frame, make_header
 
 from microdiffusion import wire
 from microdiffusion.daemon.ingest import intake as intake_module
-from microdiffusion.daemon.ingest.intake import MAX_SENDERS
+from microdiffusion.daemon.ingest.intake import MAX_SENDERS, Origin
 from microdiffusion.daemon.ingest.protocol import REMEMBERED_RUNS, Answer, IngestProtocol
 from microdiffusion.daemon.ingest.sink import RunState
 from microdiffusion.errors import GeometryError
+from microdiffusion.frames import Frame
 from microdiffusion.header import RunHeader
 
 FRAME_BYTES = 16 * 24 * 2
@@ -30,8 +32,8 @@ class Talk:
         self.asked: list[RunHeader] = []
         self.now_s = 0.0
         self.protocol = IngestProtocol(
-            answer=lambda peer, answer: self.answers.append((peer, answer)),
-            ask=self.asked.append,
+            answer=lambda origin, answer: self.answers.append((origin.peer, answer)),
+            ask=lambda header, owner: self.asked.append(header),
             wake=lambda: None,
             **{"runs": 8, "silent_s": 60.0, "max_frame_bytes": 1 << 20, **options},
         )
@@ -40,7 +42,7 @@ class Talk:
         """Say something and return what is answered to this peer, acknowledgements included."""
         before = len(self.answers)
         parts = message if isinstance(message, list) else wire.encode(message)
-        self.protocol.received(peer, parts, self.now_s)
+        self.protocol.received(Origin(peer), parts, self.now_s)
         self.protocol.acknowledge()
         return [answer for to, answer in self.answers[before:] if to == peer]
 
@@ -148,9 +150,13 @@ def test_who_said_start_last_is_the_sender() -> None:
     assert talk.answers[before:] == [(B, wire.Ack(run=RUN, received=(0, 1)))]
 
 
-def test_a_line_that_comes_back_under_another_name_needs_no_start() -> None:
+def test_a_line_that_comes_back_under_another_name_is_asked_to_start() -> None:
     talk = Talk()
     talk.open(A)
+    for message in (frame_parts(0), wire.RunProgress(run=RUN, announced=1, dropped=0), end(1)):
+        (answer,) = talk.say(message, B)
+        assert answer.reason == "unknown-run"
+    talk.start(B)
     assert talk.say(frame_parts(0), B) == [wire.Ack(run=RUN, received=(0,))]
     assert talk.say(end(1), B) == [wire.Ack(run=RUN, ended=True)]
 
@@ -231,9 +237,10 @@ def test_repeating_a_frame_for_ever_costs_nothing() -> None:
     sink.holds = True
     talk.say(frame_parts(0))
     intake = talk.protocol.runs[RUN]
+    last = make_frame(1)
     for seq in range(50_000):
-        intake.repeat(seq)
-        intake.repeat(1)
+        intake.repeat(Frame(replace(last.info, seq=seq), last.pixels))
+        intake.repeat(last)
     assert len(intake._receipts) <= 2 * intake_module.MAX_PENDING + 1
 
 

@@ -38,7 +38,9 @@ class FakeRun:
     def __init__(self, name: str) -> None:
         self.header = header_of(name[:1])
         counts = dict.fromkeys(Status, 0) | {Status.WRITTEN: 2}
-        self.recorder = SimpleNamespace(paths=[Path(f"{name}.h5")], counts=counts, ledger=Ledger())
+        self.recorder = SimpleNamespace(
+            header=self.header, owners=(), paths=[Path(f"{name}.h5")], counts=counts, ledger=Ledger()
+        )
         self.state = RunState.OPEN
         self.may_close = threading.Event()
         self.may_close.set()
@@ -82,7 +84,7 @@ class Stage:
         self.made: dict[str, FakeRun] = {}
         self.runs._make = self._make  # type: ignore[method-assign, assignment]
 
-    def _make(self, header: Any) -> FakeRun:
+    def _make(self, header: Any, owner: str) -> FakeRun:
         return self.made.setdefault(header.run_id, FakeRun(header.run_id[0]))
 
     def start(self, name: str) -> FakeRun:
@@ -233,7 +235,7 @@ def test_whatever_a_run_is_called_its_file_lies_in_the_folder(tmp_path: Path, na
 def test_a_run_that_cannot_be_made_is_declined_and_nothing_else(stage: Stage, error: Exception) -> None:
     other = stage.start("b")
 
-    def make(header: Any) -> FakeRun:
+    def make(header: Any, owner: str) -> FakeRun:
         raise error
 
     stage.runs._make = make  # type: ignore[method-assign, assignment]

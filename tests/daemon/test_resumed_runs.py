@@ -164,8 +164,8 @@ def test_a_run_that_is_opened_while_the_others_close_is_closed_too(
 ) -> None:
     make = place.runs._make
 
-    def slow(wanted: RunHeader) -> LiveRun:
-        run = make(wanted)
+    def slow(wanted: RunHeader, owner: str) -> LiveRun:
+        run = make(wanted, owner)
         place.close()
         return run
 

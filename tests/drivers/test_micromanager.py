@@ -272,7 +272,7 @@ def test_an_error_in_the_hook_neither_hangs_the_run_nor_goes_unsaid(daemon: Daem
 def test_a_daemon_that_turns_the_run_away_ends_it(
     start: Callable[[Config], DriverProcess], daemon: Daemon
 ) -> None:
-    def refuse(_: RunHeader) -> None:
+    def refuse(*_: object) -> None:
         raise UserError("this disk is for others")
 
     daemon.ingest._on_start = refuse

@@ -30,7 +30,7 @@ class Daemon:
         self.ingest.start(self._start)
         self.address = self.ingest.address
 
-    def _start(self, header: RunHeader) -> PlainSink:
+    def _start(self, header: RunHeader, owner: str = "") -> PlainSink:
         self.headers.append(header)
         sink = self.sinks.setdefault(header.run_id, PlainSink(header, self.frames.append))
         sink.state = RunState.OPEN  # also one that had ended: it is resumed

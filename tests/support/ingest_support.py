@@ -84,7 +84,7 @@ class Listener:
         self.sink_options: dict[str, Any] = {}
         self.on_start: Callable[[RunHeader], RememberingSink] = self.new_sink
         self.ingest = Ingest(address, **options)
-        self.ingest.start(lambda header: self.on_start(header))
+        self.ingest.start(lambda header, _: self.on_start(header))
         self.address = self.ingest.address
 
     def new_sink(self, header: RunHeader) -> RememberingSink:

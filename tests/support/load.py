@@ -132,7 +132,7 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
     sinks: list[LoadSink] = []
     recorders: list[Recorder] = []
 
-    def on_start(header: RunHeader) -> LoadSink:
+    def on_start(header: RunHeader, owner: str) -> LoadSink:
         if folder is not None:
             recorders.append(_recorder(Path(folder), header))
         sinks.append(LoadSink(header, recorders[-1] if recorders else None))

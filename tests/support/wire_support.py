@@ -86,7 +86,7 @@ class Receiver:
         for receipt in waiting:
             receipt.recorded()
 
-    def _on_start(self, header: RunHeader) -> _Sink:
+    def _on_start(self, header: RunHeader, owner: str = "") -> _Sink:
         if self.declines is not None:
             raise self.declines
         self.headers.append(header)

@@ -133,7 +133,7 @@ def test_a_daemon_that_turns_the_run_away_is_quoted(
     writer.put(image_of(0, 0))
     writer.finish()
 
-    def refuse(_: object) -> object:
+    def refuse(*_: object) -> object:
         raise UserError("this disk is for others")
 
     monkeypatch.setattr(daemon.ingest, "_on_start", refuse)
