@@ -71,7 +71,7 @@ def simulate(truth: np.ndarray, path: Path, *, hold_out: bool) -> None:
 
 def true_scores(session: Session, weights: Path, truth: np.ndarray) -> dict[str, float]:
     """Return the scores of the network's answer, mean over the sweeps."""
-    config = EngineConfig(weights=weights, fall_back=False, memory="sweep")
+    config = EngineConfig(weights=weights, fallback=False, memory="sweep")
     reconstructor = Reconstructor(session.header, config, open_engine(config))
     rows = [
         scores_of(

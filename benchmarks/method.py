@@ -40,7 +40,7 @@ from microdiffusion.metrics import bootstrap_interval
 
 CLASSIC = ",".join(CLASSICAL)
 NETWORK = "inr,mdd:1,mdd:4"
-ALONE = ",".join(f"mdd:{number}:fall_back=false" for number in (1, 2, 4, 8))
+ALONE = ",".join(f"mdd:{number}:fallback=false" for number in (1, 2, 4, 8))
 HARD = "linear,tikhonov,inr,mdd:1"
 # Piece -> condition -> (methods, protocol, steps).
 PIECES: dict[str, dict[str, tuple[str, Protocol, tuple[float, ...]]]] = {
@@ -281,8 +281,8 @@ def differences(tables: dict[float, dict[str, dict[str, dict[str, float]]]]) -> 
         *(
             (
                 f"{number} evaluations over 1, the network alone",
-                (6.0, f"mdd:{number}:fall_back=false"),
-                (6.0, "mdd:1:fall_back=false"),
+                (6.0, f"mdd:{number}:fallback=false"),
+                (6.0, "mdd:1:fallback=false"),
                 SHARPNESS,
                 False,
             )

@@ -45,7 +45,7 @@ def main() -> None:
         for step in (6.0, 8.0):
             case = make_case(truth, Protocol(step=step))
             mdd, inr = (
-                method.answer(case, engine).volume for method in parse_methods("mdd:1:fall_back=false,inr")
+                method.answer(case, engine).volume for method in parse_methods("mdd:1:fallback=false,inr")
             )
             sweep = case.sweep
             held = case.header.operator_at(sweep.held_out_stage)

@@ -133,9 +133,9 @@ def stepping_back(bench: Bench, everything: dict[str, np.ndarray]) -> list[dict[
                 psnr = {"tikhonov": scores(bench.run(header, [sweep], method="tikhonov"), truth, seen)[0]}
                 for judged, shown in ((True, sweep), (False, blind)):
                     psnr["inr"] = scores(
-                        bench.run(header, [shown], method="inr", fall_back=False), truth, seen
+                        bench.run(header, [shown], method="inr", fallback=False), truth, seen
                     )[0]
-                    psnr["mdd"] = scores(bench.run(header, [shown], fall_back=False), truth, seen)[0]
+                    psnr["mdd"] = scores(bench.run(header, [shown], fallback=False), truth, seen)[0]
                     result = bench.run(header, [shown])
                     psnr["served"] = scores(result, truth, seen)[0]
                     row = {

@@ -68,7 +68,7 @@ def scored(networks: dict[str, Path], volumes: Path) -> list[dict[str, Any]]:
     for volume in HELD_OUT:
         case = make_case(read_truth(volumes / f"{volume}.h5"), Protocol(), seed=0)
         for name, options, steps in points:
-            config = EngineConfig(device="cpu", fall_back=False, **options)
+            config = EngineConfig(device="cpu", fallback=False, **options)
             answer = Reconstructor(case.header, config).reconstruct(case.sweep)
             row = {"volume": volume, "network": name, "evaluations": steps}
             rows.append(row | dataclasses.asdict(case.scores(answer.volume)))

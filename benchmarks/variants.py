@@ -29,11 +29,11 @@ from microdiffusion.metrics import seen_slices
 from microdiffusion.optics import sweep_positions
 
 LENGTH = STEP = 6.0
-PLAIN = {"fall_back": False, "interpolation": 0.0}
+PLAIN = {"fallback": False, "interpolation": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "tikhonov": {"method": "tikhonov"},
-    "inr": {"method": "inr", "fall_back": False},
+    "inr": {"method": "inr", "fallback": False},
     "1 evaluation": {**PLAIN, "steps": 1},
     "4 evaluations": {**PLAIN, "steps": 4},
     "1, without consistency": {**PLAIN, "consistency": False},

@@ -209,7 +209,7 @@ class EngineConfig(Table):
         0.1, "fraction of noise in the INR-noise interpolation that the sampler starts from", ge=0, le=1
     )
     consistency: bool = key(True, "pull the result towards the measured projections")
-    fall_back: bool = key(True, "fall back, fully or partly, where the network does not fit the specimen")
+    fallback: bool = key(True, "fall back, fully or partly, where the network does not fit the specimen")
     memory: Literal["session", "sweep"] = key(
         "session",
         "session: earlier sweeps count as well, wherever the specimen has not changed since; sweep: every "

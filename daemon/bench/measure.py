@@ -131,7 +131,7 @@ class Bench:
         """Return which batches the sampler evaluates for one volume, the test of the network left out."""
         listener = Listener(self.runtime)
         reconstructor = self.reconstructor(
-            scene, self.settings.evaluations[0], listener, fall_back=False, memory="sweep"
+            scene, self.settings.evaluations[0], listener, fallback=False, memory="sweep"
         )
         reconstructor.reconstruct(scene.sweep(0, made=QUIET[0]))
         return listener.heard

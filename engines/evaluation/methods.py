@@ -1,7 +1,7 @@
 """The methods that can be compared, by name, and one call for all of them.
 
 A name is ``method[:EVALUATIONS][:key=value...]``, e.g. ``mdd``, ``mdd:4``, ``mdd:4:guidance=0``,
-``mdd:consistency=false:fall_back=false``, ``inr:inr.bandwidth_z=0.05``, ``tv:weight=0.1``. The methods that
+``mdd:consistency=false:fallback=false``, ``inr:inr.bandwidth_z=0.05``, ``tv:weight=0.1``. The methods that
 the daemon can serve go through its own `Reconstructor`, and their keys are those of the table `[engine]`;
 baselines take the arguments of their functions in `baselines.py`.
 
@@ -43,7 +43,7 @@ _ENGINE: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "tikhonov": {"method": "tikhonov"},
     # Alone, even where the held-out projection speaks for another answer.
-    "inr": {"method": "inr", "fall_back": False},
+    "inr": {"method": "inr", "fallback": False},
     "mdd": {"method": "mdd"},
     "microdiffusion": {"method": "microdiffusion"},
     # The reference's diffusion alone: from noise, without the INR in every step.

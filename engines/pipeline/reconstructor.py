@@ -369,7 +369,7 @@ class Reconstructor:
     def _coarse_test(self, task: _Task) -> Tensor | None:
         """Return the network's error one octave coarser, where a test is due; see `coarse_test.py`."""
         coarse_test, findings, config = task.geometry.coarse_test, task.session.findings, self.config
-        if self._runtime is None or coarse_test is None or not config.fall_back or config.method != "mdd":
+        if self._runtime is None or coarse_test is None or not config.fallback or config.method != "mdd":
             return None
         if task.lane == "rolling" or task.effort > 0:
             return None
@@ -434,7 +434,7 @@ class Reconstructor:
         findings = task.session.findings
         if scores.coarse_error is not None:
             findings.coarse_error = scores.coarse_error
-        if not self.config.fall_back or len(answers) == 1:
+        if not self.config.fallback or len(answers) == 1:
             return own, float(own == "mdd")
         selection = select(own, findings, scores)
         if selection.served == "blend":

@@ -109,7 +109,7 @@ class _Adaptation:
     def __init__(self, session: Session, model: Denoiser, config: EngineConfig, plan: AdaptPlan) -> None:
         self._session, self._plan = session, plan
         # Judged and reconstructed as the network alone would be, however it compares with other answers.
-        self._config = config.model_copy(update={"method": "mdd", "fall_back": False})
+        self._config = config.model_copy(update={"method": "mdd", "fallback": False})
         self._rng = np.random.default_rng(plan.seed)
         self._device, _ = pick_device(config.device)
         dtype = training_dtype(self._device, "auto")

@@ -266,7 +266,7 @@ def test_method_names_carry_options() -> None:
     config = free.config({"device": "cpu"})
     assert (config.steps, config.guidance, config.consistency, config.device) == (2, 0, False, "cpu")
     assert inr.config({}).inr.bandwidth_z == 0.05
-    assert inr.config({}).fall_back is False
+    assert inr.config({}).fallback is False
     assert tv.options == {"weight": 0.1, "iterations": 9}
     assert plain.name == "mdd"
     assert not plain.classical

@@ -61,7 +61,7 @@ def uniform_sweep(value: float, shape: tuple[int, int, int] = SHAPE) -> Sweep:
 def test_an_answer_is_a_volume_with_its_figures(weights: Path, method: str) -> None:
     sweep = sweep_of(specimen())
     before = sweep.projections.copy()
-    reconstructor = Reconstructor(header(), configure(weights, method=method, fall_back=False))
+    reconstructor = Reconstructor(header(), configure(weights, method=method, fallback=False))
     result = reconstructor.reconstruct(sweep)
     assert result.volume.shape == SHAPE
     assert result.volume.dtype == np.float32
@@ -102,7 +102,7 @@ def test_a_uniform_specimen_keeps_its_value_to_the_bit_of_rounding(
 @pytest.mark.parametrize("photons", [40.0, 400.0])
 def test_a_noisy_uniform_specimen_keeps_its_mean(weights: Path, method: str, photons: float) -> None:
     sweep = sweep_of(np.full(SHAPE, photons, np.float32))
-    config = configure(weights, method=method, fall_back=False, inr=InrConfig(cold_steps=300))
+    config = configure(weights, method=method, fallback=False, inr=InrConfig(cold_steps=300))
     result = Reconstructor(header(), config).reconstruct(sweep)
     assert result.volume.mean() - CAMERA.offset == pytest.approx(photons, rel=0.1)
 
@@ -117,7 +117,7 @@ def test_an_empty_specimen_stays_at_the_cameras_offset(weights: Path, method: st
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_darker_than_the_offset(weights: Path, method: str) -> None:
-    result = Reconstructor(header(), configure(weights, method=method, fall_back=False)).reconstruct(
+    result = Reconstructor(header(), configure(weights, method=method, fallback=False)).reconstruct(
         sweep_of(specimen())
     )
     assert result.volume.min() >= CAMERA.offset - 1e-2
@@ -127,7 +127,7 @@ def test_nothing_is_darker_than_the_offset(weights: Path, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_wrong_offset_clips_nothing_that_was_measured(weights: Path, method: str) -> None:
     wrong = header(camera=CameraNoise(offset=400.0, gain=1.0, read_noise=2.0))
-    result = Reconstructor(wrong, configure(weights, method=method, fall_back=False)).reconstruct(
+    result = Reconstructor(wrong, configure(weights, method=method, fallback=False)).reconstruct(
         uniform_sweep(150.0)
     )
     np.testing.assert_allclose(result.volume, 150.0, atol=15)
@@ -139,7 +139,7 @@ def test_the_answer_scales_with_the_camera(weights: Path, method: str) -> None:
     sweep, louder = sweep_of(specimen()), sweep_of(specimen())
     louder.projections = 2 * (sweep.projections - CAMERA.offset) + CAMERA.offset
     louder.held_out = 2 * (sweep.held_out - CAMERA.offset) + CAMERA.offset
-    config = configure(weights, method=method, fall_back=False)
+    config = configure(weights, method=method, fallback=False)
     camera = CameraNoise(offset=CAMERA.offset, gain=2.0, read_noise=2 * CAMERA.read_noise)
     one = Reconstructor(header(), config).reconstruct(sweep).volume - CAMERA.offset
     two = Reconstructor(header(camera=camera), config).reconstruct(louder).volume - CAMERA.offset
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_bits(weights: Path, method: str) -> None:
 
 def test_another_seed_gives_another_sample(weights: Path) -> None:
     volumes = [
-        Reconstructor(header(), configure(weights, seed=seed, fall_back=False, interpolation=1.0))
+        Reconstructor(header(), configure(weights, seed=seed, fallback=False, interpolation=1.0))
         .reconstruct(sweep_of(specimen()))
         .volume
         for seed in (0, 1)
@@ -253,7 +253,7 @@ def test_tiles_agree_with_the_untiled_volume(weights: Path) -> None:
     shape = (12, 95, 79)
     sweep = sweep_of(specimen(shape=shape))
     # Torch rounds alike at every size; OpenVINO in half precision does not.
-    alike = configure(weights, runtime="torch", fall_back=False, interpolation=0.0)
+    alike = configure(weights, runtime="torch", fallback=False, interpolation=0.0)
     volumes = {
         tile: Reconstructor(header(shape), alike.model_copy(update={"tile": tile})).reconstruct(sweep).volume
         for tile in (32, 256)
@@ -265,7 +265,7 @@ def test_tiles_agree_with_the_untiled_volume(weights: Path) -> None:
 def test_guidance_runs_and_changes_the_answer(weights: Path) -> None:
     results = [
         Reconstructor(
-            header(), configure(weights, guidance=guidance, fall_back=False, interpolation=0.0)
+            header(), configure(weights, guidance=guidance, fallback=False, interpolation=0.0)
         ).reconstruct(sweep_of(specimen()))
         for guidance in (0.0, 1.8)
     ]
@@ -281,7 +281,7 @@ def test_guidance_runs_and_changes_the_answer(weights: Path) -> None:
 def test_the_network_is_asked_as_often_as_configured(
     weights: Path, steps: int, guidance: float, passes: int
 ) -> None:
-    config = configure(weights, steps=steps, guidance=guidance, fall_back=False)
+    config = configure(weights, steps=steps, guidance=guidance, fallback=False)
     engine = open_engine(config)
     counter = _Counter(engine)
     Reconstructor(header(), config, replace(engine, runtime=counter)).reconstruct(sweep_of(specimen()))
@@ -290,7 +290,7 @@ def test_the_network_is_asked_as_often_as_configured(
 
 @pytest.mark.parametrize("consistency", [True, False])
 def test_consistency_brings_the_answer_closer_to_the_projections(weights: Path, consistency: bool) -> None:
-    config = configure(weights, consistency=consistency, fall_back=False)
+    config = configure(weights, consistency=consistency, fallback=False)
     engine = replace(open_engine(config), runtime=_Stub(lambda prior: prior * 0 + 0.3))
     result = Reconstructor(header(), config, engine).reconstruct(sweep_of(specimen()))
     assert (result.residual < 4) == consistency, result.residual
@@ -324,7 +324,7 @@ def test_a_specimen_of_quite_another_brightness_starts_anew(weights: Path) -> No
 def test_the_inr_explains_what_it_was_fitted_to(weights: Path) -> None:
     limits = InrConfig(cold_steps=400)
     result = Reconstructor(
-        header(), configure(weights, method="inr", fall_back=False, inr=limits)
+        header(), configure(weights, method="inr", fallback=False, inr=limits)
     ).reconstruct(sweep_of(specimen()))
     assert 0.3 < result.residual < 1.5
 
@@ -399,8 +399,8 @@ def test_a_bad_network_and_no_time_for_the_inr_leave_nothing_worse_than_the_line
     assert np.square(result.volume - truth).mean() < 1.05 * np.square(closed.volume - truth).mean()
 
 
-def test_without_fall_back_the_network_is_served_whatever_the_judge_says(weights: Path) -> None:
-    (result,) = serve_with(noise, weights, sweep_of(specimen()), fall_back=False)
+def test_without_fallback_the_network_is_served_whatever_the_judge_says(weights: Path) -> None:
+    (result,) = serve_with(noise, weights, sweep_of(specimen()), fallback=False)
     assert result.served == "mdd"
     assert result.held_out_error == result.candidate_errors["mdd"] > result.candidate_errors["tikhonov"]
 
@@ -451,7 +451,7 @@ def test_the_linear_methods_need_no_weights() -> None:
 def test_the_shipped_weights_load_and_are_no_worse_than_their_own_start(weights: Path) -> None:
     if not shipped_weights().is_file():
         pytest.skip(f"the weights that ship with mdd are not there: {shipped_weights()}")
-    config = configure(weights, weights=None, fall_back=False, inr=InrConfig())
+    config = configure(weights, weights=None, fallback=False, inr=InrConfig())
     sweep = sweep_of(specimen())
     result = Reconstructor(header(), config).reconstruct(sweep)
     assert result.served == "mdd"

@@ -113,7 +113,7 @@ def volume_of(runtime: Any) -> np.ndarray:
     """Return the second volume of a session, of the network's answer alone."""
     config = EngineConfig(
         device="cpu",
-        fall_back=False,
+        fallback=False,
         memory="sweep",
         inr=InrConfig(bandwidth_z=0.12, bandwidth_xy=0.2, cold_steps=10, warm_steps=5),
     )

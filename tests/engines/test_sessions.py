@@ -228,7 +228,7 @@ def test_a_rolling_volume_goes_by_what_the_sweeps_found_about_the_network(
 def test_less_effort_asks_the_network_less(
     effort: int, evaluations: int, weights: Path, sweeps: list[Sweep]
 ) -> None:
-    config = configure(weights, steps=3, memory="sweep", fall_back=False)
+    config = configure(weights, steps=3, memory="sweep", fallback=False)
     engine = open_engine(config)
     asked: list[int] = []
     runtime = engine.runtime
@@ -261,7 +261,7 @@ def test_a_method_without_a_network_knows_one_effort(sweeps: list[Sweep]) -> Non
 def test_settings_change_between_two_sweeps_and_sessions_stay_warm(
     weights: Path, sweeps: list[Sweep]
 ) -> None:
-    config = configure(weights, memory="sweep", fall_back=False)
+    config = configure(weights, memory="sweep", fallback=False)
     engine = open_engine(config)
     run = Reconstructor(header(), config, engine)
     run.reconstruct(sweeps[0])

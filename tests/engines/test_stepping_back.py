@@ -109,7 +109,7 @@ def test_what_is_served_is_never_much_worse_than_inr_and_tikhonov(
     declared = noise if known else None
     served = answer(engine, declared, sweep)
     scores = {
-        method: psnr(answer(engine, declared, sweep, method=method, fall_back=False), truth, sweep)
+        method: psnr(answer(engine, declared, sweep, method=method, fallback=False), truth, sweep)
         for method in ("inr", "tikhonov")
     }
     own = psnr(served, truth, sweep)
@@ -235,7 +235,7 @@ def test_a_bandwidth_across_keeps_finer_detail_out(engine: Engine) -> None:
     assert low_pass(fine, 0.1)[:, 6:-6].std() < 0.05 * fine.std()  # the border repeats its outermost pixel
     assert low_pass(fine, 0.5).std() > 0.5 * fine.std()
     sweep = sweep_of(fine.numpy(), 6.0, 0.01)
-    blurred = answer(engine, 0.01, sweep, method="inr", inr=InrConfig(bandwidth_xy=0.1), fall_back=False)
+    blurred = answer(engine, 0.01, sweep, method="inr", inr=InrConfig(bandwidth_xy=0.1), fallback=False)
     assert blurred.volume[:, 6:-6].std() < 0.2 * float(fine.std())
 
 

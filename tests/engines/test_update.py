@@ -471,7 +471,7 @@ def test_a_runtime_that_cannot_be_captured_is_not_recorded(weights: Path) -> Non
 
 
 def test_other_settings_are_never_replayed_from_the_graphs_of_the_last(weights: Path) -> None:
-    config, tape = configure(weights, memory="sweep", fall_back=False), _Tape()
+    config, tape = configure(weights, memory="sweep", fallback=False), _Tape()
     reconstructor, _ = reconstruct(config, Graphs(tape), capturable(config))
     recorded, sweep = tape.recorded, sweep_of(specimen(), 9)
     before = reconstructor.reconstruct(sweep).volume

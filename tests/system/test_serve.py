@@ -347,7 +347,7 @@ def test_reconstruct_makes_a_run_file(
     from microdiffusion.daemon.cli import dispatch as cli
 
     source, output = write_sample(tmp_path / "projections.h5", sweeps=3), tmp_path / "run.h5"
-    more = engine(weights, fall_back=False)
+    more = engine(weights, fallback=False)
     assert reconstruct(cli.main, source, "--output", output, "--method", method, *more) == 0
     assert capsys.readouterr().out.endswith(f"wrote {output}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["projections.h5", "run.h5"]
@@ -366,7 +366,7 @@ def test_the_same_seed_gives_the_same_file(weights: Path, tmp_path: Path) -> Non
     source = write_sample(tmp_path / "projections.h5", sweeps=2)
     volumes = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        more = engine(weights, fall_back=False, interpolation=1.0)
+        more = engine(weights, fallback=False, interpolation=1.0)
         output = tmp_path / f"{name}.h5"
         assert reconstruct(cli.main, source, "--output", output, "--seed", seed, *more) == 0
         with open_run(output) as run:
