@@ -32,7 +32,7 @@ from microdiffusion.frames import Frame, Reconstruction
 from microdiffusion.header import RunHeader
 from microdiffusion.sender import Sender
 
-ENGINE = ("prepare", "inr", "sampler", "consistency", "judge")
+ENGINE = ("prepare", "inr", "sampler", "consistency", "scores")
 _TIMEOUT_S = 60.0
 _BUFFER_BYTES = 1 << 28
 _FILE_VOLUMES = 16  # of a run file; the next one begins where there are more

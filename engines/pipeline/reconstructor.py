@@ -231,7 +231,7 @@ class Reconstructor:
         if lane != "rolling":
             task.session.field = task.field
         self._sessions.keep(sweep, lane, task.session)
-        clock.lap("judge")
+        clock.lap("scores")
         seconds = clock.seconds()
         if reference:  # the stages it consists of
             del seconds["reference"]

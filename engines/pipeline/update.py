@@ -103,7 +103,7 @@ class Update:
         if "held" in given:
             held = measure_held(volumes, given["held_operator"], given["held"], given["held_variance"])
             scores = torch.cat([scores, held])
-        lap("judge")
+        lap("scores")
         return {**answers, SCORES: scores}
 
     def _sampled(self, given: Tensors, lap: Callable[[str], None]) -> tuple[Tensor, Tensor]:
