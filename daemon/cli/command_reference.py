@@ -1,4 +1,4 @@
-"""The reference page of all commands, from their own parsers.
+"""The reference page of all commands: what their `--help` prints.
 
 `python -m microdiffusion.daemon.cli.command_reference` prints it; a test compares docs/commands.md with it.
 """
@@ -40,52 +40,19 @@ def reference() -> str:
     for title, group in GROUPS.items():
         parts.append(f"## {title}\n")
         for name in group:
-            parts += [f"### `mdd {name}`\n", *_command(f"mdd {name}", command_parser(name))]
+            parts += _helps(command_parser(name))
     return "\n".join(parts)
 
 
-def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
-    if parser.description:
-        yield _prose(parser.description)
-    rows = []
+def _helps(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the help of a command and of its subcommands, 100 columns wide."""
+    parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100)
+    parser.usage = argparse.SUPPRESS  # each version of Python breaks its lines elsewhere
+    yield f"### `{parser.prog}`\n\n```text\n{parser.format_help()}```\n"
     for action in parser._actions:  # noqa: SLF001 argparse has no public list of them
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            helps = {choice.dest: choice.help for choice in action._choices_actions}  # noqa: SLF001
-            for part, below in action.choices.items():
-                yield f"**`{name} {part}`**: {helps[part]}\n"
-                yield from _command(f"{name} {part}", below)
-        elif not isinstance(action, argparse._HelpAction):  # noqa: SLF001
-            rows.append(f"| `{_usage(action)}` | {_cell(action.help or '')} |")
-    if rows:
-        yield "| option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def _prose(text: str) -> str:
-    """Return a docstring as Markdown: lines that are commands or indented are code, the rest is text."""
-    lines: list[str] = []
-    inside = False
-    for line in text.strip().splitlines():
-        code = line.startswith((" ", "mdd "))
-        if code != inside:
-            lines.append("```text" if code else "```")
-        inside = code
-        lines.append(line)
-    return "\n".join([*lines, "```"] if inside else lines) + "\n"
-
-
-def _usage(action: argparse.Action) -> str:
-    name = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-    if isinstance(action.metavar, tuple):
-        name = " ".join(action.metavar)
-    if action.choices is not None:
-        name = "{" + ",".join(map(str, action.choices)) + "}"
-    if not action.option_strings:
-        return _cell(name)
-    return _cell(", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {name}"))
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("%%", "%")
+            for below in action.choices.values():
+                yield from _helps(below)
 
 
 if __name__ == "__main__":
