@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from microdiffusion.daemon.recorder.disk import free_bytes, size_text
 from microdiffusion.daemon.recorder.index import Key, PositionIndex, RunIndex
-from microdiffusion.daemon.recorder.segment import Segment, free_bytes, size_text
+from microdiffusion.daemon.recorder.segment import Segment
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import Frame
 from microdiffusion.runfile import (
@@ -144,6 +145,40 @@ class RunFiles:
             if segment not in self.segments[-_OPEN_FILES:]:
                 segment.park()
 
+    def check(self, sweep: int | None = None) -> None:
+        """Make sure that the run's files have their names: the first one and that of a sweep, or all.
+
+        Raises
+        ------
+        DiskError
+            One was renamed, removed, replaced or cut.
+        """
+        wanted = self.segments
+        if sweep is not None:
+            wanted = self.segments[:1]
+            if 0 <= sweep < self.index.stop and (part := self.index.part_of(sweep)[0]):
+                wanted = [*wanted, self.segments[part]]
+        for segment in wanted:
+            segment.check()
+
+    def rescue(self) -> list[str]:
+        """Give the content of files that have lost their names other ones; return a sentence for each."""
+        numbers = range(len(self.segments))
+        path = self.path.with_name(f"{self.path.stem}_rescued{self.path.suffix}")
+        tried = 1
+        while any(segment_path(path, number).exists() for number in numbers):
+            tried += 1
+            path = self.path.with_name(f"{self.path.stem}_rescued_{tried}{self.path.suffix}")
+        used = self.index.last_sweep + 1 - self.segments[-1].layout.plan.first_time_point
+        told = (
+            segment.rescue(
+                segment_path(path, number),
+                max(used, 1) if number == numbers[-1] else segment.layout.plan.time_points,
+            )
+            for number, segment in enumerate(self.segments)
+        )
+        return [text for text in told if text]
+
     def place(self, key: Key) -> Place | None:
         """Return a time point's place; None where the run has none for it."""
         sweep, _, _ = key
@@ -201,6 +236,7 @@ class RunFiles:
             segment.write("mdd/closed", (), Closed.CLOSED)
             if durable:
                 segment.force()
+            segment.check()
             if segment is not self.segments[-1]:
                 segment.close()
         last = self.segments[-1]
@@ -236,6 +272,7 @@ class RunFiles:
 
     def _make_room(self) -> None:
         """Lengthen the last file to its planned length, or else create a further one."""
+        self.check()  # nothing is begun in a folder that has taken its place
         last = self.segments[-1]
         plan = last.layout.plan
         if plan.planned > plan.time_points and last.lengthen(plan.planned, most_bytes=_TRIM_MOST_BYTES):

@@ -8,6 +8,8 @@ window bounds them. Callers must not change an array that they handed over.
 Invariants
 - Writes are done in the order in which they were handed over; a frame's receipt is completed on the
   recorder's thread when its bytes are in the operating system's hands and the file says that it is there.
+- A frame's receipt also means that its file still has its name: the run ends where a file was renamed,
+  removed or replaced from outside, and what was recorded in it is rescued (`RunFiles.rescue`).
 - A full disk fails nothing: `waiting_for` says why nothing moves, it is tried again each second, and what
   waits is not acknowledged. A disk that fails otherwise ends the thread.
 - When a run is closed, no time point that was begun, or passed over, is left without a status.
@@ -84,6 +86,7 @@ class Recorder:
         self._queue = WriteQueue(int(config.queue_mb * 1e6))
         self._left = 0  # frames that a disk still full at the end kept from being written
         self._failure: Exception | None = None
+        self._rescues = False
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     @classmethod
@@ -394,6 +397,8 @@ class Recorder:
         self._queue.stop()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+            while self._rescues and self._thread.is_alive():  # copies what is nowhere else
+                self._thread.join(1.0)
         else:
             self._files.close()
             self._lock.release()
@@ -427,6 +432,8 @@ class Recorder:
             failure = RunError(f"The recorder failed ({type(error).__name__}: {error}): please report this.")
             failure.__cause__ = error
         finally:
+            if failure is not None:
+                failure = self._rescued(failure)
             try:
                 self._files.close()
             except MddError as error:  # a disk that was full, or failed, still is at the last
@@ -435,6 +442,16 @@ class Recorder:
                 self._failure = failure
                 self._queue.clear()
             self._lock.release()
+
+    def _rescued(self, failure: Exception) -> Exception:
+        """Rescue what is in files that have lost their names; return the failure with what became of it."""
+        self._rescues = True
+        told = self._files.rescue()
+        if not told:
+            return failure
+        return DiskError(
+            " ".join([str(failure), *told, "Frames that are not recorded stay with their sender."])
+        )
 
     def _write_frame(self, frame: Frame, receipt: Receipt | None) -> None:
         if self._left:  # frames are written in order, or not at all
@@ -445,6 +462,7 @@ class Recorder:
         except NoRoomError:
             self._left = 1
             raise
+        self._files.check(frame.info.sweep)
         if receipt is not None:
             receipt.recorded(refusal)
 

@@ -1,9 +1,10 @@
 """One run file that is being written: reserved on the disk, then filled byte range by byte range.
 
-Owns the file descriptor; which values belong where is up to the writer. HDF5 has created and closed the file;
-from here on only bytes inside the datasets are written, with plain positioned writes. So a crash can tear
-nothing, readers in other processes see each write at once, and no lock of the HDF5 library is taken. Nothing
-is written through a memory map: on a full copy-on-write disk a store would be a signal instead of an error.
+Owns the file descriptor, and watches that the file keeps its name; which values belong where is up to the
+writer. HDF5 has created and closed the file; from here on only bytes inside the datasets are written, with
+plain positioned writes. So a crash can tear nothing, readers in other processes see each write at once, and
+no lock of the HDF5 library is taken. Nothing is written through a memory map: on a full copy-on-write disk a
+store would be a signal instead of an error.
 On POSIX the file is held under the shared lock that HDF5's readers take: others may read it, and HDF5 refuses
 to open it for writing, until this process ends. Used by one thread at a time, except for `read`.
 """
@@ -12,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
-import re
-import shutil
-import struct
 import sys
 import threading
 import time
@@ -25,6 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microdiffusion.daemon.recorder.disk import (
+    BLOCK_BYTES,
+    NO_ROOM,
+    free_bytes,
+    is_full,
+    no_room,
+    open_for_writing,
+    probe_size,
+    read_at,
+    reserve_blocks,
+    write_at,
+)
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 from microdiffusion.runfile import (
     LAYOUT_MINOR,
@@ -40,9 +51,7 @@ from microdiffusion.runfile import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-_COPY_BYTES = 16 << 20
 _COPY_MOST_S = 2.0  # closing must not take long: the file is left as it is then
-_NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 class Segment:
@@ -58,6 +67,7 @@ class Segment:
         self.path = path
         self.layout = layout
         self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
         self._parked = False
         self._swap = threading.Lock()  # held while the file is replaced, and while it is read
 
@@ -78,7 +88,7 @@ class Segment:
                     f"{path} has run file layout {version} and this mdd writes {LAYOUT_VERSION}: "
                     "resume it with the mdd that began it."
                 )
-            return cls(path, layout, _open(path))
+            return cls(path, layout, open_for_writing(path))
         except OSError as error:
             raise DiskError(
                 f"{path} cannot be opened for writing ({error.strerror or error}): check its rights."
@@ -100,7 +110,7 @@ class Segment:
             if isinstance(error, MddError):
                 raise
             if is_full(error):
-                raise _no_room(path, file_bytes(plan), free_bytes(path)) from error
+                raise no_room(path, file_bytes(plan), free_bytes(path)) from error
             raise DiskError(
                 f"{path} cannot be created ({getattr(error, 'strerror', None) or error}): "
                 "check the folder's rights and free space."
@@ -108,19 +118,19 @@ class Segment:
         # Windows cannot rename an open file: close it, rename, open it again.
         segment.close()
         os.replace(temporary, path)
-        return cls(path, segment.layout, _open(path))
+        return cls(path, segment.layout, open_for_writing(path))
 
     @classmethod
     def _reserve(cls, path: Path, plan: RunPlan) -> Segment:
         needed = file_bytes(plan)
         free = free_bytes(path)
         if needed > free:
-            raise _no_room(path, needed, free)
-        _probe_size(path, needed)
+            raise no_room(path, needed, free)
+        probe_size(path, needed)
         layout = create_run_file(path, plan)
-        segment = cls(path, layout, _open(path))
+        segment = cls(path, layout, open_for_writing(path))
         try:
-            _reserve_blocks(segment._descriptor, os.fstat(segment._descriptor).st_size)
+            reserve_blocks(segment._descriptor, os.fstat(segment._descriptor).st_size)
         except OSError:
             segment.close()
             raise
@@ -165,15 +175,94 @@ class Segment:
     def _write(self, view: memoryview, offset: int) -> None:
         try:
             if self._parked:
-                self._descriptor, self._parked = _open(self.path), False
+                self._reopen()
             while len(view):
-                written = _write_at(self._descriptor, view, offset)
+                written = write_at(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             kind, advice = DiskError, "check the disk; what was written before is safe."
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 kind, advice = NoRoomError, "free some space; writing continues when there is room."
             raise kind(f"{self.path} cannot be written ({error.strerror or error}): {advice}") from error
+
+    def _reopen(self) -> None:
+        with self.path.open("rb") as stream:
+            plan, own = read_layout(self.path, stream).plan, self.layout.plan
+        if (plan.header.run_id, plan.segment) != (own.header.run_id, own.segment):
+            raise _lost(self.path)
+        self._descriptor, self._parked = open_for_writing(self.path), False
+
+    def check(self) -> None:
+        """Make sure that what is written is in the file of this name, whatever was done to it from outside.
+
+        Raises
+        ------
+        DiskError
+            The file was renamed, removed, replaced or cut.
+        """
+        try:
+            named = self.path.stat()
+            # Windows lets nobody rename or remove an open file.
+            other = self._descriptor >= 0 and sys.platform != "win32" and not self._is(named)
+        except OSError as error:
+            raise _lost(self.path) from error
+        if other or named.st_size < self._size:
+            raise _lost(self.path)
+
+    def _is(self, named: os.stat_result) -> bool:
+        return os.path.samestat(named, os.fstat(self._descriptor))
+
+    def rescue(self, target: Path, time_points: int) -> str:
+        """Give the content of a file that has lost its name another one.
+
+        Parameters
+        ----------
+        target
+            Where a removed file is copied to, without the room after its first `time_points`.
+
+        Returns
+        -------
+        str
+            What became of the file, in a sentence; empty where it has its name.
+        """
+        with contextlib.suppress(DiskError):
+            self.check()
+            return ""
+        lost = self.path
+        try:
+            if self._descriptor < 0:
+                return f"{lost.name} cannot be rescued: it was not open."
+            with contextlib.suppress(OSError):
+                if self._is(lost.stat()):
+                    return f"What is left of {lost.name} is there."
+            with contextlib.suppress(OSError):  # Linux says what an open file is called now
+                now = Path(f"/proc/self/fd/{self._descriptor}").readlink()
+                # A network folder only hides an open file that is removed, until it is closed.
+                if self._is(now.stat()) and not now.name.startswith((".nfs", ".fuse_hidden")):
+                    self.path = now
+                    return f"{lost.name} is now {now}."
+            self._save_as(target, time_points)
+        except (OSError, RuntimeError) as error:
+            return f"{lost.name} cannot be rescued: {error}."
+        self.path = target
+        return f"What {lost.name} held is in {target}."
+
+    def _save_as(self, target: Path, time_points: int) -> None:
+        plan = self.layout.plan
+        temporary = target.with_name(f".{target.name}.tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            kept = min(time_points, plan.time_points)
+            copy = Segment._reserve(
+                temporary, replace(plan, time_points=kept, planned_time_points=plan.planned)
+            )
+            try:
+                self._copy_into(copy, math.inf)
+            finally:
+                copy.close()
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def force(self) -> None:
         """Flush to the disk itself, so that what was written survives a power cut."""
@@ -203,11 +292,17 @@ class Segment:
         A file that readers have open is never changed: they keep the old one, later readers get the new one.
         Returns False, with the file as it was, where the copy would hold more than `most_bytes`, there is no
         room for it, or the system forbids the replacement (Windows, while the file is read).
+
+        Raises
+        ------
+        DiskError
+            The file has lost its name, and is left open.
         """
         plan = self.layout.plan
         trimmed = time_points < plan.time_points and self._replace(
             replace(plan, time_points=time_points, planned_time_points=plan.planned), most_bytes
         )
+        self.check()
         self.close()
         return trimmed
 
@@ -234,6 +329,7 @@ class Segment:
                 self._copy_into(copy, time.monotonic() + _COPY_MOST_S)
             finally:
                 copy.close()
+            self.check()
             with self._swap:
                 if longer:  # before it loses its name: readers that have it open look at this byte
                     self.write("mdd/closed", (), Closed.REPLACED)
@@ -243,7 +339,8 @@ class Segment:
                     os.replace(temporary, self.path)
                     self.layout = copy.layout
                 finally:
-                    self._descriptor = _open(self.path)
+                    self._descriptor = open_for_writing(self.path)
+                    self._size = os.fstat(self._descriptor).st_size
         except (OSError, RuntimeError):
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -262,12 +359,12 @@ class Segment:
             source = self.layout.regions[name]
             left, at = min(source.size, target.size), 0
             while left:
-                block = _read_at(self._descriptor, min(left, _COPY_BYTES), source.offset + at)
+                block = read_at(self._descriptor, min(left, BLOCK_BYTES), source.offset + at)
                 if not block:
                     raise OSError(errno.EIO, "the file is shorter than its layout says")
-                written = _write_at(copy._descriptor, memoryview(block), target.offset + at)
+                written = write_at(copy._descriptor, memoryview(block), target.offset + at)
                 at, left, unforced = at + written, left - written, unforced + written
-                if unforced >= _COPY_BYTES:
+                if unforced >= BLOCK_BYTES:
                     copy.force()
                     unforced = 0
                 if time.monotonic() > until_s:
@@ -275,85 +372,5 @@ class Segment:
         copy.force()
 
 
-def is_full(error: Exception) -> bool:
-    """Return whether an error means that the disk is full; HDF5 may say so in its text only."""
-    number = getattr(error, "errno", None)
-    if number is None and (found := re.search(r"\berrno = (\d+)", str(error))):
-        number = int(found[1])
-    return number in _NO_ROOM
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free space on the disk of a file."""
-    return shutil.disk_usage(path.parent).free
-
-
-def _no_room(path: Path, needed: int, free: int) -> NoRoomError:
-    return NoRoomError(
-        f"The run file needs {size_text(needed)} and {path.parent} has {size_text(free)} for it: "
-        "free some, choose another folder (recorder.output), or lower recorder.time_points."
-    )
-
-
-def size_text(number: int) -> str:
-    """Return a size in words."""
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
-
-
-def _open(path: Path) -> int:
-    """Open for writing; on POSIX take the shared lock that HDF5's own readers take."""
-    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    if sys.platform != "win32":
-        import fcntl
-
-        # Some network file systems have no locks; it works without.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return descriptor
-
-
-def _probe_size(path: Path, size: int) -> None:
-    """Raise OSError where a file of that size is impossible (limits, FAT): HDF5 would crash."""
-    try:
-        with path.open("wb") as probe:
-            probe.truncate(size)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _reserve_blocks(descriptor: int, size: int) -> None:
-    """Allocate all blocks now, so that the disk cannot fill up during the run.
-
-    Linux and macOS have a call for it; on Windows NTFS has allocated them when HDF5 extended the file. Where
-    the file system cannot, the check of the free space has to suffice.
-    """
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
-                raise
-    elif sys.platform == "darwin":
-        import fcntl
-
-        # struct fstore: F_ALLOCATEALL, F_PEOFPOSMODE, offset, length, bytes allocated.
-        request = struct.pack("Iiqqq", 4, 3, 0, size, 0)
-        try:
-            fcntl.fcntl(descriptor, 42, request)  # F_PREALLOCATE
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
-    if hasattr(os, "pwrite"):
-        return int(os.pwrite(descriptor, data, offset))
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.write(descriptor, data[:_COPY_BYTES])
-
-
-def _read_at(descriptor: int, size: int, offset: int) -> Any:
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, size)
+def _lost(path: Path) -> DiskError:
+    return DiskError(f"{path} was renamed, removed, replaced or cut while it was written: the run ends here.")

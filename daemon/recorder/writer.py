@@ -267,7 +267,14 @@ class RunWriter:
         self.short_of_room = short
 
     def write_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None) -> None:
-        """Write what became of the frames, and what each sender said; received frames are counted here."""
+        """Write what became of the frames, and what each sender said; received frames are counted here.
+
+        Raises
+        ------
+        DiskError
+            A file of the run has lost its name.
+        """
+        self.files.check()
         self.data.write_ledger(ledger, placed=self.index.placed, senders=senders)
 
     def finish(self) -> None:

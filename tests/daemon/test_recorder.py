@@ -331,14 +331,14 @@ def test_remains_of_a_killed_creation_are_no_obstacle(path: Path) -> None:
 
 
 def no_free_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(segment, "_reserve_blocks", fail)
+    monkeypatch.setattr(segment, "reserve_blocks", fail)
 
 
 @pytest.mark.parametrize("disk", [no_free_space, full_disk])
@@ -385,7 +385,7 @@ def test_disk_that_fails_during_the_run_is_raised_to_the_owner(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "_write_at", fail)
+        patch.setattr(segment, "write_at", fail)
         target.put_frame(frame(1, 0))
         with pytest.raises(DiskError, match="Input/output error"):
             wait(lambda: target.raise_if_failed() is not None)

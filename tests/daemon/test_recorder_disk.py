@@ -47,9 +47,9 @@ class Disk:
         self.full = False
         self.full_inside = False
         self.bytes_s = float("inf")
-        self._write_at, self._reserve = segment._write_at, segment._reserve_blocks
-        monkeypatch.setattr(segment, "_write_at", self.write_at)
-        monkeypatch.setattr(segment, "_reserve_blocks", self.reserve)
+        self._write_at, self._reserve = segment.write_at, segment.reserve_blocks
+        monkeypatch.setattr(segment, "write_at", self.write_at)
+        monkeypatch.setattr(segment, "reserve_blocks", self.reserve)
         monkeypatch.setattr("microdiffusion.daemon.recorder.recorder._RETRY_S", 0.01)
 
     def write_at(self, descriptor: int, data: memoryview, offset: int) -> int:
@@ -237,7 +237,7 @@ def test_disk_that_fails_otherwise_ends_the_recorder_and_acknowledges_nothing(
 
     taken: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "_write_at", fail)
+        patch.setattr(segment, "write_at", fail)
         target.put_frame(frame(1, 0), when_recorded(partial(taken.append, 0)))
         with pytest.raises(DiskError, match="Input/output error"):
             wait(lambda: target.raise_if_failed() is not None)
@@ -350,7 +350,7 @@ def test_a_disk_too_small_for_the_next_file_is_told_in_the_middle_of_this_one(
     target = recorder(path, time_points=6)
     target.start()
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("microdiffusion.daemon.recorder.segment.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("microdiffusion.daemon.recorder.disk.shutil.disk_usage", lambda folder: usage)
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)
     assert target.short_of_room == ""
