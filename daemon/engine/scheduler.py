@@ -156,11 +156,18 @@ class Scheduler:
         """Remove a run; return its waiting sweeps, in memory or put off."""
         left = [job for job in self._again if job.run_id == run_id]
         self._again = deque(job for job in self._again if job.run_id != run_id)
+        left += self.forget_put_off(run_id)
         run = self._runs.pop(run_id, None)
         for session in run.sessions.values() if run is not None else ():
+            left.extend(session.sweeps)
+        return left
+
+    def forget_put_off(self, run_id: str) -> list[SweepJob]:
+        """Remove and return a run's sweeps that were put off."""
+        left = []
+        for session in self._sessions(run_id):
             while session.put_off:
                 left.append(self._put_off_job(run_id, session))
-            left.extend(session.sweeps)
         return left
 
     def drop_rolling(self, run_id: str) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from microdiffusion.errors import MddError
     from microdiffusion.frames import Reconstruction, Sweep
     from microdiffusion.header import RunHeader
@@ -68,7 +70,7 @@ class SweepJob:
 
 
 class EngineSink(Protocol):
-    """The receiver of a run's results. All but `lost` and `event` are called on the engine's thread."""
+    """The receiver of a run's results; all but `lost`, `left`, `event` are called on the engine's thread."""
 
     def volume(self, job: SweepJob, result: Reconstruction) -> bool:
         """Take a volume; return False where there is no room yet."""
@@ -80,6 +82,10 @@ class EngineSink(Protocol):
 
     def lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
         """Note that a sweep gets no volume."""
+        ...
+
+    def left(self, jobs: Sequence[SweepJob], reason: str) -> None:
+        """Note that these sweeps, at least one, get no volume any more: they are skipped."""
         ...
 
     def load(self, job: SweepJob) -> Sweep | None:

@@ -10,6 +10,7 @@ Every submitted sweep ends in exactly one of `EngineSink.volume` and `EngineSink
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -187,22 +188,36 @@ class WorkQueue:
             self._scheduler.set_rungs(efforts(self._config))
             return before, self._config
 
-    def drain(self, run_id: str, timeout_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for all sweeps of a run, put off ones as well; at the timeout, or in a hurry, skip the rest.
+    def drain(
+        self,
+        run_id: str,
+        timeout_s: float,
+        hurry: Callable[[], bool] = lambda: False,
+        *,
+        later_s: float = math.inf,
+    ) -> bool:
+        """Wait for all sweeps of a run, for those that were put off `later_s` at most.
 
-        Returns whether all were processed.
+        At the timeout, or in a hurry, all that are left are skipped. Returns whether all were processed.
         """
         with self._lock:
             self._scheduler.drop_rolling(run_id)
-        deadline = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        all_done = True
         while self.pending(run_id) and self._failure is None:
-            if time.monotonic() > deadline or hurry():
+            waited_s = time.monotonic() - began_s
+            if waited_s > timeout_s or hurry():
                 self.give_up(run_id)
                 return False
+            if waited_s > later_s and all_done:
+                with self._lock:
+                    left = self._scheduler.forget_put_off(run_id)
+                self._leave(run_id, left)
+                all_done = not left
             time.sleep(0.02)
         if self._failure is not None:
             self.give_up(run_id)
-        return self._failure is None
+        return all_done and self._failure is None
 
     def give_up(self, run_id: str) -> None:
         """Skip all sweeps of a run; an answer that still arrives is ignored."""
@@ -214,12 +229,9 @@ class WorkQueue:
                     left.append(self._running)
                 self._running = None
             left.extend(self._scheduler.end(run_id))
-            run = self._runs.get(run_id)
-            if run is not None:
+            if run_id in self._runs:
                 self._scheduler.begin(run_id)
-        file = "RUN.h5" if run is None else run.file
-        for job in left:
-            self._lost(job, "skipped", f"the run was closed before its turn came: mdd reconstruct {file}")
+        self._leave(run_id, left)
 
     def end(self, run_id: str) -> None:
         """Remove a run and its sessions; waiting sweeps are skipped."""
@@ -390,6 +402,13 @@ class WorkQueue:
 
     def _lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
         self._call(job.run_id, lambda sink: sink.lost(job, outcome, reason), None)
+
+    def _leave(self, run_id: str, left: list[SweepJob]) -> None:
+        """Say that sweeps were not processed when their run was closed."""
+        run = self._runs.get(run_id)
+        if left and run is not None:
+            reason = f"the run was closed before its turn came: mdd reconstruct {run.file}"
+            self._call(run_id, lambda sink: sink.left(left, reason), None)
 
     def _event(self, run_id: str, kind: str, text: str) -> None:
         self._call(run_id, lambda sink: sink.event(kind, text), None)

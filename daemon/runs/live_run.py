@@ -33,7 +33,7 @@ from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from microdiffusion.config import Config
     from microdiffusion.daemon.engine import EngineProcess, SweepJob
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 WINDOW_BYTES = 32 << 20
 """Frames of a run that may be unacknowledged: what a crash of the daemon makes its sender send again."""
+CATCH_UP_S = 20.0
+"""Most time that a run which is over is caught up, where sweeps of it were put off."""
 LEDGER_EVERY_S = 1.0
 _MOST_ALARMS = 16
 
@@ -220,6 +222,16 @@ class LiveRun:
         self._board.note(f"sweep {job.sweep_number} {outcome}: {reason}", "warning")
         self._release()
 
+    def left(self, jobs: Sequence[SweepJob], reason: str) -> None:
+        """Note that the run was closed before these sweeps were reconstructed; one line, however many."""
+        for job in jobs:
+            self.recorder.mark(job.sweep_number, job.channel, job.position, Status.SKIPPED, reason)
+            self._board.add_volume("skipped")
+        text = (
+            f"{count_noun(len(jobs), 'sweep')} skipped, from sweep {min(job.sweep_number for job in jobs)} on"
+        )
+        self._board.note(f"{text}: {reason}", "warning")
+
     def load(self, job: SweepJob) -> Sweep | None:
         """Return the recorded frames of a sweep that was put off."""
         sweep = self.recorder.load_sweep(job.sweep_number, job.channel, job.position)
@@ -301,7 +313,10 @@ class LiveRun:
         self.abort("the daemon closed the run")
         self._sweeps.finish()
         self._sweeps.put_off_late()
-        self._queue.drain(self.header.run_id, drain_s, hurry)
+        # A run that was resumed for what it lacks, and got no frame since, is caught up wholly.
+        only_catches_up = self._resumed and not self._ingest.run_stats(self.header.run_id).frames
+        later_s = math.inf if only_catches_up else CATCH_UP_S
+        self._queue.drain(self.header.run_id, drain_s, hurry, later_s=later_s)
         self._queue.end(self.header.run_id)
         self._health.engine(self._engine.info)
         while self._held:  # nobody waits for the engine any more

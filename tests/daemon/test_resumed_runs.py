@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from microdiffusion.daemon.engine.sinks import SweepJob
 from microdiffusion.daemon.ingest import Ingest, NotYet
 from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.runs import live_run
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.registry import OpenRuns
 from microdiffusion.daemon.status.board import StatusBoard
@@ -223,3 +226,37 @@ def test_a_run_that_is_over_keeps_its_figures_and_no_frame(tmp_path: Path) -> No
     assert run.recorder.counts[Status.SKIPPED] == 3
     assert run.recorder.next_sweep == 3
     assert sum(len(part.positions) for part in run.recorder.index._parts) == 0
+
+
+def test_a_run_that_is_closed_with_very_much_left_says_so_in_one_line(place: Place, tmp_path: Path) -> None:
+    told: list[str] = []
+    place.board.on_note(lambda note: told.append(note.text))
+    run = place.runs.on_start(header(sweeps=None))
+    for number in range(5_000):
+        place.engine.queue.put_off(run.header.run_id, number % 8, 0, 0)
+    told.clear()
+    run.close(drain_s=1e9, hurry=lambda: True)
+    assert len(told) == 1
+    assert "5000 sweeps skipped, from sweep 0 on: the run was closed before its turn came: mdd" in told[0]
+    (path,) = tmp_path.glob("*.h5")
+    assert statuses(path) == [Status.SKIPPED] * 8
+
+
+def test_a_run_that_is_over_is_caught_up_for_a_bounded_time(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_run, "CATCH_UP_S", 0.1)
+    run = place.runs.on_start(header())
+    for each in sweep(0):
+        give(run, each)
+    place.engine.queue.put_off(run.header.run_id, 1, 0, 0)
+    left = place.engine.queue.pending
+    hurried = threading.Event()
+    close = partial(run.close, drain_s=float("inf"), hurry=hurried.is_set)
+    closing = threading.Thread(target=close)
+    closing.start()
+    wait(lambda: left(run.header.run_id) == 1)
+    assert closing.is_alive(), "the sweep that was not put off is waited for"
+    hurried.set()
+    closing.join(10)
+    assert statuses(next(tmp_path.glob("*.h5")))[:2] == [Status.SKIPPED, Status.SKIPPED]

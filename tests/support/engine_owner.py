@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class Owner:
 
     def lost(self, job: SweepJob, outcome: str, reason: str) -> None:
         self.lost_jobs.append((job.sweep_number, outcome, reason))
+
+    def left(self, jobs: Sequence[SweepJob], reason: str) -> None:
+        for job in jobs:
+            self.lost(job, "skipped", reason)
 
     def load(self, job: SweepJob) -> Sweep | None:
         self.loaded.append(job.sweep_number)
