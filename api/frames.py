@@ -231,6 +231,17 @@ class Drift:
     drift_x_um: Annotated[float, Column("<f8", np.nan, "um", _DRIFT, since=1)] = np.nan
 
 
+AGE_UNIT = 1 / 16
+"""Sweeps that 1 stands for in a map of ages."""
+_AGE_EDGE = 32
+
+
+def age_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of the map of ages of a volume (Z, Y, X): 32 blocks along each edge at most."""
+    z, y, x = (min(edge, _AGE_EDGE) for edge in shape)
+    return z, y, x
+
+
 @dataclass(slots=True)
 class Reconstruction:
     """A volume and how it came about.
@@ -266,6 +277,9 @@ class Reconstruction:
         What it was allowed to cost: 0 full, 1 one evaluation of the network, 2 the INR without it.
     uncertainty : (Z, Y, X) float32, optional
         Standard deviation of each voxel, in the volume's units; None where it was not asked for.
+    age : `age_shape` uint8, optional
+        For how many sweeps the voxels have kept still: the mean over a block, in `AGE_UNIT`; None where every
+        sweep stands alone.
     slots : (N,) int64, optional
         Places of the frames that it was made of; None where the sweep does not say.
     """
@@ -284,6 +298,7 @@ class Reconstruction:
     runtime: str = ""
     effort: int = 0
     uncertainty: NDArray[np.float32] | None = None
+    age: NDArray[np.uint8] | None = None
     slots: NDArray[np.int64] | None = None
 
 

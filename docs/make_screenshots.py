@@ -45,7 +45,7 @@ def main() -> None:
         fix="lower the laser's power, the exposure or the camera's gain",
         since_s=snapshot.elapsed_s - 12.0,
     )
-    slices = Choices(commands=True, slices=True, gamma_step=2)
+    slices = Choices(commands=True, view="middle slices", gamma_step=2)
     draw(
         "dashboard_alarm",
         snapshot.model_copy(update={"alarms": (alarm,)}),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.frames import FIGURES, FRAME_FIELDS, IN_NOISE, Column, Declaration
+from microdiffusion.frames import FIGURES, FRAME_FIELDS, IN_NOISE, Column, Declaration, age_shape
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.pyramid import Factors, level_shape
@@ -334,6 +334,9 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     for one in FIGURES:
         if one.column is not None:
             yield _column(f"mdd/{one.name}", lead, one.column)
+    about = "mean over a block of how many sweeps its voxels have kept still, in sixteenths; 0: not known"
+    ages = (*lead, *age_shape(header.shape))
+    yield Dataset("mdd/age", ages, "u1", None, {"content": about}, since=1)
     yield figure("frames_received", "<u4")
     yield figure("frames_missing", "<u4")
     yield figure("frames_expected", "<u4", content="as its frames say, 0: none came")

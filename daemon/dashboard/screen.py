@@ -228,7 +228,7 @@ def _footer(snapshot: StatusSnapshot, space: Space) -> Text:
         "space": "pause",
         "s": "snapshot",
         "m": "mark",
-        "v": "projections" if choices.slices else "slices",
+        "v": choices.next_view.removeprefix("middle "),
         "c": f"contrast {choices.contrast}{gamma}",
         "tab": "session",
     }
@@ -261,16 +261,21 @@ def _drawn(
 ) -> tuple[list[tuple[list[Line], int]], str]:
     """Return the lines and the width of the images XY, XZ and YZ as the user wants them; and their title."""
     choices, painter = space.choices, space.painter
-    slices = preview.slices if choices.slices else None
-    held = choices.held.get(choices.session, next(iter(choices.held.values()), None))
+    name = choices.view
+    images = preview.ages if name == "age" else preview.slices if name == "middle slices" else None
+    if images is None:
+        name, images = "projections", preview.images
+    if name != "age":
+        held = choices.held.get(choices.session, next(iter(choices.held.values()), None))
+        images = windowed(preview, images, choices.contrast, choices.gamma_step, held)
     drawn = []
-    for image in windowed(preview, slices or preview.images, choices.contrast, choices.gamma_step, held):
+    for image in images:
         rows = max(1, round(image.shape[0] * scale / painter.aspect))
         columns = max(1, round(image.shape[1] * scale))
         drawn.append((painter.lines(image, rows=rows, columns=columns), columns))
-    name = "projections" if slices is None else "middle slices"
     sweep = f"sweep {preview.sweep}" if preview.sweep >= 0 else ""
-    return drawn, ", ".join(filter(None, (name, sweep, session)))
+    title = "age, dark is new" if name == "age" else name
+    return drawn, ", ".join(filter(None, (title, sweep, session)))
 
 
 def _strip(snapshot: StatusSnapshot, space: Space) -> list[Line]:

@@ -21,7 +21,7 @@ KEYS = (
     ("m", "mark: save a remark, with the time, in the run file"),
     ("c", "contrast: auto, held (as it is now), percentile"),
     ("+ -", "brighten or darken dim structures (gamma)"),
-    ("v", "maximum projections or middle slices"),
+    ("v", "maximum projections, middle slices, or age: what has kept still (bright) and what is new"),
     ("tab", "next session: run, channel, position"),
     ("?", "this help"),
     ("q", "quit; in `mdd serve`, stop the run and close its file"),
@@ -32,6 +32,8 @@ _CONTRAST_HELP: dict[Contrast, str] = {
     "held": "the window of this moment",
     "percentile": "from the 60th percentile on, without haze",
 }
+View = Literal["projections", "middle slices", "age"]
+VIEWS: tuple[View, ...] = ("projections", "middle slices", "age")
 MOST_STEPS = 6
 MOST_CHARACTERS = 120
 """Of a remark; an event of the run file has room for 160 bytes."""
@@ -63,7 +65,7 @@ class Choices:
 
     commands: bool = False
     asks_to_quit: bool = False
-    slices: bool = False
+    view: View = "projections"
     contrast: Contrast = "auto"
     gamma_step: int = 0
     held: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -72,6 +74,11 @@ class Choices:
     asking: Literal["", "mark", "quit"] = ""
     text: str = ""
     message: str = ""
+
+    @property
+    def next_view(self) -> View:
+        """The view that the key v goes to."""
+        return VIEWS[(VIEWS.index(self.view) + 1) % len(VIEWS)]
 
     def press(self, key: str, snapshot: StatusSnapshot, previews: dict[str, Preview]) -> Request | None:
         """Take a key; return a request to the daemon, if it makes one."""
@@ -92,7 +99,7 @@ class Choices:
         elif key in COMMANDING:
             return self._command(key, snapshot)
         elif key == "v":
-            self.slices = not self.slices
+            self.view = self.next_view
         elif key == "c":
             self.contrast = CONTRASTS[(CONTRASTS.index(self.contrast) + 1) % len(CONTRASTS)]
             self.message = f"contrast: {self.contrast} ({_CONTRAST_HELP[self.contrast]})"

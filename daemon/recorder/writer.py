@@ -317,6 +317,7 @@ def _figures(result: Reconstruction, minor: int) -> dict[str, Any]:
         "runtime": runtime_code(result.runtime),
         **{f"seconds/{stage}": value for stage, value in seconds.items()},
         **{f"held_out_errors/{name}": error for name, error in errors.items()},
+        **({"age": result.age} if result.age is not None and minor > 0 else {}),
     }
 
 

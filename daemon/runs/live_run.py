@@ -351,7 +351,11 @@ class LiveRun:
     def _show(self, job: SweepJob, result: Reconstruction) -> None:
         """Put a volume on the board, under the name of its session."""
         preview = make_preview(
-            result.volume, self.header.voxel_size_um, sweep=job.sweep_number, served=result.served
+            result.volume,
+            self.header.voxel_size_um,
+            sweep=job.sweep_number,
+            served=result.served,
+            age=result.age,
         )
         self._board.set_preview(preview, session_name(self.header, job.channel, job.position))
 

@@ -14,7 +14,6 @@ from microdiffusion.daemon.status.models import (
     QueueDepth,
     RunStatus,
     RunSummary,
-    State,
     StatusSnapshot,
     SweepProgress,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "QueueDepth",
     "RunStatus",
     "RunSummary",
-    "State",
     "StatusBoard",
     "StatusPublisher",
     "StatusSnapshot",

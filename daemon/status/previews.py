@@ -1,6 +1,6 @@
-"""Previews of volumes: maximum projections along z, y and x, and the middle slices, in 8 bits.
+"""Previews of volumes: maximum projections along z, y and x, middle slices and ages, in 8 bits.
 
-Made once per volume by whoever hands the volume on, carried in the status as base64 (about 50 kB) and
+Made once per volume by whoever hands the volume on, carried in the status as base64 (about 75 kB) and
 drawn by the dashboard. All images share one scale in µm per pixel, so that they fit together like
 the faces of an unfolded box, and one grey scale. The functions are pure; `LatestPreviews` is guarded by its
 owner.
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
+from microdiffusion.frames import AGE_UNIT
+
 if TYPE_CHECKING:
     from typing import Any, Self
 
@@ -28,6 +30,8 @@ EDGE = 96
 
 GAMMA = 0.75
 """Below 1: lifts dim structures, as the eye expects of a screen."""
+
+_OLDEST = 8  # sweeps, drawn white
 
 AGAIN_S = 2.0
 """How often a preview is sent again, for whoever has joined since."""
@@ -53,6 +57,9 @@ class Preview(BaseModel):
         Maximum projections: uint8 images (y, x), (z, x) and (y, z), rows first; base64 in JSON.
     xy_slice, xz_slice, yz_slice : bytes
         The middle slices, of the same shapes; empty from a daemon that sends none.
+    xy_age, xz_age, yz_age : bytes
+        For how long the specimen has kept still, the least along each axis, of the same shapes; empty where
+        every sweep stands alone.
     sweep, served
         Its time point (-1: unknown), and which answer it is.
     """
@@ -69,6 +76,9 @@ class Preview(BaseModel):
     xy_slice: Base64Bytes = b""
     xz_slice: Base64Bytes = b""
     yz_slice: Base64Bytes = b""
+    xy_age: Base64Bytes = b""
+    xz_age: Base64Bytes = b""
+    yz_age: Base64Bytes = b""
     sweep: int = -1
     served: str = ""
 
@@ -76,11 +86,13 @@ class Preview(BaseModel):
     def _images_match_the_size(self) -> Self:
         z, y, x = self.size
         for name, pixels in (("xy", y * x), ("xz", z * x), ("yz", y * z)):
-            image, part = getattr(self, name), getattr(self, f"{name}_slice")
+            image = getattr(self, name)
             if len(image) != pixels:
                 raise ValueError(f"the {name} image should hold {pixels} bytes, not {len(image)}")
-            if len(part) not in (0, pixels):
-                raise ValueError(f"the {name} slice should hold {pixels} bytes, not {len(part)}")
+            for kind in ("slice", "age"):
+                part = getattr(self, f"{name}_{kind}")
+                if len(part) not in (0, pixels):
+                    raise ValueError(f"the {name} {kind} should hold {pixels} bytes, not {len(part)}")
         return self
 
     @property
@@ -92,6 +104,11 @@ class Preview(BaseModel):
     def slices(self) -> Images | None:
         """The middle slices, of the same shapes; None where there are none."""
         return self._shaped(self.xy_slice, self.xz_slice, self.yz_slice) if self.xy_slice else None
+
+    @property
+    def ages(self) -> Images | None:
+        """How long the specimen has kept still, black: new; of the same shapes; None where nobody knows."""
+        return self._shaped(self.xy_age, self.xz_age, self.yz_age) if self.xy_age else None
 
     def _shaped(self, xy: bytes, xz: bytes, yz: bytes) -> Images:
         z, y, x = self.size
@@ -108,6 +125,7 @@ def make_preview(
     *,
     sweep: int = -1,
     served: str = "",
+    age: NDArray[np.uint8] | None = None,
 ) -> Preview:
     """Return the preview of `volume`.
 
@@ -119,6 +137,8 @@ def make_preview(
         µm.
     sweep, served
         Its time point, and which answer it is.
+    age : (z, y, x) uint8, optional
+        Of blocks of the volume, in `AGE_UNIT`.
     """
     extent_um = [count * edge for count, edge in zip(volume.shape, voxel_size_um, strict=True)]
     # Never finer than the voxels: enlarging is the terminal's business.
@@ -141,7 +161,14 @@ def make_preview(
         )
         for image in small
     ]
-    names = ("xy", "xz", "yz", "xy_slice", "xz_slice", "yz_slice")
+    if age is not None:
+        # The least along an axis: what changed must not hide behind what kept still.
+        xy, xz, zy = (255.0 * np.minimum(age.min(axis=axis) * AGE_UNIT / _OLDEST, 1.0) for axis in range(3))
+        encoded += [
+            base64.b64encode(resize_max(image, shape).astype(np.uint8).tobytes())
+            for image, shape in ((xy, (y, x)), (xz, (z, x)), (zy.T, (y, z)))
+        ]
+    names = [f"{view}{kind}" for kind in ("", "_slice", "_age") for view in ("xy", "xz", "yz")]
     return Preview(
         size=(z, y, x),
         pixel_um=pixel_um,
@@ -149,7 +176,7 @@ def make_preview(
         high=high,
         sweep=sweep,
         served=served,
-        **dict(zip(names, encoded, strict=True)),
+        **dict(zip(names, encoded, strict=False)),
     )
 
 

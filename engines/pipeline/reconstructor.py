@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
@@ -37,7 +38,7 @@ from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSetting
 from microdiffusion.engines.projections import estimate_sigma, noise_variance, white_share
 from microdiffusion.engines.trust import COARSE_LIMITS, Scores, deviation, pattern, scale, select
 from microdiffusion.errors import GeometryError
-from microdiffusion.frames import Drift, Reconstruction, StagePositions
+from microdiffusion.frames import AGE_UNIT, Drift, Reconstruction, StagePositions, age_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,6 +252,7 @@ class Reconstructor:
             runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
             effort=effort,
             uncertainty=unsure,
+            age=None if task.learned is None else _age_map(task.learned.age),
             slots=sweep.slots,
         )
 
@@ -469,6 +471,14 @@ class Reconstructor:
         centres = self.header.centres_of(sweep.stage)
         answer = self._references[session].reconstruct(task.geometry.operator, centres, task.images)
         return answer.volume, answer.inr_steps, answer.seconds
+
+
+def _age_map(age: Tensor) -> NDArray[np.uint8]:
+    """Return the map of ages (Z, Y, X) as it is recorded: see `frames.Reconstruction`."""
+    z, y, x = age.shape
+    blocks = F.adaptive_avg_pool3d(age.float()[None], age_shape((z, y, x)))[0]
+    result: NDArray[np.uint8] = (blocks / AGE_UNIT).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return result
 
 
 def _network_share(age: Tensor) -> Tensor:

@@ -332,9 +332,30 @@ def test_slices_are_shown_instead_of_projections() -> None:
     for extent in ((80, 24), (160, 48)):
         shown = text(screen(snapshot, *extent, painter=Painter("none")))
         assert "slice" not in "".join(shown.splitlines()[:-1]), "the last line names the key"
-        sliced = text(screen(snapshot, *extent, painter=Painter("none"), choices=Choices(slices=True)))
+        sliced = text(
+            screen(snapshot, *extent, painter=Painter("none"), choices=Choices(view="middle slices"))
+        )
         assert "XY slice" in sliced or "middle slices, sweep 3, run · 488" in sliced
         assert shown.count("@") > sliced.count("@")
+
+
+def test_age_is_a_view_where_sessions_learn() -> None:
+    volume = np.ones((24, 64, 64), np.float32)
+    age = np.full((24, 32, 32), 8 * 16, np.uint8)
+    age[5, :16, :16] = 16  # one sweep old, in one slice of a quarter
+    preview = make_preview(volume, (2, 1, 1), sweep=3, age=age)
+    assert preview.ages is not None
+    xy, xz, _ = preview.ages
+    assert (xy[0, 0], xy[-1, -1]) == (255 // 8, 255)
+    assert (xz[10, 0], xz[20, 0]) == (255 // 8, 255)
+    assert type(preview).model_validate_json(preview.model_dump_json()).ages is not None
+    without = make_preview(volume, (2, 1, 1))
+    choices = Choices()
+    for _ in range(2):
+        choices.press("v", StatusSnapshot(), {})
+    for picture, title in ((preview, "age, dark is new"), (without, "projections")):
+        snapshot = StatusSnapshot(preview=picture)
+        assert title in text(screen(snapshot, 160, 48, painter=Painter("none"), choices=choices))
 
 
 def test_a_row_of_values_is_a_row_of_bars() -> None:

@@ -162,6 +162,8 @@ def test_each_volume_knows_the_sweeps_after_it_unless_causal(run: Path, tmp_path
         assert opened.events[-1].text == "each volume is made of the sweeps before and after it"
         still = opened.values("still")[:, 0]
         assert still.min() > 0.5
+        age = opened.values("age")[:, 0] / 16
+        assert (age.shape[0], age.min() >= 1, age.mean() > 2) == (SWEEPS, True, True)
         causal = Reconstructor(opened.header, ENGINE)
         live = [causal.reconstruct(a_sweep(number, 0, 1)).volume for number in range(SWEEPS)]
         assert np.abs(opened.volume[0, 0] - live[0]).max() > 5
