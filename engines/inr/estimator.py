@@ -29,13 +29,17 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from microdiffusion.engines.projections import local_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OLDEST = 8
 """Ages that are told apart; everything older shares one covariance, that of the whole session."""
@@ -65,6 +69,8 @@ _NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to
 _ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
 _BELIEVED = 0.98  # of the pixels, where an amplitude is chosen
 _PIXELS = 2048  # enough to choose an amplitude by
+_UNSEEN = 1e-6  # light of all slabs together
+_VOXELS = 1 << 17  # that are updated one by one at a time
 _CHUNK = 4096  # pixels that are solved at a time
 
 
@@ -84,16 +90,16 @@ class Estimate:
         The field with its present brightness, in the units of the projections.
     age : (Z, Y, X) uint8
         Sweeps since a voxel was last taken anew, this one included; `OLDEST` and more are one.
-    deviation : (Z, Y, X)
-        Posterior standard deviation.
     still : float
         Share of voxels that are older than this sweep.
+    deviation : callable
+        Returns the posterior standard deviation (Z, Y, X).
     """
 
     volume: Tensor
     age: Tensor
-    deviation: Tensor
     still: float
+    deviation: Callable[[], Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +109,17 @@ class _Gain:
     gain: Tensor
     predicted: Tensor
     left: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sweep:
+    """Operator (M, Z), projections (M, P), noise variance (M,), gains, and a sweep's own answer (Z, P)."""
+
+    operator: Tensor
+    seen: Tensor
+    noise: Tensor
+    gains: list[_Gain]
+    alone: Callable[[], Tensor]
 
 
 class SessionEstimator:
@@ -147,12 +164,13 @@ class SessionEstimator:
         self.anew = self.settled = False
         self._covariances: list[NDArray[np.float64]] = []  # by age, from 1
         self._field = self._relative = self._age = torch.empty(0)
+        self._gaps = False  # voxels that came into view
         self._first: tuple[NDArray[np.float64], Tensor, NDArray[np.float64]] | None = None
 
     @property
     def expected(self) -> Tensor:
         """The field (Z, P) as it is expected in the next sweep."""
-        return self._field * (1 + _LASTING * self._relative)
+        return torch.addcmul(self._field, self._field, self._relative, value=_LASTING)
 
     @property
     def predicted(self) -> list[NDArray[np.float64]]:
@@ -196,6 +214,7 @@ class SessionEstimator:
         self.sweeps, self.amplitude = int(numbers["sweeps"]), float(numbers["amplitude"])
         self._field, self._relative = field, tensors["relative"].to(self._device)
         self._age = tensors["age"].to(self._device)
+        self._gaps = bool((self._age == 0).any())
         kept = tensors.get("covariances")
         self._covariances = [] if kept is None else list(kept.cpu().numpy())
         self._first = None
@@ -224,6 +243,7 @@ class SessionEstimator:
             )
             result[here] = volume[there]
             setattr(self, name, result.flatten(1))
+        self._gaps = True
         if deeper:
             here_z, there_z = _overlap(deeper, slices)
             for number, covariance in enumerate(self._covariances):
@@ -239,7 +259,7 @@ class SessionEstimator:
         matrix: NDArray[np.float64],
         images: Tensor,
         variance: Tensor,
-        own: Tensor | None = None,
+        own: Callable[[], Tensor] | None = None,
     ) -> Estimate:
         """Take in a sweep.
 
@@ -248,55 +268,81 @@ class SessionEstimator:
         matrix : (M, Z) float64
             Operator of its slabs, in the frame of the specimen.
         images, variance : (M, Y, X)
-            Projections above the level of no light, in units of their range, and the variance of their noise.
-        own : (Z, Y, X), optional
-            What the sweep says by itself, in the same units: what the state begins with, and what takes its
-            place where nothing that was known holds any more. None: the closed form.
+            Projections above the level of no light, in units of their range, and their noise variance.
+        own : callable, optional
+            Returns what the sweep says by itself (Z, Y, X), in the same units: what the state begins with,
+            and what takes its place where nothing that was known holds any more. None: the closed form.
         """
         seen = images.flatten(1)
         noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
         if self._first is not None:
             self._choose_amplitude(matrix, seen, noise)
         gains = self._advance(matrix, noise)
-        operator = self._tensor(matrix)
-        closed = gains[0].gain @ seen
-        alone = closed if own is None else own.flatten(1)
+        sweep = _Sweep(
+            self._tensor(matrix),
+            seen,
+            self._tensor(noise),
+            gains,
+            (lambda: gains[0].gain @ seen) if own is None else (lambda: own().flatten(1)),
+        )
         if self.sweeps == 0:
-            self._field, self._relative = alone.clone(), torch.zeros_like(alone)
-            self._age = torch.ones(alone.shape, dtype=torch.uint8, device=alone.device)
+            self._field = sweep.alone().clone()
+            self._relative = torch.zeros_like(self._field)
+            self._age = torch.ones_like(self._field, dtype=torch.uint8)
             self._first = None if self.settled else (matrix, seen, noise)
         else:
-            self._refine(operator, seen, self._tensor(noise), gains, closed, alone)
+            self._refine(sweep)
         self.sweeps = 1 if self.anew else self.sweeps + 1
         return self._estimate(gains)
 
-    def _refine(
-        self,
-        operator: Tensor,
-        seen: Tensor,
-        noise: Tensor,
-        gains: list[_Gain],
-        closed: Tensor,
-        alone: Tensor,
-    ) -> None:
-        age = self._age.clamp(max=len(gains) - 1)
-        unknown = age == 0
-        self._field = torch.where(unknown, alone, self._field)
-        cover = operator.sum(0)
+    def forget(self) -> None:
+        """Begin with the next sweep."""
+        self.sweeps, self.anew = 0, False
+        self._covariances, self._first = [], None
+
+    def _refine(self, sweep: _Sweep) -> None:
+        operator, gains = sweep.operator, sweep.gains
+        oldest = len(gains) - 1
+        age = self._age.clamp(max=oldest)
         mean_age = (operator / operator.sum(1, keepdim=True)) @ age.float()
-        self._relative = self._brightness(operator, seen, noise, gains, mean_age, cover)
-        left = seen - operator @ (self._field * (1 + self._relative))
-        new = self._news(operator, seen - operator @ closed, left, noise, gains, mean_age, cover)
-        new = new.masked_fill(unknown, 1.0)
-        field = self._field
-        for number in range(1, len(gains)):
-            members = age == number
-            if bool(members.any()):
-                field = torch.where(members, self._field + gains[number].gain @ left, field)
-        self._field = torch.lerp(field, alone, new)
-        self._relative = self._relative * (1 - new)
-        older = (age + 1).clamp(max=OLDEST)
-        self._age = torch.where(new > 0.5, torch.ones_like(older), older)
+        unknown = age == 0 if self._gaps else None
+        if unknown is not None:
+            self._field = torch.where(unknown, sweep.alone(), self._field)
+        predicted = operator @ self._field
+        brighter = self._brightness(sweep, predicted, mean_age)
+        self._relative = torch.zeros_like(self._field)
+        left = sweep.seen - predicted
+        if brighter is not None:
+            pixels, change = brighter
+            self._relative[:, pixels] = change
+            left[:, pixels] -= operator @ (self._field[:, pixels] * change)
+        new = self._news(sweep, left, mean_age)
+        field = self._gained(age, gains, left)
+        age = (age + 1).clamp(max=OLDEST)
+        if new is not None or unknown is not None:
+            share = torch.zeros_like(field) if new is None else _slices_of(operator) @ new
+            if unknown is not None:
+                share = share.masked_fill(unknown, 1.0)
+            field = torch.lerp(field, sweep.alone(), share)
+            if brighter is not None:
+                self._relative *= 1 - share
+            age = torch.where(share > 0.5, 1, age)
+        self._field, self._age, self._gaps = field, age, False
+
+    def _gained(self, age: Tensor, gains: list[_Gain], left: Tensor) -> Tensor:
+        """Return the field (Z, P) with what is left of the projections, by each voxel's gain."""
+        # Most of a specimen has kept still equally long: one product for it, and the others one by one.
+        common = int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
+        field = torch.addmm(self._field, gains[common].gain, left).flatten()
+        others = torch.nonzero(age.flatten() != common)[:, 0]
+        before, ages, columns = self._field.flatten(), age.flatten(), left.T.contiguous()
+        rows = torch.stack([gain.gain for gain in gains]).flatten(0, 1)  # (ages * Z, M)
+        for some in others.split(_VOXELS):
+            slice_, pixel = some // left.shape[1], some % left.shape[1]
+            row = ages[some].long() * self.shape[0] + slice_
+            change = (rows.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
+            field[some] = before[some] + change
+        return field.unflatten(0, self._field.shape)
 
     def _advance(self, matrix: NDArray[np.float64], noise: NDArray[np.float64]) -> list[_Gain]:
         """Take a sweep into the covariances, and return the gains: of what is new, then by age."""
@@ -337,58 +383,48 @@ class SessionEstimator:
         _, _, left = _kalman(self._prior(self.amplitude), first, first_noise)
         self._covariances = [left]
 
-    def _brightness(
-        self,
-        operator: Tensor,
-        seen: Tensor,
-        noise: Tensor,
-        gains: list[_Gain],
-        mean_age: Tensor,
-        cover: Tensor,
-    ) -> Tensor:
-        """Return by how much each voxel is brighter than its structure (Z, P)."""
-        lit = self._field.clamp_min(_DARKEST)
-        predicted = operator @ lit
-        power = self._local(predicted.square(), _WINDOW)
-        ratio = self._local((seen - operator @ self._field) * predicted, _WINDOW) / power
+    def _brightness(self, sweep: _Sweep, predicted: Tensor, mean_age: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the pixels (N,) that changed and by how much their voxels are brighter (Z, N)."""
+        if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
+            return None
+        operator, gains = sweep.operator, sweep.gains
+        lit = predicted.clamp_min(_DARKEST)
+        square = lit.square()
+        power = self._local(square, _WINDOW)
+        ratio = self._local((sweep.seen - predicted) * lit, _WINDOW) / power
         # Variance of what an age predicts, between two ages as far as the slab's mean lies between them.
-        table = torch.stack([gain.predicted for gain in gains]) + noise
+        table = torch.stack([gain.predicted for gain in gains]) + sweep.noise
         low = mean_age.floor().long().clamp(0, len(gains) - 1)
-        row = torch.arange(len(noise), device=low.device)[:, None]
+        row = torch.arange(len(table[0]), device=low.device)[:, None]
         spread = torch.lerp(table[low, row], table[(low + 1).clamp(max=len(gains) - 1), row], mean_age - low)
-        variance = self._local(spread * predicted.square(), _WINDOW) / power.square() / _WINDOW**2 + _SURE
+        variance = self._local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
         wide = variance + _BRIGHTNESS**2
         odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
         changed = torch.sigmoid(odds + math.log(_CHANGES / (1 - _CHANGES)))
-        result = torch.zeros_like(lit)
-        if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
-            return result
         pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
+        if not len(pixels):
+            return None
         # A change of brightness is smooth over a slab, so the profile stands for where the light is: one
         # kernel for all pixels, and a system of M unknowns for each.
         share = operator / operator.sum(1, keepdim=True)
         cross = share @ self._smooth
         common = cross @ share.T
+        slices = _slices_of(operator)
+        result = []
         for part in pixels.split(_CHUNK):
             before = _LASTING * self._relative[:, part]
             system = common + torch.diag_embed(variance[:, part].T)
             solved = torch.linalg.solve_ex(system, (ratio[:, part] - share @ before).T[..., None]).result
             change = before + cross.T @ solved[..., 0].T
-            result[:, part] = (change * _along_z(operator, cover, changed[:, part])).clamp(-0.95, 4.0)
-        return result
+            result.append((change * (slices @ changed[:, part])).clamp(-0.95, 4.0))
+        return pixels, torch.cat(result, 1)
 
-    def _news(
-        self,
-        operator: Tensor,
-        residual: Tensor,
-        left: Tensor,
-        noise: Tensor,
-        gains: list[_Gain],
-        mean_age: Tensor,
-        cover: Tensor,
-    ) -> Tensor:
-        """Return how far each voxel is to be taken anew (Z, P), within 0 and 1."""
-        kept = 1 - (operator * gains[0].gain.T).sum(1, keepdim=True)
+    def _news(self, sweep: _Sweep, left: Tensor, mean_age: Tensor) -> Tensor | None:
+        """Return how far each slab's place is to be taken anew (M, P), within 0 and 1; None for nowhere."""
+        operator, gains, noise = sweep.operator, sweep.gains, sweep.noise
+        hat = operator @ gains[0].gain  # (M, M): what the closed form makes of the projections
+        kept = 1 - hat.diagonal()[:, None]
+        residual = torch.addmm(sweep.seen, hat, sweep.seen, alpha=-1)
         # Variance (M,) of what the other projections of the sweep say of each.
         apart = noise / kept[:, 0] - noise
         others = self._local((residual / kept).square(), _WIDE_WINDOW)
@@ -407,30 +443,26 @@ class SessionEstimator:
         high = torch.minimum(high, 2 * low)
         new = ((misfit / (structure + noise) - low) / (high - low)).clamp(0.0, 1.0)
         new = new * new * (3 - 2 * new)
-        self.anew = float((new * structure).sum()) > _ALL_NEW * float(structure.sum()) > 0.0
+        total = float((new * structure).sum())
+        self.anew = total > _ALL_NEW * float(structure.sum()) > 0.0
         if self.anew:
-            return torch.ones_like(self._field)
-        return _along_z(operator, cover, new)
+            return torch.ones_like(new)
+        return new if float(new.max()) > 0.0 else None
 
     def _estimate(self, gains: list[_Gain]) -> Estimate:
-        table = (
-            torch.stack([gain.left for gain in gains]).clamp_min(0.0).sqrt()
-        )  # (ages, Z); row a: age a + 1
-        row = (self._age.long() - 1).clamp(0, len(gains) - 1)
-        deviation = table[row, torch.arange(self.shape[0], device=row.device)[:, None]]
-        return Estimate(
-            (self._field * (1 + self._relative)).unflatten(1, self.shape[1:]),
-            self._age.unflatten(1, self.shape[1:]),
-            deviation.unflatten(1, self.shape[1:]),
-            float((self._age > 1).float().mean()),
-        )
+        age = self._age.unflatten(1, self.shape[1:])
+        table = torch.stack([gain.left for gain in gains]).clamp_min(0.0).sqrt()  # (ages, Z), from age 1
+
+        def deviation() -> Tensor:
+            row = (age.long() - 1).clamp(0, len(table) - 1)
+            return table[row, torch.arange(len(row), device=row.device)[:, None, None]]
+
+        volume = torch.addcmul(self._field, self._field, self._relative).unflatten(1, self.shape[1:])
+        return Estimate(volume, age, float((age > 1).float().mean()), deviation)
 
     def _local(self, columns: Tensor, window: int) -> Tensor:
         """Return the mean over a square window of each image (M, P)."""
-        images = columns.unflatten(1, self.shape[1:])[:, None]
-        padded = F.pad(images, (window // 2,) * 4, mode="replicate")
-        result: Tensor = F.avg_pool2d(padded, window, 1)[:, 0].flatten(1)
-        return result
+        return local_mean(columns.unflatten(1, self.shape[1:]), window).flatten(1)
 
     def _tensor(self, array: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self._device)
@@ -452,15 +484,12 @@ def _overlap(by: int, edge: int) -> tuple[slice, slice]:
     return slice(max(-by, 0), edge - max(by, 0)), slice(max(by, 0), edge - max(-by, 0))
 
 
-def _along_z(operator: Tensor, cover: Tensor, slabs: Tensor) -> Tensor:
-    """Return for each voxel (Z, P) the mean over the slabs (M, P) that see it, or that lie nearest."""
-    result = (operator.T @ slabs) / cover.clamp_min(1e-6)[:, None]
-    unseen = torch.nonzero(cover < 1e-6)[:, 0]
-    seen = torch.nonzero(cover >= 1e-6)[:, 0]
-    for place in unseen.tolist():
-        below, above = seen[seen < place], seen[seen > place]
-        near = [
-            int(each) for each in ([below[-1]] if len(below) else []) + ([above[0]] if len(above) else [])
-        ]
-        result[place] = result[near].mean(0)
+def _slices_of(operator: Tensor) -> Tensor:
+    """Return the matrix (Z, M) that gives each slice the mean of the slabs that see it, or lie nearest."""
+    cover = operator.sum(0)
+    result = operator.T / cover.clamp_min(_UNSEEN)[:, None]
+    seen = torch.nonzero(cover >= _UNSEEN)[:, 0]
+    for place in torch.nonzero(cover < _UNSEEN)[:, 0].tolist():
+        below, above = seen[seen < place][-1:], seen[seen > place][:1]
+        result[place] = result[torch.cat([below, above])].mean(0)
     return result

@@ -8,6 +8,7 @@ specimen's frame: the state itself is never interpolated. Pure functions of tens
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,10 @@ Operator = "Callable[[float], NDArray[np.float64]]"
 _STEPS = 3
 _TUKEY = 4.685  # of the deviation: 95 % efficient for normal errors (Holland & Welsch 1977)
 _FURTHEST = 1.0  # voxels that a step may go
+_SMALL = 0.003  # voxels: a step that changes nothing any more
 _HALF = 0.25  # slices: of the difference that stands for the derivative along z
+_PIXELS = 4096  # of an image, enough for four unknowns
+_COARSE_FROM = 64  # pixels of an edge: pairs of pixels tell motion as well
 _MARGIN = 4  # pixels at the border, where neighbours are missing
 # Of the robust misfit before: what explains less is no motion but the model's own error, which looks like
 # motion along z and dimming more than like motion sideways.
@@ -81,20 +85,27 @@ def register(
     along_z : bool
         Whether the state knows enough of z to tell motion along it.
     """
+    coarse = 2 if min(images.shape[1:]) >= _COARSE_FROM else 1
+    field, images = _pooled(field.unflatten(1, images.shape[1:]), coarse).flatten(1), _pooled(images, coarse)
     size = images.shape[1:]
+    every = max(1, math.isqrt(size.numel() // _PIXELS))
     inside = (
         slice(None),
-        *(slice(_MARGIN, -_MARGIN) if edge > 4 * _MARGIN else slice(None) for edge in size),
+        *(
+            slice(_MARGIN, -_MARGIN, every) if edge > 4 * _MARGIN else slice(None, None, every)
+            for edge in size
+        ),
     )
 
     def looked(motion: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Return what is predicted and what is left of the measured images, both (M, Y, X)."""
         seen = (_tensor(operator(motion[0]), field) @ field).unflatten(1, size)
-        return seen, moved(images, motion[1], motion[2]) / motion[3] - seen
+        return seen, moved(images, (0.0, motion[1], motion[2])) / motion[3] - seen
 
-    start = np.array([*before.shift, before.brightness])
+    z, y, x = before.shift
+    start = np.array([z, y / coarse, x / coarse, before.brightness])
     _, left = looked(start)
-    deviation = max(1.4826 * float(left[inside].abs().median()), noise)
+    deviation = max(1.4826 * float(left[inside].abs().median()), noise / coarse)
 
     def cost(left: Tensor) -> float:
         """Return the mean of Tukey's loss, from 0 to 1."""
@@ -108,7 +119,8 @@ def register(
         now = cost(looked(tried)[1])
         if now < (_WORTH if free == (1, 2) else _WORTH_MORE) * costs:
             motion, costs = tried, now
-    return Motion((float(motion[0]), float(motion[1]), float(motion[2])), float(motion[3]))
+    z, y, x, brightness = motion.tolist()
+    return Motion((z, y * coarse, x * coarse), brightness)
 
 
 def _fitted(
@@ -132,8 +144,8 @@ def _fitted(
             else (_tensor(deeper, field) @ field).unflatten(1, seen.shape[1:]) / (2 * _HALF)
         )
         columns = (along, -down, -right, seen)
-        jacobian = torch.stack([columns[number][inside].flatten() for number in free], 1).double()
-        misfit = left[inside].flatten().double()
+        jacobian = torch.stack([columns[number][inside].flatten() for number in free], 1)
+        misfit = left[inside].flatten()
         weight = (1 - (misfit / (_TUKEY * deviation)).square()).clamp_min(0.0).square()
         normal = jacobian.T @ (weight[:, None] * jacobian)
         normal.diagonal().add_(1e-6 * float(normal.diagonal().max()) + 1e-12)
@@ -145,47 +157,55 @@ def _fitted(
                 motion[3] *= float(np.clip(1 + by, 0.5, 2.0))
             else:
                 motion[number] += float(np.clip(by, -_FURTHEST, _FURTHEST))
+        if np.abs(change).max() < _SMALL:
+            break
     return motion
 
 
-def moved(images: Tensor, down: float, right: float) -> Tensor:
-    """Return images (M, Y, X) read so many pixels further down and right (cubic; the border goes on)."""
-    if max(abs(down), abs(right)) <= UNMOVED:
-        return images
-    height, width = images.shape[1:]
-    rows = torch.arange(height, dtype=images.dtype, device=images.device) + down
-    columns = torch.arange(width, dtype=images.dtype, device=images.device) + right
-    grid = torch.stack(torch.meshgrid(_unit(columns, width), _unit(rows, height), indexing="xy"), dim=-1)
-    result: Tensor = F.grid_sample(
-        images[None], grid[None], mode="bicubic", padding_mode="border", align_corners=True
-    )[0]
-    return result
+def moved(volume: Tensor, shift: tuple[float, float, float]) -> Tensor:
+    """Return a stack (Z, Y, X) read so many voxels (z, y, x) further on; the border goes on.
+
+    Catmull and Rom's cubic, one axis after the other; an axis that is as good as unmoved is not touched.
+    """
+    for axis, by in enumerate(shift):
+        if abs(by) > UNMOVED:
+            volume = _along(volume, axis, by)
+    return volume
 
 
-def moved_along_z(volume: Tensor, deeper: float) -> Tensor:
-    """Return a volume (Z, Y, X) read so many slices deeper (cubic; the border goes on)."""
-    if abs(deeper) <= UNMOVED:
-        return volume
-    slices = len(volume)
-    places = np.arange(slices) + deeper
-    first = np.floor(places).astype(int)
-    part = places - first
-    # Catmull and Rom's cubic through four neighbours.
+def moved_labels(volume: Tensor, shift: tuple[float, float, float]) -> Tensor:
+    """Return `moved` for numbers that have nothing between them: by whole voxels."""
+    for axis, by in enumerate(map(round, shift)):
+        if by:
+            volume = _further(volume, axis, by, volume.shape[axis])
+    return volume
+
+
+def _along(volume: Tensor, axis: int, by: float) -> Tensor:
+    first = math.floor(by)
+    part, size = by - first, volume.shape[axis]
+    near = _further(volume, axis, first - 1, size + 3)
     weights = (
         0.5 * part * (-1 + part * (2 - part)),
         0.5 * (2 + part**2 * (-5 + 3 * part)),
         0.5 * part * (1 + part * (4 - 3 * part)),
         0.5 * part**2 * (part - 1),
     )
-    matrix = np.zeros((slices, slices))
-    for offset, weight in enumerate(weights, -1):
-        np.add.at(matrix, (np.arange(slices), np.clip(first + offset, 0, slices - 1)), weight)
-    result: Tensor = (_tensor(matrix, volume) @ volume.flatten(1)).unflatten(1, volume.shape[1:])
+    result = near.narrow(axis, 0, size) * weights[0]
+    for number in range(1, 4):
+        result.add_(near.narrow(axis, number, size), alpha=weights[number])
     return result
 
 
-def _unit(places: Tensor, size: int) -> Tensor:
-    return places / max(size - 1, 1) * 2 - 1
+def _pooled(stack: Tensor, edge: int) -> Tensor:
+    pooled: Tensor = F.avg_pool2d(stack, edge) if edge > 1 else stack
+    return pooled
+
+
+def _further(volume: Tensor, axis: int, by: int, size: int) -> Tensor:
+    """Return `size` voxels along an axis, from voxel `by` on."""
+    places = torch.arange(by, by + size, device=volume.device).clamp_(0, volume.shape[axis] - 1)
+    return volume.index_select(axis, places)
 
 
 def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:

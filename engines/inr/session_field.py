@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
-from microdiffusion.engines.inr.registration import Motion, moved, moved_along_z, register
+from microdiffusion.engines.inr.registration import Motion, moved, moved_labels, register
 from microdiffusion.engines.inr.smoother import Known, expected_misfit, joined, trusted
 from microdiffusion.engines.projections import local_mean
 
@@ -100,7 +100,7 @@ class SessionField:
         z, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
         matrix = torch.from_numpy(operator(z)).float().to(self.estimator.expected.device)
         seen = (matrix @ self.estimator.expected).unflatten(1, self.estimator.shape[1:])
-        return moved(seen, -y, -x) * self.motion.brightness
+        return moved(seen, (0.0, -y, -x)) * self.motion.brightness
 
     def copy(self) -> SessionField:
         """Return an independent field (no tensor of a state is ever changed in place)."""
@@ -137,11 +137,12 @@ class SessionField:
                 along_z=self.estimator.sweeps >= _KNOWS_Z,
             )
             self._follow()
-        motion = self.motion
         found = self._take_in(operator, images, variance, own)
         if self.estimator.anew:  # another specimen: it lies where it lies
             self.motion, self._whole = Motion(), (0, 0, 0)
-        return self._seen(found, motion)
+            self.estimator.forget()
+            found = self._take_in(operator, images, variance, own)
+        return self._seen(found)
 
     def known(
         self,
@@ -203,7 +204,7 @@ class SessionField:
             self._doubt = max(_REMEMBERED * self._doubt, float(doubt[lit].median()))
             trust = trusted(misfit, known.misfit, self._doubt, matrix)
         found = joined(known, before, self.estimator, trust, (known.level - level) / self.unit)
-        return self._seen(found, self.motion)
+        return self._seen(found)
 
     @property
     def _deeper(self) -> float:
@@ -216,7 +217,7 @@ class SessionField:
         _, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
         matrix = torch.from_numpy(operator(self._deeper)).float().to(images.device)
         expected = (matrix @ estimator.expected).unflatten(1, images.shape[1:])
-        left = moved(images, y, x) / self.motion.brightness - expected
+        left = moved(images, (0.0, y, x)) / self.motion.brightness - expected
         return local_mean(left.square(), _WINDOW).flatten(1)
 
     def _take_in(
@@ -226,29 +227,29 @@ class SessionField:
         variance: Tensor,
         own: Tensor,
     ) -> Estimate:
-        (z, y, x), brightness = self.motion.shift, self.motion.brightness
-        if not self.motion.moved:
-            z = y = x = 0.0
+        brightness = self.motion.brightness
+        z, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
         return self.estimator.update(
             operator(z),
-            moved(images, y, x) / brightness,
+            moved(images, (0.0, y, x)) / brightness,
             variance / brightness**2,
-            moved(moved_along_z(own, z), y, x) / brightness,
+            lambda: moved(own, (z, y, x)) / brightness,
         )
 
-    def _seen(self, found: Estimate, motion: Motion) -> FieldEstimate:
+    def _seen(self, found: Estimate) -> FieldEstimate:
         """Return an estimate where the stage sees it."""
-        (z, y, x), brightness = motion.shift, motion.brightness
-        age = found.age
-        if self.motion.moved:
-            age = moved(moved_along_z(age.float(), -z), -y, -x).round().clamp(1, 255).to(torch.uint8)
-        back = {
-            name: moved(moved_along_z(getattr(found, name), -z), -y, -x) * brightness
-            for name in ("volume", "deviation")
-        }
-        z, y, x = (part + whole for part, whole in zip(self.motion.shift, self._whole, strict=True))
+        shift, brightness = self.motion.shift, self.motion.brightness
+        z, y, x = (-each if self.motion.moved else 0.0 for each in shift)
+        volume, age = moved(found.volume, (z, y, x)), moved_labels(found.age, (z, y, x))
+        if brightness != 1.0:
+            volume = volume * brightness
+        deeper, down, right = (part + whole for part, whole in zip(shift, self._whole, strict=True))
         return FieldEstimate(
-            back["volume"], age, back["deviation"], found.still, Motion((z, y, x), brightness)
+            volume,
+            age,
+            found.still,
+            lambda: moved_labels(found.deviation(), (z, y, x)) * brightness,
+            Motion((deeper, down, right), brightness),
         )
 
     def _follow(self) -> None:

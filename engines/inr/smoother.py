@@ -175,8 +175,8 @@ def joined(
     return Estimate(
         volume.unflatten(1, edges),
         ages.unflatten(1, edges),
-        variance.clamp_min(0.0).sqrt().unflatten(1, edges),
         float((ages > 1).float().mean()),
+        lambda: variance.clamp_min(0.0).sqrt().unflatten(1, edges),
     )
 
 
