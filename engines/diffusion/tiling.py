@@ -28,6 +28,9 @@ BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 20}
 """Windows times pixels of one pass: bounds the memory of the features, 0.1 GB each on CUDA."""
 
 
+_BLOCK, _WORTH = 16, 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkInputs:
     """The network's inputs beside the state, normalised.
@@ -67,18 +70,34 @@ class VolumeDenoiser:
         self._tables = tables(image=True)
         self._blind_tables = tables(image=False) if self._guided else self._tables
 
-    def __call__(self, state: Tensor, shown: NetworkInputs, time: float) -> Tensor:
-        """Return the clean volume (Z, Y, X) predicted from the state (Z, Y, X) at `time`."""
+    def __call__(
+        self, state: Tensor, shown: NetworkInputs, time: float, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Return the clean volume (Z, Y, X) predicted from the state (Z, Y, X) at `time`.
+
+        `wanted` (N,) are the windows to evaluate, see `worth_evaluating`; None for all. Elsewhere the volume
+        is the prior.
+        """
+        if wanted is not None and not len(wanted):
+            return shown.prior
         result = torch.empty_like(shown.prior)
         told = with_noise(self._tables[time], shown.noise)
         blind = with_noise(self._blind_tables[time], shown.noise) if self._guided else told
         for rows, columns, keep_rows, keep_columns, inner in self._tiles(*shown.prior.shape[1:]):
             view = (slice(None), rows, columns)
-            part = self._tile(state[view], shown.prior[view], shown.images[view], told, blind)
+            part = self._tile(state[view], shown.prior[view], shown.images[view], told, blind, wanted)
             result[:, keep_rows, keep_columns] = part[:, inner[0], inner[1]]
         return result
 
-    def _tile(self, state: Tensor, prior: Tensor, images: Tensor, told: Tensor, blind: Tensor) -> Tensor:
+    def _tile(
+        self,
+        state: Tensor,
+        prior: Tensor,
+        images: Tensor,
+        told: Tensor,
+        blind: Tensor,
+        wanted: Tensor | None,
+    ) -> Tensor:
         slices, rows, columns = prior.shape
         pad = (0, -columns % self._multiple, 0, -rows % self._multiple)
 
@@ -88,11 +107,11 @@ class VolumeDenoiser:
         state, prior, images = padded(state), padded(prior), padded(images)
         pixels = prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)
         most = max(1, BATCH_PIXELS.get(prior.device.type, 1 << 18) // pixels)
+        every = torch.arange(len(self._windows), device=prior.device) if wanted is None else wanted
         # Passes of equal size: a last one with a single window would cost as much as a full one on a GPU.
-        size = -(-len(self._windows) // -(-len(self._windows) // most))
+        size = -(-len(every) // -(-len(every) // most))
         parts = []
-        for first in range(0, len(self._windows), size):
-            some = slice(first, first + size)
+        for some in every.split(size):
             index = self._windows[some]
             state_w, prior_w = _gather(state, index), _gather(prior, index)
             image_w = _gather(images, self._nearest[some])
@@ -109,7 +128,12 @@ class VolumeDenoiser:
             else:
                 clean = self._runtime(state_w, prior_w, image_w, told[some])
             parts.append(clean.flatten(0, 1))
-        return torch.cat(parts)[:slices, :rows, :columns]
+        clean = torch.cat(parts)
+        if wanted is not None:
+            places = (wanted[:, None] * SLICES + torch.arange(SLICES, device=wanted.device)).flatten()
+            inside = places < slices
+            clean = prior.index_copy(0, places[inside], clean[inside])
+        return clean[:slices, :rows, :columns]
 
     def _tiles(
         self, rows: int, columns: int
@@ -134,6 +158,23 @@ def _gather(stack: Tensor, index: Tensor) -> Tensor:
     """Return stack[index], copying whole images; indexing with a table copies pixel by pixel."""
     gathered: Tensor = stack.index_select(0, index.flatten()).unflatten(0, index.shape)
     return gathered
+
+
+def worth_evaluating(share: Tensor) -> Tensor:
+    """Return the windows (N,) in which the network has something to say, a power of two of them or all.
+
+    `share` (Z, Y, X) is how much of the network's correction counts. What is asked is the mean over blocks of
+    `SLICES` x 16 x 16 voxels: a structure that is new fills one, a scattered voxel does not. A power of two,
+    as a runtime compiles every number of windows for itself.
+    """
+    count = -(-len(share) // SLICES)
+    padded = torch.nn.functional.pad(share, (0, 0, 0, 0, 0, count * SLICES - len(share)))
+    slabs = padded.unflatten(0, (count, SLICES)).mean(1)
+    most = torch.nn.functional.avg_pool2d(slabs[:, None], _BLOCK, ceil_mode=True).amax((1, 2, 3))
+    needed = int((most > _WORTH).sum())
+    if not needed:
+        return torch.empty(0, dtype=torch.int64)
+    return most.topk(min(count, 1 << (needed - 1).bit_length())).indices.sort().values
 
 
 def window_indices(slices: int) -> Tensor:

@@ -342,7 +342,7 @@ class SessionEstimator:
             row = ages[some].long() * self.shape[0] + slice_
             change = (rows.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
             field[some] = before[some] + change
-        return field.unflatten(0, self._field.shape)
+        return field.view_as(self._field)
 
     def _advance(self, matrix: NDArray[np.float64], noise: NDArray[np.float64]) -> list[_Gain]:
         """Take a sweep into the covariances, and return the gains: of what is new, then by age."""

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, VolumeDenoiser, sample
+from microdiffusion.engines.diffusion import (
+    NetworkInputs,
+    SamplerSettings,
+    VolumeDenoiser,
+    sample,
+    worth_evaluating,
+)
 from microdiffusion.engines.projections import along_z, light_share
 from microdiffusion.engines.trust import measure, measure_held, structured_miss
 
@@ -115,6 +121,9 @@ class Update:
         geometry = self._geometry
         shown = NetworkInputs(given["prior"], images, variance.mean().sqrt())
         above = images - floor
+        # On a GPU the operations may not depend on a value.
+        share = given.get("network_share") if floor.device.type == "cpu" else None
+        wanted = None if share is None else worth_evaluating(share)
         missed: list[Tensor] = []
 
         def consistent(volume: Tensor) -> Tensor:
@@ -129,7 +138,7 @@ class Update:
             return volume
 
         volume = sample(
-            lambda state, time: denoise(state, shown, time),
+            lambda state, time: denoise(state, shown, time, wanted),
             shown.prior,
             self._settings.sampler,
             consistent,

@@ -16,12 +16,25 @@ from torch import Tensor, nn
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.engines import Denoiser, Reconstructor, open_engine, register_denoiser, save_denoiser
-from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, denoiser, load_denoiser
+from microdiffusion.engines.diffusion import (
+    CONDITIONS,
+    SLICES,
+    WINDOW,
+    NetworkInputs,
+    SamplerSettings,
+    VolumeDenoiser,
+    denoiser,
+    load_denoiser,
+    worth_evaluating,
+)
 from microdiffusion.engines.diffusion.weights import shipped_weights
+from microdiffusion.engines.pipeline.geometry import Geometries
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
 from microdiffusion.engines.runtimes.openvino_runtime import find_openvino
 from microdiffusion.engines.runtimes.parity import parity_error
+from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import InputFileError
+from microdiffusion.frames import StagePositions
 
 NAME = "two convolutions"
 
@@ -128,3 +141,32 @@ def test_weights_that_name_no_architecture_are_of_the_slab_unet(tmp_path: Path) 
     model = load_denoiser(tmp_path / "old.safetensors")
     assert model.architecture == "slab-unet"
     assert model.settings == load_denoiser(shipped_weights()).settings
+
+
+def test_only_windows_that_count_are_evaluated(path: Path) -> None:
+    """Elsewhere the volume is the prior; a power of two, and no voxel by itself is worth an evaluation."""
+    share = torch.zeros(5 * SLICES - 3, 40, 40)
+    assert worth_evaluating(share).tolist() == []
+    share[3, 5, 7] = 1.0
+    assert worth_evaluating(share).tolist() == []
+    share[SLICES : SLICES + 4, 16:32, 16:32] = 0.5
+    assert worth_evaluating(share).tolist() == [1]
+    share[-3:, :16, :16] = 1.0
+    assert worth_evaluating(share).tolist() == [1, 4]
+    share[:3, :16, :16] = 1.0
+    assert 0 in worth_evaluating(share).tolist()
+    assert len(worth_evaluating(share)) == 4
+
+    head = header(shape=tuple(share.shape))
+    geometry = Geometries(head, torch.device("cpu")).of(StagePositions.along_z([4.0, 12.0, 20.0, 28.0]))
+    runtime = TorchRuntime(load_denoiser(path), torch.device("cpu"))
+    denoise = VolumeDenoiser(runtime, geometry.conditions, SamplerSettings(steps=1, tile=32))
+    prior, images = torch.rand(share.shape), torch.rand(4, *share.shape[1:])
+    shown = NetworkInputs(prior, images, torch.tensor(0.01))
+    whole = denoise(prior, shown, 1.0)
+    part = denoise(prior, shown, 1.0, torch.tensor([1, 4]))
+    assert torch.equal(part[:SLICES], prior[:SLICES])
+    assert torch.equal(part[2 * SLICES : 4 * SLICES], prior[2 * SLICES : 4 * SLICES])
+    torch.testing.assert_close(part[SLICES : 2 * SLICES], whole[SLICES : 2 * SLICES])
+    torch.testing.assert_close(part[4 * SLICES :], whole[4 * SLICES :])
+    assert denoise(prior, shown, 1.0, torch.empty(0, dtype=torch.int64)) is prior

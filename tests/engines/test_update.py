@@ -125,6 +125,7 @@ def given_for(geometry: Geometry, *, held: bool, seed: int = 0) -> Tensors:
         "floor": some() * 0.01,
         "closed": geometry.tikhonov,
         "prior": some(*SHAPE),
+        "network_share": some(*SHAPE),
     }
     if held:
         given |= {
