@@ -235,6 +235,9 @@ class EngineConfig(Table):
         "(newest first, with less effort, then fewer) or wait (the sender waits: a file can)",
     )
     backlog: int = key(2, "sweeps of a session that may wait in memory; see policy", ge=1, le=100_000)
+    memory_gb: Positive | None = key(
+        None, "decline runs for which the engine may take more than this, GB; none: the machine's memory"
+    )
     session_memory_mb: Positive = key(
         2048.0, "limit for the state of all sessions, MB; idle sessions go to the disk first"
     )
@@ -302,6 +305,9 @@ class RecorderConfig(Table):
         "off", "compress each run in place when it is over (`mdd repack`); such a file cannot be resumed"
     )
     file_gb: Positive = key(64.0, "start another file before one grows larger than this, GB")
+    time_point_gb: Positive = key(
+        64.0, "largest time point, all positions, of a run that is accepted, GB: a file holds at least one"
+    )
     queue_mb: Positive = key(512.0, "limit for what waits to be written, MB")
 
 
@@ -319,6 +325,7 @@ class WireConfig(Table):
         False, "require keys on loopback addresses too; elsewhere they are always required"
     )
     runs: int = key(8, "maximum number of open runs", ge=1, le=64)
+    positions: int = key(1000, "most positions of a run that is accepted", ge=1, le=10_000)
     silent_s: Positive = key(120.0, "close a run whose sender has been silent for this long, s")
     max_frame_mb: Positive = key(64.0, "largest frame that is accepted, MB", le=1024)
     send_buffer_mb: Positive = key(256.0, "limit for frames in the sender's memory, MB")

@@ -1,9 +1,8 @@
 """The daemon's end of the wire: receives frames of several runs, checks them, hands them on, and answers.
 
 `Ingest` owns one daemon thread; the thread owns the ROUTER socket and calls every method of the runs. What
-a message means is decided in `protocol.IngestProtocol`. `on_start` alone is called on a thread of its own,
-one call at a time, because making or reopening a run file may take seconds and the frames of other runs do
-not wait.
+a message means is decided in `protocol.IngestProtocol`. `on_start` alone is called on a thread of its own for
+each run, because making or reopening a run file may take seconds, and other runs do not wait.
 
 A frame is acknowledged when its `Receipt` is complete, which wakes the thread; it is handed on at most once,
 however often it comes. Frames may come out of order: `FrameInfo` says where they belong. Nothing waits: not
@@ -96,8 +95,8 @@ class Ingest:
         self._gate = Gate()
         self._router: zmq.Socket[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="mdd-ingest", daemon=True)
+        self._starts: list[threading.Thread] = []
         self._stopping = threading.Event()
-        self._one_start = threading.Lock()
         self._failure: MddError | None = None
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -161,10 +160,9 @@ class Ingest:
             return
         self._wake()
         self._thread.join(timeout_s)
-        no_start = self._one_start.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
-        if no_start:
-            self._one_start.release()
-        if self._thread.is_alive() or not no_start:
+        for start in self._starts:
+            start.join(max(0.0, deadline_s - time.monotonic()))
+        if any(thread.is_alive() for thread in (self._thread, *self._starts)):
             raise RunError(
                 f"The ingest thread did not stop within {timeout_s:g} s: a callback does not return."
             )
@@ -281,21 +279,22 @@ class Ingest:
         return True
 
     def _ask(self, header: RunHeader, owner: str) -> None:
-        threading.Thread(
+        start = threading.Thread(
             target=self._start_run, args=(header, owner), name="mdd-ingest-start", daemon=True
-        ).start()
+        )
+        self._starts = [*(each for each in self._starts if each.is_alive()), start]
+        start.start()
 
     def _start_run(self, header: RunHeader, owner: str) -> None:
         """Ask `on_start`, on a thread of its own, and bring its answer to the ingest thread."""
-        with self._one_start:
-            if self._stopping.is_set():
-                return
-            try:
-                run = self._on_start(header, owner)
-            except Exception as error:
-                self._call(partial(self._protocol.turn_away, header.run_id, error))
-            else:
-                self._call(lambda: self._protocol.begin(header.run_id, run, time.monotonic()))
+        if self._stopping.is_set():
+            return
+        try:
+            run = self._on_start(header, owner)
+        except Exception as error:
+            self._call(partial(self._protocol.turn_away, header.run_id, error))
+        else:
+            self._call(lambda: self._protocol.begin(header.run_id, run, time.monotonic()))
 
     def _answer(self, origin: Origin, answer: Answer) -> None:
         # A ROUTER drops what its peer does not read, or what is for a peer that is gone.

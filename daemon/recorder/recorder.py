@@ -21,6 +21,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -38,11 +39,11 @@ from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.queue import WriteQueue
 from microdiffusion.daemon.recorder.writer import RunWriter, Written
-from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
+from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError, UserError
 from microdiffusion.frames import Frame, Reconstruction, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import FrameTable, RunPlan, Status, assemble, level_factors
+from microdiffusion.runfile import FrameTable, RunPlan, Status, assemble, file_bytes, level_factors
 from microdiffusion.text import count_noun
 
 __all__ = ["Recorder", "Written"]
@@ -143,6 +144,13 @@ class Recorder:
             pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
             uncertainty=uncertainty,
         )
+        needed, most = file_bytes(replace(plan, time_points=1)), config.time_point_gb * 1e9
+        if needed > most:
+            raise UserError(
+                f"One time point of all {count_noun(len(header.positions), 'position')} takes "
+                f"{needed / 1e9:.3g} GB, and this daemon takes {most / 1e9:.3g} GB: raise "
+                "recorder.time_point_gb there, or send fewer slices, pixels or positions."
+            )
         lock = RunLock(path)
         with _held(lock):
             files = RunFiles.create(path, plan, most_bytes=_most_bytes(config))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_NAME_BYTES = 100  # of 255: time, number and what stands for a file in the making come on top
 _MAKING_S = 3600.0  # nobody takes so long to make a run file
+_GIVEN = 256
 _LOOKED_AT = 8  # run files, the newest ones
 
 _Stamp = tuple[str, int, int]
@@ -32,6 +34,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[_Stamp, tuple[str, str]] = {}
+        self._given: deque[Path] = deque(maxlen=_GIVEN)  # whose files may not be made yet
 
     def find(self, run_id: str) -> Path | None:
         """Return the first file of a run, None where there is none.
@@ -57,9 +60,10 @@ class RunFolder:
         """Return a path that no file has: name, UTC time, and a number where two start in one second."""
         stem = f"{_file_name(name)}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         path, number = self._path / f"{stem}.h5", 1
-        while path.exists():
+        while path.exists() or path in self._given:
             number += 1
             path = self._path / f"{stem}_{number}.h5"
+        self._given.append(path)
         return path
 
     def unclosed(self) -> list[Path]:

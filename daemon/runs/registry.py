@@ -1,7 +1,7 @@
 """The runs of a daemon: opens, watches and closes them, several at the same time.
 
-Ingest asks `on_start` on a thread of its own, one run at a time, so making a run file, or finding it again,
-holds up no other run. A run that is over is closed on a thread too, so that catching up does not hold up the
+Ingest asks `on_start` on a thread for each run, so making a run file, or finding it again, holds up no other
+run. A run that is over is closed on a thread too, so that catching up does not hold up the
 others. The main thread asks `tick` a few times a second. What fails ends its own run and no other.
 """
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psutil
+
 from microdiffusion.daemon.engine import provenance
 from microdiffusion.daemon.ingest import NotYet, RunState, admits
 from microdiffusion.daemon.recorder import Compressor, Recorder
@@ -20,6 +22,7 @@ from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.sweeps import RecoveredRun
 from microdiffusion.daemon.status import HEADLINE
+from microdiffusion.engines.memory import reconstruction_bytes
 from microdiffusion.errors import ConfigError, MddError, RunError, UserError
 from microdiffusion.runfile import Status
 
@@ -82,6 +85,7 @@ class OpenRuns:
         self._ingest = ingest
         self._folder = RunFolder(config.recorder.output)
         self._lock = threading.Lock()
+        self._finding = threading.Lock()  # held while the folder is looked through, not while files are made
         self._closing_all = False
         self._runs: dict[str, LiveRun] = {}  # that are not closed yet
         self._closing: dict[str, Future[None]] = {}  # of these
@@ -223,11 +227,14 @@ class OpenRuns:
 
     def _make(self, header: RunHeader, owner: str) -> LiveRun:
         """Begin a run, or resume it where its file is there; on a thread of its own."""
-        path = self._folder.find(header.run_id)
-        if path is not None:
-            return self._resumed(path, owner, header)
+        with self._finding:
+            found = self._folder.find(header.run_id)
+            path = found or self._folder.new_path(header.name)
+        if found is not None:
+            return self._resumed(found, owner, header)
+        self._require_room(header)
         recorder = Recorder.create(
-            self._folder.new_path(header.name),
+            path,
             header,
             self._config.recorder,
             frames_per_sweep=header.frames_per_sweep,
@@ -240,6 +247,26 @@ class OpenRuns:
         )
         recorder.start()
         return self._live(recorder, None)
+
+    def _require_room(self, header: RunHeader) -> None:
+        """Raise UserError where a new run is more than this daemon can, or shall, take."""
+        most = self._config.wire.positions
+        if len(header.positions) > most:
+            raise UserError(
+                f"The run has {len(header.positions)} positions, and this daemon takes {most}: raise "
+                "wire.positions there, or begin several runs."
+            )
+        engine, info = self._engine.queue.config, self._engine.info
+        if (info.device if info is not None else engine.device).startswith("cuda"):
+            return  # its memory is another one, which this process cannot ask
+        needed = reconstruction_bytes(header, engine, *(run.header for run in self.unclosed))
+        given = psutil.virtual_memory().total if engine.memory_gb is None else engine.memory_gb * 1e9
+        if needed > given:
+            shape = " x ".join(map(str, header.shape))
+            raise UserError(
+                f"The engine may take {needed / 1e9:.3g} GB for {shape} voxels and what else is open, and "
+                f"there are {given / 1e9:.3g} GB (engine.memory_gb): send fewer slices or a smaller region."
+            )
 
     def _resumed(self, path: Path, owner: str, wanted: RunHeader | None = None) -> LiveRun:
         """Open a run file again; one that is not the `wanted` run is left as it is."""

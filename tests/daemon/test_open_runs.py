@@ -6,13 +6,14 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.wire_support import make_header
+from support.ingest_support import Peer, frame_parts
+from support.wire_support import make_header, wait_until
 
 from microdiffusion import open_run
 from microdiffusion.config.models import Config, EngineConfig, RecorderConfig
@@ -26,6 +27,7 @@ from microdiffusion.errors import ConfigError, DiskError, RunError, UserError
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.schema import Status
+from microdiffusion.wire import RunStart
 
 
 def header_of(name: str) -> RunHeader:
@@ -257,3 +259,86 @@ def test_a_run_that_is_open_takes_no_sender_that_says_other_things_of_it(stage: 
     assert stage.runs.on_start(header.model_copy(update={"source": "another", "sweeps": 7})) is run
     with pytest.raises(ConfigError, match="another geometry or beam"):
         stage.runs.on_start(header.model_copy(update=changes))
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[Callable[..., OpenRuns]]:
+    """Yield a maker of runs with real files, whose engine was not started."""
+
+    def make(**settings: object) -> OpenRuns:
+        config = Config.model_validate({"recorder": {"output": tmp_path}, **settings})
+        engine = EngineProcess(config.engine, waiting_bytes=1 << 30)
+        made.append(OpenRuns(config, engine, StatusBoard(), Ingest("tcp://127.0.0.1:*")))
+        return made[-1]
+
+    made: list[OpenRuns] = []
+    yield make
+    for runs in made:
+        runs._ingest.stop()
+        runs.close_all(drain_s=0.0, hurry=lambda: True, show=lambda: None)
+
+
+TOO_MUCH = {
+    "positions": (
+        {"positions": tuple(map(str, range(9_999)))},
+        {},
+        "9999 positions, and this daemon takes 1000: raise wire.positions",
+    ),
+    "memory for a million slices": (
+        {"shape": (1_000_000, 16, 24), "sweeps": 1},
+        {"engine": {"memory_gb": 32}},
+        "may take 45.9 GB for 1000000 x 16 x 24 voxels .* there are 32 GB",
+    ),
+    "memory of any machine": ({"shape": (1_000_000, 45, 45), "sweeps": 1}, {}, "may take 238 GB"),
+    "a time point": (
+        {"shape": (100_000, 16, 24), "sweeps": 1},
+        {"recorder": {"time_point_gb": 0.05}},
+        "One time point of all 1 position takes 0.0788 GB, and this daemon takes 0.05 GB",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_a_run_that_is_too_much_is_declined_before_a_byte_is_reserved(
+    real: Callable[..., OpenRuns], tmp_path: Path, what: str
+) -> None:
+    changes, settings, sentence = TOO_MUCH[what]
+    settings.setdefault("recorder", {}).setdefault("output", tmp_path)
+    runs = real(**settings)
+    with pytest.raises(UserError, match=sentence):
+        runs.on_start(make_header(**changes))
+    assert list(tmp_path.iterdir()) == []
+    assert len(runs) == 0
+
+
+def test_a_start_that_takes_long_holds_up_no_other_start(real: Callable[..., OpenRuns]) -> None:
+    runs = real()
+    runs._ingest.start(runs.on_start)
+    many = make_header(run_id="f" * 32, positions=tuple(map(str, range(600))), sweeps=1)
+    with Peer(runs._ingest.address) as slow, Peer(runs._ingest.address) as quick:
+        slow.say(RunStart(header=many))
+        quick.start()
+        quick.say(frame_parts(0))
+        assert quick.confirmed(1) == [0]
+        assert slow.hears_nothing(0.0), "its file takes seconds"
+        wait_until(lambda: len(runs) == 2, timeout_s=60)
+        assert slow.hear().attempt == 0
+
+
+def test_runs_of_one_name_that_begin_in_the_same_second_get_a_file_each(
+    real: Callable[..., OpenRuns], tmp_path: Path
+) -> None:
+    runs = real()
+    together = threading.Barrier(4)
+
+    def start(number: int) -> None:
+        together.wait(10)
+        runs.on_start(make_header(run_id=f"{number:032x}", sweeps=1))
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(runs) == 4
+    assert len(list(tmp_path.glob("*.h5"))) == 4
