@@ -1,13 +1,11 @@
 """What evaluates the network: torch, OpenVINO or TensorRT."""
 
-from microdiffusion.engines.runtimes.engine_cache import EngineCache, user_cache_folder
-from microdiffusion.engines.runtimes.onnx_export import export_onnx
+from microdiffusion.engines.runtimes.engine_cache import user_cache_folder
 from microdiffusion.engines.runtimes.openvino_runtime import find_openvino
 from microdiffusion.engines.runtimes.select import open_runtime, require_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_build import (
     Profile,
     Progress,
-    build_engine,
     driver_version,
     find_tensorrt,
 )
@@ -15,14 +13,11 @@ from microdiffusion.engines.runtimes.tensorrt_runtime import open_tensorrt
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime, best_dtype
 
 __all__ = [
-    "EngineCache",
     "Profile",
     "Progress",
     "TorchRuntime",
     "best_dtype",
-    "build_engine",
     "driver_version",
-    "export_onnx",
     "find_openvino",
     "find_tensorrt",
     "open_runtime",

@@ -146,11 +146,6 @@ class EngineCache:
                     found.append(Entry(path, status.st_size, status.st_mtime, _built_for(path)))
         return sorted(found, key=lambda entry: -entry.used_s)
 
-    def clear(self) -> tuple[int, int]:
-        """Delete everything that is kept; return the number of files and their bytes."""
-        gone = [entry for entry in self.entries() if _delete(entry.path)]
-        return len(gone), sum(entry.size for entry in gone)
-
     def _make_room(self, key: Mapping[str, str], size: int) -> None:
         """Delete what `key` makes stale, what a killed process left, and the oldest beyond the limit."""
         for path in self.folder.glob("*.part"):

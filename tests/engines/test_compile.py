@@ -252,50 +252,14 @@ def test_a_cache_that_keeps_nothing_is_an_error_of_compile(
     assert "was built but cannot be kept in" in capsys.readouterr().err
 
 
-def test_what_is_kept_is_listed_and_cleared(
-    gpu: Machine, small_weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["compile", "--weights", str(small_weights)])
-    (folder / "0123.engine").write_bytes(b"nothing of ours")
-    capsys.readouterr()
-    assert main(["compile", "--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    told = sorted(line.split("  ")[-1] for line in lines[:-1])
-    assert told == [
-        "ONNX graph",
-        "damaged",
-        "tensorrt_rtx 1.7.1, driver 580.1, GeForce, compute capability 8.6",
-    ]
-    assert lines[-1].startswith("3 files, ")
-    assert main(["compile", "--clear"]) == 0
-    assert capsys.readouterr().out.startswith("deleted 3 files, ")
-    assert list(folder.iterdir()) == []
-
-
-def test_clearing_a_folder_that_is_not_there_does_nothing(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compile", "--clear"]) == 0
-    assert capsys.readouterr().out.startswith("deleted 0 files, 0 B")
-    assert not folder.exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "installed", "said"),
     [
         pytest.param([], None, 'pip install "microdiffusion-daemon[tensorrt-rtx]"', id="no TensorRT"),
-        pytest.param(["--check"], None, "Compiling needs TensorRT, and none is installed", id="check"),
-        pytest.param([], TRT, "give --check", id="no GPU"),
-        pytest.param(
-            ["--check"],
-            SimpleNamespace(__name__="tensorrt", __version__="11.4"),
-            "TensorRT builds on its GPU only",
-            id="a TensorRT that builds on a GPU",
-        ),
+        pytest.param([], TRT, "compile on the machine that will serve", id="no GPU"),
         pytest.param(
             ["--weights", "gone.safetensors"], TRT, "gone.safetensors, which does not exist", id="weights"
         ),
-        pytest.param(["--check", "--list"], TRT, "not allowed with", id="two things at once"),
     ],
 )
 def test_what_cannot_be_compiled_is_one_sentence(
@@ -320,20 +284,6 @@ def test_a_machine_without_gpu_is_told_what_serves_it(
     said = capsys.readouterr().out
     assert "nothing to build ahead on a CPU; torch cpu" in said
     assert "no CUDA device found" in said
-
-
-def test_check_builds_here_and_keeps_nothing(
-    small_weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnx onnxscript")
-    trt = find_tensorrt()
-    if trt is None or (trt.__name__ == "tensorrt" and not torch.cuda.is_available()):
-        pytest.skip("no TensorRT that builds here is installed")
-    assert main(["compile", "--check", "--weights", str(small_weights)]) == 0
-    out = capsys.readouterr().out
-    assert f"parsed in half precision and built by {trt.__name__}" in out
-    assert out.rstrip().endswith("not run, not kept")
-    assert not folder.exists()
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ NOT_RUN = {
     r"mdd serve --config (bessel|my.toml --set engine.weights)": "waits for a microscope, or for weights",
     r"mdd (train|adapt) ": "takes minutes: tests/engines/test_training.py, tests/engines/test_adapt.py",
     r"mdd bench": "takes a minute and more: tests/daemon/test_bench.py",
-    r"mdd compile( --network| --weights| --check|$)": "takes a minute: tests/engines/test_compile.py",
+    r"mdd compile( --network| --weights|$)": "takes a minute: tests/engines/test_compile.py",
     r"mdd calibrate beam --acquire": "a core of its own: tests/daemon/test_calibrate.py",
     r"mdd keys": "tests/api/test_keys.py",
 }
