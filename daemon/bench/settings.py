@@ -14,7 +14,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How thorough a bench is; `QUICK` takes a quarter of a minute on two cores.
+    """Thoroughness of a bench; `QUICK` takes a quarter of a minute on two cores.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ Spot = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What the beads of a stack look like along z.
+    """Brightness of the beads of a stack along z.
 
     Attributes
     ----------

@@ -29,7 +29,7 @@ class Curve:
 
     @property
     def ends_um(self) -> tuple[float, float]:
-        """Where the curve crosses half of its maximum."""
+        """The two places at which the curve crosses half of its maximum."""
         top, at = maximum(self.value)
         low, high, _ = half_maximum(self.u_um, self.value, at, top)
         return low, high

@@ -8,25 +8,19 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer  # a parser, or a group of one
     from collections.abc import Callable, Iterable, Mapping
 
     from microdiffusion.config import Config
 
 
-class Parser(Protocol):
-    """A parser, or a group of one."""
-
-    def add_argument(self, *names: str, **more: Any) -> Any:
-        """Add an argument."""
-
-
 def add(
-    parser: Parser,
+    parser: _ActionsContainer,
     usage: str,
     about: str | None = None,
     type: Callable[[str], object] | None = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 
-class Progress:
+class ProgressBar:
     """A context; call it with what is done and the total. The bar appears on stderr with the first call.
 
     Parameters
@@ -64,7 +64,7 @@ class Progress:
 
     @property
     def shown(self) -> bool:
-        """Whether there is a bar."""
+        """True where there is a bar."""
         return self._bar is not None
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say
+from microdiffusion.daemon.cli import ProgressBar, options, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -41,7 +41,7 @@ def run(args: Namespace) -> int:
     session = read_session(args.file, most=args.sweeps)
     weights = config.weights or shipped_weights()
     plan = AdaptPlan(args.iterations, args.minutes, args.rate, args.seed)
-    with Progress("adapting", every_s=10.0) as bar:
+    with ProgressBar("adapting", every_s=10.0) as bar:
 
         def watch(iteration: int, share: float, loss: float, seconds: float) -> None:
             bar(share, note=f"iteration {iteration}, loss {loss:.3f}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say
+from microdiffusion.daemon.cli import ProgressBar, options, say
 from microdiffusion.daemon.status import size
 from microdiffusion.errors import ConfigError, EngineError
 
@@ -82,7 +82,7 @@ def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> N
     for path in paths:
         model = load_denoiser(path)
         started = time.perf_counter()
-        with Progress(path.stem, every_s=10.0) as bar:
+        with ProgressBar(path.stem, every_s=10.0) as bar:
             engine = open_tensorrt(model, device, Profile.of(config.tile, model.multiple), trt, progress=bar)
         took_s = time.perf_counter() - started
         if not engine.path.exists():

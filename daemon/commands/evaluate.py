@@ -24,7 +24,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import Progress, complain, options, say
+from microdiffusion.daemon.cli import ProgressBar, complain, options, say
 from microdiffusion.daemon.system import resident_mb
 from microdiffusion.errors import ConfigError
 
@@ -103,7 +103,7 @@ def run(args: Namespace) -> int:
         evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)
 
     total = plan.runs() if sessions is None else evaluation.session_calls(plan, sessions)
-    with _warnings(), Progress("evaluating") as bar:
+    with _warnings(), ProgressBar("evaluating") as bar:
 
         def progress(done: int, text: str) -> None:
             bar(done, total, text)

@@ -15,7 +15,7 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say, say_json
+from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
 from microdiffusion.errors import ConfigError
 from microdiffusion.text import count_noun
 
@@ -50,7 +50,7 @@ def run(args: Namespace) -> int:
     else:
         first, last = args.time_points or (None, None)
         scope = Scope(first, last, tuple(args.channel), tuple(args.position), args.level)
-        with Progress(f"{args.run.name} to {args.to}", "volumes", quiet=args.quiet) as progress:
+        with ProgressBar(f"{args.run.name} to {args.to}", "volumes", quiet=args.quiet) as progress:
             exported = export_run(
                 args.run, args.to, args.output, scope=scope, compress=args.compress, progress=progress
             )

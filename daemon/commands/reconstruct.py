@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say
+from microdiffusion.daemon.cli import ProgressBar, options, say
 from microdiffusion.errors import ConfigError
 from microdiffusion.text import count_noun
 
@@ -57,7 +57,7 @@ def run(args: Namespace) -> int:
         )
     if args.output is not None and config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
-    with Progress("reconstructing", every_s=10.0) as bar:
+    with ProgressBar("reconstructing", every_s=10.0) as bar:
 
         def building(share: float) -> None:
             bar(share, title="building the TensorRT engine")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.daemon.cli import Progress, options, say, say_json
+from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
 from microdiffusion.daemon.commands.snapshot import described
 from microdiffusion.errors import UserError
 from microdiffusion.text import count_noun
@@ -51,7 +51,7 @@ def run(args: Namespace) -> int:
     with open_run(args.run) as opened:
         files = list(opened.paths)
     before = sum(path.stat().st_size for path in files)
-    with Progress(f"repacking {args.run.name}", "time points", quiet=args.quiet) as progress:
+    with ProgressBar(f"repacking {args.run.name}", "time points", quiet=args.quiet) as progress:
         how: dict[str, Any] = {"compression": args.compression, "chunks": args.chunks, "progress": progress}
         report = (
             compress_in_place(args.run, **how) if args.in_place else snapshot_run(args.run, output, **how)

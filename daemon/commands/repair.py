@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say, say_json
+from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -27,7 +27,7 @@ def run(args: Namespace) -> int:
     """Repair the run and print what was found and done."""
     from microdiffusion.daemon.offline import repair_run
 
-    with Progress(f"reading {args.run.name}", "planes", quiet=args.quiet) as progress:
+    with ProgressBar(f"reading {args.run.name}", "planes", quiet=args.quiet) as progress:
         report = repair_run(args.run, progress=progress)
     if args.json:
         say_json(report, sound=report.sound)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say, say_json
+from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
     """Copy and print what the copy holds."""
     from microdiffusion.runfile import snapshot_run
 
-    with Progress(f"copying {args.run.name}", "time points", quiet=args.quiet) as progress:
+    with ProgressBar(f"copying {args.run.name}", "time points", quiet=args.quiet) as progress:
         report = snapshot_run(args.run, args.out, progress=progress)
     if args.json:
         say_json(report, sound=report.sound)

@@ -15,7 +15,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say
+from microdiffusion.daemon.cli import ProgressBar, options, say
 from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(args: Namespace) -> int:
 
     own = sys.argv[sys.argv.index("train") + 1 :] if "train" in sys.argv else sys.argv[1:]
     command = shlex.join(["mdd", "train", *own])
-    with Progress("training", every_s=30.0) as bar:
+    with ProgressBar("training", every_s=30.0) as bar:
 
         def watch(progress: Trained) -> None:
             bar(progress.share, note=f"iteration {progress.iteration:,}, loss {progress.loss:.4f}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.cli import Progress, options, say, say_json
+from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
 from microdiffusion.ledger import LEDGER_COLUMNS
 from microdiffusion.text import count_noun
 
@@ -30,7 +30,7 @@ def run(args: Namespace) -> int:
     """Check the run and print what was found."""
     from microdiffusion.runfile import verify_run
 
-    with Progress(f"reading {args.run.name}", "planes", quiet=args.quiet) as progress:
+    with ProgressBar(f"reading {args.run.name}", "planes", quiet=args.quiet) as progress:
         report = verify_run(args.run, progress=progress)
     if args.json:
         say_json(report, sound=report.sound)

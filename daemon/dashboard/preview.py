@@ -26,7 +26,7 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
-from microdiffusion.daemon.dashboard.terminal import PICTURE, Picture
+from microdiffusion.daemon.dashboard.terminal import PICTURE, TerminalPicture
 from microdiffusion.daemon.status import GAMMA
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Painter:
     ----------
     aspect : float
         Height over width of a cell, so that squares become squares.
-    pictures : list of Picture
+    pictures : list of TerminalPicture
         Those of the screen that is being drawn, in the order of their numbers.
     """
 
@@ -122,8 +122,8 @@ class Painter:
         self.graphics = graphics
         self._cell = cell
         self.aspect = cell[0] / cell[1] if graphics in ("kitty", "sixel") else 2.0
-        self.pictures: list[Picture] = []
-        self._kept: dict[Key, list[Line] | Picture] = {}
+        self.pictures: list[TerminalPicture] = []
+        self._kept: dict[Key, list[Line] | TerminalPicture] = {}
 
     def begin(self) -> None:
         """Begin another screen."""
@@ -138,16 +138,16 @@ class Painter:
             while len(self._kept) >= KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = drawn
-        if not isinstance(drawn, Picture):
+        if not isinstance(drawn, TerminalPicture):
             return [list(line) for line in drawn]
         self.pictures.append(drawn)
         return [[Segment(" " * columns, _mark(len(self.pictures) - 1))] for _ in range(rows)]
 
-    def _draw(self, image: NDArray[np.uint8], rows: int, columns: int) -> list[Line] | Picture:
+    def _draw(self, image: NDArray[np.uint8], rows: int, columns: int) -> list[Line] | TerminalPicture:
         if self.graphics == "kitty":
-            return Picture(rows, columns, kitty(image, rows, columns, number=1 + len(self.pictures)))
+            return TerminalPicture(rows, columns, kitty(image, rows, columns, number=1 + len(self.pictures)))
         if self.graphics == "sixel":
-            return Picture(rows, columns, sixel(image, rows * self._cell[0], columns * self._cell[1]))
+            return TerminalPicture(rows, columns, sixel(image, rows * self._cell[0], columns * self._cell[1]))
         return half_blocks(image, rows, columns) if self.graphics == "blocks" else ramp(image, rows, columns)
 
 

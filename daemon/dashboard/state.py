@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(slots=True)
 class Choices:
-    """What is shown.
+    """The user's choices.
 
     Attributes
     ----------

@@ -59,7 +59,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class TerminalPicture:
     """A picture over the text: how many cells it covers, and the sequence that draws it at the cursor."""
 
     rows: int
@@ -123,7 +123,7 @@ class Terminal:
 
     @property
     def has_keys(self) -> bool:
-        """Whether keys can be read: not without a terminal, and not in the background."""
+        """True where keys can be read: not without a terminal, and not in the background."""
         return self._input.works
 
     def keys(self, timeout_s: float) -> list[str]:
@@ -137,7 +137,7 @@ class Terminal:
         time.sleep(timeout_s)
         return ""
 
-    def draw(self, lines: Sequence[Line], pictures: Sequence[Picture] = ()) -> None:
+    def draw(self, lines: Sequence[Line], pictures: Sequence[TerminalPicture] = ()) -> None:
         """Show these lines, from the top, and the pictures over the cells that are marked as theirs."""
         if self._suspend:
             self._suspend_now()
@@ -168,7 +168,7 @@ class Terminal:
         except (OSError, ValueError):
             self._drawn = {}  # gone, which is no reason to end a run; if it comes back, all is redrawn
 
-    def _pieces(self, lines: Sequence[Line], pictures: Sequence[Picture]) -> dict[Place, str]:
+    def _pieces(self, lines: Sequence[Line], pictures: Sequence[TerminalPicture]) -> dict[Place, str]:
         """Return what to write where: text, half blocks, and each picture at its first cell."""
         pieces: dict[Place, str] = {}
         drawn: set[int] = set()

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """Severity of a finding: fine, worth knowing, or a run will fail."""
 
     OK = "ok"
@@ -20,14 +20,14 @@ class Level(StrEnum):
 class Finding:
     """Severity, what was found, and what to do about it (empty where nothing needs doing)."""
 
-    level: Level
+    level: Severity
     text: str
     fix: str = ""
 
 
-ok = partial(Finding, Level.OK)
-warning = partial(Finding, Level.WARNING)
-failure = partial(Finding, Level.FAILURE)
+ok = partial(Finding, Severity.OK)
+warning = partial(Finding, Severity.WARNING)
+failure = partial(Finding, Severity.FAILURE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from microdiffusion import __version__
-from microdiffusion.daemon.doctor.finding import Findings, Level
+from microdiffusion.daemon.doctor.finding import Findings, Severity
 from microdiffusion.daemon.system import package_versions
 from microdiffusion.text import count_noun
 
-STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
+STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FAILURE: "bold red"}
 _PACKAGES = (
     "numpy", "scipy", "h5py", "pyzmq", "pydantic", "rich", "torch", "openvino", "onnx", "onnxscript",
     "tensorrt", "tensorrt-rtx-cu13-bindings", "pycromanager", "mmpycorex", "pyjavaz", "pymmcore",
@@ -45,7 +45,7 @@ def page(findings: Findings) -> Group:
 def summary(findings: Findings) -> str:
     """Return the sentence at the end of the page."""
     levels = [finding.level for _, finding in findings]
-    failures, warnings = levels.count(Level.FAILURE), levels.count(Level.WARNING)
+    failures, warnings = levels.count(Severity.FAILURE), levels.count(Severity.WARNING)
     also = count_noun(warnings, "warning") if warnings else "no warnings"
     if failures:
         return f"{count_noun(failures, 'failure')}, {also}: fix the failures first, they would stop a run."
@@ -67,7 +67,7 @@ def report(findings: Findings, configuration: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": package_versions(_PACKAGES),
         "configuration": tidy(configuration),
-        "result": str(max(levels, key=list(Level).index, default=Level.OK)),
+        "result": str(max(levels, key=list(Severity).index, default=Severity.OK)),
         "checks": [
             {
                 "theme": check.theme,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from microdiffusion.config import Config
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.engines.memory import reconstruction_bytes
-from microdiffusion.header import RunHeader
 from microdiffusion.runfile import RunPlan, file_bytes
 
 ASSUMED_EDGE = 2048
@@ -16,7 +15,7 @@ ASSUMED_EDGE = 2048
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a run needs.
+    """The needs of a run.
 
     `file_bytes` of a run file are reserved at the start. `frames_per_s`, in bytes, go to the disk in any
     case, `volumes_per_s` if the engine keeps up. `engine_bytes` is the engine's memory, at most. `assumed`
@@ -43,17 +42,12 @@ def requirements_of(config: Config) -> Requirements | None:
         return None
     plan = Plan(config)
     height, width = camera.height or ASSUMED_EDGE, camera.width or ASSUMED_EDGE
-    pixel_um = volume.pixel_um or 1.0
-    header = RunHeader(
-        run_id="0" * 32,
-        shape=(volume.shape_z, height, width),
-        voxel_size_um=(volume.voxel_z_um, pixel_um, pixel_um),
-        z0_um=volume.z0_um,
-        profile_weights=tuple(float(w) for w in plan.profile.weights),
-        profile_spacing_um=plan.profile.spacing_um,
+    header = plan.header(
+        (height, width),
+        volume.pixel_um or 1.0,
+        source="",
         channels=acquisition.channels or ("default",),
         positions=tuple(map(str, range(max(len(acquisition.positions_um), 1)))),
-        frames_per_sweep=plan.frames_per_sweep_max,
     )
     size = file_bytes(RunPlan(header, config.recorder.time_points, plan.frames_per_sweep_max))
     frames = plan.frames_per_sweep_max * len(header.channels) * len(header.positions)

@@ -46,7 +46,7 @@ class Ladder:
 
     @property
     def at_the_top(self) -> bool:
-        """Whether there is no lower effort."""
+        """True where there is no lower effort."""
         return self._at == len(self._rungs) - 1
 
     def set_rungs(self, rungs: tuple[int, ...]) -> None:

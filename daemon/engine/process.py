@@ -100,7 +100,7 @@ class EngineProcess:
 
     @property
     def may_build(self) -> bool:
-        """Whether an engine is being built or may have to be, so that the camera should wait."""
+        """True while an engine is built, or may have to be: the camera should wait."""
         return self.info is None and self._may_build
 
     @property

@@ -31,7 +31,7 @@ NOT_THERE = "its frames could not be read from the run file"
 
 
 @dataclass(slots=True)
-class _Session:
+class _SessionQueue:
     """A channel and position of a run: its waiting sweeps, and the engine time it has used."""
 
     channel: int
@@ -59,8 +59,8 @@ class _Session:
 
 
 @dataclass(slots=True)
-class _Run:
-    sessions: dict[tuple[int, int], _Session] = field(default_factory=dict)
+class _RunQueue:
+    sessions: dict[tuple[int, int], _SessionQueue] = field(default_factory=dict)
     used_s: float = 0.0
     reached_s: float = 0.0  # how far the session that was served last had come
 
@@ -108,7 +108,7 @@ class Scheduler:
         self._backlog = backlog
         self._most_bytes = most_bytes
         self._rungs = rungs
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _RunQueue] = {}
         self._again: deque[SweepJob] = deque()
         self._reached_s = 0.0
         self._serving_since_s = float("inf")
@@ -150,7 +150,7 @@ class Scheduler:
 
     def begin(self, run_id: str) -> None:
         """Add a run; repeating it does no harm."""
-        self._runs.setdefault(run_id, _Run(used_s=self._reached_s))
+        self._runs.setdefault(run_id, _RunQueue(used_s=self._reached_s))
 
     def end(self, run_id: str) -> list[SweepJob]:
         """Remove a run; return its waiting sweeps, in memory or put off."""
@@ -271,22 +271,22 @@ class Scheduler:
     def _serving(self) -> bool:
         return self._serving_since_s != float("inf")
 
-    def _sessions(self, run_id: str | None = None) -> Iterator[_Session]:
+    def _sessions(self, run_id: str | None = None) -> Iterator[_SessionQueue]:
         for name, run in self._runs.items():
             if run_id in (None, name):
                 yield from run.sessions.values()
 
-    def _woken(self, run: _Run, channel: int, position: int) -> _Session:
+    def _woken(self, run: _RunQueue, channel: int, position: int) -> _SessionQueue:
         """Return a session; one that was idle, or whose run was, starts level with the others."""
         if not run.waits:
             run.used_s = max(run.used_s, self._reached_s)
         key = (channel, position)
-        session = run.sessions.setdefault(key, _Session(*key, Ladder(self._rungs)))
+        session = run.sessions.setdefault(key, _SessionQueue(*key, Ladder(self._rungs)))
         if not (session.in_memory or session.put_off):
             session.used_s = max(session.used_s, run.reached_s)
         return session
 
-    def _take(self, run_id: str, session: _Session, lane: Lane, now_s: float) -> SweepJob:
+    def _take(self, run_id: str, session: _SessionQueue, lane: Lane, now_s: float) -> SweepJob:
         if lane == "later":
             return self._put_off_job(run_id, session)
         if lane == "rolling" and session.rolling is not None:
@@ -300,11 +300,11 @@ class Scheduler:
         return job
 
     @staticmethod
-    def _put_off_job(run_id: str, session: _Session) -> SweepJob:
+    def _put_off_job(run_id: str, session: _SessionQueue) -> SweepJob:
         number, received_s = session.put_off.popleft(), session.put_off_received_s.popleft()
         return SweepJob(run_id, number, session.channel, session.position, "later", received_s=received_s)
 
-    def _over_the_backlog(self, session: _Session, now_s: float) -> list[Dropped]:
+    def _over_the_backlog(self, session: _SessionQueue, now_s: float) -> list[Dropped]:
         dropped: list[Dropped] = []
         while len(session.sweeps) > self._backlog:
             if self.policy == "live" and self._serving and not session.ladder.at_the_top:
@@ -335,7 +335,7 @@ class Scheduler:
             dropped.append(self._drop(min(oldest, key=lambda each: each[:2])[-1]))
         return dropped
 
-    def _drop(self, session: _Session) -> Dropped:
+    def _drop(self, session: _SessionQueue) -> Dropped:
         """Remove the oldest sweep of a session from memory."""
         job = session.sweeps.popleft()
         job.sweep = None

@@ -90,13 +90,13 @@ class WorkQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do, now or later."""
+        """True where there is nothing to do, now or later."""
         with self._lock:
             return not (self._scheduler.waiting or self._scheduler.backlog or self._in_hand(None))
 
     @property
     def has_undelivered(self) -> bool:
-        """Whether volumes wait for room in their run."""
+        """True while volumes wait for room in their run."""
         return bool(self._undelivered)
 
     def pending(self, run_id: str) -> int:

@@ -47,7 +47,7 @@ Find = Callable[["StatusSnapshot", "Past"], Found]
 
 @dataclass(slots=True)
 class Past:
-    """What rules remember from snapshot to snapshot, and what they know of the configuration."""
+    """Memory of the rules from snapshot to snapshot, and their part of the configuration."""
 
     journal_bytes: float = 0.0
     interval_s: float = 0.0

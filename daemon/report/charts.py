@@ -1,4 +1,4 @@
-"""Line charts: where an SVG draws what; the page's template draws it. Pure functions."""
+"""ChartLine charts: where an SVG draws what; the page's template draws it. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOTS_MOST = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChartLine:
     """One line: its name, and y over x; where y is not finite the line is broken."""
 
     name: str
@@ -55,10 +55,12 @@ class Chart:
 
 
 def chart(
-    title: str, lines: list[Line], *, x_label: str, y_label: str, reference: float | None = None
+    title: str, lines: list[ChartLine], *, x_label: str, y_label: str, reference: float | None = None
 ) -> Chart:
     """Return a chart of these lines, with a dashed line at `reference`."""
-    lines = [Line(line.name, line.x, np.where(np.abs(line.y) < FARTHEST, line.y, np.nan)) for line in lines]
+    lines = [
+        ChartLine(line.name, line.x, np.where(np.abs(line.y) < FARTHEST, line.y, np.nan)) for line in lines
+    ]
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
         return Chart(title, x_label, y_label, [], [], None, [])

@@ -22,7 +22,7 @@ import numpy as np
 from markupsafe import Markup
 
 from microdiffusion import __version__
-from microdiffusion.daemon.report.charts import Chart, Line, chart
+from microdiffusion.daemon.report.charts import Chart, ChartLine, chart
 from microdiffusion.daemon.report.data import Channel, Triple, channels_of, positions_of
 from microdiffusion.daemon.report.pictures import data_uri, shown, window
 from microdiffusion.daemon.status import size
@@ -194,12 +194,12 @@ def _charts(channel: Channel) -> list[Chart]:
     x = channel.time_points.astype(np.float64)
     figures, measured = channel.figures, np.isfinite(channel.figures["held_out_error"])
     quality = [
-        Line("held-out error", x[measured], figures["held_out_error"][measured]),
-        Line("residual", x, figures["residual"]),
+        ChartLine("held-out error", x[measured], figures["held_out_error"][measured]),
+        ChartLine("residual", x, figures["residual"]),
     ]
     pace = [
-        Line("last frame to readable volume", x, figures["latency_s"]),
-        Line("in the engine", x, figures["seconds/total"]),
+        ChartLine("last frame to readable volume", x, figures["latency_s"]),
+        ChartLine("in the engine", x, figures["seconds/total"]),
     ]
     title = "Quality: 1 is as good as the noise allows"
     return [

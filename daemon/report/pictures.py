@@ -11,7 +11,8 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.ndimage import zoom
+
+from microdiffusion.daemon.status import resize_max
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,21 +50,11 @@ def projections(
     rows = max(round(stack.shape[1] * voxel_um[1] / voxel_um[2]), 1)
     scale = min(EDGE_MOST / max(rows, stack.shape[2], depth), 1.0)
     z, y, x = (max(round(n * scale), 1) for n in (depth, rows, stack.shape[2]))
-    return _resized(xy, (y, x)), _resized(xz, (z, x)), _resized(yz, (y, z))
-
-
-def _resized(image: NDArray[np.generic], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return an image at `shape`: the brightest of what falls together, straight lines where it grows."""
-    result = np.asarray(image, np.float32)
-    for axis, size in enumerate(shape):
-        length = result.shape[axis]
-        if size < length:
-            result = np.maximum.reduceat(result, np.arange(size) * length // size, axis=axis)
-        elif size > length:
-            factors = [1.0, 1.0]
-            factors[axis] = size / length
-            result = zoom(result, factors, order=1, mode="nearest", grid_mode=True)
-    return result
+    return (
+        np.asarray(resize_max(xy, (y, x)), np.float32),
+        np.asarray(resize_max(xz, (z, x)), np.float32),
+        np.asarray(resize_max(yz, (y, z)), np.float32),
+    )
 
 
 def window(images: list[NDArray[np.float32]]) -> tuple[float, float]:

@@ -17,7 +17,14 @@ from microdiffusion.daemon.status.models import (
     StatusSnapshot,
     SweepProgress,
 )
-from microdiffusion.daemon.status.previews import GAMMA, Images, Preview, make_preview, session_name
+from microdiffusion.daemon.status.previews import (
+    GAMMA,
+    Images,
+    Preview,
+    make_preview,
+    resize_max,
+    session_name,
+)
 from microdiffusion.daemon.status.text import (
     LITTLE_DISK,
     Tile,
@@ -60,6 +67,7 @@ __all__ = [
     "log_fields",
     "log_line",
     "make_preview",
+    "resize_max",
     "run_line",
     "seconds",
     "session_name",

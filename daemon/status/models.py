@@ -22,13 +22,13 @@ State = Literal["starting", "waiting", "running", "closing", "closed", "failed"]
 Outcome = Literal["written", "lost", "skipped", "failed"]
 
 
-class Part(BaseModel):
+class StatusModel(BaseModel):
     """Base of the snapshot and its parts: frozen; unknown fields, of a newer daemon, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class RunStatus(Part):
+class RunStatus(StatusModel):
     """The run that is shown; `sweeps` is the number planned, None if the end is open."""
 
     name: str = ""
@@ -40,7 +40,7 @@ class RunStatus(Part):
     voxel_size_um: tuple[float, float, float] | None = None
 
 
-class RunSummary(Part):
+class RunSummary(StatusModel):
     """A run that is not closed yet.
 
     `state` is what its driver was told ("go", "pause", "stop") or "closing"; `waits_for` says why nothing can
@@ -68,8 +68,8 @@ class RunSummary(Part):
     resumed: bool = False
 
 
-class EngineStatus(Part):
-    """What reconstructs, where, and why there; `building` says how far the build of its engine is."""
+class EngineStatus(StatusModel):
+    """The engine, its device and the reason for it; `building` is the progress of a build."""
 
     device: str = ""
     device_reason: str = ""
@@ -80,7 +80,7 @@ class EngineStatus(Part):
     guidance: float = 0.0
 
 
-class FrameCounts(Part):
+class FrameCounts(StatusModel):
     """The frames of the run that is shown; `announced` is the sender's count, known when the run ends."""
 
     received: int = 0
@@ -91,7 +91,7 @@ class FrameCounts(Part):
     dropped_by_sender: int = 0
 
 
-class FrameTotals(Part):
+class FrameTotals(StatusModel):
     """Frames of all runs since the daemon's start, finished ones included."""
 
     received: int = 0
@@ -100,7 +100,7 @@ class FrameTotals(Part):
     duplicate: int = 0
 
 
-class SweepProgress(Part):
+class SweepProgress(StatusModel):
     """The sweep that is being received: its number, and how many of its `count` frames are here."""
 
     number: int = 0
@@ -108,21 +108,21 @@ class SweepProgress(Part):
     count: int = 0
 
 
-class QueueDepth(Part):
-    """What waits, in bytes; `limit` is 0 if there is none."""
+class QueueDepth(StatusModel):
+    """Bytes that wait in a queue; `limit` is 0 if there is none."""
 
     bytes: int = 0
     limit: int = 0
 
 
-class Latency(Part):
+class Latency(StatusModel):
     """Median and 95th percentile of the last measurements, seconds."""
 
     p50: float
     p95: float
 
 
-class VolumeCounts(Part):
+class VolumeCounts(StatusModel):
     """Outcomes of the sweeps."""
 
     written: int = 0
@@ -131,7 +131,7 @@ class VolumeCounts(Part):
     failed: int = 0
 
 
-class Quality(Part):
+class Quality(StatusModel):
     """The last volume: which answer was served and how well it explains the frames, in units of the noise."""
 
     served: str = ""
@@ -141,14 +141,14 @@ class Quality(Part):
     candidates: dict[str, float] = {}
 
 
-class Learned(Part):
+class Learned(StatusModel):
     """The share of voxels that earlier sweeps still describe, and the drift (z, y, x) of the session."""
 
     still: float
     drift_um: tuple[float, float, float]
 
 
-class Note(Part):
+class Note(StatusModel):
     """A message to the user: its number, counted from 0, and its time since the start, s."""
 
     number: int
@@ -157,7 +157,7 @@ class Note(Part):
     text: str
 
 
-class Alarm(Part):
+class Alarm(StatusModel):
     """Something that needs attention: what, how to fix it, and since when (s since the daemon's start)."""
 
     kind: str
@@ -167,7 +167,7 @@ class Alarm(Part):
     since_s: float
 
 
-class StatusSnapshot(Part):
+class StatusSnapshot(StatusModel):
     """Everything that the dashboard shows, at one moment.
 
     `daemon` is a new number at each start of a daemon: answers of different daemons can be told apart by it.
@@ -211,6 +211,6 @@ class StatusSnapshot(Part):
 
     @property
     def backlog_s(self) -> float | None:
-        """How long the engine takes for the sweeps that wait, s; None if nothing is known yet."""
+        """Time that the engine takes for the waiting sweeps, s; None if nothing is known yet."""
         total = self.latencies.get("total")
         return None if total is None else total.p50 * sum(run.waiting for run in self.runs)

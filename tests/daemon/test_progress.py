@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from microdiffusion.daemon.cli.progress import Progress, duration
+from microdiffusion.daemon.cli.progress import ProgressBar, duration
 
 
 def test_without_a_terminal_a_line_comes_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    bar = Progress("", every_s=10.0, clock=lambda: now[0])
+    bar = ProgressBar("", every_s=10.0, clock=lambda: now[0])
     for done in range(1, 101):
         bar(done, 100, title="train")
         now[0] += 1.0
@@ -23,7 +23,7 @@ def test_without_a_terminal_a_line_comes_now_and_then(capsys: pytest.CaptureFixt
 
 def test_shares_are_percent_and_a_note_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    bar = Progress("building", every_s=10.0, clock=lambda: now[0])
+    bar = ProgressBar("building", every_s=10.0, clock=lambda: now[0])
     for share in (0.1, 0.2, 0.3):
         bar(share, note="loss 2")
         now[0] += 6.0
@@ -32,7 +32,7 @@ def test_shares_are_percent_and_a_note_is_said(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("options", [{}, {"quiet": True, "every_s": 0.0}], ids=["no lines", "quiet"])
 def test_else_nothing_is_said(options: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("reading", "planes", **options) as bar:  # type: ignore[arg-type]
+    with ProgressBar("reading", "planes", **options) as bar:  # type: ignore[arg-type]
         for done in range(3):
             bar(done, 3)
     assert capsys.readouterr() == ("", "")
@@ -44,10 +44,10 @@ def test_on_a_terminal_there_is_a_bar_unless_there_was_nothing_to_do(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress("building") as bar:
+    with ProgressBar("building") as bar:
         bar(1.0)
     assert "building" not in capsys.readouterr().err
-    with Progress("reading", "planes") as bar:
+    with ProgressBar("reading", "planes") as bar:
         bar(2, 5)
         bar(3, 5, title="checking")
     said = capsys.readouterr().err

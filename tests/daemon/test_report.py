@@ -19,7 +19,7 @@ from support.run_file_writer import frame, header, put_sweep, put_volume
 from support.run_file_writer import recorder as new_recorder
 
 from microdiffusion.daemon.cli import dispatch as cli
-from microdiffusion.daemon.report.charts import POINTS_MOST, Line, chart
+from microdiffusion.daemon.report.charts import POINTS_MOST, ChartLine, chart
 from microdiffusion.daemon.report.page import template, write_page
 from microdiffusion.daemon.report.pictures import EDGE_MOST, png, projections
 from microdiffusion.runfile.schema import Status
@@ -213,7 +213,7 @@ def test_projections_are_small_and_have_square_pixels():
     ids=["one point", "nothing", "zeros", "a hole", "tiny"],
 )
 def test_charts_take_any_values(y):
-    drawn = chart("t <", [Line("a & b", np.arange(len(y), dtype=float), y)], x_label="x", y_label="y")
+    drawn = chart("t <", [ChartLine("a & b", np.arange(len(y), dtype=float), y)], x_label="x", y_label="y")
     macros, _, _ = (
         files("microdiffusion.daemon.report").joinpath("page.html.j2").read_text().partition("<!doctype")
     )
@@ -225,7 +225,7 @@ def test_charts_take_any_values(y):
 def test_a_long_line_is_thinned_and_keeps_its_peak():
     y = np.zeros(100_000)
     y[54_321] = 7.0
-    (line,) = chart("t", [Line("a", np.arange(y.size, dtype=float), y)], x_label="x", y_label="y").lines
+    (line,) = chart("t", [ChartLine("a", np.arange(y.size, dtype=float), y)], x_label="x", y_label="y").lines
     points = line.pieces[0].split()
     assert len(points) <= POINTS_MOST + 2
     assert len({point.partition(",")[2] for point in points}) == 2

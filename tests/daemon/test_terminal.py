@@ -34,7 +34,7 @@ from microdiffusion.daemon.dashboard.app import LiveDashboard
 from microdiffusion.daemon.dashboard.preview import Painter
 from microdiffusion.daemon.dashboard.remote import Remote
 from microdiffusion.daemon.dashboard.screen import screen
-from microdiffusion.daemon.dashboard.terminal import PICTURE, Picture, Terminal, names_of
+from microdiffusion.daemon.dashboard.terminal import PICTURE, Terminal, TerminalPicture, names_of
 from microdiffusion.daemon.status import (
     QueueDepth,
     StatusBoard,
@@ -235,7 +235,7 @@ def test_pictures_are_sent_once_and_anew_when_they_move() -> None:
     terminal.open()
     blank, cells = [Segment(" " * 8)], Segment(" " * 4, Style.from_meta({PICTURE: 0}))
     beside = [Segment("  "), cells, Segment("  ")]
-    picture = Picture(rows=2, columns=4, data="PIXELS")
+    picture = TerminalPicture(rows=2, columns=4, data="PIXELS")
     terminal.draw([blank, beside, beside, blank], [picture])
     assert "\x1b[2;3HPIXELS" in written()
     terminal.draw([blank, beside, beside, blank], [picture])
