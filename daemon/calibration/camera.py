@@ -39,8 +39,6 @@ class CameraResult:
         Mean light of the flat series above the offset, counts.
     hot_pixels : int
         Pixels whose dark level or dark noise stands out.
-    points : (P, 2) float64
-        Signal and variance without read noise, counts and counts², of blocks and pairs: for a plot.
     """
 
     offset: float
@@ -54,7 +52,6 @@ class CameraResult:
     flat_frames: int
     hot_pixels: int
     saturated_share: float
-    points: NDArray[np.float64]
     warnings: tuple[str, ...]
 
 
@@ -125,7 +122,6 @@ def measure_camera(
         flat_frames=len(flat),
         hot_pixels=int(np.count_nonzero(hot)),
         saturated_share=saturated_share,
-        points=points[:, :2],
         warnings=tuple(
             _warnings(points, gain, known_to, frames, read_noise, float(hot.mean()), saturated_share)
         ),

@@ -1,7 +1,7 @@
 """Measure the beam's axial profile, or the camera's offset, gain and read noise.
 
   mdd calibrate beam beads.tif --step-um 1 --output beam.toml
-  mdd calibrate beam layer.h5 --layer --plot beam.png
+  mdd calibrate beam layer.h5 --layer
   mdd calibrate beam --acquire --config my.toml --from-um 0 --to-um 90 --step-um 1
   mdd calibrate camera dark.tif flat.tif --output camera.toml
 
@@ -53,21 +53,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     for part, name in ((beam, "beam.toml"), (camera, "camera.toml")):
         options.add(part, "--saturation C", "counts of a full pixel", options.positive)
         options.add(part, "--output FILE", f"file to write ({name})", options.file, default=Path(name))
-        options.add(part, "--plot FILE", "also plot it, as .png or .svg", options.file)
 
 
 def run(args: Namespace) -> int:
     """Measure, print the result, and write it."""
-    if args.plot:
-        from microdiffusion.daemon.calibration import check_plot
-
-        check_plot(args.plot)
-    if args.kind == "beam":
-        _beam(args)
-    else:
-        _camera(args)
-    if args.plot:
-        say(f"wrote {args.plot}")
+    (_beam if args.kind == "beam" else _camera)(args)
     table = "sweep" if args.kind == "beam" else "camera"
     say(f'wrote {args.output}; in the configuration, under [{table}]: calibration = "{args.output.name}"')
     return 0
@@ -75,11 +65,11 @@ def run(args: Namespace) -> int:
 
 def _beam(args: Namespace) -> None:
     from microdiffusion.config import BeamFile, write_calibration
-    from microdiffusion.daemon.calibration import beam_text, measure_beam, plot_beam
+    from microdiffusion.daemon.calibration import measure_beam
 
     stack = _acquired(args) if args.acquire else _read_stack(args)
     beam = measure_beam(stack, "layer" if args.layer else "beads")
-    say(beam_text(beam))
+    say(_drawn(beam))
     if beam.specimen == "layer":
         source = f"{beam.beads} tiles of the image"
     else:
@@ -101,13 +91,11 @@ def _beam(args: Namespace) -> None:
     write_calibration(
         args.output, BeamFile.model_validate(_content(beam, "beam", BEAM_FIGURES, stack.source))
     )
-    if args.plot:
-        plot_beam(beam, args.plot, f"Axial profile, {Path(stack.source).name}")
 
 
 def _camera(args: Namespace) -> None:
     from microdiffusion.config import CameraFile, write_calibration
-    from microdiffusion.daemon.calibration import measure_camera, plot_camera, read_series
+    from microdiffusion.daemon.calibration import measure_camera, read_series
 
     names = (str(args.dark), str(args.flat))
     camera = measure_camera(read_series(args.dark), read_series(args.flat), full=args.saturation, names=names)
@@ -122,8 +110,21 @@ def _camera(args: Namespace) -> None:
     )
     content = _content(camera, "camera", CAMERA_FIGURES, ", ".join(names))
     write_calibration(args.output, CameraFile.model_validate(content))
-    if args.plot:
-        plot_camera(camera, args.plot, f"Photon transfer, {args.flat.name}")
+
+
+def _drawn(beam: BeamResult, *, columns: int = 60, rows: int = 17) -> str:
+    """Return the profile as text, a line for each depth: █ up to the curve, ░ up to the end of its band."""
+    import numpy as np
+
+    depths = np.linspace(beam.z_um[0], beam.z_um[-1], rows)
+    scale = columns / float(beam.high.max())
+    value, high = (
+        np.rint(np.interp(depths, beam.z_um, scale * part)).astype(int) for part in (beam.weights, beam.high)
+    )
+    return "\n".join(
+        f"{depth:>8.3g} µm │{'█' * low}{'░' * (up - low)}"
+        for depth, low, up in zip(depths, value, high, strict=True)
+    )
 
 
 def _say_figures(figures: dict[str, str], warnings: tuple[str, ...]) -> None:

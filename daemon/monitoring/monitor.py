@@ -15,7 +15,7 @@ from microdiffusion.daemon.monitoring.log import JsonLog
 from microdiffusion.daemon.status import StatusSnapshot, log_fields, log_line
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from microdiffusion.config import Config
     from microdiffusion.daemon.status import Alarm, Note, StatusBoard
@@ -59,21 +59,20 @@ class Monitor:
         self._log.put("start", f"mdd {__version__} starts", fields={"version": __version__, **fields})
         self._board.on_note(self._note)
 
-    def exporter(self) -> AbstractContextManager[object]:
-        """Return the Prometheus endpoint, which listens at once; without one a context that does nothing.
-
-        Raises
-        ------
-        AddressError
-            Its port is taken.
-        """
+    @contextlib.contextmanager
+    def exporter(self) -> Iterator[None]:
+        """Serve Prometheus, where that is configured; raises AddressError where its port is taken."""
         if self._prometheus is None:
-            return contextlib.nullcontext()
-        from microdiffusion.daemon.monitoring.prometheus import Exporter
+            yield
+            return
+        from microdiffusion.daemon.monitoring.prometheus import serve_metrics
 
-        exporter = Exporter(self._prometheus, self._board, lambda: self._latest, lambda: self._log.dropped)
-        self._board.note(f"Prometheus metrics are at http://{exporter.address}/metrics")
-        return exporter
+        def latest() -> StatusSnapshot:
+            return self._latest
+
+        with serve_metrics(self._prometheus, self._board, latest, lambda: self._log.dropped) as address:
+            self._board.note(f"Prometheus metrics are at http://{address}/metrics")
+            yield
 
     def complete(self, snapshot: StatusSnapshot) -> StatusSnapshot:
         """Return the snapshot with its alarms."""

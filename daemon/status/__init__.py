@@ -14,6 +14,7 @@ from microdiffusion.daemon.status.models import (
     QueueDepth,
     RunStatus,
     RunSummary,
+    State,
     StatusSnapshot,
     SweepProgress,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "QueueDepth",
     "RunStatus",
     "RunSummary",
+    "State",
     "StatusBoard",
     "StatusPublisher",
     "StatusSnapshot",

@@ -69,7 +69,8 @@ class StatusBoard:
             daemon=secrets.token_hex(8),
             started_utc=datetime.fromtimestamp(wall(), UTC).isoformat(timespec="seconds"),
         )
-        self._totals = _FrameTotals()
+        self._totals: Counter[str] = Counter()
+        self._counted: dict[str, dict[str, int]] = {}  # what the open runs have added to them
         self._rates: deque[tuple[float, int]] = deque()
         self._latencies: dict[str, deque[float]] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -97,7 +98,7 @@ class StatusBoard:
                     figures[name] = getattr(self._figures, name) | value
             self._figures = self._figures.model_copy(update=figures)
             if "runs" in figures:
-                self._totals.add(self._figures.runs)
+                self._count_frames(self._figures.runs)
             if "frames" in figures:
                 self._sample_rate()
 
@@ -193,7 +194,7 @@ class StatusBoard:
                 "time_utc": datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds"),
                 "elapsed_s": now - self._started,
                 "clock_step_s": round(wall_s - now - self._clock_offset_s, 3),
-                "frames_total": self._totals.sums(),
+                "frames_total": FrameTotals(**self._totals),
                 "frame_rate_hz": rate_hz,
                 "volumes": VolumeCounts(**self._volumes),
                 "notes": tuple(self._notes),
@@ -210,6 +211,18 @@ class StatusBoard:
             derived["disk_free_bytes"] = disk_free_bytes(Path(figures.run.file))
         return figures.model_copy(update=derived)
 
+    def _count_frames(self, runs: Iterable[RunSummary]) -> None:
+        """Add what is new in the open runs; what a run added is kept when it is over."""
+        counted: dict[str, dict[str, int]] = {}
+        for run in runs:
+            now = {name: int(getattr(run, column)) for name, column in _TOTALS.items()}
+            # What a resumed run had already was counted by the daemon before.
+            before = self._counted.get(run.id, now if run.resumed else {})
+            for name, value in now.items():
+                self._totals[name] += max(0, value - before.get(name, 0))
+            counted[run.id] = now
+        self._counted = counted
+
     def _sample_rate(self) -> None:
         now = self._clock()
         # One entry per tenth of a second is enough, however fast the frames come.
@@ -224,29 +237,6 @@ class StatusBoard:
             return 0.0
         start, received = self._rates[0]
         return max(0, self._figures.frames.received - received) / (now - start)
-
-
-class _FrameTotals:
-    """Sums up the frames of all runs: what a run added is kept when it is over, so totals never fall."""
-
-    def __init__(self) -> None:
-        self._sums: Counter[str] = Counter()
-        self._last: dict[str, dict[str, int]] = {}
-
-    def add(self, runs: Iterable[RunSummary]) -> None:
-        """Add what is new in the runs that are open now."""
-        last: dict[str, dict[str, int]] = {}
-        for run in runs:
-            now = {name: int(getattr(run, column)) for name, column in _TOTALS.items()}
-            # What a resumed run had already was counted by the daemon before.
-            before = self._last.get(run.id, now if run.resumed else {})
-            for name, value in now.items():
-                self._sums[name] += max(0, value - before.get(name, 0))
-            last[run.id] = now
-        self._last = last
-
-    def sums(self) -> FrameTotals:
-        return FrameTotals(**self._sums)
 
 
 def _latency(seconds: list[float]) -> Latency:

@@ -18,7 +18,6 @@ from microdiffusion.config.load import load_config
 from microdiffusion.config.reference import dump_toml
 from microdiffusion.daemon.calibration.beam import BeamResult, ZStack, measure_beam
 from microdiffusion.daemon.calibration.camera import measure_camera
-from microdiffusion.daemon.calibration.plot import beam_text, plot_beam, plot_camera
 from microdiffusion.daemon.calibration.stack import read_stack
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.drivers.plan import Plan, load_profile
@@ -364,8 +363,6 @@ MISTAKEN = {
     "mm for um": (_unit, "less than any beam is long: give the step or the positions in µm"),
     "positions that are no numbers": (_no_numbers, "z_um should be numbers"),
     "fewer positions than images": (_too_few, "6 images, but there are 5 stage positions"),
-    "a picture of no kind": (lambda stack: [str(stack), "--plot", "beam.xyz"], "ends in .png or .svg"),
-    "a picture nowhere": (lambda stack: [str(stack), "--plot", "gone/a.png"], "in a folder that exists"),
 }
 
 
@@ -373,8 +370,6 @@ MISTAKEN = {
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     tmp_path, monkeypatch, capsys, words, sentence
 ):
-    if "--plot" in words(tmp_path / "beads.npy"):
-        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     np.save("beads.npy", np.ones((6, 8, 8), np.uint16))
     assert cli.main(["calibrate", "beam", *words(tmp_path / "beads.npy")]) == 2
@@ -382,17 +377,6 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     assert sentence in said.err
     assert said.out == ""
     assert not Path("beam.toml").exists()
-
-
-def test_pictures_of_both_kinds(tmp_path):
-    pytest.importorskip("matplotlib")
-    beam, _ = measured(replace(SMALL, seed=41))
-    camera = measure_camera(*camera_series(size=(48, 48)))
-    plot_beam(beam, tmp_path / "beam.png", "beads")
-    plot_camera(camera, tmp_path / "camera.svg", "flat")
-    assert (tmp_path / "beam.png").stat().st_size > 5000
-    assert "<svg" in (tmp_path / "camera.svg").read_text()
-    assert "µm" in beam_text(beam)
 
 
 @pytest.mark.acquisition
