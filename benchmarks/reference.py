@@ -265,18 +265,14 @@ def ablations(
         config = ReferenceConfig(**(settings | changes))
         method = ReferenceMethod(config, case.truth.shape, CPU)
         begun = time.process_time()
-        if config.joint:
-            answer = method.reconstruct(operator, case.sweep.stage.z_um, images)
-            volume, evaluations = answer.volume, answer.evaluations
-        else:
-            if step not in fields:
-                fields[step] = FourierMlp(case.truth.shape, bandwidth=config.inr_bandwidth)
-                plan = FieldPlan(inr_steps, config.inr_batch_pixels, bfloat16=True)
-                fit_field(fields[step], operator, images, plan)
-                keep(f"INR alone, step {step:g}", fields[step].volume(), case)
-            method.field = fields[step]
-            method.train(operator, images)
-            volume, evaluations = method.sample(images, nearest_slab(case.sweep.stage.z_um, size[0]))
+        if step not in fields:
+            fields[step] = FourierMlp(case.truth.shape, bandwidth=config.inr_bandwidth)
+            plan = FieldPlan(inr_steps, config.inr_batch_pixels, bfloat16=True)
+            fit_field(fields[step], operator, images, plan)
+            keep(f"INR alone, step {step:g}", fields[step].volume(), case)
+        method.field = fields[step]
+        method.train(operator, images)
+        volume, evaluations = method.sample(images, nearest_slab(case.sweep.stage.z_um, size[0]))
         spent = time.process_time() - begun
         away = db(volume, method.prior())
         keep(label, volume, case, evaluations=evaluations, cpu_seconds=spent, from_averaged_inr_db=away)
@@ -301,7 +297,6 @@ def ablations(
     run("neighbours none", neighbours="none")
     run("without interpolation (T = 50, without guidance)", interpolation=1.0, timesteps=50, guidance=0.0)
     run("step 8", step=8)
-    run("joint training", joint=True)
     some = range(12, 13)
     begun = time.process_time()
     last, few = method.sample(images, nearest, wanted=some)

@@ -181,7 +181,6 @@ class ReferenceConfig(Table):
     )
     image_condition: bool = key(True, "E_img, the embedding of the closest projection")
     position_condition: bool = key(True, "E_pos, the embedding of the position")
-    joint: bool = key(False, "train INR and denoiser together instead of the INR first")
     neighbours: Literal["reference", "centred", "none"] = key(
         "reference", "averaging of six INR slices; the reference's is half a slice off centre"
     )

@@ -53,7 +53,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(session, "--offline", "what learns, in both directions as well (mdd reconstruct)")
     results = parser.add_argument_group("results")
     options.add(results, "--json FILE", "everything", options.output)
-    options.add(results, "--csv FILE", "one line per volume, step and method", options.output)
     options.add(results, "--markdown FILE", "the tables", options.output)
     options.add(results, "--pictures DIR", "a picture per volume and step", options.folder)
     protocol = parser.add_argument_group("protocol")
@@ -78,7 +77,7 @@ def run(args: Namespace) -> int:
     from microdiffusion.engines import evaluation
 
     plan, sessions = _plan(args), _session_plan(args)
-    outputs = [path for path in (args.json, args.csv, args.markdown) if path is not None]
+    outputs = [path for path in (args.json, args.markdown) if path is not None]
     if args.pictures is not None:
         evaluation.check_matplotlib()
         args.pictures.mkdir(parents=True, exist_ok=True)
@@ -94,8 +93,6 @@ def run(args: Namespace) -> int:
             evaluation.write_json(args.json, evaluation.session_document(plan, sessions, results, machine))
         elif args.json is not None:
             evaluation.write_json(args.json, evaluation.document(plan, results, machine))
-        if args.csv is not None:
-            evaluation.write_csv(args.csv, results if sessions is None else evaluation.sweep_rows(results))
         if args.markdown is not None:
             evaluation.write_markdown(args.markdown, tables(results))
 

@@ -12,7 +12,6 @@ from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case
 from microdiffusion.engines.evaluation.report import (
     document,
     markdown,
-    write_csv,
     write_json,
     write_markdown,
 )
@@ -20,7 +19,6 @@ from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evalu
 from microdiffusion.engines.evaluation.session_report import (
     session_document,
     session_markdown,
-    sweep_rows,
 )
 from microdiffusion.engines.evaluation.sessions import SessionPlan, evaluate_sessions, session_calls
 
@@ -46,9 +44,7 @@ __all__ = [
     "session_markdown",
     "step_curves",
     "sweep_curves",
-    "sweep_rows",
     "volume_picture",
-    "write_csv",
     "write_json",
     "write_markdown",
 ]

@@ -1,4 +1,4 @@
-"""From rows to figures, and the files that hold them: JSON (everything), CSV (rows), Markdown (tables).
+"""From rows to figures, and the files that hold them: JSON (everything) and Markdown (tables).
 
 The unit of sampling is the volume: seeds of one volume are averaged first, and intervals are bootstrapped
 over volumes (percentile, 95 %). The classical answer to beat is the best one of each volume, picked with the
@@ -8,8 +8,6 @@ ones when they are complete, so that an interrupted evaluation leaves the last c
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import defaultdict
@@ -203,18 +201,6 @@ def document(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, A
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the document; what is not a number becomes null."""
     _write(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
-
-
-def write_csv(path: Path, results: Results) -> None:
-    """Write one line per row; what is not a number stays empty."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in results.rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: "" if _unknown(value) else value for key, value in row.items()} for row in results.rows
-    )
-    _write(path, text.getvalue())
 
 
 def write_markdown(path: Path, tables: str) -> None:

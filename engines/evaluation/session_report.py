@@ -40,18 +40,6 @@ def session_document(
     }
 
 
-def sweep_rows(results: Results) -> Results:
-    """Return one row for each sweep, for a table of lines."""
-    keys = ("volume", "step", "seed", "course", "method")
-    return Results(
-        [
-            {key: row[key] for key in keys} | {"sweep": sweep, "psnr_db": psnr, "ssim": ssim}
-            for row in results.rows
-            for sweep, (psnr, ssim) in enumerate(zip(row["psnr_db"], row["ssim"], strict=True))
-        ]
-    )
-
-
 def session_markdown(sessions: SessionPlan, results: Results) -> str:
     """Return the tables as Markdown."""
     lines = [

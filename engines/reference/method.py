@@ -6,9 +6,9 @@
 Only measurements are used: a slice's image condition is the measured projection with the closest slab.
 (The authors' evaluation takes the mean of six *true* slices round each slice, which no microscope has.)
 
-The INR is fitted first and stays as it is (pretraining), or is trained with the denoiser on the sum of both
-losses (joint training, the paper's ablation). Networks live as long as their session. Differences from the
-authors' code are listed in docs/reference-method.md. Runs on the engine's thread, on any device.
+The INR is fitted first and stays as it is (the paper's pretraining). Networks live as long as their session.
+Differences from the authors' code are listed in docs/reference-method.md. Runs on the engine's thread, on any
+device.
 """
 
 from __future__ import annotations
@@ -124,62 +124,38 @@ class ReferenceMethod:
         kept = self.networks is not None and not self.config.retrain
         if not kept:
             self.field = self._new_field()
-        inr_steps = 0
-        if kept or not self.config.joint:
-            plan = self._plan()
-            fit_field(self.field, operator, images, plan, seed=self.seed, progress=self._stage("inr"))
-            inr_steps = plan.steps
+        plan = self._plan()
+        fit_field(self.field, operator, images, plan, seed=self.seed, progress=self._stage("inr"))
         seconds["inr"] = time.perf_counter() - begun
         begun = time.perf_counter()
-        updates = 0
-        if not kept:
-            updates = self.train(operator, images)
-            inr_steps = inr_steps or updates
+        updates = 0 if kept else self.train(operator, images)
         seconds["train"] = time.perf_counter() - begun
         begun = time.perf_counter()
         volume, evaluations = self.sample(images, nearest_slab(centres, self.shape[0]))
         seconds["sampler"] = time.perf_counter() - begun
-        return ReferenceAnswer(volume, inr_steps, updates, evaluations, seconds)
+        return ReferenceAnswer(volume, plan.steps, updates, evaluations, seconds)
 
     def train(self, operator: Tensor, images: Tensor) -> int:
-        """Train new networks on the projections (M, Y, X), and the INR with them where that is joint.
+        """Train new networks on the projections (M, Y, X).
 
         One projection an update, all of them in turn an epoch; the rate grows evenly. Returns the updates.
         """
-        config, field = self.config, self.field
+        config = self.config
         generator = torch.Generator().manual_seed(self.seed + 1)
         count = len(images)
         with self._own_random_numbers(), torch.enable_grad():
             networks = self.networks = Networks(config.width, config.dropout).to(self.device)
             networks.train()
-            optimisers: list[torch.optim.Optimizer] = [
-                torch.optim.AdamW(networks.parameters(), lr=config.rate, weight_decay=1e-4)
-            ]
-            plan = FieldPlan(
-                config.epochs * count, config.inr_batch_pixels, config.inr_rate, config.inr_decay
-            )
-            if config.joint:
-                optimisers.append(torch.optim.Adam(field.parameters(), lr=plan.rate))
-            else:
-                inter = along_z(operator @ self._smooth, self._volume(self._z))
+            optimiser = torch.optim.AdamW(networks.parameters(), lr=config.rate, weight_decay=1e-4)
+            means = along_z(operator @ self._smooth, self._volume(self._z))
             done, advance = 0, self._stage("train")
             for epoch in range(config.epochs):
-                optimisers[0].param_groups[0]["lr"] = self.rate_at(epoch)
+                optimiser.param_groups[0]["lr"] = self.rate_at(epoch)
                 for m in range(count):
-                    losses = []
-                    if config.joint:
-                        optimisers[1].param_groups[0]["lr"] = plan.rate_at(done)
-                        losses.append(field.loss(operator, images, self._some_pixels(generator, plan)))
-                        mean = self._slab_mean(field, (operator @ self._smooth)[m])
-                    else:
-                        mean = inter[m]
-                    clean = ddpm.interpolated(images[m], mean, config.interpolation)
-                    losses.append(self._noise_loss(networks, operator[m], images[m], clean, generator))
-                    for optimiser in optimisers:
-                        optimiser.zero_grad(set_to_none=True)
-                    torch.stack(losses).sum().backward()
-                    for optimiser in optimisers:
-                        optimiser.step()
+                    clean = ddpm.interpolated(images[m], means[m], config.interpolation)
+                    optimiser.zero_grad(set_to_none=True)
+                    self._noise_loss(networks, operator[m], images[m], clean, generator).backward()
+                    optimiser.step()
                     done += 1
                     advance(done, config.epochs * count)
         networks.eval()
@@ -296,17 +272,6 @@ class ReferenceMethod:
     def _positions(self) -> Tensor:
         slices = self.shape[0]
         return 2.0 * torch.arange(slices, device=self.device) / slices - 1.0
-
-    def _slab_mean(self, field: FourierMlp, weights: Tensor) -> Tensor:
-        """Return the INR's mean (Y, X) with `weights` (K,) of the slices _z, and its gradient."""
-        used = weights.nonzero().squeeze(1)
-        with self._precision():
-            return field.slices(self._z[used], weights[used])
-
-    def _some_pixels(self, generator: torch.Generator, plan: FieldPlan) -> Tensor:
-        pixels = self.shape[1] * self.shape[2]
-        order = torch.randperm(pixels, generator=generator)
-        return order[: plan.batch_pixels or pixels].to(self.device)
 
     def _volume(self, z: Tensor) -> Tensor:
         with self._precision():

@@ -149,13 +149,6 @@ class FourierMlp(nn.Module):
         parts = [self(z, part).float().T for part in everywhere.split(CHUNK)]
         return torch.cat(parts, dim=1).reshape(z.numel(), rows, columns)
 
-    def slices(self, z: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted sum (Y, X) over slices `z` (K,), with its gradient."""
-        _, rows, columns = self.shape
-        everywhere = _pixels(torch.arange(rows * columns, device=z.device), columns)
-        parts = [self(z, part).float() @ weights for part in everywhere.split(CHUNK)]
-        return torch.cat(parts).reshape(rows, columns)
-
     def loss(self, operator: Tensor, images: Tensor, chosen: Tensor) -> Tensor:
         """Return the mean squared misfit of the pixels `chosen` (P,), numbers into the rows of an image.
 
