@@ -61,7 +61,9 @@ class Scope:
         self.header = header(run_id=run_id, sweeps=SWEEPS, frames_per_sweep=self._z_um.shape[1])
         self.pixels = [look(specimen(drift=0.3 * t), self._z_um[t], seed=t) for t in range(SWEEPS)]
         self._seq = first_seq
-        self.sender = Sender(ports.data, self.header, buffer_bytes=8_000_000, first_seq=first_seq)
+        self.sender = Sender(
+            ports.data, self.header, buffer_bytes=8_000_000, first_seq=first_seq, secret=run_id
+        )
         self.sender.start()
 
     @property
