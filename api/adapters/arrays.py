@@ -70,7 +70,7 @@ class Source:
         if key in runs:
             runs.move_to_end(key)
             return runs[key]
-        run = open_run(Path(self.path), position=self.position)
+        run = open_run(Path(self.path), position=self.position, missing="ignore")
         if run.header.run_id != self.run_id:
             run.close()
             raise InputFileError(f"{self.path} is now the file of another run: open that run.")

@@ -63,7 +63,7 @@ def link_run(run: Path, output: Path | None = None) -> Exported:
     """
     finals = paths_of(output or default_output(run))
     refuse_existing(*finals)
-    with open_run(run) as opened, staged(*finals) as (hdf5, xml):
+    with open_run(run, missing="refuse") as opened, staged(*finals) as (hdf5, xml):
         volumes, lost = _write(opened, finals, hdf5, xml)
     exported = Exported(NAME, list(finals), volumes)
     exported.notes.append(
@@ -84,7 +84,7 @@ def renew_link(run: Path, output: Path | None = None) -> bool:
         The files cannot be exchanged.
     """
     finals = paths_of(output or default_output(run))
-    with open_run(run) as opened:
+    with open_run(run, missing="refuse") as opened:
         if not finals[1].is_file() or _run_of(finals[0]) != opened.header.run_id:
             return False
         try:
@@ -144,7 +144,7 @@ def _status(run: Run, position: int) -> Any:
     if position == 0:
         status = run.status
     else:
-        with open_run(run.path, position=position) as other:
+        with open_run(run.path, position=position, missing="ignore") as other:
             status = other.status
     return status.reshape(status.shape[0], -1)
 

@@ -265,10 +265,12 @@ def open_pictures(path: Path, scope: Scope) -> Iterator[list[Picture]]:
         The run's first file; the run may still be going on.
     """
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(open_run(path))
+        first = stack.enter_context(open_run(path, missing="refuse"))
         positions = positions_of(first, scope.positions)
         runs = {
-            number: first if number == 0 else stack.enter_context(open_run(path, position=number))
+            number: first
+            if number == 0
+            else stack.enter_context(open_run(path, position=number, missing="ignore"))
             for number in positions
         }
         time_points = _time_points(path, runs.values(), scope)

@@ -2,6 +2,7 @@
 
 from microdiffusion.runfile.attributes import attribute_of
 from microdiffusion.runfile.copy import snapshot_run
+from microdiffusion.runfile.files import RunParts, lacking_sentence, require_run_file
 from microdiffusion.runfile.layout import (
     Chunks,
     RunLayout,
@@ -68,6 +69,7 @@ __all__ = [
     "Report",
     "Run",
     "RunLayout",
+    "RunParts",
     "RunPlan",
     "Status",
     "TimeSeries",
@@ -76,6 +78,7 @@ __all__ = [
     "coarser",
     "create_run_file",
     "file_bytes",
+    "lacking_sentence",
     "level_factors",
     "level_shape",
     "open_hdf5",
@@ -85,6 +88,7 @@ __all__ = [
     "read_layout",
     "recorded_fields",
     "require_compression",
+    "require_run_file",
     "runtime_code",
     "segment_path",
     "snapshot_run",

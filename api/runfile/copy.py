@@ -96,6 +96,7 @@ def snapshot_run(
         plan = parts.plan
         if plan.segment:
             raise InputFileError(f"{run} is a further file of a run: give the run's first file.")
+        parts.require_all()
         closed = int(parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
         sessions = [_Session.read(parts, number) for number in range(len(plan.header.positions))]
         used = max(1, *(session.used for session in sessions))

@@ -8,6 +8,8 @@ replaced an open one is opened instead. Any one thread.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,95 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
+from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.layout import read_layout, require_compression
-from microdiffusion.runfile.schema import Closed, RunPlan, segment_path
+from microdiffusion.runfile.schema import Closed, RunPlan, position_prefix, segment_path
 
+_COUNTS_FILES = 2  # the minor version of the layout that does
+_MOST_MISSING = 1000
+_NAMED = 8
 _CLOSED = "The run was closed: open it again with open_run."
 _UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, MemoryError)
 """Exceptions that HDF5 raises on damaged bytes."""
+
+
+def require_run_file(path: Path) -> None:
+    """Make sure that a regular file is there.
+
+    Raises
+    ------
+    MissingFileError
+        There is none; where a further file of the run is, the message names it.
+    """
+    if path.is_file():
+        return
+    if further := _beside(path):
+        raise MissingFileError(
+            f"{path} is missing, the first file of the run that {further[0].name} belongs to: "
+            "copy all files of the run into one folder."
+        )
+    raise MissingFileError(f"There is no file at {path}: check the path.")
+
+
+def _beside(first: Path) -> list[Path]:
+    """Return the files that are named like further ones of a run."""
+    name = re.compile(re.escape(first.stem) + r"_s\d{3,}" + re.escape(first.suffix))
+    if not first.parent.is_dir():
+        return []
+    return sorted(each for each in first.parent.iterdir() if name.fullmatch(each.name) and each.is_file())
+
+
+def missing_files(parts: Sequence[RunFile], read: Callable[[RunFile, str], Any] | None = None) -> list[Path]:
+    """Return the files of a run that are not there, by what its first file says.
+
+    Before layout 1.2 that does not say how many there are: then one is missing where a later one is there, or
+    where the ledger counts more frames than the files hold.
+
+    Parameters
+    ----------
+    parts
+        The files that belong together, from the first one on; or a further file alone.
+    read
+        Returns a dataset of a file; by default as a view.
+    """
+    read = read or (lambda part, name: part.view(name)[()])
+    first, there = parts[0], len(parts)
+    if first.plan.segment:
+        path = first.path.with_name(re.sub(r"_s\d{3,}$", "", first.path.stem) + first.path.suffix)
+        return [] if path.is_file() else [path]
+    if first.plan.minor >= _COUNTS_FILES:
+        total = int(read(first, "mdd/files"))
+    else:
+        total = max([there, *(int(each.stem.rpartition("_s")[2]) + 1 for each in _beside(first.path))])
+        if total == there and _lacks_frames(parts, read):
+            total += 1
+    total = min(total, there + _MOST_MISSING)  # a damaged file says anything
+    numbers = (number for number in range(there, total))
+    paths = [(number, segment_path(first.path, number)) for number in numbers]
+    return [path for number, path in paths if number == there or not path.is_file()]
+
+
+def _lacks_frames(parts: Sequence[RunFile], read: Callable[[RunFile, str], Any]) -> bool:
+    """Return whether the ledger counts more frames with a place than there are in the files."""
+    columns = np.asarray(read(parts[0], "mdd/ledger")).tolist()
+    ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))
+    placed = sum(
+        int(np.count_nonzero(np.asarray(read(part, f"{position_prefix(position)}mdd/frames/seq")) >= 0))
+        for part in parts
+        for position in range(len(part.plan.header.positions))
+    )
+    return ledger.received - ledger.unplaced > placed
+
+
+def lacking_sentence(path: Path, missing: Sequence[Path]) -> str:
+    """Return what to do about the missing files of a run."""
+    names = ", ".join(each.name for each in missing[:_NAMED])
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    verb = "is" if len(missing) == 1 else "are"
+    return (
+        f"{path} is a part of a run, and {names}{more} of it {verb} missing: copy all files of the run into "
+        "one folder."
+    )
 
 
 class RunFile:
@@ -35,8 +120,7 @@ class RunFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise MissingFileError(f"There is no run file at {path}: check the path.")
+        require_run_file(path)
         self.path = path
         try:
             # Opened once: at the end of a run a trimmed copy takes the file's name, and layout and bytes must
@@ -149,6 +233,15 @@ class RunParts:
         """Return the files that exist by now."""
         self._look_for_more()
         return list(self._parts)
+
+    def missing(self) -> list[Path]:
+        """Return the files of the run that are not there."""
+        return missing_files(self.all())
+
+    def require_all(self) -> None:
+        """Raise MissingFileError where a file of the run is not there."""
+        if missing := self.missing():
+            raise MissingFileError(lacking_sentence(self.path, missing))
 
     def close(self) -> None:
         """Close all files."""

@@ -13,20 +13,21 @@ checksum (`series`). A `Run` may be used on any one thread.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import InputFileError
+from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
-from microdiffusion.runfile.files import RunFile, RunParts
+from microdiffusion.runfile.files import RunFile, RunParts, lacking_sentence
 from microdiffusion.runfile.follow import LiveVolume, follow, follow_live, read_live
 from microdiffusion.runfile.pyramid import Factors
 from microdiffusion.runfile.schema import LEVEL_ZERO, Closed, Status, position_prefix
@@ -151,6 +152,11 @@ class Run:
     def paths(self) -> list[Path]:
         """The run's files by now, in their order."""
         return [part.path for part in self._parts.all()]
+
+    @property
+    def missing_files(self) -> list[Path]:
+        """The files of the run that are not there; its time points end before the first of them."""
+        return self._parts.missing()
 
     @property
     def closed(self) -> bool:
@@ -342,7 +348,13 @@ def _json(text: str | bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def open_run(path: str | Path, *, position: int = 0, check: bool = True) -> Run:
+def open_run(
+    path: str | Path,
+    *,
+    position: int = 0,
+    check: bool = True,
+    missing: Literal["warn", "refuse", "ignore"] = "warn",
+) -> Run:
     """Open a run file for reading, also while it is being written.
 
     Parameters
@@ -353,12 +365,22 @@ def open_run(path: str | Path, *, position: int = 0, check: bool = True) -> Run:
         Which of the stage's positions.
     check
         Whether to compare volumes and frames that are read completely with their checksums.
+    missing
+        What to do where some of the run's files are not there (`Run.missing_files`): warn, and read it up to
+        the first of them; refuse it; or only read it.
 
     Raises
     ------
     MissingFileError
-        There is no such file.
+        There is no such file, or the run is refused.
     InputFileError
         It is not a run file, is damaged, of another layout version, or has no such position.
     """
-    return Run(Path(path), position, check=check)
+    run = Run(Path(path), position, check=check)
+    if missing != "ignore" and (lacking := run.missing_files):
+        text = lacking_sentence(run.path, lacking)
+        if missing == "refuse":
+            run.close()
+            raise MissingFileError(text)
+        warnings.warn(text, stacklevel=2)
+    return run

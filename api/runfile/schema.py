@@ -238,6 +238,8 @@ def _run_datasets() -> Iterator[Dataset]:
     )
     owners = "SHA-256 of the secrets (or keys) of those who may resume the run; none: whoever asks"
     yield Dataset("mdd/owners", (OWNER_ROOM,), f"S{OWNER_BYTES}", None, {"content": owners}, since=2)
+    files = "how many files the run has; one that is just begun may not be counted"
+    yield Dataset("mdd/files", (), "<u4", 1, {"content": files}, since=2)
     yield Dataset("mdd/engine", (), f"S{ENGINE_BYTES}", None, {"content": "JSON; empty: not known yet"})
     yield Dataset(
         "mdd/unplaced_seq", (UNPLACED_ROOM,), "<i8", -1, {"content": "the first frames without place"}

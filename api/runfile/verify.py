@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
+from microdiffusion.errors import DamagedError, InputFileError
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
-from microdiffusion.runfile.files import RunFile
+from microdiffusion.runfile.files import RunFile, missing_files, require_run_file
 from microdiffusion.runfile.pyramid import coarser
 from microdiffusion.runfile.schema import (
     CHECKED,
@@ -98,13 +98,14 @@ def verify_run(
         There is no such file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"There is no run file at {path}: check the path.")
+    require_run_file(path)
     report = Report(str(path))
     files: list[RunFile] = []
     try:
         files.extend(_parts(path, report))
         if files:
+            for lacking in missing_files(files, RunFile.read):
+                report.add(f"{lacking.name} is missing: copy all files of the run into one folder")
             _verify(files, report, progress)
     except DamagedError as error:
         report.add(str(error))
@@ -144,10 +145,6 @@ def _parts(path: Path, report: Report) -> Iterator[RunFile]:
         report.files += 1
         report.run_id = plan.header.run_id
         yield file
-    names = {segment_path(path, n).name for n in range(report.files)}
-    for other in sorted(path.parent.glob(f"{path.stem}_s[0-9][0-9][0-9]{path.suffix}")):
-        if other.name not in names:
-            report.add(f"{other.name} is there, and the file before it is not")
 
 
 def _verify(files: list[RunFile], report: Report, progress: Callable[[int, int], None]) -> None:

@@ -29,19 +29,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Open the run and describe it."""
-    from microdiffusion.runfile import open_run
+    from microdiffusion.runfile import lacking_sentence, open_run
 
     if args.json:
         say_json(_described(args.run))
         return 0
-    with open_run(args.run) as opened:
+    with open_run(args.run, missing="ignore") as opened:
         say(f"{args.run}: {'closed' if opened.closed else 'still running, or interrupted'}")
         positions = opened.header.positions
+        if missing := opened.missing_files:
+            say(f"  files        {lacking_sentence(args.run, missing)}")
         for name, text in (*_when(opened), *_facts(opened)):
             say(f"  {name:<12} {text}")
     for number, position in enumerate(positions[1:], start=1):
         say(f"position {number} ({position})")
-        with open_run(args.run, position=number) as opened:
+        with open_run(args.run, position=number, missing="ignore") as opened:
             for name, text in _facts(opened):
                 if name in ("time points", "gaps", "latency", "held-out", "served"):
                     say(f"  {name:<12} {text}")
@@ -53,7 +55,7 @@ def _described(path: Path) -> dict[str, Any]:
     """Return the run, with all of its positions, as JSON can hold it."""
     from microdiffusion.runfile import open_run
 
-    with open_run(path) as opened:
+    with open_run(path, missing="ignore") as opened:
         header = opened.header
         facts = {
             "file": str(path),
@@ -64,6 +66,7 @@ def _described(path: Path) -> dict[str, Any]:
             "created_utc": opened.created_utc,
             "bytes": sum(part.stat().st_size for part in opened.paths),
             "files": [part.name for part in opened.paths],
+            "missing_files": [part.name for part in opened.missing_files],
             "shape": list(opened.volume.shape),
             "dtype": str(opened.volume.dtype),
             "voxel_size_um": list(opened.voxel_size_um),
@@ -74,7 +77,7 @@ def _described(path: Path) -> dict[str, Any]:
         }
     positions = []
     for number, name in enumerate(header.positions):
-        with open_run(path, position=number) as opened:
+        with open_run(path, position=number, missing="ignore") as opened:
             positions.append({"position": name} | position_facts(opened))
     return facts | {"positions": positions}
 

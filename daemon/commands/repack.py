@@ -48,7 +48,7 @@ def run(args: Namespace) -> int:
     if (args.out is None) is not args.in_place:
         raise UserError("Give either OUT, the name of the copy, or --in-place.")
     output = args.run if args.in_place else args.out
-    with open_run(args.run) as opened:
+    with open_run(args.run, missing="refuse") as opened:
         files = list(opened.paths)
     before = sum(path.stat().st_size for path in files)
     with ProgressBar(f"repacking {args.run.name}", "time points", quiet=args.quiet) as progress:

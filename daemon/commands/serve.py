@@ -53,7 +53,7 @@ def _serve(args: Namespace, stop: StopRequest) -> int:
             raise UserError("A run is resumed in its own file: leave --output out with --resume.")
         from microdiffusion import open_run
 
-        with open_run(args.resume) as run:
+        with open_run(args.resume, missing="refuse") as run:
             recorded = dict(_flat(run.config)) if args.config is None else {}
         vars(args)["recorder.output"] = args.resume.parent
     config = options.config_from(args, implied=recorded)

@@ -13,8 +13,8 @@ from pathlib import Path
 from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.lock import RunLock
 from microdiffusion.daemon.recorder import RunFiles, RunWriter
-from microdiffusion.errors import InputFileError, MddError, MissingFileError
-from microdiffusion.runfile import Status, open_run, verify_run
+from microdiffusion.errors import InputFileError, MddError
+from microdiffusion.runfile import Status, open_run, require_run_file, verify_run
 from microdiffusion.text import count_noun
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -53,8 +53,7 @@ def repair_run(path: Path, *, progress: Callable[[int, int], None] = lambda done
     DiskError
         It cannot be written.
     """
-    if not path.is_file():
-        raise MissingFileError(f"There is no run file at {path}: check the path.")
+    require_run_file(path)
     with path.open("rb") as stream:
         if stream.read(len(_SIGNATURE)) != _SIGNATURE:
             raise InputFileError(f"{path} is not an HDF5 file: give the file that `mdd serve` wrote.")
@@ -73,7 +72,7 @@ def repair_run(path: Path, *, progress: Callable[[int, int], None] = lambda done
 
 
 def _close(path: Path, report: Repair) -> None:
-    with open_run(path) as run:
+    with open_run(path, missing="refuse") as run:
         if run.closed:
             return
     files = RunFiles.open(path, most_bytes=1 << 62)

@@ -17,7 +17,7 @@ from microdiffusion.daemon.runs import enough
 from microdiffusion.files import open_projections
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import open_hdf5, open_run
+from microdiffusion.runfile import open_hdf5, open_run, require_run_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,9 @@ def is_run_file(path: Path) -> bool:
     try:
         with open_hdf5(path) as file:
             return "mdd_layout" in file.attrs
+    except FileNotFoundError:
+        require_run_file(path)  # it says so where the first file of several is missing
+        return False
     except OSError:
         return False
 
@@ -83,9 +86,9 @@ def open_recorded(path: Path) -> Iterator[Recorded]:
             yield _of_projections(projections)
         return
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(open_run(path))
+        first = stack.enter_context(open_run(path, missing="refuse"))
         others = [
-            stack.enter_context(open_run(path, position=position))
+            stack.enter_context(open_run(path, position=position, missing="ignore"))
             for position in range(1, len(first.header.positions))
         ]
         yield _of_run([first, *others])

@@ -66,7 +66,7 @@ def compress_in_place(
     from microdiffusion.export import renew_link
 
     beside = run.with_name(f".{run.name}{_BESIDE}")
-    with open_run(run) as opened:
+    with open_run(run, missing="refuse") as opened:
         run_id = opened.header.run_id
         if not opened.closed:
             raise InputFileError(f"{run} is not closed: close it with `mdd repair`, or make a copy.")
@@ -113,7 +113,7 @@ def _further(run: Path, run_id: str) -> Iterator[Path]:
         path = segment_path(run, number)
         if not path.is_file():
             return
-        with open_run(path) as opened:
+        with open_run(path, missing="ignore") as opened:
             if opened.header.run_id != run_id:
                 return
         yield path

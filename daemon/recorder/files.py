@@ -19,12 +19,13 @@ import numpy as np
 from microdiffusion.daemon.recorder.disk import free_bytes, size_text
 from microdiffusion.daemon.recorder.index import Key, PositionIndex, RunIndex
 from microdiffusion.daemon.recorder.segment import Segment
-from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.errors import InputFileError
 from microdiffusion.frames import Frame
 from microdiffusion.runfile import (
     REASON_BYTES,
     Closed,
     FrameTable,
+    RunParts,
     RunPlan,
     Status,
     file_bytes,
@@ -116,8 +117,9 @@ class RunFiles:
     @classmethod
     def open(cls, path: Path, *, most_bytes: int) -> RunFiles:
         """Open the files of a run that is there; nothing is written before `resume`."""
-        if not path.is_file():
-            raise MissingFileError(f"There is no run file at {path}: check the path.")
+        with contextlib.closing(RunParts(path)) as parts:
+            if not parts.plan.segment:
+                parts.require_all()
         first = Segment.open(path)
         if first.layout.plan.segment:
             raise _foreign(first, 0, first.layout.plan)
@@ -134,6 +136,7 @@ class RunFiles:
 
     def resume(self) -> None:
         """Mark all files as open, and complete what a kill interrupted."""
+        self._count_files()
         # The last one first: a run is closed if its last file is, wherever this is interrupted.
         for segment in reversed(self.segments):
             segment.write("mdd/closed", (), Closed.OPEN)
@@ -280,6 +283,12 @@ class RunFiles:
             return
         further = self._further()
         self._append(Segment.create(segment_path(self.path, further.segment), further))
+        self._count_files()
+
+    def _count_files(self) -> None:
+        """Say in the first file how many there are, when they have their names."""
+        if "mdd/files" in self.segments[0].layout.regions:
+            self.segments[0].write("mdd/files", (), len(self.segments))
 
     def _further(self) -> RunPlan:
         """Return the plan of the next file."""

@@ -60,13 +60,13 @@ class Channel:
 
 def positions_of(path: Path) -> tuple[str, ...]:
     """Return the names of a run's positions."""
-    with open_run(path) as run:
+    with open_run(path, missing="ignore") as run:
         return run.header.positions
 
 
 def channels_of(path: Path, position: int) -> list[Channel]:
     """Return all channels of a position of a run."""
-    with open_run(path, position=position) as run:
+    with open_run(path, position=position, missing="ignore") as run:
         return [_channel(run, number, name) for number, name in enumerate(run.header.channels)]
 
 

@@ -27,7 +27,7 @@ from microdiffusion.daemon.report.data import Channel, Triple, channels_of, posi
 from microdiffusion.daemon.report.pictures import data_uri, shown, window
 from microdiffusion.daemon.status import size
 from microdiffusion.optics import AxialProfile
-from microdiffusion.runfile import Run, Status, open_run
+from microdiffusion.runfile import Run, Status, lacking_sentence, open_run
 from microdiffusion.text import count_noun
 
 SESSIONS_MOST = 24
@@ -46,7 +46,7 @@ def write_page(path: Path, *, title: str | None = None) -> str:
         There is no such run, or the file is damaged.
     """
     positions = positions_of(path)
-    with open_run(path) as run:
+    with open_run(path, missing="ignore") as run:
         content = {**_facts(run, path, positions), **_records(run)}
     sessions: list[dict[str, object]] = []
     not_shown = ""
@@ -108,6 +108,7 @@ def _facts(run: Run, path: Path, positions: tuple[str, ...]) -> dict[str, object
         "file": path.name,
         "run_id": header.run_id,
         "closed": run.closed,
+        "lacking": lacking_sentence(path, missing) if (missing := run.missing_files) else "",
         "cards": [
             ("volumes", written + (" (position 0)" if len(positions) > 1 else "")),
             ("frames received", str(ledger.received)),

@@ -73,7 +73,7 @@ class RunFolder:
         for path in newest[:_LOOKED_AT]:
             try:
                 if peek(path)[0]:
-                    with open_run(path) as run:
+                    with open_run(path, missing="ignore") as run:
                         if not run.closed:
                             found.append(path)
             except (OSError, InputFileError):

@@ -69,7 +69,7 @@ def save_newest(path: Path, channel: int, position: int) -> Path:
     """
     import tifffile
 
-    with open_run(path, position=position) as run:
+    with open_run(path, position=position, missing="ignore") as run:
         status = np.asarray(run.status)
         several = status.ndim > 1
         written = np.flatnonzero((status[:, channel] if several else status) == Status.WRITTEN)

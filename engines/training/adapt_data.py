@@ -88,7 +88,7 @@ def _of_projections(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
 
 
 def _of_run(path: Path, most: int) -> tuple[RunHeader, list[Sweep]]:
-    with open_run(path) as run:
+    with open_run(path, missing="refuse") as run:
         if len(run.header.channels) > 1:
             raise InputFileError(f"{path} has several channels, which differ: adapt to one channel's run.")
         sweeps = [run.sweep(int(number)) for number in np.flatnonzero(run.status == Status.WRITTEN)]

@@ -340,7 +340,7 @@ def test_follow_yields_a_time_point_when_all_its_channels_are_written_or_those_o
 
 
 def test_missing_file_is_refused(path: Path) -> None:
-    with pytest.raises(MissingFileError, match="no run file"):
+    with pytest.raises(MissingFileError, match="no file at"):
         open_run(path)
 
 

@@ -141,7 +141,7 @@ def test_run_that_goes_on_is_checked_as_far_as_it_goes(path: Path) -> None:
         ),
         pytest.param(
             lambda path: segment_path(path, 1).rename(segment_path(path, 2)),
-            "run_s002.h5 is there, and the file before it is not",
+            "run_s001.h5 is missing: copy all files",
             id="gap",
         ),
         pytest.param(

@@ -110,6 +110,16 @@ def test_a_run_of_1_0_is_resumed_as_what_it_is(old: Path) -> None:
             assert np.all(run.volume[sweep, 1] == sweep)
 
 
+def test_a_missing_file_of_a_run_of_1_0_is_known_from_its_ledger(old: Path) -> None:
+    run = old / "static.h5"
+    with open_run(run) as opened:
+        assert opened.missing_files == []
+    (old / "static_s001.h5").unlink()
+    with pytest.warns(UserWarning, match=r"static_s001\.h5 of it is missing"):
+        open_run(run).close()
+    assert "static_s001.h5 is missing" in verify_run(run).faults[0]
+
+
 def test_every_dataset_of_1_0_is_still_there(old: Path) -> None:
     with h5py.File(old / "static.h5") as file:
         header = RunHeader.model_validate_json(file["mdd/run_header"][()])

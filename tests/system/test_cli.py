@@ -144,7 +144,7 @@ REFUSALS = {
     "unknown key": (["serve", "--demo", "--set", "sweep.stp=1"], "unknown key sweep.stp"),
     "set without a value": (["serve", "--demo", "--set", "sweep"], "Expected --set section.key=value"),
     "unknown driver": (["serve", "--set", "acquisition.driver=zeiss"], "one of micromanager, watch, none"),
-    "resume": (["serve", "--resume", "run.h5"], "There is no run file at run.h5"),
+    "resume": (["serve", "--resume", "run.h5"], "There is no file at run.h5"),
     "negative step": (
         ["simulate", "v.h5", "--length-um", "1", "--step-um", "-1", "--output", "p.h5"],
         "expected a number greater than 0, not -1",
