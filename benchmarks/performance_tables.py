@@ -38,16 +38,11 @@ def sizes(found: dict[str, Any]) -> list[str]:
             name, ms(s["volume_s"]), ms(s["pipeline_s"]), ms(s["cold_s"]), f"{s['voxels_per_s'] / 1e6:.1f}",
             ms(s["latency_s"]["p95"]["pipeline"]), ms(s["latency_s"]["p99"]["pipeline"]),
             f"{s['peak_resident_mb'] or 0:,.0f}", f"{s['ratio_eager_fp32']:.1f}",
-            f"{s['ratio_eager_fp32_volume']:.1f}",
             f"{s['ratio_reference']:,.0f}" if "ratio_reference" in s else "-",
-            f"{s['ratio_shortcut']:,.0f}" if "ratio_shortcut" in s else "-",
         ]
         for name, s in found.items()
     ]  # fmt: skip
-    head = (
-        "size|volume, ms|with wire and file|first|Mvoxel/s|p95|p99|MB|x eager, network|x eager, volume|"
-        "x reference|x its shortcut"
-    )
+    head = "size|volume, ms|with wire and file|first|Mvoxel/s|p95|p99|MB|x eager, network|x reference"
     stages = dict.fromkeys(stage for s in found.values() for stage in s["stages"])
     columns = {
         f"{name}, {count}": by["stages"]

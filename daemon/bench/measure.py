@@ -1,9 +1,8 @@
 """One bench: opens the engine once, then measures size after size.
 
 Owns the engine and the machine's limits. A size is measured in this order: the whole way of its volumes; the
-network alone, in turns with plain eager code and with matrix products; the update, in turns with the same
-update on the eager code; the update, in turns with parts of the reference. Single-threaded, apart from
-sender, ingest and recorder, which are the daemon's own.
+network alone, in turns with plain eager code and with matrix products; the update, in turns with parts of the
+reference. Single-threaded, apart from sender, ingest and recorder, which are the daemon's own.
 """
 
 from __future__ import annotations
@@ -101,19 +100,14 @@ class Bench:
             by_evaluations[str(evaluations)] = {
                 key: figures[key] for key in ("volume_s", "pipeline_s", "cold_s", "voxels_per_s", "stages")
             }
-        turn = Turn(reconstructor, scene)
         self._progress(f"{name}: the network")
         network = self._network(scene, figures["volume_s"])
-        self._progress(f"{name}: in turns with eager float32")
-        eager = self._against_eager(turn)
         return {
             "evaluations": self.settings.evaluations[0],
             **figures,
             "by_evaluations": dict(reversed(by_evaluations.items())),
             **network,
-            "ratio_eager_fp32_volume": eager["eager_s"] / eager["runtime_s"],
-            "eager_fp32_volume": eager,
-            **self._against_reference(turn, name),
+            **self._against_reference(Turn(reconstructor, scene), name),
         }
 
     def reconstructor(
@@ -200,13 +194,6 @@ class Bench:
                 product()
 
         return products, count * flop
-
-    def _against_eager(self, turn: Turn) -> dict[str, float]:
-        """Return the least seconds of an update in the runtime in use and on eager code."""
-        turns = {"runtime": turn.on(self.engine), "eager": turn.on(self.engine_of(self.eager))}
-        take_turns(turns, self.device, 1)
-        seconds = take_turns(turns, self.device, self.settings.rounds)
-        return {f"{name}_s": min(values) for name, values in seconds.items()}
 
     def _against_reference(self, turn: Turn, name: str) -> dict[str, Any]:
         header, sweep = turn.scene.header, turn.scene.sweep(0, made=QUIET[0])

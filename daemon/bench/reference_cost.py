@@ -67,7 +67,7 @@ def reference_parts(
     count, rows, columns = images.shape
     slices = operator.shape[1]
     device = images.device
-    whole, short = (steps_needed(config.timesteps, n, config.interpolation) for n in (0, config.shortcut))
+    whole = steps_needed(config.timesteps, 0, config.interpolation)
     evaluations = slices * (2 if config.guidance > 0 else 1)
     real = _flop(config.width, rows, columns)
 
@@ -91,7 +91,6 @@ def reference_parts(
 
     update_scale, evaluation_scale = (real / _flop(config.width, *edges) for edges in (trained, sampled))
     shown = f"{_shown(sampled, evaluation_scale)}{f', {together} images together' if together > 1 else ''}"
-    one = f"1 evaluation{shown}, for {evaluations} images"
     return ReferenceParts(
         {
             "inr": lambda: seconds_of(lambda: fit_field(field, operator, images, plan), device),
@@ -102,31 +101,24 @@ def reference_parts(
             "inr": config.inr_steps * batch / (pixels * _INR_UPDATES),
             "training": config.epochs * count * update_scale,
             "sampling": evaluations * whole * evaluation_scale,
-            "shortcut": evaluations * short * evaluation_scale,
         },
         {
             "inr": f"{_INR_UPDATES} updates of {pixels} pixels, for {config.inr_steps} of {batch}",
             "training": f"1 update{_shown(trained, update_scale)}, for {config.epochs} epochs of {count}",
-            "sampling": f"{one} x {whole} steps",
-            "shortcut": f"{one} x {short} steps",
+            "sampling": f"1 evaluation{shown}, for {evaluations} images x {whole} steps",
         },
     )
 
 
 def summary(parts: ReferenceParts, measured: dict[str, float], ours_s: float) -> dict[str, Any]:
-    """Return the reference's seconds by stage, and their ratios to ours, as JSON can hold them."""
-    calls = {**measured, "shortcut": measured["sampling"]}
-    seconds = {name: times * calls[name] for name, times in parts.times.items()}
-    whole = seconds["inr"] + seconds["training"] + seconds["sampling"]
-    short = seconds["inr"] + seconds["shortcut"]
+    """Return the reference's seconds by stage, and their ratio to ours, as JSON can hold them."""
+    seconds = {name: times * measured[name] for name, times in parts.times.items()}
+    whole = sum(seconds.values())
     return {
         "ratio_reference": whole / ours_s,
-        "ratio_shortcut": short / ours_s,
         "reference": {
             "volume_s": whole,
             "stages": seconds,
-            "ratio_shortcut_trained": (short + seconds["training"]) / ours_s,
-            "ratio_shortcut_sampling": seconds["shortcut"] / ours_s,
             "measured_s": measured,
             "compared_with_s": ours_s,
             "scaled_from": parts.scaled_from,

@@ -69,15 +69,15 @@ def test_the_document_keeps_the_contract(bench, figures):
 
 def test_every_number_is_finite_and_none_is_negative(bench):
     found = numbers(bench[2]["sizes"])
-    assert len(found) > 60
+    assert len(found) > 50
     assert all(math.isfinite(number) and number >= 0 for number in found)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "volume_s", "pipeline_s", "cold_s", "voxels_per_s", "ratio_eager_fp32", "ratio_eager_fp32_volume",
-        "ratio_reference", "ratio_shortcut", "limit_fraction", "limit_fraction_volume", "peak_resident_mb",
+        "volume_s", "pipeline_s", "cold_s", "voxels_per_s", "ratio_eager_fp32",
+        "ratio_reference", "limit_fraction", "limit_fraction_volume", "peak_resident_mb",
     ],
 )  # fmt: skip
 def test_a_figure_was_measured(figures, name):
@@ -90,9 +90,8 @@ def test_ratios_follow_from_the_seconds_beside_them(figures):
     assert figures["limit_fraction"] == pytest.approx(
         floors["flop"] / network["runtime_s"] / floors["flop_per_s"]
     )
-    whole = sum(reference["stages"][name] for name in ("inr", "training", "sampling"))
+    whole = sum(reference["stages"].values())
     assert figures["ratio_reference"] == pytest.approx(whole / reference["compared_with_s"])
-    assert figures["ratio_shortcut"] < figures["ratio_reference"]
 
 
 def test_the_stages_make_up_the_volume(figures):
@@ -235,7 +234,6 @@ def test_the_reference_is_counted_up_from_its_settings():
     images = torch.rand(3, 64, 64)
     parts = reference_cost.reference_parts(config, torch.full((3, 18), 1 / 18), images, 1e10)
     whole = 1000 * 18 * 2
-    assert parts.times["sampling"] / parts.times["shortcut"] == pytest.approx(1000 / 4)
     assert parts.times["sampling"] > whole  # a smaller image was timed, and stands for more
     assert "of 32 x 32 pixels, scaled by operations" in parts.scaled_from["sampling"]
     assert parts.times["inr"] == config.inr_steps * 64 * 64 / (256 * 2)
