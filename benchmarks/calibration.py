@@ -82,8 +82,8 @@ def judge_beam(number: int) -> dict[str, object]:
         "correlation": max(float(np.corrcoef(mine, profile(u + shift))[0, 1]) for shift in shifts),
         "inside_interval": bool(low <= length <= high),
         "half_interval": 0.5 * (high - low) / length,
-        "used": found.beads,
-        "found": found.found,
+        "used": found.figures["beads"],
+        "found": found.figures["found"],
         "warnings": list(found.warnings),
         "seconds": time.perf_counter() - began_s,
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import ndimage, stats
@@ -62,8 +62,8 @@ class BeamResult:
         Full width at half maximum, and (∫w)² / ∫w².
     centroid_um : float
         Mean of the profile: how much it leans to one side of its middle.
-    residual : float
-        Root mean square of what the profile leaves of a trace, relative to its height.
+    figures : mapping
+        specimen, beads, residual (root mean square of what the profile leaves of a trace, of its height) ...
     """
 
     z_um: NDArray[np.float64]
@@ -77,17 +77,7 @@ class BeamResult:
     equivalent_interval_um: Interval
     centroid_um: float
     centroid_interval_um: Interval
-    specimen: str
-    beads: int
-    found: int
-    overlapping: int
-    saturated: int
-    partly_seen: int
-    hot_pixels: int
-    residual: float
-    drift_px: float
-    step_um: float
-    range_um: float
+    figures: dict[str, Any]
     warnings: tuple[str, ...]
 
 
@@ -293,17 +283,19 @@ def _result(
         equivalent_interval_um=(max(equivalent - off[1], 0.0), equivalent + off[1]),
         centroid_um=centroid,
         centroid_interval_um=(centroid - off[2], centroid + off[2]),
-        specimen=specimen,
-        beads=int(np.count_nonzero(aligned.used)),
-        found=seen.found,
-        overlapping=seen.overlapping,
-        saturated=seen.saturated,
-        partly_seen=aligned.partial,
-        hot_pixels=seen.hot_pixels,
-        residual=aligned.residual,
-        drift_px=seen.drift_px,
-        step_um=step,
-        range_um=stack_um,
+        figures={
+            "specimen": specimen,
+            "beads": int(np.count_nonzero(aligned.used)),
+            "found": seen.found,
+            "overlapping": seen.overlapping,
+            "saturated": seen.saturated,
+            "partly_seen": aligned.partial,
+            "hot_pixels": seen.hot_pixels,
+            "residual": aligned.residual,
+            "drift_px": seen.drift_px,
+            "step_um": step,
+            "range_um": stack_um,
+        },
         warnings=(*seen.warnings, *_warnings(aligned, (length, off[0]), ends, stack_um, step, specimen)),
     )
 

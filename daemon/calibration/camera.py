@@ -35,10 +35,9 @@ class CameraResult:
     ----------
     gain : float
         Counts per photon (photoelectron).
-    signal : float
-        Mean light of the flat series above the offset, counts.
-    hot_pixels : int
-        Pixels whose dark level or dark noise stands out.
+    figures : mapping
+        signal (mean light of the flat series above the offset), hot_pixels (whose dark level or noise stands
+        out), saturated_share ...
     """
 
     offset: float
@@ -47,11 +46,7 @@ class CameraResult:
     read_noise_interval: Interval
     gain: float
     gain_interval: Interval
-    signal: float
-    dark_frames: int
-    flat_frames: int
-    hot_pixels: int
-    saturated_share: float
+    figures: dict[str, Any]
     warnings: tuple[str, ...]
 
 
@@ -117,11 +112,13 @@ def measure_camera(
         read_noise_interval=(float(np.sqrt(read2_low)), float(np.sqrt(read2_high))),
         gain=gain,
         gain_interval=(float(low), float(high)),
-        signal=float(np.average(points[:, 0], weights=points[:, 2])),
-        dark_frames=len(dark),
-        flat_frames=len(flat),
-        hot_pixels=int(np.count_nonzero(hot)),
-        saturated_share=saturated_share,
+        figures={
+            "signal": float(np.average(points[:, 0], weights=points[:, 2])),
+            "dark_frames": len(dark),
+            "flat_frames": len(flat),
+            "hot_pixels": int(np.count_nonzero(hot)),
+            "saturated_share": saturated_share,
+        },
         warnings=tuple(
             _warnings(points, gain, known_to, frames, read_noise, float(hot.mean()), saturated_share)
         ),

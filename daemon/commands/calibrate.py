@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.calibration import BeamResult, CameraResult, ZStack
 
 STACK_MOST = 5000
-BEAM_FIGURES = (
-    "specimen", "beads", "found", "overlapping", "saturated", "partly_seen", "hot_pixels", "residual",
-    "drift_px", "step_um", "range_um",
-)  # fmt: skip
-CAMERA_FIGURES = ("signal", "dark_frames", "flat_frames", "hot_pixels", "saturated_share")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -70,11 +65,12 @@ def _beam(args: Namespace) -> None:
     stack = _acquired(args) if args.acquire else _read_stack(args)
     beam = measure_beam(stack, "layer" if args.layer else "beads")
     say(_drawn(beam))
-    if beam.specimen == "layer":
-        source = f"{beam.beads} tiles of the image"
+    found = beam.figures
+    if found["specimen"] == "layer":
+        source = f"{found['beads']} tiles of the image"
     else:
-        left_out = f"{beam.overlapping} overlap, {beam.saturated} saturated"
-        source = f"{beam.beads} of {beam.found} beads found ({left_out})"
+        left_out = f"{found['overlapping']} overlap, {found['saturated']} saturated"
+        source = f"{found['beads']} of {found['found']} beads found ({left_out})"
     _say_figures(
         {
             "length": f"{beam.length_um:.4g} µm, full width at half maximum "
@@ -83,14 +79,12 @@ def _beam(args: Namespace) -> None:
             f"{_between(beam.equivalent_interval_um)}",
             "centroid": f"{beam.centroid_um:+.3g} µm from the middle {_between(beam.centroid_interval_um)}",
             "from": source,
-            "residual": f"{beam.residual:.1%} of the height; step {beam.step_um:g} µm over "
-            f"{beam.range_um:g} µm",
+            "residual": f"{found['residual']:.1%} of the height; step {found['step_um']:g} µm over "
+            f"{found['range_um']:g} µm",
         },
         beam.warnings,
     )
-    write_calibration(
-        args.output, BeamFile.model_validate(_content(beam, "beam", BEAM_FIGURES, stack.source))
-    )
+    write_calibration(args.output, BeamFile.model_validate(_content(beam, "beam", stack.source)))
 
 
 def _camera(args: Namespace) -> None:
@@ -104,11 +98,11 @@ def _camera(args: Namespace) -> None:
             "offset": f"{camera.offset:.5g} counts {_between(camera.offset_interval)}",
             "read noise": f"{camera.read_noise:.4g} counts {_between(camera.read_noise_interval)}",
             "gain": f"{camera.gain:.4g} counts per photon {_between(camera.gain_interval)}",
-            "hot pixels": f"{camera.hot_pixels}; saturated {camera.saturated_share:.2%}",
+            "hot pixels": f"{camera.figures['hot_pixels']}; saturated {camera.figures['saturated_share']:.2%}",
         },
         camera.warnings,
     )
-    content = _content(camera, "camera", CAMERA_FIGURES, ", ".join(names))
+    content = _content(camera, "camera", ", ".join(names))
     write_calibration(args.output, CameraFile.model_validate(content))
 
 
@@ -136,9 +130,7 @@ def _between(interval: tuple[float, float]) -> str:
     return f"(95 %: {interval[0]:.4g} to {interval[1]:.4g})"
 
 
-def _content(
-    result: BeamResult | CameraResult, kind: str, figures: tuple[str, ...], source: str
-) -> dict[str, Any]:
+def _content(result: BeamResult | CameraResult, kind: str, source: str) -> dict[str, Any]:
     """Return the content of a calibration file, whose model ignores what it has no field for."""
     import numpy as np
 
@@ -156,7 +148,7 @@ def _content(
         "versions": {name: known[name] for name in ("mdd", "python", "numpy") if name in known},
         "warnings": result.warnings,
     }
-    return values | {"kind": kind, "figures": {name: values[name] for name in figures}, "origin": origin}
+    return values | {"kind": kind, "origin": origin}
 
 
 def _read_stack(args: Namespace) -> ZStack:

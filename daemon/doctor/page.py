@@ -69,13 +69,8 @@ def report(findings: Findings, configuration: str) -> dict[str, Any]:
         "configuration": tidy(configuration),
         "result": str(max(levels, key=list(Severity).index, default=Severity.OK)),
         "checks": [
-            {
-                "theme": check.theme,
-                "name": check.name,
-                "level": str(finding.level),
-                "text": tidy(finding.text),
-                "fix": tidy(finding.fix),
-            }
+            {"theme": check.theme, "name": check.name, "level": str(finding.level)}
+            | {"text": tidy(finding.text), "fix": tidy(finding.fix)}
             for check, finding in findings
         ],
     }

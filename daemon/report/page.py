@@ -25,7 +25,7 @@ from microdiffusion import __version__
 from microdiffusion.daemon.report.charts import Chart, ChartLine, chart
 from microdiffusion.daemon.report.data import Channel, Triple, channels_of, positions_of
 from microdiffusion.daemon.report.pictures import data_uri, shown, window
-from microdiffusion.daemon.status import size
+from microdiffusion.daemon.status import duration, size
 from microdiffusion.optics import AxialProfile
 from microdiffusion.runfile import Run, Status, lacking_sentence, open_run
 from microdiffusion.text import count_noun
@@ -113,7 +113,7 @@ def _facts(run: Run, path: Path, positions: tuple[str, ...]) -> dict[str, object
             ("volumes", written + (" (position 0)" if len(positions) > 1 else "")),
             ("frames received", str(ledger.received)),
             ("frames missing", str(ledger.missing)),
-            ("duration", _duration(float(finite.max())) if finite.size else "no frame yet"),
+            ("duration", duration(float(finite.max())) if finite.size else "no frame yet"),
         ],
         "facts": [
             ("started", _created(run)),
@@ -255,13 +255,3 @@ def _created(run: Run) -> str:
         return _both_times((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError, OSError):  # no date, or one that this system cannot handle
         return str(text) or "not stated"
-
-
-def _duration(seconds: float) -> str:
-    if not np.isfinite(seconds):
-        return "not known"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours} h {minutes:02d} min {left:02d} s" if hours else f"{minutes} min {left:02d} s"

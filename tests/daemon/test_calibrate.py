@@ -149,7 +149,7 @@ def test_saturated_beads_are_left_out_and_said():
     limit = float(np.percentile(pixels.max(axis=0), 99.6))
     clipped = np.minimum(pixels, limit).astype(np.float32)
     result = measure_beam(ZStack(clipped, z_um, limit))
-    assert result.saturated > 0
+    assert result.figures["saturated"] > 0
     assert any("saturated" in warning for warning in result.warnings)
     assert result.length_um == pytest.approx(SMALL.length_um, rel=0.05)
 
@@ -201,7 +201,7 @@ def test_the_camera_is_found_within_10_percent(change):
 def test_hot_pixels_are_counted():
     dark, flat = camera_series(seed=4, hot=0.005)
     true = int(0.005 * dark[0].size)
-    assert 0.5 * true < measure_camera(dark, flat).hot_pixels < 2 * true
+    assert 0.5 * true < measure_camera(dark, flat).figures["hot_pixels"] < 2 * true
 
 
 @pytest.mark.parametrize(
