@@ -98,7 +98,8 @@ def _camera(args: Namespace) -> None:
             "offset": f"{camera.offset:.5g} counts {_between(camera.offset_interval)}",
             "read noise": f"{camera.read_noise:.4g} counts {_between(camera.read_noise_interval)}",
             "gain": f"{camera.gain:.4g} counts per photon {_between(camera.gain_interval)}",
-            "hot pixels": f"{camera.figures['hot_pixels']}; saturated {camera.figures['saturated_share']:.2%}",
+            "hot pixels": f"{camera.figures['hot_pixels']}",
+            "saturated": f"{camera.figures['saturated_share']:.2%}",
         },
         camera.warnings,
     )
