@@ -9,7 +9,7 @@ an entry get the shipped weights, which have. Every piece goes on where it was s
 commit that it was made with; after a change of the engine, remove the file.
 
 Pieces: `classical` and `network` at steps 6, 8 and 12; `evaluations` (1, 2, 4 and 8 of the network alone);
-`priors` (INRs, explicit grid); `conditions` (noise, photons, slab length); `two_sweeps` (half a step apart,
+`conditions` (noise, photons, slab length); `two_sweeps` (half a step apart,
 a still specimen); `reference` (the reference, trained for each volume: slow; a small part of each volume,
 `--reference` holds its options); `pictures` of a neuron, vessels and nuclei (docs/images/method_*.png);
 `bars`, the summary of what is there.
@@ -47,7 +47,6 @@ PIECES: dict[str, dict[str, tuple[str, Protocol, tuple[float, ...]]]] = {
     "classical": {"protocol": (CLASSIC, Protocol(), (6.0, 8.0, 12.0))},
     "network": {"protocol": (NETWORK, Protocol(), (6.0, 8.0, 12.0))},
     "evaluations": {"protocol": (ALONE, Protocol(), (6.0,))},
-    "priors": {"protocol": ("grid,microdiffusion-inr", Protocol(), (8.0,))},
     "conditions": {
         "noise 0.04": (HARD, Protocol(noise=0.04), (6.0,)),
         "30 photons": (HARD, Protocol(photons=30), (6.0,)),
@@ -59,7 +58,7 @@ PIECES: dict[str, dict[str, tuple[str, Protocol, tuple[float, ...]]]] = {
 REFERENCE = Protocol(crop=(48, 48, 48))
 AXONS = ("axons_trailmap_a", "axons_trailmap_b")
 PICTURES = {"neuron": "axon_olfactory_pn", "vessels": "vessels_octa", "nuclei": "cells_bigstream_high"}
-SHOWN = "linear,tikhonov,tv,inr,microdiffusion-inr,mdd:4"
+SHOWN = "linear,tikhonov,tv,inr,mdd:4"
 
 
 def main() -> None:
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--folds", type=Path, help="JSON: volume name to weights file")
     parser.add_argument(
-        "--only", default="classical,network,evaluations,priors,conditions,two_sweeps,bars", metavar="A,B"
+        "--only", default="classical,network,evaluations,conditions,two_sweeps,bars", metavar="A,B"
     )
     parser.add_argument("--names", help="volumes, separated by commas; default: all")
     parser.add_argument(

@@ -116,8 +116,6 @@ def run(args: Namespace) -> int:
     save(results)
     if args.pictures is not None and sessions is not None:
         _draw_sessions(args.pictures, results)
-    elif args.pictures is not None and len(plan.steps) > 1:
-        evaluation.step_curves(args.pictures / "steps.png", results)
     say(tables(results))
     for path in outputs + ([args.pictures] if args.pictures is not None else []):
         say(f"wrote {path}")

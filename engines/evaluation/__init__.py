@@ -4,7 +4,6 @@ from microdiffusion.engines.evaluation.methods import measured, parse_methods
 from microdiffusion.engines.evaluation.pictures import (
     cell_traces,
     check_matplotlib,
-    step_curves,
     sweep_curves,
     volume_picture,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "session_calls",
     "session_document",
     "session_markdown",
-    "step_curves",
     "sweep_curves",
     "volume_picture",
     "write_json",

@@ -1,7 +1,7 @@
 """The classical answers that `mdd` is compared with, each made as strong as it can be without a truth.
 
-Nearest slab, non-negative total variation, Richardson-Lucy, an explicit voxel grid and the INR of the
-reference; linear interpolation, Tikhonov and our INR are the engine's own and come from the `Reconstructor`.
+Nearest slab, non-negative total variation and Richardson-Lucy; linear interpolation, Tikhonov and our INR are
+the engine's own and come from the `Reconstructor`.
 
 A method's free parameters (TV's weight, the number of iterations) are chosen from what an acquisition
 knows: by the held-out projection where the sweep has one, with the one-standard-error rule (Breiman et al.
@@ -33,7 +33,6 @@ from microdiffusion.engines.projections import (
     noise_variance,
     tikhonov_matrix,
 )
-from microdiffusion.engines.reference import QUICK, reference_inr
 from microdiffusion.frames import Sweep
 from microdiffusion.header import RunHeader
 
@@ -44,8 +43,6 @@ _TV_AXIAL = (1.0, 2.0, 4.0)
 _TV_SEARCH = 50  # iterations of each candidate, warm from its neighbour
 _TV_FIELD = 64  # pixels along each edge of the part of the field that candidates are tried on
 _RL_CHECKS = (1, 2, 4, 8, 16, 32)
-_GRID_RATE = 2e-2
-_GRID_SMOOTHNESS = 3e-3  # the INR's, see engines/inr/field.py
 _BLOCK = 8  # pixels whose errors are taken as one: neighbours miss the same structure
 
 
@@ -232,53 +229,3 @@ def richardson_lucy(problem: Problem, *, iterations: int | None = None) -> Tenso
         return volume
     best = min(answers, key=lambda answer: answer[1])
     return next(answer[0] for answer in answers if answer[1] <= best[1] + best[2])
-
-
-def grid(problem: Problem, *, steps: int = 300) -> Tensor:
-    """Return an explicit voxel grid (no network, no basis), fitted by gradient descent as the INR is.
-
-    The INR's loss, its weak first difference along z, its rule to stop at half of the noise's power and
-    Adam; only the field is another: one number per voxel, not below zero, begun at the projections' mean.
-    The INR's gain over it is that of its bandwidth and its softplus.
-    """
-    scale = problem.sigma**2
-    images, weight = problem.images, 1.0 / problem.variance
-    smoothness = _GRID_SMOOTHNESS / scale / images.numel()
-    span = float(images.max() - images.min())
-    field = torch.full(
-        (problem.matrix.shape[1], *images.shape[1:]), float(images.mean()), device=images.device
-    ).requires_grad_()
-    optimiser = torch.optim.Adam([field], lr=_GRID_RATE * span, betas=(0.9, 0.95))
-    with torch.enable_grad():
-        for _ in range(steps):
-            misfit = ((along_z(problem.operator, field) - images).square() * weight).mean()
-            if float(misfit.detach()) <= 0.5:
-                break
-            optimiser.zero_grad(set_to_none=True)
-            rough = field.diff(dim=0).square().sum()
-            ((misfit + smoothness * rough) * scale).backward()
-            optimiser.step()
-            with torch.no_grad():
-                field.clamp_(min=0.0)
-    return field.detach()
-
-
-def microdiffusion_inr(
-    problem: Problem,
-    *,
-    steps: int | None = None,
-    batch_pixels: int | None = None,
-    rate: float | None = None,
-    seed: int = 0,
-) -> Tensor:
-    """Return the reference's INR alone, fitted as its `QUICK` plan says but for what is given here."""
-    low, high = (float(v) for v in np.percentile(problem.images.cpu().numpy(), [1.0, 99.9]))
-    span = max(high - low, 1e-6)
-    plan = dataclasses.replace(
-        QUICK,
-        steps=steps or QUICK.steps,
-        batch_pixels=batch_pixels or QUICK.batch_pixels,
-        rate=rate or QUICK.rate,
-    )
-    field = reference_inr((problem.images - low) / span, problem.operator, plan=plan, seed=seed)
-    return field.float() * span + low

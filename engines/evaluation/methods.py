@@ -53,8 +53,6 @@ _BASELINES: dict[str, Callable[..., torch.Tensor]] = {
     "nearest": baselines.nearest,
     "tv": baselines.tv,
     "rl": baselines.richardson_lucy,
-    "grid": baselines.grid,
-    "microdiffusion-inr": baselines.microdiffusion_inr,
 }
 NAMES = (*_BASELINES, *_ENGINE)
 """Every method's name, without options."""
@@ -219,7 +217,7 @@ class Method:
                 return Answer(result.volume, result.served, evaluations(config), cost)
             device, _ = pick_device(str(base.get("device", "auto")))
             with measured(device, resident_mb) as cost:
-                volume = self._baseline(case.header, case.sweep, device, seed)
+                volume = self._baseline(case.header, case.sweep, device)
             return Answer(volume, self.kind, 0, cost)
 
     def learns(self, base: Mapping[str, Any]) -> bool:
@@ -244,7 +242,7 @@ class Method:
         if self.kind not in _ENGINE:
             device, _ = pick_device(str(base.get("device", "auto")))
             for sweep in sweeps:
-                yield sweep.sweep, self._baseline(header, sweep, device, seed)
+                yield sweep.sweep, self._baseline(header, sweep, device)
             return
         reconstructor = Reconstructor(header, self.config({**base, "seed": seed}), engine)
         if not both_ways:
@@ -257,17 +255,12 @@ class Method:
             for sweep in reversed(sweeps):
                 yield sweep.sweep, reconstructor.reconstruct(sweep, trail=trail).volume
 
-    def _baseline(
-        self, header: RunHeader, sweep: Sweep, device: torch.device, seed: int
-    ) -> NDArray[np.float32]:
-        function = _BASELINES[self.kind]
-        seeded = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
+    def _baseline(self, header: RunHeader, sweep: Sweep, device: torch.device) -> NDArray[np.float32]:
         with torch.no_grad():
             problem = baselines.Problem.of(header, sweep, device)
-            volume: NDArray[np.float32] = (
-                (function(problem, **self.options, **seeded) + problem.offset).cpu().numpy()
-            )
-        return volume
+            volume = _BASELINES[self.kind](problem, **self.options) + problem.offset
+        answer: NDArray[np.float32] = volume.cpu().numpy()
+        return answer
 
 
 def evaluations(config: EngineConfig) -> int:
@@ -323,7 +316,7 @@ def _parse(name: str) -> Method:
 def _argument(name: str, kind: str, key: str, value: str) -> float | int:
     """Return a baseline's option, by the types of its function."""
     parameters = inspect.signature(_BASELINES[kind]).parameters
-    known = [parameter for parameter in parameters if parameter not in ("problem", "seed")]
+    known = [parameter for parameter in parameters if parameter != "problem"]
     if key not in known:
         takes = f"takes {', '.join(known)}" if known else "takes no options"
         raise ConfigError(f"The method {name!r} has no option {key!r}: {kind} {takes}.")

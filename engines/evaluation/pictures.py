@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: how the answers look, and how they fall off with the step.
+"""Pictures of an evaluation: how the answers look, and how sessions go.
 
 matplotlib draws, without a display; it is needed only where pictures are asked for. All panels of a volume
 share one grey scale, 0 to 1, so a brighter panel means more light.
@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.protocol import Case
-from microdiffusion.engines.evaluation.report import per_volume
-from microdiffusion.engines.evaluation.runner import Results, Row
+from microdiffusion.engines.evaluation.runner import Row
 from microdiffusion.errors import DependencyError
 
 _ZOOM = 36  # voxels along each edge of the zoomed part
@@ -50,22 +49,6 @@ def volume_picture(path: Path, name: str, step: float, case: Case, answers: dict
     for line, label in enumerate((f"XY, z = {z}", f"XZ, y = {row}", "XZ, enlarged")):
         axes[line, 0].set_ylabel(label, fontsize=8)
     figure.suptitle(f"{name}, step {step:g}", fontsize=9)
-    figure.savefig(path, dpi=130)
-
-
-def step_curves(path: Path, results: Results) -> None:
-    """Draw PSNR and SSIM, means over the volumes that every step has, against the step."""
-    steps = sorted({row["step"] for row in results.rows})
-    tables = {step: per_volume(row for row in results.rows if row["step"] == step) for step in steps}
-    figure, axes = _figure(1, 2, 9, 3.6)
-    for axis, (score, label) in zip(axes[0], (("psnr_db", "PSNR, dB"), ("ssim", "SSIM")), strict=True):
-        for method in dict.fromkeys(row["method"] for row in results.rows):
-            common = set.intersection(*(set(tables[step].get(method, {})) for step in steps))
-            if common:
-                means = [np.mean([tables[step][method][name][score] for name in common]) for step in steps]
-                axis.plot(steps, means, marker="o", markersize=3, label=method)
-        axis.set(xlabel="step, slices", ylabel=label)
-    axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
 
 

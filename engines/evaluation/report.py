@@ -110,7 +110,6 @@ def _step(rows: list[Row], classical: tuple[str, ...]) -> dict[str, Any]:
             score: {volume: {"method": method, "score": value} for volume, (value, method) in found.items()}
             for score, found in best.items()
         },
-        "held_out": _held_out(table),
     }
 
 
@@ -127,38 +126,6 @@ def _gain(gains: dict[str, float]) -> dict[str, Any]:
         "least_on": worst,
         "worse_on": sum(value < 0 for value in values),
     }
-
-
-def _held_out(table: Table) -> dict[str, Any]:
-    """Return how well the held-out error ranks the methods by their true error (Spearman).
-
-    `within` is the mean over volumes of the rank correlation over methods, which is what choosing among
-    answers needs; `pooled` that of all pairs of method and volume. 1: the order of the true error (RMSE,
-    from the PSNR).
-    """
-    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for volumes in table.values():
-        for volume, scores in volumes.items():
-            pairs[volume].append((scores["held_out_error"], -scores["psnr_db"]))
-    within = {volume: _spearman(pairs[volume]) for volume in sorted(pairs)}
-    values = list(within.values())
-    return {
-        "within": {"mean": _mean(values), "interval": bootstrap_interval(values), "volumes": within},
-        "pooled": _spearman([pair for some in pairs.values() for pair in some]),
-    }
-
-
-def _spearman(pairs: list[tuple[float, float]]) -> float:
-    """Return the rank correlation; NaN for fewer than three pairs or where one side is constant."""
-    from scipy.stats import rankdata
-
-    array = np.array([pair for pair in pairs if not np.isnan(pair).any()])
-    if len(array) < 3:
-        return float("nan")
-    ranks = rankdata(array, axis=0)
-    if np.any(np.ptp(ranks, axis=0) == 0):
-        return float("nan")
-    return float(np.corrcoef(ranks.T)[0, 1])
 
 
 def _mean(values: list[float]) -> float:
@@ -218,13 +185,6 @@ def markdown(content: dict[str, Any], results: Results) -> str:
             lines += [*_gains(summary["methods"]), ""]
         rows = [row for row in results.rows if f"{row['step']:g}" == step]
         lines += ["PSNR / SSIM of each volume:", "", *_volumes(rows, results.classical), ""]
-        held_out = summary["held_out"]
-        lines += [
-            "Rank correlation (Spearman) of held-out error and true error over the methods: "
-            f"{_number(held_out['within']['mean'], 2)} {_interval(held_out['within']['interval'], 2)} "
-            f"within a volume, {_number(held_out['pooled'], 2)} over all pairs of method and volume.",
-            "",
-        ]
     if results.skipped:
         lines += ["Left out:", "", *(f"- {what}" for what in results.skipped), ""]
     return "\n".join(lines)

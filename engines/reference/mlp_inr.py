@@ -55,15 +55,6 @@ class FieldPlan:
         return float(self.rate * self.decay ** (1 + step * DECAYS // self.steps))
 
 
-QUICK = FieldPlan(steps=1000, batch_pixels=256, bfloat16=True)
-"""A fit for comparisons on a CPU: 1/320 of the paper's voxel evaluations.
-
-Where the PSNR settles, measured on one volume only (axons_trailmap_a, 130 x 128 x 128, step 6, 256 pixels an
-update, in a plan of 2,000 updates): 25.42 dB after 200, 25.77 after 400, 25.96 after 700, 25.93 after 1,000,
-25.79 after 2,000. SSIM still rises a little (0.552, 0.558 and 0.563 at the last three).
-"""
-
-
 class FourierMlp(nn.Module):
     """The field.
 
@@ -201,26 +192,6 @@ def fit_field(
             optimiser.step()
             progress(step + 1, plan.steps)
     return last
-
-
-def reference_inr(images: Tensor, operator: Tensor, *, plan: FieldPlan = QUICK, seed: int = 0) -> Tensor:
-    """Return the reference's INR alone (Z, Y, X), for those who compare with it.
-
-    Parameters
-    ----------
-    images : (M, Y, X) float32
-        Projections, normalised to about [0, 1].
-    operator : (M, Z) float32
-    plan : FieldPlan
-        `QUICK` states how much cheaper it is than the paper's 5,000 full batches.
-    seed : int
-        Of frequencies, weights and minibatches.
-    """
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
-        field = FourierMlp((operator.shape[1], *images.shape[1:]), seed=seed).to(images.device)
-    fit_field(field, operator, images, plan, seed=seed)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=plan.bfloat16):
-        return field.volume()
 
 
 def seeded(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
