@@ -6,6 +6,7 @@ without the other. Over sockets: the file and the answers, with and without keys
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,9 @@ from microdiffusion.daemon.ingest.intake import Origin
 from microdiffusion.daemon.ingest.protocol import Answer, IngestProtocol
 from microdiffusion.daemon.runs import OpenRuns
 from microdiffusion.daemon.status import StatusBoard
+from microdiffusion.errors import ConfigError
 from microdiffusion.runfile import verify_run
+from microdiffusion.sender import deliver
 from microdiffusion.wire import security as keys
 
 PROOF = "the-good-one"
@@ -376,3 +379,56 @@ def test_a_wrong_frame_that_comes_while_the_right_one_waits_is_refused_at_once()
     stage.protocol.acknowledge()
     assert stage.outcome.answers[-1] == wire.Ack(run=RUN, received=(0,))
     assert stage.protocol.runs[RUN].stats.duplicates == 1
+
+
+def test_a_journal_keeps_the_secret_that_delivers_it(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    with Place(tmp_path) as place:
+        address = place.ingest.address
+        with sending(address, header=HEADER, journal=folder, journal_bytes=1 << 30) as sender:
+            put_all(sender, range(5))
+            wait_until(lambda: sender.stats.acknowledged == 5)
+            place.ingest.stop()
+            put_all(sender, range(5, 20))
+            assert sender.finish(timeout_s=0).unsent == 15
+        (start,) = folder.glob("*/start")
+        assert sender.secret in start.read_text()
+        assert os.name == "nt" or start.stat().st_mode & 0o077 == 0, "nobody else may read it"
+        assert sender.secret not in place.board.snapshot().model_dump_json()
+    right = start.read_text()
+    for text, done in ((right.replace(sender.secret, "a-guess"), False), (right, True)):
+        start.write_text(text)
+        with Place(tmp_path) as place:
+            (delivered,) = deliver(folder, place.ingest.address)
+            assert delivered.done == done
+            assert ("belongs to another sender" in delivered.reason) != done
+    (path,) = tmp_path.glob("*.h5")
+    with open_run(path) as run:
+        assert (run.ledger.announced, run.ledger.received) == (20, 20)
+
+
+def test_a_daemon_that_resumes_a_run_lets_its_own_driver_in_besides(tmp_path: Path) -> None:
+    first, own = "the-first", "the-daemon-s"
+    with Place(tmp_path) as place:
+        place.runs.on_start(HEADER, owner_of(first))
+    (path,) = tmp_path.glob("*.h5")
+    with Place(tmp_path) as place:
+        place.runs.resume(path, owner_of(own))
+        for secret in (first, own):
+            place.runs.on_start(HEADER, owner_of(secret))
+    with Place(tmp_path) as place:  # which remembers both
+        for secret in (own, first):
+            run = place.runs.on_start(HEADER, owner_of(secret))
+        assert set(run.owners) == {owner_of(first), owner_of(own)}
+        with pytest.raises(ConfigError, match="belongs to another sender"):
+            place.runs.on_start(HEADER, owner_of("a-guess"))
+
+
+def test_a_run_file_that_names_no_owner_is_resumed_by_whoever_asks(tmp_path: Path) -> None:
+    with Place(tmp_path) as place:
+        place.runs.on_start(HEADER)
+    (path,) = tmp_path.glob("*.h5")
+    with Place(tmp_path) as place:
+        place.runs.resume(path, owner_of("the-daemon-s"))
+        for secret in ("", "one", "another"):
+            place.runs.on_start(HEADER, owner_of(secret))
