@@ -9,8 +9,8 @@ method; docs/evaluation.md explains protocol, scores and methods.
 
   mdd evaluate volumes/ --sweeps 16 --activity --drift --offline --pictures DIR
 
-With --sweeps it is a session of so many sweeps: how each sweep sharpens the next,
-and how truly activity and drift are told.
+With --sweeps it is a session of so many sweeps: how each sweep sharpens the
+next, and how truly activity and drift are told.
 
 A method is NAME[:EVALUATIONS][:KEY=VALUE...]; keys are those of the table
 [engine] (mdd:consistency=false, inr:inr.bandwidth_z=0.05), or a baseline's own

@@ -8,8 +8,9 @@ mdd reconstruct run.h5               add the volumes that the engine skipped
 mdd reconstruct run.h5 --output new.h5
                                      all sweeps again, into a new run file
 
-With --output a session goes through its sweeps in both directions, so that the first volume knows as much as
-the last; --causal gives what live would have given.
+With --output a session goes through its sweeps in both directions, so that the
+first volume knows as much as the last; --causal gives what live would have
+given.
 """
 
 from __future__ import annotations

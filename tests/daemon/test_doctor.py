@@ -497,7 +497,8 @@ def test_the_servers_version_is_what_it_answers() -> None:
         ask_server(server.port)
 
 
-def test_a_listener_that_says_nothing_holds_nobody_up() -> None:
+def test_a_listener_that_says_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microdiffusion.drivers.micromanager.server.TIMEOUT_S", 0.3)
     silent = pytest.raises(AcquisitionError, match="does not answer as a pycro-manager server")
     with socket.create_server(("127.0.0.1", 0)) as other, silent:
         ask_server(other.getsockname()[1])
@@ -539,7 +540,7 @@ print(json.dumps(["weights", "OSError: gone"]), flush=True)
 """
 
 
-@pytest.mark.parametrize(("end", "timeout_s"), [("sys.exit(7)", 60.0), ("time.sleep(600)", 2.0)])
+@pytest.mark.parametrize(("end", "timeout_s"), [("sys.exit(7)", 60.0), ("time.sleep(600)", 1.0)])
 def test_a_child_that_dies_or_hangs_has_said_what_it_knew(end: str, timeout_s: float) -> None:
     known = probe(AUTO, timeout_s=timeout_s, command=[sys.executable, "-c", SPEAKS + end])
     assert known["torch"] == {"version": "1"}
