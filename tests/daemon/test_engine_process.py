@@ -422,7 +422,7 @@ def test_what_is_given_up_is_skipped_and_answers_no_other_sweep(
 
 def test_what_cannot_be_opened_is_raised_as_it_is(start: Callable[..., Owner]) -> None:
     owner = start(method="mdd", weights=Path("gone.safetensors"))
-    with pytest.raises(MissingFileError, match="gone.safetensors do not exist"):
+    with pytest.raises(MissingFileError, match=r"gone\.safetensors do not exist"):
         owner.ready()
     assert owner.engine.restarts == 0
     with pytest.raises(MissingFileError):
