@@ -70,7 +70,7 @@ class ReplaySource:
 
 
 def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> ReplaySource:
-    """Open a projection file, or else a volume file (HDF5 dataset `volume`, or TIFF).
+    """Open a projection file, or else a volume, as `open_volume` does.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> Replay
 
 def _is_volume(path: Path) -> bool:
     """Return whether to read `path` as a volume; `open_projections` refuses what is neither."""
-    if path.suffix.lower() in {".tif", ".tiff"}:
+    if path.is_dir() or path.suffix.lower() in {".tif", ".tiff", ".npy"}:
         return True
     try:
         with h5py.File(path, "r") as file:
@@ -113,7 +113,7 @@ def _project(volumes: VolumeFile, sweep: SweepConfig) -> ReplaySource:
     Voxels are 1 µm where the file does not say.
     """
     sweeps, shape_z, height, width = volumes.shape
-    voxel_size_um = volumes.voxel_size_um or (1.0, 1.0, 1.0)
+    voxel_size_um = volumes.assumed_voxel_um()
     profile = load_profile(sweep)
     hold_out = sweep.hold_out_every > 0
     planned = plan_positions(

@@ -162,7 +162,7 @@ def simulate(
         raise ConfigError(f"sweeps should be 1 or more, not {sweeps}: correct it.")
     profile = AxialProfile.box(length_um)
     with open_volume(volume_path) as source:
-        voxel = voxel_size_um or source.voxel_size_um or (1.0, 1.0, 1.0)
+        voxel = voxel_size_um or source.assumed_voxel_um()
         _check_positive(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
         planned = plan_positions(
             sweeps or len(source),

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
+import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -22,13 +26,31 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Voxel = tuple[float, float, float]
-_TO_UM = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3}
+Edges = tuple[float | None, float | None, float | None]
+"""Edges of a voxel (z, y, x), µm; None where a file does not say."""
+PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
+Z_KEYS = ("ZPosition_um_Intended", "ZPositionUm")
+"""Names in Micro-Manager's metadata: of pycromanager's engine, then of its own."""
+_TO_UM = {
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "\\u00b5m": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+}
 """Units as files write them, lower case and with the micro sign, to µm."""
+_DAMAGE = re.compile(
+    "invalid page|circular|missing|corrupt|failed to re|raised|not found|out of range|zeroed"
+)
+"""Words of tifffile's warnings of a file that it reads only in part."""
 
 
-def read_tiff(path: Path) -> tuple[NDArray[Any], Voxel | None, str]:
-    """Return pixels ([T,] Z, Y, X), voxel size (z, y, x; µm) where stated, and the licence where stated."""
+def read_tiff(path: Path) -> tuple[NDArray[Any], Edges, str]:
+    """Return pixels ([T,] Z, Y, X), edges of a voxel, and the licence where stated."""
     try:
         import tifffile
     except ImportError as error:
@@ -36,14 +58,77 @@ def read_tiff(path: Path) -> tuple[NDArray[Any], Voxel | None, str]:
             f"Reading {path.name} needs tifffile: install it with `pip install tifffile`, "
             "or convert it to HDF5."
         ) from error
+    said = _Said()
+    log = logging.getLogger("tifffile")
+    log.addHandler(said)
     try:
         with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            pixels, axes = np.asarray(series.asarray()), str(series.axes)
-            voxel, licence = _tiff_notes(tifffile, file)
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
-        raise InputFileError(f"{path} cannot be read as TIFF ({error}): save it again.") from error
-    return _in_order(path, pixels, axes), voxel, licence
+            header = (file.ome_metadata or "") if file.is_ome else ""
+            if "NDTiffStack" in path.name or "<BinaryOnly" in header:
+                raise InputFileError(
+                    f"{path} is one of several files, and another says what its planes are: name the "
+                    "folder with the NDTiff.index, or the OME-TIFF whose header lists all."
+                )
+            series = file.series
+            if len(series) == 1:
+                _refuse_partial(path, file, series[0], header, said.texts)
+            else:
+                _refuse_several(path, series)
+            pixels, axes = np.asarray(series[0].asarray()), str(series[0].axes)
+            edges, licence = _tiff_notes(tifffile, file)
+    except InputFileError:
+        raise
+    except Exception as error:  # each decoder has its own errors for damaged data
+        raise InputFileError(
+            f"{path} cannot be read as TIFF ({error}): copy it again, or save it uncompressed."
+        ) from error
+    finally:
+        log.removeHandler(said)
+    return _in_order(path, pixels, axes), edges, licence
+
+
+class _Said(logging.Handler):
+    """What tifffile logs of a file: it fills gaps with zeros, and only says so here."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def _refuse_partial(path: Path, file: Any, series: Any, header: str, said: list[str]) -> None:
+    """Refuse a stack of which planes or files are missing, which tifffile would read as zeros."""
+    lacking = [number for number, page in enumerate(series.pages, 1) if page is None]
+    if lacking:
+        named = set(re.findall(r'FileName="([^"]+)"', header))
+        absent = sorted(name for name in named if not (path.parent / name).is_file())
+        files = f"; these files are not beside it: {shorten(', '.join(absent), 200)}" if absent else ""
+        raise InputFileError(
+            f"{path} lacks {len(lacking)} of its {len(series.pages)} planes (the first is plane "
+            f"{lacking[0]}){files}: copy all files of the stack, or record it again; what there is can be "
+            "saved as a stack of its own."
+        )
+    broken = next((text for text in said if _DAMAGE.search(text)), None)
+    if broken is None and series.kind in ("generic", "uniform") and len(file.pages) > len(series.pages):
+        broken = f"page {len(series.pages) + 1} is empty or of another size"
+    if broken is not None:
+        raise InputFileError(
+            f"{path} is not whole ({shorten(broken.partition('> ')[2] or broken, 200)}): copy it again with "
+            "all its files, or save what there is as a stack of its own."
+        )
+
+
+def _refuse_several(path: Path, series: Any) -> NoReturn:
+    """Ask for one of several images, or positions, of a file."""
+    names = [f"{each.name or f'image {number}'} {each.shape}" for number, each in enumerate(series)]
+    if not names:
+        raise InputFileError(f"{path} holds no image: copy or save it again.")
+    raise InputFileError(
+        f"{path} holds {len(names)} images or positions, {shorten(', '.join(names), 200)}: a volume is one; "
+        "save the one that is meant as a file of its own (in Fiji: File > Import > Bio-Formats asks which)."
+    )
 
 
 def _in_order(path: Path, pixels: NDArray[Any], axes: str) -> NDArray[Any]:
@@ -73,36 +158,36 @@ def _in_order(path: Path, pixels: NDArray[Any], axes: str) -> NDArray[Any]:
     )
 
 
-def _tiff_notes(tifffile: Any, file: Any) -> tuple[Voxel | None, str]:
-    """Return voxel size and licence from the OME header, or the voxel size from ImageJ's."""
+def _tiff_notes(tifffile: Any, file: Any) -> tuple[Edges, str]:
+    """Return the edges of a voxel and the licence from the OME header, or the edges from ImageJ's."""
     if file.is_ome and file.ome_metadata:
         ome = tifffile.xml2dict(file.ome_metadata).get("OME", {})
         image = ome.get("Image", {})
         pixels = (image[0] if isinstance(image, list) else image).get("Pixels", {})
-        edges = [
+        z, y, x = (
             _um(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
             for axis in "ZYX"
-        ]
+        )
         rights = ome.get("Rights", {})
-        licence = str(rights.get("RightsHeld", "")) if isinstance(rights, dict) else ""
-        return _voxel(edges), licence
+        return (z, y, x), str(rights.get("RightsHeld", "")) if isinstance(rights, dict) else ""
     notes = file.imagej_metadata or {}
     tags = file.pages[0].tags
+    # Without a unit the tags count only in cm: inches are what programs write that know no scale.
+    unit = notes.get("unit") or ("cm" if tags.valueof("ResolutionUnit", 1) == 3 else "")
     lateral = []
     for name in ("YResolution", "XResolution"):
-        top, bottom = tags[name].value if name in tags else (0, 1)
-        lateral.append(_um(bottom / top if top else None, notes.get("unit", "")))
-    return _voxel([_um(notes.get("spacing"), notes.get("unit", "")), *lateral]), ""
+        top, bottom = tags.valueof(name, (0, 1))
+        lateral.append(_um(bottom / top if top else None, unit))
+    return (_um(notes.get("spacing"), unit), lateral[0], lateral[1]), ""
 
 
 def _um(value: Any, unit: Any) -> float | None:
+    """Return a length in µm; ImageJ's spacing is negative where a stack was taken downwards."""
     scale = _TO_UM.get(str(unit).lower().replace("\u03bc", "µ"))  # the Greek letter as well
-    return None if value is None or scale is None else float(value) * scale
-
-
-def _voxel(edges: list[float | None]) -> Voxel | None:
-    sizes = [edge for edge in edges if edge is not None and math.isfinite(edge) and edge > 0]
-    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else None
+    with contextlib.suppress(TypeError, ValueError):
+        length = abs(float(value)) * (scale or math.nan)
+        return length if math.isfinite(length) and length > 0 else None
+    return None
 
 
 def is_ndtiff(folder: Path) -> bool:
@@ -133,8 +218,8 @@ class Stack:
         self._dataset.close()
 
 
-def read_ndtiff(folder: Path) -> tuple[Stack, Voxel | None]:
-    """Return an NDTiff dataset's images along z (and time), and its voxel size (µm) where stated."""
+def read_ndtiff(folder: Path) -> tuple[Stack, Edges]:
+    """Return an NDTiff dataset's images along z (and time), and the edges of its voxels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -157,17 +242,37 @@ def read_ndtiff(folder: Path) -> tuple[Stack, Voxel | None]:
                 f"{folder} has {what}: a volume is one position and one channel along z; export that part."
             )
         times = len(axes.get("time", [0]))
+        for name in ("z", "time"):
+            _refuse_gaps(folder, name, axes.get(name, []))
         for place in _all_places(axes):
             if not dataset.has_image(**place):
                 raise InputFileError(f"{folder} lacks the image at {place}: record or copy it again.")
         first = next(_all_places(axes))
         image = dataset.read_image(**first)
         shape = (len(axes["z"]), *image.shape)
-        voxel = _voxel(_ndtiff_voxel(dataset, first))
-        return Stack(dataset, (times, *shape) if times > 1 else shape, image.dtype, axes), voxel
-    except BaseException:
+        edges = _ndtiff_edges(dataset, list(islice(_all_places(axes), len(axes["z"]))))
+        return Stack(dataset, (times, *shape) if times > 1 else shape, image.dtype, axes), edges
+    except InputFileError:
         dataset.close()
         raise
+    except Exception as error:  # of a file that is missing or cut, whatever the library makes of it
+        dataset.close()
+        raise InputFileError(
+            f"{folder} cannot be read as NDTiff ({type(error).__name__}: {error}): copy all its files again."
+        ) from error
+
+
+def _refuse_gaps(folder: Path, name: str, values: list[Any]) -> None:
+    """Refuse an axis that skips a number: nothing says that the stage skipped it, too."""
+    numbers = [value for value in values if isinstance(value, int)]
+    if not numbers:
+        return
+    lacking = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
+    if lacking:
+        raise InputFileError(
+            f"{folder} lacks all images of {name} = {shorten(', '.join(map(str, lacking)), 100)}: copy or "
+            "record it again, or save what belongs together as a stack of its own."
+        )
 
 
 def _all_places(axes: dict[str, list[Any]]) -> Any:
@@ -177,9 +282,17 @@ def _all_places(axes: dict[str, list[Any]]) -> Any:
             yield {**rest, "z": z} if time is None else {**rest, "z": z, "time": time}
 
 
-def _ndtiff_voxel(dataset: Any, place: dict[str, Any]) -> list[float | None]:
+def _ndtiff_edges(dataset: Any, places: list[dict[str, Any]]) -> Edges:
+    """Return the edges of a voxel; along z from the summary, or else from the images' stage positions."""
     summary = getattr(dataset, "summary_metadata", None) or {}
-    notes = dataset.read_metadata(**place) or {}
-    pixel = notes.get("PixelSizeUm", summary.get("PixelSizeUm"))
-    step = summary.get("z-step_um", summary.get("ZStepUm", notes.get("z-step_um")))
-    return [_um(step, "um"), _um(pixel, "um"), _um(pixel, "um")]
+    notes = [dataset.read_metadata(**place) or {} for place in places]
+
+    def stated(source: dict[str, Any], *names: str) -> Any:
+        return next((source[name] for name in names if name in source), None)
+
+    pixel = _um(stated(notes[0] | summary, *PIXEL_KEYS), "um")
+    step = _um(stated(notes[0] | summary, "z-step_um", "ZStepUm"), "um")
+    depths = [stated(note, *Z_KEYS) for note in notes]
+    if step is None and len(depths) > 1 and None not in depths:
+        step = _um(np.median(np.abs(np.diff(np.array(depths, dtype=np.float64)))), "um")
+    return step, pixel, pixel

@@ -7,6 +7,8 @@ the thread that opened it.
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import InputFileError, MissingFileError
-from microdiffusion.files.stacks import Stack, is_ndtiff, read_ndtiff, read_tiff
+from microdiffusion.files.stacks import Edges, Stack, is_ndtiff, read_ndtiff, read_tiff
+from microdiffusion.text import count_noun
 
+logger = logging.getLogger(__name__)
 _TIFF = frozenset({".tif", ".tiff"})
 _HDF5 = frozenset({".h5", ".hdf5", ".he5"})
 
@@ -39,8 +43,8 @@ class VolumeFile:
     ----------
     path : Path
     shape : (T, Z, Y, X)
-    voxel_size_um : (z, y, x) or None
-        µm; None where the file has none.
+    edges_um : (z, y, x)
+        Edges of a voxel, µm; None where the file does not say.
     origin : Origin
     """
 
@@ -49,24 +53,43 @@ class VolumeFile:
         path: Path,
         data: Any,
         file: h5py.File | None = None,
-        voxel_size_um: tuple[float, float, float] | None = None,
+        edges_um: Edges = (None, None, None),
         origin: Origin | None = None,
     ) -> None:
         if data.ndim not in (3, 4) or 0 in data.shape or data.dtype.kind not in "uif":
             raise InputFileError(
                 f"{path}: the volume should be numbers of shape (Z, Y, X) or (T, Z, Y, X), "
-                f"not {data.dtype} {data.shape}: reshape it."
+                f"not {data.dtype} {data.shape}: convert or reshape it."
             )
         self.path = path
         self._data = data
         self._file = file
-        self.voxel_size_um = voxel_size_um
+        self.edges_um = edges_um
         self.origin = origin or Origin()
         self.shape: tuple[int, int, int, int] = (1, *data.shape)[-4:]
 
     def __len__(self) -> int:
         """Return the number of time points."""
         return self.shape[0]
+
+    @property
+    def voxel_size_um(self) -> tuple[float, float, float] | None:
+        """Voxel size (z, y, x), µm; None unless the file says all of it."""
+        z, y, x = self.edges_um
+        return None if z is None or y is None or x is None else (z, y, x)
+
+    def assumed_voxel_um(self) -> tuple[float, float, float]:
+        """Return the voxel size (z, y, x), µm, with 1 µm for what the file does not say, which is logged."""
+        z, y, x = (edge or 1.0 for edge in self.edges_um)
+        unknown = [name for name, edge in zip("zyx", self.edges_um, strict=True) if edge is None]
+        if unknown:
+            logger.warning(
+                "%s does not say how large a voxel is along %s: taken as 1 µm, so %g x %g x %g µm (z, y, x)",
+                self.path,
+                ", ".join(unknown),
+                *(z, y, x),
+            )
+        return z, y, x
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -125,14 +148,17 @@ def open_volume(path: str | Path) -> VolumeFile:
     path = Path(path)
     if path.is_dir():
         if not is_ndtiff(path):
-            raise InputFileError(f"{path} is a folder without an NDTiff.index: name a file in it.")
-        stack, voxel = read_ndtiff(path)
-        return VolumeFile(path, stack, None, voxel)
+            raise InputFileError(
+                f"{path} is a folder without an NDTiff.index: name a file in it, or, where it is an "
+                "NDTiff data set, copy its index as well."
+            )
+        stack, edges = read_ndtiff(path)
+        return VolumeFile(path, stack, None, edges)
     if not path.is_file():
         raise MissingFileError(f"There is no volume at {path}: check the path.")
     if path.suffix.lower() in _TIFF:
-        pixels, voxel, licence = read_tiff(path)
-        return VolumeFile(path, pixels, None, voxel, Origin(licence=licence))
+        pixels, edges, licence = read_tiff(path)
+        return VolumeFile(path, pixels, None, edges, Origin(licence=licence))
     if path.suffix.lower() == ".npy":
         return VolumeFile(path, _read_npy(path))
     return _open_hdf5(path)
@@ -178,13 +204,39 @@ def _open_hdf5(path: Path) -> VolumeFile:
             raise InputFileError(
                 f"{path}: the dataset /volume is missing (found {names}): rename or copy it."
             )
-        return VolumeFile(path, dataset, file, _voxel_size(path, file, dataset), _origin(file, dataset))
+        _refuse_unwritten(path, file, dataset)
+        return VolumeFile(path, dataset, file, _edges(path, file, dataset), _origin(file, dataset))
     except BaseException:
         file.close()
         raise
 
 
-def _voxel_size(path: Path, file: h5py.File, dataset: h5py.Dataset) -> tuple[float, float, float] | None:
+def _refuse_unwritten(path: Path, file: h5py.File, dataset: h5py.Dataset) -> None:
+    """Refuse a volume of which parts were never written: HDF5 reads these as zeros."""
+    status = file.get("mdd/status")
+    if isinstance(status, h5py.Dataset):
+        times = np.flatnonzero((np.asarray(status).reshape(len(status), -1) != 1).any(axis=1))
+        if times.size:
+            raise InputFileError(
+                f"{path} lacks the volumes of {count_noun(times.size, 'time point')} of {len(status)} "
+                f"(the first is {times[0]}): export those that it has with `mdd export`."
+            )
+    sources = {source.file_name for source in dataset.virtual_sources()} if dataset.is_virtual else set()
+    absent = sorted(name for name in sources if name != "." and not (path.parent / name).is_file())
+    lacking = 0
+    if dataset.chunks:
+        blocks = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        lacking = blocks - int(dataset.id.get_num_chunks())
+    elif not dataset.is_virtual and dataset.size and dataset.id.get_storage_size() == 0:
+        lacking = 1
+    if absent or lacking:
+        what = (
+            f"the files {', '.join(absent)} are not beside it" if absent else "parts of it were never written"
+        )
+        raise InputFileError(f"{path}: /volume is not whole ({what}): copy or record it again.")
+
+
+def _edges(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Edges:
     for attributes in (dataset.attrs, file.attrs):
         if "voxel_size_um" not in attributes:
             continue
@@ -195,7 +247,7 @@ def _voxel_size(path: Path, file: h5py.File, dataset: h5py.Dataset) -> tuple[flo
             )
         z, y, x = (float(edge) for edge in value)
         return z, y, x
-    return None
+    return None, None, None
 
 
 def _origin(file: h5py.File, dataset: h5py.Dataset) -> Origin:

@@ -116,7 +116,7 @@ def _read(path: Path) -> _Pixels:
     with open_volume(path) as file:
         times, planes = file.shape[:2]
         images = np.concatenate([file.volume(time) for time in range(times)])
-        step_um = file.voxel_size_um[0] if file.voxel_size_um else None
+        step_um = file.edges_um[0]
         dtype = file.dtype
     z_of = {".h5": _z_of_hdf5, ".hdf5": _z_of_hdf5, ".tif": _z_of_ome, ".tiff": _z_of_ome}
     ending = path.suffix.lower()

@@ -1,0 +1,293 @@
+"""Stacks as microscopes, copies and crashes leave them, and what is right about each.
+
+`ODD_STACKS` maps a name to how it is made and what must follow: the voxels of `PIXELS` (with the edges of a
+voxel), or a refusal whose sentence holds certain words. Made by the published libraries, then damaged.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tifffile
+
+PIXELS = np.random.default_rng(14).integers(90, 4000, (12, 16, 20)).astype(np.uint16)
+Edges = tuple[float | None, float | None, float | None]
+UNKNOWN: Edges = (None, None, None)
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A stack: `make` writes it into a folder; it is refused in these `words`, or else is `pixels`."""
+
+    make: Callable[[Path], Path]
+    words: str = ""
+    pixels: np.ndarray = field(default_factory=lambda: PIXELS)
+    edges: Edges = UNKNOWN
+
+
+def tiff(name: str, pixels: np.ndarray = PIXELS, **options: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = folder / name
+        tifffile.imwrite(path, pixels, **({"photometric": "minisblack"} | options))
+        return path
+
+    return make
+
+
+def changed(
+    make: Callable[[Path], Path], change: Callable[[bytes], bytes], name: str = ""
+) -> Callable[[Path], Path]:
+    def damaged(folder: Path) -> Path:
+        path = make(folder)
+        path = path / name if name else path
+        path.write_bytes(change(path.read_bytes()))
+        return path
+
+    return damaged
+
+
+def cut(share: float) -> Callable[[bytes], bytes]:
+    return lambda data: data[: int(share * len(data))]
+
+
+def zeroed(share: float) -> Callable[[bytes], bytes]:
+    return lambda data: cut(share)(data).ljust(len(data), b"\0")
+
+
+def more_planes(data: bytes) -> bytes:
+    """Let the OME header announce planes that were never taken: what an aborted acquisition leaves."""
+    assert data.count(b'SizeZ="12"') == 1
+    return data.replace(b'SizeZ="12"', b'SizeZ="19"').replace(b'PlaneCount="12"', b'PlaneCount="19"')
+
+
+def page_by_page(folder: Path) -> Path:
+    with tifffile.TiffWriter(folder / "pages.tif") as file:
+        for plane in PIXELS:
+            file.write(plane, contiguous=False, metadata=None)
+    return folder / "pages.tif"
+
+
+def two_positions(folder: Path) -> Path:
+    with tifffile.TiffWriter(folder / "two.ome.tif", ome=True) as file:
+        for name in ("Pos0", "Pos1"):
+            file.write(PIXELS, metadata={"axes": "ZYX", "Name": name})
+    return folder / "two.ome.tif"
+
+
+def one_file_of_two(folder: Path) -> Path:
+    """An OME-TIFF of two files, of which the second was not copied."""
+    path = tiff("one.ome.tif", PIXELS[:6], ome=True, metadata={"axes": "ZYX"})(folder)
+    header = tifffile.TiffFile(path)
+    with header:
+        text = header.ome_metadata
+    uuid = re.search(r'UUID="(urn:uuid:[^"]+)"', text)[1]
+    other = uuid[:-4] + "ffff"
+    blocks = "".join(
+        f'<TiffData FirstZ="{first}" IFD="0" PlaneCount="6"><UUID FileName="{name}">{each}</UUID></TiffData>'
+        for first, name, each in ((0, "one.ome.tif", uuid), (6, "other.ome.tif", other))
+    )
+    text = re.sub(r"<TiffData.*/>", blocks, text).replace('SizeZ="6"', 'SizeZ="12"')
+    tifffile.tiffcomment(path, text.encode())
+    return path
+
+
+def binary_only(folder: Path) -> Path:
+    """A file of an OME-TIFF whose header is in another."""
+    path = tiff("b.ome.tif", PIXELS[:6], ome=True, metadata={"axes": "ZYX"})(folder)
+    with tifffile.TiffFile(path) as file:
+        text = file.ome_metadata
+    only = '<BinaryOnly MetadataFile="master.ome.tif" UUID="urn:uuid:1"/></OME>'
+    tifffile.tiffcomment(path, (text[: text.index("<Image")] + only).encode())
+    return path
+
+
+def ndtiff(
+    numbers: list[int] = list(range(12)),  # noqa: B006 is not changed
+    *,
+    summary: dict[str, Any] | None = None,
+    notes: Callable[[int], dict[str, Any]] = lambda z: {},
+    index: bool = True,
+) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        import gc
+
+        import ndstorage
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # the library's writer leaves a file open
+            dataset = ndstorage.NDTiffDataset(str(folder), name="v", writable=True)
+            dataset.initialize(summary or {})
+            for z in numbers:
+                dataset.put_image({"z": z}, PIXELS[z % 12], notes(z))
+            dataset.finish()
+            dataset.close()
+            path = Path(dataset.path)
+            del dataset
+            gc.collect()
+        if not index:
+            (path / "NDTiff.index").unlink()
+        return path
+
+    return make
+
+
+def cut_ndtiff(folder: Path) -> Path:
+    path = ndtiff()(folder)
+    (file,) = path.glob("*.tif")
+    file.write_bytes(cut(0.5)(file.read_bytes()))
+    return path
+
+
+def hdf5(**options: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with h5py.File(folder / "v.h5", "w") as file:
+            file.create_dataset("volume", data=PIXELS, chunks=(1, 16, 20), **options)
+        return folder / "v.h5"
+
+    return make
+
+
+def hdf5_begun(folder: Path) -> Path:
+    with h5py.File(folder / "begun.h5", "w") as file:
+        dataset = file.create_dataset("volume", PIXELS.shape, "u2", chunks=(1, 16, 20))
+        dataset[:7] = PIXELS[:7]
+    return folder / "begun.h5"
+
+
+def hdf5_linked(folder: Path) -> Path:
+    layout = h5py.VirtualLayout(PIXELS.shape, "u2")
+    layout[:] = h5py.VirtualSource("pixels.h5", "volume", PIXELS.shape)
+    with h5py.File(folder / "linked.h5", "w") as file:
+        file.create_virtual_dataset("volume", layout)
+    return folder / "linked.h5"
+
+
+def run_with_gap(folder: Path) -> Path:
+    with h5py.File(folder / "run.h5", "w") as file:
+        file["volume"] = np.stack([PIXELS, np.zeros_like(PIXELS)])
+        file["mdd/status"] = np.array([1, 0], np.uint8)
+    return folder / "run.h5"
+
+
+def npy(array: np.ndarray) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        np.save(folder / "v.npy", array)
+        return folder / "v.npy"
+
+    return make
+
+
+def empty(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).touch()
+        return folder / name
+
+    return make
+
+
+def a_folder(folder: Path) -> Path:
+    (folder / "stack.tif").mkdir()
+    return folder / "stack.tif"
+
+
+def with_nan() -> np.ndarray:
+    pixels = PIXELS.astype(np.float32)
+    pixels[3, 4, 5] = np.nan
+    return pixels
+
+
+OME, IMAGEJ = {"ome": True, "metadata": {"axes": "ZYX"}}, {"imagej": True}
+
+
+def imagej(**notes: Any) -> Callable[[Path], Path]:
+    density = notes.pop("resolution", (4, 4))
+    return tiff("ij.tif", imagej=True, resolution=density, metadata={"axes": "ZYX", **notes})
+
+
+def own_names(z: int) -> dict[str, Any]:
+    """Return the metadata of pycromanager's engine."""
+    return {"PixelSize_um": 0.25, "ZPosition_um_Intended": 10.0 + 2.0 * z}
+
+
+def core_names(z: int) -> dict[str, Any]:
+    return {"PixelSizeUm": 0.25, "ZPositionUm": 50.0 - 2.0 * z}
+
+
+ODD_STACKS: dict[str, Odd] = {
+    # Shorter than it says
+    "OME that announces more planes": Odd(
+        changed(tiff("v.ome.tif", **OME), more_planes), "lacks 7 of its 19"
+    ),
+    "OME, one file of two": Odd(one_file_of_two, r"lacks 6 of its 12 planes .*other\.ome\.tif"),
+    "OME whose header is elsewhere": Odd(binary_only, "one of several files"),
+    "OME, cut": Odd(changed(tiff("v.ome.tif", **OME), cut(0.5)), "is not whole"),
+    "pages, cut": Odd(changed(page_by_page, cut(0.6)), "is not whole"),
+    "pages, zeroed end": Odd(changed(page_by_page, zeroed(0.6)), "is not whole"),
+    "compressed, cut": Odd(changed(tiff("c.tif", compression="zlib"), cut(0.6)), "not whole|cannot be read"),
+    "compressed without notes, cut": Odd(
+        changed(tiff("c.tif", compression="zlib", metadata=None), cut(0.6)), "not whole|cannot be read"
+    ),
+    "compressed, flipped": Odd(
+        changed(
+            tiff("c.tif", compression="zlib", metadata=None),
+            lambda data: data[:5000] + bytes(300) + data[5300:],
+        ),
+        "not whole|cannot be read",
+    ),
+    "ImageJ, cut": Odd(changed(tiff("ij.tif", **IMAGEJ), cut(0.5)), "is not whole"),
+    "ImageJ, zeroed end": Odd(changed(tiff("ij.tif", **IMAGEJ), zeroed(0.5)), "cannot be read"),
+    "NDTiff that skips a z": Odd(ndtiff([0, 1, 2, 3, 5, 6, 7]), "lacks all images of z = 4"),
+    "NDTiff without its index": Odd(ndtiff(index=False), "NDTiff.index"),
+    "NDTiff, cut": Odd(cut_ndtiff, "cannot be read"),
+    "HDF5, cut": Odd(changed(hdf5(), cut(0.7)), "cannot be read as HDF5"),
+    "HDF5, begun": Odd(hdf5_begun, "not whole .*never written"),
+    "HDF5, linked pixels absent": Odd(hdf5_linked, "not whole .*pixels.h5"),
+    "run with a gap": Odd(run_with_gap, "lacks the volumes of 1 time point of 2"),
+    "NPY, cut": Odd(changed(npy(PIXELS), cut(0.5)), "cannot be read as NPY"),
+    "empty TIFF": Odd(empty("e.tif"), "cannot be read as TIFF"),
+    "empty HDF5": Odd(empty("e.h5"), "cannot be read as HDF5"),
+    "empty NPY": Odd(empty("e.npy"), "cannot be read as NPY"),
+    "folder": Odd(a_folder, "is a folder|holds no volume"),
+    # Not one volume of numbers
+    "OME, two positions": Odd(
+        two_positions, "holds 2 images or positions, Pos0 .*Pos1 .*as a file of its own"
+    ),
+    "RGB": Odd(tiff("rgb.tif", PIXELS[..., None][..., [0, 0, 0]].astype("u1"), photometric="rgb"), "colours"),
+    "NaN": Odd(npy(with_nan()), "not finite"),
+    "bool": Odd(npy(PIXELS > 900), "should be numbers"),
+    "complex": Odd(npy(PIXELS.astype(np.complex64)), "should be numbers"),
+    "one image": Odd(tiff("one.tif", PIXELS[0]), "single image"),
+    # Whole, with scales of all kinds
+    "big-endian": Odd(tiff("be.tif", byteorder=">")),
+    "big-endian NPY": Odd(npy(PIXELS.astype(">u2"))),
+    "compressed": Odd(tiff("c.tif", compression="zlib")),
+    "pages": Odd(page_by_page),
+    "compressed HDF5": Odd(hdf5(compression="gzip")),
+    "one slice": Odd(npy(PIXELS[:1]), pixels=PIXELS[:1]),
+    "one pixel": Odd(npy(PIXELS[:, :1, :1]), pixels=PIXELS[:, :1, :1]),
+    "one row": Odd(npy(PIXELS[:, :1]), pixels=PIXELS[:, :1]),
+    "two columns": Odd(npy(PIXELS[..., :2]), pixels=PIXELS[..., :2]),
+    "ImageJ, downwards": Odd(imagej(spacing=-2.0, unit="um"), edges=(2.0, 0.25, 0.25)),
+    "ImageJ, in cm": Odd(imagej(spacing=2e-4, unit="cm", resolution=(40000, 40000)), edges=(2.0, 0.25, 0.25)),
+    "ImageJ, no spacing": Odd(imagej(unit="um"), edges=(None, 0.25, 0.25)),
+    "ImageJ, pixels": Odd(imagej(spacing=2.0, unit="pixel")),
+    "OME without z": Odd(
+        tiff("v.ome.tif", ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}),
+        edges=(None, 0.5, 0.25),
+    ),
+    "NDTiff of pycromanager": Odd(ndtiff(notes=own_names), edges=(2.0, 0.25, 0.25)),
+    "NDTiff of Micro-Manager": Odd(ndtiff(notes=core_names), edges=(2.0, 0.25, 0.25)),
+    "NDTiff with a summary": Odd(
+        ndtiff(summary={"z-step_um": -2.0, "PixelSizeUm": 0.25}), edges=(2.0, 0.25, 0.25)
+    ),
+    "NDTiff at one depth": Odd(
+        ndtiff(notes=lambda z: {"ZPositionUm": 27.0, "PixelSizeUm": 0.25}), edges=(None, 0.25, 0.25)
+    ),
+}
