@@ -11,17 +11,15 @@ marks into the run file.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import complain, options, say, say_json
+from microdiffusion.daemon.signals import StopRequest
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -57,15 +55,18 @@ def run(args: Namespace) -> int:
         return 0
     remote = None if args.read_only else Remote(config.wire)
     dashboard = LiveDashboard(config.dashboard)
+    stop = StopRequest()
 
     def idle() -> None:
+        if stop.is_set():  # a kill too gives the terminal back
+            raise KeyboardInterrupt
         if remote is not None:
             remote.tell(dashboard)
         dashboard.wait(0.0)
 
     snapshots = subscribe(config.wire.status, args.timeout, security=security, idle=idle)
     first = next(snapshots)  # the screen is taken when there is something to show
-    with _polite_kill(), dashboard:
+    with stop.heard(), dashboard:
         try:
             for snapshot in itertools.chain([first], snapshots):
                 if remote is not None:
@@ -74,19 +75,3 @@ def run(args: Namespace) -> int:
         except KeyboardInterrupt:  # the way to leave, not an accident
             return 0
     return 0
-
-
-@contextlib.contextmanager
-def _polite_kill() -> Iterator[None]:
-    """Turn a kill into an end in order, so that the terminal is given back."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

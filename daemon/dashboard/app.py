@@ -61,10 +61,10 @@ class LiveDashboard:
         self._perform = perform
         self.choices = Choices(commands=perform is not None, asks_to_quit=asks_to_quit)
         self._terminal = Terminal(self._console)
-        self._ascii_only = not self._console.encoding.lower().startswith("utf")
+        has_blocks = self._console.encoding.lower().startswith("utf")
         # Half blocks take 256 colours to be told apart.
         colours = self._console.color_system in ("256", "truecolor") and not self._console.no_color
-        self._painter = Painter("blocks" if colours and not self._ascii_only else "none")
+        self._painter = Painter("blocks" if colours and has_blocks else "none")
         self._previews: dict[str, Preview] = {}
         self._newest = ""
         self._snapshot = StatusSnapshot()
@@ -151,6 +151,5 @@ class LiveDashboard:
             painter=self._painter,
             choices=choices,
             preview=self._config.preview,
-            ascii_only=self._ascii_only,
         )
         self._terminal.draw(lines, self._painter.pictures)

@@ -48,7 +48,6 @@ class Space:
     height: int
     choices: Choices
     painter: Painter
-    ascii_only: bool = False
 
 
 class Row(NamedTuple):

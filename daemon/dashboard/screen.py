@@ -56,7 +56,7 @@ DETAILS_WIDTH = 54
 LARGE = (2 * DETAILS_WIDTH, 34)
 NOTES_LINES = 4
 GAP = 2
-SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+SPARKS = "▁▂▃▄▅▆▇█"
 
 _CONSOLE = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
 
@@ -69,7 +69,6 @@ def screen(
     painter: Painter | None = None,
     choices: Choices | None = None,
     preview: bool = True,
-    ascii_only: bool = False,
 ) -> list[Line]:
     """Return at most `height` lines of at most `width` cells.
 
@@ -79,10 +78,8 @@ def screen(
         Draws the preview; None: in half blocks.
     preview
         Whether to draw it at all.
-    ascii_only
-        Whether trends must do without characters beyond ASCII.
     """
-    space = Space(width, height, choices or Choices(), painter or Painter(), ascii_only)
+    space = Space(width, height, choices or Choices(), painter or Painter())
     space.painter.begin()
     if space.choices.help:
         return _lines(_help(space), width)[:height]
@@ -162,19 +159,18 @@ def _tiles(snapshot: StatusSnapshot, space: Space) -> Table:
     grid.add_row(*(Text(f" {tile.figure} ", BOLD) for tile in shown))
     grid.add_row(*(Text(f" {tile.below} ", LEVEL_STYLES[tile.level]) for tile in shown))
     if snapshot.history:
-        grid.add_row(*(_trend(tile, snapshot, space.width // len(shown) - 2, space) for tile in shown))
+        grid.add_row(*(_trend(tile, snapshot, space.width // len(shown) - 2) for tile in shown))
     return grid
 
 
-def _trend(tile: Tile, snapshot: StatusSnapshot, width: int, space: Space) -> Text:
+def _trend(tile: Tile, snapshot: StatusSnapshot, width: int) -> Text:
     values = snapshot.history.get(tile.trend, ())
     # The tile of the volumes is a count: its trend says of what it is.
     label = "residual " if tile.trend == "residual" and values else ""
-    sparks = ASCII_SPARKS if space.ascii_only else SPARKS
-    return Text.assemble((f" {label}", DIM), (sparkline(values, width - len(label), sparks), ACCENT))
+    return Text.assemble((f" {label}", DIM), (sparkline(values, width - len(label)), ACCENT))
 
 
-def sparkline(values: Sequence[float], width: int, sparks: str = SPARKS) -> str:
+def sparkline(values: Sequence[float], width: int) -> str:
     """Return the latest values as at most `width` small bars, the highest one full.
 
     The lowest is not zero but a tenth below the smallest value, or zero where that is close: a figure that
@@ -186,10 +182,10 @@ def sparkline(values: Sequence[float], width: int, sparks: str = SPARKS) -> str:
     low, high = min(shown), max(shown)
     floor = 0.0 if low < 0.5 * high else 0.9 * low
     if high <= floor:
-        return sparks[0] * len(shown)
-    top = len(sparks) - 1
+        return SPARKS[0] * len(shown)
+    top = len(SPARKS) - 1
     places = (round(top * (value - floor) / (high - floor)) for value in shown)
-    return "".join(sparks[min(top, max(0, place))] for place in places)
+    return "".join(SPARKS[min(top, max(0, place))] for place in places)
 
 
 def _alarms(snapshot: StatusSnapshot, space: Space) -> Group:
