@@ -41,13 +41,7 @@ _CUDA_REFERENCE = 2e14  # operations: seconds there
 class Bench:
     """Measures volumes of any size.
 
-    Parameters
-    ----------
-    config : Config
-        The demo's, with the engine that is wanted.
-    settings : BenchSettings
-    progress : callable
-        Gets what is being measured, in words.
+    `config` is the demo's, with the engine that is wanted; `progress` gets what is being measured, in words.
 
     Raises
     ------

@@ -48,8 +48,6 @@ class Sample:
         Seconds; "other" is what the engine's stages leave of its total.
     engine_s : float
         The update: projections to volume.
-    inr_iterations : int
-    served : str
     """
 
     stages: dict[str, float]

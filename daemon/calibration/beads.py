@@ -41,7 +41,6 @@ class Traces:
         Background-free; in units that differ from bead to bead.
     noise : (N,) float64
         Standard deviation of a value of each trace.
-    spot : Spot
     drift_px : float
         Lateral drift that was taken out.
     overlapping, saturated : int
@@ -84,10 +83,7 @@ def _hot(image: NDArray[np.floating], sigmas: float) -> tuple[NDArray[np.bool_],
 def find_traces(frames: NDArray[np.float32], full: float | None) -> Traces:
     """Return the traces of all beads that can be told apart in `frames` (Z, Y, X), which are in order of z.
 
-    Parameters
-    ----------
-    full : float or None
-        Counts from which on a pixel is saturated.
+    `full` is the count from which on a pixel is saturated, None where unknown.
     """
     drift = np.zeros((len(frames), 2))
     steady = frames

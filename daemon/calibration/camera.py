@@ -60,10 +60,7 @@ def measure_camera(
 ) -> CameraResult:
     """Return what two series (N, Y, X) of the same camera say about it, counts.
 
-    Parameters
-    ----------
-    full : float or None
-        Counts from which on a pixel is saturated; None: what many pixels share as the highest value.
+    `full` is the count from which on a pixel is saturated; None: what many pixels share as the highest value.
 
     Raises
     ------

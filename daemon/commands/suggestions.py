@@ -33,11 +33,7 @@ class Value:
 def suggestions(found: Survey, given: Mapping[str, Any]) -> dict[str, Value]:
     """Return a value for each dotted key, the user's where one is given.
 
-    Parameters
-    ----------
-    found : Survey
-    given : mapping
-        Dotted key to value. "volume.depth_um" stands for "volume.shape_z".
+    In `given`, "volume.depth_um" stands for "volume.shape_z".
 
     Raises
     ------

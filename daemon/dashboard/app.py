@@ -38,14 +38,11 @@ class LiveDashboard:
 
     Parameters
     ----------
-    config : DashboardConfig, optional
     perform : callable, optional
         Carries out a command and a value ("quit" among them) and returns an answer, now or later; None:
         the daemon takes no commands from here. A `UserError` is a refusal.
     asks_to_quit : bool
         Whether quitting has to be confirmed.
-    console
-        Where; None: stdout.
     """
 
     def __init__(

@@ -106,7 +106,6 @@ class Painter:
 
     Parameters
     ----------
-    graphics : "kitty", "sixel", "blocks" or "none"
     cell : (height, width)
         Of a character, pixels; the VT340's where nothing is known.
 
@@ -275,10 +274,7 @@ def question(environ: Mapping[str, str]) -> str:
 def understood(answer: str, cell: tuple[int, int] | None = None) -> tuple[Graphics, tuple[int, int] | None]:
     """Return what a terminal can draw by its answer, and height and width of its characters, pixels.
 
-    Parameters
-    ----------
-    cell : (height, width), optional
-        What the system says of them.
+    `cell` is what the system says of these.
     """
     size = _CELL_ANSWER.search(answer)
     if size is not None and int(size[1]) and int(size[2]):

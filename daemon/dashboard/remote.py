@@ -27,13 +27,7 @@ TIMEOUT_S = 3.0
 
 
 class Remote:
-    """Carries out requests.
-
-    Parameters
-    ----------
-    wire : WireConfig
-        Where the control channel is, and its keys.
-    """
+    """Carries out requests, at the control channel and with the keys that `wire` names."""
 
     def __init__(self, wire: WireConfig) -> None:
         self._wire = wire

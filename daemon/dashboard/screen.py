@@ -72,12 +72,7 @@ def screen(
 ) -> list[Line]:
     """Return at most `height` lines of at most `width` cells.
 
-    Parameters
-    ----------
-    painter
-        Draws the preview; None: in half blocks.
-    preview
-        Whether to draw it at all.
+    `painter` draws the preview, by default in half blocks; `preview` is false where there is to be none.
     """
     space = Space(width, height, choices or Choices(), painter or Painter())
     space.painter.begin()

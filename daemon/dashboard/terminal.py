@@ -70,10 +70,7 @@ class TerminalPicture:
 class Terminal:
     """Draws lines of segments on the whole screen, and reads keys.
 
-    Attributes
-    ----------
-    forget_pictures : str
-        Sent before pictures move.
+    `forget_pictures` is sent before pictures move.
     """
 
     def __init__(self, console: Console) -> None:

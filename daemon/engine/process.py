@@ -54,11 +54,7 @@ class EngineProcess:
     opener : callable
         A module-level function that opens the engine in the process.
 
-    Attributes
-    ----------
-    queue : WorkQueue
-    info : EngineInfo or None
-        None until the engine is open.
+    `info` is None until the engine is open.
     """
 
     def __init__(

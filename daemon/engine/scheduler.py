@@ -85,19 +85,8 @@ class Dropped:
 class Scheduler:
     """The waiting sweeps of all runs.
 
-    Parameters
-    ----------
-    backlog : int
-        Sweeps of a session that wait in memory.
-    most_bytes : int
-        Limit of all waiting projections; one sweep may always wait.
-    rungs : tuple of int
-        See `effort.efforts`.
-
-    Attributes
-    ----------
-    thinned : int
-        Rolling updates that a newer one replaced.
+    At most `backlog` sweeps of a session wait in memory, and `most_bytes` of all projections; one sweep may
+    always wait. `rungs`: see `effort.efforts`. `thinned` counts rolling updates that a newer one replaced.
     """
 
     def __init__(

@@ -46,12 +46,8 @@ _T = TypeVar("_T")
 class WorkQueue:
     """The engine's work.
 
-    Parameters
-    ----------
-    waiting_bytes : int
-        Limit of the projections of waiting sweeps, over all runs; one sweep may always wait.
-    wake : callable
-        Wakes the engine's thread.
+    `waiting_bytes` limits the projections of waiting sweeps, over all runs; one may always wait. `wake` wakes
+    the engine's thread.
     """
 
     def __init__(

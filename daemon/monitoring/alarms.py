@@ -236,12 +236,7 @@ RULES = (
 class Alarms:
     """Watches the status.
 
-    Parameters
-    ----------
-    journal_gb : float
-        What a sender's journal may hold (`wire.journal_gb`), GB.
-    interval_s : float
-        Time from one sweep's start to the next, if it is known, s.
+    A sender's journal may hold `journal_gb`; from one sweep's start to the next it takes `interval_s`, if known.
     """
 
     def __init__(self, *, journal_gb: float = 0.0, interval_s: float = 0.0) -> None:

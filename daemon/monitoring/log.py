@@ -35,21 +35,8 @@ Level = Literal["info", "warning", "error"]
 class JsonLog:
     """Writes the log between `start` and `stop`.
 
-    Parameters
-    ----------
-    folder : Path
-        Of the run files.
-    max_mb : float
-        Size at which a file is rotated, MB.
-    keep : int
-        Older files that are kept; `mdd.log.1.jsonl` is the newest of them.
-
-    Attributes
-    ----------
-    path : Path
-        The file that is written.
-    dropped : int
-        Lines that could not be kept.
+    It is rotated at `max_mb`; of older files `keep` are kept, `mdd.log.1.jsonl` is the newest of them. `dropped`
+    counts the lines that could not be kept.
     """
 
     def __init__(self, folder: Path, *, max_mb: float = 10.0, keep: int = 5) -> None:

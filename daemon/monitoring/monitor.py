@@ -26,13 +26,7 @@ logger = logging.getLogger("microdiffusion.daemon")
 
 
 class Monitor:
-    """Watches the status of one daemon between `start` and `stop`.
-
-    Parameters
-    ----------
-    config : Config
-    board : StatusBoard
-    """
+    """Watches the status of one daemon between `start` and `stop`."""
 
     def __init__(self, config: Config, board: StatusBoard) -> None:
         acquisition, settings = config.acquisition, config.monitoring

@@ -44,7 +44,6 @@ class Channel:
         latency_s, residual, held_out_error ...; NaN where no volume was written.
     counts : mapping of str to (name, number) pairs
         How often each answer, effort and runtime was used.
-    pictures : list of (time point, time, projections)
     """
 
     name: str

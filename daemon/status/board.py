@@ -51,10 +51,7 @@ _TOTALS = {"received": "frames", "dropped": "dropped", "refused": "refused", "du
 class StatusBoard:
     """Gathers the figures; every method may be called from any thread and is quick.
 
-    Parameters
-    ----------
-    clock, wall
-        Seconds, monotonic and since 1970; a test passes its own.
+    `clock` and `wall` give seconds, monotonic and since 1970.
     """
 
     def __init__(
@@ -174,13 +171,7 @@ class StatusBoard:
             return {stage: histogram.copy() for stage, histogram in self._histograms.items()}
 
     def snapshot(self, *, preview: bool = True) -> StatusSnapshot:
-        """Return everything at this moment.
-
-        Parameters
-        ----------
-        preview
-            Whether to include a preview: for whoever shows them, since it then counts as sent.
-        """
+        """Return everything at this moment, with a `preview` for whoever shows it: it then counts as sent."""
         with self._lock:
             now = self._clock()
             wall_s = self._wall()

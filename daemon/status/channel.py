@@ -27,12 +27,7 @@ IDLE_S = 0.05
 
 
 class StatusPublisher:
-    """A PUB socket for snapshots; belongs to the thread that made it.
-
-    Attributes
-    ----------
-    address : str
-        Where it is bound; a port ``*`` is resolved.
+    """A PUB socket for snapshots, bound to `address` (a port ``*`` is resolved); belongs to its thread.
 
     Raises
     ------
@@ -91,10 +86,7 @@ def subscribe(
 ) -> Iterator[StatusSnapshot]:
     """Yield the snapshots of the daemon at `address`, always the newest one, until it has closed.
 
-    Parameters
-    ----------
-    idle
-        Called every `IDLE_S` while there is none: for keys.
+    `idle` is called every `IDLE_S` while there is none: for keys.
 
     Raises
     ------
