@@ -236,7 +236,7 @@ RULES = (
 class Alarms:
     """Watches the status.
 
-    A sender's journal may hold `journal_gb`; from one sweep's start to the next it takes `interval_s`, if known.
+    A sender's journal may hold `journal_gb`; sweeps start `interval_s` apart, if that is known.
     """
 
     def __init__(self, *, journal_gb: float = 0.0, interval_s: float = 0.0) -> None:

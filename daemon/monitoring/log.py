@@ -35,8 +35,8 @@ Level = Literal["info", "warning", "error"]
 class JsonLog:
     """Writes the log between `start` and `stop`.
 
-    It is rotated at `max_mb`; of older files `keep` are kept, `mdd.log.1.jsonl` is the newest of them. `dropped`
-    counts the lines that could not be kept.
+    It is rotated at `max_mb`; of older files `keep` are kept, `mdd.log.1.jsonl` is the newest of them.
+    `dropped` counts the lines that could not be kept.
     """
 
     def __init__(self, folder: Path, *, max_mb: float = 10.0, keep: int = 5) -> None:
