@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.inr.registration import Motion, moved, moved_labels, register
-from microdiffusion.engines.inr.smoother import Known, expected_misfit, joined, trusted
+from microdiffusion.engines.inr.smoother import Known, expected_misfit, joined, rescaled, trusted
 from microdiffusion.engines.projections import local_mean
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class SessionField:
         self.motion, self._whole = known.motion, known.whole
         before = self.estimator.copy()
         self._take_in(operator, images, variance, own)
-        trust = torch.ones_like(known.mean)
+        trust = rescale = torch.ones_like(known.mean)
         if before.sweeps:
             matrix = operator(self._deeper)
             misfit = self._misfit(before, operator, images)
@@ -203,7 +203,9 @@ class SessionField:
             lit = images.flatten(1) > images.mean()
             self._doubt = max(_REMEMBERED * self._doubt, float(doubt[lit].median()))
             trust = trusted(misfit, known.misfit, self._doubt, matrix)
-        found = joined(known, before, self.estimator, trust, (known.level - level) / self.unit)
+            rescale = rescaled(self._light(images), before, self.estimator, matrix, noise)
+        lift = (known.level - level) / self.unit
+        found = joined(known, before, self.estimator, trust, rescale, lift)
         return self._seen(found)
 
     @property
@@ -214,11 +216,14 @@ class SessionField:
         self, estimator: SessionEstimator, operator: Callable[[float], NDArray[np.float64]], images: Tensor
     ) -> Tensor:
         """Return the squared difference (M, P) of a sweep and what an estimator expected, locally."""
-        _, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
         matrix = torch.from_numpy(operator(self._deeper)).float().to(images.device)
         expected = (matrix @ estimator.expected).unflatten(1, images.shape[1:])
-        left = moved(images, (0.0, y, x)) / self.motion.brightness - expected
-        return local_mean(left.square(), _WINDOW).flatten(1)
+        return local_mean((self._light(images) - expected).square(), _WINDOW).flatten(1)
+
+    def _light(self, images: Tensor) -> Tensor:
+        """Return images (M, Y, X) in the frame of the specimen, as bright as in the first sweep."""
+        _, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
+        return moved(images, (0.0, y, x)) / self.motion.brightness
 
     def _take_in(
         self,

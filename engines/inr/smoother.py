@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.engines.inr.estimator import OLDEST, Estimate, SessionEstimator
-from microdiffusion.engines.projections import interpolation_matrix
+from microdiffusion.engines.projections import interpolation_matrix, local_mean
 
 if TYPE_CHECKING:
     from microdiffusion.engines.inr.registration import Motion
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # All of the backward run is believed below the first, nothing above the second: of its squared misfit, as a
 # multiple of the forward run's, and of what it says of itself.
 _WORSE, _DOUBTFUL = (1.5, 3.0), (5.0, 10.0)
+_WINDOW = 5  # pixels, in which a change of brightness is looked for
+_BRIGHTER = (0.5, 2.0)  # times, at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +124,12 @@ class Trail:
 
 
 def joined(
-    known: Known, before: SessionEstimator, after: SessionEstimator, trust: Tensor, lift: float
+    known: Known,
+    before: SessionEstimator,
+    after: SessionEstimator,
+    trust: Tensor,
+    rescale: Tensor,
+    lift: float,
 ) -> Estimate:
     """Return what is known of a sweep from both sides.
 
@@ -134,6 +141,8 @@ def joined(
         The backward run before and after it took this sweep in.
     trust : (Z, P)
         Of the backward run, within 0 and 1.
+    rescale : (Z, P)
+        How much brighter the sweep is than the backward run says; see `rescaled`.
     lift : float
         Of the level of no light, from the forward run to the backward one, in units of the field.
     """
@@ -144,8 +153,8 @@ def joined(
     seen = both = mean
     if before.sweeps:
         _, then = before.state()
-        seen = then["field"] * (1 + now["relative"])
-        both = now["field"] * (1 + now["relative"])
+        brightness = (1 + now["relative"]) * rescale
+        seen, both = then["field"] * brightness, now["field"] * brightness
         # Where the sweep is not what comes after it, that has nothing to say of it.
         later = torch.where(
             (now["age"] == 1) | (trust == 0), later, then["age"].clamp(max=len(before.predicted) - 1)
@@ -209,8 +218,42 @@ def trusted(misfit: Tensor, known: Tensor, doubt: float, matrix: NDArray[np.floa
         Operator of the sweep.
     """
     trust = _share(misfit / known, *_WORSE).nan_to_num(1.0) * _share(torch.tensor(doubt), *_DOUBTFUL)
+    return _along_z(trust, matrix)
+
+
+def rescaled(
+    light: Tensor,
+    before: SessionEstimator,
+    after: SessionEstimator,
+    matrix: NDArray[np.float64],
+    noise: float,
+) -> Tensor:
+    """Return by which factor a backward run's prediction of a sweep is to be brighter (Z, P).
+
+    Changes of brightness that the estimator's prior takes for none count here: what comes after a change is
+    in every prediction before it, and would lift the quiet time that activity is measured against.
+
+    Parameters
+    ----------
+    light : (M, Y, X)
+        The sweep in the frame of the specimen; `noise` is the variance of its noise.
+    before, after : SessionEstimator
+        The backward run before and after it took this sweep in.
+    matrix : (M, Z)
+        Operator of the sweep.
+    """
+    _, then = before.state()
+    _, now = after.state()
+    seen = then["field"] * (1 + now["relative"])
+    expected = (_tensor(matrix, seen) @ seen.clamp_min(0.0)).unflatten(1, light.shape[1:])
+    ratio = (local_mean(light * expected, _WINDOW) + noise) / (local_mean(expected.square(), _WINDOW) + noise)
+    return _along_z(ratio.clamp(*_BRIGHTER).flatten(1), matrix)
+
+
+def _along_z(slabs: Tensor, matrix: NDArray[np.float64]) -> Tensor:
+    """Return what slabs (M, P) say, interpolated between their centres (Z, P)."""
     centres = matrix @ np.arange(matrix.shape[1]) / matrix.sum(1)
-    return _tensor(interpolation_matrix(centres, matrix.shape[1]), trust) @ trust
+    return _tensor(interpolation_matrix(centres, matrix.shape[1]), slabs) @ slabs
 
 
 def _share(ratio: Tensor, low: float, high: float) -> Tensor:
