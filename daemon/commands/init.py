@@ -75,6 +75,7 @@ def run(args: Namespace) -> int:
     from microdiffusion.config import load_config
     from microdiffusion.daemon.commands.suggestions import suggestions, written
     from microdiffusion.drivers.micromanager import survey
+    from microdiffusion.files import replacing
 
     file: Path = args.file
     if file.exists():
@@ -103,7 +104,8 @@ def run(args: Namespace) -> int:
         load_config(overrides={name: value.value for name, value in {**values, **backend}.items()})
     except MddError as error:
         raise type(error)(_as_typed(str(error))) from error
-    _write(file, written(values, backend, found))
+    with replacing(file) as new:
+        new.write_text(written(values, backend, found), encoding="utf-8")
     say(f"{file} is written and valid. Next:")
     steps = {
         f"mdd doctor --config {file}": "check for problems",
@@ -128,18 +130,6 @@ def _as_typed(refusal: str) -> str:
 def _option(key: str) -> str:
     usage = QUESTIONS[key][0] if key in QUESTIONS else MORE[key][0]
     return usage.partition(" ")[0]
-
-
-def _write(file: Path, text: str) -> None:
-    made = False
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            made = True
-            out.write(text)
-    except OSError as error:
-        if made:
-            file.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written ({error.strerror}): choose another folder.") from None
 
 
 def _backend(

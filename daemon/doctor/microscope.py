@@ -1,8 +1,9 @@
-"""Micro-Manager: its packages, its server, and their versions."""
+"""Micro-Manager: its device adapters, its server and their versions; `packages` judges what is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from microdiffusion.config import AcquisitionConfig
@@ -21,66 +22,28 @@ def checks(acquisition: AcquisitionConfig) -> list[Check]:
         return [Check(THEME, "driver", lambda: ok("none here: frames come over the network"))]
     if acquisition.driver == "watch":
         return [Check(THEME, "watched folder", lambda: watched(acquisition.watch))]
-    bridge_check = Check(THEME, "pycromanager", lambda: bridge(installed))
     if acquisition.backend == "java":
         port = acquisition.port
-        return [
-            bridge_check,
-            Check(THEME, "pycro-manager server", lambda: server(port, ask_server, expected_version())),
-        ]
-    folder = acquisition.mm_app_path
+        look = partial(server, port, ask_server, expected_version())
+        return [Check(THEME, "pycro-manager server", look)]
     return [
-        bridge_check,
-        Check(THEME, "MMCore", lambda: core(installed("pymmcore"))),
-        Check(
-            THEME,
-            "device adapters",
-            lambda: adapters(folder, installed("pymmcore") or "", installed("mm-test-adapters")),
-        ),
+        Check(THEME, "device adapters", partial(adapters, acquisition.mm_app_path, installed("pymmcore")))
     ]
 
 
-def core(version: str | None) -> Finding:
-    """Judge mdd's own core, by the version of pymmcore."""
-    if version is None:
-        return failure("pymmcore is not installed", "python -m pip install pymmcore.")
-    return ok(f"pymmcore {version}, device interface {_interface(version)}")
-
-
-def adapters(folder: Path | None, core_version: str, demo: str | None) -> Finding:
-    """Judge the device adapters that the core is to load: those of `folder`, or the demo's."""
-    interface = _interface(core_version)
-    if folder is not None:
-        count = sum("mmgr_dal_" in path.name for path in folder.iterdir())
-        if count:
-            return ok(f"{count} in {folder}; they must be of device interface {interface}")
-        return failure(
-            f"{folder} holds no device adapters (mmgr_dal_...)",
-            "Set acquisition.mm_app_path to Micro-Manager's folder, usually "
-            "C:/Program Files/Micro-Manager-2.0.",
-        )
-    fix = f"python -m pip install 'mm-test-adapters=={interface}.*'."
-    if demo is None:
-        return failure("mm-test-adapters is not installed", fix)
-    if demo.partition(".")[0] != interface:
-        return failure(f"mm-test-adapters {demo} has another device interface than {interface}", fix)
-    return ok(f"mm-test-adapters {demo}: the demo devices")
-
-
-def _interface(version: str) -> str:
-    """Return the device interface of a pymmcore version, its fourth number."""
-    numbers = version.split(".")
-    return numbers[3] if len(numbers) > 3 else "?"
-
-
-def bridge(version_of: Callable[[str], str | None]) -> Finding:
-    """Judge pycromanager and its parts."""
-    versions = {name: version_of(name) for name in ("pycromanager", "mmpycorex", "pyjavaz")}
-    absent = [name for name, version in versions.items() if version is None]
-    if absent:
-        text = f"{', '.join(absent)} not installed"
-        return failure(text, "python -m pip install 'pycromanager>=0.34,<2'.")
-    return ok(", ".join(f"{name} {version}" for name, version in versions.items()))
+def adapters(folder: Path | None, core_version: str | None) -> Finding:
+    """Judge the device adapters that mdd's own core is to load: those of `folder`, or the demo's."""
+    numbers = (core_version or "").split(".")
+    interface = numbers[3] if len(numbers) > 3 else "?"
+    if folder is None:
+        return ok(f"the demo devices, device interface {interface}")
+    count = sum("mmgr_dal_" in path.name for path in folder.iterdir())
+    if count:
+        return ok(f"{count} in {folder}; they must be of device interface {interface}")
+    return failure(
+        f"{folder} holds no device adapters (mmgr_dal_...)",
+        "Set acquisition.mm_app_path to Micro-Manager's folder, usually C:/Program Files/Micro-Manager-2.0.",
+    )
 
 
 def server(port: int, ask: Callable[[int], str], expected: str) -> Finding:

@@ -6,14 +6,13 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
 
-import zmq
 from packaging.requirements import Requirement
 
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 
 THEME = "Python and packages"
 DISTRIBUTION = "microdiffusion-daemon"
-_SHOWN = ("numpy", "h5py", "pyzmq", "pydantic", "pycromanager", "torch")
+_SHOWN = ("numpy", "h5py", "pyzmq", "pydantic", "pycromanager", "pymmcore", "torch")
 
 
 def checks() -> list[Check]:
@@ -22,7 +21,6 @@ def checks() -> list[Check]:
     return [
         Check(THEME, "Python", lambda: ok(f"{platform.python_version()}, {platform.platform()}")),
         Check(THEME, "packages", lambda: packages(requirements, installed)),
-        Check(THEME, "ZeroMQ", lambda: zeromq(zmq.zmq_version(), zmq.has("curve"))),
     ]
 
 
@@ -45,13 +43,6 @@ def packages(requirements: list[str], version_of: Callable[[str], str | None]) -
             versions[wanted.name] = version
     shown = ", ".join(f"{name} {versions[name]}" for name in _SHOWN if name in versions)
     yield ok(f"{len(versions)} as required: {shown}")
-
-
-def zeromq(version: str, has_curve: bool) -> Finding:
-    """Judge ZeroMQ."""
-    if has_curve:
-        return ok(f"{version}, with CURVE")
-    return warning(f"{version}, without CURVE", "Install pyzmq from its wheel to connect other machines.")
 
 
 def installed(name: str) -> str | None:
