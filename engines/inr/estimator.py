@@ -59,8 +59,8 @@ _WINDOW, _WIDE_WINDOW = 5, 9  # pixels: for brightness, for the question whether
 _SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
 # Ratio of the state's squared misfit to the leave-one-out residual, by age: nothing is new below the first,
 # everything above the second.
-_KNOWN = (0.5, 0.5, 0.3, 0.2, 0.15)
-_UNKNOWN = (1.0, 1.0, 0.6, 0.4, 0.35)
+_KNOWN = (0.5, 0.7, 0.3, 0.2, 0.15)
+_UNKNOWN = (1.0, 1.4, 0.6, 0.4, 0.35)
 # And beyond what the covariances make of that ratio, by this factor, and by this at least.
 _DUE, _LEAST_DUE = 2.0, 0.05
 _NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
@@ -439,7 +439,8 @@ class SessionEstimator:
         table = torch.stack([gain.predicted for gain in gains]) / apart
         slab = torch.arange(len(apart), device=row.device)[:, None]
         due = table[mean_age.round().long().clamp(1, len(gains) - 1), slab]
-        low = torch.minimum(low, (_DUE * due).clamp_min(_LEAST_DUE))
+        # What one sweep left open is not in its covariance: the closed form is too smooth to know.
+        low = torch.where(row > 1, torch.minimum(low, (_DUE * due).clamp_min(_LEAST_DUE)), low)
         high = torch.minimum(high, 2 * low)
         new = ((misfit / (structure + noise) - low) / (high - low)).clamp(0.0, 1.0)
         new = new * new * (3 - 2 * new)
