@@ -110,8 +110,9 @@ class StagePositions:
 
     @property
     def step_um(self) -> float:
-        """Median distance of neighbouring slabs, µm; 0 for fewer than two."""
-        return float(np.median(np.abs(np.diff(self.z_um)))) if len(self) > 1 else 0.0
+        """Median distance of neighbouring depths, µm; 0 for fewer than two."""
+        depths = np.unique(self.z_um)
+        return float(np.median(np.diff(depths))) if depths.size > 1 else 0.0
 
     def __len__(self) -> int:
         return len(self.values)

@@ -2,9 +2,12 @@
 
 from microdiffusion.files.atomic import refuse_existing, replacing, staged
 from microdiffusion.files.projections import ProjectionFile, open_projections, write_projections
+from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS
 from microdiffusion.files.volumes import VolumeFile, open_volume, volume_paths
 
 __all__ = [
+    "PIXEL_KEYS",
+    "Z_KEYS",
     "ProjectionFile",
     "VolumeFile",
     "open_projections",

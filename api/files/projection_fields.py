@@ -100,6 +100,11 @@ def read_positions(fields: Fields, sweeps: int, count: int) -> list[StagePositio
         )
     if not np.all(np.isfinite(z_um)):
         raise InputFileError(f"{fields.path}: z_um holds positions that are not finite: correct them.")
+    for sweep, row in enumerate(np.atleast_2d(z_um)):
+        if count > 1 and np.ptp(row) == 0:
+            raise InputFileError(
+                f"{fields.path}: all {count} slabs of sweep {sweep} say {row[0]:g} µm: give each its own."
+            )
     return [StagePositions.read({"z_um": row}) for row in np.broadcast_to(z_um, (sweeps, count))]
 
 

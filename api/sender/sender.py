@@ -184,6 +184,10 @@ class Sender:
             self._wake()
         return taken
 
+    def leave_out(self) -> None:
+        """Count an image that the run has no place for as dropped, so that its ledger knows of it."""
+        self._buffer.count_dropped()
+
     def wait_for_room(self, timeout_s: float) -> bool:
         """Wait until `put` would take a frame; False after `timeout_s`, or where it never will again.
 

@@ -157,5 +157,6 @@ def _judge(stats: SenderStats | None) -> None:
     if lost:
         raise AcquisitionError(
             f"{count_noun(lost, 'frame')} did not reach the daemon ({stats.dropped} dropped, {stats.refused} "
-            "refused): see the lines above, and raise wire.send_buffer_mb or wire.journal_gb."
+            "refused): see the lines above; where the buffer was full, raise wire.send_buffer_mb or "
+            "wire.journal_gb."
         )

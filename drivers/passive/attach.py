@@ -191,12 +191,12 @@ class Attached:
         if self._run.unplaced:
             text += f", {count_noun(self._run.unplaced, 'image')} without a place"
         # Frames that still wait are in the journal, or lost with the sender's memory.
-        lost = stats.dropped + stats.waiting - stats.unsent
+        lost = stats.dropped - self._run.unplaced + stats.waiting - stats.unsent
         if lost:
             text += f", {lost} lost"
         if stats.unsent:
             text += f"; {stats.unsent} were not delivered and are in the journal: see `mdd deliver`"
-        self._say(text, self._warn if lost or stats.unsent else self._note)
+        self._say(text, self._warn if lost or stats.unsent or self._run.unplaced else self._note)
 
     def _give_up(self, error: Exception) -> None:
         if self.problem is not None:

@@ -9,13 +9,15 @@ thread.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microdiffusion.errors import AcquisitionError, GeometryError
-from microdiffusion.frames import StagePosition, StagePositions
+from microdiffusion.files import PIXEL_KEYS, Z_KEYS
+from microdiffusion.frames import StagePosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 Axis = int | str
 
 AXES = ("time", "z", "channel", "position")
-# Keys of pycromanager's engine, then of Micro-Manager's own.
-Z_KEYS = ("ZPosition_um_Intended", "ZPositionUm")
-PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
 EXPOSURE_KEYS = ("Exposure", "Exposure-ms")
 TIME_KEYS = ("ElapsedTime-ms",)
 
@@ -100,6 +99,8 @@ class Image:
 class Layout:
     """The layout of an acquisition; each tuple holds the values of an axis in order.
 
+    A position is None where one is configured whose name is not known before its first image.
+
     Attributes
     ----------
     first_time : int
@@ -114,11 +115,19 @@ class Layout:
 
     first_time: int
     channels: tuple[Axis, ...]
-    positions: tuple[Axis, ...]
+    positions: tuple[Axis | None, ...]
     slabs: tuple[Axis, ...]
     stage: tuple[StagePosition, ...]
     others: tuple[tuple[str, Axis], ...]
     shape: tuple[int, ...]
+
+    def with_position_of(self, image: Image) -> Layout:
+        """Return the layout that knows the position of an image by name, if one is still to come."""
+        position = image.place[1]
+        if position in self.positions or None not in self.positions:
+            return self
+        place = self.positions.index(None)
+        return replace(self, positions=(*self.positions[:place], position, *self.positions[place + 1 :]))
 
     def place_of(self, image: Image) -> tuple[int, int, int, int] | None:
         """Return sweep, channel, position and index of an image; None if it has no place in the run."""
@@ -180,7 +189,7 @@ def infer(
     return Layout(
         first_time=first.time,
         channels=_filled_up(channels, len(names)),
-        positions=_filled_up(positions, len(acquisition.positions_um)),
+        positions=_all_positions(positions, len(acquisition.positions_um)),
         slabs=slabs,
         stage=_positions(images, slabs, planned),
         others=first.others,
@@ -199,6 +208,11 @@ def _filled_up(values: tuple[Axis, ...], configured: int) -> tuple[Axis, ...]:
     """Return the values of an axis; numbers are completed to the configured count, as some may come later."""
     is_counted = all(isinstance(value, int) for value in values)
     return tuple(range(configured)) if is_counted and configured > len(values) else values
+
+
+def _all_positions(seen: tuple[Axis, ...], configured: int) -> tuple[Axis | None, ...]:
+    filled = _filled_up(seen, configured)
+    return (*filled, *[None] * (configured - len(filled)))
 
 
 def _positions(
@@ -222,13 +236,13 @@ def make_header(
     config: Config,
     plan: Plan,
     layout: Layout,
-    first: Image,
+    images: Sequence[Image],
     *,
     run_id: str | None,
     source: str,
     note: Callable[[str], None],
 ) -> RunHeader:
-    """Return the header of a run of that layout; `first` is its first image.
+    """Return the header of a run of that layout; `images` are those of its first time point.
 
     Raises
     ------
@@ -244,13 +258,13 @@ def make_header(
             f"The images are {width} x {height} pixels, camera.width and camera.height say {wanted[1]} x "
             f"{wanted[0]}: leave these out if another program sets the camera up."
         )
-    pixel_um = config.volume.pixel_um or first.number(PIXEL_KEYS) or 0.0
+    pixel_um = config.volume.pixel_um or images[0].number(PIXEL_KEYS) or 0.0
     if pixel_um <= 0:
         raise AcquisitionError(
             "The images do not say how large a pixel is: calibrate it under Devices > Pixel Size "
             "Calibration, or set volume.pixel_um."
         )
-    _check_slabs(config, np.sort(StagePositions.of(layout.stage).z_um), note)
+    _check_slabs(config, layout, images, note)
     names = config.acquisition.channels
     if len(names) != len(layout.channels):
         names = tuple(str(channel) or "default" for channel in layout.channels)
@@ -260,27 +274,68 @@ def make_header(
         source=source,
         run_id=run_id,
         channels=names,
-        positions=tuple(str(position) for position in layout.positions),
+        positions=tuple(
+            f"position {number}" if position is None else str(position)
+            for number, position in enumerate(layout.positions)
+        ),
         frames_per_sweep=len(layout.slabs),
     )
 
 
-def _check_slabs(config: Config, z_um: NDArray[np.float64], note: Callable[[str], None]) -> None:
-    """Refuse slabs outside the volume, and tell which slices stay dark."""
+def _check_slabs(
+    config: Config, layout: Layout, images: Sequence[Image], note: Callable[[str], None]
+) -> None:
+    """Refuse slabs that are outside the volume or say nothing of their depth; tell what stays dark."""
+    stacks: dict[str, dict[Axis, float]] = {}
+    planned = dict(zip(layout.slabs, layout.stage, strict=True))
+    for image in images:
+        channel, position, slab = image.place
+        name = f" of channel {channel or 'default'}, position {position}"
+        stacks.setdefault(name, {})[slab] = (image.stage or planned[slab]).z_um
+    if len(stacks) == 1:
+        stacks = {"": next(iter(stacks.values()))}
+    for name, depths in stacks.items():
+        _refuse_equal_depths(name, depths, 0.01 * config.volume.voxel_z_um)
     voxel, length = config.volume.voxel_z_um, config.sweep.length_um
     low = config.volume.z0_um - 0.5 * voxel
     high = low + config.volume.shape_z * voxel
-    first, last = float(z_um[0]) - 0.5 * length, float(z_um[-1]) + 0.5 * length
-    if first < low - 0.5 * voxel or last > high + 0.5 * voxel:
-        slices = max(math.ceil((last - first) / voxel - 0.01), 2)
-        raise GeometryError(
-            f"The slabs of the first time point reach from {first:g} to {last:g} µm, the volume from "
-            f"{low:g} to {high:g} µm: set volume.z0_um = {first + 0.5 * voxel:g} and volume.shape_z = "
-            f"{slices}, or move the stage."
-        )
-    gap = float(np.diff(z_um).max()) - length if z_um.size > 1 else 0.0
+    reach = {
+        name: (min(depths.values()) - 0.5 * length, max(depths.values()) + 0.5 * length)
+        for name, depths in stacks.items()
+    }
+    first, last = min(each[0] for each in reach.values()), max(each[1] for each in reach.values())
+    for name, (begin, end) in reach.items():
+        if begin < low - 0.5 * voxel or end > high + 0.5 * voxel:
+            slices = max(math.ceil((last - first) / voxel - 0.01), 2)
+            raise GeometryError(
+                f"The slabs of the first time point{name} reach from {begin:g} to {end:g} µm, the volume "
+                f"from {low:g} to {high:g} µm: set volume.z0_um = {first + 0.5 * voxel:g} and volume.shape_z "
+                f"= {slices}{' for all' if len(stacks) > 1 else ''}, or move the stage."
+            )
+    steps = [np.diff(np.sort(list(depths.values()))) for depths in stacks.values()]
+    gap = max((float(step.max()) for step in steps if step.size), default=0.0) - length
     if gap > 0.5 * voxel:
         note(f"up to {gap:g} µm between neighbouring slabs are never lit: the step is wider than the slab")
-    dark = max(first - low, high - last)
+    dark = max(max(begin - low, high - end) for begin, end in reach.values())
     if dark > voxel:
         note(f"{dark:g} µm at an end of the volume are never lit: it is deeper than the sweep")
+
+
+def _refuse_equal_depths(name: str, depths: Mapping[Axis, float], closest_um: float) -> None:
+    """Refuse a sweep whose depths say nothing, or of which two slabs are at one depth."""
+    z_um = np.array(list(depths.values()))
+    if z_um.size > 1 and np.ptp(z_um) < closest_um:
+        raise AcquisitionError(
+            f"All {z_um.size} slabs of the first time point{name} say {z_um[0]:g} µm, so nothing tells their "
+            "depths apart: let the acquisition write each image's own depth (a hardware-sequenced stage "
+            "writes none), or acquire with mdd's own driver."
+        )
+    order = np.argsort(z_um, kind="stable")
+    for one, other in pairwise(order):
+        if z_um[other] - z_um[one] < closest_um:
+            slabs = list(depths)
+            raise AcquisitionError(
+                f"The slabs {slabs[one]} and {slabs[other]} of the first time point{name} are both at "
+                f"{z_um[one]:g} µm: take one frame at each depth, and average or number them as time points "
+                "otherwise."
+            )

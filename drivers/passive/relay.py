@@ -8,7 +8,8 @@ they are complete.
 
 Invariants: memory is bounded (held images by `wire.send_buffer_mb`, the rest by the sender); a frame's number
 follows from the order of the images alone, so the same images give the same frames again; an image that has
-no place in the run is counted, reported once and left out. For one thread at a time.
+no place in the run is left out, reported once, and counted as dropped in the run's ledger. For one thread at
+a time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.sending import SenderProgress
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.frames import FrameInfo, StagePositions
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from microdiffusion.drivers.sending import DriverTask
@@ -106,7 +108,7 @@ class PassiveRun:
             self._config,
             self._plan,
             layout,
-            self._held[0],
+            self._held,
             run_id=resume.run_id if resume else None,
             source=self._source,
             note=self._task.note,
@@ -124,10 +126,18 @@ class PassiveRun:
         for image in held:
             self._send(image)
 
+    def leave_out(self, count: int) -> None:
+        """Count images that could not be read as dropped, so that the run's ledger knows of them."""
+        if self.sender is not None:
+            for _ in range(count):
+                self.sender.leave_out()
+
     def finish(self, reason: str) -> SenderStats | None:
         """Deliver the remaining frames, end the run, and return the sender's counters, if it had begun."""
         if self.sender is None:
             return None
+        if self.unplaced:
+            reason += f"; {count_noun(self.unplaced, 'image')} without a place in the run left out"
         return self.sender.finish(reason=reason, timeout_s=self._task.finish_s())
 
     def raise_if_failed(self) -> None:
@@ -163,13 +173,16 @@ class PassiveRun:
     def _send(self, image: Image) -> None:
         if self._layout is None or self.sender is None or self._tell_progress is None:
             return
+        self._layout = self._layout.with_position_of(image)
         place = self._layout.place_of(image)
         if place is None:
             self.unplaced += 1
+            self.sender.leave_out()
             if self.unplaced == 1:
                 self._task.note(
                     f"an image of axes {dict(image.axes)} and {image.pixels.shape} pixels has no place in "
-                    "a run like its first time point: it is left out, as are all others of this kind"
+                    "a run like its first time point: it is left out, as are all others of this kind, and "
+                    "counted as dropped; later positions have one if acquisition.positions_um lists as many"
                 )
             return
         sweep, channel, position, index = place

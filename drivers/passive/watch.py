@@ -122,6 +122,7 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     try:
         reason = _pass_on(task, dataset, run)
         run.settle()
+        run.leave_out(dataset.damaged)
         if reason != "stopped" and run.sender is not None and not _await_delivery(task, run.sender):
             reason = "stopped"
     finally:

@@ -47,9 +47,10 @@ class SliceConditions:
     ) -> SliceConditions:
         """Derive them from the operator (M, Z), the slab centres (M,) and slab length in slices."""
         slices = operator.shape[1]
-        step = float(np.median(np.diff(np.sort(centres)))) if centres.size > 1 else length
+        depths = np.unique(centres)  # two frames at one depth are no step
+        step = float(np.median(np.diff(depths))) if depths.size > 1 else length
         nearest = nearest_slab(centres, slices)
-        phase = 2 * np.pi * (np.arange(slices) - centres[nearest]) / max(step, 1e-6)
+        phase = 2 * np.pi * (np.arange(slices) - centres[nearest]) / step
         coverage = np.clip(operator.sum(axis=0) * length, 0.0, 4.0)
         numbers = np.stack([np.sin(phase), np.cos(phase), coverage], axis=1).astype(np.float32)
         return cls(torch.from_numpy(numbers), torch.from_numpy(nearest.astype(np.int64)), length, step)

@@ -50,3 +50,8 @@ def test_distances_are_between_all_of_both() -> None:
     one, other = StagePositions.along_z([0.0, 10.0]), StagePositions.along_z([1.0, 4.0, 10.0])
     assert one.distances_um(other).tolist() == [[1, 4, 10], [9, 6, 0]]
     assert other.between(StagePositions.along_z([2.0, 10.0])).tolist() == [False, True, False]
+
+
+def test_two_frames_at_one_depth_are_no_step() -> None:
+    assert StagePositions.along_z([0.0, 0.0, 12.0, 12.0, 24.0, 24.0]).step_um == 12.0
+    assert StagePositions.along_z([27.0, 27.0]).step_um == 0.0

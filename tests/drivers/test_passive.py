@@ -253,3 +253,64 @@ def test_the_same_images_give_the_same_frames_whatever_their_order(order: list[i
     assert one.places == two.places
     assert len(set(one.places)) == len(images)
     assert one.run.unplaced == 0
+
+
+# Depths and names ------------------------------------------------------------------------------------
+
+OWN_RANGES = [
+    *sweep_of(0, channel="GFP"),
+    *(image_of(0, z, channel="RFP", z_um=SLABS_UM[z] + 20.0) for z in range(3)),
+]
+
+
+@pytest.mark.parametrize("images", [OWN_RANGES, OWN_RANGES[3:] + OWN_RANGES[:3]], ids=["last", "first"])
+def test_a_channel_with_a_range_of_its_own_is_named_and_the_advice_fits_all(images: list[Image]) -> None:
+    stage = Stage()
+    stage.take(images)
+    with pytest.raises(GeometryError, match=r"of channel RFP, position 0 reach from 20 to 56 µm") as refused:
+        stage.run.settle()
+    assert stage.headers == []
+    z0_um, shape_z = re.search(
+        r"z0_um = (\S+) and volume.shape_z = (\d+) for all", str(refused.value)
+    ).groups()
+    stage = Stage(volume={"z0_um": float(z0_um), "shape_z": int(shape_z)})
+    stage.take(images)
+    stage.run.settle()
+    assert len(stage.outbox.put_frames) == 6
+
+
+DEPTHS = {
+    "all alike": ([27.0, 27.0, 27.0], "All 3 slabs of the first time point say 27 µm"),
+    "two at each": ([6.0, 6.0, 18.0, 18.0], "The slabs 0 and 1 of the first time point are both at 6 µm"),
+    "one comes back": ([6.0, 18.0, 6.0], "The slabs 0 and 2 of the first time point are both at 6 µm"),
+}
+
+
+@pytest.mark.parametrize(("depths", "words"), DEPTHS.values(), ids=DEPTHS)
+def test_depths_that_say_nothing_are_refused_before_anything_is_sent(depths: list[float], words: str) -> None:
+    stage = Stage()
+    stage.take([image_of(0, z, z_um=z_um) for z, z_um in enumerate(depths)])
+    with pytest.raises(AcquisitionError, match=words):
+        stage.run.settle()
+    assert stage.headers == []
+
+
+def test_positions_known_by_name_have_their_places_when_visited_one_after_the_other() -> None:
+    stage = Stage(acquisition={"positions_um": [[0, 0], [1, 1]]})
+    for name in ("Pos-A", "Pos-B"):
+        for time_point in range(2):
+            stage.take(sweep_of(time_point, position=name))
+    assert stage.headers[0].positions == ("Pos-A", "position 1")
+    assert [place[2] for place in stage.places] == 6 * [0] + 6 * [1]
+    assert stage.run.unplaced == 0
+
+
+def test_what_is_left_out_is_counted_with_its_reason() -> None:
+    stage = Stage()
+    for name in ("Pos-A", "Pos-B"):
+        for time_point in range(2):
+            stage.take(sweep_of(time_point, position=name))
+    stats = stage.run.finish("finished")
+    assert stats.dropped == stage.run.unplaced == 6
+    assert stage.outbox.finished == "finished; 6 images without a place in the run left out"
+    assert "acquisition.positions_um" in stage.notes[-1]

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,6 +28,7 @@ from microdiffusion.engines.diffusion import (
     load_denoiser,
     worth_evaluating,
 )
+from microdiffusion.engines.diffusion.conditioning import SliceConditions
 from microdiffusion.engines.diffusion.weights import shipped_weights
 from microdiffusion.engines.pipeline.geometry import Geometries
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
@@ -170,3 +172,12 @@ def test_only_windows_that_count_are_evaluated(path: Path) -> None:
     torch.testing.assert_close(part[SLICES : 2 * SLICES], whole[SLICES : 2 * SLICES])
     torch.testing.assert_close(part[4 * SLICES :], whole[4 * SLICES :])
     assert denoise(prior, shown, 1.0, torch.empty(0, dtype=torch.int64)) is prior
+
+
+def test_two_slabs_at_one_depth_are_no_step() -> None:
+    operator = np.full((4, 8), 0.125)
+    pairs = SliceConditions.of(operator, np.array([2.0, 2.0, 6.0, 6.0]), 8.0)
+    assert pairs.step == 4.0
+    alike = SliceConditions.of(operator, np.full(4, 3.0), 8.0)
+    assert alike.step == 8.0
+    assert np.isfinite(alike.per_slice.numpy()).all()

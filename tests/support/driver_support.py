@@ -58,6 +58,7 @@ class Outbox:
         self.broken = False
         self.wanted, self.wanted_text = "go", ""
         self.started = False
+        self.left_out = 0
         self.finished: str | None = None
         self.trouble, self.stats = "", SimpleNamespace()
 
@@ -73,9 +74,14 @@ class Outbox:
         self.put_frames.append((info, pixels.copy()))
         return True
 
+    def leave_out(self) -> None:
+        self.left_out += 1
+
     def finish(self, *, reason: str, timeout_s: float) -> Any:
         self.finished = reason
-        return SimpleNamespace(put=len(self.put_frames), acknowledged=0, dropped=0, waiting=0, unsent=0)
+        return SimpleNamespace(
+            put=len(self.put_frames), acknowledged=0, dropped=self.left_out, waiting=0, unsent=0
+        )
 
 
 def passive_config(**tables: Any) -> Config:

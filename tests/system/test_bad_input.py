@@ -103,6 +103,7 @@ DAMAGES = {
     ),
     "a negative length": Damage(attribute("length_um", -12.0), "positive length in µm, not -12"),
     "no length": Damage(attribute("length_um", None), "length_um"),
+    "one depth for all": Damage(attribute("z_um", np.full(5, 27.0)), "all 5 slabs of sweep 0 say 27 µm"),
     "no positions": Damage(attribute("z_um", None), "the attribute z_um is missing"),
     "no slices": Damage(attribute("shape_z", None), "the attribute shape_z is missing"),
     "a voxel of no size": Damage(attribute("voxel_size_um", np.array([2.0, 0.0, 1.0])), "voxel_size_um"),
