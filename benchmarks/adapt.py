@@ -27,7 +27,7 @@ from microdiffusion.engines.evaluation.protocol import normalise
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.training.adapt import AdaptPlan, adapt
-from microdiffusion.engines.training.adapt_data import Session, read_session
+from microdiffusion.engines.training.adapt_data import AdaptSession, read_session
 from microdiffusion.files.projections import write_projections
 from microdiffusion.metrics import seen_slices
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
@@ -69,7 +69,7 @@ def simulate(truth: np.ndarray, path: Path, *, hold_out: bool) -> None:
     )
 
 
-def true_scores(session: Session, weights: Path, truth: np.ndarray) -> dict[str, float]:
+def true_scores(session: AdaptSession, weights: Path, truth: np.ndarray) -> dict[str, float]:
     """Return the scores of the network's answer, mean over the sweeps."""
     config = EngineConfig(weights=weights, fallback=False, memory="sweep")
     reconstructor = Reconstructor(session.header, config, open_engine(config))

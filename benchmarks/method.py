@@ -33,7 +33,7 @@ from microdiffusion.engines.evaluation.methods import CLASSICAL, parse_methods
 from microdiffusion.engines.evaluation.pictures import volume_picture
 from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
 from microdiffusion.engines.evaluation.report import better_classical, per_volume, summarise, write_json
-from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.metrics import bootstrap_interval
@@ -172,7 +172,7 @@ def run(
                     methods.append((method, key))
             if not methods:
                 continue
-            plan = Plan([path], [m for m, _ in methods], protocol, (step,), 1, engine)
+            plan = EvaluationPlan([path], [m for m, _ in methods], protocol, (step,), 1, engine)
             results = evaluate(plan, Hooks(resident_mb=resident_mb))
             for method, key in methods:
                 store.add([row for row in results.rows if row["method"] == method.name], key)

@@ -41,7 +41,7 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     machine = about() | {"version": microdiffusion.__version__, "commit": commit}
-    plan = evaluation.Plan(
+    plan = evaluation.EvaluationPlan(
         [path for path in volume_paths(arguments.volumes) if path.stem in arguments.only.split(",")],
         evaluation.parse_methods(arguments.methods),
         evaluation.Protocol(crop=(arguments.crop,) * 3),

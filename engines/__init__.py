@@ -1,4 +1,4 @@
-"""How projections become a volume: operator, INR, denoiser, sampler, reconstructor.
+"""From projections to a volume: operator, INR, denoiser, sampler, reconstructor.
 
 Public: what `__all__` lists; imported when it is first used, because it brings torch.
 """

@@ -36,7 +36,7 @@ _threads = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BlockSource:
     """Source of the blocks of an array. Picklable.
 
     Attributes
@@ -58,7 +58,7 @@ class Source:
     uncertainty: bool = False
 
     @classmethod
-    def of(cls, run: Run, position: int, level: int = 0, *, uncertainty: bool = False) -> Source:
+    def of(cls, run: Run, position: int, level: int = 0, *, uncertainty: bool = False) -> BlockSource:
         """Return the source of a run's volumes."""
         path = str(run.path.absolute())
         return cls(path, run.header.run_id, position, level, uncertainty)
@@ -169,7 +169,7 @@ def _dask_of(run: Run, level: int, gaps: Gaps, times: NDArray[np.intp]) -> Any:
 
 
 def _block(
-    source: Source, times: list[int], fill: float | None, block_id: tuple[int, ...] | None = None
+    source: BlockSource, times: list[int], fill: float | None, block_id: tuple[int, ...] | None = None
 ) -> NDArray[Any]:
     """Return one block (1, [1,] Z, Y, X)."""
     if block_id is None:  # dask infers the result
@@ -238,11 +238,11 @@ def to_xarray(run: Run, level: int = 0, *, gaps: Gaps = "drop") -> Any:
     )
 
 
-def _source(run: Run, level: int) -> Source:
+def _source(run: Run, level: int) -> BlockSource:
     levels = len(run.pyramid)
     if not 0 <= level < levels:
         raise InputFileError(f"{run.path} has the levels 0 to {levels - 1}, so there is no level {level}.")
-    return Source.of(run, run.position, level)
+    return BlockSource.of(run, run.position, level)
 
 
 def _time_points(run: Run, gaps: Gaps) -> NDArray[np.intp]:

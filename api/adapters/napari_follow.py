@@ -49,7 +49,7 @@ def read(path: Any) -> list[Layer]:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class WatchedState:
     """State of a run: T, the number of volumes of each watched position, and whether it is closed."""
 
     length: int
@@ -57,13 +57,13 @@ class State:
     closed: bool
 
 
-def look(shown: Shown) -> State:
+def look(shown: Shown) -> WatchedState:
     """Return the state of a layer's run; in any thread."""
     sources = shown.levels[0].sources[:_MOST_WATCHED]
     runs = [source.open() for source in sources]
     closed = runs[0].closed  # before looking, so that nothing written before the close is missed
     length = max(settled(run) for run in runs)
-    return State(max(length, 1), tuple(len(run.written()) for run in runs), closed)
+    return WatchedState(max(length, 1), tuple(len(run.written()) for run in runs), closed)
 
 
 def follow_soon(shown: list[Shown]) -> Follower | None:
@@ -85,7 +85,7 @@ class Follower:
         from qtpy.QtWidgets import QApplication
 
         self._shown = shown
-        self._last: State | None = None
+        self._last: WatchedState | None = None
         self._viewer: Any = None
         self._looking = False
         self._ticks = 0
@@ -145,7 +145,7 @@ class Follower:
             self._viewer.status = f"The run is no longer followed: {error}"
         self.stop()
 
-    def _take(self, state: State) -> None:
+    def _take(self, state: WatchedState) -> None:
         """Give the layers their new length."""
         if self._viewer is None:
             return
@@ -161,7 +161,7 @@ class Follower:
         if state.closed:
             self.stop()
 
-    def _grow(self, layer: Any, state: State, *, first: bool) -> None:
+    def _grow(self, layer: Any, state: WatchedState, *, first: bool) -> None:
         old = layer.metadata["mdd"]
         new = old.grown(state.length)
         self._shown = [new if one is old else one for one in self._shown]
@@ -171,7 +171,7 @@ class Follower:
             layer.contrast_limits = brightness(new)
 
 
-def _look_and_warm(shown: Shown, last: State | None) -> State:
+def _look_and_warm(shown: Shown, last: WatchedState | None) -> WatchedState:
     """Return the state, and read what will be shown next; in a thread of napari's pool."""
     state = look(shown)
     if last is None or state.length != last.length:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.adapters.arrays import Source, settled
+from microdiffusion.adapters.arrays import BlockSource, settled
 from microdiffusion.errors import MddError
 from microdiffusion.runfile import Run, open_run
 
@@ -30,14 +30,14 @@ class LayerData:
 
     Attributes
     ----------
-    sources : tuple of Source
+    sources : tuple of BlockSource
         One for each position.
     channel, length : int
         `length` is T.
     size : (Z, Y, X)
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[BlockSource, ...]
     channel: int
     length: int
     size: tuple[int, int, int]
@@ -138,7 +138,9 @@ def _layer(run: Run, channel: int, *, uncertainty: bool = False) -> Layer:
     shown = Shown(
         tuple(
             LayerData(
-                tuple(Source.of(run, position, level, uncertainty=uncertainty) for position in positions),
+                tuple(
+                    BlockSource.of(run, position, level, uncertainty=uncertainty) for position in positions
+                ),
                 channel,
                 length,
                 _size(run.pyramid[level].shape),

@@ -43,7 +43,7 @@ _READABLE = frozenset({"gzip", "shuffle", "fletcher32", "lzf"})
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _LinkedFile:
     """One of the run's files: its name as seen from the link, its first time point, and how many it has."""
 
     name: str
@@ -149,7 +149,7 @@ def _status(run: Run, position: int) -> Any:
     return status.reshape(status.shape[0], -1)
 
 
-def _parts(run: Run, folder: Path) -> Iterator[_Part]:
+def _parts(run: Run, folder: Path) -> Iterator[_LinkedFile]:
     """Yield the run's files; refuse those that BigDataViewer cannot read in place."""
     for number in range(1_000_000):
         path = segment_path(run.path, number)
@@ -173,7 +173,7 @@ def _parts(run: Run, folder: Path) -> Iterator[_Part]:
             name = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
         except ValueError:  # another drive
             name = path.resolve().as_posix()
-        yield _Part(name, first, count)
+        yield _LinkedFile(name, first, count)
 
 
 def _setups(run: Run) -> list[Setup]:
@@ -195,7 +195,7 @@ def _setups(run: Run) -> list[Setup]:
 def _write_cells(
     file: h5py.File,
     run: Run,
-    part: _Part,
+    part: _LinkedFile,
     shapes: list[tuple[Factors, tuple[int, int, int]]],
     gone: set[tuple[int, int]],
     room: int,

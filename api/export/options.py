@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.errors import DependencyError
-from microdiffusion.export.source import Gap, Picture
+from microdiffusion.export.source import ExportGap, Picture
 
 Progress = Callable[[int, int], None]
 """Takes the number of volumes done, and of all."""
@@ -31,7 +31,7 @@ class Exported:
     outputs : list of Path
         Files or folders; a viewer opens the last one.
     volumes : int
-    gaps : list of Gap
+    gaps : list of ExportGap
     notes : list of str
         Remarks for those who open the output.
     """
@@ -39,7 +39,7 @@ class Exported:
     format: str
     outputs: list[Path]
     volumes: int = 0
-    gaps: list[Gap] = field(default_factory=list)
+    gaps: list[ExportGap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -50,7 +50,7 @@ def needs(package: str, error: ImportError) -> DependencyError:
     )
 
 
-def volumes_and_gaps(pictures: Sequence[Picture]) -> tuple[int, list[Gap]]:
+def volumes_and_gaps(pictures: Sequence[Picture]) -> tuple[int, list[ExportGap]]:
     """Return the number of volumes (and uncertainties), and the gaps of the volumes."""
     gaps = [gap for picture in pictures if picture.kind == "volume" for gap in picture.gaps()]
     return sum(int(np.count_nonzero(picture.written)) for picture in pictures), gaps

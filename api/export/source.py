@@ -58,7 +58,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class ExportGap:
     """A time point of a channel that has no volume, and why."""
 
     time_point: int
@@ -69,7 +69,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class ExportLevel:
     """A level of the pyramid: how many voxels of the run make one of it, and its shape; both (z, y, x)."""
 
     factors: Factors
@@ -94,7 +94,7 @@ class Picture:
         Whether there is a volume.
     times_s : (T, C) float64
         Camera time of each, s since the start of the run; NaN: none.
-    levels : tuple of Level
+    levels : tuple of ExportLevel
         The finest first; never empty.
     dtype : numpy.dtype
     """
@@ -124,7 +124,8 @@ class Picture:
                 f"give 0 to {len(self._factors) - 1}."
             )
         self.levels = tuple(
-            Level(factors, level_shape(run.header.shape, factors)) for factors in self._factors[scope.level :]
+            ExportLevel(factors, level_shape(run.header.shape, factors))
+            for factors in self._factors[scope.level :]
         )
         self.dtype = self._stored[0].dtype
 
@@ -197,7 +198,7 @@ class Picture:
         """Return (t, channel) of each volume, in the order of time."""
         return [(t, channel) for t, channel in np.argwhere(self.written).tolist()]
 
-    def gaps(self) -> list[Gap]:
+    def gaps(self) -> list[ExportGap]:
         """Return the gaps, in the order of time."""
         found = []
         for t, channel in np.argwhere(~self.written).tolist():
@@ -207,7 +208,7 @@ class Picture:
             if status is Status.EMPTY:
                 reason = "not reconstructed when this was exported"
             found.append(
-                Gap(self.time_points[t], self.name, self.channels[channel], status.name.lower(), reason)
+                ExportGap(self.time_points[t], self.name, self.channels[channel], status.name.lower(), reason)
             )
         return found
 

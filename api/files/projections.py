@@ -77,7 +77,7 @@ class ProjectionFile:
 
     @property
     def has_truth(self) -> bool:
-        """Whether the file holds the volumes that were projected."""
+        """True where the file holds the volumes that were projected."""
         return self._truth is not None
 
     def __len__(self) -> int:

@@ -28,8 +28,8 @@ _HDF5 = frozenset({".h5", ".hdf5", ".he5"})
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Origin of a volume, as its file says; empty where it says nothing."""
+class VolumeOrigin:
+    """VolumeOrigin of a volume, as its file says; empty where it says nothing."""
 
     licence: str = ""
     structure: str = ""
@@ -45,7 +45,7 @@ class VolumeFile:
     shape : (T, Z, Y, X)
     edges_um : (z, y, x)
         Edges of a voxel, µm; None where the file does not say.
-    origin : Origin
+    origin : VolumeOrigin
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class VolumeFile:
         data: Any,
         file: h5py.File | None = None,
         edges_um: Edges = (None, None, None),
-        origin: Origin | None = None,
+        origin: VolumeOrigin | None = None,
     ) -> None:
         if data.ndim not in (3, 4) or 0 in data.shape or data.dtype.kind not in "uif":
             raise InputFileError(
@@ -65,7 +65,7 @@ class VolumeFile:
         self._data = data
         self._file = file
         self.edges_um = edges_um
-        self.origin = origin or Origin()
+        self.origin = origin or VolumeOrigin()
         self.shape: tuple[int, int, int, int] = (1, *data.shape)[-4:]
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ def open_volume(path: str | Path) -> VolumeFile:
         raise MissingFileError(f"There is no volume at {path}: check the path.")
     if path.suffix.lower() in _TIFF:
         pixels, edges, licence = read_tiff(path)
-        return VolumeFile(path, pixels, None, edges, Origin(licence=licence))
+        return VolumeFile(path, pixels, None, edges, VolumeOrigin(licence=licence))
     if path.suffix.lower() == ".npy":
         return VolumeFile(path, _read_npy(path))
     return _open_hdf5(path)
@@ -250,7 +250,7 @@ def _edges(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Edges:
     return None, None, None
 
 
-def _origin(file: h5py.File, dataset: h5py.Dataset) -> Origin:
+def _origin(file: h5py.File, dataset: h5py.Dataset) -> VolumeOrigin:
     def text(*names: str) -> str:
         for name in names:
             for attributes in (dataset.attrs, file.attrs):
@@ -258,7 +258,7 @@ def _origin(file: h5py.File, dataset: h5py.Dataset) -> Origin:
                     return str(attributes[name]).strip()
         return ""
 
-    return Origin(text("licence", "license"), text("structure"), text("source_repo", "source"))
+    return VolumeOrigin(text("licence", "license"), text("structure"), text("source_repo", "source"))
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

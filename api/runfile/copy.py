@@ -98,7 +98,7 @@ def snapshot_run(
             raise InputFileError(f"{run} is a further file of a run: give the run's first file.")
         parts.require_all()
         closed = int(parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
-        sessions = [_Session.read(parts, number) for number in range(len(plan.header.positions))]
+        sessions = [_CopiedSession.read(parts, number) for number in range(len(plan.header.positions))]
         used = max(1, *(session.used for session in sessions))
         marks = {SNAPSHOT: datetime.now(UTC).isoformat(timespec="seconds")} if mark else {}
         copied = replace(
@@ -142,7 +142,7 @@ def _check_name(run: Path, output: Path) -> None:
 
 
 @dataclass(slots=True)
-class _Session:
+class _CopiedSession:
     """Statuses (T[, C]) and seqs (T, [C,] M) of a position when the copy began."""
 
     prefix: str
@@ -151,7 +151,7 @@ class _Session:
     used: int
 
     @classmethod
-    def read(cls, parts: RunParts, position: int) -> _Session:
+    def read(cls, parts: RunParts, position: int) -> _CopiedSession:
         prefix = position_prefix(position)
         status = _whole(parts, f"{prefix}mdd/status")
         seq = _whole(parts, f"{prefix}mdd/frames/seq")[: len(status)]
@@ -165,7 +165,7 @@ def _whole(parts: RunParts, name: str) -> NDArray[Any]:
     return np.concatenate([np.array(part.view(name)[()]) for part in parts.all()])
 
 
-def _copy_session(parts: RunParts, session: _Session, plan: RunPlan, target: _Target) -> Iterator[int]:
+def _copy_session(parts: RunParts, session: _CopiedSession, plan: RunPlan, target: _Target) -> Iterator[int]:
     """Copy the announced part of a position; yield each time point when it is done."""
     prefix, used = session.prefix, plan.time_points
     status, seq = _resized(session.status, used, 0), _resized(session.seq, used, -1)
@@ -243,7 +243,7 @@ def _item(parts: RunParts, name: str, place: tuple[int, ...]) -> Any:
 
 
 def _copy_run_data(
-    parts: RunParts, sessions: list[_Session], plan: RunPlan, target: _Target, *, closed: bool
+    parts: RunParts, sessions: list[_CopiedSession], plan: RunPlan, target: _Target, *, closed: bool
 ) -> None:
     """Copy what the run has once; the ledger counts the frames of the copy."""
     first = parts.first()

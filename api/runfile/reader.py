@@ -128,7 +128,7 @@ class Run:
 
     @property
     def status(self) -> NDArray[np.uint8]:
-        """What became of each time point, (T[, C]) uint8: the codes of `Status`, as of now."""
+        """The fate of each time point, (T[, C]) uint8: the codes of `Status`, as of now."""
         return self.values("status")
 
     @property
@@ -145,7 +145,7 @@ class Run:
 
     @property
     def created_utc(self) -> str:
-        """When the run file was made, ISO 8601; the times of the frames count from the run's start."""
+        """The time of the file's creation, ISO 8601; the times of the frames count from the run's start."""
         return self._parts.plan.created_utc
 
     @property
@@ -160,12 +160,12 @@ class Run:
 
     @property
     def closed(self) -> bool:
-        """Whether the run ended and its file was closed."""
+        """True once the run ended and its file was closed."""
         return int(self._parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
 
     @property
     def ledger(self) -> Ledger:
-        """Where the frames went, as far as known; all zero in a further file that is opened alone."""
+        """The fate of the frames, as far as known; all zero in a further file that is opened alone."""
         first = self._parts.first()
         if first.plan.segment:
             return Ledger()
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def events(self) -> list[Event]:
-        """What happened during the run, oldest first; the last 4096."""
+        """The events of the run, oldest first; the last 4096."""
         first = self._parts.first()
         if first.plan.segment:
             return []

@@ -168,7 +168,7 @@ class Dataset:
 
     @property
     def empty(self) -> Any:
-        """What stands where nothing was written."""
+        """The value that stands where nothing was written."""
         if np.dtype(self.dtype).kind == "S":
             return b""
         return 0 if self.content is None else self.content

@@ -49,7 +49,7 @@ class FrameTable:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which slots have a frame, (M,) bool."""
+        """The slots that have a frame, (M,) bool."""
         there: NDArray[np.bool_] = (self.columns["seq"] >= 0) & np.isfinite(self.columns["z_um"])
         return there
 

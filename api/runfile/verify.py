@@ -70,7 +70,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """True where nothing is wrong."""
         return self.faults_in_all == 0
 
     def add(self, fault: str) -> None:
@@ -155,11 +155,14 @@ def _verify(files: list[RunFile], report: Report, progress: Callable[[int, int],
             report.add(f"{part.path.name} is not closed (/mdd/closed is {code}), and the run's last file is")
     ledger = _ledger(files[0], report)
     positions = [
-        [_Session(part, position, name if position else "", report, closed=report.closed) for part in files]
+        [
+            _CheckedPart(part, position, name if position else "", report, closed=report.closed)
+            for part in files
+        ]
         for position, name in enumerate(files[0].plan.header.positions)
     ]
     total = sum(session.planes for sessions in positions for session in sessions)
-    planes = _Progress(progress, total)
+    planes = _PlanesChecked(progress, total)
     seqs: list[NDArray[np.int64]] = []
     for sessions in positions:
         seqs.extend(session.verify(planes) for session in sessions)
@@ -207,7 +210,7 @@ def _run_texts(first: RunFile, report: Report) -> None:
         report.add("/mdd/engine is not JSON")
 
 
-def _every_time_point_is_settled(sessions: list[_Session], report: Report) -> None:
+def _every_time_point_is_settled(sessions: list[_CheckedPart], report: Report) -> None:
     """Check that every time point up to the last one of each channel has a status."""
     status = np.concatenate([session.status for session in sessions])
     received = np.concatenate([session.received for session in sessions])
@@ -218,7 +221,7 @@ def _every_time_point_is_settled(sessions: list[_Session], report: Report) -> No
             report.add(f"{sessions[0].where(t, channel)} has no status, and the run is closed")
 
 
-class _Progress:
+class _PlanesChecked:
     """Progress in planes, over all files and positions."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
@@ -229,7 +232,7 @@ class _Progress:
         self._progress(self._done, self._total)
 
 
-class _Session:
+class _CheckedPart:
     """One position in one file; arrays are (T, C) or (T, C, M)."""
 
     def __init__(
@@ -264,7 +267,7 @@ class _Session:
         written = int(np.count_nonzero(self.status == Status.WRITTEN))
         return int(self.received.sum()) + written * self._depth
 
-    def verify(self, progress: _Progress) -> NDArray[np.int64]:
+    def verify(self, progress: _PlanesChecked) -> NDArray[np.int64]:
         """Check everything of this position and return the seqs of its frames."""
         self._report.time_points += int(np.count_nonzero(self.status))
         self._codes()
@@ -290,7 +293,7 @@ class _Session:
                 code = int(values[t, channel])
                 self._report.add(f"{self.where(t, channel)} has the unknown code {code} in /mdd/{name}")
 
-    def _frames(self, progress: _Progress) -> None:
+    def _frames(self, progress: _PlanesChecked) -> None:
         columns = {name: self._frame_values(name) for name in (*self._recorded, "crc32")}
         rows = np.empty(self._seq.shape, CHECKED)
         for name in CHECKED.names or ():
@@ -310,7 +313,7 @@ class _Session:
             self._report.frames += 1
             progress.add(1)
 
-    def _volumes(self, progress: _Progress) -> None:
+    def _volumes(self, progress: _PlanesChecked) -> None:
         sums, acquired_s = self._values("crc32"), self._values("acquired_s")
         served, reasons = self._values("served"), self._values("reason")
         volumes = f"{self._prefix}volume"

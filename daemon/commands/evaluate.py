@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from microdiffusion.engines.evaluation import Plan, Results, SessionPlan
+    from microdiffusion.engines.evaluation import EvaluationPlan, Results, SessionPlan
 
 DEFAULT = "nearest,linear,tikhonov,tv,rl,inr,mdd"
 DEFAULT_OVER_TIME = "linear,tv,inr:memory=sweep,mdd:memory=sweep,inr,mdd"
@@ -147,14 +147,14 @@ def _session_plan(args: Namespace) -> SessionPlan | None:
     return SessionPlan(args.sweeps, args.offsets or "golden", args.activity, args.drift, args.offline)
 
 
-def _plan(args: Namespace) -> Plan:
-    from microdiffusion.engines.evaluation import Plan, Protocol, parse_methods
+def _plan(args: Namespace) -> EvaluationPlan:
+    from microdiffusion.engines.evaluation import EvaluationPlan, Protocol, parse_methods
     from microdiffusion.files import volume_paths
 
     engine: dict[str, Any] = {"device": args.device}
     if args.weights is not None:
         engine["weights"] = args.weights
-    return Plan(
+    return EvaluationPlan(
         methods=parse_methods(args.methods or (DEFAULT if args.sweeps is None else DEFAULT_OVER_TIME)),
         files=volume_paths(args.folder),
         protocol=Protocol(

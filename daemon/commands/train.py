@@ -21,7 +21,7 @@ from microdiffusion.errors import ConfigError
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from microdiffusion.engines.training import Progress as Trained
+    from microdiffusion.engines.training import TrainingProgress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run(args: Namespace) -> int:
     command = shlex.join(["mdd", "train", *own])
     with ProgressBar("training", every_s=30.0) as bar:
 
-        def watch(progress: Trained) -> None:
+        def watch(progress: TrainingProgress) -> None:
             bar(progress.share, note=f"iteration {progress.iteration:,}, loss {progress.loss:.4f}")
 
         train(config, say, watch, resume=args.resume, command=command, machine=processor())

@@ -31,7 +31,7 @@ _WALL_UM = 1.2
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Structure:
     """Tubes that glow as one.
 
     Attributes
@@ -51,7 +51,7 @@ class Piece:
     hollow: tuple[Tube, ...] = ()
 
 
-def grow(seed: int, low: Vector, high: Vector, *, neurons: int, vessels: int, nuclei: int) -> list[Piece]:
+def grow(seed: int, low: Vector, high: Vector, *, neurons: int, vessels: int, nuclei: int) -> list[Structure]:
     """Return the anatomy of the box from `low` to `high` (3,) µm; of the nuclei, as many as have room.
 
     Each neuron comes with two axons of cells elsewhere.
@@ -66,14 +66,14 @@ def grow(seed: int, low: Vector, high: Vector, *, neurons: int, vessels: int, nu
     for number, rng in enumerate(of_neurons.spawn(2 * neurons), neurons):
         heading = _unit(rng.normal(size=3) * [0.5, 1.0, 1.0])
         start = low + (high - low) * rng.uniform(0.1, 0.9, 3) - 120.0 * heading
-        pieces.append(Piece("neuron", (_axon(rng, start, heading),), rng.lognormal(0.1, 0.35), number))
+        pieces.append(Structure("neuron", (_axon(rng, start, heading),), rng.lognormal(0.1, 0.35), number))
     for rng in of_nuclei.spawn(nuclei):
         radius = rng.uniform(2.6, 4.2)
         centre, free_um = _roomiest(rng, low, high, 0.0, taken)
         if free_um > radius + 1.0:
             taken.append(Tube(centre[None], np.array([radius])))
             body = ball(centre, *(radius * rng.uniform(0.8, 1.0, 2)))
-            pieces.append(Piece("nucleus", (body,), rng.lognormal(-1.0, 0.45)))
+            pieces.append(Structure("nucleus", (body,), rng.lognormal(-1.0, 0.45)))
     return pieces
 
 
@@ -106,7 +106,7 @@ def _walk(rng: np.random.Generator, start: Vector, heading: Vector, length_um: f
     return np.asarray(start + np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)]), np.float64)
 
 
-def _vessel(rng: np.random.Generator, low: Vector, high: Vector, *, dyed: bool) -> Piece:
+def _vessel(rng: np.random.Generator, low: Vector, high: Vector, *, dyed: bool) -> Structure:
     """Return a smooth tube across the box, with one to three thinner side branches.
 
     A dye fills it; of a vessel without one the wall shows.
@@ -123,9 +123,9 @@ def _vessel(rng: np.random.Generator, low: Vector, high: Vector, *, dyed: bool) 
         branch = _walk(rng, trunk[at], heading, length, 0.06)
         tubes.append(Tube(branch, 0.5 * radius * _undulating(rng, len(branch))))
     if dyed:
-        return Piece("vessel", tuple(tubes), 0.32)
+        return Structure("vessel", tuple(tubes), 0.32)
     wall = tuple(Tube(tube.points, tube.radius + _WALL_UM) for tube in tubes)
-    return Piece("vessel", wall, 0.25, hollow=tuple(tubes))
+    return Structure("vessel", wall, 0.25, hollow=tuple(tubes))
 
 
 def _undulating(rng: np.random.Generator, count: int) -> Vector:
@@ -134,7 +134,7 @@ def _undulating(rng: np.random.Generator, count: int) -> Vector:
     return np.asarray(1.0 + 0.08 * np.sin(along / 7.0 + rng.uniform(0, 6)) + 0.06 * np.sin(along / 17.0))
 
 
-def _neuron(rng: np.random.Generator, centre: Vector, number: int) -> list[Piece]:
+def _neuron(rng: np.random.Generator, centre: Vector, number: int) -> list[Structure]:
     """Return a cell: soma, dendrites that leave evenly round it, the first the longest, and an axon."""
     radius, brightness = rng.uniform(4.6, 6.4), rng.lognormal(-0.1, 0.25)
     curves: list[Tube] = []
@@ -149,8 +149,8 @@ def _neuron(rng: np.random.Generator, centre: Vector, number: int) -> list[Piece
     curves.append(_axon(rng, centre + 0.8 * radius * heading, heading))
     soma, nucleus = ball(centre, 1.1 * radius, 0.95 * radius), ball(centre, 0.65 * radius, 0.6 * radius)
     return [
-        Piece("neuron", (soma,), 0.6 * brightness, number, (nucleus,)),
-        *(Piece("neuron", (curve,), brightness, number) for curve in curves),
+        Structure("neuron", (soma,), 0.6 * brightness, number, (nucleus,)),
+        *(Structure("neuron", (curve,), brightness, number) for curve in curves),
     ]
 
 

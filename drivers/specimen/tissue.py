@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from microdiffusion.drivers.specimen.anatomy import Piece
+    from microdiffusion.drivers.specimen.anatomy import Structure
 
 _NEUROPIL = 0.035
 _DISPLACED = {"neuron": 0.0, "vessel": 0.85, "nucleus": 0.8}
@@ -50,7 +50,7 @@ class Tissue:
     owner: NDArray[np.int64]
 
 
-def paint(anatomy: Sequence[Piece], grid: Grid, rng: np.random.Generator) -> Tissue:
+def paint(anatomy: Sequence[Structure], grid: Grid, rng: np.random.Generator) -> Tissue:
     """Return the brightness of an anatomy on a grid; each piece of a neuron is a compartment."""
     grain = 1.0 + 0.25 * _clouds(grid, 0.8, rng)
     neuropil = _NEUROPIL * grain * np.maximum(1.0 + 0.35 * _clouds(grid, 14.0, rng), 0.3)

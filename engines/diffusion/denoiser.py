@@ -1,4 +1,4 @@
-"""What a denoiser is, the architectures by name, and the one that ships: a U-Net over slabs.
+"""The interface of a denoiser, the architectures by name, and the one that ships: a U-Net over slabs.
 
 A denoiser sees a window of `WINDOW` neighbouring slices as channels and predicts the `SLICES` in the middle
 jointly, so a volume of 128 slices takes 16 evaluations and neighbouring slices agree by construction. Three

@@ -14,7 +14,7 @@ from microdiffusion.engines.evaluation.report import (
     write_json,
     write_markdown,
 )
-from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
 from microdiffusion.engines.evaluation.session_report import (
     session_document,
     session_markdown,
@@ -23,8 +23,8 @@ from microdiffusion.engines.evaluation.sessions import SessionPlan, evaluate_ses
 
 __all__ = [
     "Case",
+    "EvaluationPlan",
     "Hooks",
-    "Plan",
     "Protocol",
     "Results",
     "SessionPlan",

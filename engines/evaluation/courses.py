@@ -1,4 +1,4 @@
-"""What a specimen does over the sweeps of a session, and how truly volumes tell of it.
+"""Specimens that change over the sweeps of a session, and the scores of volumes of them.
 
 Three courses: it keeps still, it is active (compact spots that brighten by 20 to 100 % and fade, beside spots
 that don't change), it drifts. All follows from the structure (Z, Y, X), the number of sweeps and a seed.

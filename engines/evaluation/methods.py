@@ -117,7 +117,7 @@ def measured(device: torch.device, resident_mb: Callable[[], float | None]) -> I
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MethodAnswer:
     """The answer of a method.
 
     Attributes
@@ -156,7 +156,7 @@ class Method:
 
     @property
     def classical(self) -> bool:
-        """Whether it is one of the answers to beat; with options it is a variant and does not count."""
+        """True for one of the answers to beat; with options it is a variant and does not count."""
         return self.name in CLASSICAL
 
     def config(self, base: Mapping[str, Any]) -> EngineConfig:
@@ -191,7 +191,7 @@ class Method:
         seed: int = 0,
         resident_mb: Callable[[], float | None] = lambda: None,
         report: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    ) -> Answer:
+    ) -> MethodAnswer:
         """Reconstruct a case.
 
         Parameters
@@ -214,14 +214,14 @@ class Method:
                 reconstructor = Reconstructor(case.header, config, engine, report=report)
                 with measured(reconstructor.device, resident_mb) as cost:
                     result = reconstructor.reconstruct(case.sweep)
-                return Answer(result.volume, result.served, evaluations(config), cost)
+                return MethodAnswer(result.volume, result.served, evaluations(config), cost)
             device, _ = pick_device(str(base.get("device", "auto")))
             with measured(device, resident_mb) as cost:
                 volume = self._baseline(case.header, case.sweep, device)
-            return Answer(volume, self.kind, 0, cost)
+            return MethodAnswer(volume, self.kind, 0, cost)
 
     def learns(self, base: Mapping[str, Any]) -> bool:
-        """Whether it learns from sweep to sweep."""
+        """Return whether it learns from sweep to sweep."""
         config = self.config(base) if self.kind in ("inr", "mdd") else None
         return config is not None and config.memory == "session"
 

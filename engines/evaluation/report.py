@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from microdiffusion.engines.evaluation.runner import Plan, Results, Row
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Results, Row
 from microdiffusion.files import replacing
 from microdiffusion.metrics import bootstrap_interval
 
@@ -133,7 +133,7 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def protocol_of(plan: Plan) -> dict[str, Any]:
+def protocol_of(plan: EvaluationPlan) -> dict[str, Any]:
     """Return the conditions of a plan as they go into the JSON file."""
     protocol = plan.protocol
     return {
@@ -152,7 +152,7 @@ def protocol_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def document(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, Any]:
+def document(plan: EvaluationPlan, results: Results, about: dict[str, Any]) -> dict[str, Any]:
     """Return everything as it goes into the JSON file; `about` is the machine and the versions."""
     return {
         "protocol": protocol_of(plan),

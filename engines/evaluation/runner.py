@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvaluationPlan:
     """The methods, volumes and conditions of an evaluation.
 
     Attributes
@@ -93,7 +93,7 @@ class Hooks:
     saved: Callable[[Results], None] = lambda results: None
 
 
-def evaluate(plan: Plan, hooks: Hooks | None = None) -> Results:
+def evaluate(plan: EvaluationPlan, hooks: Hooks | None = None) -> Results:
     """Run the plan.
 
     Raises
@@ -121,7 +121,7 @@ def evaluate(plan: Plan, hooks: Hooks | None = None) -> Results:
 
 
 def _step(
-    plan: Plan,
+    plan: EvaluationPlan,
     engines: Mapping[str, Engine | None],
     name: str,
     truth: NDArray[np.float32],

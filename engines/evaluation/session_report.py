@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.report import protocol_of
-from microdiffusion.engines.evaluation.runner import Plan, Results
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Results
 from microdiffusion.engines.evaluation.sessions import SessionPlan
 
 _ACTIVITY = {
@@ -28,7 +28,7 @@ _TITLES = {
 
 
 def session_document(
-    plan: Plan, sessions: SessionPlan, results: Results, about: dict[str, Any]
+    plan: EvaluationPlan, sessions: SessionPlan, results: Results, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Return everything but traces as it goes into the JSON file; `about` is the machine and the versions."""
     return {

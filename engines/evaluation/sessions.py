@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.courses import Active, Drifting, Still, Watch
 from microdiffusion.engines.evaluation.protocol import Protocol, expose, make_header, read_truth, slab_centres
-from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results
 from microdiffusion.engines.pipeline import Engine
 from microdiffusion.errors import ConfigError, MddError
 from microdiffusion.frames import StagePositions, Sweep
@@ -34,7 +34,7 @@ _HELD_OUT_EVERY = 4
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """What is scored over time.
+    """The sessions to score.
 
     Attributes
     ----------
@@ -96,14 +96,14 @@ def session_sweeps(
     return header, sweeps
 
 
-def session_calls(plan: Plan, sessions: SessionPlan) -> int:
+def session_calls(plan: EvaluationPlan, sessions: SessionPlan) -> int:
     """Return how many sessions are reconstructed."""
     twice = sum(sessions.offline and method.learns(plan.engine) for method in plan.methods)
     each = (len(plan.methods) + twice) * len(sessions.courses)
     return len(plan.files) * len(plan.steps) * plan.seeds * each
 
 
-def evaluate_sessions(plan: Plan, sessions: SessionPlan, hooks: Hooks | None = None) -> Results:
+def evaluate_sessions(plan: EvaluationPlan, sessions: SessionPlan, hooks: Hooks | None = None) -> Results:
     """Run the plan over time; `Hooks.show` is not called.
 
     Raises
@@ -142,7 +142,7 @@ def evaluate_sessions(plan: Plan, sessions: SessionPlan, hooks: Hooks | None = N
 
 
 def _rows(
-    plan: Plan,
+    plan: EvaluationPlan,
     sessions: SessionPlan,
     engines: Mapping[str, Engine | None],
     course: Still,

@@ -82,7 +82,7 @@ def matern(slices: int, bandwidth: float) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """What is known after a sweep.
+    """The knowledge after a sweep.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class _Gain:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sweep:
+class _Measured:
     """Operator (M, Z), projections (M, P), noise variance (M,), gains, and a sweep's own answer (Z, P)."""
 
     operator: Tensor
@@ -278,7 +278,7 @@ class SessionEstimator:
         if self._first is not None:
             self._choose_amplitude(matrix, seen, noise)
         gains = self._advance(matrix, noise)
-        sweep = _Sweep(
+        sweep = _Measured(
             self._tensor(matrix),
             seen,
             self._tensor(noise),
@@ -300,7 +300,7 @@ class SessionEstimator:
         self.sweeps, self.anew = 0, False
         self._covariances, self._first = [], None
 
-    def _refine(self, sweep: _Sweep) -> None:
+    def _refine(self, sweep: _Measured) -> None:
         operator, gains = sweep.operator, sweep.gains
         oldest = len(gains) - 1
         age = self._age.clamp(max=oldest)
@@ -383,7 +383,9 @@ class SessionEstimator:
         _, _, left = _kalman(self._prior(self.amplitude), first, first_noise)
         self._covariances = [left]
 
-    def _brightness(self, sweep: _Sweep, predicted: Tensor, mean_age: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _brightness(
+        self, sweep: _Measured, predicted: Tensor, mean_age: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
         """Return the pixels (N,) that changed and by how much their voxels are brighter (Z, N)."""
         if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
             return None
@@ -419,7 +421,7 @@ class SessionEstimator:
             result.append((change * (slices @ changed[:, part])).clamp(-0.95, 4.0))
         return pixels, torch.cat(result, 1)
 
-    def _news(self, sweep: _Sweep, left: Tensor, mean_age: Tensor) -> Tensor | None:
+    def _news(self, sweep: _Measured, left: Tensor, mean_age: Tensor) -> Tensor | None:
         """Return how far each slab's place is to be taken anew (M, P), within 0 and 1; None for nowhere."""
         operator, gains, noise = sweep.operator, sweep.gains, sweep.noise
         hat = operator @ gains[0].gain  # (M, M): what the closed form makes of the projections

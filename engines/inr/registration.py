@@ -40,7 +40,7 @@ UNMOVED = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Where the specimen is.
+    """The place of the specimen.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Motion:
 
     @property
     def moved(self) -> bool:
-        """Whether the shift is worth an interpolation."""
+        """True where the shift is worth an interpolation."""
         return max(map(abs, self.shift)) > UNMOVED
 
 

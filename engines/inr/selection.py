@@ -129,7 +129,7 @@ class SessionPrior:
 
     @property
     def warm(self) -> bool:
-        """Whether a field has been fitted."""
+        """True once a field has been fitted."""
         return self._field is not None
 
     @property

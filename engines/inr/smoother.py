@@ -42,7 +42,7 @@ _BRIGHTER = (0.5, 2.0)  # times, at most
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
-    """What a session knew after a sweep, in the frame of the specimen.
+    """The knowledge of a session after a sweep, in the frame of the specimen.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Known:
 
 
 class Trail:
-    """What a session knew after each of its sweeps: one file for each, in a folder that goes with it.
+    """The knowledge of a session after each of its sweeps: one file for each, in a folder that goes with it.
 
     Parameters
     ----------

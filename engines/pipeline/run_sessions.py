@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from microdiffusion.engines.inr import SessionField, SessionPrior, default_bandwidth
-from microdiffusion.engines.pipeline.session import Session, State, light_range
+from microdiffusion.engines.pipeline.session import FrozenState, Session, light_range
 from microdiffusion.engines.pipeline.session_store import SessionKey, SessionStore
 from microdiffusion.engines.trust import Findings
 
@@ -79,7 +79,7 @@ class RunSessions:
                 device=self._device,
             )
 
-        def revive(state: State) -> Session | None:
+        def revive(state: FrozenState) -> Session | None:
             try:
                 return Session.of(state, prior(), learned())
             except (KeyError, TypeError, ValueError):

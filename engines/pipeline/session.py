@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class State:
+class FrozenState:
     """A session as plain data: numbers (JSON, exact) and tensors by name."""
 
     numbers: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def on_the_host(self) -> State:
+    def on_the_host(self) -> FrozenState:
         """Return it with all tensors on the CPU."""
-        return State(self.numbers, {name: tensor.detach().cpu() for name, tensor in self.tensors.items()})
+        return FrozenState(
+            self.numbers, {name: tensor.detach().cpu() for name, tensor in self.tensors.items()}
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +68,7 @@ class Session:
         """Of what it keeps."""
         return self.prior.nbytes + (0 if self.field is None else self.field.nbytes)
 
-    def state(self) -> State:
+    def state(self) -> FrozenState:
         """Return it as plain data."""
         numbers: dict[str, Any] = {
             "low": self.low,
@@ -80,10 +82,10 @@ class Session:
         if self.field is not None and self.field.estimator.sweeps:
             numbers["field"], learned = self.field.state()
             tensors |= learned
-        return State(numbers | {"prior": prior}, tensors)
+        return FrozenState(numbers | {"prior": prior}, tensors)
 
     @classmethod
-    def of(cls, state: State, prior: SessionPrior, learned: SessionField | None) -> Session:
+    def of(cls, state: FrozenState, prior: SessionPrior, learned: SessionField | None) -> Session:
         """Return the session of a state; `prior` and `learned` are new ones and take over their parts.
 
         Raises

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from microdiffusion.engines.pipeline.session import Session, State
+from microdiffusion.engines.pipeline.session import FrozenState, Session
 
 logger = logging.getLogger("microdiffusion.engines")
 
@@ -85,14 +85,14 @@ class SessionStore:
 
     @property
     def dirty(self) -> bool:
-        """Whether a checkpoint would write anything."""
+        """True where a checkpoint would write anything."""
         return self._folder is not None and bool(self._dirty)
 
     def peek(self, key: SessionKey) -> Session | None:
         """Return a session that is in memory, without counting that as use."""
         return self._sessions.get(key)
 
-    def get(self, key: SessionKey, revive: Callable[[State], Session | None]) -> Session | None:
+    def get(self, key: SessionKey, revive: Callable[[FrozenState], Session | None]) -> Session | None:
         """Return a session from memory or disk, None where there is none.
 
         `revive` makes a session of a state; it returns None where the state does not fit.
@@ -160,19 +160,19 @@ class SessionStore:
             self._writing.result()
             self._writing = None
 
-    def _write_checkpoint(self, states: list[tuple[SessionKey, State]]) -> None:
+    def _write_checkpoint(self, states: list[tuple[SessionKey, FrozenState]]) -> None:
         began_s = time.monotonic()
         self._write_all(states)
         self.write_s = time.monotonic() - began_s
 
-    def _write_all(self, states: list[tuple[SessionKey, State]]) -> None:
+    def _write_all(self, states: list[tuple[SessionKey, FrozenState]]) -> None:
         for key, state in states:
             try:
                 self._write(key, state)
             except (OSError, SafetensorError) as error:  # a full disk costs warmth, and no volume
                 logger.warning("The state of a session could not be written: %s", error)
 
-    def _write(self, key: SessionKey, state: State) -> None:
+    def _write(self, key: SessionKey, state: FrozenState) -> None:
         if self._folder is None:
             return
         path = self._folder / key.path
@@ -188,7 +188,7 @@ class SessionStore:
                 partial.unlink(missing_ok=True)
             raise
 
-    def _read(self, key: SessionKey) -> State | None:
+    def _read(self, key: SessionKey) -> FrozenState | None:
         if self._folder is None:
             return None
         self._wait()
@@ -201,7 +201,7 @@ class SessionStore:
                 if metadata.get("layout") != _LAYOUT:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return State(json.loads(metadata["numbers"]), tensors)
+            return FrozenState(json.loads(metadata["numbers"]), tensors)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             logger.warning("%s cannot be used (%s): the session starts cold.", path, error)
             return None

@@ -81,7 +81,7 @@ def steps_needed(timesteps: int, shortcut: int, share: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How images are drawn: number of last steps, share of the state in the pull, guidance, seed."""
+    """Settings of the sampler: number of last steps, share of the state in the pull, guidance, seed."""
 
     steps: int
     share: float = 0.1

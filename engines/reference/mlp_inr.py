@@ -30,7 +30,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class FieldPlan:
-    """How a field is fitted; the defaults are the paper's.
+    """Settings of a fit; the defaults are the paper's.
 
     Attributes
     ----------

@@ -78,7 +78,7 @@ class Attention(nn.Module):
         return result
 
 
-class _Level(nn.Module):
+class _UNetLevel(nn.Module):
     """A residual block, attention, and a change of resolution where one follows."""
 
     def __init__(self, block: ResidualBlock, then: nn.Module | None = None) -> None:
@@ -132,13 +132,13 @@ class UNet(nn.Module):
         for level, multiplier in enumerate(multipliers):
             for _ in range(blocks):
                 block = ResidualBlock(channels, multiplier * width, embedding, dropout)
-                self.down.append(_Level(block))
+                self.down.append(_UNetLevel(block))
                 channels = multiplier * width
                 skips.append(channels)
             if level < last:
                 self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skips.append(channels)
-        self.middle = _Level(ResidualBlock(channels, channels, embedding, dropout))
+        self.middle = _UNetLevel(ResidualBlock(channels, channels, embedding, dropout))
         self.middle_out = ResidualBlock(channels, channels, embedding, dropout)
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
@@ -150,7 +150,7 @@ class UNet(nn.Module):
                     then = nn.Sequential(
                         nn.Upsample(scale_factor=2), nn.Conv2d(outputs, outputs, 3, padding=1)
                     )
-                self.up.append(_Level(block, then))
+                self.up.append(_UNetLevel(block, then))
                 channels = outputs
         self.head = nn.Sequential(
             nn.GroupNorm(_GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1)
@@ -171,7 +171,7 @@ class UNet(nn.Module):
         h = self.entry(images)
         skips = [h]
         for layer in self.down:
-            h = layer(h, time, embedded) if isinstance(layer, _Level) else layer(h)
+            h = layer(h, time, embedded) if isinstance(layer, _UNetLevel) else layer(h)
             skips.append(h)
         h = self.middle_out(self.middle(h, time, embedded), time, embedded)
         for layer in self.up:

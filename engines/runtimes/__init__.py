@@ -1,4 +1,4 @@
-"""What evaluates the network: torch, OpenVINO or TensorRT."""
+"""Evaluation of the network: torch, OpenVINO or TensorRT."""
 
 from microdiffusion.engines.runtimes.engine_cache import user_cache_folder
 from microdiffusion.engines.runtimes.openvino_runtime import find_openvino

@@ -30,7 +30,7 @@ _PARITY_EDGE = 512  # pixels; the comparison runs on the CPU
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far a runtime is from torch in float32, relative (L2 norm): in the correction, in the slices."""
+    """Difference of a runtime from torch in float32, relative (L2 norm): in the correction, in the slices."""
 
     correction: float
     slices: float

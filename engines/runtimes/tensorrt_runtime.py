@@ -47,7 +47,7 @@ _KEPT_EDGE = 64  # pixels of the window that a kept engine is compared on
 
 @dataclass(slots=True, eq=False)
 class _Sized:
-    """What runs batches of one size: a context that knows the addresses of these buffers."""
+    """Runs batches of one size: a context that knows the addresses of these buffers."""
 
     context: Any
     inputs: tuple[Tensor, ...]

@@ -34,7 +34,7 @@ from microdiffusion.engines.diffusion import Denoiser, SliceConditions
 from microdiffusion.engines.pipeline import Engine, Reconstructor, pick_device
 from microdiffusion.engines.projections import along_z, estimate_sigma, noise_variance
 from microdiffusion.engines.runtimes import open_runtime
-from microdiffusion.engines.training.adapt_data import Session, Verdict, judge_errors, verdict
+from microdiffusion.engines.training.adapt_data import AdaptSession, Verdict, judge_errors, verdict
 from microdiffusion.engines.training.data import SIZE
 from microdiffusion.engines.training.degrade import CUBES, Group, Optics, batch_of, make_group
 from microdiffusion.engines.training.learner import Learner
@@ -53,7 +53,7 @@ _RING, _RENEW_EVERY, _BATCH = 12, 8, 2
 
 @dataclass(frozen=True, slots=True)
 class AdaptPlan:
-    """How long (iterations or minutes, whichever ends first), and the learning rate before the cosine."""
+    """Length (iterations or minutes, whichever ends first), and the learning rate before the cosine."""
 
     iterations: int = 200
     minutes: float = 15.0
@@ -71,7 +71,7 @@ class Adapted:
 
 
 def adapt(
-    session: Session,
+    session: AdaptSession,
     model: Denoiser,
     config: EngineConfig,
     plan: AdaptPlan,
@@ -106,7 +106,7 @@ def adapt(
 class _Adaptation:
     """One adaptation: the learner, the session's optics, and the ring of groups."""
 
-    def __init__(self, session: Session, model: Denoiser, config: EngineConfig, plan: AdaptPlan) -> None:
+    def __init__(self, session: AdaptSession, model: Denoiser, config: EngineConfig, plan: AdaptPlan) -> None:
         self._session, self._plan = session, plan
         # Judged and reconstructed as the network alone would be, however it compares with other answers.
         self._config = config.model_copy(update={"method": "mdd", "fallback": False})

@@ -31,7 +31,7 @@ _MATTERS = 0.005  # share of the error
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class AdaptSession:
     """Sweeps of one session, each with projections that judge.
 
     `left_out` says that the judges were taken from the sweeps' own projections.
@@ -47,7 +47,7 @@ class Session:
         return [replace(sweep, held_out_stage=sweep.stage[:0], held_out=none) for sweep in self.sweeps]
 
 
-def read_session(path: Path, *, most: int) -> Session:
+def read_session(path: Path, *, most: int) -> AdaptSession:
     """Return at most `most` sweeps of a run or projection file, evenly over time.
 
     Raises
@@ -62,9 +62,9 @@ def read_session(path: Path, *, most: int) -> Session:
         raise InputFileError(f"{path} holds no complete sweep to adapt to: record some first.")
     with_judges = tuple(sweep for sweep in sweeps if len(sweep.held_out_stage))
     if with_judges:
-        return Session(header, with_judges, left_out=False)
+        return AdaptSession(header, with_judges, left_out=False)
     sweeps = [_leave_one_out(path, sweep, number) for number, sweep in enumerate(sweeps)]
-    return Session(header, tuple(sweeps), left_out=True)
+    return AdaptSession(header, tuple(sweeps), left_out=True)
 
 
 def _is_run(path: Path) -> bool:

@@ -53,7 +53,7 @@ class Group:
 
 
 @dataclass(slots=True)
-class Column:
+class CubeColumn:
     """One cube of a batch: the sampler's state, and the tensors that its loss needs; see `Group`."""
 
     state: Tensor
@@ -64,9 +64,9 @@ class Column:
     floor: Tensor
     operator: Tensor
 
-    def to(self, device: torch.device) -> Column:
+    def to(self, device: torch.device) -> CubeColumn:
         """Return the column on `device`."""
-        return Column(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        return CubeColumn(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Batch:
     prior: Tensor
     image: Tensor
     conditions: Tensor
-    columns: list[Column]
+    columns: list[CubeColumn]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
@@ -231,5 +231,5 @@ def batch_of(groups: list[Group], rng: np.random.Generator, *, at_start: bool = 
         images.append(stack[group.conditions.nearest[index]] * float(shown))
         vectors.append(group.conditions.vector(index, noise=noise, time=time, kappa=kappa, image=shown))
         truth, floor = group.truth[cube], group.floor[cube]
-        columns.append(Column(state, truth, prior, stack, variance, floor, group.operator))
+        columns.append(CubeColumn(state, truth, prior, stack, variance, floor, group.operator))
     return Batch(torch.cat(states), torch.cat(priors), torch.cat(images), torch.cat(vectors), columns)

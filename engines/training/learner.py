@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from microdiffusion.engines.diffusion import Denoiser, middle_slices
 from microdiffusion.engines.projections import DataConsistency
-from microdiffusion.engines.training.degrade import Batch, Column
+from microdiffusion.engines.training.degrade import Batch, CubeColumn
 
 _RAW_SHARE = 0.3
 """Weight of the network's own answer, before the pull: where the pull clips, only this has a gradient."""
@@ -136,7 +136,7 @@ def loss_of(batch: Batch, predicted: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def _column_loss(column: Column, predicted: Tensor) -> Tensor:
+def _column_loss(column: CubeColumn, predicted: Tensor) -> Tensor:
     truth, floor = column.truth, column.floor
     pull = DataConsistency(column.operator)
     answer = pull(predicted - floor, column.projections - floor, column.variance) + floor

@@ -48,7 +48,7 @@ _STOP = math.inf
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """Progress of a training: `share` of the whole from 0 to 1, mean loss of the last iterations."""
 
     iteration: int
@@ -65,7 +65,7 @@ class Progress:
 def train(
     config: TrainingConfig,
     say: Callable[[str], None],
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[TrainingProgress], None] = lambda progress: None,
     *,
     resume: bool = False,
     command: str = "",
@@ -96,7 +96,7 @@ def train(
     with team(config.device) as crew:
         if not crew.leads:
             say = watch = _ignore
-        return _Run(config, crew, say, watch, resume=resume, command=command, machine=machine).go()
+        return _TrainingRun(config, crew, say, watch, resume=resume, command=command, machine=machine).go()
 
 
 def _ignore(_: object) -> None:
@@ -123,7 +123,7 @@ def _first_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Run:
+class _TrainingRun:
     """One process's part of a training."""
 
     def __init__(
@@ -131,7 +131,7 @@ class _Run:
         config: TrainingConfig,
         crew: Team,
         say: Callable[[str], None],
-        watch: Callable[[Progress], None],
+        watch: Callable[[TrainingProgress], None],
         *,
         resume: bool,
         command: str,
@@ -271,7 +271,7 @@ class _Run:
                 f"(now {self._config.rate:g}) and resume from the last checkpoint."
             )
         share = min(1.0, self._share())
-        self._watch(Progress(self._iteration, share, self._recent_loss(), self._seconds))
+        self._watch(TrainingProgress(self._iteration, share, self._recent_loss(), self._seconds))
 
     def _recent_loss(self) -> float:
         recent = self._curves.losses[-_RECENT:]

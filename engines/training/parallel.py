@@ -39,7 +39,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process validates, writes and reports."""
+        """True where this process validates, writes and reports."""
         return self.rank == 0
 
     def share(self, step: nn.Module) -> nn.Module:

@@ -33,7 +33,7 @@ _LIMITS = """\
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended; `command` and `machine` are the user's."""
+    """Outcome of a training; `command` and `machine` are the user's."""
 
     iterations: int
     seconds: float

@@ -11,7 +11,7 @@ import pytest
 from support.run_file_writer import SHAPE, header, put_sweep, put_volume, recorder, wait
 
 from microdiffusion import open_run
-from microdiffusion.adapters.arrays import Source, to_dask, to_xarray
+from microdiffusion.adapters.arrays import BlockSource, to_dask, to_xarray
 from microdiffusion.daemon.offline.summary import duration_s
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import DependencyError, GapError, InputFileError
@@ -181,7 +181,7 @@ def test_a_block_is_not_read_from_another_run_that_has_taken_the_name(path: Path
     moving = tmp_path / "run.h5"
     moving.write_bytes(path.read_bytes())
     with open_run(moving) as run:
-        source = pickle.loads(pickle.dumps(Source.of(run, 0)))  # noqa: S301
+        source = pickle.loads(pickle.dumps(BlockSource.of(run, 0)))  # noqa: S301
     other = recorder(tmp_path / "other.h5", run=header(run_id="f" * 32))
     other.start()
     other.stop()

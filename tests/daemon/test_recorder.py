@@ -36,11 +36,6 @@ from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "run.h5"
-
-
 def test_volume_is_readable_when_it_is_announced(path: Path) -> None:
     announced: list[Written] = []
 

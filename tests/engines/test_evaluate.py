@@ -21,7 +21,7 @@ from microdiffusion.engines.evaluation import baselines, report
 from microdiffusion.engines.evaluation.baselines import Problem
 from microdiffusion.engines.evaluation.methods import NAMES, evaluations, measured, parse_methods
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise, read_truth
-from microdiffusion.engines.evaluation.runner import Hooks, Plan, Results, evaluate
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
 from microdiffusion.engines.evaluation.total_variation import total_variation
 from microdiffusion.engines.projections import along_z
 from microdiffusion.errors import ConfigError, GeometryError, InputFileError
@@ -287,7 +287,7 @@ def test_stages_of_a_slow_method_are_passed_on(folder: Path) -> None:
     options = "reference.epochs=1:reference.inr_steps=2:reference.inr_batch_pixels=16:reference.width=32"
     methods = parse_methods(f"nearest,microdiffusion:{options}:reference.shortcut=1:reference.guidance=0")
     told: list[tuple[int, str]] = []
-    plan = Plan(volume_paths(folder)[:1], methods, Protocol(crop=(16, 16, 16)), (8.0,))
+    plan = EvaluationPlan(volume_paths(folder)[:1], methods, Protocol(crop=(16, 16, 16)), (8.0,))
     results = evaluate(plan, Hooks(lambda done, text: told.append((done, text))))
     assert [row["served"] for row in results.rows] == ["nearest", "microdiffusion"]
     stages = [(done, text) for done, text in told if " of " in text]
@@ -321,7 +321,7 @@ def test_answers_do_not_depend_on_the_order_of_methods(folder: Path, weights: Pa
     engine = {"device": "cpu", "weights": weights}
 
     def figures(methods: str, files: list[Path]) -> dict[tuple[str, str], dict[str, float]]:
-        plan = Plan(files, parse_methods(methods), steps=(6.0,), engine=engine)
+        plan = EvaluationPlan(files, parse_methods(methods), steps=(6.0,), engine=engine)
         costs = {*report.COSTS} - {"evaluations"}
         return {
             (row["volume"], row["method"]): {k: v for k, v in row.items() if k not in costs}
@@ -433,7 +433,7 @@ def test_method_that_fails_costs_itself_alone(folder: Path, monkeypatch: pytest.
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(sys.modules["microdiffusion.engines.evaluation.methods"]._BASELINES, "rl", broken)
-    plan = Plan(volume_paths(folder)[:1], parse_methods("nearest,rl,linear"), steps=(6.0,))
+    plan = EvaluationPlan(volume_paths(folder)[:1], parse_methods("nearest,rl,linear"), steps=(6.0,))
     results = evaluate(plan)
     assert [row["method"] for row in results.rows] == ["nearest", "linear"]
     assert results.skipped == ["a, step 6, rl: RuntimeError: out of memory"]
@@ -442,7 +442,7 @@ def test_method_that_fails_costs_itself_alone(folder: Path, monkeypatch: pytest.
 def test_saved_after_each_volume_and_progress_ends_at_all(folder: Path) -> None:
     saved: list[int] = []
     done: list[int] = []
-    plan = Plan(volume_paths(folder), parse_methods("nearest,linear"), steps=(6.0, 9.0), seeds=2)
+    plan = EvaluationPlan(volume_paths(folder), parse_methods("nearest,linear"), steps=(6.0, 9.0), seeds=2)
     hooks = Hooks(
         lambda number, _: done.append(number), saved=lambda results: saved.append(len(results.rows))
     )

@@ -14,7 +14,7 @@ from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.engines.evaluation.courses import Active, Drifting, Still, Watch
 from microdiffusion.engines.evaluation.methods import parse_methods
 from microdiffusion.engines.evaluation.protocol import Protocol
-from microdiffusion.engines.evaluation.runner import Plan
+from microdiffusion.engines.evaluation.runner import EvaluationPlan
 from microdiffusion.engines.evaluation.sessions import SessionPlan, evaluate_sessions, session_sweeps
 from microdiffusion.errors import ConfigError, InputFileError
 
@@ -90,7 +90,7 @@ def test_sweeps_of_a_session_are_those_of_an_acquisition() -> None:
 def test_what_learns_beats_what_forgets(folder: Path) -> None:
     methods = parse_methods("linear,inr:memory=sweep,inr")
     engine = {"device": "cpu", "threads": 1}
-    plan = Plan([folder / "blobs.npy"], methods, steps=(8.0,), engine=engine)
+    plan = EvaluationPlan([folder / "blobs.npy"], methods, steps=(8.0,), engine=engine)
     results = evaluate_sessions(plan, SessionPlan(SWEEPS, offline=True))
     last = {row["method"]: row["psnr_db"][-1] for row in results.rows}
     first = {row["method"]: row["psnr_db"][0] for row in results.rows}

@@ -39,11 +39,6 @@ from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run.h5"
-
-
 def abandon(target: Recorder) -> None:
     """Leave the files as a killed daemon does, once what was handed over is written."""
     gate = threading.Event()
