@@ -39,29 +39,64 @@ QUEUED_COMMANDS = 16
 TIMEOUT_S = 5.0
 
 
-class ControlServer:
-    """Answers commands; belongs to the thread that made it.
+class BoundSocket:
+    """A server socket with a context of its own, as a gate guards one; belongs to the thread that made it.
 
-    Parameters
-    ----------
-    address : str
-        Where to listen; ``*`` as the port takes a free one.
-    execute : callable
-        Executes a command and returns the answer's text and values. An `MddError` is a refusal.
-    security : ServerKeys or None
-        Needed on every address but loopback.
-
-    Attributes
-    ----------
-    address : str
-        Where it is bound.
-    refused : Counter of str
-        Messages that were dropped, by `wire.Reason`.
+    `name` is its key below [wire]; a port ``*`` of `address` is resolved in the attribute.
 
     Raises
     ------
     AddressError
-        The address is malformed, its port is taken, or it needs keys.
+        The address is malformed or its port is taken.
+    ConfigError
+        Other machines can reach the address, and there are no keys.
+    """
+
+    def __init__(
+        self, kind: int, name: str, address: str, security: ServerKeys | None, limits: dict[int, int]
+    ) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._gate: Gate | None = None
+        self._socket = self._context.socket(kind)
+        for option, value in {zmq.LINGER: 200, **limits}.items():
+            self._socket.setsockopt(option, value)
+        try:
+            self._gate = secure_server(self._socket, address, security)
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(
+                f"The {name} address {address} cannot be used ({zmq_reason(error)}): close the other daemon "
+                f'there, or add --set "wire.{name}=tcp://127.0.0.1:*" for a free port, and the same for the '
+                "other addresses under [wire]."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def close(self) -> None:
+        """Unbind."""
+        self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._context.term()
+
+
+def zmq_reason(error: zmq.ZMQError) -> str:
+    """Return the system's reason for an error."""
+    return zmq.strerror(error.errno) if error.errno else str(error)
+
+
+class ControlServer(BoundSocket):
+    """Answers commands; raises as `BoundSocket` does.
+
+    Parameters
+    ----------
+    execute : callable
+        Executes a command and returns the answer's text and values. An `MddError` is a refusal.
+
+    `refused` counts the messages that were dropped, by `wire.Reason`.
     """
 
     def __init__(
@@ -73,26 +108,9 @@ class ControlServer:
     ) -> None:
         self._execute = execute
         self.refused: Counter[str] = Counter()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._gate: Gate | None = None
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.RCVHWM, QUEUED_COMMANDS)
-        self._socket.setsockopt(zmq.SNDHWM, QUEUED_COMMANDS)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_COMMAND_BYTES)
-        try:
-            self._gate = secure_server(self._socket, address, security)
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            self.close()
-            raise AddressError(
-                f"The control address {address} cannot be used ({zmq.strerror(error.errno or 0)}): close the "
-                'other daemon there, or add --set "wire.control=tcp://127.0.0.1:*" for a free port.'
-            ) from error
-        except BaseException:
-            self.close()
-            raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        limits: dict[int, int] = {zmq.RCVHWM: QUEUED_COMMANDS, zmq.SNDHWM: QUEUED_COMMANDS}
+        limits[zmq.MAXMSGSIZE] = MAX_COMMAND_BYTES
+        super().__init__(zmq.ROUTER, "control", address, security, limits)
 
     def poll(self) -> None:
         """Execute what was asked since the last call; returns at once where nothing was."""
@@ -111,13 +129,6 @@ class ControlServer:
             answer = self._answer(message)
             with contextlib.suppress(zmq.ZMQError):  # whoever asked is gone
                 self._socket.send_multipart([peer, *_encoded(answer)], flags=zmq.NOBLOCK)
-
-    def close(self) -> None:
-        """Unbind."""
-        self._socket.close()
-        if self._gate is not None:
-            self._gate.close()
-        self._context.term()
 
     def _answer(self, command: wire.Command) -> wire.Answer:
         ok = False
@@ -167,7 +178,7 @@ def ask(
             socket.connect(address)
         except zmq.ZMQError as error:
             raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5752, not {address!r} ({error.strerror})."
+                f"Expected an address like tcp://127.0.0.1:5752, not {address!r} ({zmq_reason(error)})."
             ) from error
         socket.send_multipart(wire.encode(wire.Command(command=command, key=key, value=value, number=number)))
         deadline_s = time.monotonic() + timeout_s

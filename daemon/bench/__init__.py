@@ -1,7 +1,7 @@
 """Measures what a volume costs on this machine."""
 
 from microdiffusion.daemon.bench.measure import Bench
-from microdiffusion.daemon.bench.report import tables, write_json
+from microdiffusion.daemon.bench.report import tables
 from microdiffusion.daemon.bench.settings import CPU_SIZES, CUDA_SIZES, QUICK, BenchSettings, size_name
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "BenchSettings",
     "size_name",
     "tables",
-    "write_json",
 ]

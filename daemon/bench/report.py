@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from microdiffusion.errors import DiskError
 
 _FIGURES = (
     ("volume, ms", "volume_s", "ms"),
@@ -27,22 +23,6 @@ _FIGURES = (
     ("peak memory, MB", "peak_resident_mb", "number"),
     ("peak GPU memory, MB", "peak_cuda_mb", "number"),
 )
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the document.
-
-    Raises
-    ------
-    DiskError
-        The file cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DiskError(
-            f"{path} cannot be written ({error.strerror or error}): choose another file for --json."
-        ) from error
 
 
 def tables(document: Mapping[str, Any], width: int | None = None) -> str:

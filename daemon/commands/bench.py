@@ -13,6 +13,7 @@ matrix products. docs/performance.md explains each figure.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,9 @@ def run(args: Namespace) -> int:
     config = options.config_from(args)
     from rich.console import Console
 
-    from microdiffusion.daemon.bench import Bench, size_name, tables, write_json
+    from microdiffusion.daemon.bench import Bench, size_name, tables
     from microdiffusion.daemon.system import about
+    from microdiffusion.files import replacing
 
     settings = _settings(args)
     with Console(stderr=True).status("") as status:
@@ -65,7 +67,8 @@ def run(args: Namespace) -> int:
         }
     say(tables(document), styled=True)
     if args.json is not None:
-        write_json(args.json, document)
+        with replacing(args.json) as new:
+            new.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         say(f"wrote {args.json}")
     return 0
 

@@ -12,63 +12,31 @@ from typing import TYPE_CHECKING
 import zmq
 from pydantic import ValidationError
 
+from microdiffusion.daemon.control import BoundSocket, zmq_reason
 from microdiffusion.daemon.status.models import StatusSnapshot
 from microdiffusion.errors import AddressError, UserError
-from microdiffusion.wire import secure_client, secure_server, when_elsewhere
+from microdiffusion.wire import secure_client, when_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-    from microdiffusion.wire import ClientKeys, Gate, ServerKeys
+    from microdiffusion.wire import ClientKeys, ServerKeys
 
 TOPIC = b"status"
 IDLE_S = 0.05
 
 
-class StatusPublisher:
-    """A PUB socket for snapshots, bound to `address` (a port ``*`` is resolved); belongs to its thread.
-
-    Raises
-    ------
-    AddressError
-        The address is malformed or its port is taken.
-    ConfigError
-        Other machines can reach the address, and there are no keys.
-    """
+class StatusPublisher(BoundSocket):
+    """A PUB socket for snapshots; raises as `BoundSocket` does."""
 
     def __init__(self, address: str, *, security: ServerKeys | None = None) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # a gate guards one socket of a context
-        self._gate: Gate | None = None
-        self._socket = self._context.socket(zmq.PUB)
-        self._socket.setsockopt(zmq.LINGER, 200)
         # Snapshots are complete: a slow subscriber may miss some rather than pile them up here.
-        self._socket.setsockopt(zmq.SNDHWM, 4)
-        try:
-            self._gate = secure_server(self._socket, address, security)
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            self.close()
-            raise AddressError(
-                f"The status address {address} cannot be used ({_reason(error)}): "
-                'close the other daemon there, or add --set "wire.status=tcp://127.0.0.1:*" for a free '
-                "port, and the same for wire.data and wire.control."
-            ) from error
-        except UserError:
-            self.close()
-            raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        super().__init__(zmq.PUB, "status", address, security, {zmq.SNDHWM: 4})
 
     def publish(self, snapshot: StatusSnapshot) -> None:
         """Send to all subscribers; never blocks."""
         self._socket.send_multipart([TOPIC, snapshot.model_dump_json().encode()])
-
-    def close(self) -> None:
-        """Unbind."""
-        self._socket.close()
-        if self._gate is not None:
-            self._gate.close()
-        self._context.term()
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +74,7 @@ def subscribe(
             socket.connect(address)
         except zmq.ZMQError as error:
             raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({_reason(error)})."
+                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({zmq_reason(error)})."
             ) from error
         heard = False
         deadline = time.monotonic() + timeout_s
@@ -130,10 +98,6 @@ def subscribe(
         f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, "
         f"or give the address that it shows (--address){when_elsewhere(address)}."
     )
-
-
-def _reason(error: zmq.ZMQError) -> str:
-    return zmq.strerror(error.errno) if error.errno else str(error)
 
 
 def _newest(socket: zmq.Socket[bytes], timeout_s: float) -> StatusSnapshot | None:
