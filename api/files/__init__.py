@@ -1,6 +1,6 @@
 """Projection files, volumes and stacks, and output that appears whole or not at all."""
 
-from microdiffusion.files.atomic import refuse_existing, replacing, staged
+from microdiffusion.files.atomic import leftovers, refuse_existing, replacing, staged
 from microdiffusion.files.projections import ProjectionFile, open_projections, write_projections
 from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS
 from microdiffusion.files.volumes import VolumeFile, open_volume, volume_paths
@@ -10,6 +10,7 @@ __all__ = [
     "Z_KEYS",
     "ProjectionFile",
     "VolumeFile",
+    "leftovers",
     "open_projections",
     "open_volume",
     "refuse_existing",

@@ -16,8 +16,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from microdiffusion.errors import DiskError, InputFileError, MddError, NoRoomError
 
+_PART = ".part-"
+_LOCK = ".in-use.lock"
 _NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
@@ -71,7 +75,12 @@ def staged(*finals: Path, needed_bytes: int = 0) -> Iterator[tuple[Path, ...]]:
                 f"{finals[-1].name} needs {needed_bytes / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB "
                 "free: free some, or choose another folder with --output."
             )
-        folder = Path(tempfile.mkdtemp(prefix=f".{finals[0].name}.part-", dir=parent))
+        for left in leftovers(parent, finals[0].name):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{finals[0].name}{_PART}", dir=parent))
+        lock = FileLock(folder / _LOCK, timeout=0)
+        with contextlib.suppress(OSError, NotImplementedError):  # a network folder without locks
+            lock.acquire()
     except OSError as error:
         if isinstance(error, MddError):
             raise
@@ -84,7 +93,22 @@ def staged(*finals: Path, needed_bytes: int = 0) -> Iterator[tuple[Path, ...]]:
             raise
         raise _cannot(finals[-1], error) from error
     finally:
+        lock.release()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(parent: Path, name: str = "") -> list[Path]:
+    """Return the folders of outputs in the making (of `name`, or any) whose process was killed."""
+    found = []
+    for folder in parent.iterdir():
+        begin, part, _ = folder.name.partition(_PART)
+        if not part or not begin.startswith(".") or (name and begin != f".{name}"):
+            continue
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
+            if (folder / _LOCK).is_file():
+                with FileLock(folder / _LOCK, timeout=0):
+                    found.append(folder)
+    return sorted(found)
 
 
 def refuse_existing(*paths: Path) -> None:

@@ -12,6 +12,7 @@ none overlaps another, whatever the file held. Functions hold no state; any thre
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -171,8 +172,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     Raises
     ------
     OSError
-        It is none, or damaged.
+        It is none, or damaged; a pipe, say, which would never answer.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
     # Through a stream HDF5 takes no lock.
     with path.open("rb") as stream, h5py.File(stream, "r") as file:
         yield file

@@ -219,6 +219,14 @@ class Run:
         """Return the recorded frames of a time point, in the order of their places in the sweep."""
         return self._rows(time_point, channel).frames(self._number(time_point), channel, self.position)
 
+    def frame_numbers(self) -> NDArray[np.int64]:
+        """Return `seq` of every recorded frame, of all positions; (N,) ascending."""
+        positions = range(len(self.header.positions))
+        names = [f"{position_prefix(position)}mdd/frames/seq" for position in positions]
+        seqs = [np.ravel(part.view(name)[()]) for part in self._parts.all() for name in names]
+        every: NDArray[np.int64] = np.sort(np.concatenate(seqs))
+        return every[every >= 0]
+
     def live(self, channel: int = 0) -> LiveVolume | None:
         """Return the newest rolling volume; None where there is none (`engine.update` = "projection").
 

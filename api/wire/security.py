@@ -305,6 +305,7 @@ def forget(folder: Path, name: str) -> None:
 
 def trusted_keys(folder: Path) -> dict[str, str]:
     """Return name and public key of those who are let in; files that hold no key are skipped."""
+    _require_own(folder)
     keys = {}
     for path in sorted((folder / TRUSTED).glob("*.public")):
         with suppress(ConfigError, OSError):
@@ -320,7 +321,17 @@ def _trusted_path(folder: Path, name: str) -> Path:
     return folder / TRUSTED / f"{name}.public"
 
 
+def _require_own(folder: Path) -> None:
+    """Refuse folders of keys that others may write: they could put a key of theirs there."""
+    for each in (folder, folder / TRUSTED):
+        if sys.platform != "win32" and each.is_dir() and each.stat().st_mode & 0o022:
+            raise ConfigError(
+                f"Others may write into the folder of the keys {each}: run `chmod go-w {each}`."
+            )
+
+
 def _read_pair(folder: Path) -> tuple[str, str]:
+    _require_own(folder)
     public = _read_key(folder / PUBLIC)
     path = folder / SECRET
     secret = _read_key(path)

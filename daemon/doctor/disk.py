@@ -13,6 +13,7 @@ from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, wa
 from microdiffusion.daemon.doctor.requirements import Requirements, requirements_of
 from microdiffusion.daemon.status import size
 from microdiffusion.daemon.system import disk_free_bytes
+from microdiffusion.files import leftovers
 from microdiffusion.paths import journal_folder
 
 THEME = "Disk"
@@ -42,6 +43,7 @@ def checks(config: Config) -> list[Check]:
         Check(THEME, "recorder.output", lambda: space(look_at(output), requirements_of(config))),
         Check(THEME, "write speed", lambda: speed(write_test(output), requirements_of(config))),
         Check(THEME, "file system", lambda: file_system(output, kind_of(output))),
+        Check(THEME, "leftovers", lambda: remains(output)),
         Check(THEME, "journal", lambda: journal(look_at(spill), limit)),
         Check(THEME, "undelivered frames", lambda: left_over(*undelivered(spill))),
     ]
@@ -109,6 +111,15 @@ def left_over(count: int, nbytes: int, used: int) -> Finding:
         return ok(f"none; {used} in use by running senders" if used else "none")
     fix = "Start the daemon and run mdd deliver (mdd deliver --list shows what they are)."
     return warning(f"{count} of interrupted runs, {size(nbytes)}, were never delivered", fix)
+
+
+def remains(output: Path) -> Finding:
+    """Judge what killed copies and exports left in the folder of the run files."""
+    found = leftovers(output) if output.is_dir() else []
+    if not found:
+        return ok("none")
+    names = ", ".join(path.name for path in found[:5]) + (" ..." if len(found) > 5 else "")
+    return warning(f"{output} holds what killed copies or exports left: {names}", "Remove these folders.")
 
 
 def look_at(path: Path) -> Folder:

@@ -6,6 +6,7 @@ file's name, size and date, so a folder of a thousand runs is read once. Used by
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import deque
@@ -25,6 +26,8 @@ _MAKING_S = 3600.0  # nobody takes so long to make a run file
 _GIVEN = 256
 _LOOKED_AT = 8  # run files, the newest ones
 
+_log = logging.getLogger(__name__)
+
 _Stamp = tuple[str, int, int]
 
 
@@ -39,7 +42,14 @@ class RunFolder:
     def find(self, run_id: str) -> Path | None:
         """Return the first file of a run, None where there is none.
 
-        Where the run was reconstructed into another file beside it, it is the oldest one.
+        Where the run was reconstructed into another file beside it, it is the oldest one. Of copies of a file
+        it is the one that holds all that the others hold: of equal ones that which still has its name, and
+        else the one written last.
+
+        Raises
+        ------
+        InputFileError
+            Two copies hold frames that the other one does not.
         """
         known: dict[_Stamp, tuple[str, str]] = {}
         found: list[tuple[str, Path]] = []
@@ -54,7 +64,9 @@ class RunFolder:
             if number == run_id:
                 found.append((created, path))
         self._known = known
-        return min(found)[1] if found else None
+        oldest = min(found)[0] if found else ""
+        alike = [path for created, path in found if created == oldest]
+        return _original(alike) if len(alike) > 1 else next(iter(alike), None)
 
     def new_path(self, name: str) -> Path:
         """Return a path that no file has: name, UTC time, and a number where two start in one second."""
@@ -87,6 +99,27 @@ class RunFolder:
             with suppress(OSError):  # gone meanwhile
                 if time.time() - path.stat().st_mtime > _MAKING_S:
                     path.unlink()
+
+
+def _original(copies: list[Path]) -> Path:
+    """Return that of several copies of a run file in which the run goes on."""
+    held: dict[Path, set[int]] = {}
+    named: dict[Path, bool] = {}
+    for path in copies:
+        with open_run(path, missing="ignore") as run:
+            held[path] = set(run.frame_numbers().tolist())
+            named[path] = run.provenance.get("file") == path.name
+    best = max(copies, key=lambda path: (len(held[path]), named[path], _changed_s(path)))
+    others = [path for path in copies if path != best]
+    for other in others:
+        if not held[other] <= held[best]:
+            raise InputFileError(
+                f"{best} and {other.name} are copies of one run, and each holds frames that the other does "
+                "not: move the one away in which the run shall not go on."
+            )
+    names = ", ".join(path.name for path in others)
+    _log.warning("The run goes on in %s, which holds most; a copy of it is %s.", best, names)
+    return best
 
 
 def _file_name(name: str) -> str:

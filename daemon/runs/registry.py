@@ -23,7 +23,7 @@ from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.sweeps import RecoveredRun
 from microdiffusion.daemon.status import HEADLINE
 from microdiffusion.engines.memory import reconstruction_bytes
-from microdiffusion.errors import ConfigError, MddError, RunError, UserError
+from microdiffusion.errors import ConfigError, InputFileError, MddError, RunError, UserError
 from microdiffusion.runfile import Status
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from microdiffusion.header import RunHeader
     from microdiffusion.ledger import Ledger
 
+_NAMES = 10  # that are tried for a new run
 REMEMBERED = 1000
 """Runs that are over and still named at the end: a service runs for months."""
 
@@ -233,20 +234,32 @@ class OpenRuns:
         if found is not None:
             return self._resumed(found, owner, header)
         self._require_room(header)
-        recorder = Recorder.create(
-            path,
-            header,
-            self._config.recorder,
-            frames_per_sweep=header.frames_per_sweep,
-            configuration=self._config.model_dump_json(),
-            provenance=provenance(None),
-            on_written=partial(_written, self._board),
-            live=self._config.engine.update == "projection",
-            uncertainty=self._config.engine.uncertainty,
-            owner=owner,
-        )
+        recorder = self._created(path, header, owner)
         recorder.start()
         return self._live(recorder, None)
+
+    def _created(self, path: Path, header: RunHeader, owner: str) -> Recorder:
+        """Return the recorder of a new run, under the next name where another daemon has just taken one."""
+        for left in reversed(range(_NAMES)):
+            try:
+                return Recorder.create(
+                    path,
+                    header,
+                    self._config.recorder,
+                    frames_per_sweep=header.frames_per_sweep,
+                    configuration=self._config.model_dump_json(),
+                    provenance=provenance(None) | {"file": path.name},
+                    on_written=partial(_written, self._board),
+                    live=self._config.engine.update == "projection",
+                    uncertainty=self._config.engine.uncertainty,
+                    owner=owner,
+                )
+            except InputFileError:
+                if not left:
+                    raise
+                with self._finding:
+                    path = self._folder.new_path(header.name)
+        raise RunError(f"No name is free for {header.name}: choose another one.")
 
     def _require_room(self, header: RunHeader) -> None:
         """Raise UserError where a new run is more than this daemon can, or shall, take."""

@@ -263,3 +263,15 @@ def test_a_run_of_a_trusted_sender_is_resumed_after_its_daemon_restarts(server: 
                 assert sender.finish().ended
                 assert second.seqs == list(range(5, 10))
                 assert second.headers[0].run_id == RUN
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+@pytest.mark.parametrize("inner", [".", keys.TRUSTED])
+def test_a_folder_of_keys_that_others_may_write_is_refused(server: Path, client: Path, inner: str) -> None:
+    keys.trust(server, "scope", keys.public_key(client))
+    (server / inner).chmod(0o777)
+    for read in (keys.server_keys, keys.trusted_keys):
+        with pytest.raises(ConfigError, match=r"Others may write into the folder of the keys .*chmod go-w"):
+            read(server)
+    (server / inner).chmod(0o755)
+    assert keys.trusted_keys(server)

@@ -19,6 +19,7 @@ from microdiffusion import open_run
 from microdiffusion.config.models import Config, EngineConfig, RecorderConfig
 from microdiffusion.daemon.engine.process import EngineProcess
 from microdiffusion.daemon.ingest import Ingest, NotYet, RunState
+from microdiffusion.daemon.lock import RunLock
 from microdiffusion.daemon.runs import registry as open_runs
 from microdiffusion.daemon.runs.registry import OpenRuns
 from microdiffusion.daemon.status.board import StatusBoard
@@ -124,6 +125,21 @@ def test_a_run_that_cannot_be_written_is_closed_and_the_others_go_on(stage: Stag
     stage.tick()
     assert good.ticks > ticks
     assert good.state is RunState.OPEN
+
+
+def test_of_two_daemons_that_name_a_run_in_one_second_the_second_takes_another_name(
+    stage: Stage, tmp_path: Path
+) -> None:
+    header = header_of("a")
+    path = stage.runs._folder.new_path(header.name)
+    other = RunLock(path)  # which the other daemon has; its file is not made yet
+    other.acquire()
+    recorder = stage.runs._created(path, header, "")
+    recorder.stop()
+    other.release()
+    assert recorder.paths[0] != path
+    with open_run(recorder.paths[0]) as run:
+        assert run.provenance["file"] == recorder.paths[0].name
 
 
 def test_a_run_that_takes_its_time_to_close_holds_up_nobody_and_is_not_begun_again_meanwhile(

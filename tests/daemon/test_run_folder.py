@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 from support.run_file_writer import frame, header, recorder
 
+from microdiffusion.config.models import RecorderConfig
+from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.folder import RunFolder
+from microdiffusion.errors import InputFileError
 
 A, B = "a" * 32, "b" * 32
 
@@ -47,6 +51,63 @@ def test_of_two_files_of_a_run_the_recorded_one_is_found_not_the_one_made_from_i
     time.sleep(0.01)
     write(tmp_path / "aa_reconstructed.h5", A)
     assert RunFolder(tmp_path).find(A) == tmp_path / "zz_recorded.h5"
+
+
+def go_on(path: Path, *frames: int) -> None:
+    target = Recorder.resume(path, RecorderConfig(), on_written=lambda written: None)
+    target.start()
+    for number in frames:
+        target.put_frame(frame(*divmod(number, 3)))
+    target.stop()
+
+
+@pytest.mark.parametrize("names", [("run.h5", "aa_backup.h5"), ("run.h5", "zz_backup.h5")])
+def test_a_run_goes_on_in_the_file_that_holds_most_not_in_a_copy_of_it(
+    tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    original, backup = (tmp_path / name for name in names)
+    write(original, A)
+    shutil.copyfile(original, backup)
+    go_on(original, 1, 2)
+    os.utime(backup)  # a backup may be touched later
+    assert RunFolder(tmp_path).find(A) == original
+    assert f"a copy of it is {backup.name}" in caplog.text
+
+
+@pytest.mark.parametrize("backup", ["aa_backup.h5", "zz_backup.h5"])
+def test_of_equal_copies_the_one_with_its_own_name_is_the_run(tmp_path: Path, backup: str) -> None:
+    path = tmp_path / "run.h5"
+    target = Recorder.create(
+        path,
+        header(run_id=A),
+        RecorderConfig(time_points=2),
+        frames_per_sweep=3,
+        configuration="{}",
+        provenance={"file": "run.h5"},
+        on_written=lambda written: None,
+    )
+    target.stop()
+    shutil.copyfile(path, tmp_path / backup)
+    assert RunFolder(tmp_path).find(A) == path
+
+
+def test_copies_that_went_different_ways_are_refused_with_both_names(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.h5", tmp_path / "two.h5"
+    write(one, A)
+    shutil.copyfile(one, two)
+    go_on(one, 1)
+    go_on(two, 2)
+    with pytest.raises(InputFileError, match=r"(one\.h5 and two|two\.h5 and one)\.h5 are copies"):
+        RunFolder(tmp_path).find(A)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes with names of files")
+@pytest.mark.timeout(20)
+def test_a_pipe_that_is_named_like_a_run_file_holds_up_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.h5")
+    write(tmp_path / "run.h5", A)
+    assert RunFolder(tmp_path).find(A) == tmp_path / "run.h5"
+    assert RunFolder(tmp_path).unclosed() == []
 
 
 def test_only_a_run_that_nobody_closed_is_named(tmp_path: Path) -> None:
