@@ -1,4 +1,4 @@
-"""Image quality: fidelity and sharpness of a volume against the truth, and confidence intervals.
+"""Image quality: fidelity and sharpness of a volume against the truth, confidence intervals, saturation.
 
 Volumes are (Z, Y, X), estimate first, truth second, in the same units. The data range is always an
 argument or 1, never taken from the data: scores of different answers stay comparable. Empty background
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _SMALLEST_ERROR = 1e-12  # mean squared error at a data range of 1: equal slices score 120 dB, not infinity
 # Fourier shell correlation above which a frequency counts as resolved (Rosenthal and Henderson 2003, 0.143).
 _RESOLVED = 1 / 7
+_FULL_SCALES = frozenset(
+    {(1 << bits) - 1 for bits in range(8, 17)} | {((1 << bits) - 1) << (16 - bits) for bits in range(10, 16)}
+)  # largest counts of cameras of 8 to 16 bits
+_FEW_HOT = 2e-4  # share of the pixels below which it may be a few hot ones
+_NEIGHBOURS, _PILE = 4, 4  # values next below the highest, and how much more frequent a limit is than they
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,3 +326,34 @@ def _filters() -> Any:
 
 def _missing() -> DependencyError:
     return DependencyError("This score needs scikit-image: install it with `pip install scikit-image`.")
+
+
+def saturation_level(pixels: NDArray[Any], *, least: int = 8) -> float | None:
+    """Return the count at which a camera's pixels are saturated; None where they are not.
+
+    A camera's largest count is not in its metadata (12 bits come as 16, binning and gain tables shift the
+    end), but it shows: light beyond it piles up on one value. That value is the highest, and a power of two
+    less one (or such a value shifted to the upper bits), or else so frequent that no tail of a distribution
+    explains it.
+
+    Parameters
+    ----------
+    pixels : any shape, counts
+    least : int
+        Pixels from which on a value counts where it is not a full scale: hot pixels are few.
+    """
+    if not pixels.size:
+        return None
+    top = pixels.max()
+    count = int(np.count_nonzero(pixels == top))
+    if top in _FULL_SCALES and count >= _FEW_HOT * pixels.size:
+        return float(top)
+    if count < max(least, _FEW_HOT * pixels.size):
+        return None
+    rest, beside = pixels, 0
+    for _ in range(_NEIGHBOURS):
+        rest = rest[rest < rest.max()]
+        if not rest.size:
+            break
+        beside = max(beside, int(np.count_nonzero(rest == rest.max())))
+    return float(top) if 0 < _PILE * beside < count else None

@@ -22,6 +22,7 @@ from microdiffusion.daemon.calibration.align import Aligned, align, typical_step
 from microdiffusion.daemon.calibration.beads import find_traces, without_hot_pixels
 from microdiffusion.daemon.calibration.profile import Curve
 from microdiffusion.errors import InputFileError
+from microdiffusion.metrics import saturation_level
 from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def measure_beam(stack: ZStack, specimen: Specimen = "beads") -> BeamResult:
     if not np.all(np.isfinite(z_um)):
         raise InputFileError(f"{stack.source}: some stage positions are not finite: give them with --z-um.")
     frames = np.asarray(stack.frames, np.float32)[order]
-    full = stack.full if stack.full is not None else ceiling(frames)
+    full = stack.full if stack.full is not None else saturation_level(frames, least=max(20, len(frames)))
     seen = _layer(frames, full) if specimen == "layer" else _beads(frames, full)
     aligned = align(seen.traces, seen.noise, z_um) if len(seen.traces) else None
     if aligned is None:
@@ -124,12 +125,6 @@ def measure_beam(stack: ZStack, specimen: Specimen = "beads") -> BeamResult:
     if lit is None:
         raise InputFileError(f"{stack.source}: too few images to tell how sure the profile is: take more.")
     return _result(aligned, seen, repeats, band, lit, z_um, specimen)
-
-
-def ceiling(frames: NDArray[np.float32]) -> float | None:
-    """Return the value that many pixels share as the highest one: where the camera ends, if it does."""
-    top = float(frames.max())
-    return top if np.count_nonzero(frames == top) >= max(20, len(frames)) else None
 
 
 def _beads(frames: NDArray[np.float32], full: float | None) -> _Seen:

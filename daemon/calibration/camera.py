@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microdiffusion.errors import InputFileError
+from microdiffusion.metrics import saturation_level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,8 +79,7 @@ def measure_camera(
     read2, (read2_low, read2_high) = _mean(_blocks(noise2), calm, rng)
     read_noise = float(np.sqrt(read2))
     if full is None:
-        top = float(flat.max())
-        full = top if np.count_nonzero(flat == top) >= max(50, len(flat)) else np.inf
+        full = saturation_level(flat, least=max(50, len(flat))) or np.inf
     points = _points(flat, _blocks(level), _blocks(noise2), calm, len(dark), float(full))
     typical = float(np.median(flat))
     if typical < offset + max(read_noise, 1.0):

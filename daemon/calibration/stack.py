@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from microdiffusion.daemon.calibration.beam import ZStack, ceiling
+from microdiffusion.daemon.calibration.beam import ZStack
 from microdiffusion.errors import DiskError, InputFileError
 from microdiffusion.files import open_volume
+from microdiffusion.metrics import saturation_level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def read_stack(
             "is long: give the step or the positions in µm, with --step-um or --z-um."
         )
     if full is None and pixels.dtype.kind == "u":
-        full = ceiling(pixels.images) or float(np.iinfo(pixels.dtype).max)
+        full = saturation_level(pixels.images, least=max(20, count)) or float(np.iinfo(pixels.dtype).max)
     return ZStack(pixels.images, z_um, full, str(path))
 
 

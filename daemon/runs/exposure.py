@@ -3,10 +3,6 @@
 Saturation, no light at all, or frames below the dark level: mistakes that give volumes which look right and
 are not, whoever sends the frames. `ExposureMonitor` looks at some thousand pixels of each frame, on the
 ingest thread, which takes microseconds.
-
-A camera's largest count is not in its metadata (a 12-bit camera delivers 16-bit pixels), but it shows: many
-pixels share one largest value, and that value is a power of two less one, or such a value shifted to the
-upper bits.
 """
 
 from __future__ import annotations
@@ -20,17 +16,12 @@ from numpy.typing import NDArray
 
 from microdiffusion.frames import Frame
 from microdiffusion.header import RunHeader
+from microdiffusion.metrics import saturation_level
 
 PIXELS = 4096
 """Pixels of a frame that are looked at, about."""
 SATURATED = 0.002
 """Share of saturated pixels beyond which the user is told."""
-FULL_SCALES = frozenset(
-    {(1 << bits) - 1 for bits in range(8, 17)} | {((1 << bits) - 1) << (16 - bits) for bits in range(10, 16)}
-)
-"""Largest counts of cameras of 8 to 16 bits."""
-ENOUGH = 2e-4
-"""Share of the pixels below which it may be a few hot ones."""
 _BELOW = 0.9  # share of pixels below the dark level: half of a dark frame's are
 _LIT = 8.0  # standard deviations of the noise: no pixel of a dark frame gets so far
 
@@ -112,10 +103,7 @@ def saturated_share(pixels: NDArray[Any]) -> float:
     pixels : (Y, X) uint16 or float32
         Counts as they came. Pixels that are not integers have been computed, and are not judged.
     """
-    if pixels.dtype.kind != "u" or not pixels.size:
+    if pixels.dtype.kind != "u":
         return 0.0
-    top = int(pixels.max())
-    if top not in FULL_SCALES:
-        return 0.0
-    share = np.count_nonzero(pixels == top) / pixels.size
-    return share if share >= ENOUGH else 0.0
+    level = saturation_level(pixels)
+    return 0.0 if level is None else np.count_nonzero(pixels == level) / pixels.size

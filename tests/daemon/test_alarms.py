@@ -17,6 +17,7 @@ from microdiffusion.daemon.status.models import (
     StatusSnapshot,
     VolumeCounts,
 )
+from microdiffusion.metrics import saturation_level
 
 
 def at(second: float, run: dict[str, object] | None = None, **status: object) -> StatusSnapshot:
@@ -139,10 +140,21 @@ def test_a_disk_that_fills_is_told_before_it_is_full() -> None:
         (65535, 0.5, 0.5),
         (0xFFF0, 0.1, 0.1),
         (255, 0.01, 0.01),
-        (3000, 0.1, 0.0),
+        (4092, 0.02, 0.02),
+        (61000, 0.01, 0.01),
+        (3000, 0.0001, 0.0),
         (4095, 0.0001, 0.0),
     ],
-    ids=["12 bits", "16 bits", "12 bits, moved up", "8 bits", "a bright plateau", "a few hot pixels"],
+    ids=[
+        "12 bits",
+        "16 bits",
+        "12 bits, moved up",
+        "8 bits",
+        "12 bits, a plateau below",
+        "16 bits, 1 % below",
+        "few",
+        "a few hot pixels",
+    ],
 )
 def test_saturation_is_many_pixels_at_a_camera_s_largest_count(
     top: int, share: float, expected: float
@@ -154,3 +166,19 @@ def test_saturation_is_many_pixels_at_a_camera_s_largest_count(
 
 def test_computed_pixels_are_not_judged() -> None:
     assert saturated_share(np.full((20, 20), 4095.0, np.float32)) == 0.0
+
+
+@pytest.mark.parametrize("step", [1, 16], ids=["counts", "12 bits, moved up"])
+@pytest.mark.parametrize("mean", [1.0, 3.0, 104.0])
+def test_the_top_of_a_dim_image_is_no_limit(mean: float, step: int) -> None:
+    for seed in range(20):
+        pixels = np.random.default_rng(seed).poisson(mean, (64, 64)).astype(np.uint16) * np.uint16(step)
+        assert saturated_share(pixels) == 0.0
+
+
+def test_live_and_calibration_have_one_rule() -> None:
+    light = np.random.default_rng(0).normal(60_500, 215, (3, 64, 64))
+    clipped = np.minimum(light, 61_000).round()
+    assert saturation_level(clipped.astype(np.float32), least=50) == 61_000
+    assert saturated_share(clipped[0].astype(np.uint16)) == pytest.approx(0.01, abs=0.005)
+    assert saturated_share(np.full((64, 64), 100, np.uint16)) == 0.0
