@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import microdiffusion
 from microdiffusion.text import count_noun
 
 _PACKAGES = (
-    "numpy", "scipy", "scikit-image", "h5py", "pyzmq", "torch", "openvino", "onnxruntime", "tensorrt",
-    "tensorrt-rtx-cu13-bindings", "pycromanager", "pymmcore",
+    "numpy", "scipy", "scikit-image", "h5py", "pyzmq", "pydantic", "rich", "torch", "openvino", "onnx",
+    "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings", "pycromanager", "mmpycorex",
+    "pyjavaz", "pymmcore", "mm-test-adapters",
 )  # fmt: skip
 
 
@@ -33,10 +33,10 @@ def processor_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those distributions that are installed, by name."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of what mdd builds on, as far as it is installed, by distribution."""
     versions = {}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def about() -> dict[str, Any]:
         "driver": _driver() if cuda else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **package_versions(_PACKAGES),
+        **package_versions(),
         "mdd": microdiffusion.__version__,
         "commit": _commit(Path(microdiffusion.__file__).resolve().parent),
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from microdiffusion.config import Config
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.requirements import Requirements, requirements_of
@@ -156,19 +158,15 @@ def _closest(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def kind_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+def kind_of(path: Path) -> str:
     """Return the kind of file system that holds a folder, empty where the system does not say."""
     if str(path.absolute()).startswith("\\\\"):
         return "smb"
-    try:
-        rows = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError:
-        return ""
     path, kind, depth = path.resolve(), "", 0
-    for _, mount, row_kind, *_ in rows:
-        mount = mount.replace("\\040", " ")
-        if path.is_relative_to(mount) and len(mount) >= depth:  # of two at one place the later one counts
-            kind, depth = row_kind, len(mount)
+    for mount in psutil.disk_partitions(all=True):
+        # Of two at one place the later one counts.
+        if path.is_relative_to(mount.mountpoint) and len(mount.mountpoint) >= depth:
+            kind, depth = mount.fstype, len(mount.mountpoint)
     return kind
 
 

@@ -18,11 +18,6 @@ from microdiffusion.daemon.system import package_versions
 from microdiffusion.text import count_noun
 
 STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FAILURE: "bold red"}
-_PACKAGES = (
-    "numpy", "scipy", "h5py", "pyzmq", "pydantic", "rich", "torch", "openvino", "onnx", "onnxscript",
-    "tensorrt", "tensorrt-rtx-cu13-bindings", "pycromanager", "mmpycorex", "pyjavaz", "pymmcore",
-    "mm-test-adapters",
-)  # fmt: skip
 
 
 def page(findings: Findings) -> Group:
@@ -65,7 +60,7 @@ def report(findings: Findings, configuration: str) -> dict[str, Any]:
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": package_versions(_PACKAGES),
+        "packages": package_versions(),
         "configuration": tidy(configuration),
         "result": str(max(levels, key=list(Severity).index, default=Severity.OK)),
         "checks": [

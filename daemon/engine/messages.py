@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
-_PACKAGES = (
-    *("numpy", "h5py", "pyzmq", "pydantic", "torch", "pycromanager", "pymmcore", "mm-test-adapters"),
-    *("openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -53,7 +48,7 @@ def provenance(info: EngineInfo | None) -> dict[str, str]:
         "mdd": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **package_versions(_PACKAGES),
+        **package_versions(),
     }
     if info is None:
         return versions

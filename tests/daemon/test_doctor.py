@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -410,13 +411,14 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths of posix")
-def test_the_file_system_is_that_of_the_closest_mount(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    lines = ("/dev/a / ext4 rw", f"server:/x {tmp_path.as_posix()} nfs4 rw", "tmpfs /elsewhere tmpfs rw")
-    mounts.write_text("\n".join(lines))
-    assert disk.kind_of(tmp_path / "runs", mounts) == "nfs4"
-    assert disk.kind_of(tmp_path.parent, mounts) == "ext4"
-    assert disk.kind_of(tmp_path, tmp_path / "gone") == ""
+def test_the_kind_of_file_system_is_that_of_the_closest_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {"/": "overlay", str(tmp_path.parent): "ext4", str(tmp_path): "nfs4"}
+    mounts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in kinds.items()]
+    monkeypatch.setattr(disk.psutil, "disk_partitions", lambda all: mounts)
+    assert disk.kind_of(tmp_path / "runs") == "nfs4"
+    assert disk.kind_of(tmp_path.parent) == "ext4"
 
 
 def test_the_memory_is_known() -> None:
