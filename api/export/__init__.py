@@ -28,14 +28,13 @@ __all__ = [
     "renew_link",
 ]
 
-FORMATS = {"ome-zarr": "ome_zarr", "ome-tiff": "ome_tiff", "bdv": "bdv", "nrrd": "nrrd"}
-"""The formats, and the module of each."""
+FORMATS = {"ome-zarr": ".ome.zarr", "ome-tiff": ".ome.tif", "bdv": "_bdv.xml", "nrrd": "_nrrd"}
+"""The formats, and the ending that the default output of each adds to the run's name."""
 
 
 def default_output(run: Path, format_name: str) -> Path:
     """Return the default output of an export: beside the run."""
-    path = import_module(f"microdiffusion.export.{FORMATS[format_name]}").default_output(run)
-    return Path(path)
+    return run.with_name(run.stem + FORMATS[format_name])
 
 
 def export_run(
@@ -74,8 +73,8 @@ def export_run(
     NoRoomError, DiskError
         The disk is full, or cannot be written.
     """
-    module = import_module(f"microdiffusion.export.{FORMATS[format_name]}")
-    output = output or module.default_output(run)
+    module = import_module(f"microdiffusion.export.{format_name.replace('-', '_')}")
+    output = output or default_output(run, format_name)
     refuse_existing(output)
     with open_pictures(run, scope or Scope()) as pictures:
         exported: Exported = module.write(pictures, output, compress=compress, progress=progress)

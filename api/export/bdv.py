@@ -38,11 +38,6 @@ _CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer reads at a time
 _MOST = 65535
 
 
-def default_output(run: Path) -> Path:
-    """Return the XML file where the export of a run goes; the HDF5 file has the same name."""
-    return run.with_name(f"{run.stem}_bdv.xml")
-
-
 def paths_of(output: Path) -> tuple[Path, Path]:
     """Return the HDF5 and XML files of an export."""
     stem = output.with_suffix("") if output.suffix.lower() in (".xml", ".h5") else output

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.export.bdv import NAME, Setup, default_output, paths_of, spim_data, write_setup
+from microdiffusion.export.bdv import NAME, Setup, paths_of, spim_data, write_setup
 from microdiffusion.export.options import Exported
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.runfile import (
@@ -61,7 +61,7 @@ def link_run(run: Path, output: Path | None = None) -> Exported:
     DiskError
         The files cannot be written.
     """
-    finals = paths_of(output or default_output(run))
+    finals = paths_of(output or run.with_name(f"{run.stem}_bdv.xml"))
     refuse_existing(*finals)
     with open_run(run, missing="refuse") as opened, staged(*finals) as (hdf5, xml):
         volumes, lost = _write(opened, finals, hdf5, xml)
@@ -83,7 +83,7 @@ def renew_link(run: Path, output: Path | None = None) -> bool:
     DiskError
         The files cannot be exchanged.
     """
-    finals = paths_of(output or default_output(run))
+    finals = paths_of(output or run.with_name(f"{run.stem}_bdv.xml"))
     with open_run(run, missing="refuse") as opened:
         if not finals[1].is_file() or _run_of(finals[0]) != opened.header.run_id:
             return False

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 NAME = "nrrd"
 
 
-def default_output(run: Path) -> Path:
-    """Return the folder where the export of a run goes."""
-    return run.with_name(f"{run.stem}_nrrd")
-
-
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
     """Write a folder of NRRD files."""
     try:

@@ -37,11 +37,6 @@ NAMESPACE = "microdiffusion-daemon/export"
 _CLASSIC_BYTES = 4_000_000_000  # offsets of 32 bits end here; above, BigTIFF
 
 
-def default_output(run: Path) -> Path:
-    """Return the file where the export of a run goes."""
-    return run.with_name(f"{run.stem}.ome.tif")
-
-
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
     """Write an OME-TIFF."""
     try:

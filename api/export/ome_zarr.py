@@ -27,11 +27,6 @@ _CHUNK = (16, 256, 256)  # 2 MiB of uint16: a plane of 512 x 512 is four reads
 _COLOURS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
-def default_output(run: Path) -> Path:
-    """Return the folder where the export of a run goes."""
-    return run.with_name(f"{run.stem}.ome.zarr")
-
-
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
     """Write an OME-Zarr folder."""
     try:

@@ -29,7 +29,7 @@ _HDF5 = frozenset({".h5", ".hdf5", ".he5"})
 
 @dataclass(frozen=True, slots=True)
 class VolumeOrigin:
-    """VolumeOrigin of a volume, as its file says; empty where it says nothing."""
+    """Origin of a volume, as its file says; empty where it says nothing."""
 
     licence: str = ""
     structure: str = ""

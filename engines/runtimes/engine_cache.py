@@ -5,9 +5,8 @@ belongs to the user and is closed to all others (posix: mode 0700; Windows: the 
 entry is a plain file of the user's that nobody else can write, and it says for what it was built. Whatever
 does not fit counts as absent. The checksum is there for damaged files; it is no defence against the user.
 
-Storing replaces what was refused, deletes what was built for the same thing under another driver or version,
-and then what was not used for longest, until the rest fits. Two processes may store the same entry: the
-rename is atomic and both wrote the same.
+Storing replaces what was refused, and deletes what was not used for longest until the rest fits. Two
+processes may store the same entry: the rename is atomic and both wrote the same.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import stat
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,19 +34,7 @@ logger = logging.getLogger("microdiffusion.engines")
 _MAGIC = b"mdd-engine 1\n"
 _HEADER_LIMIT = 1 << 16
 _MOST_BYTES = 2 << 30  # some dozens of engines
-# What differs between an entry and the stale one that it replaces.
-_PASSING = frozenset({"driver", "tensorrt", "exporter", "code"})
 _ABANDONED_S = 3600.0  # a file that is still being written is younger
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file of the cache: its size in bytes, when it was last used (s, Unix), and what it was built for."""
-
-    path: Path
-    size: int
-    used_s: float
-    built_for: dict[str, str]
 
 
 def user_cache_folder() -> Path:
@@ -121,7 +107,7 @@ class EngineCache:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_folder()
-            self._make_room(key, len(packed))
+            self._make_room(self.path(key), len(packed))
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")  # mode 0600
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -135,28 +121,20 @@ class EngineCache:
             return False
         return True
 
-    def entries(self) -> list[Entry]:
-        """Return what is kept, the most recently used first; empty where there is no folder of ours."""
-        found = []
-        with contextlib.suppress(OSError, ValueError):
-            self._check_folder()
-            for path in self.folder.glob("*.engine"):
-                with contextlib.suppress(OSError):
-                    status = path.lstat()
-                    found.append(Entry(path, status.st_size, status.st_mtime, _built_for(path)))
-        return sorted(found, key=lambda entry: -entry.used_s)
-
-    def _make_room(self, key: Mapping[str, str], size: int) -> None:
-        """Delete what `key` makes stale, what a killed process left, and the oldest beyond the limit."""
+    def _make_room(self, new: Path, size: int) -> None:
+        """Delete what a killed process left, and what was not used for longest beyond the limit."""
         for path in self.folder.glob("*.part"):
             with contextlib.suppress(OSError):
                 if path.lstat().st_mtime < time.time() - _ABANDONED_S:
                     path.unlink()
+        kept = [(path.lstat(), path) for path in self.folder.glob("*.engine") if path != new]
         left = self._most_bytes - size
-        for entry in self.entries():
-            left -= entry.size
-            if (_lasting(entry.built_for) == _lasting(key) or left < 0) and _delete(entry.path):
-                left += entry.size
+        for status, path in sorted(kept, key=lambda entry: -entry[0].st_mtime):
+            left -= status.st_size
+            if left < 0:
+                with contextlib.suppress(OSError):  # Windows: another process has it open
+                    path.unlink()
+                    left += status.st_size
 
     def _check_folder(self) -> None:
         """Refuse a folder that somebody else may have filled; close one that is ours but open."""
@@ -170,10 +148,6 @@ class EngineCache:
                 self.folder.chmod(0o700)
 
 
-def _lasting(key: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in key.items() if name not in _PASSING}
-
-
 def _unpack(data: bytes) -> tuple[dict[str, object], bytes]:
     """Return the header of an entry and what follows it."""
     end = data.find(b"\n", len(_MAGIC), len(_MAGIC) + _HEADER_LIMIT)
@@ -183,26 +157,6 @@ def _unpack(data: bytes) -> tuple[dict[str, object], bytes]:
     if not isinstance(header, dict):
         raise ValueError("its header is damaged")
     return header, data[end + 1 :]
-
-
-def _built_for(path: Path) -> dict[str, str]:
-    """Return what an entry says it was built for; empty where it says nothing that can be read."""
-    try:
-        with path.open("rb") as file:
-            header, _ = _unpack(file.read(len(_MAGIC) + _HEADER_LIMIT))
-    except (OSError, ValueError):
-        return {}
-    built_for = header.get("built_for")
-    return {str(name): str(value) for name, value in built_for.items()} if isinstance(built_for, dict) else {}
-
-
-def _delete(path: Path) -> bool:
-    try:
-        path.unlink()
-    except OSError as error:  # Windows: another process has it open
-        logger.info("engine cache: %s cannot be deleted: %s", path, error)
-        return False
-    return True
 
 
 def _read_own(path: Path) -> bytes:
