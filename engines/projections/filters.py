@@ -22,8 +22,12 @@ def local_mean(images: Tensor, window: int) -> Tensor:
 
 
 def window_sum(images: Tensor, window: int) -> Tensor:
-    """Return the sums (M, Y - window + 1, X - window + 1) over all windows within images (M, Y, X)."""
-    return _sum_along(_sum_along(images, 1, window), 2, window)
+    """Return the sums (M, Y - window + 1, X - window + 1) over all windows within images (M, Y, X).
+
+    Along an edge that is shorter than the window, over all of it.
+    """
+    rows, columns = (min(window, edge) for edge in images.shape[1:])
+    return _sum_along(_sum_along(images, 1, rows), 2, columns)
 
 
 def local_max(images: Tensor) -> Tensor:

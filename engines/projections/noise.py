@@ -47,13 +47,22 @@ def estimate_sigma(projections: Tensor) -> float:
     network, signal taken for noise is lost. Blocks without any variance (masked or padded regions) are left
     out.
     """
-    response = F.conv2d(projections[:, None], _KERNEL.to(projections)[None, None]).square() / 36.0
+    response = _fine_structure(projections).square() / 36.0
     block = min(_BLOCK, *response.shape[2:])
     power = F.avg_pool2d(response, block).flatten()
     power = power[power > 0]
     if not power.numel():
         return 0.0
     return float(np.sqrt(np.percentile(power.cpu().numpy(), 5.0)))
+
+
+def _fine_structure(projections: Tensor) -> Tensor:
+    """Return the kernel's response (M, 1, Y - 2, X - 2), at least one pixel: 0 where fewer than 3 are."""
+    rows, columns = (max(0, 3 - edge) for edge in projections.shape[1:])
+    images = projections[:, None]
+    if rows or columns:
+        images = F.pad(images, (0, columns, 0, rows), mode="replicate")
+    return F.conv2d(images, _KERNEL.to(projections)[None, None])
 
 
 def white_share(projections: Tensor, operator: NDArray[np.float64]) -> float:
@@ -70,7 +79,7 @@ def white_share(projections: Tensor, operator: NDArray[np.float64]) -> float:
     shared = float(np.mean((operator[1:] * operator[:-1]).sum(axis=1) / np.sqrt(power[1:] * power[:-1])))
     if shared < _LEAST_OVERLAP:
         return 1.0
-    response = F.conv2d(projections[:, None], _KERNEL.to(projections)[None, None])
+    response = _fine_structure(projections)
     block = min(_BLOCK, *response.shape[2:])
     alone = F.avg_pool2d(response.square(), block)
     joint = F.avg_pool2d(response[1:] * response[:-1], block)

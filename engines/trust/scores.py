@@ -119,5 +119,6 @@ def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) ->
 def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> Tensor:
     """Return the rms () misfit of `raw` (Z, Y, X), averaged over 3 x 3 pixels, less the noise."""
     misfit = along_z(operator, raw) - images
-    shared = (window_sum(misfit, 3) / 9).square().mean() - variance.mean() / 9
+    pixels = min(3, misfit.shape[1]) * min(3, misfit.shape[2])
+    shared = (window_sum(misfit, 3) / pixels).square().mean() - variance.mean() / pixels
     return shared.clamp_min(0.0).sqrt()
