@@ -16,7 +16,7 @@ from microdiffusion.config.models import (
     TrainingConfig,
     WireConfig,
 )
-from microdiffusion.config.reference import KeyPath, chosen_toml, dump_toml, keys, reference_page, toml_value
+from microdiffusion.config.reference import KeyPath, chosen_toml, dump_toml, keys, reference_page
 
 __all__ = [
     "AcquisitionConfig",
@@ -41,6 +41,5 @@ __all__ = [
     "presets",
     "read_beam",
     "reference_page",
-    "toml_value",
     "write_calibration",
 ]

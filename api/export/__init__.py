@@ -13,12 +13,11 @@ from pathlib import Path
 
 from microdiffusion.export.bdv_link import link_run, renew_link
 from microdiffusion.export.options import Exported, Progress
-from microdiffusion.export.source import ExportGap, Scope, open_pictures
+from microdiffusion.export.source import Scope, open_pictures
 from microdiffusion.files import refuse_existing
 
 __all__ = [
     "FORMATS",
-    "ExportGap",
     "Exported",
     "Progress",
     "Scope",

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from microdiffusion.export.source import Picture
     from microdiffusion.runfile import Factors
 
-NAME = "bdv"
 _CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer reads at a time
 _MOST = 65535
 
@@ -93,7 +92,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
     finals = paths_of(output)
     refuse_existing(*finals)
     total, gaps = volumes_and_gaps(pictures)
-    exported = Exported(NAME, list(finals), total, gaps)
+    exported = Exported(list(finals), total, gaps)
     done = 0
     needed = 0 if compress else sum(picture.bytes // picture.dtype.itemsize * 2 for picture in pictures)
     with staged(*finals, needed_bytes=needed) as (hdf5, xml):

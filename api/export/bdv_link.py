@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.export.bdv import NAME, Setup, paths_of, spim_data, write_setup
+from microdiffusion.export.bdv import Setup, paths_of, spim_data, write_setup
 from microdiffusion.export.options import Exported
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.runfile import (
@@ -65,7 +65,7 @@ def link_run(run: Path, output: Path | None = None) -> Exported:
     refuse_existing(*finals)
     with open_run(run, missing="refuse") as opened, staged(*finals) as (hdf5, xml):
         volumes, lost = _write(opened, finals, hdf5, xml)
-    exported = Exported(NAME, list(finals), volumes)
+    exported = Exported(list(finals), volumes)
     exported.notes.append(
         f"a link: keep {finals[0].name} and {finals[1].name} with the run file; "
         + (f"{lost} views are missing" if lost else "no view is missing")

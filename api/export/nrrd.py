@@ -18,8 +18,6 @@ from microdiffusion.files import staged
 if TYPE_CHECKING:
     from microdiffusion.export.source import Picture
 
-NAME = "nrrd"
-
 
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:
     """Write a folder of NRRD files."""
@@ -49,7 +47,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
         (folder / "index.json").write_text(
             json.dumps({"images": index}, indent=1, ensure_ascii=False), encoding="utf-8"
         )
-    return Exported(NAME, [output], total, gaps)
+    return Exported([output], total, gaps)
 
 
 def _file_name(picture: Picture, t: int, channel: int) -> str:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from microdiffusion.export.source import Picture
 
-NAME = "ome-tiff"
 NAMESPACE = "microdiffusion-daemon/export"
 _CLASSIC_BYTES = 4_000_000_000  # offsets of 32 bits end here; above, BigTIFF
 
@@ -81,7 +80,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
                 compressionargs={"level": 1} if compress else None,
                 metadata=_metadata(picture, kept),
             )
-    exported = Exported(NAME, [output], total, gaps)
+    exported = Exported([output], total, gaps)
     alone = sum(
         int(picture.written.sum()) - len(chosen[id(picture)]) * len(picture.channels) for picture in pictures
     )

@@ -21,7 +21,6 @@ from microdiffusion.files import staged
 if TYPE_CHECKING:
     from microdiffusion.export.source import Picture
 
-NAME = "ome-zarr"
 VERSION = "0.4"
 _CHUNK = (16, 256, 256)  # 2 MiB of uint16: a plane of 512 x 512 is four reads
 _COLOURS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
@@ -57,7 +56,7 @@ def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress
                 done += 1
                 progress(done, total)
             group.attrs.update(_attributes(picture, window or (0.0, 1.0)))
-    return Exported(NAME, [output], total, gaps)
+    return Exported([output], total, gaps)
 
 
 def _array(group: Any, picture: Picture, level: int, *, compress: bool) -> Any:

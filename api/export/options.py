@@ -27,7 +27,6 @@ class Exported:
 
     Attributes
     ----------
-    format : str
     outputs : list of Path
         Files or folders; a viewer opens the last one.
     volumes : int
@@ -36,7 +35,6 @@ class Exported:
         Remarks for those who open the output.
     """
 
-    format: str
     outputs: list[Path]
     volumes: int = 0
     gaps: list[ExportGap] = field(default_factory=list)

@@ -1,7 +1,6 @@
 """The wire format: messages, their bytes, and the keys of both ends."""
 
 from microdiffusion.wire.codec import (
-    MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     VERSION,
     Message,
@@ -44,7 +43,6 @@ from microdiffusion.wire.security import (
 )
 
 __all__ = [
-    "MAX_BODY_BYTES",
     "MAX_HEADER_BYTES",
     "MAX_HELD",
     "VERSION",

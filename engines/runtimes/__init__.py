@@ -1,6 +1,5 @@
 """Evaluation of the network: torch, OpenVINO or TensorRT."""
 
-from microdiffusion.engines.runtimes.engine_cache import user_cache_folder
 from microdiffusion.engines.runtimes.openvino_runtime import find_openvino
 from microdiffusion.engines.runtimes.select import open_runtime, require_tensorrt
 from microdiffusion.engines.runtimes.tensorrt_build import (
@@ -23,5 +22,4 @@ __all__ = [
     "open_runtime",
     "open_tensorrt",
     "require_tensorrt",
-    "user_cache_folder",
 ]

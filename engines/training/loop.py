@@ -56,11 +56,6 @@ class TrainingProgress:
     loss: float
     seconds: float
 
-    @property
-    def seconds_left(self) -> float:
-        """Estimate of the seconds to go."""
-        return self.seconds * (1 - self.share) / self.share if self.share > 0 else math.inf
-
 
 def train(
     config: TrainingConfig,

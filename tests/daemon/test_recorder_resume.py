@@ -290,13 +290,14 @@ def test_absent_foreign_and_damaged_files_are_refused(path: Path) -> None:
     with pytest.raises(InputFileError, match="not part 0"):
         resumed(segment_path(path, 1))
     segment_path(path, 1).write_bytes(path.read_bytes())
-    with pytest.raises(InputFileError, match="not part 1"):
+    with pytest.raises(MissingFileError, match="it is missing"):
         resumed(path)
     segment_path(path, 1).write_bytes(b"nothing")
     with pytest.raises(InputFileError, match="cannot be read as HDF5"):
         resumed(path)
     segment_path(path, 1).unlink()
-    resumed(path).stop()
+    with pytest.raises(MissingFileError, match="is missing"):
+        resumed(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights of files are POSIX")
