@@ -56,7 +56,7 @@ def checks(engine: EngineConfig, ask: Callable[[str], Facts]) -> list[Check]:
             "TensorRT",
             lambda: tensorrt(ask("tensorrt"), ask("torch"), found(), engine, exporter=exporter),
         ),
-        Check(THEME, "OpenVINO", lambda: openvino(ask("openvino"), ask("torch"), engine)),
+        Check(THEME, "OpenVINO", lambda: openvino(ask("openvino"), engine)),
         Check(THEME, "weights", lambda: weights(ask("weights"), shipped_checksums())),
         Check(THEME, "processor", lambda: ok(f"{processor()}, {ask('torch')['instructions']}")),
     ]
@@ -148,8 +148,8 @@ def runs_rtx(capability: tuple[int, ...]) -> bool:
     return (7, 5) <= capability <= (8, 9) or capability[0] == 12
 
 
-def openvino(facts: Facts, torch_facts: Facts, engine: EngineConfig) -> Finding:
-    """Judge OpenVINO, which runs the network on a CPU."""
+def openvino(facts: Facts, engine: EngineConfig) -> Finding:
+    """Judge OpenVINO, which runs the network on a CPU; `packages` warns where it is absent."""
     if facts:
         return ok(facts["version"])
     if engine.runtime == "openvino":
@@ -157,9 +157,7 @@ def openvino(facts: Facts, torch_facts: Facts, engine: EngineConfig) -> Finding:
             "not installed, but engine.runtime is openvino",
             'python -m pip install openvino (or set engine.runtime to "auto").',
         )
-    if torch_facts["gpus"]:
-        return ok("not installed, not needed with a GPU")
-    return warning("not installed: torch runs the network, more slowly", "python -m pip install openvino.")
+    return ok("not installed: torch runs the network")
 
 
 def weights(facts: Facts, checksums: dict[str, str]) -> Finding:

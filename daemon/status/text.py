@@ -46,13 +46,7 @@ def run_line(run: RunSummary) -> str:
 
 def log_line(snapshot: StatusSnapshot) -> str:
     """Return the figures as one line of key=value; no value has a blank in it."""
-
-    def shown(key: str, value: str | int | float) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        return f"{value:.3f}" if key.endswith(("_s", "error", "residual")) else f"{value:.1f}"
-
-    return " ".join(f"{key}={shown(key, value)}" for key, value in log_fields(snapshot))
+    return " ".join(f"{key}={value}" for key, value in log_fields(snapshot))
 
 
 def log_fields(snapshot: StatusSnapshot) -> list[tuple[str, str | int | float]]:
