@@ -94,7 +94,7 @@ def run(args: Namespace) -> int:
         elif args.json is not None:
             evaluation.write_json(args.json, evaluation.document(plan, results, machine))
         if args.markdown is not None:
-            evaluation.write_markdown(args.markdown, tables(results))
+            evaluation.write_text(args.markdown, tables(results))
 
     def show(name: str, step: float, case: Any, answers: Any) -> None:
         evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)

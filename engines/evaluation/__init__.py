@@ -12,7 +12,7 @@ from microdiffusion.engines.evaluation.report import (
     document,
     markdown,
     write_json,
-    write_markdown,
+    write_text,
 )
 from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
 from microdiffusion.engines.evaluation.session_report import (
@@ -44,5 +44,5 @@ __all__ = [
     "sweep_curves",
     "volume_picture",
     "write_json",
-    "write_markdown",
+    "write_text",
 ]

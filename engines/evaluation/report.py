@@ -167,12 +167,13 @@ def document(plan: EvaluationPlan, results: Results, about: dict[str, Any]) -> d
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the document; what is not a number becomes null."""
-    _write(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
-def write_markdown(path: Path, tables: str) -> None:
-    """Write tables."""
-    _write(path, tables)
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def markdown(content: dict[str, Any], results: Results) -> str:
@@ -276,8 +277,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

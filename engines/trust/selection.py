@@ -6,12 +6,10 @@ second it is not, between them it is blended with the fallback; the third is the
 The least trust counts.
 
 - *miss*: how far the network's raw answer misses the projections (the size of the consistency correction),
-averaged
-  over neighbouring pixels so that noise cancels;
+  averaged over neighbouring pixels so that noise cancels;
 - *coarse error*: its error one octave coarser, where the answer is known (see `coarse_test.py`);
 - *held out*: the network's share in the mixture that best predicts a held-out projection. It tracks the best
-share
-  for the whole volume, a little above it.
+  share for the whole volume, a little above it.
 
 Fallbacks are the INR, Tikhonov and, where it explains its own projections, linear interpolation. The INR
 starts from Tikhonov's answer, so a held-out projection, which tests a single position, must be clear to
