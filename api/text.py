@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def count_noun(number: int, one: str, several: str = "") -> str:
@@ -13,5 +13,5 @@ def count_noun(number: int, one: str, several: str = "") -> str:
 
 
 def strip_control(text: str) -> str:
-    """Replace control characters, except line feeds and tabs, which could steer a terminal."""
+    """Replace control characters, which could steer a terminal, and halves of characters."""
     return _CONTROL.sub("\ufffd", text)

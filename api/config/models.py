@@ -28,6 +28,15 @@ class Table(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*")
+    @classmethod
+    def _no_control_characters(cls, value: Any) -> Any:
+        if isinstance(value, Path) and any(character < " " for character in str(value)):
+            raise ValueError(
+                f"{str(value)!r} has a control character: in TOML write it in single quotes, 'D:\\new'"
+            )
+        return value
+
 
 class AcquisitionConfig(Table):
     """The source of the frames and their acquisition."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from microdiffusion.errors import InputFileError
 from microdiffusion.export.bdv_link import link_run, renew_link
 from microdiffusion.export.options import Exported, Progress
 from microdiffusion.export.source import Scope, open_pictures
@@ -74,6 +75,13 @@ def export_run(
     """
     module = import_module(f"microdiffusion.export.{format_name.replace('-', '_')}")
     output = output or default_output(run, format_name)
+    try:
+        output.name.encode()
+    except UnicodeEncodeError:  # the formats hold the name of their own file
+        raise InputFileError(
+            f"{output.name!a} is not UTF-8, and an export in {format_name} cannot be called so: "
+            "name another with --output."
+        ) from None
     refuse_existing(output)
     with open_pictures(run, scope or Scope()) as pictures:
         exported: Exported = module.write(pictures, output, compress=compress, progress=progress)

@@ -220,6 +220,6 @@ def _write_cells(
                     source.select_hyperslab((*place, 0, 0, 0), (*(1 for _ in place), *shape))
                     # h5py's VirtualLayout takes several times as long, and there are thousands of these.
                     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                    creation.set_virtual(target, part.name.encode(), name, source)
+                    creation.set_virtual(target, os.fsencode(part.name.replace("%", "%%")), name, source)
                     cells = f"t{part.first + t:05d}/s{number:02d}/{level}/cells".encode()
                     h5py.h5d.create(file.id, cells, h5py.h5t.STD_U16LE, target, creation, lcpl=links)

@@ -76,8 +76,13 @@ def _fields(picture: Picture, t: int, channel: int, *, compress: bool) -> dict[s
         "kinds": ["space", "space", "space"],
         "content": picture.kind,
         "mdd_run_id": picture.run.header.run_id,
-        "mdd_position": picture.name,
-        "mdd_channel": picture.channels[channel],
+        "mdd_position": _ascii(picture.name),
+        "mdd_channel": _ascii(picture.channels[channel]),
         "mdd_time_point": str(picture.time_points[t]),
         "mdd_time_s": f"{picture.times_s[t, channel]:.6f}",
     }
+
+
+def _ascii(text: str) -> str:
+    """Return a text as NRRD's header can hold it; `index.json` has it as it is."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")

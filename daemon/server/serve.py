@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -114,8 +116,17 @@ def _summary(run: ClosedRun) -> str:
     return (
         f"{path}{more}\n"
         f"{volumes} of {z} x {y} x {x} voxels{others}; of the raw projections {frames}\n"
-        f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{path}').volume[0].shape)\"\n"
+        f"{opening_line(path)}\n"
     )
+
+
+def opening_line(path: Path) -> str:
+    """Return the line that opens a run in Python, for a shell: whatever its path is called."""
+    text = str(path)
+    if text.isprintable() and not set(text) & set("'\"`$!" if os.name == "nt" else "'\"`$!\\"):
+        return f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{text}').volume[0].shape)\""
+    words = ["python", "-c", f"import microdiffusion as m; print(m.open_run({text!a}).volume[0].shape)"]
+    return "open: " + (subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words))
 
 
 def _limited(config: Config, volumes: int | None) -> Config:

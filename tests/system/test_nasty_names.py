@@ -1,0 +1,137 @@
+"""Every reader, writer and printed command takes every legal name, or refuses it in a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from nasty_names import NAMES
+from support.run_file_writer import header, put_sweep, put_volume, recorder
+
+from microdiffusion import open_run
+from microdiffusion.config.models import RecorderConfig
+from microdiffusion.daemon.cli.dispatch import main
+from microdiffusion.daemon.server.serve import opening_line
+from microdiffusion.errors import UserError
+from microdiffusion.export import FORMATS, export_run
+from microdiffusion.runfile import verify_run
+
+COMMANDS = (
+    "info RUN",
+    "info RUN --json",
+    "verify RUN",
+    "verify RUN --json",
+    "report RUN",
+    "snapshot RUN DIR/copy.h5",
+    "repack RUN DIR/packed.h5",
+    "export RUN --to ome-zarr --output DIR/out.zarr",
+    "export RUN --to ome-tiff",
+    "export RUN --to nrrd",
+    "export RUN --to bdv",
+    "export RUN --to bdv --link --output DIR/link.h5",
+    "repair RUN",
+)
+
+FAST = ("percent-b", "micro", "surrogate", "both-quotes", "newline", "dash")
+CASES = [
+    pytest.param(name, id=key, marks=() if key in FAST else pytest.mark.slow) for key, name in NAMES.items()
+]
+
+
+def folder_of(tmp_path: Path, name: str) -> Path:
+    """Return a folder of that name; skip where the system has none such."""
+    folder = tmp_path / name
+    try:
+        folder.mkdir()
+    except (OSError, ValueError) as error:
+        pytest.skip(f"no such name here: {error}")
+    return folder
+
+
+def record(path: Path, **changes: object) -> Path:
+    target = recorder(path, run=header(**changes))
+    target.start()
+    put_sweep(target, 0)
+    target.stop()
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_command_takes_a_run_of_any_name(tmp_path: Path, name: str) -> None:
+    folder = folder_of(tmp_path, name)
+    run = record(folder / f"{name[:60]}.h5")
+    for command in COMMANDS:
+        words = [
+            word.replace("DIR", str(folder)) if word != "RUN" else str(run) for word in command.split(" ")
+        ]
+        # as a terminal is: UTF-8, strict
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            code = main(words)
+        said = out.buffer.getvalue().decode()
+        if code == 2 and "UTF-8" in said and "--output" in said:  # a sentence with what to do
+            assert "\udcff" in name
+            assert command.startswith("export")
+            continue
+        assert code == 0, (command, said)
+    assert verify_run(folder / "copy.h5").sound
+    with open_run(run) as opened, h5py.File((folder / "link.h5"), "r") as link:
+        cells = link["t00000/s00/0/cells"][()]
+        np.testing.assert_array_equal(cells, opened.volume[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_format_takes_a_channel_and_a_position_of_any_name(tmp_path: Path, name: str) -> None:
+    run = header(channels=(name, "other"), positions=(name, "else"), name=name[:60])
+    target = recorder(tmp_path / "run.h5", run=run)
+    target.start()
+    for place in range(4):
+        put_volume(target, 0, place % 2, place // 2)
+    target.stop()
+    for kind in FORMATS:
+        assert export_run(tmp_path / "run.h5", kind, tmp_path / f"out_{kind}").volumes == 4
+    with open_run(tmp_path / "run.h5") as opened:
+        assert opened.header.channels[0] == run.channels[0]
+    index = json.loads((tmp_path / "out_nrrd" / "index.json").read_text("utf-8"))
+    assert "files" in index["images"][0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="runs the line in a POSIX shell")
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_the_line_that_is_printed_opens_the_run(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name / "run.h5"
+    line = opening_line(run).replace("print(m.open_run(", "print(ascii(").replace(").volume[0].shape", ")")
+    words = shlex.split(line.removeprefix("open: "))
+    done = subprocess.run(
+        [sys.executable, "-c", words[2].replace("import microdiffusion as m; ", "")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == ascii(str(run))
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_configured_folder_has_no_control_characters(name: str) -> None:
+    if any(character < " " for character in name):
+        with pytest.raises(ValueError, match="single quotes"):
+            RecorderConfig(output=Path(name))
+    else:
+        RecorderConfig(output=Path(name))
+
+
+def test_a_line_break_from_a_toml_string_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from microdiffusion.config.load import load_config
+
+    path = tmp_path / "mdd.toml"
+    path.write_text('[recorder]\noutput = "D:\\new\\test"\n', encoding="utf-8")
+    with pytest.raises(UserError, match="single quotes"):
+        load_config(path)
