@@ -11,12 +11,15 @@ sweep, session after session.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from microdiffusion.daemon.engine import EngineInfo, provenance
 from microdiffusion.daemon.offline.sweeps import SweepKey, open_recorded
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from microdiffusion.engines.pipeline import Reconstructor
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, Reconstruction], None]
 Report = Callable[[str, int, int], None]
@@ -97,6 +102,7 @@ def reconstruct_file(
             uncertainty=config.engine.uncertainty,
         )
         recorder.start()
+        _tell_gaps(recorded, recorder)
         try:
             done = 0
             for keys, trail in _sessions(recorded, reconstructor, output.parent, report, causal=causal):
@@ -113,6 +119,17 @@ def reconstruct_file(
             recorder.put_ledger(recorded.ledger)
         finally:
             recorder.stop()
+
+
+def _tell_gaps(recorded: Recorded, recorder: Recorder) -> None:
+    """Tell, and put down in the file, which slices between the slabs of the first sweep none of them lit."""
+    key = next(key for key, usable in recorded.keys.items() if usable)
+    lit = np.flatnonzero(recorded.header.operator_at(recorded.sweep(key).stage).any(axis=0))
+    dark = int(lit[-1] - lit[0] + 1 - lit.size)
+    if dark:
+        text = f"{count_noun(dark, 'slice is', 'slices are')} lit by no slab of sweep {key.sweep}: guessed"
+        logger.warning("%s: %s", recorded.header.name, text)
+        recorder.put_event("unlit", text)
 
 
 def catch_up(

@@ -177,6 +177,11 @@ def infer(
             "along the axis time."
         )
     channels, positions, slabs = (_values(image.place[axis] for image in images) for axis in range(3))
+    if len(slabs) == 1 and len(planned) > 1:
+        raise AcquisitionError(
+            f"The first time point has one slab, [sweep] and [volume] plan {len(planned)}: let the "
+            "acquisition number slabs along the axis z and sweeps along the axis time, or plan one slab."
+        )
     names = acquisition.channels
     if names and all(isinstance(channel, str) and channel for channel in channels):
         unknown = [channel for channel in channels if channel not in names]

@@ -126,6 +126,11 @@ class PassiveRun:
         for image in held:
             self._send(image)
 
+    @property
+    def has_images(self) -> bool:
+        """True once an image came."""
+        return bool(self._held) or self._layout is not None
+
     def leave_out(self, count: int) -> None:
         """Count images that could not be read as dropped, so that the run's ledger knows of them."""
         if self.sender is not None:

@@ -17,12 +17,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from microdiffusion.drivers.passive.ndtiff_tail import GrowingDataset, dataset_folder, is_complete
+from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.passive.relay import PassiveRun
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from microdiffusion.config import Config
@@ -60,7 +61,7 @@ def acquire(task: DriverTask) -> SenderStats | None:
     itself = dataset_folder(folder)
     if itself is not None:
         return _follow(task, itself)
-    datasets = _datasets(folder, _quiet_s(task.config), newest=task.resume is not None)
+    datasets = _datasets(folder, _quiet_s(task.config), task.note, newest=task.resume is not None)
     stats, found = None, next(datasets)
     task.note(f"waiting for a data set in {folder}")
     while not task.stop.is_set():
@@ -76,7 +77,9 @@ def acquire(task: DriverTask) -> SenderStats | None:
     return stats
 
 
-def _datasets(root: Path, quiet_s: float, *, newest: bool) -> Iterator[Path | None]:
+def _datasets(
+    root: Path, quiet_s: float, note: Callable[[str], None], *, newest: bool
+) -> Iterator[Path | None]:
     """Yield each data set that is new or still being written, once, in the order of their names.
 
     None stands for nothing new. With `newest` the newest is yielded even if it is complete.
@@ -94,7 +97,14 @@ def _datasets(root: Path, quiet_s: float, *, newest: bool) -> Iterator[Path | No
             latest = max(found, key=_changed_s, default=None) if newest else None
             # The files' times are wall-clock times.
             over = [each for each in found if is_complete(each) or time.time() - _changed_s(each) > quiet_s]
-            found = [each for each in found if each == latest or each not in over]
+            done = [each for each in over if each != latest]
+            if done:
+                note(
+                    f"{count_noun(len(done), 'finished data set is', 'finished data sets are')} left alone "
+                    f"({done[0].name}{' ...' if len(done) > 1 else ''}): to read one, name it in "
+                    "acquisition.watch"
+                )
+            found = [each for each in found if each not in done]
         is_first_look = False
         yield from found
         yield None
@@ -121,6 +131,10 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     reason = "broken off"
     try:
         reason = _pass_on(task, dataset, run)
+        if reason == "nothing new" and not run.has_images and not (folder / INDEX).is_file():
+            raise AcquisitionError(
+                f"{folder} has no {INDEX}, and its images do not say their axes: copy the index as well."
+            )
         run.settle()
         run.leave_out(dataset.damaged)
         if reason != "stopped" and run.sender is not None and not _await_delivery(task, run.sender):

@@ -266,12 +266,13 @@ def test_an_image_that_cannot_be_read_back_is_told(outbox: Outbox) -> None:
 
 def test_after_closing_images_go_by(outbox: Outbox) -> None:
     mdd = attach(passive_config())
-    mdd.process(SWEEP[0].pixels, metadata_of(SWEEP[0]))
+    for image in SWEEP[:2]:
+        mdd.process(image.pixels, metadata_of(image))
     mdd.close()
     mdd.close()
-    mdd.process(SWEEP[1].pixels, metadata_of(SWEEP[1]))
-    mdd.saved({"time": 0, "z": 1}, Dataset(SWEEP))
-    assert len(outbox.put_frames) == 1
+    mdd.process(SWEEP[2].pixels, metadata_of(SWEEP[2]))
+    mdd.saved({"time": 0, "z": 2}, Dataset(SWEEP))
+    assert len(outbox.put_frames) == 2
 
 
 def test_what_is_wrong_with_the_configuration_is_said_when_attaching(tmp_path: Path) -> None:

@@ -314,3 +314,10 @@ def test_what_is_left_out_is_counted_with_its_reason() -> None:
     assert stats.dropped == stage.run.unplaced == 6
     assert stage.outbox.finished == "finished; 6 images without a place in the run left out"
     assert "acquisition.positions_um" in stage.notes[-1]
+
+
+def test_one_slab_where_more_are_planned_is_refused() -> None:
+    stage = Stage()
+    with pytest.raises(AcquisitionError, match=r"has one slab, .* plan 4: let the acquisition number"):
+        stage.take([image_of(time_point, 0) for time_point in range(2)])
+    assert stage.headers == []

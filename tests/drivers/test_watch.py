@@ -442,7 +442,7 @@ def test_a_data_set_that_cannot_be_used_is_told_and_the_next_is_followed(
 ) -> None:
     follower = watch(tmp_path)
     follower.wait_for_note("waiting for a data set")
-    write(tmp_path, [image_of(t, 0, z_um=500.0) for t in range(2)], name="elsewhere")
+    write(tmp_path, [image_of(t, z, z_um=500.0 + z) for t in range(2) for z in range(2)], name="elsewhere")
     follower.wait_for_note(
         "the data set elsewhere_1 is skipped: The slabs of the first time point reach from"
     )
@@ -549,3 +549,16 @@ def test_what_is_wrong_ends_it_with_a_sentence(
     assert isinstance(follower.failure, kind)
     assert text in str(follower.failure)
     assert daemon.headers == []
+
+
+def test_images_that_nothing_places_are_a_failure_and_finished_data_sets_are_mentioned(
+    tmp_path: Path, watch: Callable[..., Watch]
+) -> None:
+    folder = write(tmp_path, axes_in_metadata=False)
+    (folder / INDEX).unlink()
+    follower = watch(folder, wire={"silent_s": 1.0}, acquisition={"sweep_interval_s": 0.0})
+    follower.join()
+    assert isinstance(follower.failure, AcquisitionError)
+    follower.failure.args[0].index("has no NDTiff.index")
+    waiting = watch(tmp_path)
+    waiting.wait_for_note("1 finished data set is left alone (run_1): to read one, name it in")
