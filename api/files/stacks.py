@@ -88,7 +88,7 @@ def read_tiff(path: Path) -> tuple[NDArray[Any], Edges, str]:
 
 
 class _Said(logging.Handler):
-    """What tifffile logs of a file: it fills gaps with zeros, and only says so here."""
+    """The warnings that tifffile logs of a file: it fills gaps with zeros, and only says so here."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
