@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.driver_support import SLABS_UM, Daemon, DatasetWriter, image_of, passive_config, wait_until
 
+from microdiffusion.daemon.commands.acquire import _judge as judge
 from microdiffusion.drivers.passive import watch as watching
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
@@ -562,3 +563,18 @@ def test_images_that_nothing_places_are_a_failure_and_finished_data_sets_are_men
     follower.failure.args[0].index("has no NDTiff.index")
     waiting = watch(tmp_path)
     waiting.wait_for_note("1 finished data set is left alone (run_1): to read one, name it in")
+
+
+def test_what_is_left_out_of_a_data_set_is_in_the_account_of_its_run(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    images = [image_of(t, z, position=name) for name in ("A", "B") for t in range(2) for z in range(4)]
+    follower = watch(write(tmp_path, images))
+    follower.join()
+    assert follower.stats is not None
+    assert (follower.stats.put, follower.stats.dropped) == (8, 8)
+    (end,) = daemon.ends
+    assert end.reason == "finished; 8 images without a place in the run left out"
+    assert (end.announced, end.dropped) == (16, 8)
+    with pytest.raises(AcquisitionError, match="8 frames did not reach the daemon"):
+        judge(follower.stats)
