@@ -76,7 +76,7 @@ def recorded(folder: Path) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for path in folder.rglob("*.h5"):
         try:
-            with open_run(path) as run:
+            with open_run(path, missing="ignore") as run:
                 seqs = run.values("frames/seq")
                 for t, slot in np.argwhere(seqs >= 0).tolist():
                     found[int(seqs[t, slot])] = run.projections[t, slot]
