@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from microdiffusion import __version__
 from microdiffusion.daemon.cli.output import complain, say
-from microdiffusion.errors import MddError
+from microdiffusion.errors import ConfigError, MddError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,6 +78,10 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+LEAST_FILES = 256
+"""Files and sockets that a process may have open."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mdd` with `argv` (None: the process's own arguments) and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -87,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _interrupts_noted() as interrupts:
         try:
+            _allow_descriptors()
             return _dispatch(arguments)
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 0
@@ -97,6 +102,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _explained(error, arguments)
     complain("mdd: interrupted")
     return 130
+
+
+def _allow_descriptors() -> None:
+    """Raise this process's limit of open files to what is allowed; ZeroMQ aborts where it meets one."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
+            return
+        if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+            raise ConfigError(
+                f"Only {hard} files may be open at a time, mdd needs {LEAST_FILES}: raise `ulimit -n`."
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST_FILES, hard))
 
 
 def _explained(error: Exception, arguments: list[str]) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -437,3 +439,16 @@ def test_the_page_of_errors_names_every_mistake_and_every_kind() -> None:
         name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MddError)
     }
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == kinds
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize(("kind", "code"), [("-n", 2), ("-Sn", 0)], ids=["hard", "soft"])
+def test_too_few_open_files_are_raised_or_refused_in_a_sentence(kind: str, code: int) -> None:
+    program = (
+        "from microdiffusion.daemon.cli.dispatch import main; raise SystemExit(main(['config', 'show']))"
+    )
+    words = ["/bin/sh", "-c", f'ulimit {kind} 40; exec "$0" "$@"', sys.executable, "-c", program]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == code, ended.stderr
+    if code:
+        assert ended.stderr.startswith("mdd: Only 40 files may be open at a time, mdd needs 256")
