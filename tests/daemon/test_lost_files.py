@@ -43,9 +43,8 @@ def remove(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    for each in path.parent.iterdir():
-        each.unlink()
-    path.parent.rmdir()
+    shutil.rmtree(path.parent, ignore_errors=True)  # the recorder may just make a further file there
+    path.unlink(missing_ok=True)
 
 
 def copy(path: Path) -> None:
