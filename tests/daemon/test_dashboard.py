@@ -245,8 +245,8 @@ def test_the_log_line_is_one_line_of_key_and_value():
     pairs = dict(pair.split("=") for pair in line.split(" "))
     assert pairs["frames"] == "338"
     assert pairs["missing"] == "3"
-    assert pairs["sweep_to_disk_p50_s"] == "0.410"
-    assert pairs["held_out_error"] == "1.080"
+    assert pairs["sweep_to_disk_p50_s"] == "0.41"
+    assert pairs["held_out_error"] == "1.08"
     assert pairs["queue_ingest_mb"] == "3.1"
 
 
