@@ -63,7 +63,7 @@ class RunData:
         self.ledger = ledger.settled(received=placed + self.unplaced, unplaced=self.unplaced)
         self.owners: list[str] = []
         if _OWNERS in first.layout.regions:  # since layout 1.2
-            self.owners = [owner.decode() for owner in first.read(_OWNERS).tolist() if owner]
+            self.owners = [owner.decode(errors="replace") for owner in first.read(_OWNERS).tolist() if owner]
         self._events = max(int(first.read("mdd/events/count")), 0)
         elapsed_s = _seconds_since(first.layout.plan.created_utc)
         if self._events:  # a clock that was set back must not put an event before the one it follows

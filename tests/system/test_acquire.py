@@ -130,7 +130,8 @@ def test_a_daemon_that_turns_the_run_away_is_quoted(
     tmp_path: Path, daemon: Daemon, acquire: Callable[..., Mdd], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = DatasetWriter(tmp_path)
-    writer.put(image_of(0, 0))
+    for z in range(4):
+        writer.put(image_of(0, z))
     writer.finish()
 
     def refuse(*_: object) -> object:
