@@ -21,6 +21,7 @@ from microdiffusion.files import VolumeFile, open_volume, write_projections
 from microdiffusion.frames import StagePositions
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_offset, sweep_positions
+from microdiffusion.text import strip_control
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,7 +206,7 @@ def simulate(
             camera=camera,
             held_out=np.arange(len(planned[0])) == len(planned[0]) - 1 if hold_out else None,
             truth=truths(),
-            attributes={"source": f"simulated from {source.path.name}, seed {seed}"},
+            attributes={"source": f"simulated from {strip_control(source.path.name)}, seed {seed}"},
         )
     return Path(output)
 

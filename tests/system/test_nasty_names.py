@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from nasty_names import NAMES
+from support.odd_stacks import PIXELS, hdf5, ndtiff, npy, tiff
 from support.run_file_writer import header, put_sweep, put_volume, recorder
 
 from microdiffusion import open_run
@@ -22,6 +23,7 @@ from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.server.serve import opening_line
 from microdiffusion.errors import UserError
 from microdiffusion.export import FORMATS, export_run
+from microdiffusion.files import open_projections, open_volume
 from microdiffusion.runfile import verify_run
 
 COMMANDS = (
@@ -135,3 +137,32 @@ def test_a_line_break_from_a_toml_string_is_refused_with_what_to_do(tmp_path: Pa
     path.write_text('[recorder]\noutput = "D:\\new\\test"\n', encoding="utf-8")
     with pytest.raises(UserError, match="single quotes"):
         load_config(path)
+
+
+STACKS = {
+    "tiff": tiff("v.tif"),
+    "ome-tiff": tiff("v.ome.tif", metadata={"axes": "ZYX"}),
+    "hdf5": hdf5(),
+    "npy": npy(PIXELS),
+    "ndtiff": ndtiff(),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_stack_of_any_name_is_read(tmp_path: Path, name: str) -> None:
+    """As `calibrate`, `train` and `evaluate` read it, and `simulate`, whose file `replay` reads."""
+    for kind, make in STACKS.items():
+        folder = folder_of(tmp_path, f"{name[:80]}{kind}")
+        made = make(folder)
+        suffix = ".ome.tif" if kind == "ome-tiff" else made.suffix
+        path = made.rename(made.with_name(f"{name[:80]}{suffix}"))
+        with open_volume(path) as volume:
+            np.testing.assert_array_equal(volume.volume(0), PIXELS, err_msg=f"{kind} {name!r}")
+    output = tmp_path / f"{name[:60]}_projections.h5"
+    path = tmp_path / f"{name[:80]}hdf5" / f"{name[:80]}.h5"
+    words = ["simulate", "--length-um=2", "--step-um=2", f"--output={output}", "--voxel-size-um", *"111"]
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        assert main([*words, "--", str(path)]) == 0, out.buffer.getvalue().decode()
+    with open_projections(output) as projections:
+        assert projections.header.shape == PIXELS.shape
