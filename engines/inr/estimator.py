@@ -164,7 +164,6 @@ class SessionEstimator:
         self.anew = self.settled = False
         self._covariances: list[NDArray[np.float64]] = []  # by age, from 1
         self._field = self._relative = self._age = torch.empty(0)
-        self._gaps = False  # voxels that came into view
         self._first: tuple[NDArray[np.float64], Tensor, NDArray[np.float64]] | None = None
 
     @property
@@ -214,7 +213,6 @@ class SessionEstimator:
         self.sweeps, self.amplitude = int(numbers["sweeps"]), float(numbers["amplitude"])
         self._field, self._relative = field, tensors["relative"].to(self._device)
         self._age = tensors["age"].to(self._device)
-        self._gaps = bool((self._age == 0).any())
         kept = tensors.get("covariances")
         self._covariances = [] if kept is None else list(kept.cpu().numpy())
         self._first = None
@@ -243,7 +241,6 @@ class SessionEstimator:
             )
             result[here] = volume[there]
             setattr(self, name, result.flatten(1))
-        self._gaps = True
         if deeper:
             here_z, there_z = _overlap(deeper, slices)
             for number, covariance in enumerate(self._covariances):
@@ -305,7 +302,7 @@ class SessionEstimator:
         oldest = len(gains) - 1
         age = self._age.clamp(max=oldest)
         mean_age = (operator / operator.sum(1, keepdim=True)) @ age.float()
-        unknown = age == 0 if self._gaps else None
+        unknown = age == 0 if bool((age == 0).any()) else None  # came into view
         if unknown is not None:
             self._field = torch.where(unknown, sweep.alone(), self._field)
         predicted = operator @ self._field
@@ -327,7 +324,7 @@ class SessionEstimator:
             if brighter is not None:
                 self._relative *= 1 - share
             age = torch.where(share > 0.5, 1, age)
-        self._field, self._age, self._gaps = field, age, False
+        self._field, self._age = field, age
 
     def _gained(self, age: Tensor, gains: list[_Gain], left: Tensor) -> Tensor:
         """Return the field (Z, P) with what is left of the projections, by each voxel's gain."""
