@@ -29,8 +29,9 @@ from zmq.auth.base import Authenticator
 
 from microdiffusion.addresses import is_loopback
 from microdiffusion.config import WireConfig
-from microdiffusion.errors import AddressError, ConfigError, MissingFileError
+from microdiffusion.errors import AddressError, ConfigError, DependencyError, MissingFileError
 from microdiffusion.paths import keys_folder
+from microdiffusion.text import command_line
 
 PUBLIC = "mdd.public"
 SECRET = "mdd.secret"  # noqa: S105  # the name of a file
@@ -239,6 +240,7 @@ def new_keys(folder: Path) -> str:
             f"{folder} holds keys already: `mdd keys show` says the public one; delete {SECRET} and {PUBLIC} "
             "there to make new ones, which everybody then has to trust again."
         )
+    _require_curve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     public = "-"
     while public.startswith("-"):  # which every command line would take for an option
@@ -326,17 +328,25 @@ def _require_own(folder: Path) -> None:
     for each in (folder, folder / TRUSTED):
         if sys.platform != "win32" and each.is_dir() and each.stat().st_mode & 0o022:
             raise ConfigError(
-                f"Others may write into the folder of the keys {each}: run `chmod go-w {each}`."
+                f"Others may write into the folder of the keys {each}: run "
+                f"`{command_line('chmod', 'go-w', each)}`."
             )
 
 
+def _require_curve() -> None:
+    if not zmq.has("curve"):
+        raise DependencyError("This pyzmq cannot encrypt: install its wheel, `pip install --upgrade pyzmq`.")
+
+
 def _read_pair(folder: Path) -> tuple[str, str]:
+    _require_curve()
     _require_own(folder)
     public = _read_key(folder / PUBLIC)
     path = folder / SECRET
     secret = _read_key(path)
     if sys.platform != "win32" and path.stat().st_mode & 0o077:
-        raise ConfigError(f"Others may read the secret key {path}: run `chmod 600 {path}`.")
+        command = command_line("chmod", "600", path)
+        raise ConfigError(f"Others may read the secret key {path}: run `{command}`.")
     if zmq.curve_public(secret.encode()).decode() != public:
         raise ConfigError(f"{PUBLIC} and {SECRET} in {folder} are not a pair: delete both, `mdd keys new`.")
     return public, secret

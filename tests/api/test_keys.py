@@ -13,7 +13,7 @@ from microdiffusion import wire
 from microdiffusion.addresses import is_loopback
 from microdiffusion.config.models import WireConfig
 from microdiffusion.daemon.cli.dispatch import main
-from microdiffusion.errors import AddressError, ConfigError, MissingFileError
+from microdiffusion.errors import AddressError, ConfigError, DependencyError, MissingFileError
 from microdiffusion.sender.sender import Sender
 from microdiffusion.wire import security as keys
 
@@ -275,3 +275,9 @@ def test_a_folder_of_keys_that_others_may_write_is_refused(server: Path, client:
             read(server)
     (server / inner).chmod(0o755)
     assert keys.trusted_keys(server)
+
+
+def test_a_zeromq_without_encryption_is_named(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "has", lambda capability: capability != "curve")
+    with pytest.raises(DependencyError, match="pip install --upgrade pyzmq"):
+        keys.new_keys(client / "others")
