@@ -104,9 +104,11 @@ def lacking_sentence(path: Path, missing: Sequence[Path]) -> str:
     names = ", ".join(each.name for each in missing[:_NAMED])
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     verb = "is" if len(missing) == 1 else "are"
+    others = ", ".join(each.name for each in missing[:_NAMED] if each.is_file())
+    there = f" (another file has the name {others})" if others else ""
     return (
-        f"{path} is a part of a run, and {names}{more} of it {verb} missing: copy all files of the run into "
-        "one folder."
+        f"{path} is a part of a run, and {names}{more} of it {verb} missing{there}: copy all files of the "
+        "run into one folder."
     )
 
 

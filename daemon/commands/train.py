@@ -11,12 +11,12 @@ TIFF, NDTiff or NPY, or folders of them. All settings are keys of the table
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import ProgressBar, options, say
 from microdiffusion.errors import ConfigError
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -53,7 +53,7 @@ def run(args: Namespace) -> int:
     from microdiffusion.engines.training import train
 
     own = sys.argv[sys.argv.index("train") + 1 :] if "train" in sys.argv else sys.argv[1:]
-    command = shlex.join(["mdd", "train", *own])
+    command = command_line("mdd", "train", *own)
     with ProgressBar("training", every_s=30.0) as bar:
 
         def watch(progress: TrainingProgress) -> None:

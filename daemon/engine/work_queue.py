@@ -25,6 +25,7 @@ from microdiffusion.daemon.engine.sinks import EngineSink, Lane, ServedRun, Swee
 from microdiffusion.engines.memory import memory_statement
 from microdiffusion.errors import ConfigError, EngineError, MddError
 from microdiffusion.frames import Reconstruction
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from microdiffusion.frames import Sweep
@@ -403,7 +404,8 @@ class WorkQueue:
         """Say that sweeps were not processed when their run was closed."""
         run = self._runs.get(run_id)
         if left and run is not None:
-            reason = f"the run was closed before its turn came: mdd reconstruct {run.file}"
+            later = command_line("mdd", "reconstruct", run.file)
+            reason = f"the run was closed before its turn came: {later}"
             self._call(run_id, lambda sink: sink.left(left, reason), None)
 
     def _event(self, run_id: str, kind: str, text: str) -> None:

@@ -47,6 +47,7 @@ from microdiffusion.runfile import (
     file_bytes,
     read_layout,
 )
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -80,7 +81,7 @@ class Segment:
             if layout.packed:
                 raise InputFileError(
                     f"{path} is compressed, and no run can be resumed in a compressed file: make it static "
-                    f"with `mdd repack {path} --in-place --compression none`."
+                    f"with `{command_line('mdd', 'repack', path, '--in-place', '--compression', 'none')}`."
                 )
             version = layout.plan.version
             if layout.plan.minor > LAYOUT_MINOR:  # it may contain datasets unknown here

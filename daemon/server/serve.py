@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ from microdiffusion.daemon.server.daemon import Daemon
 from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
 from microdiffusion.runfile import Status, require_compression
-from microdiffusion.text import count_noun
+from microdiffusion.text import command_line, count_noun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +124,7 @@ def opening_line(path: Path) -> str:
     if text.isprintable() and not set(text) & set("'\"`$!" if os.name == "nt" else "'\"`$!\\"):
         return f"open: python -c \"import microdiffusion as m; print(m.open_run(r'{text}').volume[0].shape)\""
     words = ["python", "-c", f"import microdiffusion as m; print(m.open_run({text!a}).volume[0].shape)"]
-    return "open: " + (subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words))
+    return f"open: {command_line(*words)}"
 
 
 def _limited(config: Config, volumes: int | None) -> Config:

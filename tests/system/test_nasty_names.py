@@ -25,6 +25,7 @@ from microdiffusion.errors import UserError
 from microdiffusion.export import FORMATS, export_run
 from microdiffusion.files import open_projections, open_volume
 from microdiffusion.runfile import verify_run
+from microdiffusion.text import command_line
 
 COMMANDS = (
     "info RUN",
@@ -166,3 +167,9 @@ def test_every_stack_of_any_name_is_read(tmp_path: Path, name: str) -> None:
         assert main([*words, "--", str(path)]) == 0, out.buffer.getvalue().decode()
     with open_projections(output) as projections:
         assert projections.header.shape == PIXELS.shape
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="splits the line as a POSIX shell does")
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_command_to_paste_names_one_file(name: str) -> None:
+    assert shlex.split(command_line("mdd", "repair", Path(name) / "run.h5"))[2] == str(Path(name) / "run.h5")
