@@ -36,20 +36,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from microdiffusion.engines.inr.covariance import OLDEST, AgeCovariances, overlap
 from microdiffusion.engines.projections import local_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OLDEST = 8
-"""Ages that are told apart; everything older shares one covariance, that of the whole session."""
-_LEVEL = 1.0  # variance of the unknown mean of a column, in units of the range
-_AMPLITUDES = (
-    0.025,
-    0.05,
-    0.1,
-)  # of the field's variation along z, in units of the range: chosen by evidence
-_FORGETTING = 1e-3  # of the prior's variance, per sweep: bounds what an old sweep is believed
 _BRIGHTNESS = 0.5  # standard deviation of a change of brightness, relative
 _LASTING = 0.7  # of it, from one sweep to the next
 _CHANGES = 0.03  # prior probability that a slab's brightness changed at a place
@@ -67,17 +59,10 @@ _NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
 _DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
 _NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
 _ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
-_BELIEVED = 0.98  # of the pixels, where an amplitude is chosen
-_PIXELS = 2048  # enough to choose an amplitude by
+_PIXELS = 2048  # enough for a choice
 _UNSEEN = 1e-6  # light of all slabs together
 _VOXELS = 1 << 17  # that are updated one by one at a time
 _CHUNK = 4096  # pixels that are solved at a time
-
-
-def matern(slices: int, bandwidth: float) -> NDArray[np.float64]:
-    """Return the Matérn 3/2 kernel (Z, Z) of unit variance; `bandwidth` as of `axial_basis`."""
-    distance = 2 * np.pi * bandwidth * np.abs(np.arange(slices)[:, None] - np.arange(slices))
-    return np.asarray((1 + distance) * np.exp(-distance), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,8 +123,8 @@ class SessionEstimator:
     ----------
     sweeps : int
         Sweeps that were taken in.
-    amplitude : float
-        Of the field's variation along z; chosen when the second sweep comes.
+    covariances : AgeCovariances
+        Their amplitude is chosen when the second sweep comes.
     anew : bool
         Whether the last sweep showed another specimen altogether.
     settled : bool
@@ -156,13 +141,11 @@ class SessionEstimator:
     ) -> None:
         self.shape = shape
         self.sweeps = 0
-        self.amplitude = _AMPLITUDES[1]
+        self.covariances = AgeCovariances(shape[0], bandwidth)
         self._device = device or torch.device("cpu")
-        self._kernel = matern(shape[0], bandwidth)
         distance = np.abs(np.arange(shape[0])[:, None] - np.arange(shape[0]))
         self._smooth = self._tensor(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2))
         self.anew = self.settled = False
-        self._covariances: list[NDArray[np.float64]] = []  # by age, from 1
         self._field = self._relative = self._age = torch.empty(0)
         self._first: tuple[NDArray[np.float64], Tensor, NDArray[np.float64]] | None = None
 
@@ -170,12 +153,6 @@ class SessionEstimator:
     def expected(self) -> Tensor:
         """The field (Z, P) as it is expected in the next sweep."""
         return torch.addcmul(self._field, self._field, self._relative, value=_LASTING)
-
-    @property
-    def predicted(self) -> list[NDArray[np.float64]]:
-        """Covariances (Z, Z) ahead of the next sweep: of what nothing is known of, then by age."""
-        drift = _FORGETTING * self.amplitude**2 * self._kernel
-        return [self._prior(self.amplitude), *(each + drift for each in self._covariances)]
 
     @property
     def nbytes(self) -> int:
@@ -186,10 +163,10 @@ class SessionEstimator:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
-        numbers = {"sweeps": self.sweeps, "amplitude": self.amplitude, "classes": len(self._covariances)}
+        numbers = {"sweeps": self.sweeps, "amplitude": self.covariances.amplitude}
         tensors = {"field": self._field, "relative": self._relative, "age": self._age}
-        if self._covariances:
-            tensors["covariances"] = torch.from_numpy(np.stack(self._covariances))
+        if self.covariances.by_age:
+            tensors["covariances"] = torch.from_numpy(np.stack(self.covariances.by_age))
         if self._first is not None:
             matrix, images, noise = self._first
             tensors |= {
@@ -210,11 +187,11 @@ class SessionEstimator:
         field = tensors["field"].to(self._device)
         if field.shape not in ((self.shape[0], self.shape[1] * self.shape[2]), (0,)):
             raise ValueError("the state is of another geometry")
-        self.sweeps, self.amplitude = int(numbers["sweeps"]), float(numbers["amplitude"])
+        self.sweeps, self.covariances.amplitude = int(numbers["sweeps"]), float(numbers["amplitude"])
         self._field, self._relative = field, tensors["relative"].to(self._device)
         self._age = tensors["age"].to(self._device)
         kept = tensors.get("covariances")
-        self._covariances = [] if kept is None else list(kept.cpu().numpy())
+        self.covariances.by_age = () if kept is None else tuple(kept.cpu().numpy())
         self._first = None
         if "first_matrix" in tensors:
             self._first = (
@@ -226,29 +203,22 @@ class SessionEstimator:
     def copy(self) -> SessionEstimator:
         """Return an independent estimator (no tensor of a state is ever changed in place)."""
         other = copy.copy(self)
-        other._covariances = list(self._covariances)  # noqa: SLF001
+        other.covariances = copy.copy(self.covariances)
         return other
 
     def shift(self, deeper: int, down: int, right: int) -> None:
         """Look at another part of the specimen, so many voxels further; what comes into view is not known."""
-        slices = self.shape[0]
         for name in ("_field", "_relative", "_age"):
             volume = getattr(self, name).unflatten(1, self.shape[1:])
             result = torch.zeros_like(volume)
             here, there = zip(
-                *(_overlap(by, edge) for by, edge in zip((deeper, down, right), self.shape, strict=True)),
+                *(overlap(by, edge) for by, edge in zip((deeper, down, right), self.shape, strict=True)),
                 strict=True,
             )
             result[here] = volume[there]
             setattr(self, name, result.flatten(1))
         if deeper:
-            here_z, there_z = _overlap(deeper, slices)
-            for number, covariance in enumerate(self._covariances):
-                moved = self._prior(self.amplitude)
-                moved[here_z, :] = 0.0
-                moved[:, here_z] = 0.0
-                moved[here_z, here_z] = covariance[there_z, there_z]
-                self._covariances[number] = moved
+            self.covariances.shift(deeper)
 
     @torch.no_grad()
     def update(
@@ -273,8 +243,15 @@ class SessionEstimator:
         seen = images.flatten(1)
         noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
         if self._first is not None:
-            self._choose_amplitude(matrix, seen, noise)
-        gains = self._advance(matrix, noise)
+            first, images, first_noise = self._first
+            self._first = None
+            self.covariances.choose_amplitude(
+                (first, _some(images), first_noise), (matrix, _some(seen), noise)
+            )
+        gains = [
+            _Gain(self._tensor(each.gain), self._tensor(each.predicted), self._tensor(np.diag(each.left)))
+            for each in self.covariances.advance(matrix, noise)
+        ]
         sweep = _Measured(
             self._tensor(matrix),
             seen,
@@ -295,7 +272,7 @@ class SessionEstimator:
     def forget(self) -> None:
         """Begin with the next sweep."""
         self.sweeps, self.anew = 0, False
-        self._covariances, self._first = [], None
+        self.covariances.by_age, self._first = (), None
 
     def _refine(self, sweep: _Measured) -> None:
         operator, gains = sweep.operator, sweep.gains
@@ -340,45 +317,6 @@ class SessionEstimator:
             change = (rows.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
             field[some] = before[some] + change
         return field.view_as(self._field)
-
-    def _advance(self, matrix: NDArray[np.float64], noise: NDArray[np.float64]) -> list[_Gain]:
-        """Take a sweep into the covariances, and return the gains: of what is new, then by age."""
-        gains, after = [], []
-        for covariance in self.predicted:
-            gain, predicted, left = _kalman(covariance, matrix, noise)
-            gains.append(_Gain(self._tensor(gain), self._tensor(predicted), self._tensor(np.diag(left))))
-            after.append(left)
-        # What was next to the oldest joins it.
-        self._covariances = after if len(after) <= OLDEST else [*after[: OLDEST - 1], after[OLDEST]]
-        return gains
-
-    def _prior(self, amplitude: float) -> NDArray[np.float64]:
-        return amplitude**2 * self._kernel + _LEVEL
-
-    def _choose_amplitude(
-        self, matrix: NDArray[np.float64], seen: Tensor, noise: NDArray[np.float64]
-    ) -> None:
-        """Choose the amplitude under which the first sweep predicts the second best (log evidence)."""
-        if self._first is None:
-            return
-        first, images, first_noise = self._first
-        self._first = None
-        every = max(1, images.shape[1] // _PIXELS)
-        before = images[:, ::every].double().cpu().numpy()
-        now = seen[:, ::every].double().cpu().numpy()
-        best = -math.inf
-        for amplitude in _AMPLITUDES:
-            gain, _, left = _kalman(self._prior(amplitude), first, first_noise)
-            innovation = now - matrix @ (gain @ before)
-            spread = matrix @ left @ matrix.T + np.diag(noise)
-            _, volume = np.linalg.slogdet(spread)
-            fit = np.sum(innovation * np.linalg.solve(spread, innovation), axis=0)
-            # Most pixels are dark and know nothing of it; a few do not keep still.
-            evidence = -0.5 * (float(fit[fit <= np.quantile(fit, _BELIEVED)].mean()) + volume)
-            if evidence > best:
-                best, self.amplitude = evidence, amplitude
-        _, _, left = _kalman(self._prior(self.amplitude), first, first_noise)
-        self._covariances = [left]
 
     def _brightness(
         self, sweep: _Measured, predicted: Tensor, mean_age: Tensor
@@ -468,20 +406,10 @@ class SessionEstimator:
         return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self._device)
 
 
-def _kalman(
-    covariance: NDArray[np.float64], matrix: NDArray[np.float64], noise: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return gain (Z, M), variance (M,) of the prediction without noise, covariance (Z, Z) afterwards."""
-    cross = covariance @ matrix.T
-    spread = matrix @ cross
-    gain = np.linalg.solve(spread + np.diag(noise), cross.T).T
-    left = covariance - gain @ cross.T
-    return np.asarray(gain, np.float64), np.diag(spread).copy(), (left + left.T) / 2
-
-
-def _overlap(by: int, edge: int) -> tuple[slice, slice]:
-    """Return what of an axis stays in view when looked at from so many voxels further, and where it was."""
-    return slice(max(-by, 0), edge - max(by, 0)), slice(max(by, 0), edge - max(-by, 0))
+def _some(images: Tensor) -> NDArray[np.float64]:
+    """Return enough of the pixels of images (M, P)."""
+    pixels: NDArray[np.float64] = images[:, :: max(1, images.shape[1] // _PIXELS)].double().cpu().numpy()
+    return pixels
 
 
 def _slices_of(operator: Tensor) -> Tensor:

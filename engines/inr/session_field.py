@@ -186,7 +186,7 @@ class SessionField:
         `known` is what a run forward in time knew after it; the field has its unit. The rest as for `update`.
         """
         if self.estimator.sweeps == 0:
-            self.estimator.amplitude, self.estimator.settled = known.amplitude, True
+            self.estimator.covariances.amplitude, self.estimator.settled = known.amplitude, True
             self._whole = known.whole
         by = [new - old for new, old in zip(known.whole, self._whole, strict=True)]
         if any(by):

@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.estimator import OLDEST, Estimate, SessionEstimator
+from microdiffusion.engines.inr.covariance import OLDEST
+from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.projections import interpolation_matrix, local_mean
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def joined(
     """
     mean = known.mean + lift
     age = known.age.clamp(1, len(known.covariances))
+    ahead = before.covariances.predicted
     _, now = after.state()
     later = torch.zeros_like(age)
     seen = both = mean
@@ -157,9 +159,11 @@ def joined(
         seen, both = then["field"] * brightness, now["field"] * brightness
         # Where the sweep is not what comes after it, that has nothing to say of it.
         later = torch.where(
-            (now["age"] == 1) | (trust == 0), later, then["age"].clamp(max=len(before.predicted) - 1)
+            (now["age"] == 1) | (trust == 0),
+            later,
+            then["age"].clamp(max=len(ahead) - 1),
         )
-    prior, *predicted = (np.linalg.inv(each) for each in before.predicted)
+    prior, *predicted = (np.linalg.inv(each) for each in ahead)
     learned = [_positive(each - prior) for each in predicted]
     own = [np.linalg.inv(each) for each in known.covariances]
     volume, variance = mean.clone(), torch.empty_like(mean)
@@ -195,9 +199,10 @@ def expected_misfit(estimator: SessionEstimator, matrix: NDArray[np.float64], no
     `matrix` (M, Z) is the operator of the sweep, `noise` the variance of its noise.
     """
     _, tensors = estimator.state()
+    ahead = estimator.covariances.predicted
     share = _tensor(matrix / matrix.sum(1, keepdims=True), tensors["field"])
-    age = (share @ tensors["age"].float()).round().long().clamp(max=len(estimator.predicted) - 1)
-    variances = np.stack([np.einsum("mz,zw,mw->m", matrix, each, matrix) for each in estimator.predicted])
+    age = (share @ tensors["age"].float()).round().long().clamp(max=len(ahead) - 1)
+    variances = np.stack([np.einsum("mz,zw,mw->m", matrix, each, matrix) for each in ahead])
     table = _tensor(variances + noise, tensors["field"])
     return table[age, torch.arange(len(matrix), device=age.device)[:, None]]
 
