@@ -269,13 +269,12 @@ def bars(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def differences(tables: dict[float, dict[str, dict[str, dict[str, float]]]]) -> dict[str, Any]:
     """Return the bars that compare two cells of the table on each volume."""
     found: dict[str, Any] = {}
-    for label, (step, method), (other_step, other), scores, relative in (
+    for label, (step, method), (other_step, other), scores in (
         (
             "mdd:4 at step 12 over linear at step 6",
             (12.0, "mdd:4"),
             (6.0, "linear"),
             ("psnr_db", "ssim"),
-            False,
         ),
         *(
             (
@@ -283,28 +282,19 @@ def differences(tables: dict[float, dict[str, dict[str, dict[str, float]]]]) -> 
                 (6.0, f"mdd:{number}:fallback=false"),
                 (6.0, "mdd:1:fallback=false"),
                 SHARPNESS,
-                False,
             )
             for number in (2, 4, 8)
         ),
-        ("mdd:4 over the reference's INR, %", (8.0, "mdd:4"), (8.0, "microdiffusion-inr"), SHARE, True),
-        ("inr over the reference's INR, %", (8.0, "inr"), (8.0, "microdiffusion-inr"), SHARE, True),
     ):
         mine, theirs = tables[step].get(method, {}), tables[other_step].get(other, {})
         both = sorted(set(mine) & set(theirs))
         for score in scores if both else ():
-            values = [
-                100 * (mine[v][score] / theirs[v][score] - 1)
-                if relative
-                else mine[v][score] - theirs[v][score]
-                for v in both
-            ]
+            values = [mine[v][score] - theirs[v][score] for v in both]
             found.setdefault(label, {})[score] = spread(values)
     return found
 
 
 SHARPNESS = ("axial_area", "axial_cutoff", "sharpness", "foreground_sharpness", "psnr_db")
-SHARE = ("psnr_db", "ssim")
 
 
 def spread(values: list[float]) -> dict[str, Any]:
