@@ -1,4 +1,4 @@
-"""What `mdd init` suggests: a value for each key, from answers and from the core, with the reason. Pure."""
+"""Suggestions of `mdd init`: a value for each key, from answers and from the core, with the reason. Pure."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.25  # how soon a stop request is seen while keys are waited for
 MESSAGE_S = 6.0
-"""How long the last line shows the answer to a key."""
+"""Time that the last line shows the answer to a key."""
 
 
 class LiveDashboard:

@@ -57,7 +57,7 @@ _RUN = re.compile(r"(.)\1{3,}")
 FORGET_KITTY = "\x1b_Ga=d,q=2\x1b\\"
 
 ANSWER_S = 0.5
-"""How long an answer may take, also over a slow line; a local terminal takes a few milliseconds."""
+"""Longest time for an answer, also over a slow line; a local terminal takes a few milliseconds."""
 _KITTY = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\"
 _CELL_SIZE, _ATTRIBUTES = "\x1b[16t", "\x1b[c"
 _CELL_ANSWER = re.compile(r"\x1b\[6;(\d+);(\d+)t")

@@ -1,4 +1,4 @@
-"""What the user has chosen to see, and what the keys do.
+"""Choices of the user: what is shown, and what the keys do.
 
 `Choices.press` takes a key and changes what is shown, or returns a request to the daemon. A state machine
 without clock, terminal or daemon; main thread.

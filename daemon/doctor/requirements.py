@@ -1,4 +1,4 @@
-"""What the configured run asks of this computer: disk space, bytes per second, memory. Pure functions."""
+"""Demands of the configured run on this computer: disk space, bytes per second, memory. Pure functions."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 from microdiffusion.config import EngineConfig
 
 Facts = dict[str, Any]
-"""What is known of a subject; empty where it is not installed."""
+"""Facts known of a subject; empty where it is not installed."""
 
 
 def probe(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from microdiffusion.daemon.status import QueueDepth, RunSummary, StatusSnapshot
 
 STAYS_S = 10.0
-"""How long an alarm stays after its cause is gone."""
+"""Time that an alarm stays after its cause is gone."""
 RECENT_S = 120.0
-"""How long something that happened at one moment (a frame was lost) is an alarm."""
+"""Time that something that happened at one moment (a frame was lost) is an alarm."""
 SILENT_S, SILENT_FACTOR = 15.0, 4.0
 """No frame for so long, and for so many times the usual gap."""
 BETWEEN_S = 1.0
@@ -39,7 +39,7 @@ RISEN, WORTH_TELLING = 1.5, 1.2
 """A held-out error that is so many times what it was, and larger than this (in units of the noise)."""
 
 Found = tuple[Literal["warning", "error"], str] | None
-"""How serious it is, and what it is."""
+"""Severity of what was found, and a sentence on it."""
 
 
 Find = Callable[["StatusSnapshot", "Past"], Found]

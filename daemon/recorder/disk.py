@@ -1,4 +1,4 @@
-"""What the operating system offers for files of a known size: free space, blocks reserved, positioned I/O.
+"""Calls of the operating system for files of a known size: free space, blocks reserved, positioned I/O.
 
 No state; any thread.
 """

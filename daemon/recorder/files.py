@@ -41,7 +41,7 @@ _AHEAD = 10  # a sweep that is more files further on is a mistake, not an outage
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a time point is kept.
+    """Place of a time point in the run's files.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ class Place:
 
     @property
     def received(self) -> int:
-        """How many frames it has."""
+        """Number of frames it has."""
         return int(self.known.received[self.row])
 
     @property
     def expected(self) -> int:
-        """How many frames it should have, by what those say; 0: there are none."""
+        """Number of frames it should have, by what those say; 0: there are none."""
         return int(self.known.expected[self.row])
 
     def dtype(self, name: str) -> np.dtype[Any]:

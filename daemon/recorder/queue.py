@@ -61,7 +61,7 @@ class WriteQueue:
 
     @property
     def full(self) -> bool:
-        """Whether the limit is reached."""
+        """True once the limit is reached."""
         return self._bytes >= self._limit
 
     def put(self, work: Callable[[], None], size: int = 0, frame: Frame | None = None) -> bool:

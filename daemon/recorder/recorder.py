@@ -182,7 +182,7 @@ class Recorder:
 
     @property
     def is_full(self) -> bool:
-        """Whether the queue is full: whoever can hold frames back should."""
+        """True while the queue is full: whoever can hold frames back should."""
         return self._queue.full
 
     @property
@@ -202,17 +202,17 @@ class Recorder:
 
     @property
     def ledger(self) -> Ledger:
-        """Where the frames went, as the file says now."""
+        """Account of the frames, as the file says now."""
         return self._writer.data.ledger
 
     @property
     def senders(self) -> NDArray[np.int64]:
-        """What each sender said last, as the file says now: (64, 6) int64, unused rows negative."""
+        """Last word of each sender, as the file says now: (64, 6) int64, unused rows negative."""
         return self._writer.data.senders
 
     @property
     def owners(self) -> list[str]:
-        """Who may resume the run; empty: whoever asks."""
+        """Those who may resume the run; empty: whoever asks."""
         return self._writer.data.owners
 
     @property
@@ -227,7 +227,7 @@ class Recorder:
 
     @property
     def short_of_room(self) -> str:
-        """What the disk will soon have too little room for, in a sentence; empty: all is well."""
+        """Warning of what the disk will soon have too little room for, one sentence; empty: all is well."""
         return self._writer.short_of_room
 
     def start(self) -> None:

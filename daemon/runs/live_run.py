@@ -152,7 +152,7 @@ class LiveRun:
 
     @property
     def owners(self) -> list[str]:
-        """Who may resume the run; empty: whoever asks."""
+        """Those who may resume the run; empty: whoever asks."""
         return self.recorder.owners
 
     def progress(self, message: RunProgress) -> None:

@@ -34,7 +34,7 @@ GAMMA = 0.75
 _OLDEST = 8  # sweeps, drawn white
 
 AGAIN_S = 2.0
-"""How often a preview is sent again, for whoever has joined since."""
+"""Time after which a preview is sent again, for whoever has joined since."""
 
 MOST_SESSIONS = 64
 """Sessions whose preview is kept; the one that has had none for the longest time makes room."""
@@ -107,7 +107,7 @@ class Preview(BaseModel):
 
     @property
     def ages(self) -> Images | None:
-        """How long the specimen has kept still, black: new; of the same shapes; None where nobody knows."""
+        """Images of how long the specimen has kept still, black: new; None where nobody knows."""
         return self._shaped(self.xy_age, self.xz_age, self.yz_age) if self.xy_age else None
 
     def _shaped(self, xy: bytes, xz: bytes, yz: bytes) -> Images:

@@ -30,7 +30,7 @@ _WRONG_LEVEL = -3.0  # median over 15 x 15 pixels: so far below no light, the le
 
 
 Supports = tuple[tuple[int, int, int], ...]
-"""Which slices each slab saw: (slab, first slice, end), one entry for each run of neighbouring slices."""
+"""Slices that each slab saw: (slab, first slice, end), one entry for each run of neighbouring slices."""
 
 
 def supports(operator: NDArray[np.float64]) -> Supports:

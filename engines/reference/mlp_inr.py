@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 DECAYS = 500
-"""How often the rate decays in the course of a fit: every 10 of the paper's 5,000 epochs."""
+"""Decays of the rate in the course of a fit: every 10 of the paper's 5,000 epochs."""
 CHUNK = 1024
 """Pixels that are evaluated together; bounds the memory of a full batch."""
 

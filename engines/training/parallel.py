@@ -26,7 +26,7 @@ from microdiffusion.engines.runtimes import best_dtype
 from microdiffusion.errors import ConfigError
 
 _TIMEOUT = timedelta(hours=2)
-"""How long the others wait while rank 0 validates."""
+"""Longest wait of the others while rank 0 validates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,18 @@ def test_a_room_is_entered_through_its_door():
     assert not past_the_door
 
 
+def test_a_docstring_begins_with_a_verb_or_a_noun():
+    asking = {"What", "Whether", "How", "When", "Where", "Which", "Who", "Why"}
+    assert not [
+        f"{path.relative_to(ROOT)}, line {node.lineno}: {text}"
+        for path in sources().values()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for text in [str(node.value.value).strip()]
+        if text.split(" ")[0] in asking
+    ]
+
+
 def test_no_two_rooms_need_each_other():
     needs: dict[str, set[str]] = {}
     for module, _, target in imports():
