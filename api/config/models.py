@@ -327,7 +327,9 @@ class WireConfig(Table):
     control: str = key("tcp://127.0.0.1:5752", "where commands arrive (`mdd control`)")
     keys: Path | None = key(None, "folder of this machine's keys (`mdd keys`); none: in the user's directory")
     server_key: str | None = key(
-        None, "public key of a daemon on another machine (`mdd keys show`)", pattern=r"^[!-~]{40}$"
+        None,
+        "public key of a daemon on another machine (`mdd keys show`)",
+        pattern=r"^[!-~]{40,64}$",
     )
     encrypt_loopback: bool = key(
         False, "require keys on loopback addresses too; elsewhere they are always required"

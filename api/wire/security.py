@@ -5,6 +5,9 @@ holds one pair for this user on this machine, used on either side, and the publi
 
     mdd.public   mdd.secret   trusted/NAME.public
 
+People see a public key as 64 hexadecimal digits, which every shell leaves alone; ZeroMQ and this code use
+Z85.
+
 Invariants: on any address but loopback a socket without keys is refused before it binds or connects; a
 server socket admits only keys that are in the folder *now* (keys may be trusted and forgotten while it
 runs), and none at all once its `Gate` is closed. The secret file is readable by its owner alone.
@@ -17,6 +20,7 @@ import asyncio
 import logging
 import os
 import re
+import struct
 import sys
 import threading
 from contextlib import suppress
@@ -26,6 +30,7 @@ from typing import Any
 
 import zmq
 from zmq.auth.base import Authenticator
+from zmq.utils import z85
 
 from microdiffusion.addresses import is_loopback
 from microdiffusion.config import WireConfig
@@ -36,7 +41,7 @@ from microdiffusion.text import command_line
 PUBLIC = "mdd.public"
 SECRET = "mdd.secret"  # noqa: S105  # the name of a file
 TRUSTED = "trusted"
-_KEY = re.compile(r"[!-~]{40}")
+_DIGITS = re.compile(r"[0-9A-Fa-f]{64}")
 _ADDRESS = re.compile(r"tcp://[^\s;]+:(\d+|\*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DOMAIN = "mdd"
@@ -242,14 +247,17 @@ def new_keys(folder: Path) -> str:
         )
     _require_curve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    public = "-"
-    while public.startswith("-"):  # which every command line would take for an option
-        public, secret = (key.decode() for key in zmq.curve_keypair())
+    public, secret = (key.decode() for key in zmq.curve_keypair())
     # Created as private: a file that is made private afterwards was readable for a moment.
     with open(os.open(folder / SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secret + "\n")
-    (folder / PUBLIC).write_text(public + "\n", encoding="ascii")
+    (folder / PUBLIC).write_text(readable(public) + "\n", encoding="ascii")
     return public
+
+
+def readable(key: str) -> str:
+    """Return a public key as people copy it: 64 hexadecimal digits, nothing that a shell would interpret."""
+    return z85.decode(key).hex()
 
 
 def public_key(folder: Path) -> str:
@@ -274,7 +282,7 @@ def client_keys(folder: Path, server_key: str) -> ClientKeys:
 
 
 def trust(folder: Path, name: str, key: str) -> None:
-    """Let the owner of the public key `key` in, from now on, under `name`.
+    """Let the owner of the public key `key`, or of the one in the file `key`, in from now on, under `name`.
 
     Raises
     ------
@@ -282,12 +290,17 @@ def trust(folder: Path, name: str, key: str) -> None:
         The name or the key is malformed, or the name is taken by another key.
     """
     path = _trusted_path(folder, name)
-    key = _checked_key(key, "the key")
+    try:
+        key = _checked_key(key, "the key")
+    except ConfigError:
+        if not os.path.isfile(key):  # pathlib's raises where the text is too long for a name
+            raise
+        key = _read_key(Path(key))
     known = trusted_keys(folder).get(name)
     if known not in (None, key):
         raise ConfigError(f"{name!r} is trusted with another key: `mdd keys forget {name}` first.")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_text(key + "\n", encoding="ascii")
+    path.write_text(readable(key) + "\n", encoding="ascii")
 
 
 def forget(folder: Path, name: str) -> None:
@@ -363,7 +376,15 @@ def _read_key(path: Path) -> str:
 
 
 def _checked_key(text: str, where: str) -> str:
+    """Return a key in Z85, given in Z85 (40 characters) or as `readable` writes it."""
     text = text.strip()
-    if not _KEY.fullmatch(text):
-        raise ConfigError(f"A key is 40 printable characters, {where} holds {len(text)}: copy it once more.")
-    return text
+    if _DIGITS.fullmatch(text):
+        return str(z85.encode(bytes.fromhex(text)).decode())
+    try:
+        if len(z85.decode(text)) == 32:
+            return text
+    except (ValueError, KeyError, struct.error):  # another length, or characters that it has no value for
+        pass
+    raise ConfigError(
+        f"A key is 64 digits from 0 to f, {where} holds {len(text)} characters: copy it once more."
+    )

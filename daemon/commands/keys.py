@@ -1,7 +1,7 @@
 """Create keys, and manage the hosts that daemons trust.
 
   mdd keys new                   create this machine's key pair, once; prints
-                                 the public key
+                                 the public key and the lines to paste elsewhere
   mdd keys show                  print this machine's public key
   mdd keys trust scope KEY       let the owner of KEY connect to daemons here
   mdd keys list                  list trusted hosts
@@ -15,6 +15,8 @@ daemon's. Keys are kept in a private folder, or in wire.keys.
 
 from __future__ import annotations
 
+import platform
+import re
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
@@ -30,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     show = what.add_parser("show", help="print this machine's public key")
     trust = what.add_parser("trust", help="trust the owner of a key")
     options.add(trust, "NAME", "what to call it here")
-    options.add(trust, "KEY", "what `mdd keys show` prints on the other machine")
+    options.add(trust, "KEY", "what `mdd keys show` prints on the other machine, or a file with it")
     listing = what.add_parser("list", help="list trusted hosts")
     forget = what.add_parser("forget", help="stop trusting a host")
     options.add(forget, "NAME", "what it is called here")
@@ -41,13 +43,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Create, print, trust, list or forget."""
     from microdiffusion.paths import keys_folder
-    from microdiffusion.wire import forget, new_keys, public_key, trust, trusted_keys
+    from microdiffusion.wire import forget, new_keys, public_key, readable, trust, trusted_keys
 
     folder = options.config_from(args).wire.keys or keys_folder()
     if args.what == "new":
-        say(new_keys(folder))
+        key = readable(new_keys(folder))
+        name = re.sub(r"[^A-Za-z0-9]+", "-", platform.node()).strip("-")[:64] or "scope"
+        say(
+            f"{key}\n"
+            "To let this machine in, on the daemon's machine:\n"
+            f"  mdd keys trust {name} {key}\n"
+            "For a daemon here, in the configuration (or after --set) of those who connect to it:\n"
+            f"  wire.server_key={key}"
+        )
     elif args.what == "show":
-        say(public_key(folder))
+        say(readable(public_key(folder)))
     elif args.what == "trust":
         trust(folder, args.name, args.key)
         say(f"{args.name} is trusted")
@@ -56,5 +66,5 @@ def run(args: Namespace) -> int:
         say(f"{args.name} is no longer trusted")
     else:
         for name, key in trusted_keys(folder).items():
-            say(f"{name:<20} {key}")
+            say(f"{name:<20} {readable(key)}")
     return 0
