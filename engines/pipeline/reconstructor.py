@@ -8,7 +8,7 @@ nothing about the network: it goes by what that lane has found. The *effort* say
 all that the configuration asks for, 1 one evaluation of the network without guidance or tests, 2 the INR
 without the network. The way of a sweep:
 
-    normalise -> INR of the sweep alone -> INR of the session (`inr/session_field.py`: what all sweeps say)
+    normalise (`task.py`) -> INR of the sweep alone, INR of the session (`prior.py`: what all sweeps say)
     -> the update (`update.py`: few-step sampler with data consistency, scores) -> selection of network,
     fallback or blend -> back to the units of the projections
 
@@ -18,86 +18,41 @@ the engine process. Memory is bounded whatever the number of sweeps: see `engine
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
-from microdiffusion.engines.inr import View
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
-from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle, upload
+from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
 from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
+from microdiffusion.engines.pipeline.prior import age_map, drift_um, network_share, sweep_prior
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
-from microdiffusion.engines.pipeline.session import Session
+from microdiffusion.engines.pipeline.task import Normaliser
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
-from microdiffusion.engines.projections import estimate_sigma, noise_variance, white_share
 from microdiffusion.engines.trust import COARSE_LIMITS, Scores, deviation, pattern, scale, select
-from microdiffusion.errors import GeometryError
-from microdiffusion.frames import AGE_UNIT, Drift, Reconstruction, StagePositions, age_shape
+from microdiffusion.frames import Reconstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from microdiffusion.config import EngineConfig
-    from microdiffusion.engines.inr import FieldEstimate, Known, SessionField, Trail
+    from microdiffusion.engines.inr import Trail
     from microdiffusion.engines.pipeline.session_store import SessionStore
+    from microdiffusion.engines.pipeline.task import Task
     from microdiffusion.engines.pipeline.update import Tensors
     from microdiffusion.engines.reference import ReferenceMethod
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
-# Of the prior, in spans below the darkest projections: room for dark holes in a bright specimen. Where the
-# camera's pedestal is not known, zero light seems to lie far below everything that was measured, and a field
-# that starts there never converges.
-_LOWEST_BASE = -1.0
 # Sweeps between two coarse tests, which cost half an evaluation each.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
-_KNOWS_TEXTURE = 3  # sweeps after which what was learned tells texture from noise
-_NETWORK_SHARE = (0.0, 1.0, 0.5, 0.25)
-"""Of the network's correction, by how many sweeps a voxel has kept still; none beyond."""
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    """One normalised sweep.
-
-    `images` and `variance` (M, Y, X); `floor` is the level of no light; `held`, `held_variance` (H, Y, X) and
-    `held_operator` (H, Z) are the held-out projections, None where there is none.
-    """
-
-    sweep: Sweep
-    session: Session
-    geometry: Geometry
-    images: Tensor
-    variance: Tensor
-    floor: float
-    held_operator: Tensor | None = None
-    held: Tensor | None = None
-    held_variance: Tensor | None = None
-    prior_steps: int = 0
-    lane: str = "sweep"
-    effort: int = 0
-    learned: FieldEstimate | None = None
-    field: SessionField | None = None
-    known: Known | None = None
-
-    @property
-    def base(self) -> float:
-        """The level of no light that priors start from."""
-        return max(self.floor, _LOWEST_BASE)
-
-    @property
-    def level(self) -> float:
-        """That level in counts."""
-        return self.session.low + self.base * self.session.span
 
 
 class Reconstructor:
@@ -140,11 +95,12 @@ class Reconstructor:
         self._geometries = Geometries(header, self.device)
         self.learns = config.memory == "session" and config.method in ("mdd", "inr")
         self._sessions = RunSessions(header, config.inr, self.device, sessions, learns=self.learns)
+        self._normaliser = Normaliser(header, self._geometries, self._sessions, self.device)
         self._report = report
         self._references: dict[tuple[int, int], ReferenceMethod] = {}
         settle(self.device)
         self._stream = own_stream(self.device)
-        self._settings = _settings(config)
+        self._settings = UpdateSettings.of(config)
         # The same for all sessions and sweeps of a run: what the network invents does not flicker.
         noisy = config.method == "mdd" and config.interpolation > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
@@ -154,8 +110,8 @@ class Reconstructor:
     def configure(self, config: EngineConfig) -> None:
         """Use other `steps`, `guidance` or `tile` from the next sweep on; the sessions stay warm."""
         self.config = config
-        if _settings(config) != self._settings:
-            self._settings = _settings(config)
+        if UpdateSettings.of(config) != self._settings:
+            self._settings = UpdateSettings.of(config)
             self._updates.clear()
             if self._graphs is not None:
                 self._graphs.clear()
@@ -173,12 +129,12 @@ class Reconstructor:
             As for `reconstruct`.
         """
         with on_stream(self._stream):
-            task = self._prepare(sweep, "ahead", 2)
-            self._prior(task)
+            task = self._normaliser.task(sweep, "ahead", 2)
+            sweep_prior(task)
             before, field = task.session.field, task.field
             if before is not None and field is not None:
                 images = (task.images - task.base) * (task.session.span / field.unit)
-                trail.keep(sweep.sweep, field.known(before, self._operator(sweep), images, task.level))
+                trail.keep(sweep.sweep, field.known(before, task.operator_at, images, task.level))
             task.session.sweeps += 1
             task.session.field = task.field
             self._sessions.keep(sweep, "ahead", task.session)
@@ -209,7 +165,7 @@ class Reconstructor:
 
     def _reconstruct(self, sweep: Sweep, lane: str, effort: int, trail: Trail | None) -> Reconstruction:
         clock = Clock(self.device)
-        task = self._prepare(sweep, lane, effort)
+        task = self._normaliser.task(sweep, lane, effort)
         if trail is not None:
             task.known = trail.at(sweep.sweep, self.device)
         clock.lap("prepare")
@@ -248,127 +204,15 @@ class Reconstructor:
             network_weight=weight,
             merged=task.learned is not None and task.learned.still > 0.0,
             still=float("nan") if task.learned is None else task.learned.still,
-            drift=self._drift(task.learned),
+            drift=drift_um(task.learned, self.header),
             runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
             effort=effort,
             uncertainty=unsure,
-            age=None if task.learned is None else _age_map(task.learned.age),
+            age=None if task.learned is None else age_map(task.learned.age),
             slots=sweep.slots,
         )
 
-    def _prepare(self, sweep: Sweep, lane: str, effort: int) -> _Task:
-        """Return the sweep in normalised units."""
-        if len(sweep.stage) == 0:
-            raise GeometryError(f"Sweep {sweep.sweep} holds no projection to reconstruct from.")
-        geometry = self._geometries.of(sweep.stage)
-        counts = upload(sweep.projections, self.device)
-        session = self._sessions.of(sweep, lane, geometry.conditions.length)
-        variance = self._variance(session, sweep, counts, geometry.matrix)
-        images = (counts - session.low) / session.span
-        variance = variance / session.span**2
-        # No light is at the camera's offset: the floor of everything non-negative, normalised.
-        floor = (self.header.camera.offset - session.low) / session.span
-        lowest = float(sweep.projections.min())
-        if lowest < self.header.camera.offset:
-            noise = session.span * float(variance.mean().sqrt())
-            if lowest < self.header.camera.offset - 10 * noise:
-                # A wrong offset in the header must not clip what was measured.
-                floor = (lowest - session.low) / session.span
-        task = _Task(sweep, session, geometry, images, variance, floor, lane=lane, effort=effort)
-        if len(sweep.held_out_stage):
-            held = upload(sweep.held_out, self.device)
-            task.held_operator = self._geometries.operator(sweep.held_out_stage)
-            task.held = (held - session.low) / session.span
-            white = session.white_share
-            task.held_variance = noise_variance(held, self.header.camera, white) / session.span**2
-        return task
-
-    def _variance(
-        self, session: Session, sweep: Sweep, counts: Tensor, matrix: NDArray[np.float64]
-    ) -> Tensor:
-        """Return the noise variance; overlapping slabs and repeated sweeps separate noise from texture."""
-        camera = self.header.camera
-        if camera.gain is not None:
-            return noise_variance(counts, camera)
-        if len(sweep.held_out_stage):
-            session.white_share = self._held_out_share(sweep, counts)
-        variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
-        field = session.field
-        if field is None or field.estimator.sweeps < _KNOWS_TEXTURE:
-            return variance
-        # Texture is in what was learned, too, and cancels; where the specimen moved, more is left.
-        expected = field.predict(self._operator(sweep)) * field.unit
-        repeated = estimate_sigma(counts - expected) ** 2
-        return variance.clamp_max(max(repeated, camera.read_noise**2, 1e-6 * session.span**2))
-
-    def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
-        """Return the share of noise in the fine structure, from held-out projections and their neighbours."""
-        stage = sweep.stage + sweep.held_out_stage
-        stack = torch.cat([counts, upload(sweep.held_out, self.device)])
-        order = stage.order()
-        places = np.flatnonzero(order >= len(sweep.stage))
-        near = np.unique(np.clip(places[:, None] + np.arange(-1, 2), 0, len(order) - 1))
-        chosen = order[near]
-        return white_share(stack[torch.from_numpy(chosen)], self.header.operator_at(stage[chosen]))
-
-    def _operator(self, sweep: Sweep) -> Callable[[float], NDArray[np.float64]]:
-        """Return a function of how many slices deeper the specimen lies, which gives the operator (M, Z)."""
-        voxel_um = self.header.voxel_size_um[0]
-        return lambda deeper: self.header.operator_at(
-            StagePositions.along_z(sweep.stage.z_um - deeper * voxel_um)
-        )
-
-    def _prior(self, task: _Task) -> Tensor:
-        """Return what the INR of the session, or of the sweep alone, says."""
-        geometry = task.geometry
-        view = View(
-            geometry.operator,
-            task.images,
-            task.variance,
-            geometry.closed(task.images, task.variance),
-            task.base,
-            task.held_operator,
-            task.held,
-            task.sweep.received_s,
-        )
-        fit = task.session.prior.fit(view)
-        task.prior_steps = fit.steps
-        return self._learn(task, fit.volume)
-
-    def _learn(self, task: _Task, own: Tensor) -> Tensor:
-        """Take the sweep into the session's field; return what is known now, `own` where nothing is kept."""
-        known = self._sessions.peek(task.sweep) if task.lane == "rolling" else None
-        field = task.session.field if known is None or known.field is None else known.field
-        if field is None:
-            return own
-        task.field = field = field.copy()  # the session goes on with it once the sweep has succeeded
-        if task.known is not None:
-            field.unit = task.known.unit
-        floor = task.base
-        scale = task.session.span / field.unit
-        seen = (
-            self._operator(task.sweep),
-            (task.images - floor) * scale,
-            task.variance * scale**2,
-            (own - floor) * scale,
-        )
-        if task.known is None:
-            task.learned = field.update(*seen)
-        else:
-            task.learned = field.look_back(*seen, task.known, task.level)
-        volume = task.learned.volume.clamp_min(0.0) / scale
-        if task.learned.still > 0.0:  # what the covariances did not expect
-            volume = task.geometry.consistency(volume, task.images - floor, task.variance)
-        return volume + floor
-
-    def _drift(self, learned: FieldEstimate | None) -> Drift:
-        """Return how far the specimen has moved since the session began."""
-        if learned is None:
-            return Drift()
-        shift = learned.motion.shift
-        return Drift(*(voxels * edge for voxels, edge in zip(shift, self.header.voxel_size_um, strict=True)))
-
-    def _coarse_test(self, task: _Task) -> Tensor | None:
+    def _coarse_test(self, task: Task) -> Tensor | None:
         """Return the network's error one octave coarser, where a test is due; see `coarse_test.py`."""
         coarse_test, findings, config = task.geometry.coarse_test, task.session.findings, self.config
         if self._runtime is None or coarse_test is None or not config.fallback or config.method != "mdd":
@@ -382,10 +226,10 @@ class Reconstructor:
         once = SamplerSettings(1, config.guidance, 0.0, config.tile)
         return coarse_test(self._runtime, task.images, task.variance, task.floor, once)
 
-    def _given(self, task: _Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
+    def _given(self, task: Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
         """Return the update of a sweep, its inputs, and the seconds of the reference's stages."""
         geometry, method = task.geometry, self.config.method
-        settings = _settings(self.config, task.effort)
+        settings = UpdateSettings.of(self.config, task.effort)
         update = self._updates.get((geometry, settings))
         if update is None:
             update = Update(geometry, settings, self._runtime, self._noise)
@@ -410,13 +254,13 @@ class Reconstructor:
             given["prior"], task.prior_steps, seconds = self._reference(task)
             clock.lap("reference")
             return update, given, seconds
-        given["prior"] = self._prior(task)
+        given["prior"] = sweep_prior(task)
         if task.learned is not None:
-            given["network_share"] = _network_share(task.learned.age)
+            given["network_share"] = network_share(task.learned.age)
         clock.lap("inr")
         return update, given, {}
 
-    def _updated(self, task: _Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
+    def _updated(self, task: Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
         """Return the update's answers and scores, on CUDA from a recorded graph where there is one."""
         runtime = self._runtime
         # A rolling window has as many geometries as projections: they would displace the graphs of the
@@ -430,7 +274,7 @@ class Reconstructor:
                 return dict(replayed)
         return update(given, clock.lap)
 
-    def _serve(self, task: _Task, answers: dict[str, Tensor], scores: Scores) -> tuple[str, float]:
+    def _serve(self, task: Task, answers: dict[str, Tensor], scores: Scores) -> tuple[str, float]:
         """Return the answer to serve and the network's weight in it; a blend joins answers and scores."""
         own = next(iter(scores.residuals))
         findings = task.session.findings
@@ -445,7 +289,7 @@ class Reconstructor:
             scores.blend("blend", "mdd", fallback, weight)
         return selection.served, selection.weight
 
-    def _unsure(self, task: _Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
+    def _unsure(self, task: Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
         """Return the standard deviation of each served voxel, in the units of the projections."""
         volume, session = answers[served], task.session
         doubt = pattern(volume, (each for name, each in answers.items() if name != "blend"), task.floor)
@@ -453,7 +297,7 @@ class Reconstructor:
             session.error_scale = scale(doubt, volume, task.held_operator, task.held, task.held_variance)
         return download(deviation(doubt, session.error_scale, task.variance).mul_(session.span))
 
-    def _reference(self, task: _Task) -> tuple[Tensor, int, dict[str, float]]:
+    def _reference(self, task: Task) -> tuple[Tensor, int, dict[str, float]]:
         """Return the reference's volume (normalised), trained for the sweep, its INR's updates, seconds."""
         # Imported only here: the other methods do not pay for it.
         from microdiffusion.engines.reference import ReferenceMethod
@@ -471,26 +315,3 @@ class Reconstructor:
         centres = self.header.centres_of(sweep.stage)
         answer = self._references[session].reconstruct(task.geometry.operator, centres, task.images)
         return answer.volume, answer.inr_steps, answer.seconds
-
-
-def _age_map(age: Tensor) -> NDArray[np.uint8]:
-    """Return the map of ages (Z, Y, X) as it is recorded: see `frames.Reconstruction`."""
-    z, y, x = age.shape
-    blocks = F.adaptive_avg_pool3d(age.float()[None], age_shape((z, y, x)))[0]
-    result: NDArray[np.uint8] = (blocks / AGE_UNIT).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return result
-
-
-def _network_share(age: Tensor) -> Tensor:
-    """Return the share of the network's correction that each voxel takes, by its age."""
-    table = torch.zeros(256, device=age.device)
-    table[: len(_NETWORK_SHARE)] = torch.tensor(_NETWORK_SHARE, device=age.device)
-    return table[age.long()]
-
-
-def _settings(config: EngineConfig, effort: int = 0) -> UpdateSettings:
-    """Return the settings of the update at an effort."""
-    kappa = config.interpolation * 0.1
-    steps, guidance = (config.steps, config.guidance) if effort == 0 else (1, 0.0)
-    method = "inr" if effort == 2 else config.method
-    return UpdateSettings(method, SamplerSettings(steps, guidance, kappa, config.tile), config.consistency)

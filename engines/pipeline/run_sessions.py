@@ -102,6 +102,11 @@ class RunSessions:
         """Return the session of the lane "sweep" as it is, None where it is not in memory."""
         return self._store.peek(self._key(sweep, "sweep"))
 
+    def learned(self, sweep: Sweep, lane: str, session: Session) -> SessionField | None:
+        """Return what earlier sweeps have taught; a rolling update goes by what the lane "sweep" knows."""
+        known = self.peek(sweep) if lane == "rolling" else None
+        return session.field if known is None or known.field is None else known.field
+
     def keep(self, sweep: Sweep, lane: str, session: Session) -> None:
         """Keep a session after a sweep; others may be moved to disk for it."""
         self._store.put(self._key(sweep, lane), session)

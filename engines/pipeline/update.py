@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from microdiffusion.config import EngineConfig
     from microdiffusion.engines.diffusion import Runtime
     from microdiffusion.engines.pipeline.geometry import Geometry
 
@@ -48,6 +49,14 @@ class UpdateSettings:
     method: str
     sampler: SamplerSettings
     consistency: bool = True
+
+    @classmethod
+    def of(cls, config: EngineConfig, effort: int = 0) -> UpdateSettings:
+        """Return the settings at an effort: 0 all of them, 1 one evaluation, 2 the INR alone."""
+        steps, guidance = (config.steps, config.guidance) if effort == 0 else (1, 0.0)
+        method = "inr" if effort == 2 else config.method
+        kappa = config.interpolation * 0.1
+        return cls(method, SamplerSettings(steps, guidance, kappa, config.tile), config.consistency)
 
 
 class Update:
