@@ -1,6 +1,6 @@
 """Sources of frames: Micro-Manager, recorded files, the virtual specimen.
 
-Public: `attach`, for a pycromanager script of your own; imported when it is first used.
+Public: `attach`, for your own acquisition with pycromanager or pymmcore-plus; imported when it is first used.
 """
 
 from __future__ import annotations

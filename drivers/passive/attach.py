@@ -11,6 +11,12 @@ is an `image_saved_fn`, for acquisitions that already have an `image_process_fn`
 raises, since that would abort or hang the acquisition, and neither waits: `process` copies the image into the
 sender's buffer, `saved` only notes its axes, and a thread of ours reads it back from where it was saved. A
 problem is reported in one sentence, and from then on mdd keeps out of the way.
+
+An acquisition of pymmcore-plus is followed by its signals instead, and the run ends with it:
+
+    with attach("my.toml") as mdd:
+        mdd.follow(core)
+        core.run_mda(sequence, block=True)
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 from microdiffusion.config import Config, load_config
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.relay import PassiveRun
+from microdiffusion.drivers.passive.useq_events import useq_image
 from microdiffusion.drivers.sending import FINISH_S, DriverTask, require_port
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.text import count_noun
@@ -97,9 +104,12 @@ class Attached:
             security=client_security(config.wire, address),
             finish_s=lambda: finish_s,
         )
-        self._run = PassiveRun(task, source="hook in a pycromanager acquisition")
+        self._run = PassiveRun(task, source="hook in an acquisition")
         self._lock = threading.Lock()  # of the run
+        self._closing = threading.Lock()  # held while it closes: a second caller waits for the first
         self._closed = False
+        self._reason = "finished"
+        self._late = False  # an image of a followed acquisition came after closing
         self._to_read: SimpleQueue[tuple[dict[str, Any], Any] | None] = SimpleQueue()
         self._reader: threading.Thread | None = None
 
@@ -126,15 +136,57 @@ class Attached:
         except Exception as error:
             self._give_up(error)
 
+    def follow(self, core: Any) -> None:
+        """Pass on the images of a `CMMCorePlus`'s next acquisition, and close by itself at its end.
+
+        Call it before the acquisition starts. The images come by the core's signals (`core.mda.events`),
+        in the acquisition's thread, or in Qt's where pymmcore-plus uses Qt's signals.
+        """
+        events = core.mda.events
+
+        # Functions, because methods are held weakly by the signals.
+        def on_frame(pixels: Any, event: Any, metadata: Any) -> None:
+            self._frame_ready(pixels, event, metadata)
+
+        def on_end(_: Any) -> None:
+            events.frameReady.disconnect(on_frame)
+            events.sequenceFinished.disconnect(on_end)
+            reason = str(core.mda.status.finish_reason)
+            if reason != "completed":
+                self._reason = f"acquisition {reason}"
+            threading.Thread(target=self.close, name="mdd-hook-closer").start()
+
+        events.frameReady.connect(on_frame)
+        events.sequenceFinished.connect(on_end)
+
+    def _frame_ready(self, pixels: Any, event: Any, metadata: Any) -> None:
+        try:
+            with self._lock:
+                if not self._closed:
+                    self._take(useq_image(pixels, event, metadata))
+                elif not self._late:
+                    self._late = True
+                    self._say(
+                        "the hook was closed while its acquisition runs: further images are not passed on; "
+                        "leave the with block after it, as with core.run_mda(sequence, block=True)",
+                        self._warn,
+                    )
+        except Exception as error:
+            self._give_up(error)
+
     def close(self) -> SenderStats | None:
         """Deliver the remaining frames, end the run, and return the sender's counters.
 
         Takes at most `finish_s`, plus the time to read back saved images. Does not raise; may be called
         again.
         """
+        with self._closing:
+            if not self._closed:
+                self._close()
+        return self.stats
+
+    def _close(self) -> None:
         with self._lock:
-            if self._closed:
-                return self.stats
             self._closed = True
             self._to_read.put(None)
         if self._reader is not None:
@@ -145,7 +197,6 @@ class Attached:
         except Exception as error:
             self._give_up(error)
         self._finish()
-        return self.stats
 
     def raise_if_failed(self) -> None:
         """Raise the problem, if there was one."""
@@ -179,7 +230,7 @@ class Attached:
         self._run.take(image)
 
     def _finish(self) -> None:
-        reason = "finished" if self.problem is None else f"broken off: {self.problem}"
+        reason = self._reason if self.problem is None else f"broken off: {self.problem}"
         self.stats = stats = self._run.finish(reason)
         if stats is None:
             return

@@ -202,6 +202,26 @@ def infer(
     )
 
 
+def check_stacks(images: Sequence[Image]) -> None:
+    """Refuse a complete first time point of which a channel or position has fewer slabs than another.
+
+    Raises
+    ------
+    AcquisitionError
+        It names the first of them.
+    """
+    slabs: dict[tuple[Axis, Axis], int] = {}
+    for image in images:
+        slabs[image.place[:2]] = slabs.get(image.place[:2], 0) + 1
+    most = max(slabs.values())
+    for (channel, position), count in slabs.items():
+        if count < most:
+            raise AcquisitionError(
+                f"Channel {channel or 'default'}, position {position} has {count} of the {most} slabs of the "
+                "first time point: let each channel and position take the whole stack."
+            )
+
+
 def _values(seen: Iterable[Axis]) -> tuple[Axis, ...]:
     """Return the values of an axis: numbers ascending, names in the order of their appearance."""
     values = tuple(dict.fromkeys(seen))

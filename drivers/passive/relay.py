@@ -24,6 +24,7 @@ from microdiffusion.drivers.passive.geometry import (
     TIME_KEYS,
     Image,
     Layout,
+    check_stacks,
     infer,
     make_header,
 )
@@ -95,6 +96,8 @@ class PassiveRun:
             if self._is_as_planned():
                 self.settle()
             return
+        if self._layout is None:
+            check_stacks(self._held)
         self.settle()
         self._send(image)
 
@@ -164,6 +167,8 @@ class PassiveRun:
     def _is_as_planned(self) -> bool:
         """Return whether the held images are the complete sweep that the configuration plans."""
         acquisition = self._config.acquisition
+        if any(image.others for image in self._held):  # along which another tile may follow
+            return False
         for axis, configured in (("channel", acquisition.channels), ("position", acquisition.positions_um)):
             if not configured and any(axis in image.axes for image in self._held):
                 return False

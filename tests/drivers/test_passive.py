@@ -213,6 +213,22 @@ def test_images_without_a_stage_position_lie_where_they_are_planned() -> None:
     assert [info.stage.z_um for info, _ in stage.outbox.put_frames] == list(SLABS_UM)
 
 
+def test_tiles_are_refused_also_where_the_first_of_them_is_what_was_planned() -> None:
+    stage = Stage()
+    with pytest.raises(AcquisitionError, match=r"along an axis that is not one of .*'tile'"):
+        stage.take([*sweep_of(0, slabs=4, tile=0), *sweep_of(0, slabs=4, tile=1), image_of(1, 0, tile=0)])
+    assert stage.headers == []
+
+
+def test_a_channel_without_the_whole_stack_is_refused_by_name() -> None:
+    stage = Stage()
+    with pytest.raises(AcquisitionError, match="Channel RFP, position 0 has 1 of the 3 slabs"):
+        stage.take(
+            [*sweep_of(0, channel="GFP"), image_of(0, 1, channel="RFP"), image_of(1, 0, channel="GFP")]
+        )
+    assert stage.headers == []
+
+
 NO_PLACE = {
     "another slab": image_of(1, 9),
     "another channel": image_of(1, 0, channel="Cy5"),
