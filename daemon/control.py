@@ -17,7 +17,7 @@ import zmq
 
 from microdiffusion import wire
 from microdiffusion.errors import AddressError, MddError, UserError, WireError
-from microdiffusion.wire import secure_client, secure_server, when_elsewhere
+from microdiffusion.wire import HandshakeWatch, secure_client, secure_server, when_elsewhere
 
 if TYPE_CHECKING:
     from microdiffusion.wire import ClientKeys, Gate, ServerKeys, Value
@@ -37,6 +37,7 @@ MOST_AT_ONCE = 64
 MAX_COMMAND_BYTES = 64 * 1024
 QUEUED_COMMANDS = 16
 TIMEOUT_S = 5.0
+_LOOK_S = 0.1  # how often to look whether the handshake failed
 
 
 class BoundSocket:
@@ -171,9 +172,12 @@ def ask(
     """
     number = time.monotonic_ns() % (1 << 53)
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    with socket:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(socket)
         socket.setsockopt(zmq.LINGER, 0)
         secure_client(socket, address, security)
+        watch = HandshakeWatch(socket, address, security)
+        stack.callback(watch.close)
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -182,7 +186,11 @@ def ask(
             ) from error
         socket.send_multipart(wire.encode(wire.Command(command=command, key=key, value=value, number=number)))
         deadline_s = time.monotonic() + timeout_s
-        while socket.poll(max(0, int(1000 * (deadline_s - time.monotonic())))):
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if refusal := watch.refusal():
+                raise UserError(refusal)
+            if not socket.poll(int(1000 * min(left_s, _LOOK_S)) + 1):
+                continue
             try:
                 answer = wire.decode(socket.recv_multipart())
             except WireError:

@@ -1,7 +1,7 @@
 """The configuration: its tables, and the functions that read, check and write it."""
 
 from microdiffusion.config.calibration import BeamFile, CameraFile, read_beam, write_calibration
-from microdiffusion.config.load import load_config, presets
+from microdiffusion.config.load import explained, load_config, presets
 from microdiffusion.config.models import (
     AcquisitionConfig,
     CameraConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "WireConfig",
     "chosen_toml",
     "dump_toml",
+    "explained",
     "keys",
     "load_config",
     "presets",

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from microdiffusion.config.calibration import read_beam, read_camera
 from microdiffusion.config.checks import check_geometry, missing_inputs
 from microdiffusion.config.models import Config
-from microdiffusion.config.reference import Key, KeyPath, keys, tables, unit_of
+from microdiffusion.config.reference import Key, KeyPath, keys, tables, toml_value, unit_of
 from microdiffusion.errors import ConfigError, GeometryError, MissingFileError, UserError
 
 if TYPE_CHECKING:
@@ -124,10 +124,36 @@ def load_config(
     return config
 
 
-def presets() -> tuple[str, ...]:
-    """Return the names of the presets that ship with mdd."""
-    shipped = files("microdiffusion.configs").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in shipped if file.name.endswith(".toml")))
+def presets() -> dict[str, str]:
+    """Return the names of the presets that ship with mdd, and the first sentence of each."""
+    shipped = (file for file in files("microdiffusion.configs").iterdir() if file.name.endswith(".toml"))
+    return {
+        file.name.removesuffix(".toml"): file.read_text("utf-8").partition("\n")[0].lstrip("# ")
+        for file in sorted(shipped, key=lambda file: file.name)
+    }
+
+
+def explained(name: str) -> str:
+    """Return what a key means, expects and is by default; the keys of a table where `name` is one.
+
+    Raises
+    ------
+    ConfigError
+        There is neither key nor table of that name.
+    """
+    path = tuple(name.split("."))
+    if path in tables():
+        below = (key for key in keys().values() if key.path[:-1] == path)
+        lines = [f"[{name}]  {tables()[path]}", *(f"  {key.name:<24} {key.description}" for key in below)]
+        return "\n".join(lines)
+    if path not in keys():
+        raise ConfigError(f"There is no key {name}{_closest_key(path)}: see `mdd config reference`.")
+    key = keys()[path]
+    default = "none" if key.default is None else toml_value(key.default)
+    return (
+        f"{key.name}\n  {key.description}\n  expected  {key.expected}\n  default   {default}\n"
+        f"  set it    [{'.'.join(path[:-1])}] {path[-1]} = ... in a file, or --set {name}=..."
+    )
 
 
 def _read(source: str | Path | None) -> tuple[str, str, Path]:

@@ -41,6 +41,7 @@ from microdiffusion.runfile.schema import (
     segment_path,
 )
 from microdiffusion.runfile.series import TimeSeries
+from microdiffusion.runfile.summary import coded, summary_lines
 from microdiffusion.runfile.sweeps import FrameTable, assemble
 from microdiffusion.runfile.verify import Report, verify_run
 
@@ -76,6 +77,7 @@ __all__ = [
     "assemble",
     "attribute_of",
     "coarser",
+    "coded",
     "create_run_file",
     "file_bytes",
     "lacking_sentence",
@@ -92,5 +94,6 @@ __all__ = [
     "runtime_code",
     "segment_path",
     "snapshot_run",
+    "summary_lines",
     "verify_run",
 ]

@@ -32,6 +32,7 @@ from microdiffusion.runfile.follow import LiveVolume, follow, follow_live, read_
 from microdiffusion.runfile.pyramid import Factors
 from microdiffusion.runfile.schema import LEVEL_ZERO, Closed, Status, position_prefix
 from microdiffusion.runfile.series import Item, Piece, TimeSeries
+from microdiffusion.runfile.summary import summary_lines
 from microdiffusion.runfile.sweeps import FrameTable, assemble
 from microdiffusion.text import count_noun
 
@@ -117,6 +118,11 @@ class Run:
             sums, flag = "uncertainty_crc32", "has_uncertainty"
             self.uncertainty = self._images("uncertainty", sums, "uncertainty", flag)
 
+    def __str__(self) -> str:
+        """Return the run in five lines, as `mdd info` says it at greater length."""
+        lines = [f"  {name:<12} {text}" for name, text in summary_lines(self).items()]
+        return "\n".join([f"{self.path}: {self.state}", *lines])
+
     def __len__(self) -> int:
         """Return T, the number of time points that there is room for."""
         return len(self.volume)
@@ -162,6 +168,11 @@ class Run:
     def closed(self) -> bool:
         """True once the run ended and its file was closed."""
         return int(self._parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
+
+    @property
+    def state(self) -> str:
+        """The words for `closed`."""
+        return "closed" if self.closed else "still running, or interrupted"
 
     @property
     def ledger(self) -> Ledger:

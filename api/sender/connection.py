@@ -17,17 +17,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from microdiffusion import wire
 from microdiffusion.errors import AddressError
-from microdiffusion.wire import ClientKeys, secure_client
+from microdiffusion.wire import HANDSHAKE_FAILED, ClientKeys, secure_client, why_refused
 
 LINGER_MS = 1000
-_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
-_MECHANISM_MISMATCH = 0x11000002
-"""ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: one side asks for keys, the other has none."""
+_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
 
 
 class Connection:
@@ -147,28 +140,7 @@ class Connection:
                 self.refusal = self.trouble = ""
             elif event == zmq.EVENT_DISCONNECTED:
                 lost = True
-            elif event & _FAILED:
-                self._on_failed_handshake(event, value)
+            elif event & HANDSHAKE_FAILED:
+                refusal, trouble = why_refused(self.address, event, value, self._security)
+                self.refusal, self.trouble = refusal or self.refusal, trouble or self.trouble
         return lost
-
-    def _on_failed_handshake(self, event: int, value: int) -> None:
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self.refusal = (
-                f"The daemon at {self.address} does not trust this machine's key: run "
-                "`mdd keys trust NAME KEY` there, with the key that `mdd keys show` says here."
-            )
-        elif value == _MECHANISM_MISMATCH and self._security is None:
-            self.refusal = (
-                f"The daemon at {self.address} asks for keys: set wire.server_key to what `mdd keys show` "
-                "says on its machine."
-            )
-        elif value == _MECHANISM_MISMATCH:
-            self.refusal = (
-                f"The daemon at {self.address} has no keys: run `mdd keys new` there and set "
-                "wire.encrypt_loopback, or leave wire.server_key out here."
-            )
-        elif self._security is not None:
-            self.trouble = (
-                f"The daemon at {self.address} breaks the connection off: perhaps its key is not the one in "
-                "wire.server_key (`mdd keys show` says it there)."
-            )

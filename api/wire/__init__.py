@@ -11,6 +11,7 @@ from microdiffusion.wire.codec import (
     encode,
     encode_frame,
 )
+from microdiffusion.wire.handshake import HANDSHAKE_FAILED, HandshakeWatch, why_refused
 from microdiffusion.wire.messages import (
     MAX_HELD,
     Ack,
@@ -44,6 +45,7 @@ from microdiffusion.wire.security import (
 )
 
 __all__ = [
+    "HANDSHAKE_FAILED",
     "MAX_HEADER_BYTES",
     "MAX_HELD",
     "VERSION",
@@ -53,6 +55,7 @@ __all__ = [
     "Command",
     "Control",
     "Gate",
+    "HandshakeWatch",
     "Message",
     "Parts",
     "Reason",
@@ -80,4 +83,5 @@ __all__ = [
     "trust",
     "trusted_keys",
     "when_elsewhere",
+    "why_refused",
 ]

@@ -127,6 +127,10 @@ def _explained(error: Exception, arguments: list[str]) -> int:
     if isinstance(error, PermissionError) and error.filename:  # a folder that may not even be looked into
         complain(f"mdd: {error.filename} cannot be used ({error.strerror}): check the folder's permissions.")
         return 2
+    if isinstance(error, ModuleNotFoundError):
+        install = 'python -m pip install "microdiffusion-daemon[analysis]"'
+        complain(f"mdd: this needs {error.name}, which is not installed: {install}")
+        return 2
     complain(
         f"mdd: unexpected error ({type(error).__name__}: {error}): please report it with "
         f"{_write_traceback(arguments)}."

@@ -1,11 +1,13 @@
 """Compare methods on volumes, and write the table.
 
   mdd evaluate volumes/ --methods linear,tikhonov,tv,mdd --json results.json
+  mdd evaluate stack.h5 --methods linear,mdd
   mdd evaluate volumes/ --methods mdd:1,mdd:4:guidance=0 --markdown table.md
 
-FOLDER holds volumes (Z, Y, X): HDF5 (dataset `volume`), TIFF, NPY or folders of
-NDTiff. Each is projected according to the protocol and reconstructed by every
-method; docs/evaluation.md explains protocol, scores and methods.
+VOLUMES is a volume (Z, Y, X), or a folder of them: HDF5 (dataset `volume`),
+TIFF, NPY or folders of NDTiff. Each is projected according to the protocol and
+reconstructed by every method; docs/evaluation.md explains protocol, scores and
+methods.
 
   mdd evaluate volumes/ --sweeps 16 --activity --drift --offline --pictures DIR
 
@@ -41,7 +43,7 @@ DEFAULT_OVER_TIME = "linear,tv,inr:memory=sweep,mdd:memory=sweep,inr,mdd"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    options.add(parser, "FOLDER", "folder of volumes", options.folder)
+    options.add(parser, "VOLUMES", "a volume, or a folder of volumes", options.file)
     about = f"methods to compare ({DEFAULT}; with --sweeps {DEFAULT_OVER_TIME})"
     options.add(parser, "--methods A,B", about)
     session = parser.add_argument_group("over time")
@@ -156,7 +158,7 @@ def _plan(args: Namespace) -> EvaluationPlan:
         engine["weights"] = args.weights
     return EvaluationPlan(
         methods=parse_methods(args.methods or (DEFAULT if args.sweeps is None else DEFAULT_OVER_TIME)),
-        files=volume_paths(args.folder),
+        files=volume_paths(args.volumes),
         protocol=Protocol(
             length=args.length, noise=args.noise, photons=args.photons, crop=args.crop, held_out=args.held_out
         ),

@@ -35,7 +35,7 @@ def run(args: Namespace) -> int:
         say_json(_described(args.run))
         return 0
     with open_run(args.run, missing="ignore") as opened:
-        say(f"{args.run}: {'closed' if opened.closed else 'still running, or interrupted'}")
+        say(f"{args.run}: {opened.state}")
         positions = opened.header.positions
         if missing := opened.missing_files:
             say(f"  files        {lacking_sentence(args.run, missing)}")
@@ -100,24 +100,19 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     import numpy as np
 
-    from microdiffusion.runfile import EFFORTS, RUNTIMES, SERVED, Status
+    from microdiffusion.runfile import EFFORTS, RUNTIMES, Status, coded, summary_lines
 
+    lines = summary_lines(opened)
     header, ledger = opened.header, opened.ledger
     yield "run", f"{header.name} {header.run_id}" + (f", {header.source}" if header.source else "")
-    letters = ("t", "z", "y", "x") if opened.volume.ndim == 4 else ("t", "channel", "z", "y", "x")
-    axes = f"{' x '.join(str(length) for length in opened.volume.shape)} ({', '.join(letters)})"
-    voxel = " x ".join(f"{edge:g}" for edge in opened.voxel_size_um)
-    yield "volume", f"{axes} {opened.volume.dtype}, voxel {voxel} µm"
+    yield "volume", lines["volume"]
     for name, several in (("channels", header.channels), ("positions", header.positions)):
         if len(several) > 1:
             yield name, ", ".join(several)
-    status = opened.status
-    counts = ", ".join(f"{np.count_nonzero(status == code)} {code.name.lower()}" for code in Status if code)
-    yield "time points", f"{counts}, room for {np.count_nonzero(status == Status.EMPTY)} more"
+    yield "time points", lines["time points"]
     if why_not := grouped_gaps(opened):
         yield "gaps", "; ".join(f"{n} {status}: {reason}" for (status, reason), n in why_not[:3])
-    known = {name: getattr(ledger, name) for name in ("announced", "received", "missing")}
-    yield "frames", ", ".join(f"{number} {name}" for name, number in known.items())
+    yield "frames", lines["frames"]
     reasons = ("dropped_by_sender", "unsent", "damaged", "on_the_line")
     if ledger.missing:
         why = {name: getattr(ledger, name) for name in reasons}
@@ -129,7 +124,7 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         last = events[-1]
         yield "events", f"{len(events)}, the last after {last.time_s:.0f} s: {last.kind}, {last.text}"
 
-    written = np.nonzero(status == Status.WRITTEN)  # places, as the run may grow meanwhile
+    written = np.nonzero(opened.status == Status.WRITTEN)  # places, as the run may grow meanwhile
     for label, dataset, unit in (("latency", "latency_s", " s"), ("held-out", "held_out_error", " x noise")):
         values = opened.values(dataset)[written]
         values = values[np.abs(values) < 1e100]  # of a damaged file they may be anything
@@ -144,11 +139,10 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
             yield "uncertain by", f"mean {mean:.3g} counts at time point {place[0]}"
     if later := int(np.count_nonzero(opened.values("later")[written])):
         yield "later", f"{later} of them reconstructed later, from the recorded frames"
-    for label, names in (("served", SERVED), ("runtime", RUNTIMES), ("effort", EFFORTS)):
-        codes, numbers = np.unique(opened.values(label)[written], return_counts=True)
-        if codes.any():
-            answers = [names[code] if code < len(names) else f"code {code}" for code in codes.tolist()]
-            yield label, ", ".join(f"{name} {n}" for name, n in zip(answers, numbers, strict=True))
+    yield "served", lines["served"]
+    for label, words in (("runtime", RUNTIMES), ("effort", EFFORTS)):
+        if text := coded(opened, label, words):
+            yield label, text
     for name in ("device", "weights"):
         if name in opened.provenance:
             yield name, opened.provenance[name]

@@ -6,6 +6,7 @@ subscriber may join at any time and miss any number of snapshots.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from microdiffusion.daemon.control import BoundSocket, zmq_reason
 from microdiffusion.daemon.status.models import StatusSnapshot
 from microdiffusion.errors import AddressError, UserError
-from microdiffusion.wire import secure_client, when_elsewhere
+from microdiffusion.wire import HandshakeWatch, secure_client, when_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,10 +67,13 @@ def subscribe(
         The daemon is on another machine, and there are no keys.
     """
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
-    with socket:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(socket)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, TOPIC)
         secure_client(socket, address, security)
+        watch = HandshakeWatch(socket, address, security)
+        stack.callback(watch.close)
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -79,7 +83,9 @@ def subscribe(
         heard = False
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
-            snapshot = _newest(socket, left if idle is None else min(left, IDLE_S))
+            if refusal := watch.refusal():
+                raise UserError(refusal)
+            snapshot = _newest(socket, min(left, IDLE_S))
             if idle is not None:
                 idle()
             if snapshot is None:

@@ -6,13 +6,16 @@ Start it during the run, in another terminal; it draws anew with each volume and
 written before it started comes first. Your own analysis, or what decides about the next stimulus, goes where
 `measure` is called.
 
-Needs: python -m pip install "microdiffusion-daemon[docs]"
+Needs: python -m pip install "microdiffusion-daemon[analysis]"
 """
 
 # %% What to look at
 import argparse
 
-import matplotlib as mpl
+try:
+    import matplotlib as mpl
+except ImportError:
+    raise SystemExit('It needs matplotlib: python -m pip install "microdiffusion-daemon[analysis]"') from None
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

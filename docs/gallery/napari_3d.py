@@ -3,13 +3,16 @@
     python napari_3d.py RUN.h5                        a window that follows the run while it goes on
     python napari_3d.py RUN.h5 --output napari_3d.png a picture, and it ends
 
-Needs: python -m pip install "microdiffusion-daemon[napari]"
+Needs: python -m pip install "microdiffusion-daemon[analysis]"
 """
 
 # %% What to look at
 import argparse
 
-import napari
+try:
+    import napari
+except ImportError:
+    raise SystemExit('It needs napari: python -m pip install "microdiffusion-daemon[analysis]"') from None
 import numpy as np
 from qtpy.QtWidgets import QApplication
 

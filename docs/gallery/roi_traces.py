@@ -6,14 +6,17 @@ Sweeps look from different depths (`sweep.offsets`). Where earlier sweeps count 
 "session"`, `/mdd/merged`) the session knows the structure, and what is left of that in a trace is small; the
 first volumes of a session, which it begins with, have a baseline of their own.
 
-Needs: python -m pip install "microdiffusion-daemon[docs]"
+Needs: python -m pip install "microdiffusion-daemon[analysis]"
 """
 
 # %% What to look at
 import argparse
 import csv
 
-import matplotlib as mpl
+try:
+    import matplotlib as mpl
+except ImportError:
+    raise SystemExit('It needs matplotlib: python -m pip install "microdiffusion-daemon[analysis]"') from None
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -2,14 +2,17 @@
 
     python segmentation.py RUN.h5 --output segmentation.png --table segmentation.csv
 
-Needs: python -m pip install "microdiffusion-daemon[docs]"
+Needs: python -m pip install "microdiffusion-daemon[analysis]"
 """
 
 # %% What to look at
 import argparse
 import csv
 
-import matplotlib as mpl
+try:
+    import matplotlib as mpl
+except ImportError:
+    raise SystemExit('It needs matplotlib: python -m pip install "microdiffusion-daemon[analysis]"') from None
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

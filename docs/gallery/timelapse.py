@@ -2,13 +2,16 @@
 
     python timelapse.py RUN.h5 --output timelapse.png --film timelapse.gif
 
-Needs: python -m pip install "microdiffusion-daemon[docs]"
+Needs: python -m pip install "microdiffusion-daemon[analysis]"
 """
 
 # %% What to look at
 import argparse
 
-import matplotlib as mpl
+try:
+    import matplotlib as mpl
+except ImportError:
+    raise SystemExit('It needs matplotlib: python -m pip install "microdiffusion-daemon[analysis]"') from None
 
 mpl.use("Agg")  # draws into files, no screen needed
 import matplotlib.pyplot as plt

@@ -122,7 +122,7 @@ def _figure(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyError(
-            'Pictures need matplotlib: pip install "microdiffusion-daemon[docs]", or leave out --pictures.'
+            'Pictures need matplotlib: python -m pip install "microdiffusion-daemon[analysis]".'
         ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -214,7 +214,7 @@ def test_every_preset_loads_and_leaves_the_output_folder_to_the_user(name):
 
 
 def test_the_presets_are_the_documented_ones():
-    assert presets() == ("bessel-2p-neurons", "demo", "passive", "remote-engine")
+    assert tuple(presets()) == ("bessel-2p-neurons", "demo", "passive", "remote-engine")
 
 
 def test_relative_paths_of_a_list_are_relative_to_the_file(write):

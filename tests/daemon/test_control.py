@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +12,7 @@ import zmq
 
 from microdiffusion import wire
 from microdiffusion.daemon.control import ControlServer, ask
-from microdiffusion.daemon.status import subscribe
+from microdiffusion.daemon.status import StatusPublisher, subscribe
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, UserError
 from microdiffusion.wire.messages import Value
 from microdiffusion.wire.security import ServerKeys
@@ -129,6 +131,19 @@ def test_silence_from_another_machine_may_be_distrust(address: str, says: str) -
         next(subscribe(address, 0.2, security=keys))
 
 
+def test_a_daemon_that_asks_for_keys_is_told_from_none() -> None:
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    guard = ServerKeys(public, secret)
+    began_s = time.monotonic()
+    server = ControlServer(ANYWHERE, lambda command: ("", {}), security=guard)
+    with contextlib.closing(server), pytest.raises(UserError, match=r"asks for keys: set wire\.server_key"):
+        ask(server.address, "status", timeout_s=10.0)
+    refused = pytest.raises(UserError, match=r"asks for keys: set wire\.server_key")
+    with StatusPublisher(ANYWHERE, security=guard) as publisher, refused:
+        next(subscribe(publisher.address, 10.0))
+    assert time.monotonic() - began_s < 8.0
+
+
 def test_an_address_for_others_needs_keys() -> None:
     with pytest.raises(ConfigError, match="mdd keys new"):
         ControlServer("tcp://0.0.0.0:*", lambda command: ("", {}))
@@ -145,7 +160,7 @@ def test_strangers_get_nothing() -> None:
     public, secret = (key.decode() for key in zmq.curve_keypair())
     served = Served(ServerKeys(public, secret))
     try:
-        with pytest.raises(UserError, match="No daemon answered"):
+        with pytest.raises(UserError, match="asks for keys"):
             ask(served.server.address, "status", timeout_s=0.5)
         assert ask(served.server.address, "status", security=ServerKeys(public, secret).as_client()).ok
         assert served.heard == [("status", "", "")]

@@ -539,6 +539,14 @@ def test_bad_input_ends_with_one_sentence(
     assert "Traceback" not in errors
 
 
+def test_command_takes_a_single_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "one.npy", specimen())
+    assert (
+        cli.main(["evaluate", str(tmp_path / "one.npy"), "--methods", "nearest,linear", "--steps", "6"]) == 0
+    )
+    assert "linear" in capsys.readouterr().out
+
+
 def test_numbers_that_do_not_exist_are_null(tmp_path: Path) -> None:
     report.write_json(tmp_path / "x.json", {"a": float("nan"), "b": [1.0, float("inf")], "c": (2,)})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {

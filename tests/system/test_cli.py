@@ -1,6 +1,7 @@
 """The `mdd` command: help, exit codes, one sentence per error, and what it hands to the rest."""
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -16,7 +19,8 @@ import numpy as np
 import pytest
 from support import run_file_writer
 
-from microdiffusion.config.load import load_config
+from microdiffusion import export, open_run
+from microdiffusion.config.load import load_config, presets
 from microdiffusion.config.models import Config
 from microdiffusion.config.reference import dump_toml
 from microdiffusion.daemon.cli import dispatch as cli
@@ -305,6 +309,76 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     facts = json.loads(capsys.readouterr().out)
     assert (facts["closed"], facts["shape"], facts["bytes"]) == (True, [3, 6, 16, 20], path.stat().st_size)
     assert facts["positions"][0]["held_out_error"] == [2.5, 2.5, 2.5]
+
+
+def test_a_run_prints_as_five_lines_of_info(capsys, tmp_path):
+    path = tmp_path / "run.h5"
+    recorder = run_file_writer.recorder(path)
+    recorder.start()
+    for sweep in range(2):
+        run_file_writer.put_sweep(recorder, sweep, served="mdd" if sweep else "linear")
+    recorder.stop()
+    with open_run(path) as run:
+        lines = str(run).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["volume", "time", "frames", "served"]
+    assert cli.main(["info", str(path)]) == 0
+    assert set(lines) <= set(capsys.readouterr().out.splitlines())
+
+
+def test_config_lists_presets_and_explains_keys_and_tables(capsys):
+    def said(*arguments, code=0):
+        assert cli.main(["config", *arguments]) == code
+        return "".join(capsys.readouterr())
+
+    assert [line.split()[0] for line in said("list").splitlines()] == list(presets())
+    assert "demo               The demo: " in said("list")
+    key = said("explain", "sweep.step_um")
+    assert "expected  a number greater than 0, in µm" in key
+    assert "--set sweep.step_um=" in key
+    assert all(f"sweep.{name} " in said("explain", "sweep") for name in ("step_um", "length_um", "offsets"))
+    assert "did you mean step_um" in said("explain", "sweep.step_mm", code=2)
+
+
+def test_a_package_that_is_missing_is_the_line_to_type(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    monkeypatch.setattr(cli, "_dispatch", lambda arguments: importlib.import_module("tifffile"))
+    assert cli.main(["snapshot", "run.h5", "out"]) == 2
+    said = capsys.readouterr().err
+    assert 'tifffile, which is not installed: python -m pip install "microdiffusion-daemon[analysis]"' in said
+    assert len(said.splitlines()) == 1
+
+
+GALLERY = sorted((Path(__file__).parents[2] / "docs" / "gallery").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", GALLERY, ids=lambda path: path.stem)
+def test_a_script_of_the_gallery_names_what_it_lacks(script, tmp_path):
+    lacking = (
+        "import runpy, sys; sys.modules.update(matplotlib=None, napari=None); runpy.run_path(sys.argv[1])"
+    )
+    ran = subprocess.run([sys.executable, "-c", lacking, script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines() == [
+        f"It needs {'napari' if script.stem == 'napari_3d' else 'matplotlib'}: "
+        'python -m pip install "microdiffusion-daemon[analysis]"'
+    ]
+
+
+def test_the_extra_analysis_has_what_gallery_and_exports_import():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    included = [each for each in extras["analysis"] if each.startswith("microdiffusion-daemon[")]
+    parts = included[0].partition("[")[2].rstrip("]").split(",")
+    wanted = [
+        *extras["analysis"],
+        *project["dependencies"],
+        *(each for part in parts for each in extras[part]),
+    ]
+    names = {re.split(r"[\[<>=~!; ]", each)[0] for each in wanted}
+    imported = {"skimage": "scikit-image", "nrrd": "pynrrd", "qtpy": "napari", "numcodecs": "zarr"}
+    code = "".join(path.read_text("utf-8") for path in [*GALLERY, *Path(export.__file__).parent.glob("*.py")])
+    modules = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.MULTILINE)) - {"microdiffusion"}
+    assert {imported.get(each, each) for each in modules - sys.stdlib_module_names} <= names
 
 
 def test_info_groups_the_gaps_by_their_reasons(capsys, tmp_path):
