@@ -22,7 +22,7 @@ import numpy as np
 from measuring import ROOT, machine
 
 from microdiffusion.config.models import RecorderConfig
-from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.opening import create_recorder
 from microdiffusion.frames import Reconstruction
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile.schema import Status
@@ -61,7 +61,7 @@ def make_run(path: Path, volumes: int, shape: tuple[int, int, int]) -> None:
         profile_spacing_um=6.0,
         sweeps=volumes,
     )
-    recorder = Recorder.create(
+    recorder = create_recorder(
         path,
         header,
         RecorderConfig(time_points=volumes),

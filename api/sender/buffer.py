@@ -24,7 +24,7 @@ import time
 from bisect import bisect
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import takewhile
 from operator import attrgetter
 
@@ -33,87 +33,10 @@ import numpy as np
 from microdiffusion import wire
 from microdiffusion.errors import WireError
 from microdiffusion.frames import Frame
-from microdiffusion.sender.faults import Fault
+from microdiffusion.sender.buffered import BufferedFrame, BufferStats
 from microdiffusion.sender.journal import Location
 
 _BY_NUMBER = attrgetter("number")
-
-
-@dataclass(slots=True, eq=False)
-class BufferedFrame:
-    """A frame in the buffer and its history. Whoever holds the buffer's lock may touch it.
-
-    Attributes
-    ----------
-    number : int
-        Position in the order of the buffer, without gaps.
-    frame, parts
-        Its pixels, as they were put and as they go out; both None where they are in the journal alone.
-    location : Location or None
-        Where it is in the journal.
-    unfit : bool
-        It cannot be encoded.
-    held : bool
-        The daemon has it, not safely yet.
-    gone : bool
-        It needs nothing any more.
-    """
-
-    seq: int
-    number: int
-    frame: Frame | None = None
-    parts: wire.Parts | None = None
-    location: Location | None = None
-    transmissions: int = 0
-    sent_s: float = 0.0
-    fault: Fault | None = None  # None: not drawn yet
-    unfit: bool = False
-    held: bool = False
-    gone: bool = False
-
-    def encoded(self, run: str) -> wire.Parts:
-        """Return its message on the wire; raises WireError where it cannot be sent as it is."""
-        parts, frame = self.parts, self.frame
-        if parts is None:
-            if frame is None:
-                raise WireError(f"Frame {self.seq} is not in memory.", reason="frame")
-            parts = self.parts = wire.encode_frame(run, frame)
-        return parts
-
-    @property
-    def in_memory(self) -> bool:
-        """Return whether its pixels are in memory."""
-        return self.frame is not None or self.parts is not None
-
-
-@dataclass(frozen=True, slots=True)
-class BufferStats:
-    """Counters of the frames that were offered, at one moment.
-
-    Attributes
-    ----------
-    put, dropped : int
-        Taken into the buffer; not taken, because it was full, or closed, or the frame was unfit.
-    acknowledged, refused, lost, damaged : int
-        Of the taken: the daemon has them; refused them for good; were swallowed by a deliberate fault; could
-        not be read back from the journal.
-    waiting, on_the_way, buffered_bytes : int
-        Of the taken: not sent yet; sent and unanswered; size of both, wherever they are.
-    journaled, memory_bytes : int
-        Of these: frames that are in the journal; size of those in memory.
-    """
-
-    put: int
-    dropped: int
-    acknowledged: int
-    refused: int
-    lost: int
-    damaged: int
-    waiting: int
-    on_the_way: int
-    buffered_bytes: int
-    journaled: int
-    memory_bytes: int
 
 
 class SendBuffer:
@@ -150,10 +73,10 @@ class SendBuffer:
         self._unwritten: deque[BufferedFrame] = deque()  # in memory alone, by number; with a journal
         self._stored: deque[BufferedFrame] = deque()  # in the journal alone, by number
         self._released: list[Location] = []
-        self._memory = self._copying = self._journaled = 0
+        self._memory = self._copying = 0
         self._last_seq = first_seq - 1
         self._closed = False
-        self._put = self._dropped = self._acknowledged = self._refused = self._lost = self._damaged = 0
+        self._counts = BufferStats()
 
     def adopt(self, records: dict[int, Location], *, announced: int, dropped: int) -> None:
         """Begin with the records of a left-over journal, and take no more."""
@@ -161,8 +84,8 @@ class SendBuffer:
             for seq, location in records.items():
                 self._stored.append(BufferedFrame(seq, len(self._stored), location=location))
             self._waiting.extend(self._stored)
-            self._journaled = len(records)
-            self._put, self._dropped = max(len(records), announced - dropped), dropped
+            self._counts.journaled = len(records)
+            self._counts.put, self._counts.dropped = max(len(records), announced - dropped), dropped
             self._closed = True
             self.journal_work.set()
 
@@ -181,7 +104,7 @@ class SendBuffer:
                     reason="frame",
                 )
             if self._closed or self._memory >= self._capacity:
-                self._dropped += 1
+                self._counts.dropped += 1
                 return False
             self._last_seq = frame.info.seq
             self._memory += 1
@@ -194,9 +117,9 @@ class SendBuffer:
                 self._copying -= 1
             raise
         with self._changed:
-            entry = BufferedFrame(copy.info.seq, self._put, copy)
+            entry = BufferedFrame(copy.info.seq, self._counts.put, copy)
             self._copying -= 1
-            self._put += 1
+            self._counts.put += 1
             self._waiting.append(entry)
             if self._journal:
                 self._unwritten.append(entry)
@@ -207,7 +130,7 @@ class SendBuffer:
     def count_dropped(self) -> None:
         """Count a frame that could not even be offered."""
         with self._changed:
-            self._dropped += 1
+            self._counts.dropped += 1
 
     def wait_for_room(self, timeout_s: float) -> bool:
         """Wait until a frame would be taken; False after `timeout_s` or when closed."""
@@ -253,7 +176,7 @@ class SendBuffer:
     def lose(self) -> None:
         """Forget the frame of `next_to_send`, as if the line had swallowed it."""
         with self._changed:
-            self._lost += 1
+            self._counts.lost += 1
             self._forget(self._pop_waiting())
 
     def acknowledge(self, seqs: Iterable[int]) -> None:
@@ -266,7 +189,7 @@ class SendBuffer:
                 if not entry.held:  # one that is held may have come on an earlier line, which proves nothing
                     self._wait_again(self._sent_before(entry))
                 del self._sent[seq]
-                self._acknowledged += 1
+                self._counts.acknowledged += 1
                 self._forget(entry)
 
     def refuse(self, seq: int, *, attempts: int | None) -> None:
@@ -282,7 +205,7 @@ class SendBuffer:
                 self._wait_again([entry])
             else:
                 del self._sent[seq]
-                self._refused += 1
+                self._counts.refused += 1
                 self._forget(entry)
 
     def resend_all(self, held: Collection[int] = ()) -> int:
@@ -308,18 +231,11 @@ class SendBuffer:
     def stats(self) -> BufferStats:
         """Return the counters of this moment."""
         with self._changed:
-            buffered = len(self._waiting) + len(self._sent) + self._copying
-            return BufferStats(
-                put=self._put,
-                dropped=self._dropped,
-                acknowledged=self._acknowledged,
-                refused=self._refused,
-                lost=self._lost,
-                damaged=self._damaged,
+            return replace(
+                self._counts,
                 waiting=len(self._waiting),
                 on_the_way=len(self._sent),
-                buffered_bytes=buffered * self._frame_bytes,
-                journaled=self._journaled,
+                buffered_bytes=(len(self._waiting) + len(self._sent) + self._copying) * self._frame_bytes,
                 memory_bytes=self._memory * self._frame_bytes,
             )
 
@@ -345,7 +261,7 @@ class SendBuffer:
                 self._released.append(location)
                 return
             entry.location = location
-            self._journaled += 1
+            self._counts.journaled += 1
             if entry.seq not in self._sent and entry.number - self._waiting[0].number >= self._share:
                 entry.frame = entry.parts = None
                 self._memory -= 1
@@ -366,7 +282,7 @@ class SendBuffer:
         with self._changed:
             self._stored.popleft()
             if parts is None:
-                self._damaged += 1
+                self._counts.damaged += 1
                 self._waiting.remove(entry)
                 self._forget(entry)
             else:
@@ -406,7 +322,7 @@ class SendBuffer:
         entry.gone = True
         self._skip_written()
         if entry.location is not None:
-            self._journaled -= 1
+            self._counts.journaled -= 1
             self._released.append(entry.location)
         if self._stored or self._released:
             self.journal_work.set()

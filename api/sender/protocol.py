@@ -18,7 +18,8 @@ from typing import Literal
 from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, AddressError, WireError
 from microdiffusion.header import RunHeader
-from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
+from microdiffusion.sender.buffer import SendBuffer
+from microdiffusion.sender.buffered import BufferedFrame
 from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Fault, FaultSource
 

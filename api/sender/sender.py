@@ -25,7 +25,8 @@ from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, ConfigError, MddError, WireError
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
-from microdiffusion.sender.buffer import BufferStats, SendBuffer
+from microdiffusion.sender.buffer import SendBuffer
+from microdiffusion.sender.buffered import BufferStats
 from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Faults, FaultSource
 from microdiffusion.sender.journal import Journal
@@ -41,7 +42,7 @@ SAVE_S = 10.0
 TICK_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SenderStats(BufferStats):
     """Counters of the frames that were offered, at one moment; see `BufferStats` for the other fields.
 
@@ -55,11 +56,11 @@ class SenderStats(BufferStats):
         The daemon answers; it has acknowledged the end of the run.
     """
 
-    sent: int
-    resent: int
-    unsent: int
-    connected: bool
-    ended: bool
+    sent: int = 0
+    resent: int = 0
+    unsent: int = 0
+    connected: bool = False
+    ended: bool = False
 
 
 class Sender:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from microdiffusion import wire
 from microdiffusion.errors import DiskError, WireError
-from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
+from microdiffusion.sender.buffer import SendBuffer
+from microdiffusion.sender.buffered import BufferedFrame
 from microdiffusion.sender.journal import Journal, JournalFull
 
 RETRY_S = 0.5

@@ -24,7 +24,7 @@ from microdiffusion.config import RecorderConfig
 from microdiffusion.daemon.bench.scene import Scene, assemble
 from microdiffusion.daemon.bench.settings import WARM_UP
 from microdiffusion.daemon.ingest import Ingest, PlainSink
-from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.recorder import create_recorder
 from microdiffusion.daemon.runs import Assembler
 from microdiffusion.engines.pipeline import Reconstructor
 from microdiffusion.errors import RunError
@@ -95,7 +95,7 @@ def run_file(
     """Give a call that records a sweep and its volume, and returns when a reader can see them."""
     written: queue.SimpleQueue[object] = queue.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="mdd-bench-") as folder:
-        recorder = Recorder.create(
+        recorder = create_recorder(
             Path(folder) / "run.h5",
             header,
             config.model_copy(update={"time_points": volumes}),

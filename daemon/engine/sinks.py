@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from microdiffusion.errors import MddError
     from microdiffusion.frames import Reconstruction, Sweep
-    from microdiffusion.header import RunHeader
 
 Lane = Literal["sweep", "rolling", "later"]
 
@@ -95,14 +93,3 @@ class EngineSink(Protocol):
     def event(self, kind: str, text: str) -> None:
         """Note a change in how the engine works: kind "effort", "backlog" or "engine"."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class ServedRun:
-    """An open run: `failure` is what its sink raised; `behind`: some of its sweeps are put off."""
-
-    header: RunHeader
-    sink: EngineSink
-    file: str
-    failure: MddError | None = None
-    behind: bool = False

@@ -14,20 +14,21 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.engine.effort import efforts
-from microdiffusion.daemon.engine.scheduler import Dropped, Scheduler
-from microdiffusion.daemon.engine.sinks import EngineSink, Lane, ServedRun, SweepJob
+from microdiffusion.daemon.engine.scheduler import Scheduler
+from microdiffusion.daemon.engine.served_runs import ServedRuns
+from microdiffusion.daemon.engine.sinks import SweepJob
 from microdiffusion.engines.memory import memory_statement
 from microdiffusion.errors import ConfigError, EngineError, MddError
 from microdiffusion.frames import Reconstruction
-from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
+    from microdiffusion.daemon.engine.sinks import EngineSink, Lane
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
@@ -40,8 +41,6 @@ MAX_ATTEMPTS = 2
 """Engine processes that may die over one sweep."""
 
 _EFFORTS = ("full effort", "one evaluation of the network", "the INR without the network")
-
-_T = TypeVar("_T")
 
 
 class WorkQueue:
@@ -66,7 +65,7 @@ class WorkQueue:
         self._scheduler = Scheduler(
             policy=config.policy, backlog=config.backlog, most_bytes=waiting_bytes, rungs=efforts(config)
         )
-        self._runs: dict[str, ServedRun] = {}
+        self._runs = ServedRuns(self._run_failed)
         self._ended: list[str] = []  # runs whose end the engine process does not know yet
         self._running: SweepJob | None = None
         self._undelivered: list[tuple[SweepJob, Reconstruction]] = []
@@ -109,10 +108,9 @@ class WorkQueue:
         `file` is the name of its file, for the advice on sweeps that were not processed.
         """
         with self._lock:
-            self._runs[header.run_id] = ServedRun(header, sink, file)
+            self._runs.add(header, sink, file)
             self._scheduler.begin(header.run_id)
-            headers = [run.header for run in self._runs.values()]
-        self._on_note(memory_statement(headers, self._config), "info")
+        self._on_note(memory_statement(self._runs.headers, self._config), "info")
         self._wake()
 
     def submit(self, run_id: str, sweep: Sweep, *, lane: Lane = "sweep", newest_seq: int = -1) -> None:
@@ -132,7 +130,7 @@ class WorkQueue:
                 dropped = self._scheduler.add(job, now_s)
             except KeyError:
                 raise EngineError(f"A sweep came for the run {run_id}, which is not open here.") from None
-        self._drop(dropped)
+        self._runs.dropped(dropped)
         self._wake()
 
     def put_off(self, run_id: str, sweep: int, channel: int, position: int) -> None:
@@ -209,7 +207,7 @@ class WorkQueue:
             if waited_s > later_s and all_done:
                 with self._lock:
                     left = self._scheduler.forget_put_off(run_id)
-                self._leave(run_id, left)
+                self._runs.left(run_id, left)
                 all_done = not left
             time.sleep(0.02)
         if self._failure is not None:
@@ -228,22 +226,21 @@ class WorkQueue:
             left.extend(self._scheduler.end(run_id))
             if run_id in self._runs:
                 self._scheduler.begin(run_id)
-        self._leave(run_id, left)
+        self._runs.left(run_id, left)
 
     def end(self, run_id: str) -> None:
         """Remove a run and its sessions; waiting sweeps are skipped."""
         self.give_up(run_id)
         with self._lock:
             self._scheduler.end(run_id)
-            self._runs.pop(run_id, None)
+            self._runs.remove(run_id)
             self._efforts = {key: value for key, value in self._efforts.items() if key[0] != run_id}
             self._ended.append(run_id)
         self._wake()
 
     def failure_of(self, run_id: str) -> MddError | None:
         """Return the exception of a run's sink that ended the work for that run."""
-        run = self._runs.get(run_id)
-        return None if run is None else run.failure
+        return self._runs.failure_of(run_id)
 
     def raise_if_failed(self) -> None:
         """Raise what ended the engine, if anything did."""
@@ -252,8 +249,7 @@ class WorkQueue:
 
     def tell_all(self, kind: str, text: str) -> None:
         """Report a change to every run."""
-        for run_id in list(self._runs):
-            self._event(run_id, kind, text)
+        self._runs.tell_all(kind, text)
 
     # The engine's thread --------------------------------------------------------------------------
 
@@ -278,7 +274,7 @@ class WorkQueue:
 
     def close(self) -> list[str]:
         """Skip all sweeps of all runs; return `take_ended`."""
-        for run_id in list(self._runs):
+        for run_id in self._runs.ids:
             self.give_up(run_id)
         return self.take_ended()
 
@@ -310,9 +306,9 @@ class WorkQueue:
                 self._undelivered.append((job, answer))
                 return
         if isinstance(answer, Reconstruction):
-            self._call(job.run_id, lambda sink: sink.live(job, answer), None)
+            self._runs.live(job, answer)
         elif job.lane != "rolling":
-            self._lost(job, "failed", str(answer))
+            self._runs.lost(job, "failed", str(answer))
 
     def died(self, code: object) -> None:
         """Note that the engine process died: its sweep is tried once more."""
@@ -325,7 +321,7 @@ class WorkQueue:
                     self._scheduler.again(job)
                     job = None
         if job is not None and job.lane != "rolling":
-            self._lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
+            self._runs.lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
 
     def deliver(self) -> None:
         """Offer each finished volume to its run."""
@@ -335,25 +331,27 @@ class WorkQueue:
                     return
                 job, result = self._undelivered.pop(0)
                 self._delivering = job
-            taken = self._volume(job, result)
+            taken = self._runs.volume(job, result)
             with self._lock:
                 self._delivering = None
                 run = self._runs.get(job.run_id)
-                if not taken and run is not None and run.failure is None:
+                if not taken and run is not None:
                     self._undelivered.append((job, result))
                 caught_up = run is not None and run.behind and not self._scheduler.put_off_of(job.run_id)
                 if run is not None and caught_up:
                     run.behind = False
             if caught_up:
-                self._event(job.run_id, "backlog", "the sweeps that waited in the run file are caught up")
+                self._runs.event(
+                    job.run_id, "backlog", "the sweeps that waited in the run file are caught up"
+                )
 
     def _load(self, job: SweepJob) -> bool:
         """Load the frames of a sweep that was put off; return False where they are absent."""
         run = self._runs.get(job.run_id)
         reason = ""
         try:
-            # Not through `_call`: unreadable frames are a problem of one sweep, not of the run.
-            job.sweep = None if run is None or run.failure is not None else run.sink.load(job)
+            # Unreadable frames are a problem of one sweep, not of the run.
+            job.sweep = None if run is None else run.sink.load(job)
         except MddError as error:
             reason = str(error)
         except Exception as error:  # an OSError would look like the death of the engine process
@@ -367,7 +365,7 @@ class WorkQueue:
                 dropped = self._scheduler.not_there(job, time.monotonic())
                 reason = "" if dropped is None else dropped.reason
         if reason and not given_up:
-            self._lost(job, "failed", reason)
+            self._runs.lost(job, "failed", reason)
         return False
 
     # Helpers --------------------------------------------------------------------------------------
@@ -377,55 +375,16 @@ class WorkQueue:
         hand = [*(job for job, _ in self._undelivered), self._running, self._delivering]
         return sum(job is not None and job.lane != "rolling" and run_id in (None, job.run_id) for job in hand)
 
-    def _call(self, run_id: str, work: Callable[[EngineSink], _T], otherwise: _T) -> _T:
-        """Return `work(sink)`; `otherwise` where the run is over or its sink raises or has raised."""
-        run = self._runs.get(run_id)
-        if run is None or run.failure is not None:
-            return otherwise
-        try:
-            return work(run.sink)
-        except Exception as error:  # one run's disk does not concern the others
-            failure = EngineError(f"The run could not take what the engine made ({error}).")
-            failure.__cause__ = error
-            run.failure = error if isinstance(error, MddError) else failure
+    def _run_failed(self, run_id: str, failure: MddError) -> None:
+        """Drop the sweeps of a run whose sink has raised."""
         with self._lock:
             self._scheduler.end(run_id)
             self._undelivered = [each for each in self._undelivered if each[0].run_id != run_id]
-        self._on_note(str(run.failure), "warning")
-        return otherwise
-
-    def _volume(self, job: SweepJob, result: Reconstruction) -> bool:
-        return self._call(job.run_id, lambda sink: sink.volume(job, result), True)
-
-    def _lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
-        self._call(job.run_id, lambda sink: sink.lost(job, outcome, reason), None)
-
-    def _leave(self, run_id: str, left: list[SweepJob]) -> None:
-        """Say that sweeps were not processed when their run was closed."""
-        run = self._runs.get(run_id)
-        if left and run is not None:
-            later = command_line("mdd", "reconstruct", run.file)
-            reason = f"the run was closed before its turn came: {later}"
-            self._call(run_id, lambda sink: sink.left(left, reason), None)
-
-    def _event(self, run_id: str, kind: str, text: str) -> None:
-        self._call(run_id, lambda sink: sink.event(kind, text), None)
-
-    def _drop(self, dropped: list[Dropped]) -> None:
-        for each in dropped:
-            run = self._runs.get(each.job.run_id)
-            if not each.put_off:
-                self._lost(each.job, "skipped", each.reason)
-            elif run is not None and not run.behind:
-                run.behind = True
-                text = f"from sweep {each.job.sweep_number} on some are done later"
-                self._event(
-                    each.job.run_id, "backlog", f"sweeps come faster than the engine takes them: {text}"
-                )
+        self._on_note(str(failure), "warning")
 
     def _tell_effort(self, job: SweepJob) -> None:
         key = (job.run_id, job.channel, job.position)
         if job.lane == "sweep" and self._efforts.get(key, 0) != job.effort:
             self._efforts[key] = job.effort
             text = f"from sweep {job.sweep_number} on: {_EFFORTS[job.effort]}"
-            self._event(job.run_id, "effort", text)
+            self._runs.event(job.run_id, "effort", text)

@@ -23,7 +23,7 @@ import numpy as np
 
 from microdiffusion.daemon.engine import EngineInfo, provenance
 from microdiffusion.daemon.offline.sweeps import SweepKey, open_recorded
-from microdiffusion.daemon.recorder import Recorder
+from microdiffusion.daemon.recorder import Recorder, create_recorder, resume_recorder
 from microdiffusion.daemon.runs import enough
 from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
 from microdiffusion.frames import Reconstruction
@@ -88,7 +88,7 @@ def reconstruct_file(
                 f"{path} holds no sweep with enough frames: there is nothing to reconstruct."
             )
         reconstructor, info = _open(recorded.header, config, report, building)
-        recorder = Recorder.create(
+        recorder = create_recorder(
             unnamed,
             recorded.header,
             # One file holds all of it, whatever room a live run would reserve.
@@ -160,7 +160,7 @@ def catch_up(
     EngineError, DiskError
         Reconstruction or writing failed; what was added is safe.
     """
-    recorder = Recorder.resume(path, config.recorder, on_written=lambda written: None)
+    recorder = resume_recorder(path, config.recorder, on_written=lambda written: None)
     try:
         # Session by session: each is easier in one go, and only one is in memory.
         keys = [SweepKey(*key) for key in recorder.index.unfinished(_UNFINISHED)]

@@ -20,9 +20,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -39,21 +37,18 @@ from microdiffusion.daemon.recorder.files import RunFiles
 from microdiffusion.daemon.recorder.index import Key
 from microdiffusion.daemon.recorder.queue import WriteQueue
 from microdiffusion.daemon.recorder.writer import RunWriter, Written
-from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError, UserError
+from microdiffusion.errors import DiskError, MddError, NoRoomError, RunError
 from microdiffusion.frames import Frame, Reconstruction, Sweep
-from microdiffusion.header import RunHeader
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import FrameTable, RunPlan, Status, assemble, file_bytes, level_factors
+from microdiffusion.runfile import FrameTable, Status, assemble
 from microdiffusion.text import count_noun
-
-__all__ = ["Recorder", "Written"]
 
 _RETRY_S = 1.0
 _T = TypeVar("_T")
 
 
 class Recorder:
-    """Writes a run. Made by `create` or `resume`; `start`, then put and call from any thread, then `stop`.
+    """Writes a run. Made by `opening`; `start`, then put and call from any thread, then `stop`.
 
     Attributes
     ----------
@@ -61,7 +56,9 @@ class Recorder:
     received : FrameRanges
         `seq` of every frame that was in the file when the recorder was made; not kept up to date here.
     index : RunIndex
-        Index of the files; read it on the recorder's thread (`call`), or before the start.
+        Index of the files; read it on the recorder's thread (`call`), before the start, or after the stop.
+    data : RunData
+        Ledger, senders and owners of the run, as the file says now.
     waiting_for : str
         Why the disk cannot take more now, in a sentence; empty where it can.
     """
@@ -79,6 +76,7 @@ class Recorder:
         self._writer = RunWriter(files, config)
         self.header = files.plan.header
         self.index = files.index
+        self.data = self._writer.data
         self.received: FrameRanges = self._writer.received()
         self.waiting_for = ""
         self._on_written = on_written
@@ -89,96 +87,6 @@ class Recorder:
         self._failure: Exception | None = None
         self._rescues = False
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        header: RunHeader,
-        config: RecorderConfig,
-        *,
-        frames_per_sweep: int,
-        configuration: str,
-        provenance: Mapping[str, str],
-        on_written: Callable[[Written], None],
-        live: bool = False,
-        uncertainty: bool = False,
-        owner: str = "",
-    ) -> Recorder:
-        """Create the file of a new run and return its recorder.
-
-        Parameters
-        ----------
-        path
-            The run's first file, which must not exist.
-        frames_per_sweep
-            Most frames of a sweep, held-out ones included.
-        configuration
-            The resolved configuration, JSON.
-        provenance
-            Versions, device ... as far as known; see `put_engine`.
-        on_written
-            Called on the recorder's thread for each volume that can be read from the disk.
-        live
-            Whether to make room for rolling volumes (`put_live`): two volumes a session.
-        uncertainty
-            Whether to make room for the uncertainty of each volume.
-        owner
-            Who may resume the run (`ingest.owner_of`); empty: whoever asks.
-
-        Raises
-        ------
-        InputFileError
-            The file exists, or another process writes it.
-        NoRoomError, DiskError
-            There is not enough room for all of its time points; it cannot be created.
-        """
-        plan = RunPlan(
-            header=header,
-            time_points=min(config.time_points, header.sweeps or config.time_points),
-            frames_per_sweep=frames_per_sweep,
-            configuration=configuration,
-            provenance=dict(provenance),
-            created_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            live=live,
-            pyramid=level_factors(header.shape, header.voxel_size_um) if config.pyramid else (),
-            uncertainty=uncertainty,
-        )
-        needed, most = file_bytes(replace(plan, time_points=1)), config.time_point_gb * 1e9
-        if needed > most:
-            raise UserError(
-                f"One time point of all {count_noun(len(header.positions), 'position')} takes "
-                f"{needed / 1e9:.3g} GB, and this daemon takes {most / 1e9:.3g} GB: raise "
-                "recorder.time_point_gb there, or send fewer slices, pixels or positions."
-            )
-        lock = RunLock(path)
-        with _held(lock):
-            files = RunFiles.create(path, plan, most_bytes=_most_bytes(config))
-            recorder = cls(files, config, lock, on_written, resumes=False)
-            if owner:
-                recorder.admit(owner)
-            return recorder
-
-    @classmethod
-    def resume(cls, path: Path, config: RecorderConfig, *, on_written: Callable[[Written], None]) -> Recorder:
-        """Return a recorder that resumes a run, whether it was closed or cut off.
-
-        Parameters
-        ----------
-        path
-            The run's first file.
-
-        Raises
-        ------
-        InputFileError
-            A file of the run is damaged, or another process writes it.
-        DiskError
-            It cannot be opened for writing.
-        """
-        lock = RunLock(path)
-        with _held(lock):
-            files = RunFiles.open(path, most_bytes=_most_bytes(config))
-            return cls(files, config, lock, on_written, resumes=True)
 
     @property
     def is_full(self) -> bool:
@@ -199,26 +107,6 @@ class Recorder:
     def counts(self) -> dict[Status, int]:
         """Number of time points (of each channel and position) that are written, lost, skipped, failed."""
         return dict(self.index.counts)
-
-    @property
-    def ledger(self) -> Ledger:
-        """Account of the frames, as the file says now."""
-        return self._writer.data.ledger
-
-    @property
-    def senders(self) -> NDArray[np.int64]:
-        """Last word of each sender, as the file says now: (64, 6) int64, unused rows negative."""
-        return self._writer.data.senders
-
-    @property
-    def owners(self) -> list[str]:
-        """Those who may resume the run; empty: whoever asks."""
-        return self._writer.data.owners
-
-    @property
-    def next_sweep(self) -> int:
-        """The sweep after the highest one with a frame."""
-        return self.index.next_sweep
 
     @property
     def last_time_s(self) -> float:
@@ -246,16 +134,6 @@ class Recorder:
                 self._lock.release()
                 raise
         self._thread.start()
-
-    def admit(self, owner: str) -> None:
-        """Let one more resume the run; before the start.
-
-        Raises
-        ------
-        NoRoomError, DiskError
-            The file cannot be written.
-        """
-        self._writer.data.write_owner(owner)
 
     def put_frame(self, frame: Frame, receipt: Receipt | None = None) -> None:
         """Queue a frame; ignored where the recorder has stopped or failed.
@@ -349,12 +227,12 @@ class Recorder:
 
     def put_engine(self, provenance: Mapping[str, str]) -> None:
         """Record what the engine said of itself: device, weights ..."""
-        self.call(partial(self._writer.data.write_engine, provenance))
+        self.call(partial(self.data.write_engine, provenance))
 
     def put_event(self, kind: str, text: str) -> None:
         """Record and log an event: its kind (16 bytes) and a sentence (160 bytes)."""
         tell(kind, text, self.header.name)
-        self.call(partial(self._writer.data.write_event, kind, text))
+        self.call(partial(self.data.write_event, kind, text))
 
     def call(self, work: Callable[[], None]) -> None:
         """Run `work` on the recorder's thread, after all that was queued before.
@@ -382,10 +260,6 @@ class Recorder:
         """Return the frames of a sweep, from the file and the queue; errors as of `load_sweep`."""
         rows = self._rows((sweep, channel, position))
         return [] if rows is None else rows.frames(sweep, channel, position)
-
-    def forget(self) -> None:
-        """Release the index after the stop; counts stay."""
-        self.index.forget()
 
     def raise_if_failed(self) -> None:
         """Raise what ended the recorder's thread, if something did."""
@@ -497,19 +371,4 @@ class Recorder:
     def _disk_event(self, text: str) -> None:
         tell("disk", text, self.header.name)
         with contextlib.suppress(NoRoomError):
-            self._writer.data.write_event("disk", text)
-
-
-@contextlib.contextmanager
-def _held(lock: RunLock) -> Iterator[None]:
-    """Take a lock for a block; it stays locked where the block succeeds."""
-    lock.acquire()
-    try:
-        yield
-    except BaseException:
-        lock.release()
-        raise
-
-
-def _most_bytes(config: RecorderConfig) -> int:
-    return int(config.file_gb * 1e9)
+            self.data.write_event("disk", text)

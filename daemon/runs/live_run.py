@@ -104,8 +104,8 @@ class LiveRun:
         self._held: deque[Receipt] = deque()
         self._alarms = 0
         self._wanted: Literal["go", "pause", "stop"] = "go"
-        self._before = recorder.ledger
-        self._reports = SenderReports.of(recorder.senders)
+        self._before = recorder.data.ledger
+        self._reports = SenderReports.of(recorder.data.senders)
         self._reporting = threading.Lock()
         self._ledger_s = 0.0
         self._health = RunHealth(recorder, board, int(config.recorder.queue_mb * 1e6))
@@ -153,7 +153,7 @@ class LiveRun:
     @property
     def owners(self) -> list[str]:
         """Those who may resume the run; empty: whoever asks."""
-        return self.recorder.owners
+        return self.recorder.data.owners
 
     def progress(self, message: RunProgress) -> None:
         """Note how far a sender is."""
@@ -331,7 +331,7 @@ class LiveRun:
         if self._link is not None:
             self._link.finish()
         # Of a run that is over only its figures are asked for, until the daemon ends.
-        self.recorder.forget()
+        self.recorder.index.forget()
         self._health.forget()
 
     def _finish(self, state: RunState, reason: str) -> None:

@@ -17,7 +17,7 @@ import psutil
 
 from microdiffusion.daemon.engine import provenance
 from microdiffusion.daemon.ingest import NotYet, RunState, admits
-from microdiffusion.daemon.recorder import Compressor, Recorder
+from microdiffusion.daemon.recorder import Compressor, Recorder, create_recorder, resume_recorder
 from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.sweeps import RecoveredRun
@@ -58,7 +58,7 @@ class ClosedRun:
     def of(cls, run: LiveRun) -> ClosedRun:
         """Return it of a run that was closed."""
         header, recorder = run.header, run.recorder
-        return cls(header.run_id, header.shape, tuple(recorder.paths), recorder.counts, recorder.ledger)
+        return cls(header.run_id, header.shape, tuple(recorder.paths), recorder.counts, recorder.data.ledger)
 
 
 class OpenRuns:
@@ -242,7 +242,7 @@ class OpenRuns:
         """Return the recorder of a new run, under the next name where another daemon has just taken one."""
         for left in reversed(range(_NAMES)):
             try:
-                return Recorder.create(
+                return create_recorder(
                     path,
                     header,
                     self._config.recorder,
@@ -283,12 +283,12 @@ class OpenRuns:
 
     def _resumed(self, path: Path, owner: str, wanted: RunHeader | None = None) -> LiveRun:
         """Open a run file again; one that is not the `wanted` run is left as it is."""
-        recorder = Recorder.resume(path, self._config.recorder, on_written=partial(_written, self._board))
+        recorder = resume_recorder(path, self._config.recorder, on_written=partial(_written, self._board))
         try:
             if wanted is not None:
                 _require_same(recorder, wanted, owner)
-            elif not admits(recorder.owners, owner):
-                recorder.admit(owner)
+            elif not admits(recorder.data.owners, owner):
+                recorder.data.write_owner(owner)
             found = RecoveredRun.in_file_of(recorder, self._config.engine.policy)
             recorder.start()
         except BaseException:
@@ -347,13 +347,13 @@ class OpenRuns:
             if error is not None:
                 self._fail(run, error)
             elif run.header.run_id not in self.failures:
-                self.compressor.start(run.recorder.paths[0], run.recorder.ledger)
+                self.compressor.start(run.recorder.paths[0], run.recorder.data.ledger)
 
 
 def _require_same(recorder: Recorder, wanted: RunHeader, owner: str) -> None:
     """Raise ConfigError where a sender's run is another than the file's, or another sender's."""
     header, path = recorder.header, recorder.paths[0]
-    if not admits(recorder.owners, owner):
+    if not admits(recorder.data.owners, owner):
         raise ConfigError(
             f"The run in {path} belongs to another sender, and only that one can resume it: begin a new run."
         )

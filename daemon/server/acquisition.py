@@ -291,7 +291,7 @@ def _resume_from(run: LiveRun, secret: str) -> ResumeFrom:
     used = run.received.highest
     return ResumeFrom(
         run_id=run.header.run_id,
-        sweep=run.recorder.next_sweep,
+        sweep=run.recorder.index.next_sweep,
         seq=(used // SEQ_ROOM + 1) * SEQ_ROOM if used >= 0 else 0,
         time_s=run.recorder.last_time_s,
         secret=secret,

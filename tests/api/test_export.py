@@ -14,6 +14,7 @@ from support.run_file_writer import header, put_volume, recorder, volume, wait
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.cli.dispatch import main
+from microdiffusion.daemon.recorder.opening import create_recorder
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import InputFileError
 from microdiffusion.export import FORMATS, Scope, default_output, export_run
@@ -224,7 +225,7 @@ def test_zeros_that_were_written_are_no_gap_in_ome_zarr(tmp_path: Path) -> None:
 def test_uncertainties_are_images_of_their_own(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     path = tmp_path / "run.h5"
-    target = Recorder.create(
+    target = create_recorder(
         path,
         header(),
         RecorderConfig(time_points=2),

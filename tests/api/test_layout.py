@@ -171,10 +171,10 @@ def test_a_changed_voxel_is_noticed_where_a_whole_volume_is_read(tmp_path: Path)
 
 def test_uncertainty_is_there_where_it_was_given(tmp_path: Path) -> None:
     from microdiffusion.config.models import RecorderConfig
-    from microdiffusion.daemon.recorder.recorder import Recorder
+    from microdiffusion.daemon.recorder.opening import create_recorder
 
     path = tmp_path / "run.h5"
-    target = Recorder.create(
+    target = create_recorder(
         path,
         header(sweeps=2),
         RecorderConfig(),

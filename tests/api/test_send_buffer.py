@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.wire_support import RUN, make_frame
 
 from microdiffusion.errors import WireError
-from microdiffusion.sender.buffer import BufferedFrame, SendBuffer
+from microdiffusion.sender.buffer import SendBuffer
+from microdiffusion.sender.buffered import BufferedFrame
 from microdiffusion.sender.journal import Location
 from microdiffusion.wire import decode, encode_frame
 

@@ -42,7 +42,10 @@ class FakeRun:
         self.header = header_of(name[:1])
         counts = dict.fromkeys(Status, 0) | {Status.WRITTEN: 2}
         self.recorder = SimpleNamespace(
-            header=self.header, owners=(), paths=[Path(f"{name}.h5")], counts=counts, ledger=Ledger()
+            header=self.header,
+            paths=[Path(f"{name}.h5")],
+            counts=counts,
+            data=SimpleNamespace(owners=(), ledger=Ledger()),
         )
         self.state = RunState.OPEN
         self.may_close = threading.Event()

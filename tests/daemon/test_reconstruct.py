@@ -13,7 +13,7 @@ from microdiffusion import open_run
 from microdiffusion.config.models import Config, EngineConfig, InrConfig, RecorderConfig
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.offline.reconstruct import catch_up, reconstruct_file
-from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.opening import create_recorder, resume_recorder
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.errors import InputFileError
 from microdiffusion.frames import Frame, FrameInfo, Sweep
@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Path:
     """Return a run of two channels and positions that wrote sweep 1 of one session, and skipped the rest."""
     path = tmp_path / "run.h5"
     about = header(channels=CHANNELS, positions=POSITIONS, sweeps=SWEEPS, frames_per_sweep=8)
-    recorder = Recorder.create(
+    recorder = create_recorder(
         path,
         about,
         RecorderConfig(time_points=SWEEPS),
@@ -171,7 +171,7 @@ def test_each_volume_knows_the_sweeps_after_it_unless_causal(run: Path, tmp_path
 
 
 def test_a_run_that_a_daemon_writes_is_left_alone(run: Path) -> None:
-    writer = Recorder.resume(run, CONFIG.recorder, on_written=lambda written: None)
+    writer = resume_recorder(run, CONFIG.recorder, on_written=lambda written: None)
     writer.start()
     try:
         with pytest.raises(InputFileError, match=run.name):
@@ -182,7 +182,7 @@ def test_a_run_that_a_daemon_writes_is_left_alone(run: Path) -> None:
 
 def test_a_run_that_was_cut_off_is_caught_up_and_closed(run: Path) -> None:
     content = run.read_bytes()
-    writer = Recorder.resume(run, CONFIG.recorder, on_written=lambda written: None)
+    writer = resume_recorder(run, CONFIG.recorder, on_written=lambda written: None)
     writer.start()
     torn = run.read_bytes()
     writer.stop()

@@ -28,7 +28,8 @@ from support.run_file_writer import (
 
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.recorder import segment
-from microdiffusion.daemon.recorder.recorder import Recorder, Written
+from microdiffusion.daemon.recorder.opening import resume_recorder
+from microdiffusion.daemon.recorder.writer import Written
 from microdiffusion.errors import DiskError, InputFileError, RunError
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.reader import open_run
@@ -213,7 +214,7 @@ def test_mistaken_sweep_number_does_not_fill_the_disk_with_files(path: Path) -> 
     target.put_frame(frame(10**9, 0))
     put_sweep(target, 0)
     target.stop()
-    assert target.ledger.unplaced == 1
+    assert target.data.ledger.unplaced == 1
     assert target.paths == [path]
 
 
@@ -264,7 +265,7 @@ def test_run_of_many_files_keeps_few_of_them_open(path: Path) -> None:
     target.mark(3, 0, 0, Status.LOST, "late")
     target.stop()
     assert open_files() == 0
-    again = Recorder.resume(path, RecorderConfig(), on_written=lambda written: None)
+    again = resume_recorder(path, RecorderConfig(), on_written=lambda written: None)
     again.start()
     assert 1 < open_files() <= 7
     put_sweep(again, 12)

@@ -215,7 +215,7 @@ def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Pat
     assert report.ledger == Ledger(5, 3, 2, on_the_line=2, announced_known=1)
     disk.full = False
     again = resumed(path)
-    assert again.next_sweep == 1
+    assert again.index.next_sweep == 1
     again.start()
     again.put_frame(frame(2, 0), when_recorded(partial(taken.append, 0)))
     again.stop()
@@ -245,7 +245,7 @@ def test_disk_that_fails_otherwise_ends_the_recorder_and_acknowledges_nothing(
         target.stop()
     assert taken == []
     again = resumed(path)  # the lock is free, the file whole
-    assert again.next_sweep == 1
+    assert again.index.next_sweep == 1
     again.stop()
 
 

@@ -64,11 +64,13 @@ def test_killed_run_goes_on_where_it_stopped(path: Path) -> None:
     second = resumed(path)
     assert second.header == header()
     assert (len(second.received), second.received.highest) == (13, 12)
-    assert second.next_sweep == 5
+    assert second.index.next_sweep == 5
     assert second.last_time_s == 4.0
     assert second.index.unfinished([Status.EMPTY]) == [(4, 0, 0)]
     assert second.counts[Status.WRITTEN] == 4
-    assert second.ledger == Ledger(announced=14, received=13, missing=1, dropped_by_sender=1, duplicates=3)
+    assert second.data.ledger == Ledger(
+        announced=14, received=13, missing=1, dropped_by_sender=1, duplicates=3
+    )
     second.start()
     with open_run(path) as run:
         assert not run.closed
@@ -185,7 +187,7 @@ def test_planned_run_that_is_gone_on_with_keeps_to_its_plan(path: Path) -> None:
             second.put_frame(frame(sweep, index))
     put_volume(second, 2)
     second.stop()
-    assert second.ledger.unplaced == 3
+    assert second.data.ledger.unplaced == 3
     with open_run(path) as run:
         assert run.status.tolist() == [1, 2, 1]
         assert run.ledger.received == 12
@@ -405,7 +407,7 @@ def test_any_order_of_frames_volumes_kills_and_closes_leaves_a_sound_file(
             assert set(taken) == placed | unplaced
             assert len(target.received) == len(placed) + len(unplaced)
             assert all(seq in target.received for seq in placed | unplaced)
-            assert target.next_sweep == max((seq // 10 for seq in placed), default=-1) + 1
+            assert target.index.next_sweep == max((seq // 10 for seq in placed), default=-1) + 1
             counts = {code: list(status.values()).count(code) for code in Status}
             assert target.counts == counts
             target.start()

@@ -224,7 +224,7 @@ def test_a_run_that_is_over_keeps_its_figures_and_no_frame(tmp_path: Path) -> No
     assert [ref() for ref in pixels] == [None] * 9
     assert [each.counts[Status.SKIPPED] for each in place.runs.closed] == [3]
     assert run.recorder.counts[Status.SKIPPED] == 3
-    assert run.recorder.next_sweep == 3
+    assert run.recorder.index.next_sweep == 3
     assert sum(len(part.positions) for part in run.recorder.index._parts) == 0
 
 

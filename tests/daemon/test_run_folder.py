@@ -12,7 +12,7 @@ import pytest
 from support.run_file_writer import frame, header, recorder
 
 from microdiffusion.config.models import RecorderConfig
-from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.opening import create_recorder, resume_recorder
 from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.errors import InputFileError
 
@@ -54,7 +54,7 @@ def test_of_two_files_of_a_run_the_recorded_one_is_found_not_the_one_made_from_i
 
 
 def go_on(path: Path, *frames: int) -> None:
-    target = Recorder.resume(path, RecorderConfig(), on_written=lambda written: None)
+    target = resume_recorder(path, RecorderConfig(), on_written=lambda written: None)
     target.start()
     for number in frames:
         target.put_frame(frame(*divmod(number, 3)))
@@ -77,7 +77,7 @@ def test_a_run_goes_on_in_the_file_that_holds_most_not_in_a_copy_of_it(
 @pytest.mark.parametrize("backup", ["aa_backup.h5", "zz_backup.h5"])
 def test_of_equal_copies_the_one_with_its_own_name_is_the_run(tmp_path: Path, backup: str) -> None:
     path = tmp_path / "run.h5"
-    target = Recorder.create(
+    target = create_recorder(
         path,
         header(run_id=A),
         RecorderConfig(time_points=2),

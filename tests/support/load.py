@@ -29,6 +29,7 @@ import zmq
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.ingest import Ingest, PlainSink
 from microdiffusion.daemon.receipt import Receipt
+from microdiffusion.daemon.recorder.opening import create_recorder
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.daemon.runs.assembler import Assembler, LostSweep
 from microdiffusion.frames import Frame, FrameInfo, StagePosition, Sweep
@@ -170,7 +171,7 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
             "refused": refused,
             "sweeps": sink.sweeps,
             "sweeps_lost": sink.lost,
-            "in_the_file": sum(r.ledger.received - r.ledger.unplaced for r in recorders)
+            "in_the_file": sum(r.data.ledger.received - r.data.ledger.unplaced for r in recorders)
             if recorders
             else None,
             "latency_ms": {
@@ -182,7 +183,7 @@ def _receive(pipe: Connection, folder: str | None, keys: ServerKeys | None, repo
 
 
 def _recorder(folder: Path, header: RunHeader) -> Recorder:
-    recorder = Recorder.create(
+    recorder = create_recorder(
         folder / "load.h5",
         header,
         RecorderConfig(output=folder, time_points=SWEEPS_PER_FILE),

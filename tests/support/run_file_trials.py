@@ -25,8 +25,9 @@ from zlib_ng.zlib_ng import crc32
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.cli.dispatch import main as command_line
-from microdiffusion.daemon.recorder.recorder import Recorder, Written
-from microdiffusion.daemon.recorder.writer import RunWriter
+from microdiffusion.daemon.recorder.opening import create_recorder
+from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.writer import RunWriter, Written
 from microdiffusion.frames import Frame, FrameInfo, Reconstruction, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile.pyramid import coarser
@@ -58,7 +59,7 @@ class Volumes:
             profile_spacing_um=4.0,
         )
         self._done: list[int] = []
-        self.recorder = Recorder.create(
+        self.recorder = create_recorder(
             path,
             header,
             RecorderConfig(**{"time_points": time_points, "queue_mb": 4096.0, **values}),

@@ -13,7 +13,9 @@ import numpy as np
 
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.receipt import Receipt
-from microdiffusion.daemon.recorder.recorder import Recorder, Written
+from microdiffusion.daemon.recorder.opening import create_recorder, resume_recorder
+from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.writer import Written
 from microdiffusion.frames import Frame, Reconstruction, frame_info
 from microdiffusion.header import RunHeader
 
@@ -64,7 +66,7 @@ def recorder(
     live: bool = False,
     **config: Any,
 ) -> Recorder:
-    return Recorder.create(
+    return create_recorder(
         path,
         run or header(),
         RecorderConfig(**({"time_points": 8} | config)),
@@ -77,7 +79,7 @@ def recorder(
 
 
 def resumed(path: Path, *, on_written: Callable[[Written], None] = lambda written: None) -> Recorder:
-    return Recorder.resume(path, RecorderConfig(time_points=8), on_written=on_written)
+    return resume_recorder(path, RecorderConfig(time_points=8), on_written=on_written)
 
 
 def when_recorded(work: Callable[[], object]) -> Receipt:
@@ -142,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
         target = recorder(path, time_points=time_points, durable=durable, on_written=announce)
     print("ready", flush=True)
     target.start()
-    for sweep in range(target.next_sweep, 10_000):
+    for sweep in range(target.index.next_sweep, 10_000):
         for index in range(FRAMES):
             one = frame(sweep, index)
             tell = partial(print, f"frame {one.info.seq}", flush=True)

@@ -15,7 +15,7 @@ from support.run_file_writer import put_sweep, recorder
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.cli.dispatch import main
-from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.opening import resume_recorder
 from microdiffusion.errors import MissingFileError
 from microdiffusion.runfile.schema import segment_path
 
@@ -142,7 +142,7 @@ def test_a_run_is_not_resumed_in_a_part_of_it(whole: Path, tmp_path: Path) -> No
     run, _ = copied(whole, tmp_path, (0, 1))
     before = run.read_bytes()
     with pytest.raises(MissingFileError, match=r"run_s002\.h5, run_s003\.h5"):
-        Recorder.resume(run, RecorderConfig(), on_written=lambda written: None)
+        resume_recorder(run, RecorderConfig(), on_written=lambda written: None)
     assert run.read_bytes() == before
 
 
