@@ -24,7 +24,7 @@ from microdiffusion.config import SweepConfig
 from microdiffusion.drivers.plan import load_profile
 from microdiffusion.drivers.simulate import plan_positions, project_volume
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError
-from microdiffusion.files import VolumeFile, open_projections, open_volume
+from microdiffusion.files import VolumeFile, open_projections, open_volume, split_part
 from microdiffusion.frames import FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.sender import Faults, Sender, SenderStats
@@ -98,7 +98,8 @@ def open_source(path: str | Path, *, sweep: SweepConfig | None = None) -> Replay
 
 def _is_volume(path: Path) -> bool:
     """Return whether to read `path` as a volume; `open_projections` refuses what is neither."""
-    if path.is_dir() or path.suffix.lower() in {".tif", ".tiff", ".npy"}:
+    path, part = split_part(path)
+    if part or path.is_dir() or path.suffix.lower() in {".tif", ".tiff", ".npy"}:
         return True
     try:
         with h5py.File(path, "r") as file:

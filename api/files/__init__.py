@@ -2,7 +2,7 @@
 
 from microdiffusion.files.atomic import leftovers, refuse_existing, replacing, staged
 from microdiffusion.files.projections import ProjectionFile, open_projections, write_projections
-from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS
+from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS, split_part
 from microdiffusion.files.volumes import VolumeFile, open_volume, volume_paths
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "open_volume",
     "refuse_existing",
     "replacing",
+    "split_part",
     "staged",
     "volume_paths",
     "write_projections",

@@ -7,6 +7,7 @@ the thread that opened it.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import InputFileError, MissingFileError
-from microdiffusion.files.stacks import Edges, Stack, is_ndtiff, read_ndtiff, read_tiff
-from microdiffusion.text import count_noun
+from microdiffusion.files.ndtiff import Stack, read_ndtiff
+from microdiffusion.files.stacks import Edges, Notes, choose_part, is_ndtiff, split_part
+from microdiffusion.files.tiff import read_tiff
+from microdiffusion.text import command_line, count_noun
 
 logger = logging.getLogger(__name__)
 _TIFF = frozenset({".tif", ".tiff"})
@@ -53,7 +56,7 @@ class VolumeFile:
         path: Path,
         data: Any,
         file: h5py.File | None = None,
-        edges_um: Edges = (None, None, None),
+        notes: Notes = Notes(),  # noqa: B008 it is frozen
         origin: VolumeOrigin | None = None,
     ) -> None:
         if data.ndim not in (3, 4) or 0 in data.shape or data.dtype.kind not in "uif":
@@ -64,8 +67,9 @@ class VolumeFile:
         self.path = path
         self._data = data
         self._file = file
-        self.edges_um = edges_um
-        self.origin = origin or VolumeOrigin()
+        self.edges_um = notes.edges_um
+        self._z_um = notes.z_um
+        self.origin = origin or VolumeOrigin(licence=notes.licence)
         self.shape: tuple[int, int, int, int] = (1, *data.shape)[-4:]
 
     def __len__(self) -> int:
@@ -90,6 +94,28 @@ class VolumeFile:
                 *(z, y, x),
             )
         return z, y, x
+
+    @property
+    def z_um(self) -> NDArray[np.float64] | None:
+        """Stage position of every image (N,) float64, µm; None where the file does not say.
+
+        Raises
+        ------
+        InputFileError
+            It says something else than numbers.
+        """
+        if self._file is None:
+            return self._z_um
+        for place in (self._file.get("z_um"), self._data.attrs.get("z_um"), self._file.attrs.get("z_um")):
+            if place is not None:
+                try:
+                    return np.asarray(place, np.float64).ravel()
+                except (TypeError, ValueError):
+                    raise InputFileError(
+                        f"{self.path}: z_um should be numbers, the stage position of each image in µm: "
+                        "correct it, or give --step-um or --z-um."
+                    ) from None
+        return None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -136,29 +162,33 @@ class VolumeFile:
 def open_volume(path: str | Path) -> VolumeFile:
     """Open a volume: HDF5 with the dataset `volume`, TIFF, the folder of an NDTiff dataset, or NPY.
 
+    Of a TIFF or NDTiff that holds several positions, channels or images, one is named after a #:
+    `stack.ome.tif#Pos1`. The error that asks for it lists them.
+
     Raises
     ------
     MissingFileError
         There is no such file.
     InputFileError
-        It is none of these, or its shape is wrong.
+        It is none of these, its shape is wrong, or it holds several volumes and none is named.
     DependencyError
         It is TIFF or NDTiff, and the library that reads it is absent.
     """
-    path = Path(path)
+    named, (path, part) = Path(path), split_part(path)
     if path.is_dir():
         if not is_ndtiff(path):
             raise InputFileError(
                 f"{path} is a folder without an NDTiff.index: name a file in it, or, where it is an "
                 "NDTiff data set, copy its index as well."
             )
-        stack, edges = read_ndtiff(path)
-        return VolumeFile(path, stack, None, edges)
+        stack, notes = read_ndtiff(path, part)
+        return VolumeFile(named, stack, None, notes)
     if not path.is_file():
         raise MissingFileError(f"There is no volume at {path}: check the path.")
     if path.suffix.lower() in _TIFF:
-        pixels, edges, licence = read_tiff(path)
-        return VolumeFile(path, pixels, None, edges, VolumeOrigin(licence=licence))
+        pixels, notes = read_tiff(path, part)
+        return VolumeFile(named, pixels, None, notes)
+    choose_part(path, [""], part)
     if path.suffix.lower() == ".npy":
         return VolumeFile(path, _read_npy(path))
     return _open_hdf5(path)
@@ -174,7 +204,8 @@ def volume_paths(place: Path) -> list[Path]:
     InputFileError
         The folder holds no volume.
     """
-    if place.is_file() or (place.is_dir() and is_ndtiff(place)):
+    file, _ = split_part(place)
+    if file.is_file() or (file.is_dir() and is_ndtiff(file)):
         return [place]
     if not place.is_dir():
         raise MissingFileError(f"There is no volume or folder {place}: check its name.")
@@ -205,14 +236,28 @@ def _open_hdf5(path: Path) -> VolumeFile:
                 f"{path}: the dataset /volume is missing (found {names}): rename or copy it."
             )
         _refuse_unwritten(path, file, dataset)
-        return VolumeFile(path, dataset, file, _edges(path, file, dataset), _origin(file, dataset))
+        return VolumeFile(path, dataset, file, Notes(_edges(path, file, dataset)), _origin(file, dataset))
     except BaseException:
         file.close()
         raise
 
 
 def _refuse_unwritten(path: Path, file: h5py.File, dataset: h5py.Dataset) -> None:
-    """Refuse a volume of which parts were never written: HDF5 reads these as zeros."""
+    """Refuse a volume of which parts were never written, or are elsewhere: HDF5 reads these as zeros."""
+    header, files = file.get("mdd/run_header"), file.get("mdd/files")
+    if isinstance(header, h5py.Dataset):
+        run = json.loads(header[()])
+        parts = {name: run.get(name, []) for name in ("channels", "positions")}
+        several = [count_noun(len(names), name[:-1]) for name, names in parts.items() if len(names) > 1]
+        if files is not None and files[()] > 1:
+            several.append(count_noun(int(files[()]), "file"))
+        if several:
+            options = [f"--{name[:-1]}={names[0]}" for name, names in parts.items() if len(names) > 1]
+            command = command_line("mdd", "export", path, "--to", "ome-tiff", *options)
+            raise InputFileError(
+                f"{path} is a run of {' and '.join(several)}, and a volume is of one: save that with "
+                f"`{command}`."
+            )
     status = file.get("mdd/status")
     if isinstance(status, h5py.Dataset):
         times = np.flatnonzero((np.asarray(status).reshape(len(status), -1) != 1).any(axis=1))

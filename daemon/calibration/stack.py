@@ -117,46 +117,7 @@ def _read(path: Path) -> _Pixels:
     with open_volume(path) as file:
         times, planes = file.shape[:2]
         images = np.concatenate([file.volume(time) for time in range(times)])
-        step_um = file.edges_um[0]
-        dtype = file.dtype
-    z_of = {".h5": _z_of_hdf5, ".hdf5": _z_of_hdf5, ".tif": _z_of_ome, ".tiff": _z_of_ome}
-    ending = path.suffix.lower()
-    z_um = z_of[ending](path, len(images)) if ending in z_of else None
-    return _Pixels(images, planes, z_um, step_um, dtype)
-
-
-def _z_of_hdf5(path: Path, count: int) -> NDArray[np.float64] | None:
-    """Return `z_um`, the stage position of every image, where the file has such a dataset or attribute."""
-    with h5py.File(path, "r") as file:
-        for place in (file.get("z_um"), file["volume"].attrs.get("z_um"), file.attrs.get("z_um")):
-            if place is not None:
-                try:
-                    return np.asarray(place, np.float64).ravel()
-                except (TypeError, ValueError):
-                    raise InputFileError(
-                        f"{path}: z_um should be numbers, the stage position of each image in µm: correct "
-                        "it, or give --step-um or --z-um."
-                    ) from None
-    return None
-
-
-def _z_of_ome(path: Path, count: int) -> NDArray[np.float64] | None:
-    """Return the stage position of every plane, in the order of the planes, where an OME header has them."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
-        if not file.is_ome or not file.ome_metadata:
-            return None
-        image = tifffile.xml2dict(file.ome_metadata).get("OME", {}).get("Image", {})
-    pixels = (image[0] if isinstance(image, list) else image).get("Pixels", {})
-    planes = pixels.get("Plane", [])
-    planes = planes if isinstance(planes, list) else [planes]
-    if len(planes) != count or not all("PositionZ" in plane for plane in planes):
-        return None
-    scale = {"nm": 1e-3, "mm": 1e3}.get(str(planes[0].get("PositionZUnit", "µm")), 1.0)
-    ordered = sorted(planes, key=lambda plane: (plane.get("TheT", 0), plane.get("TheZ", 0)))
-    z_um = scale * np.array([float(plane["PositionZ"]) for plane in ordered])
-    return z_um if np.ptp(z_um) > 0 else None
+        return _Pixels(images, planes, file.z_um, file.edges_um[0], file.dtype)
 
 
 def _numbers(path: Path) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from microdiffusion.engines.training import phantoms
 from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
-from microdiffusion.files import open_volume, volume_paths
+from microdiffusion.files import open_volume, split_part, volume_paths
 
 SIZE = 64
 NOT_STATED = "not stated"
@@ -100,7 +100,9 @@ def gather(
     result = Sources()
     seen: dict[str, Path] = {}
     for path in [path for place in volumes for path in volume_paths(place)]:
-        name = path.name if path.is_dir() else path.stem.removesuffix(".ome")
+        file, part = split_part(path)
+        name = file.name if file.is_dir() else file.stem.removesuffix(".ome")
+        name += f"#{part}" if part else ""
         if name in seen:
             raise InputFileError(f"{seen[name]} and {path} have the same name: rename one of them.")
         seen[name] = path

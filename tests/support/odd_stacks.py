@@ -74,11 +74,48 @@ def page_by_page(folder: Path) -> Path:
     return folder / "pages.tif"
 
 
-def two_positions(folder: Path) -> Path:
-    with tifffile.TiffWriter(folder / "two.ome.tif", ome=True) as file:
-        for name in ("Pos0", "Pos1"):
-            file.write(PIXELS, metadata={"axes": "ZYX", "Name": name})
-    return folder / "two.ome.tif"
+OTHER = PIXELS[::-1] // 2 + 7
+
+
+def positions(*names: str | None, **options: Any) -> Callable[[Path], Path]:
+    """Return what writes an OME-TIFF of several positions: `PIXELS`, then `OTHER`."""
+
+    def make(folder: Path) -> Path:
+        with tifffile.TiffWriter(folder / "two.ome.tif", ome=True) as file:
+            for number, (name, pixels) in enumerate(zip(names, (PIXELS, OTHER), strict=True)):
+                notes = {"axes": "ZYX", "PhysicalSizeX": 0.25 + number} | ({"Name": name} if name else {})
+                file.write(pixels, metadata=notes, photometric="minisblack", **options)
+        return folder / "two.ome.tif"
+
+    return make
+
+
+def second_file_of_two(folder: Path) -> Path:
+    """The file of the second position of an OME-TIFF whose first position was not copied."""
+    path = positions("Pos0", "Pos1")(folder)
+    with tifffile.TiffFile(path) as file:
+        text = file.ome_metadata
+    made = tiff("second.ome.tif", OTHER, ome=True, metadata={"axes": "ZYX"})(folder)
+    path.unlink()
+    with tifffile.TiffFile(made) as file:
+        uuid = re.search(r'UUID="(urn:uuid:[^"]+)"', file.ome_metadata)[1]
+    own = f'<UUID FileName="second.ome.tif">{uuid}</UUID>'
+    other = '<UUID FileName="first.ome.tif">urn:uuid:1</UUID>'
+    text = re.sub(r' UUID="urn:uuid:[^"]+"', f' UUID="{uuid}"', text, count=1)
+    for each in (other, own):
+        text = re.sub(
+            r"<TiffData[^>]*/>", f'<TiffData IFD="0" PlaneCount="12">{each}</TiffData>', text, count=1
+        )
+    tifffile.tiffcomment(made, text.encode())
+    return made
+
+
+def two_shapes(folder: Path) -> Path:
+    with tifffile.TiffWriter(folder / "two.tif") as file:
+        for pixels in (PIXELS, OTHER[:, :10]):
+            for plane in pixels:
+                file.write(plane, contiguous=False, metadata=None)
+    return folder / "two.tif"
 
 
 def one_file_of_two(folder: Path) -> Path:
@@ -114,6 +151,7 @@ def ndtiff(
     summary: dict[str, Any] | None = None,
     notes: Callable[[int], dict[str, Any]] = lambda z: {},
     index: bool = True,
+    parts: tuple[dict[str, Any], ...] = ({},),
 ) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         import gc
@@ -124,8 +162,9 @@ def ndtiff(
             warnings.simplefilter("ignore", ResourceWarning)  # the library's writer leaves a file open
             dataset = ndstorage.NDTiffDataset(str(folder), name="v", writable=True)
             dataset.initialize(summary or {})
-            for z in numbers:
-                dataset.put_image({"z": z}, PIXELS[z % 12], notes(z))
+            for number, part in enumerate(parts):
+                for z in numbers:
+                    dataset.put_image(part | {"z": z}, (PIXELS, OTHER)[number % 2][z % 12], notes(z))
             dataset.finish()
             dataset.close()
             path = Path(dataset.path)
@@ -257,7 +296,7 @@ ODD_STACKS: dict[str, Odd] = {
     "folder": Odd(a_folder, "is a folder|holds no volume"),
     # Not one volume of numbers
     "OME, two positions": Odd(
-        two_positions, "holds 2 images or positions, Pos0 .*Pos1 .*as a file of its own"
+        positions("Pos0", "Pos1"), r"holds 2 images or positions, .*Pos0, Pos1.* as in .*two.ome.tif#Pos0"
     ),
     "RGB": Odd(tiff("rgb.tif", PIXELS[..., None][..., [0, 0, 0]].astype("u1"), photometric="rgb"), "colours"),
     "NaN": Odd(npy(with_nan()), "not finite"),
@@ -291,3 +330,34 @@ ODD_STACKS: dict[str, Odd] = {
         ndtiff(notes=lambda z: {"ZPositionUm": 27.0, "PixelSizeUm": 0.25}), edges=(None, 0.25, 0.25)
     ),
 }
+
+OF_SEVERAL: dict[str, tuple[Callable[[Path], Path], dict[str, np.ndarray]]] = {
+    "OME, two positions": (positions("Pos0", "Pos1"), {"Pos0": PIXELS, "Pos1": OTHER}),
+    "OME, compressed": (positions("A", "B", compression="zlib"), {"A": PIXELS, "B": OTHER}),
+    "OME, no names": (positions(None, None), {"Image0": PIXELS, "Image1": OTHER}),
+    "OME, one name": (positions("well", "well"), {"0": PIXELS, "1": OTHER}),
+    "OME, numbers as names": (positions("2", "1"), {"1": OTHER, "2": PIXELS}),
+    "OME, paths as names": (positions("A/1", "A/2"), {"A/1": PIXELS, "A/2": OTHER}),
+    "OME, odd names": (positions("./a#b//c", "Za\u0308hler 'µ'"), {"./a#b//c": PIXELS, "Zähler 'µ'": OTHER}),
+    "OME, names not to be typed": (positions("a\u202eb", "c"), {"0": PIXELS, "1": OTHER}),
+    "OME, one of two files": (second_file_of_two, {"": OTHER}),
+    "OME, two channels": (
+        tiff("c.ome.tif", np.stack([PIXELS, OTHER]), ome=True, metadata={"axes": "CZYX"}),
+        {"C0": PIXELS, "C1": OTHER},
+    ),
+    "ImageJ, two channels": (
+        tiff("c.tif", np.stack([PIXELS, OTHER], 1), imagej=True, metadata={"axes": "ZCYX"}),
+        {"C0": PIXELS, "C1": OTHER},
+    ),
+    "pages of two sizes": (two_shapes, {"0": PIXELS, "1": OTHER[:, :10]}),
+    "NDTiff, two positions": (ndtiff(parts=({"position": 0}, {"position": 2})), {"0": PIXELS, "2": OTHER}),
+    "NDTiff, named positions": (
+        ndtiff(parts=({"position": "A/1", "time": 0}, {"position": "A/2", "time": 0})),
+        {"A/1": PIXELS, "A/2": OTHER},
+    ),
+    "NDTiff, channels and positions": (
+        ndtiff(parts=tuple({"channel": c, "position": p} for p in (0, 1) for c in ("GFP", "RFP"))),
+        {"GFP,1": PIXELS, "RFP,0": OTHER},
+    ),
+}
+"""Files of several volumes: how they are made, and some of their parts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 pytest.importorskip("tifffile")
 pytest.importorskip("ndstorage")
-from support.odd_stacks import ODD_STACKS, PIXELS, Odd, imagej, ndtiff
+from support.odd_stacks import ODD_STACKS, OF_SEVERAL, PIXELS, Odd, imagej, ndtiff, npy, positions
+from support.run_file_writer import header, put_sweep, recorder
 
 from microdiffusion.config import SweepConfig
 from microdiffusion.daemon.calibration import read_series, read_stack
@@ -21,11 +23,11 @@ from microdiffusion.drivers.simulate import simulate
 from microdiffusion.engines.evaluation.protocol import read_truth
 from microdiffusion.engines.training.data import gather
 from microdiffusion.errors import MddError
-from microdiffusion.files import open_projections, open_volume
+from microdiffusion.files import open_projections, open_volume, split_part
 
 
-def _simulate(path: Path) -> None:
-    output = path.with_name("projections.h5")
+def _simulate(path: Path) -> np.ndarray:
+    output = split_part(path)[0].with_name("projections.h5")
     try:
         simulate(path, length_um=1.0, step_um=1.0, voxel_size_um=(1.0, 1.0, 1.0), output=output)
     except MddError:
@@ -33,20 +35,21 @@ def _simulate(path: Path) -> None:
         raise
     with open_projections(output) as made:
         assert made.shape[2:] == made.header.shape[1:]
+        return made.sweep(0).projections
 
 
-def _replay(path: Path) -> None:
+def _replay(path: Path) -> np.ndarray:
     with open_source(path, sweep=SweepConfig(length_um=1.0)) as source:
-        assert sum(1 for _ in source.frames()) > 0
+        return np.stack([pixels for _, pixels in source.frames()])
 
 
-READERS: dict[str, Callable[[Path], object]] = {
-    "beam": lambda path: read_stack(path, step_um=1.0),
+READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    "beam": lambda path: read_stack(path, step_um=1.0).frames,
     "camera": read_series,
     "simulate": _simulate,
     "replay": _replay,
     "evaluate": read_truth,
-    "train": lambda path: gather([path]),
+    "train": lambda path: np.stack(list(gather([path]).used.values())),
 }
 
 
@@ -72,6 +75,66 @@ def test_every_reader_is_right_or_refuses(tmp_path: Path, odd: Odd) -> None:
         assert text.endswith(".")
         assert "\n" not in text
         refused.match(odd.words)
+
+
+@pytest.mark.parametrize("several", [pytest.param(each, id=name) for name, each in OF_SEVERAL.items()])
+def test_every_reader_reads_the_part_that_is_named(
+    tmp_path: Path, several: tuple[Callable[[Path], Path], dict[str, np.ndarray]]
+) -> None:
+    make, parts = several
+    path = make(tmp_path)
+    for part, pixels in parts.items():
+        named = Path(f"{path}#{part}" if part else path)
+        with open_volume(named) as file:
+            np.testing.assert_array_equal(file.volume(0), pixels.astype(np.float32))
+        plain = npy(pixels)(tmp_path)
+        for name, read in READERS.items():
+            if name != "evaluate" or pixels.shape[1] > 7:
+                np.testing.assert_array_equal(read(named), read(plain), err_msg=f"{name} {part}")
+    for wanted in ("", "#", "#absent", "#2,absent", "#7"):
+        if wanted.strip("#") or "" not in parts:
+            with pytest.raises(MddError, match=r"holds .* or position.*: name it after the file") as refused:
+                open_volume(f"{path}{wanted}")
+            told = shlex.split(str(refused.value).rpartition(", as in ")[2].removesuffix("."))
+            open_volume(told[0]).close()
+
+
+def test_each_position_has_its_own_voxel_size_and_depths(tmp_path: Path) -> None:
+    path = positions("Pos0", "Pos1")(tmp_path)
+    for number in (0, 1):
+        with open_volume(f"{path}#Pos{number}") as file:
+            assert file.edges_um == (None, None, 0.25 + number)
+
+
+def test_a_file_that_has_a_hash_in_its_name_comes_first(tmp_path: Path) -> None:
+    path = positions("Pos0", "Pos1")(tmp_path)
+    np.save(tmp_path / "two.ome.tif#Pos0.npy", PIXELS)
+    with open_volume(tmp_path / "two.ome.tif#Pos0.npy") as file:
+        np.testing.assert_array_equal(file.volume(0), PIXELS)
+    other = path.rename(tmp_path / "a#b.ome.tif")
+    with open_volume(f"{other}#Pos1") as file:
+        assert file.edges_um[2] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"positions": ("a", "b c")}, "run of 2 positions, .* --position=a"),
+        ({"channels": ("GFP", "RFP")}, "run of 2 channels, .* --channel=GFP"),
+        ({}, "run of 3 files"),
+    ],
+)
+def test_a_run_of_several_positions_channels_or_files_is_not_one_volume(
+    tmp_path: Path, changes: dict[str, tuple[str, ...]], says: str
+) -> None:
+    run = recorder(tmp_path / "run.h5", run=header(**changes), time_points=3 if changes else 1)
+    run.start()
+    for sweep in range(3):
+        put_sweep(run, sweep)
+    run.stop()
+    for name, read in READERS.items():
+        with pytest.raises(MddError, match="run.h5" if name == "replay" else says):
+            read(tmp_path / "run.h5")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""NDTiff, Micro-Manager's own format, as a stack along z (and time) of one position and channel.
+
+ndstorage is imported when it is needed. A `Stack` belongs to the thread that opened it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from itertools import product
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microdiffusion.errors import DependencyError, InputFileError
+from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS, Notes, choose_part, length_um
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class Stack:
+    """An NDTiff dataset as an array ([T,] Z, Y, X) whose time points are read on demand."""
+
+    def __init__(
+        self, dataset: Any, shape: tuple[int, ...], dtype: Any, places: list[dict[str, Any]]
+    ) -> None:
+        self.shape = shape
+        self.ndim = len(shape)
+        self.dtype = np.dtype(dtype)
+        self._dataset = dataset
+        self._places = places
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        planes = self.shape[-3]
+        first = index * planes if self.ndim == 4 else 0
+        return np.stack([self._dataset.read_image(**place) for place in self._places[first : first + planes]])
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self._dataset.close()
+
+
+def read_ndtiff(folder: Path, part: str) -> tuple[Stack, Notes]:
+    """Return the images along z (and time) of a dataset, or of the `part` that is named, and their notes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ndstorage
+    except ImportError as error:
+        raise DependencyError(
+            f"Reading {folder.name} needs ndstorage: install it with `pip install ndstorage`."
+        ) from error
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
+            dataset = ndstorage.Dataset(str(folder))
+    except Exception as error:  # the library lets parsing errors of any kind through
+        raise InputFileError(f"{folder} cannot be read as NDTiff ({error}): copy it again.") from error
+    try:
+        rest, images = _chosen(folder, dataset.get_image_coordinates_list(), part)
+        if not all("z" in image for image in images):
+            raise InputFileError(
+                f"{folder} has no axis z: a volume is one position and one channel along z; export that part."
+            )
+        axes = {
+            name: sorted({image[name] for image in images if name in image})
+            for name in ("time", "z")
+            if any(name in image for image in images)
+        }
+        for name, values in axes.items():
+            _refuse_gaps(folder, name, values)
+        places = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        for place in places:
+            if place not in images:
+                raise InputFileError(f"{folder} lacks the image at {rest | place}: record or copy it again.")
+        places = [rest | place for place in places]
+        image = dataset.read_image(**places[0])
+        shape = (len(places) // len(axes["z"]), len(axes["z"]), *image.shape)
+        notes = _notes(dataset, places[: len(axes["z"])])
+        return Stack(dataset, shape if shape[0] > 1 else shape[1:], image.dtype, places), notes
+    except InputFileError:
+        dataset.close()
+        raise
+    except Exception as error:  # of a file that is missing or cut, whatever the library makes of it
+        dataset.close()
+        raise InputFileError(
+            f"{folder} cannot be read as NDTiff ({type(error).__name__}: {error}): copy all its files again."
+        ) from error
+
+
+def _chosen(
+    folder: Path, images: list[dict[str, Any]], part: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the position, channel ... that is wanted, and the places along z and time of its images."""
+    found: dict[tuple[tuple[str, Any], ...], list[dict[str, Any]]] = {}
+    for image in images:
+        others = tuple(sorted(item for item in image.items() if item[0] not in ("z", "time")))
+        found.setdefault(others, []).append({name: image[name] for name in ("time", "z") if name in image})
+    same = set.intersection(*map(set, found)) if found else set()
+    names = [",".join(str(value) for name, value in each if (name, value) not in same) for each in found]
+    if not names:
+        raise InputFileError(f"{folder} holds no image: copy or record it again.")
+    chosen = list(found)[choose_part(folder, names, part)]
+    return dict(chosen), found[chosen]
+
+
+def _refuse_gaps(folder: Path, name: str, values: list[Any]) -> None:
+    """Refuse an axis that skips a number: nothing says that the stage skipped it, too."""
+    numbers = [value for value in values if isinstance(value, int)]
+    if not numbers:
+        return
+    lacking = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
+    if lacking:
+        raise InputFileError(
+            f"{folder} lacks all images of {name} = {shorten(', '.join(map(str, lacking)), 100)}: copy or "
+            "record it again, or save what belongs together as a stack of its own."
+        )
+
+
+def _notes(dataset: Any, places: list[dict[str, Any]]) -> Notes:
+    """Return the edges of a voxel, along z from the summary or else from the images, and their positions."""
+    summary = getattr(dataset, "summary_metadata", None) or {}
+    notes = [dataset.read_metadata(**place) or {} for place in places]
+
+    def stated(source: dict[str, Any], *names: str) -> Any:
+        return next((source[name] for name in names if name in source), None)
+
+    pixel = length_um(stated(notes[0] | summary, *PIXEL_KEYS), "um")
+    step = length_um(stated(notes[0] | summary, "z-step_um", "ZStepUm"), "um")
+    depths = [stated(note, *Z_KEYS) for note in notes]
+    if step is None and len(depths) > 1 and None not in depths:
+        step = length_um(np.median(np.abs(np.diff(np.array(depths, dtype=np.float64)))), "um")
+    return Notes((step, pixel, pixel))
