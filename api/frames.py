@@ -266,6 +266,8 @@ class Reconstruction:
         Steps that the INR took; 0 where it was not used, or had nothing to correct in the closed form.
     network_weight : float
         Share of the network's answer in what is served.
+    why : str
+        What speaks against the network alone; empty where it is served, or was not asked for.
     merged : bool
         Whether earlier sweeps were used as well.
     still : float
@@ -301,6 +303,7 @@ class Reconstruction:
     uncertainty: NDArray[np.float32] | None = None
     age: NDArray[np.uint8] | None = None
     slots: NDArray[np.int64] | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,21 @@ import os
 import re
 import shlex
 
+IN_WORDS = 5.0
+"""An error that is so many times the noise says nothing: frames without noise, or of no specimen."""
+USUAL_ERROR = "1 to 3 is usual"
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def count_noun(number: int, one: str, several: str = "") -> str:
     """Return "1 frame", "3 frames": a number with its noun; the plural is `one` and an s unless given."""
     return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def in_noise(error: float, digits: int = 2) -> str:
+    """Return an error in units of the noise; what noise cannot be the measure of is not given as a number."""
+    return f"{error:.{digits}f} × noise" if error <= IN_WORDS else f"> {IN_WORDS:g} × noise"
 
 
 def strip_control(text: str) -> str:

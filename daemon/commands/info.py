@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from microdiffusion.daemon.cli import options, say, say_json
 from microdiffusion.daemon.offline import duration_s, grouped_gaps, position_facts, sparkline
 from microdiffusion.daemon.status import size
-from microdiffusion.text import count_noun
+from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from microdiffusion.runfile import Run
+
+_REASONS = 4  # why the network was not served
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -125,12 +127,20 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         yield "events", f"{len(events)}, the last after {last.time_s:.0f} s: {last.kind}, {last.text}"
 
     written = np.nonzero(opened.status == Status.WRITTEN)  # places, as the run may grow meanwhile
-    for label, dataset, unit in (("latency", "latency_s", " s"), ("held-out", "held_out_error", " x noise")):
+    for label, dataset in (("latency", "latency_s"), ("held-out", "held_out_error")):
         values = opened.values(dataset)[written]
         values = values[np.abs(values) < 1e100]  # of a damaged file they may be anything
-        if values.size:
-            p50, p95 = np.percentile(values, (50, 95))
-            yield label, f"median {p50:.3g}{unit}, p95 {p95:.3g}{unit}  {sparkline(opened.values(dataset))}"
+        if not values.size:
+            continue
+        p50, p95 = np.percentile(values, (50, 95))
+        if label == "latency":
+            text = f"median {p50:.3g} s, p95 {p95:.3g} s"
+        elif p50 > IN_WORDS:
+            yield label, f"{in_noise(p50)}: frames without noise, or not of what the volume shows"
+            continue
+        else:
+            text = f"median {in_noise(p50)} ({USUAL_ERROR}), p95 {p95:.3g}"
+        yield label, f"{text}  {sparkline(opened.values(dataset))}"
     if opened.uncertainty is not None:
         there = np.argwhere(opened.values("has_uncertainty") != 0)
         if len(there):  # one of them: each is as large as a volume
@@ -140,6 +150,8 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     if later := int(np.count_nonzero(opened.values("later")[written])):
         yield "later", f"{later} of them reconstructed later, from the recorded frames"
     yield "served", lines["served"]
+    for event in [event for event in events if event.kind == "served"][:_REASONS]:
+        yield "", event.text
     for label, words in (("runtime", RUNTIMES), ("effort", EFFORTS)):
         if text := coded(opened, label, words):
             yield label, text

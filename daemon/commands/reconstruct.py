@@ -58,6 +58,7 @@ def run(args: Namespace) -> int:
         )
     if args.output is not None and config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
+    reasons: dict[str, str] = {}
     with ProgressBar("reconstructing", every_s=10.0) as bar:
 
         def building(share: float) -> None:
@@ -67,6 +68,8 @@ def run(args: Namespace) -> int:
             bar(done, total, title=name)
 
         def volume(done: int, total: int, result: Reconstruction) -> None:
+            if result.why:
+                reasons.setdefault(result.served, result.why)
             if bar.shown:
                 bar(done, total, title="volumes")
             else:
@@ -84,6 +87,8 @@ def run(args: Namespace) -> int:
                 report=stage,
                 building=building,
             )
+    for answer, why in reasons.items():
+        say(f"{answer} was served, as {why}")
     if args.output is None:
         left = f"; {count_noun(failed, 'sweep')} could not be reconstructed (see mdd info)" if failed else ""
         say(f"{count_noun(added, 'volume')} added to {args.file}{left}")

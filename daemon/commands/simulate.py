@@ -49,7 +49,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Simulate."""
     from microdiffusion.drivers.simulate import simulate
+    from microdiffusion.files import open_projections
+    from microdiffusion.text import count_noun
 
     values = dict(vars(args))
-    say(f"wrote {simulate(values.pop('volume'), **values)}")
+    path = simulate(values.pop("volume"), **values)
+    with open_projections(path) as made:
+        sweeps, each = len(made), len(made.stage(0))
+        voxel = " x ".join(f"{edge:g}" for edge in made.header.voxel_size_um)
+    kind = "" if args.noise or args.photons else ", without noise (--noise 0.01 or --photons 1000 adds some)"
+    say(
+        f"wrote {path}: {count_noun(sweeps, 'sweep')} of {count_noun(each, 'projection')}, "
+        f"voxel {voxel} µm (z, y, x){kind}"
+    )
     return 0

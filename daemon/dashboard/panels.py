@@ -25,7 +25,7 @@ from microdiffusion.daemon.status import (
     state_of,
     times,
 )
-from microdiffusion.text import count_noun
+from microdiffusion.text import IN_WORDS, count_noun, in_noise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,12 +132,13 @@ def answers(snapshot: StatusSnapshot, space: Space) -> Section | None:
     quality = snapshot.quality
     if not quality.candidates:
         return None
-    worst = max(quality.candidates.values()) or 1.0
+    best, worst = min(quality.candidates.values()), max(quality.candidates.values()) or 1.0
+    unit, per = ("× noise", 1.0) if best <= IN_WORDS else ("× the best", best)
     rows = []
     for name, error in sorted(quality.candidates.items(), key=lambda item: item[1]):
         style, name_style = (GOOD, BOLD) if name == quality.served else (ACCENT, "")
-        rows.append(Row(name, f"{error:.2f}", share=error / worst, style=style, name_style=name_style))
-    title = f"error on the held-out projection of sweep {quality.held_out_sweep}, × noise"
+        rows.append(Row(name, f"{error / per:.2f}", share=error / worst, style=style, name_style=name_style))
+    title = f"error on the held-out projection of sweep {quality.held_out_sweep}, {unit}"
     return Section(title, rows, label="error")
 
 
@@ -153,6 +154,7 @@ def run(snapshot: StatusSnapshot, space: Space) -> Section:
         Row("sweeps", str(run.sweeps or "")),
         Row("engine", f"{method}, {engine.weights}" if engine.method else ""),
         Row("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
+        Row("served", ", as ".join(filter(None, (snapshot.quality.served, snapshot.quality.why)))),
         Row("building", engine.building),
         Row("file", run.file),
     ]
@@ -223,7 +225,7 @@ def page(snapshot: StatusSnapshot) -> str:
         ("run", f"{snapshot.run.name} {snapshot.run.id}"),
         ("sweep", f"{sweep.number}, {sweep.received}/{sweep.count} frames"),
         *((tile.label, ", ".join(filter(None, tile[1:3]))) for tile in figures(snapshot)),
-        ("residual", "" if residual is None else f"{residual:.2f} × noise"),
+        ("residual", "" if residual is None else in_noise(residual)),
     ]
     for panel in PANELS:
         section = panel(snapshot, Space(0, 0, Choices(), Painter()))

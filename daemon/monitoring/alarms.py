@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from microdiffusion.daemon.status import LITTLE_DISK, Alarm, duration, size
-from microdiffusion.text import count_noun
+from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.status import QueueDepth, RunSummary, StatusSnapshot
@@ -192,9 +192,9 @@ def _held_out(now: StatusSnapshot, past: Past) -> Found:
         return None
     # Against the run's own beginning, in medians: one bad sweep is no trend.
     before, latest = statistics.median(errors[: len(errors) // 2]), statistics.median(errors[-3:])
-    if latest <= RISEN * before or latest <= WORTH_TELLING:
+    if latest <= RISEN * before or latest <= WORTH_TELLING or before > IN_WORDS:
         return None
-    return "warning", f"held-out error {latest:.2f} × noise, was {before:.2f}"
+    return "warning", f"held-out error {in_noise(latest)}, was {before:.2f} ({USUAL_ERROR})"
 
 
 def _clock(now: StatusSnapshot, past: Past) -> Found:

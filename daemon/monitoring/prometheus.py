@@ -22,6 +22,7 @@ from microdiffusion import __version__
 from microdiffusion.addresses import loopback
 from microdiffusion.daemon.status import BUCKETS_S, HEADLINE, LIVE, Histogram, State
 from microdiffusion.errors import AddressError
+from microdiffusion.text import USUAL_ERROR
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.status import StatusBoard, StatusSnapshot
@@ -116,7 +117,10 @@ class DaemonMetrics(Collector):
             _gauge("sweeps_waiting", "sweeps that wait for the engine", sum(run.waiting for run in runs)),
             _gauge("residual", "misfit of the last volume, in units of the noise", quality.residual),
             _gauge(
-                "held_out_error", "error on the last held-out projection, in units of noise", errors, "answer"
+                "held_out_error",
+                f"error on the last held-out projection, in units of noise: {USUAL_ERROR}",
+                errors,
+                "answer",
             ),
             _gauge("queue_bytes", "what waits in a queue", {n: d.bytes for n, d in queues.items()}, "queue"),
             _gauge(

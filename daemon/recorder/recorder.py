@@ -83,6 +83,7 @@ class Recorder:
         self._lock = lock
         self._resumes = resumes
         self._queue = WriteQueue(int(config.queue_mb * 1e6))
+        self._told: set[tuple[int, int, str]] = set()  # why the network was not served
         self._left = 0  # frames that a disk still full at the end kept from being written
         self._failure: Exception | None = None
         self._rescues = False
@@ -196,6 +197,7 @@ class Recorder:
         def work() -> None:
             written = self._retried(write)
             if written is not None:
+                self._tell_why(sweep, channel, position, result)
                 self._on_written(written)
 
         size = result.volume.nbytes + (0 if result.uncertainty is None else result.uncertainty.nbytes)
@@ -220,6 +222,15 @@ class Recorder:
     def mark(self, sweep: int, channel: int, position: int, status: Status, reason: str) -> None:
         """Record that a time point has no volume, and why (one sentence; cut at 160 bytes)."""
         self.call(partial(self._writer.settle, (sweep, channel, position), status, reason))
+
+    def _tell_why(self, sweep: int, channel: int, position: int, result: Reconstruction) -> None:
+        """Put down, once for each session and answer, why it was served in the network's place."""
+        answer = channel, position, result.served
+        if result.why and answer not in self._told:
+            self._told.add(answer)
+            text = f"sweep {sweep}: {result.served}, as {result.why}"
+            tell("served", text, self.header.name)
+            self._retried(partial(self._writer.data.write_event, "served", text))
 
     def put_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None = None) -> None:
         """Record what became of the frames, and what each sender said; the sums are made here."""

@@ -28,7 +28,7 @@ from microdiffusion.daemon.report.pictures import data_uri, shown, window
 from microdiffusion.daemon.status import duration, size
 from microdiffusion.optics import AxialProfile
 from microdiffusion.runfile import Run, Status, lacking_sentence, open_run
-from microdiffusion.text import count_noun
+from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
 
 SESSIONS_MOST = 24
 """Positions and channels that are shown in full; further ones are counted."""
@@ -202,10 +202,14 @@ def _charts(channel: Channel) -> list[Chart]:
         ChartLine("last frame to readable volume", x, figures["latency_s"]),
         ChartLine("in the engine", x, figures["seconds/total"]),
     ]
-    title = "Quality: 1 is as good as the noise allows"
+    charts = [chart("Latency", pace, x_label="time point", y_label="s")]
+    held_out = quality[0].y
+    if held_out.size and np.median(held_out) > IN_WORDS:  # the noise is no measure of it
+        return charts
+    title = f"Quality: 1 is as good as the noise allows, {USUAL_ERROR} for the held-out error"
     return [
         chart(title, quality, x_label="time point", y_label="in units of the noise", reference=1.0),
-        chart("Latency", pace, x_label="time point", y_label="s"),
+        *charts,
     ]
 
 
@@ -223,7 +227,8 @@ def _figures(channel: Channel) -> list[tuple[str, str]]:
         pairs.append(("latency", text))
     if held_out.size:
         count = count_noun(held_out.size, "projection")
-        pairs.append(("held-out error", f"median {np.median(held_out):.3g} times the noise, from {count}"))
+        median = in_noise(float(np.median(held_out)))
+        pairs.append(("held-out error", f"median {median} ({USUAL_ERROR}), from {count}"))
     return pairs
 
 

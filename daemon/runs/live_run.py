@@ -198,7 +198,12 @@ class LiveRun:
         for stage, seconds in result.seconds.items():
             self._board.add_latency(stage, seconds)
         self._board.set_quality(
-            job.sweep_number, result.served, result.residual, result.held_out_error, result.candidate_errors
+            job.sweep_number,
+            result.served,
+            result.residual,
+            result.held_out_error,
+            result.candidate_errors,
+            result.why,
         )
         if math.isfinite(result.still):
             drift_um = (result.drift.drift_z_um, result.drift.drift_y_um, result.drift.drift_x_um)

@@ -120,6 +120,7 @@ class StatusBoard:
         residual: float,
         held_out_error: float = math.nan,
         candidates: Mapping[str, float] | None = None,
+        why: str = "",
     ) -> None:
         """Set the quality of the volume of `sweep`; NaN where it was not measured.
 
@@ -132,6 +133,7 @@ class StatusBoard:
             self._history.add("held_out_error", held_out_error)
             quality = Quality(
                 served=served,
+                why=why,
                 residual=residual if math.isfinite(residual) else None,
                 held_out_error=held_out_error if measured else before.held_out_error,
                 held_out_sweep=sweep if measured else before.held_out_sweep,

@@ -132,9 +132,10 @@ class VolumeCounts(StatusModel):
 
 
 class Quality(StatusModel):
-    """The last volume: which answer was served and how well it explains the frames, in units of the noise."""
+    """The last volume: which answer was served (and why), how well it explains the frames in noise units."""
 
     served: str = ""
+    why: str = ""
     residual: float | None = None
     held_out_error: float | None = None
     held_out_sweep: int | None = None

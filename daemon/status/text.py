@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from microdiffusion.daemon.status.models import HEADLINE
-from microdiffusion.text import count_noun
+from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
 
 if TYPE_CHECKING:
     from microdiffusion.daemon.status.models import Latency, RunSummary, StatusSnapshot
@@ -146,8 +146,8 @@ def figures(snapshot: StatusSnapshot) -> list[Tile]:
         ),
         Tile(
             "held-out error",
-            f"{error:.2f} × noise" if error is not None else "–",
-            f"served {quality.served}" if quality.served else "",
+            in_noise(error) if error is not None else "–",
+            "" if error is None else USUAL_ERROR if error <= IN_WORDS else "no noise to go by",
             trend="held_out_error",
         ),
         Tile(

@@ -32,7 +32,7 @@ from microdiffusion.engines.pipeline.prior import age_map, drift_um, network_sha
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
 from microdiffusion.engines.pipeline.task import Normaliser
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
-from microdiffusion.engines.trust import COARSE_LIMITS, Scores, deviation, pattern, scale, select
+from microdiffusion.engines.trust import COARSE_LIMITS, Scores, Selection, deviation, pattern, scale, select
 from microdiffusion.frames import Reconstruction
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ class Reconstructor:
             found = torch.cat([found, coarse[None]])
         numbers = found.tolist()
         scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
-        served, weight = self._serve(task, answers, scores)
+        selection = self._serve(task, answers, scores)
+        served = selection.served
         unsure = (
             self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
         )
@@ -201,7 +202,8 @@ class Reconstructor:
             candidate_errors=scores.errors,
             seconds=seconds,
             inr_iterations=task.prior_steps,
-            network_weight=weight,
+            network_weight=selection.weight,
+            why="there was no time for the network" if effort == 2 else selection.why,
             merged=task.learned is not None and task.learned.still > 0.0,
             still=float("nan") if task.learned is None else task.learned.still,
             drift=drift_um(task.learned, self.header),
@@ -274,20 +276,20 @@ class Reconstructor:
                 return dict(replayed)
         return update(given, clock.lap)
 
-    def _serve(self, task: Task, answers: dict[str, Tensor], scores: Scores) -> tuple[str, float]:
-        """Return the answer to serve and the network's weight in it; a blend joins answers and scores."""
+    def _serve(self, task: Task, answers: dict[str, Tensor], scores: Scores) -> Selection:
+        """Return the answer to serve; a blend joins answers and scores."""
         own = next(iter(scores.residuals))
         findings = task.session.findings
         if scores.coarse_error is not None:
             findings.coarse_error = scores.coarse_error
         if not self.config.fallback or len(answers) == 1:
-            return own, float(own == "mdd")
+            return Selection(own, float(own == "mdd"), own)
         selection = select(own, findings, scores)
         if selection.served == "blend":
             fallback, weight = selection.fallback, selection.weight
             answers["blend"] = torch.lerp(answers[fallback], answers["mdd"], weight)
             scores.blend("blend", "mdd", fallback, weight)
-        return selection.served, selection.weight
+        return selection
 
     def _unsure(self, task: Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
         """Return the standard deviation of each served voxel, in the units of the projections."""

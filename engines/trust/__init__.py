@@ -2,7 +2,7 @@
 
 from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held, structured_miss
-from microdiffusion.engines.trust.selection import COARSE_LIMITS, Findings, select
+from microdiffusion.engines.trust.selection import COARSE_LIMITS, Findings, Selection, select
 from microdiffusion.engines.trust.uncertainty import DEFAULT_SCALE, deviation, pattern, scale
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CoarseTest",
     "Findings",
     "Scores",
+    "Selection",
     "deviation",
     "measure",
     "measure_held",

@@ -58,11 +58,15 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The answer to serve: `served` is its name, or "blend": `weight` of the network, the rest `fallback`."""
+    """The answer to serve: `served` is its name, or "blend": `weight` of the network, the rest `fallback`.
+
+    `why` says what speaks against the network alone; empty where it is served, or was not asked for.
+    """
 
     served: str
     weight: float
     fallback: str
+    why: str = ""
 
 
 def select(own: str, findings: Findings, scores: Scores) -> Selection:
@@ -81,14 +85,22 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
         # All are unsound only where the noise estimate is; then the last, the most linear, is as good as any.
         fallback = next((name for name in others if name in sound), others[-1])
     if own != "mdd" or own not in sound:
-        return Selection(fallback, 0.0, fallback)
+        broken = "the network's answer is far from its own projections"
+        return Selection(fallback, 0.0, fallback, broken if own == "mdd" else "")
     # A clearly better prediction of a projection says more than the size of the correction. But a single
     # position can be lucky: it does not excuse a network that is far off everywhere.
     proven = findings.held_out < _PROVEN and scores.miss < _FAR_OFF
-    miss = 1.0 if proven else _trust(scores.miss, MISS_LIMITS)
-    weight = min(miss, _trust(findings.coarse_error, COARSE_LIMITS), findings.share)
+    trust = {
+        f"the network misses the projections by {scores.miss:.1%} of their range, {MISS_LIMITS[0]:.1%} is "
+        "usual": 1.0 if proven else _trust(scores.miss, MISS_LIMITS),
+        f"with slabs twice as thick, where the answer is known, the network errs {findings.coarse_error:.2f} "
+        "times as much as the closed form": _trust(findings.coarse_error, COARSE_LIMITS),
+        f"{fallback} predicts a held-out projection better, or nearly as well": findings.share,
+    }
+    why = min(trust, key=lambda reason: trust[reason])
+    weight = trust[why]
     served = own if weight >= 1.0 else fallback if weight <= 0.0 else "blend"
-    return Selection(served, weight, fallback)
+    return Selection(served, weight, fallback, "" if served == own else why)
 
 
 def _fallback(first: str, others: list[str], scores: Scores) -> str:

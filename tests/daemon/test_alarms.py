@@ -59,7 +59,7 @@ CASES = {
     "held-out": (
         {"history": {"held_out_error": (1.0,) * 8 + (1.9,) * 3}},
         "warning",
-        "1.90 × noise, was 1.00",
+        "1.90 × noise, was 1.00 (1 to 3 is usual)",
     ),
     "clock": ({"clock_step_s": 3600.0}, "warning", "set by +3600 s"),
 }

@@ -103,6 +103,20 @@ def test_a_screen_never_exceeds_the_terminal(snapshot, width, height, colour):
     assert max(Segment.get_line_length(line) for line in lines) <= width
 
 
+def test_what_is_usual_and_why_the_network_is_not_served_stand_beside_the_figures():
+    board = StatusBoard()
+    board.set_quality(3, "inr", 1.0, 1.9, {"mdd": 2.4, "inr": 1.9}, "the network misses the projections")
+    shown = page(board.snapshot())
+    assert "1.90 × noise, 1 to 3 is usual" in shown
+    assert "inr, as the network misses the projections" in shown
+    board.set_quality(4, "inr", 1.0, 3620.0, {"mdd": 7240.0, "inr": 3620.0})
+    shown = page(board.snapshot())
+    assert "> 5 × noise, no noise to go by" in shown
+    assert "3620" not in shown
+    assert "7240" not in shown
+    assert re.search(r"error mdd +2\.00", shown)
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48)], ids=["small", "large"])
 def test_the_headline_figures_are_on_every_usual_terminal(width, height):
     shown = text(screen(busy_snapshot(), width, height))

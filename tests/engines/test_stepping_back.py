@@ -153,6 +153,7 @@ def test_every_finding_can_set_the_network_aside(
     selection = select("mdd", Findings(coarse_error=coarse), Scores(residuals, errors, miss, shares))
     assert selection.served == served
     assert (selection.weight == 1.0) == (served == "mdd")
+    assert (selection.why == "") == (served == "mdd")
 
 
 def test_a_verdict_lasts_until_the_next_held_out_projection() -> None:

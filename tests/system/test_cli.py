@@ -279,7 +279,7 @@ def test_simulate_writes_a_projection_file(capsys, volume_file, tmp_path):
     output = tmp_path / "p.h5"
     arguments = ["simulate", str(volume_file), "--length-um", "6", "--step-um", "6", "--output", str(output)]
     assert cli.main([*arguments, "--photons", "50", "--gain", "0.5", "--hold-out"]) == 0
-    assert capsys.readouterr().out == f"wrote {output}\n"
+    assert capsys.readouterr().out.startswith(f"wrote {output}: 1 sweep of 5 projections, voxel 1 x 1 x 1 µm")
     with h5py.File(output) as file:
         assert file["projections"].shape[-2:] == (16, 16)
         assert file["projections"].dtype == np.uint16
@@ -300,7 +300,7 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     assert f"{path}: closed\n" in shown
     assert "3 written, 0 lost, 0 skipped, 0 failed" in shown
     assert "6 x 16 x 20 (t, z, y, x) uint16, voxel 2 x 0.5 x 0.25 µm" in shown
-    assert "held-out     median 2.5 x noise" in shown
+    assert "held-out     median 2.50 × noise (1 to 3 is usual)" in shown
     assert "served       mdd 2, linear 1" in shown
     assert "started      20" in shown
     assert "kB in 1 file" in shown
@@ -309,6 +309,33 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     facts = json.loads(capsys.readouterr().out)
     assert (facts["closed"], facts["shape"], facts["bytes"]) == (True, [3, 6, 16, 20], path.stat().st_size)
     assert facts["positions"][0]["held_out_error"] == [2.5, 2.5, 2.5]
+
+
+def test_info_says_why_the_network_was_not_served_and_gives_no_number_without_noise(capsys, tmp_path):
+    path = tmp_path / "run.h5"
+    recorder = run_file_writer.recorder(path)
+    recorder.start()
+    why = "the network misses the projections by 2.1% of their range, 1.5% is usual"
+    for sweep in range(3):
+        run_file_writer.put_sweep(recorder, sweep, served="inr", why=why, held_out_error=3620.0)
+    recorder.stop()
+    assert cli.main(["info", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "served       inr 3" in shown
+    assert f"\n               sweep 0: inr, as {why}\n" in shown
+    assert "events       1, the last" in shown
+    assert "held-out     > 5 × noise: frames without noise" in shown
+    assert "3620" not in shown.replace("3.62e+03", "3620")
+
+
+def test_simulate_says_what_it_made_and_which_voxel_it_assumed(capsys, tmp_path, volume_file):
+    made = tmp_path / "made.h5"
+    options = ["--length-um", "6", "--step-um", "6", "--output", str(made)]
+    assert cli.main(["simulate", str(volume_file), *options]) == 0
+    said = capsys.readouterr()
+    assert "1 sweep of 4 projections, voxel 1 x 1 x 1 µm (z, y, x), without noise (--noise 0.01" in said.out
+    assert cli.main(["simulate", str(volume_file), *options, "--noise", "0.01", "--hold-out"]) == 0
+    assert capsys.readouterr().out.endswith("1 sweep of 5 projections, voxel 1 x 1 x 1 µm (z, y, x)\n")
 
 
 def test_a_run_prints_as_five_lines_of_info(capsys, tmp_path):
