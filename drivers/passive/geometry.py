@@ -18,6 +18,7 @@ import numpy as np
 from microdiffusion.errors import AcquisitionError, GeometryError
 from microdiffusion.files import PIXEL_KEYS, Z_KEYS
 from microdiffusion.frames import StagePosition
+from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,26 +203,6 @@ def infer(
     )
 
 
-def check_stacks(images: Sequence[Image]) -> None:
-    """Refuse a complete first time point of which a channel or position has fewer slabs than another.
-
-    Raises
-    ------
-    AcquisitionError
-        It names the first of them.
-    """
-    slabs: dict[tuple[Axis, Axis], int] = {}
-    for image in images:
-        slabs[image.place[:2]] = slabs.get(image.place[:2], 0) + 1
-    most = max(slabs.values())
-    for (channel, position), count in slabs.items():
-        if count < most:
-            raise AcquisitionError(
-                f"Channel {channel or 'default'}, position {position} has {count} of the {most} slabs of the "
-                "first time point: let each channel and position take the whole stack."
-            )
-
-
 def _values(seen: Iterable[Axis]) -> tuple[Axis, ...]:
     """Return the values of an axis: numbers ascending, names in the order of their appearance."""
     values = tuple(dict.fromkeys(seen))
@@ -266,13 +247,20 @@ def make_header(
     run_id: str | None,
     source: str,
     note: Callable[[str], None],
+    whole: bool,
 ) -> RunHeader:
     """Return the header of a run of that layout; `images` are those of its first time point.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether the time point is known to have no more images: the next one has begun.
 
     Raises
     ------
     AcquisitionError
-        The images have another size than configured, or their pixel size is unknown.
+        The images have another size than configured, or their pixel size is unknown; a channel or position
+        has fewer slabs than another.
     GeometryError
         The slabs are not in the volume.
     """
@@ -289,7 +277,7 @@ def make_header(
             "The images do not say how large a pixel is: calibrate it under Devices > Pixel Size "
             "Calibration, or set volume.pixel_um."
         )
-    _check_slabs(config, layout, images, note)
+    _check_slabs(config, layout, images, note, whole=whole)
     names = config.acquisition.channels
     if len(names) != len(layout.channels):
         names = tuple(str(channel) or "default" for channel in layout.channels)
@@ -308,9 +296,9 @@ def make_header(
 
 
 def _check_slabs(
-    config: Config, layout: Layout, images: Sequence[Image], note: Callable[[str], None]
+    config: Config, layout: Layout, images: Sequence[Image], note: Callable[[str], None], *, whole: bool
 ) -> None:
-    """Refuse slabs that are outside the volume or say nothing of their depth; tell what stays dark."""
+    """Refuse slabs that are outside the volume, lacking or at no depth of their own; tell what stays dark."""
     stacks: dict[str, dict[Axis, float]] = {}
     planned = dict(zip(layout.slabs, layout.stage, strict=True))
     for image in images:
@@ -329,13 +317,15 @@ def _check_slabs(
         for name, depths in stacks.items()
     }
     first, last = min(each[0] for each in reach.values()), max(each[1] for each in reach.values())
+    slices = max(math.ceil((last - first) / voxel - 0.01), 2)
+    wanted = f"volume.z0_um = {first + 0.5 * voxel:g} and volume.shape_z = {slices}"
+    _refuse_fewer_slabs(stacks, wanted, whole=whole)
     for name, (begin, end) in reach.items():
         if begin < low - 0.5 * voxel or end > high + 0.5 * voxel:
-            slices = max(math.ceil((last - first) / voxel - 0.01), 2)
             raise GeometryError(
                 f"The slabs of the first time point{name} reach from {begin:g} to {end:g} µm, the volume "
-                f"from {low:g} to {high:g} µm: set volume.z0_um = {first + 0.5 * voxel:g} and volume.shape_z "
-                f"= {slices}{' for all' if len(stacks) > 1 else ''}, or move the stage."
+                f"from {low:g} to {high:g} µm: set {wanted}{' for all' if len(stacks) > 1 else ''}, or move "
+                "the stage."
             )
     steps = [np.diff(np.sort(list(depths.values()))) for depths in stacks.values()]
     gap = max((float(step.max()) for step in steps if step.size), default=0.0) - length
@@ -344,6 +334,19 @@ def _check_slabs(
     dark = max(max(begin - low, high - end) for begin, end in reach.values())
     if dark > voxel:
         note(f"{dark:g} µm at an end of the volume are never lit: it is deeper than the sweep")
+
+
+def _refuse_fewer_slabs(stacks: Mapping[str, Mapping[Axis, float]], wanted: str, *, whole: bool) -> None:
+    """Refuse a channel or position that has fewer slabs than another and is not just cut off at the end."""
+    most = max(stacks, key=lambda name: len(stacks[name]))
+    for name, depths in stacks.items():
+        lacking = len(stacks[most]) - len(depths)
+        if lacking and (whole or (lacking > 1 and name != list(stacks)[-1])):
+            raise AcquisitionError(
+                f"The first time point has {count_noun(len(depths), 'slab')}{name} and {len(stacks[most])}"
+                f"{most}: take as many of each (in Micro-Manager, a z-stack for each channel); {wanted} hold "
+                "all."
+            )
 
 
 def _refuse_equal_depths(name: str, depths: Mapping[Axis, float], closest_um: float) -> None:

@@ -24,7 +24,6 @@ from microdiffusion.drivers.passive.geometry import (
     TIME_KEYS,
     Image,
     Layout,
-    check_stacks,
     infer,
     make_header,
 )
@@ -60,6 +59,8 @@ class PassiveRun:
         None until the run has begun.
     unplaced : int
         Images that have no place in the run.
+    unread : int
+        Images before it that could not be read; set by whoever reads them.
 
     Raises
     ------
@@ -69,7 +70,7 @@ class PassiveRun:
 
     def __init__(self, task: DriverTask, *, source: str, journal: bool = True) -> None:
         self.sender: Sender | None = None
-        self.unplaced = 0
+        self.unplaced = self.unread = 0
         self._task, self._config = task, task.config
         self._source, self._journal = source, journal
         self._plan = Plan(task.config)
@@ -96,13 +97,14 @@ class PassiveRun:
             if self._is_as_planned():
                 self.settle()
             return
-        if self._layout is None:
-            check_stacks(self._held)
-        self.settle()
+        self.settle(whole=self.unread == 0)
         self._send(image)
 
-    def settle(self) -> None:
-        """Begin the run with the held images, if there are any; errors as of `take`."""
+    def settle(self, *, whole: bool = False) -> None:
+        """Begin the run with the held images, if there are any; errors as of `take`.
+
+        `whole` says that no more images of their time point will come.
+        """
         if self._layout is not None or not self._held:
             return
         layout = infer(self._held, self._config.acquisition, self._planned)
@@ -115,6 +117,7 @@ class PassiveRun:
             run_id=resume.run_id if resume else None,
             source=self._source,
             note=self._task.note,
+            whole=whole,
         )
         sender = self._task.open_sender(header, journal=self._journal)
         sender.start()

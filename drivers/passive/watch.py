@@ -160,6 +160,7 @@ def _pass_on(task: DriverTask, dataset: GrowingDataset, run: PassiveRun) -> str:
         for image in dataset.images():
             if run.sender is not None and not _await_room(task, run.sender):
                 return "stopped"
+            run.unread = dataset.damaged
             run.take(image)
             changed_s = time.monotonic()
         unchanged_s = time.monotonic() - changed_s

@@ -222,7 +222,7 @@ def test_tiles_are_refused_also_where_the_first_of_them_is_what_was_planned() ->
 
 def test_a_channel_without_the_whole_stack_is_refused_by_name() -> None:
     stage = Stage()
-    with pytest.raises(AcquisitionError, match="Channel RFP, position 0 has 1 of the 3 slabs"):
+    with pytest.raises(AcquisitionError, match="1 slab of channel RFP, position 0 and 3 of channel GFP"):
         stage.take(
             [*sweep_of(0, channel="GFP"), image_of(0, 1, channel="RFP"), image_of(1, 0, channel="GFP")]
         )
@@ -337,3 +337,50 @@ def test_one_slab_where_more_are_planned_is_refused() -> None:
     with pytest.raises(AcquisitionError, match=r"has one slab, .* plan 4: let the acquisition number"):
         stage.take([image_of(time_point, 0) for time_point in range(2)])
     assert stage.headers == []
+
+
+def stacks_of(**slabs: int) -> list[Image]:
+    return [image for name, count in slabs.items() for image in sweep_of(0, count, channel=name)]
+
+
+@pytest.mark.parametrize("order", ["channels", "depths"])
+@pytest.mark.parametrize("slabs", [(3, 2), (2, 3), (1, 4), (4, 4, 3), (4, 1, 4)], ids=str)
+def test_a_channel_with_fewer_slabs_is_refused_by_name_before_anything_is_sent(
+    slabs: tuple[int, ...], order: str
+) -> None:
+    names = ("GFP", "RFP", "CFP")[: len(slabs)]
+    images = stacks_of(**dict(zip(names, slabs, strict=True)))
+    if order == "depths":
+        images.sort(key=lambda image: image.axes["z"])
+    stage = Stage()
+    fewest = names[slabs.index(min(slabs))]
+    with pytest.raises(
+        AcquisitionError, match=rf"{min(slabs)} slabs? of channel {fewest}, .* hold all"
+    ) as no:
+        stage.take([*images, image_of(1, 0, channel="GFP")])
+    assert stage.headers == []
+    assert stage.outbox.put_frames == []
+    z0, shape_z = re.search(r"volume.z0_um = (\S+) and volume.shape_z = (\d+)", str(no.value)).groups()
+    held = Stage(volume={"z0_um": float(z0), "shape_z": int(shape_z)})
+    held.take([*(image_of(0, z, channel=name) for name in names for z in range(max(slabs)))])
+    held.run.settle()
+    assert held.places
+
+
+def test_an_acquisition_that_ends_in_its_first_time_point_keeps_what_it_has() -> None:
+    stage = Stage()
+    stage.take(stacks_of(GFP=4, RFP=2))
+    stage.run.settle()
+    assert len(stage.places) == 6
+    other = Stage()  # another channel follows, so the first was not cut off
+    other.take(stacks_of(GFP=1, RFP=4))
+    with pytest.raises(AcquisitionError, match="1 slab of channel GFP"):
+        other.run.settle()
+
+
+def test_an_image_that_cannot_be_read_does_not_make_a_channel_shorter() -> None:
+    stage = Stage()
+    stage.run.unread = 1
+    stage.take(stacks_of(GFP=4, RFP=3))
+    stage.take([image_of(1, 0, channel="GFP")])
+    assert len(stage.places) == 8
