@@ -46,7 +46,9 @@ class AcquisitionConfig(Table):
         "micromanager: run a pycromanager acquisition; watch: follow the images that another program's "
         "acquisition saves; none: wait for frames on the wire",
     )
-    watch: Path | None = key(None, "folder where that acquisition writes its NDTiff data set (watch)")
+    watch: Path | None = key(
+        None, "folder where that acquisition saves, or its NDTiff data set or first ScanImage file (watch)"
+    )
     begin: Literal["at once", "on command"] = key("at once", "on command: wait for `mdd control start`")
     backend: Literal["python", "java"] = key(
         "python", "python: our own core, with mm_config; java: the running Micro-Manager"

@@ -67,6 +67,9 @@ def watched(folder: Path | None) -> Finding:
             f"{folder} does not exist yet",
             "Create it, or correct acquisition.watch: it is the directory root of the acquisition.",
         )
-    if not folder.is_dir():
-        return failure(f"{folder} is a file", "Set acquisition.watch to the folder of the NDTiff data set.")
+    if not folder.is_dir() and folder.suffix.lower() not in (".tif", ".tiff"):
+        return failure(
+            f"{folder} is a file",
+            "Set acquisition.watch to the folder of the NDTiff data set, or to ScanImage's first file.",
+        )
     return ok(str(folder))

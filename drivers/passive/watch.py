@@ -1,7 +1,8 @@
-"""Follows somebody else's acquisition through the NDTiff data set that it saves.
+"""Follows somebody else's acquisition through the data set that it saves.
 
-`acquire` waits for a data set to appear in `acquisition.watch` (or uses that folder, if it is a data set) and
-sends its images from the first on, while they are being saved; then it waits for the next. Data sets that
+A data set is a folder of NDTiff files, or ScanImage's TIFF files of one recording, of which the first stands
+for all. `acquire` waits for one to appear in `acquisition.watch` (or uses that folder or file, if it is one)
+and sends its images from the first on, while they are being saved; then it waits for the next. Data sets that
 were already complete are ignored. A data set ends when its last file is complete, or when nothing has been
 added for `wire.silent_s` + `acquisition.sweep_interval_s`.
 
@@ -19,6 +20,12 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.passive.relay import PassiveRun
+from microdiffusion.drivers.passive.scanimage_tail import (
+    SIGNED,
+    GrowingSeries,
+    begins_recording,
+    series_files,
+)
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
 from microdiffusion.text import count_noun
 
@@ -43,7 +50,7 @@ def acquire(task: DriverTask) -> SenderStats | None:
     """Send the data sets that are saved in `acquisition.watch`, one run each, until stopped.
 
     Returns the sender's counters of the last one, if there was one. A data set that is unusable is reported
-    and skipped. If the folder is a data set itself, it is the only one, and this returns at its end.
+    and skipped. If `watch` is a data set itself, it is the only one, and this returns at its end.
     `task.resume` refers to the newest data set, complete or not.
 
     Raises
@@ -54,11 +61,12 @@ def acquire(task: DriverTask) -> SenderStats | None:
         The only data set cannot be read, or does not fit the configuration; the daemon refused the run.
     """
     folder = task.config.acquisition.watch
-    if folder is None or not folder.is_dir():
+    if folder is None or not folder.exists():
         raise MissingFileError(
-            f"The folder {folder} does not exist: set acquisition.watch to where Micro-Manager saves."
+            f"The folder {folder} does not exist: set acquisition.watch to where Micro-Manager or ScanImage "
+            "saves."
         )
-    itself = dataset_folder(folder)
+    itself = dataset_folder(folder) if folder.is_dir() else folder
     if itself is not None:
         return _follow(task, itself)
     datasets = _datasets(folder, _quiet_s(task.config), task.note, newest=task.resume is not None)
@@ -88,10 +96,10 @@ def _datasets(
     is_first_look = True
     while True:
         found = []
-        for folder in sorted(path for depth in DEPTHS for path in root.glob(depth)):
-            place = dataset_folder(folder) if folder not in known and folder.is_dir() else None
+        for path in sorted(path for depth in DEPTHS for path in root.glob(depth)):
+            place = _dataset(path, known) if path not in known else None
             if place is not None:
-                known |= {folder, place}
+                known |= {path, place}
                 found.append(place)
         if is_first_look:
             latest = max(found, key=_changed_s, default=None) if newest else None
@@ -110,9 +118,19 @@ def _datasets(
         yield None
 
 
-def _changed_s(folder: Path) -> float:
+def _dataset(path: Path, known: set[Path]) -> Path | None:
+    """Return the data set that this folder or file is; a file that is none is added to `known`."""
+    if path.is_dir():
+        return dataset_folder(path)
+    begins = begins_recording(path)
+    if begins is False:
+        known.add(path)
+    return path if begins else None
+
+
+def _changed_s(place: Path) -> float:
     latest = 0.0
-    for path in folder.iterdir():
+    for path in place.iterdir() if place.is_dir() else series_files(place).values():
         with suppress(OSError):  # a temporary file that has gone since
             latest = max(latest, path.stat().st_mtime)
     return latest
@@ -126,12 +144,24 @@ def _quiet_s(config: Config) -> float:
 def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     """Send a data set to its end and return the sender's counters; None if it has no images."""
     task.note(f"following the data set {folder}")
-    dataset = GrowingDataset(folder)
-    run = PassiveRun(task, source=f"NDTiff data set {folder.name}", journal=False)
+    dataset: GrowingDataset | GrowingSeries
+    if folder.is_dir():
+        dataset, kind = GrowingDataset(folder), "NDTiff data set"
+    else:
+        dataset, kind = GrowingSeries(folder), "ScanImage recording"
+        camera = task.config.camera
+        camera = camera.model_copy(update={"offset": camera.offset + SIGNED})
+        task = replace(task, config=task.config.model_copy(update={"camera": camera}))
+    run = PassiveRun(task, source=f"{kind} {folder.name}", journal=False)
     reason = "broken off"
     try:
         reason = _pass_on(task, dataset, run)
-        if reason == "nothing new" and not run.has_images and not (folder / INDEX).is_file():
+        if (
+            reason == "nothing new"
+            and not run.has_images
+            and folder.is_dir()
+            and not (folder / INDEX).is_file()
+        ):
             raise AcquisitionError(
                 f"{folder} has no {INDEX}, and its images do not say their axes: copy the index as well."
             )
@@ -152,7 +182,7 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     return stats
 
 
-def _pass_on(task: DriverTask, dataset: GrowingDataset, run: PassiveRun) -> str:
+def _pass_on(task: DriverTask, dataset: GrowingDataset | GrowingSeries, run: PassiveRun) -> str:
     """Pass all images on; return why this ended: "finished", "nothing new" or "stopped"."""
     quiet_s = _quiet_s(task.config)
     changed_s = time.monotonic()

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,16 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.driver_support import SLABS_UM, Daemon, DatasetWriter, image_of, passive_config, wait_until
+from support.driver_support import SLABS_UM, Daemon, DatasetWriter, Watch, image_of, wait_until
 
 from microdiffusion.daemon.commands.acquire import _judge as judge
 from microdiffusion.drivers.passive import watch as watching
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.plan import ResumeFrom
-from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
-from microdiffusion.sender.sender import SenderStats
 
 IMAGES = [image_of(t, z) for t in range(2) for z in range(3)]
 
@@ -258,46 +255,6 @@ def test_whatever_a_file_holds_it_is_read_or_refused(
 
 
 # Following ------------------------------------------------------------------------------------------
-
-
-class Watch:
-    """`watch.acquire` on a thread, and all that it tells."""
-
-    def __init__(self, folder: Path, address: str, resume: ResumeFrom | None = None, **tables: Any) -> None:
-        tables["acquisition"] = {"driver": "watch", "watch": folder, **tables.get("acquisition", {})}
-        self.stop = threading.Event()
-        self.notes: list[str] = []
-        self.stats: SenderStats | None = None
-        self.failure: Exception | None = None
-        self._config = passive_config(**tables)
-        self._thread = threading.Thread(target=self._run, args=(address, resume))
-        self._thread.start()
-
-    def _run(self, address: str, resume: ResumeFrom | None) -> None:
-        try:
-            self.stats = watching.acquire(
-                DriverTask(
-                    config=self._config,
-                    address=address,
-                    stop=self.stop,
-                    note=self.notes.append,
-                    resume=resume,
-                )
-            )
-        except Exception as error:
-            self.failure = error
-
-    def join(self, timeout_s: float = 20.0) -> None:
-        self._thread.join(timeout_s)
-        assert not self._thread.is_alive()
-
-    def close(self) -> None:
-        self.stop.set()
-        self.join()
-
-    def wait_for_note(self, text: str) -> None:
-        assert wait_until(lambda: any(text in note for note in self.notes) or not self._thread.is_alive())
-        assert any(text in note for note in self.notes), (self.notes, self.failure)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,13 @@ import numpy as np
 
 from microdiffusion.config.models import Config
 from microdiffusion.daemon.ingest import Ingest, PlainSink, RunState
+from microdiffusion.drivers.passive import watch
 from microdiffusion.drivers.passive.geometry import Image
+from microdiffusion.drivers.plan import ResumeFrom
+from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
+from microdiffusion.sender import SenderStats
 
 SLABS_UM = (6.0, 18.0, 30.0, 42.0)
 
@@ -82,6 +87,46 @@ class Outbox:
         return SimpleNamespace(
             put=len(self.put_frames), acknowledged=0, dropped=self.left_out, waiting=0, unsent=0
         )
+
+
+class Watch:
+    """`watch.acquire` on a thread, and all that it tells."""
+
+    def __init__(self, folder: Path, address: str, resume: ResumeFrom | None = None, **tables: Any) -> None:
+        tables["acquisition"] = {"driver": "watch", "watch": folder, **tables.get("acquisition", {})}
+        self.stop = threading.Event()
+        self.notes: list[str] = []
+        self.stats: SenderStats | None = None
+        self.failure: Exception | None = None
+        self._config = passive_config(**tables)
+        self._thread = threading.Thread(target=self._run, args=(address, resume))
+        self._thread.start()
+
+    def _run(self, address: str, resume: ResumeFrom | None) -> None:
+        try:
+            self.stats = watch.acquire(
+                DriverTask(
+                    config=self._config,
+                    address=address,
+                    stop=self.stop,
+                    note=self.notes.append,
+                    resume=resume,
+                )
+            )
+        except Exception as error:
+            self.failure = error
+
+    def join(self, timeout_s: float = 20.0) -> None:
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        self.stop.set()
+        self.join()
+
+    def wait_for_note(self, text: str) -> None:
+        assert wait_until(lambda: any(text in note for note in self.notes) or not self._thread.is_alive())
+        assert any(text in note for note in self.notes), (self.notes, self.failure)
 
 
 def passive_config(**tables: Any) -> Config:
