@@ -280,16 +280,19 @@ class TrainingConfig(Table):
     held_out: tuple[str, ...] = key((), "names of volumes that are kept for validation")
     licence: str = key("", "licence of volumes whose files state none (model card)")
     output: Path = key(Path("denoiser.safetensors"), "safetensors file for the weights")
-    init: Path | None = key(None, "weights to start from, of the same widths; none: from scratch")
+    init: Path | None = key(None, "weights to start from, of the same widths; none: those that ship with mdd")
+    scratch: bool = key(False, "start from nothing instead")
     widths: tuple[Annotated[int, Field(ge=4, le=1024)], ...] = key(
         (48, 96, 128, 160), "channels of each level, full resolution first", min_length=1, max_length=6
     )
     blocks: int = key(1, "residual blocks of each level", ge=1, le=8)
     embedding: int = key(128, "channels of the condition", ge=8, le=1024)
     iterations: int = key(20_000, "maximum number of iterations", ge=1)
-    minutes: Positive = key(60.0, "time limit, minutes; whichever comes first")
+    minutes: Positive = key(60.0, "time limit, minutes, preparing included; whichever comes first")
     batch: int = key(16, "windows per iteration and process, 8 per cube", ge=8, le=4096, multiple_of=8)
-    rate: Positive = key(1e-3, "learning rate, before the cosine", le=0.1)
+    rate: Positive | None = key(
+        None, "learning rate, before the cosine; none: 1e-3 from nothing, 2e-4 from weights", le=0.1
+    )
     pool: int = key(1500, "training cubes of 64 x 64 x 64 kept in memory", ge=4)
     ring: int = key(48, "groups of four cubes with the same optics kept in memory", ge=1)
     renew_every: int = key(4, "iterations between renewals of one group", ge=1)

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     about = "weights to write"
     options.add(parser, "--output FILE.safetensors", about, options.output, required=True)
     options.add(parser, "--iterations N", "stop after N", options.count, default=200)
-    options.add(parser, "--minutes M", "stop after M minutes", options.positive, default=15.0)
+    options.add(parser, "--minutes M", "stop after M minutes in all", options.positive, default=15.0)
     options.add(parser, "--rate R", "learning rate", options.positive, default=3e-4)
     options.add(parser, "--sweeps N", "sweeps to use at most", options.count, default=4)
     options.add(parser, "--seed N", "seed of the training", options.seed, default=0)

@@ -33,10 +33,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(parser, "--morphologies FOLDER", about, options.file, key="training.morphologies")
     about = "a volume to validate with (repeatable)"
     options.add(parser, "--held-out NAME", about, key="training.held_out", action="append")
-    options.add(parser, "--init WEIGHTS", "weights to start from", options.file, key="training.init")
+    options.add(
+        parser,
+        "--init WEIGHTS",
+        "start from these, not from the shipped ones",
+        options.file,
+        key="training.init",
+    )
+    options.add(
+        parser, "--scratch", "start from nothing", key="training.scratch", action="store_true", default=None
+    )
     options.add(parser, "--resume", "continue from the output's checkpoint")
     options.add(parser, "--iterations N", "stop after N", options.count, key="training.iterations")
-    options.add(parser, "--minutes M", "stop after M minutes", options.positive, key="training.minutes")
+    options.add(
+        parser, "--minutes M", "stop after M minutes in all", options.positive, key="training.minutes"
+    )
     options.add(parser, "--device NAME", "auto, cpu, cuda or cuda:N", key="training.device")
     options.add(parser, "--seed N", "seed of the training", options.seed, key="training.seed")
     options.add_config(parser)

@@ -53,7 +53,7 @@ _RING, _RENEW_EVERY, _BATCH = 12, 8, 2
 
 @dataclass(frozen=True, slots=True)
 class AdaptPlan:
-    """Length (iterations or minutes, whichever ends first), and the learning rate before the cosine."""
+    """Length (iterations, or minutes in all), and the learning rate before the cosine."""
 
     iterations: int = 200
     minutes: float = 15.0
@@ -107,6 +107,7 @@ class _Adaptation:
     """One adaptation: the learner, the session's optics, and the ring of groups."""
 
     def __init__(self, session: AdaptSession, model: Denoiser, config: EngineConfig, plan: AdaptPlan) -> None:
+        self._begun_s, self._judging_s = time.monotonic(), 0.0
         self._session, self._plan = session, plan
         # Judged and reconstructed as the network alone would be, however it compares with other answers.
         self._config = config.model_copy(update={"method": "mdd", "fallback": False})
@@ -153,22 +154,25 @@ class _Adaptation:
 
     def judged(self, model: Denoiser) -> list[NDArray[np.float64]]:
         """Return the judges' errors by block, for each sweep."""
+        begun_s = time.monotonic()
         reconstructor = self._reconstructor(model, memory="sweep")
-        return [
+        errors = [
             judge_errors(self._session.header, whole, reconstructor.reconstruct(sweep).volume)
             for whole, sweep in zip(self._session.sweeps, self._sweeps, strict=True)
         ]
+        self._judging_s = time.monotonic() - begun_s
+        return errors
 
     def train(self, watch: Callable[[int, float, float, float], None]) -> int:
         """Fine-tune; return the iterations that were taken."""
         plan, rng, learner = self._plan, self._rng, self.learner
-        begun = time.monotonic()
         pool = self._specimens()
         ring = [make_group(pool, rng, self._optics) for _ in range(_RING)]
         iteration = 0
         while True:
-            seconds = time.monotonic() - begun
-            share = max(iteration / plan.iterations, seconds / (60 * plan.minutes))
+            seconds = time.monotonic() - self._begun_s
+            # Its end is judged once more, within the time.
+            share = max(iteration / plan.iterations, (seconds + self._judging_s) / (60 * plan.minutes))
             if share >= 1:
                 return iteration
             if iteration and iteration % _REFRESH == 0:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -175,10 +177,16 @@ def _provenance(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def build_pool(
-    sources: Sources, *, count: int, rng: np.random.Generator, shares: Mapping[str, float]
+    sources: Sources,
+    *,
+    count: int,
+    rng: np.random.Generator,
+    shares: Mapping[str, float],
+    until_s: float = math.inf,
 ) -> NDArray[np.float16]:
     """Return `count` cubes (N, SIZE, SIZE, SIZE) float16 of the kinds in `shares`.
 
+    Fewer, but at least 4, where it is later than `until_s` (`time.monotonic()`); they are the first of all.
     Kinds without a source drop out; the others are drawn more often instead.
 
     Raises
@@ -209,7 +217,7 @@ def build_pool(
     weights = np.array([shares[kind] for kind in kinds])
     pool = np.empty((count, SIZE, SIZE, SIZE), dtype=np.float16)
     made = tried = 0
-    while made < count:
+    while made < count and (made < 4 or time.monotonic() < until_s):
         cube = makers[kinds[rng.choice(len(kinds), p=weights / weights.sum())]]()
         tried += 1
         if cube.std() > 0.01:  # nothing is learned from an empty corner
@@ -219,7 +227,7 @@ def build_pool(
             raise InputFileError(
                 "99 of 100 training cubes are empty: check that the volumes hold more than background."
             )
-    return pool
+    return pool[:made]
 
 
 def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

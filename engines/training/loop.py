@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from microdiffusion.config import TrainingConfig
-from microdiffusion.engines.diffusion import Denoiser, SlabUNet
+from microdiffusion.engines.diffusion import Denoiser, SlabUNet, load_denoiser, shipped_weights
 from microdiffusion.engines.training.batches import Batches
 from microdiffusion.engines.training.checkpoint import (
     identity,
@@ -36,7 +37,7 @@ from microdiffusion.engines.training.checkpoint import (
 from microdiffusion.engines.training.data import build_pool, gather
 from microdiffusion.engines.training.learner import Learner
 from microdiffusion.engines.training.parallel import Team, team, training_dtype
-from microdiffusion.engines.training.report import Curves, Outcome, write_card
+from microdiffusion.engines.training.report import Curves, Outcome, against_shipped, write_card
 from microdiffusion.engines.training.validation import Table, validate
 from microdiffusion.errors import ConfigError, EngineError, MissingFileError
 
@@ -94,6 +95,18 @@ def train(
         return _TrainingRun(config, crew, say, watch, resume=resume, command=command, machine=machine).go()
 
 
+def starting_weights(config: TrainingConfig) -> Path | None:
+    """Return the weights to start from; None: nothing, as there are none of these widths."""
+    if config.scratch and config.init is not None:
+        raise ConfigError("training.init and training.scratch exclude each other: leave one of them out.")
+    if config.init is not None or config.scratch:
+        return config.init
+    path = shipped_weights()
+    theirs = load_denoiser(path).settings
+    same = (list(config.widths), config.embedding) == (theirs["widths"], theirs["embedding"])
+    return path if same else None
+
+
 def _ignore(_: object) -> None:
     pass
 
@@ -132,7 +145,12 @@ class _TrainingRun:
         command: str,
         machine: str,
     ) -> None:
+        self._began_s = time.monotonic()
+        start = starting_weights(config)
+        if config.rate is None:
+            config = config.model_copy(update={"rate": 1e-3 if start is None else 2e-4})
         self._config, self._crew, self._say, self._watch = config, crew, say, watch
+        self._start = start
         self._command, self._machine = command, machine
         self._checkpoint = config.output.with_suffix(".checkpoint.pt")
         self._check_output(resume)
@@ -143,16 +161,18 @@ class _TrainingRun:
         self._identity = identity(config, self._sources.fingerprint())
         torch.manual_seed(config.seed)
         model: Denoiser = SlabUNet(config.widths, config.blocks, config.embedding)
-        if config.init is not None:
-            model = start_from(model, config.init)
+        if start is not None:
+            model = start_from(model, start)
         self._learner = Learner(
-            model, crew.device, self._dtype, rate=config.rate, weight_decay=1e-4, share=crew.share
+            model, crew.device, self._dtype, rate=config.rate or 1e-3, weight_decay=1e-4, share=crew.share
         )
+        self._shipped: Table = {}
+        self._reserve_s = 0.0  # for the last validation
         self._curves = Curves()
         self._fresh: list[Tensor] = []  # losses that are still on the device
         self._table: Table = {}
         self._validated = -1
-        self._iteration, self._spent_s = 0, 0.0
+        self._iteration, self._spent_s, self._cubes = 0, 0.0, config.pool
         if resume:
             self._resume()
 
@@ -170,6 +190,7 @@ class _TrainingRun:
         state = load_checkpoint(self._checkpoint, self._identity)
         self._learner.restore(state)
         self._iteration, self._spent_s = state["iteration"], state["seconds"]
+        self._cubes = state.get("cubes", self._cubes)
         self._curves = Curves.of_json(state["curves"])
         self._say(f"resumed at iteration {self._iteration}")
         if (state["processes"], state["precision"]) != (self._crew.size, str(self._dtype)):
@@ -180,10 +201,15 @@ class _TrainingRun:
 
     def go(self) -> Table:
         """Train to the end."""
+        self._score_shipped()
         batches = self._open_batches()
-        self._started_s = time.monotonic() - self._spent_s
-        if self._config.init is not None and self._iteration == 0:
+        if self._start not in (None, shipped_weights()) and self._iteration == 0:
             self._validate()  # the score of the weights as they were
+        if self._iteration == 0 and self._share() >= 1:
+            raise ConfigError(
+                f"Preparing took {self._seconds:.0f} s of training.minutes = {self._config.minutes:g}, which "
+                "leaves nothing to train: give more minutes, or a smaller training.ring."
+            )
         with _first_interrupt() as asked:
             try:
                 stopped = self._iterate(batches, asked)
@@ -198,23 +224,38 @@ class _TrainingRun:
             self._validate()
         self._save()
         self._write_card()
+        if self._crew.leads:
+            self._say(against_shipped(self._table))
         self._crew.wait()
         return self._table
+
+    def _score_shipped(self) -> None:
+        """Score the weights that ship with mdd, which new ones have to be better than."""
+        if self._crew.leads and self._sources.held:
+            begun_s = time.monotonic()
+            self._say("the weights that ship with mdd, on the held-out volumes:")
+            shipped = load_denoiser(shipped_weights())
+            self._shipped = validate(shipped, self._sources.held, self._crew.device, self._say)
+            self._reserve_s = time.monotonic() - begun_s
 
     def _open_batches(self) -> Batches:
         config, crew, sources = self._config, self._crew, self._sources
         self._say(
             f"training on {len(sources.used)} volumes, {len(sources.trees)} trees; "
-            f"held out: {', '.join(sources.held) or 'none'}"
+            f"held out: {', '.join(sources.held) or 'none'}; starting from "
+            f"{'nothing' if self._start is None else self._start.name}"
         )
         begun = time.monotonic()
         pool = build_pool(
             sources,
-            count=max(1, config.pool // crew.size),
+            count=max(1, self._cubes // crew.size),
             # Every process draws other cubes.
             rng=np.random.default_rng(config.seed if crew.size == 1 else [config.seed, crew.rank]),
             shares=config.shares.model_dump(),
+            # At most a third of the time; a resumed training needs the cubes that it had.
+            until_s=math.inf if self._iteration else self._began_s + 20 * config.minutes,
         )
+        self._cubes = len(pool) * crew.size
         batches = Batches(
             pool,
             size=config.batch,
@@ -249,10 +290,11 @@ class _TrainingRun:
 
     @property
     def _seconds(self) -> float:
-        return time.monotonic() - self._started_s
+        return time.monotonic() - self._began_s + self._spent_s
 
     def _share(self) -> float:
-        return max(self._iteration / self._config.iterations, self._seconds / (60 * self._config.minutes))
+        seconds = self._seconds + self._reserve_s
+        return max(self._iteration / self._config.iterations, seconds / (60 * self._config.minutes))
 
     def _look(self) -> None:
         """Fetch the losses from the device, check them, and report the progress."""
@@ -279,7 +321,11 @@ class _TrainingRun:
         self._look()
         # A copy: the runtime changes the network's place in memory.
         network = copy.deepcopy(self._learner.average)
+        begun_s = time.monotonic()
         self._table = validate(network, self._sources.held, self._crew.device, self._say)
+        self._reserve_s = time.monotonic() - begun_s
+        for name, row in self._shipped.items():
+            self._table[name] |= {"shipped": row["network"], "shipped_ssim": row["network_ssim"]}
         self._curves.validations.append(
             {"iteration": self._iteration, "seconds": round(self._seconds, 1), "scores": self._table}
         )
@@ -293,6 +339,7 @@ class _TrainingRun:
             **self._learner.state(),
             "iteration": self._iteration,
             "seconds": self._seconds,
+            "cubes": self._cubes,
             "curves": self._curves.to_json(),
             "processes": self._crew.size,
             "precision": str(self._dtype),
@@ -321,6 +368,7 @@ class _TrainingRun:
             table=self._table,
             command=self._command,
             machine=self._machine,
+            start="nothing" if self._start is None else self._start.name,
         )
         card = write_card(self._config, self._sources.records, outcome)
         self._say(f"wrote {self._config.output}, its card {card.name} and its curves")

@@ -23,6 +23,8 @@ from microdiffusion.engines.training.data import NOT_STATED, Record
 from microdiffusion.engines.training.validation import Table
 from microdiffusion.files import replacing
 
+_ALIKE_DB = 0.05
+
 _LIMITS = """\
 - A network fills in what no projection measured from what it was trained on. Structures unlike the data
   above may come out wrong and still look plausible; a held-out projection is the judge, not this card.
@@ -46,6 +48,7 @@ class Outcome:
     table: Table
     command: str = ""
     machine: str = ""
+    start: str = "nothing"
 
 
 def write_card(config: TrainingConfig, records: Sequence[Record], outcome: Outcome) -> Path:
@@ -64,7 +67,7 @@ def model_card(config: TrainingConfig, records: Sequence[Record], outcome: Outco
         + (f" on each of {outcome.processes} processes" if outcome.processes > 1 else "")
         + f", {outcome.seconds / 60:.1f} minutes, AdamW, cosine from {config.rate:g}, averaged weights (EMA)",
         "last loss": f"{outcome.loss:.4f}",
-        "started from": config.init.name if config.init else "nothing",
+        "started from": outcome.start,
         "pool": f"{config.pool} cubes of 64 × 64 × 64 voxels; shares "
         + ", ".join(f"{name} {share:g}" for name, share in config.shares.model_dump().items()),
         "seed": str(config.seed),
@@ -113,7 +116,7 @@ def _data(records: Sequence[Record]) -> str:
 def _scores(table: Table) -> str:
     if not table:
         return "No volume was held out, so nothing is known about unseen specimens: evaluate before use."
-    methods = ("linear", "tikhonov", "network")
+    methods = ("linear", "tikhonov", "shipped", "network")
     rows = [
         (name, *(f"{row[m]:.2f} / {row[f'{m}_ssim']:.3f}" for m in methods)) for name, row in table.items()
     ]
@@ -123,8 +126,24 @@ def _scores(table: Table) -> str:
         "PSNR (dB) / SSIM per slice, data range 1: slab 6, step 6, white noise 0.01, the middle "
         "130 × 128 × 128 voxels scaled by the percentiles 1 and 99.9; one evaluation from the Tikhonov "
         "answer, pulled towards the projections, without the INR.\n\n"
-        + _table(("volume", "linear", "Tikhonov", "network"), rows)
+        + _table(("volume", "linear", "Tikhonov", "shipped with mdd", "these weights"), rows)
+        + f"\n\n{against_shipped(table)}"
     )
+
+
+def against_shipped(table: Table) -> str:
+    """Return a sentence that compares the weights with those that ship with mdd, on the held-out volumes."""
+    if not table:
+        return (
+            "No volume was held out, so nobody knows whether these weights are better than the shipped ones."
+        )
+    ours, theirs = (sum(row[m] for row in table.values()) / len(table) for m in ("network", "shipped"))
+    text = (
+        f"On the held-out volumes these weights reach {ours:.2f} dB, those that ship with mdd {theirs:.2f} dB"
+    )
+    if ours < theirs - _ALIKE_DB:
+        return f"{text}: keep the shipped ones, or train longer or on more volumes."
+    return f"{text}: {'better' if ours > theirs + _ALIKE_DB else 'no difference worth speaking of'}."
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -23,6 +25,7 @@ from microdiffusion.engines.diffusion import (
     WINDOW,
     SlabUNet,
     load_denoiser,
+    shipped_weights,
 )
 from microdiffusion.engines.training import learner, loop, phantoms
 from microdiffusion.engines.training.batches import Batches
@@ -77,6 +80,7 @@ def config(folder: Path) -> TrainingConfig:
         iterations=6,
         minutes=1e6,
         batch=8,
+        rate=1e-3,
         pool=4,
         ring=2,
         renew_every=2,
@@ -380,7 +384,71 @@ def test_a_training_leaves_weights_card_curves_and_checkpoint(trained: tuple[Pat
         "w.curves.json",
     }
     assert load_denoiser(output).settings == TINY
-    assert "training on 2 volumes, 0 trees; held out: judge" in said
+    assert "training on 2 volumes, 0 trees; held out: judge; starting from nothing" in said
+    assert said[-1].startswith("On the held-out volumes these weights reach ")
+    assert said[-1].endswith("keep the shipped ones, or train longer or on more volumes.")
+
+
+def test_training_starts_from_the_shipped_weights_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    plain = TrainingConfig(volumes=(tmp_path,))
+    assert loop.starting_weights(plain) == shipped_weights()
+    assert loop.starting_weights(changed(plain, scratch=True)) is None
+    assert loop.starting_weights(changed(plain, init=tmp_path / "mine")) == tmp_path / "mine"
+    assert loop.starting_weights(changed(plain, widths=(8, 12))) is None
+    with pytest.raises(ConfigError, match="exclude each other"):
+        loop.starting_weights(changed(plain, scratch=True, init=tmp_path / "mine"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [(31.5, "dB: better."), (31.02, "dB: no difference"), (29.0, "dB: keep the shipped ones")],
+)
+def test_the_card_compares_with_the_shipped_weights(config: TrainingConfig, ours: float, words: str) -> None:
+    row = {"linear": 28.0, "tikhonov": 29.0, "shipped": 31.0, "network": ours}
+    table = {"judge": row | {f"{name}_ssim": 0.9 for name in row}}
+    outcome = Outcome(1, 1.0, "cpu", "float32", 1, "slab-unet", 100, 1.0, table)
+    card = model_card(config, [], outcome)
+    assert "shipped with mdd" in card
+    assert words in card
+    assert "No volume was held out" in model_card(config, [], replace(outcome, table={}))
+
+
+def test_minutes_are_wall_time_preparing_and_judging_included(
+    config: TrainingConfig, tmp_path: Path, monkeypatch
+) -> None:
+    clock = SlowClock(monkeypatch, build_pool=20.0, validate=5.0)
+    short = changed(config, output=tmp_path / "w.safetensors", minutes=1.0, iterations=100_000)
+    train(short, Said())
+    assert 50.0 < clock.now_s <= 61.0
+    with pytest.raises(ConfigError, match="leaves nothing to train: give more minutes"):
+        train(changed(short, output=tmp_path / "v.safetensors", minutes=0.1), Said())
+
+
+class SlowClock:
+    """The loop's clock: steps that take so long, and half a second for each iteration."""
+
+    def __init__(self, monkeypatch, **seconds: float) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        for name, taken_s in seconds.items():
+            monkeypatch.setattr(loop, name, self._slow(getattr(loop, name), taken_s))
+        monkeypatch.setattr(loop.Learner, "update", self._slow(loop.Learner.update, 0.5))
+
+    def _slow(self, function, taken_s: float):
+        def slow(*given: Any, **named: Any) -> Any:
+            self.now_s += taken_s
+            named.pop("until_s", None)
+            return function(*given, **named)
+
+        return slow
+
+
+def test_a_pool_that_takes_too_long_is_smaller() -> None:
+    shares = {"nuclei": 1.0}
+    early = build_pool(Sources(), count=6, rng=np.random.default_rng(0), shares=shares, until_s=0.0)
+    assert len(early) == 4
+    whole = build_pool(Sources(), count=4, rng=np.random.default_rng(0), shares=shares)
+    np.testing.assert_array_equal(early, whole)
 
 
 def test_a_resumed_training_ends_as_the_uninterrupted_one(
