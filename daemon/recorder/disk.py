@@ -48,6 +48,16 @@ def size_text(number: int) -> str:
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
+def open_files() -> int:
+    """Return how many files of a run stay open: those can be rescued when they lose their names."""
+    if sys.platform == "win32":  # of 8192; what is open can be neither renamed nor removed there
+        return 64
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(4, (1 << 14 if soft == resource.RLIM_INFINITY else min(soft, 1 << 14)) // 16)
+
+
 def open_for_writing(path: Path) -> int:
     """Open for writing; on POSIX take the shared lock that HDF5's own readers take."""
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from microdiffusion.daemon.recorder.disk import free_bytes, size_text
+from microdiffusion.daemon.recorder.disk import free_bytes, open_files, size_text
 from microdiffusion.daemon.recorder.index import Key, PositionIndex, RunIndex
 from microdiffusion.daemon.recorder.segment import Segment
 from microdiffusion.errors import InputFileError
@@ -35,7 +35,6 @@ from microdiffusion.runfile import (
 
 _TRIM_MOST_BYTES = 1 << 30
 _BROKEN_OFF = np.array(b"its volume was being written when mdd was killed", f"S{REASON_BYTES}")
-_OPEN_FILES = 4  # earlier ones are reopened for late frames and volumes
 _AHEAD = 10  # a sweep that is more files further on is a mistake, not an outage
 
 
@@ -140,12 +139,12 @@ class RunFiles:
         # The last one first: a run is closed if its last file is, wherever this is interrupted.
         for segment in reversed(self.segments):
             segment.write("mdd/closed", (), Closed.OPEN)
-            if segment not in self.segments[-_OPEN_FILES:]:
+            if segment not in self.segments[-open_files() :]:
                 segment.park()
         for number, segment in enumerate(self.segments):
             for position in range(len(self.plan.header.positions)):
                 self._complete(number, position)
-            if segment not in self.segments[-_OPEN_FILES:]:
+            if segment not in self.segments[-open_files() :]:
                 segment.park()
 
     def check(self, sweep: int | None = None) -> None:
@@ -304,7 +303,7 @@ class RunFiles:
             latest = self.segments[-1].layout
             if latest.regions == segment.layout.regions:
                 segment.layout = replace(segment.layout, regions=latest.regions)
-        for older in self.segments[:-_OPEN_FILES]:
+        for older in self.segments[: -open_files()]:
             older.park()
         self.segments.append(segment)
         self.index.add_part(segment.layout.plan)

@@ -232,7 +232,7 @@ class Segment:
         lost = self.path
         try:
             if self._descriptor < 0:
-                return f"{lost.name} cannot be rescued: it was not open."
+                return f"{lost.name} cannot be rescued: `ulimit -n` is too low to keep all files open."
             with contextlib.suppress(OSError):
                 if self._is(lost.stat()):
                     return f"What is left of {lost.name} is there."

@@ -24,7 +24,8 @@ from microdiffusion.runfile.reader import open_run
 from microdiffusion.runfile.verify import verify_run
 
 pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="Windows lets nobody rename or remove an open file"
+    sys.platform == "win32",
+    reason="Python opens files without FILE_SHARE_DELETE: Windows lets nobody rename or remove an open one",
 )
 
 SWEEPS = 12
@@ -209,3 +210,30 @@ def test_a_file_that_is_cut_is_told(tmp_path: Path) -> None:
     with pytest.raises(DiskError):
         target.stop()
     assert taken == []
+
+
+@pytest.mark.parametrize("most", [None, 4], ids=["all open", "four open"])
+def test_every_file_of_a_run_is_rescued_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    if most:
+        monkeypatch.setattr("microdiffusion.daemon.recorder.files.open_files", lambda: most)
+    path = tmp_path / "runs" / "run.h5"
+    target = recorder(path, time_points=1)
+    target.start()
+    for sweep in range(SWEEPS):
+        put_sweep(target, sweep)
+    wait(lambda: target.queue_bytes == 0)
+    names = [each.name for each in target.paths]
+    assert len(names) == SWEEPS
+    remove_folder(path)
+    target.put_ledger(Ledger())
+    with pytest.raises(DiskError) as caught:
+        wait(lambda: target.raise_if_failed() is not None)
+    with pytest.raises(DiskError):
+        target.stop()
+    gone = [name for name in names if f"{name} cannot be rescued" in str(caught.value)]
+    assert gone == (names[1 : SWEEPS - most - 1] if most else [])  # the first is written to now and then
+    there = set(recorded(tmp_path))
+    lost = {sweep for sweep, name in enumerate(names) if name in gone}
+    assert there == {seq for seq in range(SWEEPS * FRAMES) if seq // FRAMES not in lost}

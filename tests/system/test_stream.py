@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support.mdd_process import Mdd, free_port
+from support.mdd_process import Mdd, command, free_port
 from support.sample_data import SHAPE, header, look, positions, specimen, write_sample
 
 from microdiffusion import open_run
@@ -21,6 +24,7 @@ from microdiffusion.files.projections import open_projections
 from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.runfile.reader import Run
 from microdiffusion.runfile.schema import Status
+from microdiffusion.sender import left_over
 from microdiffusion.sender.sender import Sender
 
 pytestmark = pytest.mark.timeout(300)
@@ -56,13 +60,15 @@ def serve(weights: Path, output: Path, ports: Ports, *more: object) -> list[obje
 class Scope:
     """A sender in this process: the sweeps of a specimen, one after the other."""
 
-    def __init__(self, ports: Ports, *, run_id: str = "0123456789abcdef" * 2, first_seq: int = 0) -> None:
+    def __init__(
+        self, ports: Ports, *, run_id: str = "0123456789abcdef" * 2, first_seq: int = 0, **more: Any
+    ) -> None:
         self._z_um = positions(SWEEPS)
         self.header = header(run_id=run_id, sweeps=SWEEPS, frames_per_sweep=self._z_um.shape[1])
         self.pixels = [look(specimen(drift=0.3 * t), self._z_um[t], seed=t) for t in range(SWEEPS)]
         self._seq = first_seq
         self.sender = Sender(
-            ports.data, self.header, buffer_bytes=8_000_000, first_seq=first_seq, secret=run_id
+            ports.data, self.header, buffer_bytes=8_000_000, first_seq=first_seq, secret=run_id, **more
         )
         self.sender.start()
 
@@ -314,3 +320,52 @@ def test_a_stop_ends_the_wait_for_a_run_that_was_over_and_still_reconstructed(
         assert run.closed
         assert Status.SKIPPED in run.status
         assert_sound(run)
+
+
+@posix_only  # Windows lets nobody remove an open file
+@pytest.mark.parametrize("removes", [False, True], ids=["file", "folder"])
+@pytest.mark.slow
+def test_what_a_removed_run_file_leaves_with_its_sender_is_delivered_into_a_new_one(
+    weights: Path, tmp_path: Path, removes: bool
+) -> None:
+    ports, output, journals = Ports(), tmp_path / "first", tmp_path / "journals"
+    with Mdd(*serve(weights, output, ports), folder=tmp_path) as daemon:
+        scope = Scope(ports, journal=journals, journal_bytes=1 << 30)
+        for sweep in range(2):
+            scope.send(sweep)
+        daemon.wait_for(lambda: scope.sender.stats.acknowledged == 2 * scope.frames)
+        (run,) = output.glob("*.h5")
+        if removes:
+            shutil.rmtree(output)
+        else:
+            run.unlink()
+        for sweep in range(2, SWEEPS):
+            scope.send(sweep)
+        daemon.wait_for(lambda: "while it was written" in daemon.err)
+        stats = scope.sender.finish(timeout_s=1.0)
+        daemon.send(signal.SIGTERM)
+        assert daemon.finish() == 3
+        assert "_rescued.h5" in daemon.err
+    acknowledged = stats.acknowledged
+    assert 2 * scope.frames <= acknowledged < SWEEPS * scope.frames
+    second = Ports()
+    into = tmp_path / "second"
+    (tmp_path / "b").mkdir()
+    with Mdd(*serve(weights, into, second), folder=tmp_path / "b") as daemon:
+        daemon.wait_for(lambda: "state=waiting" in daemon.err)
+        done = subprocess.run(
+            [command(), "deliver", journals, "--address", second.data], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        daemon.send(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.err
+    seen: set[int] = set()
+    for path in [*output.glob("*.h5"), *into.glob("*.h5")]:
+        with open_run(path) as opened:
+            seqs = opened.values("frames/seq")
+            for t, slot in np.argwhere(seqs >= 0).tolist():
+                sweep, index = divmod(int(seqs[t, slot]), scope.frames)
+                np.testing.assert_array_equal(opened.projections[t, slot], scope.pixels[sweep][index])
+                seen.add(int(seqs[t, slot]))
+    assert seen == set(range(SWEEPS * scope.frames))
+    assert left_over(journals) == []
