@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from microdiffusion.drivers.sending import FINISH_S, DriverTask
 from microdiffusion.errors import AcquisitionError, MddError
-from microdiffusion.processes import keyboard_ignored, leave_stops_to_parent, redirect_output
+from microdiffusion.processes import exit_anyway, keyboard_ignored, leave_stops_to_parent, redirect_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ ORPHAN_S = 18.0
 `ORPHAN_FINISH_S`, then writing the rest to the journal."""
 ORPHAN_FINISH_S = 1.0
 """The part of it that is spent on delivery: the daemon is most likely gone as well."""
-EXIT_S = 3.0
+EXIT_S = 1.5
 """Time limit for the exit of its interpreter: threads of a stuck acquisition would keep it for ever."""
 
 logger = logging.getLogger(__name__)
@@ -255,9 +255,7 @@ def _run(
         code = 3
     sys.stdout.flush()
     sys.stderr.flush()
-    quit_anyway = threading.Timer(EXIT_S, os._exit, (code,))
-    quit_anyway.daemon = True
-    quit_anyway.start()
+    exit_anyway(code, EXIT_S)
     sys.exit(code)
 
 

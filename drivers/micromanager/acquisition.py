@@ -10,8 +10,8 @@ Invariants
   cannot be interrupted while it waits for that.
 - During a pause no further sweep is queued, and the stages stay where they are; afterwards the interval is
   counted afresh. A pause may last any time: the sender keeps the run alive.
-- However the run ends, the acquisition is closed and given a few seconds; one that does not return is
-  abandoned and reported, never waited for indefinitely.
+- All work on Micro-Manager goes through `MicroscopeWatch.call`. However the run ends, the acquisition is
+  closed and given a few seconds; one that does not return is abandoned and reported.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.drivers.micromanager.core import first_line, focus_restored, open_core, prepare
+from microdiffusion.drivers.micromanager.bridge import watched
+from microdiffusion.drivers.micromanager.core import open_core, prepare
 from microdiffusion.drivers.micromanager.hook import FrameHook
-from microdiffusion.drivers.micromanager.preflight import check_travel, exposure_remark
+from microdiffusion.drivers.micromanager.preflight import check_free, check_travel, exposure_remark
+from microdiffusion.drivers.micromanager.restore import left_as_found
+from microdiffusion.drivers.micromanager.server import message_of
 from microdiffusion.drivers.plan import Plan, PlannedSweep
 from microdiffusion.drivers.sending import DriverTask, SenderProgress
 from microdiffusion.drivers.specimen import specimen_of_run
@@ -33,6 +36,9 @@ from microdiffusion.text import count_noun
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from microdiffusion.config import AcquisitionConfig
+    from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
+    from microdiffusion.header import RunHeader
     from microdiffusion.sender import Sender, SenderStats
 
 TICK_S = 0.05
@@ -59,9 +65,24 @@ def acquire(task: DriverTask) -> SenderStats:
     """
     config, resume, note = task.config, task.resume, task.note
     plan = Plan(config)
-    core = open_core(config.acquisition)
-    header = prepare(core, config, plan, run_id=resume.run_id if resume else None)
-    note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of {header.voxel_size_um[1]:g} µm")
+    with watched(config.acquisition, task.stop.is_set) as watch:
+        core = watch.call("answer", open_core, config.acquisition)
+        watch.call("say what it does", check_free, core, config.acquisition, note)
+        with left_as_found(core, config.acquisition, watch, note):
+            run_id = resume.run_id if resume else None
+            header = watch.call("take its settings", partial(prepare, run_id=run_id), core, config, plan)
+            note(
+                f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of "
+                f"{header.voxel_size_um[1]:g} µm"
+            )
+            watch.call("move its stage", check_travel, core, plan, config.volume.voxel_z_um)
+            if remark := watch.call("say its exposure", exposure_remark, core, config):
+                note(remark)
+            return _acquire(task, plan, header, watch)
+
+
+def _acquire(task: DriverTask, plan: Plan, header: RunHeader, watch: MicroscopeWatch) -> SenderStats:
+    config, resume, note = task.config, task.resume, task.note
     if resume:
         note(f"resuming run {resume.run_id} at sweep {resume.sweep}")
     sender = task.open_sender(header, first_seq=resume.seq if resume else 0)
@@ -70,17 +91,18 @@ def acquire(task: DriverTask) -> SenderStats:
         for position in range(len(header.positions) if config.acquisition.specimen else 0)
     ]
     hook = FrameHook(
-        sender, header, specimens, seed=config.specimen.seed, time_s=resume.time_s if resume else 0.0
+        sender,
+        header,
+        specimens,
+        seed=config.specimen.seed,
+        time_s=resume.time_s if resume else 0.0,
+        rests=config.acquisition.backend == "java",
     )
     reason = "failed"
     try:
-        with focus_restored(core, note):
-            check_travel(core, plan, config.volume.voxel_z_um)
-            if remark := exposure_remark(core, config):
-                note(remark)
-            sender.start()
-            sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
-            reason = _Feeder(task, hook, sender).run(sweeps)
+        sender.start()
+        sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
+        reason = _Feeder(task, hook, sender, watch).run(sweeps)
     finally:
         stats = sender.finish(reason=reason, timeout_s=task.finish_s())
         if stats.unsent:
@@ -96,29 +118,26 @@ def acquire(task: DriverTask) -> SenderStats:
 class _Feeder:
     """Queues sweeps in an acquisition, as fast as it takes them and as the daemon wants them."""
 
-    def __init__(self, task: DriverTask, hook: FrameHook, sender: Sender) -> None:
-        self._task, self._hook, self._sender = task, hook, sender
+    def __init__(self, task: DriverTask, hook: FrameHook, sender: Sender, watch: MicroscopeWatch) -> None:
+        self._task, self._hook, self._sender, self._watch = task, hook, sender, watch
         self._tell_progress = SenderProgress(sender, task)
         self._interval_s = task.config.acquisition.sweep_interval_s
-        self._told_late = False
+        self._told_late = self._told_unusable = False
+        self._frames = 0  # of a sweep
         self._over = threading.Event()  # the acquisition has ended from Micro-Manager's side
 
     def run(self, sweeps: Iterable[PlannedSweep]) -> str:
         """Acquire all sweeps with pycromanager; return why it ended: "finished" or "stopped"."""
-        from pycromanager import Acquisition
-
-        acquisition = Acquisition(
-            name=self._task.config.name,
-            image_process_fn=self._hook.take,
-            notification_callback_fn=self._listen,
-            show_display=False,
-            port=self._task.config.acquisition.port,
+        config, watch = self._task.config, self._watch
+        acquisition = open_acquisition(
+            config.acquisition, watch, config.name, self._hook.take, notification_callback_fn=self._listen
         )
         complete = False
         try:
             complete = self.feed(acquisition, sweeps)
         finally:
-            close_acquisition(acquisition, abort=not complete)
+            self._hook.release()
+            close_acquisition(acquisition, watch, abort=not complete)
         if not complete and not self._task.is_stopped(self._sender):
             raise AcquisitionError(
                 "The acquisition was ended from Micro-Manager's side before all its sweeps were taken."
@@ -156,8 +175,9 @@ class _Feeder:
                 self._task.note("resumed")
                 began_s = time.monotonic() - sweep.start_s
             self._tell_late(time.monotonic() - began_s - sweep.start_s)
+            self._frames = len(sweep.shots)
             self._hook.expect(sweep)
-            acquisition.acquire([shot.event for shot in sweep.shots])
+            self._watch.call("take a sweep", acquisition.acquire, [shot.event for shot in sweep.shots])
         return True
 
     def _has_room_for(self, sweep: PlannedSweep) -> bool:
@@ -173,6 +193,21 @@ class _Feeder:
             f"{late_s:.2g} s late: raise that, lower the exposure, or widen sweep.step_um"
         )
 
+    def _tell_unusable(self) -> None:
+        """Tell when frames cannot be used, and when they can again; end a run without a usable frame."""
+        row = self._hook.failures_in_a_row
+        if row >= self._frames > 0:
+            self._hook.raise_if_failed()
+        if bool(row) == self._told_unusable:
+            return
+        self._told_unusable = bool(row)
+        self._task.note(
+            f"frames cannot be used because of {self._hook.reason}; the run ends after a sweep without a "
+            "usable frame"
+            if row
+            else f"frames can be used again; {self._hook.failures} were left out"
+        )
+
     def _wait(self, is_met: Callable[[], bool], *, idle: bool = False) -> bool:
         """Wait until `is_met`; False if the run was stopped or ended before.
 
@@ -181,6 +216,8 @@ class _Feeder:
         watch = ImageWatch(self._hook.progress, self._task.config.acquisition.exposure_ms)
         while not is_met():
             self._sender.raise_if_failed()
+            self._watch.raise_if_lost()
+            self._tell_unusable()
             self._tell_progress()
             if self._task.is_stopped(self._sender) or self._over.is_set():
                 return False
@@ -218,7 +255,19 @@ class ImageWatch:
             )
 
 
-def close_acquisition(acquisition: Any, *, abort: bool) -> None:
+def open_acquisition(
+    config: AcquisitionConfig, watch: MicroscopeWatch, name: str, take: Callable[..., None], **more: Any
+) -> Any:
+    """Return a pycromanager `Acquisition` whose images go to `take`, and are kept nowhere."""
+    from pycromanager import Acquisition
+
+    make = partial(
+        Acquisition, name=name, image_process_fn=take, show_display=False, port=config.port, **more
+    )
+    return watch.call("begin an acquisition", make)
+
+
+def close_acquisition(acquisition: Any, watch: MicroscopeWatch, *, abort: bool) -> None:
     """End the acquisition, and wait up to `CLOSE_S` for it.
 
     Raises
@@ -226,9 +275,9 @@ def close_acquisition(acquisition: Any, *, abort: bool) -> None:
     AcquisitionError
         It failed with an error of its own, or does not end.
     """
-    failures: list[BaseException] = []
 
-    def shut_down() -> None:
+    def shut_down() -> list[Exception]:
+        failures = []
         # `await_completion` ignores an error if the engine has already shut down, so check first.
         for step in (
             getattr(acquisition, "_check_for_exceptions", None),
@@ -239,18 +288,15 @@ def close_acquisition(acquisition: Any, *, abort: bool) -> None:
             try:
                 if step is not None:
                     step()
-            except BaseException as error:
+            except Exception as error:
                 failures.append(error)
+        return failures
 
-    closer = threading.Thread(target=shut_down, name="mdd-acquisition-close", daemon=True)
-    closer.start()
-    closer.join(CLOSE_S)
-    if closer.is_alive():
-        raise AcquisitionError(f"The acquisition did not end within {CLOSE_S:.0f} s of being told to.")
+    failures = watch.call("end the acquisition", shut_down, limit_s=CLOSE_S)
     if failures:
-        cause = failures[0]
+        cause: BaseException = failures[0]
         while cause.__context__ is not None:  # the engine wraps it in general messages
             cause = cause.__context__
         raise AcquisitionError(
-            f"The acquisition broke off ({first_line(cause)}): check the device in Micro-Manager."
+            f"The acquisition broke off ({message_of(cause)}): check the device in Micro-Manager."
         ) from failures[0]

@@ -8,7 +8,6 @@ names the menu, the option or the file to change. Runs on the main thread of the
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,12 @@ from microdiffusion.drivers.micromanager.server import (
     ask_server,
     check_version,
     expected_version,
+    message_of,
     server_menu,
 )
 from microdiffusion.errors import AcquisitionError, MissingFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
     from microdiffusion.drivers.plan import Plan
     from microdiffusion.header import RunHeader
@@ -57,7 +55,7 @@ def _connect(port: int) -> Any:
     except Exception as error:  # the bridge raises bare Exception
         raise AcquisitionError(
             f"What listens at port {port} does not answer as a pycro-manager server does "
-            f"({first_line(error)}): {server_menu(port)}, and use releases of Micro-Manager and pycromanager "
+            f"({message_of(error)}): {server_menu(port)}, and use releases of Micro-Manager and pycromanager "
             "of about the same date."
         ) from error
     return core
@@ -90,7 +88,7 @@ def _load(acquisition: AcquisitionConfig) -> Any:
             str(adapters), config_file=str(file), python_backend=True, buffer_size_mb=_CIRCULAR_BUFFER_MB
         )
     except Exception as error:  # the core raises bare RuntimeError for all it dislikes
-        text = first_line(error)
+        text = message_of(error)
         advice = (
             f"pymmcore here has device interface {_interface_of_pymmcore()}, so install the pymmcore whose "
             "fourth number is the interface of these adapters"
@@ -214,20 +212,6 @@ def _set_region(core: Any, camera: CameraConfig) -> tuple[int, int]:
     return int(core.get_image_height()), int(core.get_image_width())
 
 
-@contextmanager
-def focus_restored(core: Any, note: Callable[[str], None]) -> Iterator[None]:
-    """Move the focus stage back to its present position at the end."""
-    stage = core.get_focus_device()
-    before_um = float(core.get_position(stage))
-    try:
-        yield
-    finally:
-        try:
-            core.set_position(stage, before_um)
-        except Exception as error:
-            note(f"The focus stage could not be moved back to {before_um:g} µm: {error}")
-
-
 def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
     """Return one line that describes the instrument."""
     camera = core.get_camera_device()
@@ -244,9 +228,3 @@ def names_of(vector: Any) -> list[str]:
     if hasattr(vector, "size") and hasattr(vector, "get"):
         return [str(vector.get(i)) for i in range(vector.size())]
     return [str(item) for item in vector]
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error of the core or the bridge, to be quoted in a sentence."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,8 +1,9 @@
 """The image hook of pycromanager: gives each image its place in the run and passes it to the sender.
 
-The hook never raises and never blocks, because either would hang the acquisition; its errors are kept and
-raised after the run. It returns None, so that no image stays in pycromanager's storage. `take` runs on
-pycromanager's image thread, everything else on the thread that feeds the acquisition.
+The hook never raises and never blocks while images are due, because either would hang the acquisition; an
+image that cannot be used is left out, and the reason kept. It returns None, so that no image stays in
+pycromanager's storage. `take` runs on pycromanager's image thread, everything else on the thread that feeds
+the acquisition.
 """
 
 from __future__ import annotations
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
     from microdiffusion.sender import Sender
 
 
+_SETTINGS = {
+    "ROI": "region",
+    "ROI-X-start": "first column",
+    "ROI-Y-start": "first row",
+    "Binning": "binning",
+    "PixelType": "pixel type",
+    "BitDepth": "bit depth",
+}
+"""Metadata that must stay as they are in a run, and their names."""
+
+
 class FrameHook:
     """The hook of one acquisition.
 
@@ -43,6 +55,18 @@ class FrameHook:
         Seed of the specimen's noise; each frame has its own generator.
     time_s : float
         Camera time at the start of this acquisition, s since the start of the run.
+    rests : bool
+        `take` does not return from the last image that is due before `expect` or `release` is called: over
+        the bridge, pycromanager's thread waits for the next one with a busy core.
+
+    Attributes
+    ----------
+    taken, failures, failures_in_a_row : int
+        Images; those of them that could not be used; since the last usable one.
+    reason : str
+        Why the latest of these could not be used.
+    progress : Event
+        Set whenever an image comes.
     """
 
     def __init__(
@@ -53,6 +77,7 @@ class FrameHook:
         *,
         seed: int = 0,
         time_s: float = 0.0,
+        rests: bool = False,
     ) -> None:
         self._sender = sender
         self._header = header
@@ -63,8 +88,13 @@ class FrameHook:
         self._lock = threading.Lock()
         self._expected: dict[Key, FrameInfo] = {}
         self._first_failure: Exception | None = None
-        self.failures = 0
-        self.taken = 0
+        self._settings: dict[str, Any] = {}  # of the first image
+        self._due = threading.Event()
+        if not rests:
+            self._due.set()
+        self._rests = rests
+        self.failures = self.failures_in_a_row = self.taken = 0
+        self.reason = self._first_reason = ""
         self.progress = threading.Event()
         self._began_s = time.monotonic()
 
@@ -72,6 +102,12 @@ class FrameHook:
         """Announce the frames of a sweep, before its events are queued."""
         with self._lock:
             self._expected.update((frame_key(shot.event["axes"]), shot.info) for shot in sweep.shots)
+        self._due.set()
+
+    def release(self) -> None:
+        """Let `take` return from now on: the acquisition is about to end."""
+        self._rests = False
+        self._due.set()
 
     @property
     def outstanding(self) -> int:
@@ -83,21 +119,32 @@ class FrameHook:
         """Pass an image on. Never raises; returns None, so that pycromanager keeps nothing."""
         try:
             self._take(image, metadata)
+            self.failures_in_a_row = 0
         except Exception as error:
             self.failures += 1
+            self.failures_in_a_row += 1
+            self.reason = (
+                str(error) if isinstance(error, AcquisitionError) else f"{type(error).__name__}: {error}"
+            )
             if self._first_failure is None:
                 self._first_failure = error
+                self._first_reason = self.reason
+            self._sender.leave_out()
         finally:
             self.taken += 1
+            with self._lock:
+                if self._rests and not self._expected:
+                    self._due.clear()
             self.progress.set()
+            self._due.wait()
 
     def raise_if_failed(self) -> None:
         """Raise the first error, if there was one."""
         error = self._first_failure
         if error is not None:
             raise AcquisitionError(
-                f"{self.failures} of {self.taken} frames could not be passed on, the first because of "
-                f"{type(error).__name__}: {error}."
+                f"{self.failures} of {self.taken} frames could not be used, the first because of "
+                f"{self._first_reason}."
             ) from error
 
     def _take(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
@@ -116,16 +163,32 @@ class FrameHook:
             exposure_ms=float(metadata.get("Exposure", planned.exposure_ms)),
             camera_time_s=self._time_s + time_s,
         )
-        self._sender.put(info, self._pixels(image, info))
+        self._sender.put(info, self._pixels(image, metadata, info))
 
-    def _pixels(self, image: NDArray[Any], info: FrameInfo) -> NDArray[np.uint16]:
+    def _pixels(self, image: NDArray[Any], metadata: dict[str, Any], info: FrameInfo) -> NDArray[np.uint16]:
         if self._specimens:
             rng = np.random.default_rng([self._seed, 103, info.seq])
             specimen = self._specimens[info.position]
             light = specimen.expected(info.stage, self._profile, info.camera_time_s)
             return self._header.camera.expose(light, rng)
-        if image.shape != self._header.shape[1:]:
-            raise AcquisitionError(
-                f"the camera's image changed from {self._header.shape[1:]} to {image.shape} pixels"
-            )
+        self._check_settings(image, metadata)
         return image.astype(np.uint16, copy=False)
+
+    def _check_settings(self, image: NDArray[Any], metadata: dict[str, Any]) -> None:
+        """Raise `AcquisitionError` if the camera was set otherwise since the start of the run."""
+        settings = {name: metadata[key] for key, name in _SETTINGS.items() if key in metadata}
+        settings |= {"rows": image.shape[0], "columns": image.shape[1]}
+        first = self._settings or settings
+        if image.shape == self._header.shape[1:]:
+            self._settings = first
+        else:
+            first = first | {"rows": self._header.shape[1], "columns": self._header.shape[2]}
+        changes = [
+            f"{name} {value} instead of {first[name]}"
+            for name, value in settings.items()
+            if first.get(name, value) != value
+        ]
+        if changes:
+            raise AcquisitionError(
+                f"a change of the camera's settings ({', '.join(changes)}): set them back in Micro-Manager"
+            )

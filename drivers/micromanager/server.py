@@ -8,7 +8,9 @@ time for the answer. Any thread.
 from __future__ import annotations
 
 import json
+import re
 import socket
+from enum import Enum
 
 import zmq
 
@@ -18,11 +20,43 @@ HOST = "127.0.0.1"
 """The only address that PyJavaZ uses."""
 TIMEOUT_S = 3.0
 _BEFORE_VERSIONS = "2.0.0"
+_JAVA_CLASSES = re.compile(r"^(?:(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable)[\w$]*(?::\s*|$))+")
 
 
 def server_menu(port: int) -> str:
     """Return instructions to start a server at `port`."""
     return f"start Micro-Manager and tick Tools > Options > Run pycro-manager server on port {port}"
+
+
+class Answer(Enum):
+    """What is found at a port: nobody, somebody who does not answer, something else, the server."""
+
+    NOBODY = 0
+    SILENCE = 1
+    OTHER = 2
+    SERVER = 3
+
+
+def look(port: int, timeout_s: float) -> tuple[Answer, str]:
+    """Return what answers at `port` of this computer, and its protocol version if it is the server."""
+    try:
+        socket.create_connection((HOST, port), timeout=timeout_s).close()
+    except OSError:
+        return Answer.NOBODY, ""
+    request: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
+    with request:
+        request.setsockopt(zmq.LINGER, 0)
+        request.connect(f"tcp://{HOST}:{port}")
+        request.send(json.dumps({"command": "connect", "debug": False}).encode("iso-8859-1"))
+        if not request.poll(int(1000 * timeout_s)):
+            return Answer.SILENCE, ""
+        try:
+            reply = json.loads(request.recv_multipart()[0].decode("iso-8859-1"))
+        except ValueError:
+            return Answer.OTHER, ""
+    if not isinstance(reply, dict) or "type" not in reply:
+        return Answer.OTHER, ""
+    return Answer.SERVER, str(reply.get("version", _BEFORE_VERSIONS))
 
 
 def ask_server(port: int) -> str:
@@ -33,20 +67,18 @@ def ask_server(port: int) -> str:
     AcquisitionError
         Nothing listens there, or something else does.
     """
-    try:
-        socket.create_connection((HOST, port), timeout=TIMEOUT_S).close()
-    except OSError as error:
+    answer, protocol = look(port, TIMEOUT_S)
+    if answer is Answer.NOBODY:
         raise AcquisitionError(
             f"No pycro-manager server answers at port {port} of this computer: {server_menu(port)}, or set "
             "acquisition.port to the port shown there."
-        ) from error
-    reply = _connect(port)
-    if not isinstance(reply, dict) or "type" not in reply:
+        )
+    if answer is not Answer.SERVER:
         raise AcquisitionError(
             f"What listens at port {port} does not answer as a pycro-manager server does: "
             f"{server_menu(port)}, and see that no other program uses that port."
         )
-    return str(reply.get("version", _BEFORE_VERSIONS))
+    return protocol
 
 
 def expected_version() -> str:
@@ -67,18 +99,15 @@ def check_version(answered: str, expected: str) -> None:
         )
 
 
-def _connect(port: int) -> object:
-    with zmq.Context() as context, context.socket(zmq.REQ) as request:
-        request.setsockopt(zmq.LINGER, 0)
-        request.connect(f"tcp://{HOST}:{port}")
-        request.send(json.dumps({"command": "connect", "debug": False}).encode("iso-8859-1"))
-        if not request.poll(int(1000 * TIMEOUT_S)):
-            return None
-        try:
-            reply: object = json.loads(request.recv_multipart()[0].decode("iso-8859-1"))
-        except ValueError:
-            return None
-        return reply
+def message_of(error: BaseException) -> str:
+    """Return the innermost message of an error of the core, or of Java: one line, without class names."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("at ", "... "))]
+    chain = [line.removeprefix("Caused by:").strip() for line in lines if line.startswith("Caused by:")]
+    for line in (*reversed(chain), *lines):
+        if message := _JAVA_CLASSES.sub("", line):
+            return message.rstrip(".")
+    return lines[0].rpartition(".")[2] if lines else type(error).__name__
 
 
 def _numbers(version: str) -> tuple[int, ...]:

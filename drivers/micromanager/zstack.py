@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.drivers.micromanager.acquisition import ImageWatch, close_acquisition
-from microdiffusion.drivers.micromanager.core import focus_restored, open_core, prepare
+from microdiffusion.drivers.micromanager.acquisition import ImageWatch, close_acquisition, open_acquisition
+from microdiffusion.drivers.micromanager.bridge import watched
+from microdiffusion.drivers.micromanager.core import open_core, prepare
+from microdiffusion.drivers.micromanager.preflight import check_free
+from microdiffusion.drivers.micromanager.restore import left_as_found
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.specimen import specimen_of_run
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.frames import StagePosition
+from microdiffusion.processes import exit_anyway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import Config
+    from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
+
+EXIT_S = 1.5
+"""Time limit for the exit of the interpreter when Micro-Manager is lost."""
 
 
 def take_stack(
@@ -40,8 +48,23 @@ def take_stack(
     AcquisitionError
         The microscope could not start or failed, or images are missing.
     """
-    core = open_core(config.acquisition)
-    header = prepare(core, config, Plan(config))
+    never = threading.Event()
+    with watched(config.acquisition, never.is_set) as watch:
+        try:
+            core = watch.call("answer", open_core, config.acquisition)
+            watch.call("say what it does", check_free, core, config.acquisition, note)
+            with left_as_found(core, config.acquisition, watch, note):
+                return _take_stack(core, config, z_um, watch, note)
+        finally:
+            if watch.is_lost:
+                exit_anyway(AcquisitionError.exit_code, EXIT_S)
+
+
+def _take_stack(
+    core: Any, config: Config, z_um: NDArray[np.float64], watch: MicroscopeWatch, note: Callable[[str], None]
+) -> tuple[NDArray[np.uint16], NDArray[np.float64], tuple[float, float], float | None]:
+    header = watch.call("take its settings", prepare, core, config, Plan(config))
+    bits = watch.call("say its bit depth", core.get_image_bit_depth)
     specimen = specimen_of_run(config.specimen, header) if config.acquisition.specimen else None
     note(f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels; {len(z_um)} images")
     found: dict[int, tuple[float, NDArray[np.uint16]]] = {}
@@ -68,22 +91,17 @@ def take_stack(
     def is_complete() -> bool:
         return len(found) + len(failure) >= len(z_um)
 
-    with focus_restored(core, note):
-        from pycromanager import Acquisition
-
-        exposure_ms = config.acquisition.exposure_ms
-        acquisition = Acquisition(
-            name="calibration", image_process_fn=take, show_display=False, port=config.acquisition.port
-        )
-        try:
-            acquisition.acquire(
-                [{"axes": {"z": n}, "z": float(z), "exposure": exposure_ms} for n, z in enumerate(z_um)]
-            )
-            watch = ImageWatch(came, exposure_ms)
-            while not is_complete():
-                watch.wait()
-        finally:
-            close_acquisition(acquisition, abort=not is_complete())
+    exposure_ms = config.acquisition.exposure_ms
+    acquisition = open_acquisition(config.acquisition, watch, "calibration", take)
+    try:
+        events = [{"axes": {"z": n}, "z": float(z), "exposure": exposure_ms} for n, z in enumerate(z_um)]
+        watch.call("take a stack", acquisition.acquire, events)
+        images = ImageWatch(came, exposure_ms)
+        while not is_complete():
+            watch.raise_if_lost()
+            images.wait()
+    finally:
+        close_acquisition(acquisition, watch, abort=not is_complete())
     if failure:
         raise AcquisitionError(f"An image could not be used: {failure[0]}.") from failure[0]
     if len(found) < len(z_um):
@@ -91,7 +109,7 @@ def take_stack(
             f"{len(found)} of {len(z_um)} images came: check camera and stage in Micro-Manager."
         )
     order = sorted(found)
-    full = None if specimen is not None else float(2 ** int(core.get_image_bit_depth()) - 1)
+    full = None if specimen is not None else float(2 ** int(bits) - 1)
     return (
         np.stack([found[index][1] for index in order]),
         np.array([found[index][0] for index in order]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,7 +29,8 @@ from microdiffusion.config.models import AcquisitionConfig, Config
 from microdiffusion.drivers.micromanager import acquisition as micromanager
 from microdiffusion.drivers.micromanager import core as mm_core
 from microdiffusion.drivers.micromanager import server as mm_server
-from microdiffusion.drivers.micromanager.acquisition import FrameHook
+from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
+from microdiffusion.drivers.micromanager.hook import FrameHook
 from microdiffusion.drivers.plan import Plan, ResumeFrom
 from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.drivers.sending import DriverTask
@@ -257,15 +259,85 @@ def test_an_error_in_the_hook_neither_hangs_the_run_nor_goes_unsaid(daemon: Daem
     child.start()
     try:
         assert here.poll(40)
-        frames = sum(len(sweep.shots) for sweep in Plan(config).sweeps())
-        assert here.recv() == (
-            f"{frames} of {frames} frames could not be passed on, the first because of "
-            "ZeroDivisionError: the specimen is broken."
+        assert re.fullmatch(
+            r"(\d+) of \1 frames could not be used, the first because of "
+            r"ZeroDivisionError: the specimen is broken\.",
+            here.recv(),
         )
         child.join(15)
         assert child.exitcode == 0
     finally:
         child.kill()
+
+
+def _acquire_while_somebody_else_works(
+    config: Config, address: str, deed: str, pipe: Connection[Any, Any]
+) -> None:
+    """Run with another thread at the same core; tell how it ended, and what is left of the settings."""
+    from mmpycorex import Core, is_pymmcore_active
+
+    def work() -> None:
+        while not is_pymmcore_active():
+            time.sleep(0.01)
+        core = Core()
+        if deed == "moves the stage":
+            while True:
+                core.set_position(core.get_focus_device(), core.get_position() + 0.7)
+                time.sleep(0.01)
+        while not came.is_set():
+            time.sleep(0.01)
+        if deed == "changes the binning":
+            core.set_property("Camera", "Binning", "2")
+
+    came = threading.Event()
+    original = FrameHook.take
+
+    def take(self: FrameHook, image: Any, metadata: Any) -> None:
+        original(self, image, metadata)
+        if self.taken == 6:
+            came.set()
+
+    FrameHook.take = take  # type: ignore[method-assign]
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        micromanager.acquire(DriverTask(config=config, address=address, stop=threading.Event()))
+        pipe.send("nothing was raised")
+    except AcquisitionError as error:
+        pipe.send(str(error))
+    core = Core()
+    pipe.send((tuple(core.get_roi()), core.get_exposure(), core.get_current_config("Channel")))
+    os._exit(0)
+
+
+@pytest.mark.acquisition
+@pytest.mark.parametrize(
+    ("deed", "expected"),
+    [
+        ("changes the binning", "rows 24 instead of 48"),
+        ("moves the stage", "while mdd was not moving it"),
+        ("does nothing", "nothing was raised"),
+    ],
+)
+def test_somebody_else_at_the_same_core(daemon: Daemon, deed: str, expected: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    acquisition = {"specimen": False, "exposure_ms": 20, "channel_group": "Channel", "channels": ["FITC"]}
+    config = make(acquisition=acquisition)
+    if deed != "does nothing":
+        config = make(acquisition={**acquisition, "sweeps": None})
+    child = context.Process(
+        target=_acquire_while_somebody_else_works, args=(config, daemon.address, deed, there)
+    )
+    child.start()
+    try:
+        assert here.poll(60)
+        assert expected in here.recv()
+        assert here.poll(10)
+        if deed == "does nothing":  # as the demo's configuration leaves it
+            assert here.recv() == ((0, 0, 512, 512), 10.0, "DAPI")
+    finally:
+        child.kill()
+        child.join()
 
 
 @pytest.mark.acquisition
@@ -422,7 +494,7 @@ def test_a_microscope_that_falls_silent_is_given_up(
     monkeypatch.setattr(micromanager, "GRACE_S", 0.1)
     config = make()
     task = DriverTask(config=config, address="", stop=threading.Event())
-    feeder = micromanager._Feeder(task, hook[0], hook[1])  # type: ignore[arg-type]
+    feeder = micromanager._Feeder(task, hook[0], hook[1], MicroscopeWatch(None, bool))  # type: ignore[arg-type]
     with pytest.raises(AcquisitionError, match="No image has come for"):
         feeder.feed(StuckAcquisition(), Plan(config).sweeps())
 
@@ -430,8 +502,10 @@ def test_a_microscope_that_falls_silent_is_given_up(
 def test_sweeps_keep_their_interval() -> None:
     config = make(acquisition={"sweeps": 4, "sweep_interval_s": 0.1})
     task = DriverTask(config=config, address="", stop=threading.Event())
-    hook = SimpleNamespace(outstanding=0, progress=threading.Event(), expect=lambda _: None)
-    feeder = micromanager._Feeder(task, hook, Outbox())  # type: ignore[arg-type]
+    hook = SimpleNamespace(
+        outstanding=0, failures_in_a_row=0, progress=threading.Event(), expect=lambda _: None
+    )
+    feeder = micromanager._Feeder(task, hook, Outbox(), MicroscopeWatch(None, bool))  # type: ignore[arg-type]
     starts: list[float] = []
     acquisition = SimpleNamespace(acquire=lambda _: starts.append(time.monotonic()))
     before_s = time.monotonic()
@@ -442,8 +516,8 @@ def test_sweeps_keep_their_interval() -> None:
 
 def test_an_acquisition_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micromanager, "CLOSE_S", 0.2)
-    with pytest.raises(AcquisitionError, match="did not end within"):
-        micromanager.close_acquisition(StuckAcquisition(), abort=True)
+    with pytest.raises(AcquisitionError, match="did not end the acquisition within"):
+        micromanager.close_acquisition(StuckAcquisition(), MicroscopeWatch(None, bool), abort=True)
 
 
 # What can be wrong at the start -------------------------------------------------------------------
@@ -590,7 +664,7 @@ BAD_CALLS: dict[str, tuple[Any, Any, str]] = {
     "no metadata": (np.zeros((48, 64)), None, "TypeError"),
     "no axes": (np.zeros((48, 64)), {}, "KeyError"),
     "not asked for": (np.zeros((48, 64)), {"Axes": {"time": 9, "z": 1}}, "an unexpected image"),
-    "another size": (np.zeros((9, 9)), METADATA, r"changed from \(48, 64\) to \(9, 9\)"),
+    "another size": (np.zeros((9, 9)), METADATA, r"rows 9 instead of 48, columns 9 instead of 64"),
     "no image": (None, METADATA, "AttributeError"),
 }
 
