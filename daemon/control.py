@@ -1,14 +1,14 @@
 """The control channel: the few things that may be asked of a running daemon, and nothing else.
 
-The daemon binds a ROUTER; a client asks with a DEALER, one `wire.Command`, one `wire.Answer`. `ControlServer`
-has no thread: the daemon's main thread polls it a few times a second and executes what is asked, so a command
-never meets a daemon in the middle of something. No command names a file, a module or a program.
+The daemon binds a ROUTER; a client asks with `wire.ask`, one `wire.Command`, one `wire.Answer`.
+`ControlServer` has no thread: the daemon's main thread polls it a few times a second and executes what is
+asked, so a command never meets a daemon in the middle of something. No command names a file, a module or a
+program.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.errors import AddressError, MddError, UserError, WireError
-from microdiffusion.wire import HandshakeWatch, secure_client, secure_server, when_elsewhere
+from microdiffusion.errors import AddressError, MddError, WireError
+from microdiffusion.wire import secure_server, zmq_reason
 
 if TYPE_CHECKING:
-    from microdiffusion.wire import ClientKeys, Gate, ServerKeys, Value
+    from microdiffusion.wire import Gate, ServerKeys, Value
 
 COMMANDS = {
     "status": "say what the daemon is doing",
@@ -36,8 +36,6 @@ MOST_AT_ONCE = 64
 """Commands that one poll answers: the daemon has other things to do."""
 MAX_COMMAND_BYTES = 64 * 1024
 QUEUED_COMMANDS = 16
-TIMEOUT_S = 5.0
-_LOOK_S = 0.1  # how often to look whether the handshake failed
 
 
 class BoundSocket:
@@ -82,11 +80,6 @@ class BoundSocket:
         if self._gate is not None:
             self._gate.close()
         self._context.term()
-
-
-def zmq_reason(error: zmq.ZMQError) -> str:
-    """Return the system's reason for an error."""
-    return zmq.strerror(error.errno) if error.errno else str(error)
 
 
 class ControlServer(BoundSocket):
@@ -150,56 +143,3 @@ def _encoded(answer: wire.Answer) -> list[bytes]:
         return wire.encode(answer)
     except WireError:  # the names of very many files; the sentence is worth more than silence
         return wire.encode(answer.model_copy(update={"values": {}}))
-
-
-def ask(
-    address: str,
-    command: str,
-    *,
-    key: str = "",
-    value: str = "",
-    timeout_s: float = TIMEOUT_S,
-    security: ClientKeys | None = None,
-) -> wire.Answer:
-    """Ask the daemon at `address`, and return its answer.
-
-    Raises
-    ------
-    UserError
-        No answer came within `timeout_s`, or the daemon refuses: its sentence.
-    AddressError
-        The address is malformed, or needs keys.
-    """
-    number = time.monotonic_ns() % (1 << 53)
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(socket)
-        socket.setsockopt(zmq.LINGER, 0)
-        secure_client(socket, address, security)
-        watch = HandshakeWatch(socket, address, security)
-        stack.callback(watch.close)
-        try:
-            socket.connect(address)
-        except zmq.ZMQError as error:
-            raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5752, not {address!r} ({zmq_reason(error)})."
-            ) from error
-        socket.send_multipart(wire.encode(wire.Command(command=command, key=key, value=value, number=number)))
-        deadline_s = time.monotonic() + timeout_s
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            if refusal := watch.refusal():
-                raise UserError(refusal)
-            if not socket.poll(int(1000 * min(left_s, _LOOK_S)) + 1):
-                continue
-            try:
-                answer = wire.decode(socket.recv_multipart())
-            except WireError:
-                continue  # not of our daemon
-            if isinstance(answer, wire.Answer) and answer.number == number:
-                if not answer.ok:
-                    raise UserError(f"The daemon refused: {answer.text}")
-                return answer
-    raise UserError(
-        f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, or give its "
-        f"wire.control address with --address{when_elsewhere(address)}."
-    )

@@ -1,5 +1,6 @@
 """The wire format: messages, their bytes, and the keys of both ends."""
 
+from microdiffusion.wire.asking import ask, zmq_reason
 from microdiffusion.wire.codec import (
     MAX_HEADER_BYTES,
     VERSION,
@@ -67,6 +68,7 @@ __all__ = [
     "ServerKeys",
     "Tell",
     "Value",
+    "ask",
     "check_of",
     "client_security",
     "decode",
@@ -84,4 +86,5 @@ __all__ = [
     "trusted_keys",
     "when_elsewhere",
     "why_refused",
+    "zmq_reason",
 ]

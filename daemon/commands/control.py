@@ -45,8 +45,7 @@ def run(args: Namespace) -> int:
         raise UserError(f"`mdd control {args.command}` takes no value: leave {args.value!r} out.")
     config = options.config_from(args)
 
-    from microdiffusion.daemon.control import ask
-    from microdiffusion.wire import client_security
+    from microdiffusion.wire import ask, client_security
 
     security = client_security(config.wire, config.wire.control)
     answer = ask(config.wire.control, args.command, key=key.strip(), value=value.strip(), security=security)

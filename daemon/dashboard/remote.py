@@ -12,9 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.control import ask
 from microdiffusion.errors import MddError
-from microdiffusion.wire import client_security
+from microdiffusion.wire import ask, client_security
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config, WireConfig

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import zmq
 from pydantic import ValidationError
 
-from microdiffusion.daemon.control import BoundSocket, zmq_reason
+from microdiffusion.daemon.control import BoundSocket
 from microdiffusion.daemon.status.models import StatusSnapshot
 from microdiffusion.errors import AddressError, UserError
-from microdiffusion.wire import HandshakeWatch, secure_client, when_elsewhere
+from microdiffusion.wire import HandshakeWatch, secure_client, when_elsewhere, zmq_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -103,7 +103,7 @@ class _Pages:
 
     @property
     def is_scanimage(self) -> bool | None:
-        """Whether ScanImage wrote it; None where the header is not there yet."""
+        """True where ScanImage wrote it; None where the header is not there yet."""
         head = self._read(16, 4)
         if len(head) < 4 or not any(head):
             return None
@@ -117,7 +117,7 @@ class _Pages:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing follows the last page that `advance` left behind (yet)."""
+        """True where nothing follows the last page that `advance` left behind (yet)."""
         return not 0 < self._word(self._link) < self._file.seek(0, 2)
 
     def page(self) -> _Page | None:

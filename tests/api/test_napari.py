@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from support.run_file_writer import SHAPE, header, put_volume, recorder, volume, wait
 
+from microdiffusion.adapters import napari_control
+from microdiffusion.adapters.napari_control import ask_daemon, newest_run
 from microdiffusion.adapters.napari_follow import get_reader, read
 from microdiffusion.adapters.napari_layers import LayerData
+from microdiffusion.errors import ConfigError
 from microdiffusion.runfile.copy import snapshot_run
 from microdiffusion.runfile.schema import Status
 
@@ -141,5 +144,56 @@ def test_a_window_follows_a_run(tmp_path: Path, story: str) -> None:
         check=False,
         timeout=200,
         env=environment,
+    )
+    assert (ran.returncode, ran.stdout.splitlines()[-1:]) == (0, ["well"]), ran.stderr[-4000:]
+
+
+def test_the_panel_finds_the_newest_run_that_is_here(tmp_path: Path) -> None:
+    for number, name in enumerate(("old.h5", "new.h5")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    names = {f"run_{number}_file": str(tmp_path / name) for number, name in enumerate(("new.h5", "old.h5"))}
+    assert newest_run({"written": 3, "run_0": "new", **names}) == (tmp_path / "new.h5", True)
+    assert newest_run({"run_0_file": "/elsewhere/run.h5"}) == (None, True)
+    assert newest_run({"written": 3}) == (None, False)
+
+
+def test_the_panel_asks_the_daemon_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(napari_control, "ask", lambda address, command, **_: asked.append(address))
+    file = tmp_path / "my.toml"
+    file.write_text('[wire]\ncontrol = "tcp://127.0.0.1:6752"\n')
+    for where in ("", "tcp://127.0.0.1:7752", str(file)):
+        ask_daemon(where, "status")
+    assert asked == ["tcp://127.0.0.1:5752", "tcp://127.0.0.1:7752", "tcp://127.0.0.1:6752"]
+    with pytest.raises(ConfigError, match="public key is not known"):
+        ask_daemon("tcp://192.0.2.1:5752", "status")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("npe2") is None, reason="npe2 is not installed")
+def test_the_manifest_has_the_panel() -> None:
+    code = (
+        "import npe2; manager = npe2.PluginManager.instance(); manager.discover(); "
+        "(one,) = [w for w in manager.iter_widgets() if w.plugin_name == 'microdiffusion-daemon']; "
+        "print(one.display_name, one.get_callable().__name__)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.stdout == "Live acquisition control_panel\n", ran.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("napari") is None, reason="napari is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("qtpy") is None, reason="napari has no Qt to draw with")
+@pytest.mark.timeout(120)
+def test_the_panel_controls_a_daemon_and_shows_its_newest_run(tmp_path: Path) -> None:
+    napari = {"NAPARI_CONFIG": str(tmp_path / "napari.yaml"), "QT_QPA_PLATFORM": "offscreen"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "support.napari_panel", str(tmp_path / "run.h5")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={**os.environ, **napari, "PYTHONPATH": str(TESTS)},
     )
     assert (ran.returncode, ran.stdout.splitlines()[-1:]) == (0, ["well"]), ran.stderr[-4000:]

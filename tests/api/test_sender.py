@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,6 +64,21 @@ def test_the_example_of_the_docs_sends_a_run() -> None:
         exec(code.replace("tcp://127.0.0.1:5750", receiver.address), {})  # noqa: S102
         assert receiver.seqs == list(range(8))
         assert [end.reason for end in receiver.ends] == ["finished"]
+
+
+def test_fifteen_lines_without_our_package_send_a_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text("utf-8")
+    code = re.search(r"## From any other program.*?```python\n(.*?)```", page, re.DOTALL)[1]
+    lines = [line for line in code.splitlines() if line and not line.startswith("import ")]
+    assert len(lines) <= 15
+    assert "microdiffusion" not in code
+    with receiving() as receiver:
+        code = code.replace("tcp://127.0.0.1:5750", receiver.address)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        assert receiver.seqs == list(range(8))
+        assert [frame.info.stage.z_um for frame in receiver.frames] == [6.0 + 12.0 * seq for seq in range(8)]
+        assert all((frame.pixels == 100).all() for frame in receiver.frames)
+        assert [(end.announced, end.reason) for end in receiver.ends] == [(8, "finished")]
 
 
 def test_float_frames_arrive_intact() -> None:

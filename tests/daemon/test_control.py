@@ -11,9 +11,10 @@ import pytest
 import zmq
 
 from microdiffusion import wire
-from microdiffusion.daemon.control import ControlServer, ask
+from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.status import StatusPublisher, subscribe
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, UserError
+from microdiffusion.wire import ask
 from microdiffusion.wire.messages import Value
 from microdiffusion.wire.security import ServerKeys
 

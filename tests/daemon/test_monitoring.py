@@ -19,7 +19,6 @@ from prometheus_client import Metric
 from support.mdd_process import Mdd, free_port
 
 from microdiffusion.config.models import Config, MonitoringConfig
-from microdiffusion.daemon.control import ask
 from microdiffusion.daemon.events import EVENTS, tell
 from microdiffusion.daemon.monitoring import log as json_log
 from microdiffusion.daemon.monitoring.log import JsonLog
@@ -30,6 +29,7 @@ from microdiffusion.daemon.status.history import BUCKETS_S, KEPT, Histogram, His
 from microdiffusion.daemon.status.models import RunSummary
 from microdiffusion.daemon.status.text import log_line
 from microdiffusion.errors import AddressError, MddError
+from microdiffusion.wire import ask
 
 
 def lines_of(path: Path) -> list[dict[str, object]]:

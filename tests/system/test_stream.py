@@ -18,7 +18,6 @@ from support.mdd_process import Mdd, command, free_port
 from support.sample_data import SHAPE, header, look, positions, specimen, write_sample
 
 from microdiffusion import open_run
-from microdiffusion.daemon.control import ask
 from microdiffusion.errors import UserError
 from microdiffusion.files.projections import open_projections
 from microdiffusion.frames import FrameInfo, StagePosition
@@ -26,6 +25,7 @@ from microdiffusion.runfile.reader import Run
 from microdiffusion.runfile.schema import Status
 from microdiffusion.sender import left_over
 from microdiffusion.sender.sender import Sender
+from microdiffusion.wire import ask
 
 pytestmark = pytest.mark.timeout(300)
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="posix signals")

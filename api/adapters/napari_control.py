@@ -1,0 +1,164 @@
+"""A panel in napari for a running daemon: start, pause, go on, stop, and its newest run in the viewer.
+
+`napari.yaml` names `control_panel`. Imports neither napari nor Qt before the panel is opened. The panel owns
+a timer in napari's own loop (Qt's, main thread); each question to the daemon is asked on a worker thread, one
+at a time, so that a daemon that does not answer never stops the window. The run that is shown grows by
+`napari_follow`, as any run that is opened by hand. It ends with its window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from microdiffusion.config import Config, load_config
+from microdiffusion.wire import Answer, ask, client_security
+
+POLL_MS = 1000
+COMMANDS = {"start": "Start", "pause": "Pause", "go": "Go on", "stop": "Stop"}
+PLUGIN = "microdiffusion-daemon"
+
+
+def ask_daemon(where: str, command: str) -> Answer:
+    """Send a command to a daemon: at an address, or at the `wire.control` of a file or preset.
+
+    Empty: the daemon on this machine, at the usual port.
+
+    Raises
+    ------
+    UserError
+        Nobody answers, the daemon refuses, or the file is unusable.
+    """
+    is_address = where.startswith("tcp://")
+    config = Config() if is_address or not where else load_config(where)
+    address = where if is_address else config.wire.control
+    return ask(address, command, security=client_security(config.wire, address))
+
+
+def newest_run(values: Mapping[str, Any]) -> tuple[Path | None, bool]:
+    """Return the newest run file that a status names and this machine has, and whether it names any."""
+    names = [
+        str(value) for name, value in values.items() if name.startswith("run_") and name.endswith("_file")
+    ]
+    here = [path for path in map(Path, names) if path.is_file()]
+    return max(here, key=lambda path: path.stat().st_mtime, default=None), bool(names)
+
+
+def control_panel() -> Any:
+    """Return the panel, a QWidget, for the viewer that is open."""
+    import napari
+
+    return ControlPanel(napari.current_viewer()).widget
+
+
+class ControlPanel:
+    """The panel and what it knows; created and used in the main thread.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Where the newest run is opened.
+    ask : callable
+        As `ask_daemon`.
+    """
+
+    def __init__(self, viewer: Any, ask: Callable[[str, str], Answer] = ask_daemon) -> None:
+        from qtpy.QtCore import QTimer
+        from qtpy.QtWidgets import (
+            QCheckBox,
+            QHBoxLayout,
+            QLabel,
+            QLineEdit,
+            QPushButton,
+            QVBoxLayout,
+            QWidget,
+        )
+
+        self._viewer, self._ask = viewer, ask
+        self._asking = False
+        self._waiting: list[str] = []  # commands that are to be sent
+        self._shown: Path | None = None
+        self.widget = QWidget()
+        self.widget.mdd = self  # nothing else keeps it alive
+        self.where = QLineEdit()
+        self.where.setPlaceholderText("my.toml, or tcp://HOST:5752; empty: this machine")
+        self.buttons = {name: QPushButton(label) for name, label in COMMANDS.items()}
+        row = QHBoxLayout()
+        for name, button in self.buttons.items():
+            button.clicked.connect(partial(self._command, name))
+            row.addWidget(button)
+        self.live = QCheckBox("show the newest run")
+        self.live.setChecked(True)
+        self.state, self.said = QLabel("looking for a daemon"), QLabel("")
+        column = QVBoxLayout(self.widget)
+        column.addWidget(self.where)
+        column.addLayout(row)
+        for each in (self.live, self.state, self.said):
+            column.addWidget(each)
+        self.state.setWordWrap(True)
+        self.said.setWordWrap(True)
+        column.addStretch()
+        self._timer = QTimer(self.widget)
+        self._timer.setInterval(POLL_MS)
+        self._timer.timeout.connect(self._next)
+        self._timer.start()
+        self.widget.destroyed.connect(self._end)
+
+    def _end(self, *_: Any) -> None:
+        self._viewer = None
+
+    def _command(self, name: str, *_: Any) -> None:
+        self._waiting.append(name)
+        self._next()
+
+    def _next(self) -> None:
+        """Send the oldest command, or else ask for the status, unless an answer is awaited."""
+        if self._asking or self._viewer is None:
+            return
+        from napari.qt.threading import create_worker
+
+        command = self._waiting.pop(0) if self._waiting else "status"
+        self._asking = True
+        create_worker(
+            self._ask,
+            self.where.text().strip(),
+            command,
+            _connect={
+                "returned": partial(self._take, command),
+                "errored": partial(self._tell, command),
+                "finished": self._answered,
+            },
+        )
+
+    def _answered(self) -> None:
+        self._asking = False
+        if self._waiting:
+            self._next()
+
+    def _tell(self, command: str, text: object) -> None:
+        if self._viewer is not None:
+            (self.state if command == "status" else self.said).setText(str(text))
+
+    def _take(self, command: str, answer: Answer) -> None:
+        text = answer.text
+        if command == "status":
+            path, is_named = newest_run(answer.values)
+            text += f"; {answer.values.get('written', 0)} volumes written"
+            if is_named and path is None:
+                text += "; its run file is not on this machine"
+            self._show(path)
+        self._tell(command, text)
+
+    def _show(self, path: Path | None) -> None:
+        """Open a run that is not shown yet, at its newest volume."""
+        if path is None or path == self._shown or self._viewer is None or not self.live.isChecked():
+            return
+        try:
+            self._viewer.open(str(path), plugin=PLUGIN)
+        except Exception as error:  # an error that leaves a slot of Qt ends napari
+            self.said.setText(f"{path.name} cannot be shown: {error}")
+            return
+        self._shown = path
+        self._viewer.dims.set_current_step(0, self._viewer.dims.nsteps[0] - 1)

@@ -1,0 +1,75 @@
+"""Asks a running daemon over its control channel: one command, one answer; any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import zmq
+
+from microdiffusion.errors import AddressError, UserError, WireError
+from microdiffusion.wire.codec import decode, encode
+from microdiffusion.wire.handshake import HandshakeWatch
+from microdiffusion.wire.messages import Answer, Command
+from microdiffusion.wire.security import ClientKeys, secure_client, when_elsewhere
+
+TIMEOUT_S = 5.0
+_LOOK_S = 0.1  # how often to look whether the handshake failed
+
+
+def zmq_reason(error: zmq.ZMQError) -> str:
+    """Return the system's reason for an error."""
+    return zmq.strerror(error.errno) if error.errno else str(error)
+
+
+def ask(
+    address: str,
+    command: str,
+    *,
+    key: str = "",
+    value: str = "",
+    timeout_s: float = TIMEOUT_S,
+    security: ClientKeys | None = None,
+) -> Answer:
+    """Ask the daemon at `address`, and return its answer.
+
+    Raises
+    ------
+    UserError
+        No answer came within `timeout_s`, or the daemon refuses: its sentence.
+    AddressError
+        The address is malformed, or needs keys.
+    """
+    number = time.monotonic_ns() % (1 << 53)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(socket)
+        socket.setsockopt(zmq.LINGER, 0)
+        secure_client(socket, address, security)
+        watch = HandshakeWatch(socket, address, security)
+        stack.callback(watch.close)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise AddressError(
+                f"Expected an address like tcp://127.0.0.1:5752, not {address!r} ({zmq_reason(error)})."
+            ) from error
+        socket.send_multipart(encode(Command(command=command, key=key, value=value, number=number)))
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if refusal := watch.refusal():
+                raise UserError(refusal)
+            if not socket.poll(int(1000 * min(left_s, _LOOK_S)) + 1):
+                continue
+            try:
+                answer = decode(socket.recv_multipart())
+            except WireError:
+                continue  # not of our daemon
+            if isinstance(answer, Answer) and answer.number == number:
+                if not answer.ok:
+                    raise UserError(f"The daemon refused: {answer.text}")
+                return answer
+    raise UserError(
+        f"No daemon answered at {address} within {timeout_s:g} s: start one with `mdd serve`, or give its "
+        f"wire.control address with --address{when_elsewhere(address)}."
+    )
