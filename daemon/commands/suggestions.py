@@ -102,13 +102,14 @@ def _channels(found: Survey, given: Mapping[str, Any]) -> dict[str, Value]:
     if group is None:
         fitting = (name for name, presets in found.groups.items() if set(channels) <= set(presets))
         group = next(fitting, "Channel")
+    from microdiffusion.drivers.micromanager import has_not
+
     presets = found.groups.get(group, ())
     for channel in channels:
         if channel not in presets:
-            raise ConfigError(
-                f"The configuration group {group!r} has no preset {channel!r}, but "
-                f"{', '.join(presets) or 'none'}: correct --channels or --channel-group."
-            )
+            owner = f"The configuration group {group!r}"
+            keys = "acquisition.channels or acquisition.channel_group"
+            raise ConfigError(has_not(owner, "preset", channel, presets, keys))
     return {
         "acquisition.channel_group": Value(group, "the group of these presets"),
         "acquisition.channels": Value(tuple(channels), _YOURS),

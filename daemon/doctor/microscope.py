@@ -10,10 +10,18 @@ from microdiffusion.config import AcquisitionConfig
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.network import refused
 from microdiffusion.daemon.doctor.packages import installed
-from microdiffusion.drivers.micromanager import ask_server, check_version, expected_version
-from microdiffusion.errors import AcquisitionError
+from microdiffusion.drivers.micromanager import (
+    Survey,
+    ask_server,
+    check_version,
+    expected_version,
+    survey,
+)
+from microdiffusion.errors import MddError
 
 THEME = "Microscope"
+SURVEY_S = 7.0
+"""Time limit for Micro-Manager to say whether its camera is free."""
 
 
 def checks(acquisition: AcquisitionConfig) -> list[Check]:
@@ -24,7 +32,9 @@ def checks(acquisition: AcquisitionConfig) -> list[Check]:
         return [Check(THEME, "watched folder", lambda: watched(acquisition.watch))]
     if acquisition.backend == "java":
         port = acquisition.port
-        look = partial(server, port, ask_server, expected_version())
+        look = partial(
+            server, port, ask_server, expected_version(), partial(survey, acquisition, timeout_s=SURVEY_S)
+        )
         return [Check(THEME, "pycro-manager server", look)]
     return [
         Check(THEME, "device adapters", partial(adapters, acquisition.mm_app_path, installed("pymmcore")))
@@ -46,14 +56,19 @@ def adapters(folder: Path | None, core_version: str | None) -> Finding:
     )
 
 
-def server(port: int, ask: Callable[[int], str], expected: str) -> Finding:
-    """Judge what listens at the port of Micro-Manager's pycro-manager server."""
+def server(port: int, ask: Callable[[int], str], expected: str, look: Callable[[], Survey]) -> Finding:
+    """Judge what listens at the port of Micro-Manager's pycro-manager server, and whether it is free."""
     try:
         answered = ask(port)
         check_version(answered, expected)
-    except AcquisitionError as error:
+        found = look()
+    except MddError as error:
         return refused(error)
-    text = f"answers at port {port}, protocol {answered}"
+    if found.is_live:
+        return failure(
+            f"{found.camera} is running", "Switch Live view off, or end the acquisition that uses the camera."
+        )
+    text = f"answers at port {port}, protocol {answered}, {found.camera} is free"
     if expected and answered != expected:
         fix = "Keep Micro-Manager (nightly build) and pycromanager of about the same age."
         return warning(f"{text}, but pycromanager here speaks {expected}", fix)

@@ -22,6 +22,8 @@ from microdiffusion.drivers.micromanager.server import (
 from microdiffusion.errors import AcquisitionError, MissingFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
     from microdiffusion.drivers.plan import Plan
     from microdiffusion.header import RunHeader
@@ -173,17 +175,13 @@ def _check_devices(core: Any, acquisition: AcquisitionConfig) -> None:
         groups = names_of(core.get_available_config_groups())
         group = acquisition.channel_group
         if group not in groups:
-            raise AcquisitionError(
-                f"Micro-Manager has no configuration group {group!r}, but "
-                f"{', '.join(groups) or 'none at all'}: correct acquisition.channel_group."
-            )
+            key = "acquisition.channel_group"
+            raise AcquisitionError(has_not("Micro-Manager", "configuration group", group or "", groups, key))
         presets = names_of(core.get_available_configs(group))
         for channel in acquisition.channels:
             if channel not in presets:
-                raise AcquisitionError(
-                    f"The configuration group {group!r} has no preset {channel!r}, but "
-                    f"{', '.join(presets) or 'none at all'}: correct acquisition.channels."
-                )
+                owner, key = f"The configuration group {group!r}", "acquisition.channels"
+                raise AcquisitionError(has_not(owner, "preset", channel, presets, key))
     if core.get_number_of_camera_channels() != 1 or core.get_number_of_components() != 1:
         raise AcquisitionError(
             f"{core.get_camera_device()} delivers colour or several images at once: choose one monochrome "
@@ -221,6 +219,16 @@ def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
         f"focus {core.get_focus_device()}, pycromanager {version('pycromanager')}"
         + (", virtual specimen" if acquisition.specimen else "")
     )
+
+
+def has_not(owner: str, what: str, name: str, known: Sequence[str], key: str) -> str:
+    """Return the sentence that refuses the configuration group or preset `name`, set by `key`."""
+    text = f"{owner} has no {what} {name!r}, but {', '.join(known) or 'none at all'}: correct {key}."
+    if any(ord(letter) > 255 for letter in name) and any("?" in other for other in known):
+        text += (
+            " Letters beyond Latin-1 arrive over the bridge as '?': give it another name in Micro-Manager."
+        )
+    return text
 
 
 def names_of(vector: Any) -> list[str]:

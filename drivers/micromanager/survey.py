@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion.drivers.micromanager.core import named_devices, names_of, open_core
+from microdiffusion.drivers.micromanager.server import message_of
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.processes import redirect_output
 
@@ -40,6 +41,7 @@ class Survey:
     stage_um: float
     stage_limits_um: tuple[float, float] | None = None  # travel range, if the stage reports it
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    is_live: bool = False  # the camera is running: Live view, most likely
 
 
 def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> Survey:
@@ -103,6 +105,7 @@ def ask(core: Any) -> Survey:
             group: tuple(names_of(core.get_available_configs(group)))
             for group in names_of(core.get_available_config_groups())
         },
+        is_live=bool(core.is_sequence_running()),
     )
 
 
@@ -113,6 +116,8 @@ def _run(acquisition: AcquisitionConfig, pipe: Connection) -> None:
     except MddError as error:
         pipe.send(error)
     except Exception as error:
-        text = f"Micro-Manager's core cannot be asked ({error}): open its configuration there first."
+        text = (
+            f"Micro-Manager's core cannot be asked ({message_of(error)}): open its configuration there first."
+        )
         pipe.send(AcquisitionError(text))
     pipe.close()

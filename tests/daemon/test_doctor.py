@@ -68,6 +68,10 @@ def port(number: int | None, at: str = "5750", name: str = "wire.data") -> Findi
     return network.port(name, f"tcp://127.0.0.1:{at}", lambda _: error, lambda _: True)
 
 
+def camera(*, is_live: bool = False) -> Any:
+    return SimpleNamespace(camera="Prime", is_live=is_live)
+
+
 def versions(**known: str) -> Callable[[str], str | None]:
     return lambda name: known.get(name.replace("-", "_"))
 
@@ -214,27 +218,32 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "holds no device adapters",
     ),
     "server": (
-        lambda: microscope.server(4827, lambda _: "5.1.0", "5.1.0"),
+        lambda: microscope.server(4827, lambda _: "5.1.0", "5.1.0", camera),
         "ok",
         "port 4827, protocol 5.1.0",
     ),
+    "Live view is on": (
+        lambda: microscope.server(4827, lambda _: "5.1.0", "5.1.0", lambda: camera(is_live=True)),
+        "failure",
+        "Switch Live view off",
+    ),
     "server, a little older": (
-        lambda: microscope.server(4827, lambda _: "5.0.0", "5.1.0"),
+        lambda: microscope.server(4827, lambda _: "5.0.0", "5.1.0", camera),
         "warning",
         "about the same age",
     ),
     "server of another generation": (
-        lambda: microscope.server(4827, lambda _: "4.2.0", "5.1.0"),
+        lambda: microscope.server(4827, lambda _: "4.2.0", "5.1.0", camera),
         "failure",
         "Update Micro-Manager",
     ),
     "newer server": (
-        lambda: microscope.server(4827, lambda _: "6.0.0", "5.1.0"),
+        lambda: microscope.server(4827, lambda _: "6.0.0", "5.1.0", camera),
         "failure",
         "Update pycromanager",
     ),
     "no server": (
-        lambda: microscope.server(4827, raising(AcquisitionError("None answers: tick the box.")), ""),
+        lambda: microscope.server(4827, raising(AcquisitionError("None answers: tick the box.")), "", camera),
         "failure",
         "Tick the box.",
     ),

@@ -7,6 +7,9 @@ trials, and the campaign over all phases, are slow; here each kind is tried once
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ from support.driver_support import Daemon, wait_until
 from microdiffusion.config.models import AcquisitionConfig, Config
 from microdiffusion.drivers.micromanager import bridge, server
 from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch, watched
+from microdiffusion.drivers.micromanager.survey import survey
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.errors import AcquisitionError
@@ -99,6 +103,8 @@ def test_a_run_over_the_bridge_is_whole_and_leaves_micro_manager_as_it_was(
         ]
         assert daemon.headers[0].shape == (24, 24, 32)
         assert daemon.ends[0].reason == "finished"
+        found = survey(config.acquisition)
+        assert (found.width, found.height, found.is_live) == (64, 48, False)  # what `mdd init` offers
         after = scope.state
         changed = {"moves", "held"}
         assert after["moves"] > before["moves"]
@@ -207,6 +213,38 @@ def test_java_says_one_thing(daemon: Daemon, start: Callable[[Config], DriverPro
     assert server.message_of(RuntimeError("")) == "RuntimeError"
 
 
+STACK = """
+    import sys
+    import numpy as np
+    from microdiffusion.config import Config
+    from microdiffusion.drivers.micromanager import take_stack
+    from microdiffusion.errors import AcquisitionError
+
+    if __name__ == "__main__":
+        try:
+            print(take_stack(Config.model_validate_json(sys.argv[1]), np.arange(40.0))[0].shape)
+        except AcquisitionError as error:
+            sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_stack_for_calibration_ends_too(tmp_path: Path, dies: bool) -> None:
+    script = tmp_path / "stack.py"
+    script.write_text(textwrap.dedent(STACK))
+    fault = {"at": "image", "count": 20, "do": "die"} if dies else None
+    with MicroManager(fault=fault) as scope:
+        config = make(scope.port).model_dump_json()
+        done = subprocess.run(
+            [sys.executable, str(script), config], capture_output=True, text=True, timeout=30, check=False
+        )
+    if dies:
+        assert done.returncode in (1, 3)
+        assert f"{LOST} {scope.port}" in done.stderr
+    else:
+        assert (done.returncode, done.stdout.split("\n")[-2]) == (0, "(40, 24, 32)"), done.stderr
+
+
 # Somebody else is there ---------------------------------------------------------------------------
 
 
@@ -214,9 +252,22 @@ def test_live_view_is_asked_for_before_anything_is_changed(
     daemon: Daemon, start: Callable[[Config], DriverProcess]
 ) -> None:
     with MicroManager(live=True) as scope:
-        assert "switch Live view off" in ended(start(make(scope.port)))
-        assert scope.state["moves"] == 0
+        config = make(scope.port)
+        assert "switch Live view off" in ended(start(config))
+        state = scope.state
+        assert (state["moves"], state["exposure"]) == (0, 25.0)
+        assert survey(config.acquisition).is_live
     assert not daemon.headers
+
+
+def test_a_preset_beyond_latin_1_is_refused_with_the_reason(
+    daemon: Daemon, start: Callable[[Config], DriverProcess]
+) -> None:
+    with MicroManager(groups={"Filter": ["蓝", "绿"]}) as scope:
+        config = make(scope.port, acquisition={"channel_group": "Filter", "channels": ["蓝"]})
+        text = ended(start(config))
+    assert "has no preset '蓝', but ?, ?: correct acquisition.channels." in text
+    assert "Letters beyond Latin-1 arrive over the bridge as '?'" in text
 
 
 def test_a_port_has_one_driver(daemon: Daemon, start: Callable[[Config], DriverProcess]) -> None:
