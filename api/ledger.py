@@ -59,6 +59,11 @@ class Ledger:
     unplaced: int = 0
     announced_known: int = 0
 
+    @classmethod
+    def of(cls, columns: NDArray[np.int64]) -> Ledger:
+        """Return the ledger that /mdd/ledger holds."""
+        return cls(*columns.tolist())
+
     def settled(self, *, received: int, unplaced: int) -> Ledger:
         """Return the ledger with the file's own counts, and every sum made to hold.
 

@@ -1,6 +1,6 @@
 """The configuration: its tables, and the functions that read, check and write it."""
 
-from microdiffusion.config.calibration import BeamFile, CameraFile, read_beam, write_calibration
+from microdiffusion.config.calibration import BeamFile, CameraFile, calibration_toml, read_beam
 from microdiffusion.config.load import explained, load_config, presets
 from microdiffusion.config.models import (
     AcquisitionConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "SweepConfig",
     "TrainingConfig",
     "WireConfig",
+    "calibration_toml",
     "chosen_toml",
     "dump_toml",
     "explained",
@@ -42,5 +43,4 @@ __all__ = [
     "presets",
     "read_beam",
     "reference_page",
-    "write_calibration",
 ]

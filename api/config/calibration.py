@@ -1,15 +1,13 @@
 """Calibration files: the measurements of `mdd calibrate`, as small TOML files that a configuration names.
 
 Two kinds, `beam` and `camera`, written with their uncertainty, date and source; each refusal to read one is
-one sentence. `load` applies them to a configuration. Pure functions; writing is all or nothing.
+one sentence. `load` applies them to a configuration. Pure functions.
 """
 
 from __future__ import annotations
 
-import os
 import textwrap
 import tomllib
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -17,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from microdiffusion.config.reference import toml_value
-from microdiffusion.errors import DiskError, InputFileError, MissingFileError
+from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.header import NonNegative, Positive
 from microdiffusion.optics import AxialProfile
 
@@ -146,14 +144,8 @@ def _read(path: Path, model: type[_File], kind: str) -> _File:
         ) from None
 
 
-def write_calibration(path: Path, content: BeamFile | CameraFile) -> None:
-    """Write a calibration, replacing what was there.
-
-    Raises
-    ------
-    DiskError
-        The file cannot be written.
-    """
+def calibration_toml(content: BeamFile | CameraFile, name: str) -> str:
+    """Return the text of a calibration file of that name."""
     key, meaning = {
         "beam": ("sweep", "The beam's axial profile, by depth minus slab centre; length_um: its FWHM."),
         "camera": ("camera", "The camera: counts of a dark frame and their noise, counts per photon."),
@@ -163,18 +155,11 @@ def write_calibration(path: Path, content: BeamFile | CameraFile) -> None:
         f"# Measured by `mdd calibrate {content.kind}`; to use it, in the configuration:",
         "#",
         f"#     [{key}]",
-        f'#     calibration = "{path.name}"',
+        f'#     calibration = "{name}"',
         "",
         *_table(content.model_dump(mode="json")),
     ]
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(new, path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise DiskError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+    return "\n".join(lines) + "\n"
 
 
 def _table(values: Mapping[str, Any], above: str = "") -> list[str]:

@@ -17,14 +17,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from microdiffusion.errors import DiskError, InputFileError
-from microdiffusion.export.bdv import Setup, paths_of, spim_data, write_setup
+from microdiffusion.export.bdv import numbers_of, paths_of, setups_of, spim_data, write_setup
 from microdiffusion.export.options import Exported
+from microdiffusion.export.source import Picture, Scope
 from microdiffusion.files import refuse_existing, staged
 from microdiffusion.runfile import (
     Factors,
@@ -32,7 +32,7 @@ from microdiffusion.runfile import (
     Status,
     level_shape,
     open_hdf5,
-    open_run,
+    open_positions,
     position_prefix,
     segment_path,
 )
@@ -63,8 +63,8 @@ def link_run(run: Path, output: Path | None = None) -> Exported:
     """
     finals = paths_of(output or run.with_name(f"{run.stem}_bdv.xml"))
     refuse_existing(*finals)
-    with open_run(run, missing="refuse") as opened, staged(*finals) as (hdf5, xml):
-        volumes, lost = _write(opened, finals, hdf5, xml)
+    with open_positions(run) as positions, staged(*finals) as (hdf5, xml):
+        volumes, lost = _write(positions, finals, hdf5, xml)
     exported = Exported(list(finals), volumes)
     exported.notes.append(
         f"a link: keep {finals[0].name} and {finals[1].name} with the run file; "
@@ -73,8 +73,8 @@ def link_run(run: Path, output: Path | None = None) -> Exported:
     return exported
 
 
-def renew_link(run: Path, output: Path | None = None) -> bool:
-    """Make an existing link again, of what the run holds now; False where there is no link to this run.
+def renew_link(run: Path) -> bool:
+    """Make the link beside a run again, of what the run holds now; False where there is none to this run.
 
     Raises
     ------
@@ -83,14 +83,14 @@ def renew_link(run: Path, output: Path | None = None) -> bool:
     DiskError
         The files cannot be exchanged.
     """
-    finals = paths_of(output or run.with_name(f"{run.stem}_bdv.xml"))
-    with open_run(run, missing="refuse") as opened:
-        if not finals[1].is_file() or _run_of(finals[0]) != opened.header.run_id:
+    finals = paths_of(run.with_name(f"{run.stem}_bdv.xml"))
+    with open_positions(run) as positions:
+        if not finals[1].is_file() or _run_of(finals[0]) != positions[0].header.run_id:
             return False
         try:
             with tempfile.TemporaryDirectory(prefix=f".{finals[0].name}.part-", dir=run.parent) as folder:
                 hdf5, xml = (Path(folder) / final.name for final in finals)
-                _write(opened, finals, hdf5, xml)
+                _write(positions, finals, hdf5, xml)
                 os.replace(hdf5, finals[0])
                 os.replace(xml, finals[1])
         except OSError as error:
@@ -111,42 +111,35 @@ def _run_of(hdf5: Path) -> str:
     return mark.decode() if isinstance(mark, bytes) else str(mark)
 
 
-def _write(run: Run, finals: tuple[Path, Path], hdf5: Path, xml: Path) -> tuple[int, int]:
+def _write(positions: list[Run], finals: tuple[Path, Path], hdf5: Path, xml: Path) -> tuple[int, int]:
     """Write both files; return the numbers of volumes that are there, and of missing views."""
+    run = positions[0]
     parts = list(_parts(run, finals[0].parent))
     header, closed = run.header, run.closed
     shapes = [(factors, level_shape(header.shape, factors)) for factors in run.pyramid_factors]
-    status = [_status(run, position) for position in range(len(header.positions))]
+    status = [one.status.reshape(-1, len(header.channels)) for one in positions]
     room = parts[-1].first + parts[-1].count
     if closed:
         used = [int(np.flatnonzero(one.any(axis=1))[-1]) + 1 for one in status if one.any()]
         room = max(used, default=1)
-    channels = len(header.channels)
+    pictures = [Picture(one, "volume", Scope(), range(room)) for one in positions]
     # During the run, a volume that is absent may still come.
-    absent = [(one[:room] != Status.WRITTEN) & (closed | (one[:room] != Status.EMPTY)) for one in status]
     missing = [
-        (t, channel * len(status) + position)
-        for position, one in enumerate(absent)
-        for t, channel in np.argwhere(one).tolist()
+        (t, numbers[channel])
+        for one, numbers in zip(status, numbers_of(pictures), strict=True)
+        for t, channel in np.argwhere(one[:room] != Status.WRITTEN).tolist()
+        if closed or one[t, channel] != Status.EMPTY
     ]
+    setups = setups_of(pictures)
     with h5py.File(hdf5, "x", libver=("v110", "v110")) as file:
         file.attrs[MARK] = np.bytes_(header.run_id.encode())
-        for number in range(len(header.positions) * channels):
+        for number in range(len(setups)):
             write_setup(file, number, shapes)
         gone = set(missing)
         for part in parts:
             _write_cells(file, run, part, shapes, gone, room)
-    xml.write_bytes(spim_data(finals[0].name, _setups(run), range(room), missing))
-    return sum(int(np.count_nonzero(one[:room] == Status.WRITTEN)) for one in status), len(missing)
-
-
-def _status(run: Run, position: int) -> Any:
-    if position == 0:
-        status = run.status
-    else:
-        with open_run(run.path, position=position, missing="ignore") as other:
-            status = other.status
-    return status.reshape(status.shape[0], -1)
+    xml.write_bytes(spim_data(finals[0].name, setups, range(room), missing))
+    return sum(int(np.count_nonzero(picture.written)) for picture in pictures), len(missing)
 
 
 def _parts(run: Run, folder: Path) -> Iterator[_LinkedFile]:
@@ -174,22 +167,6 @@ def _parts(run: Run, folder: Path) -> Iterator[_LinkedFile]:
         except ValueError:  # another drive
             name = path.resolve().as_posix()
         yield _LinkedFile(name, first, count)
-
-
-def _setups(run: Run) -> list[Setup]:
-    header = run.header
-    return [
-        Setup(
-            name=f"position {position}, {channel}" if len(header.positions) > 1 else channel,
-            channel=(number, channel),
-            tile=(place, position),
-            shape=header.shape,
-            voxel_size_um=header.voxel_size_um,
-            origin_um=(header.z0_um, 0.0, 0.0),
-        )
-        for number, channel in enumerate(header.channels)
-        for place, position in enumerate(header.positions)
-    ]
 
 
 def _write_cells(

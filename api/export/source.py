@@ -27,7 +27,7 @@ from microdiffusion.runfile import (
     coarser,
     level_factors,
     level_shape,
-    open_run,
+    open_positions,
 )
 from microdiffusion.text import count_noun
 
@@ -99,11 +99,11 @@ class Picture:
     dtype : numpy.dtype
     """
 
-    def __init__(self, run: Run, kind: Kind, position: int, scope: Scope, time_points: range) -> None:
+    def __init__(self, run: Run, kind: Kind, scope: Scope, time_points: range) -> None:
         self.run = run
         self.kind: Kind = kind
-        self.position = position
-        self.name = run.header.positions[position]
+        self.position = run.position
+        self.name = run.header.positions[run.position]
         self.time_points = time_points
         self._numbers = _channel_numbers(run, scope.channels)
         self.channels = tuple(run.header.channels[number] for number in self._numbers)
@@ -265,21 +265,10 @@ def open_pictures(path: Path, scope: Scope) -> Iterator[list[Picture]]:
     path
         The run's first file; the run may still be going on.
     """
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(open_run(path, missing="refuse"))
-        positions = positions_of(first, scope.positions)
-        runs = {
-            number: first
-            if number == 0
-            else stack.enter_context(open_run(path, position=number, missing="ignore"))
-            for number in positions
-        }
-        time_points = _time_points(path, runs.values(), scope)
-        pictures = [
-            Picture(run, kind, number, scope, time_points)
-            for number, run in runs.items()
-            for kind in _kinds(run)
-        ]
+    with open_positions(path) as every:
+        runs = [every[number] for number in positions_of(every[0], scope.positions)]
+        time_points = _time_points(path, runs, scope)
+        pictures = [Picture(run, kind, scope, time_points) for run in runs for kind in _kinds(run)]
         if not any(picture.written.any() for picture in pictures):
             raise InputFileError(f"{path} has no volume to export (yet): see `mdd info`.")
         yield pictures
@@ -289,7 +278,7 @@ def _kinds(run: Run) -> tuple[Kind, ...]:
     return ("volume", "uncertainty") if run.uncertainty is not None else ("volume",)
 
 
-def _time_points(path: Path, runs: Any, scope: Scope) -> range:
+def _time_points(path: Path, runs: Sequence[Run], scope: Scope) -> range:
     """Return the chosen time points, of those with a status in any position."""
     known = 0
     for run in runs:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import h5py
@@ -54,7 +53,7 @@ class ProjectionFile:
         Whether `truth` can be asked for.
     """
 
-    def __init__(self, path: Path, file: h5py.File, *, check_values: bool) -> None:
+    def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self._file = file
         self._projections = find_projections(path, file)
@@ -67,7 +66,7 @@ class ProjectionFile:
         self.held_out = read_held_out(fields, count)
         self._check_geometry()
         self._truth = self._truth_dataset()
-        if check_values and self.header.dtype == "float32":
+        if self.header.dtype == "float32":
             self._check_values()
 
     @property
@@ -135,9 +134,7 @@ class ProjectionFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_geometry(self) -> None:
@@ -168,15 +165,14 @@ class ProjectionFile:
                     )
 
 
-def open_projections(path: str | Path, *, check_values: bool = True) -> ProjectionFile:
+def open_projections(path: str | Path) -> ProjectionFile:
     """Open and check a projection file.
 
     Parameters
     ----------
     path
-        An HDF5 file as described in docs/projection-file.md.
-    check_values
-        Read floating-point projections once through to refuse NaN before anything is computed.
+        An HDF5 file as described in docs/projection-file.md. Floating-point projections are read once through,
+        to refuse NaN before anything is computed.
 
     Raises
     ------
@@ -196,7 +192,7 @@ def open_projections(path: str | Path, *, check_values: bool = True) -> Projecti
             "give a projection file as `mdd simulate` writes it."
         ) from error
     try:
-        return ProjectionFile(path, file, check_values=check_values)
+        return ProjectionFile(path, file)
     except OSError as error:
         file.close()
         raise InputFileError(f"{path} is damaged ({_short(error)}): copy or record it again.") from error

@@ -2,7 +2,7 @@
 
 from microdiffusion.runfile.attributes import attribute_of
 from microdiffusion.runfile.copy import snapshot_run
-from microdiffusion.runfile.files import RunParts, lacking_sentence, require_run_file
+from microdiffusion.runfile.files import RunParts, is_run_file, lacking_sentence, require_run_file
 from microdiffusion.runfile.layout import (
     Chunks,
     RunLayout,
@@ -13,7 +13,7 @@ from microdiffusion.runfile.layout import (
     require_compression,
 )
 from microdiffusion.runfile.pyramid import Factors, Pyramid, coarser, level_factors, level_shape
-from microdiffusion.runfile.reader import Run, open_run
+from microdiffusion.runfile.reader import Run, open_positions, open_run
 from microdiffusion.runfile.schema import (
     CHECKED,
     EFFORTS,
@@ -80,10 +80,12 @@ __all__ = [
     "coded",
     "create_run_file",
     "file_bytes",
+    "is_run_file",
     "lacking_sentence",
     "level_factors",
     "level_shape",
     "open_hdf5",
+    "open_positions",
     "open_run",
     "peek",
     "position_prefix",

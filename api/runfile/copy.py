@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.errors import InputFileError, MddError, NoRoomError
 from microdiffusion.files import refuse_existing, staged
-from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.files import RunParts
 from microdiffusion.runfile.layout import SNAPSHOT, Chunks, chunk_shape, create_run_file
 from microdiffusion.runfile.schema import (
@@ -251,8 +251,7 @@ def _copy_run_data(
     live = (one.path for one in datasets(plan) if "live" in one.path.split("/"))
     for name in (*_RUN_DATA, *live):
         target.write(name, first.view(name)[()])
-    columns = np.array(first.view("mdd/ledger")[()]).tolist()
-    ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))
+    ledger = Ledger.of(first.view("mdd/ledger")[()])
     unplaced = max(ledger.unplaced, int(np.count_nonzero(np.array(first.view("mdd/unplaced_seq")[()]) >= 0)))
     placed = sum(int(np.count_nonzero(session.seq >= 0)) for session in sessions)
     target.write("mdd/ledger", ledger.settled(received=placed + unplaced, unplaced=unplaced).array())

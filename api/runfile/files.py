@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DamagedError, InputFileError, MissingFileError
-from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
-from microdiffusion.runfile.layout import read_layout, require_compression
+from microdiffusion.ledger import Ledger
+from microdiffusion.runfile.layout import open_hdf5, read_layout, require_compression
 from microdiffusion.runfile.schema import Closed, RunPlan, position_prefix, segment_path
 
 _COUNTS_FILES = 2  # the minor version of the layout that does
@@ -47,6 +47,18 @@ def require_run_file(path: Path) -> None:
             "copy all files of the run into one folder."
         )
     raise MissingFileError(f"There is no file at {path}: check the path.")
+
+
+def is_run_file(path: Path) -> bool:
+    """Return whether this is a run file; one that cannot be opened is none, and refused by its reader."""
+    try:
+        with open_hdf5(path) as file:
+            return "mdd_layout" in file.attrs
+    except FileNotFoundError:
+        require_run_file(path)  # it says so where the first file of several is missing
+        return False
+    except OSError:
+        return False
 
 
 def _beside(first: Path) -> list[Path]:
@@ -89,8 +101,7 @@ def missing_files(parts: Sequence[RunFile], read: Callable[[RunFile, str], Any] 
 
 def _lacks_frames(parts: Sequence[RunFile], read: Callable[[RunFile, str], Any]) -> bool:
     """Return whether the ledger counts more frames with a place than there are in the files."""
-    columns = np.asarray(read(parts[0], "mdd/ledger")).tolist()
-    ledger = Ledger(**dict(zip(LEDGER_COLUMNS, columns, strict=True)))
+    ledger = Ledger.of(read(parts[0], "mdd/ledger"))
     placed = sum(
         int(np.count_nonzero(np.asarray(read(part, f"{position_prefix(position)}mdd/frames/seq")) >= 0))
         for part in parts

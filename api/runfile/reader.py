@@ -12,12 +12,12 @@ checksum (`series`). A `Run` may be used on any one thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.header import RunHeader
-from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.files import RunFile, RunParts, lacking_sentence
 from microdiffusion.runfile.follow import LiveVolume, follow, follow_live, read_live
 from microdiffusion.runfile.pyramid import Factors
@@ -180,7 +180,7 @@ class Run:
         first = self._parts.first()
         if first.plan.segment:
             return Ledger()
-        return Ledger(**dict(zip(LEDGER_COLUMNS, first.view("mdd/ledger")[()].tolist(), strict=True)))
+        return Ledger.of(first.view("mdd/ledger")[()])
 
     @property
     def events(self) -> list[Event]:
@@ -278,9 +278,7 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _place(self, time_point: int, channel: int) -> tuple[int, ...]:
@@ -403,3 +401,13 @@ def open_run(
             raise MissingFileError(text)
         warnings.warn(text, stacklevel=2)
     return run
+
+
+@contextlib.contextmanager
+def open_positions(path: Path) -> Iterator[list[Run]]:
+    """Open a run once for each of its positions; raises as `open_run` does where a file is missing."""
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(open_run(path, missing="refuse"))]
+        for position in range(1, len(runs[0].header.positions)):
+            runs.append(stack.enter_context(open_run(path, position=position, missing="ignore")))
+        yield runs

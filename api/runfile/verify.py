@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DamagedError, InputFileError
-from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.files import RunFile, missing_files, require_run_file
 from microdiffusion.runfile.position_check import MOST_FAULTS, PositionCheck
 from microdiffusion.runfile.schema import Closed, RunPlan, Status, segment_path
@@ -164,7 +164,7 @@ def _verify(files: list[RunFile], report: Report, progress: Callable[[int, int],
 def _ledger(first: RunFile, report: Report) -> Ledger:
     """Check that the ledger adds up; that of an open run may be read in the middle of a write."""
     for _ in range(_LEDGER_ATTEMPTS):
-        ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
+        ledger = Ledger.of(first.read("mdd/ledger"))
         if not (complaint := ledger.complaint()):
             break
     report.ledger = ledger

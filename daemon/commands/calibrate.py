@@ -23,6 +23,7 @@ from microdiffusion.daemon.cli import complain, options, say
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+    from microdiffusion.config import BeamFile, CameraFile
     from microdiffusion.daemon.calibration import BeamResult, CameraResult, ZStack
 
 STACK_MOST = 5000
@@ -59,7 +60,7 @@ def run(args: Namespace) -> int:
 
 
 def _beam(args: Namespace) -> None:
-    from microdiffusion.config import BeamFile, write_calibration
+    from microdiffusion.config import BeamFile
     from microdiffusion.daemon.calibration import measure_beam
 
     stack = _acquired(args) if args.acquire else _read_stack(args)
@@ -84,11 +85,11 @@ def _beam(args: Namespace) -> None:
         },
         beam.warnings,
     )
-    write_calibration(args.output, BeamFile.model_validate(_content(beam, "beam", stack.source)))
+    _write(args.output, BeamFile.model_validate(_content(beam, "beam", stack.source)))
 
 
 def _camera(args: Namespace) -> None:
-    from microdiffusion.config import CameraFile, write_calibration
+    from microdiffusion.config import CameraFile
     from microdiffusion.daemon.calibration import measure_camera, read_series
 
     names = (str(args.dark), str(args.flat))
@@ -104,7 +105,17 @@ def _camera(args: Namespace) -> None:
         camera.warnings,
     )
     content = _content(camera, "camera", ", ".join(names))
-    write_calibration(args.output, CameraFile.model_validate(content))
+    _write(args.output, CameraFile.model_validate(content))
+
+
+def _write(path: Path, content: BeamFile | CameraFile) -> None:
+    """Write a calibration, replacing what was there."""
+    from microdiffusion.config import calibration_toml
+    from microdiffusion.files import replacing
+
+    with replacing(path) as new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(calibration_toml(content, path.name), encoding="utf-8")
 
 
 def _drawn(beam: BeamResult, *, columns: int = 60, rows: int = 17) -> str:

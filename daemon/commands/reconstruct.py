@@ -49,7 +49,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Load the configuration and reconstruct."""
     config = options.config_from(args)
-    from microdiffusion.daemon.offline import catch_up, is_run_file, reconstruct_file
+    from microdiffusion.daemon.offline import catch_up, reconstruct_file
+    from microdiffusion.runfile import is_run_file
 
     if args.output is None and not is_run_file(args.file):
         raise ConfigError(

@@ -186,7 +186,7 @@ class EngineProcess:
             if run_id in self._begun:
                 self._begun.discard(run_id)
                 pipe.send(End(run_id))
-            elif not self.queue.is_open(run_id):
+            elif run_id not in self.queue.runs:
                 self._forget_files(run_id)
         config = self.queue.config
         if config is not self._configured:
@@ -221,7 +221,7 @@ class EngineProcess:
         elif isinstance(answer, Notice):
             self._change(answer.changes)
             self._on_note(answer.text, "warning")
-            self.queue.tell_all("engine", answer.text)
+            self.queue.runs.tell_all("engine", answer.text)
         elif isinstance(answer, MddError) and self.info is None:
             raise answer  # it could not even start
         elif self._handed_s is not None:
@@ -272,7 +272,7 @@ class EngineProcess:
         self.info, self._build, self._handed_s = None, None, None
         self._may_build = False
         self._begun.clear()
-        self.queue.tell_all("engine", f"the engine process died (exit code {code}): it is started again")
+        self.queue.runs.tell_all("engine", f"the engine process died (exit code {code}): it is started again")
         self._configured = self.queue.config
         self._supervisor.start(self._configured)
 

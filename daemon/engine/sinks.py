@@ -72,24 +72,18 @@ class EngineSink(Protocol):
 
     def volume(self, job: SweepJob, result: Reconstruction) -> bool:
         """Take a volume; return False where there is no room yet."""
-        ...
 
     def live(self, job: SweepJob, result: Reconstruction) -> object:
         """Take a rolling volume, or drop it where there is no room."""
-        ...
 
     def lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
         """Note that a sweep gets no volume."""
-        ...
 
     def left(self, jobs: Sequence[SweepJob], reason: str) -> None:
         """Note that these sweeps, at least one, get no volume any more: they are skipped."""
-        ...
 
     def load(self, job: SweepJob) -> Sweep | None:
         """Return the frames of a sweep that was put off; None where they are not on disk (yet)."""
-        ...
 
     def event(self, kind: str, text: str) -> None:
         """Note a change in how the engine works: kind "effort", "backlog" or "engine"."""
-        ...

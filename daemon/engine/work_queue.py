@@ -65,7 +65,7 @@ class WorkQueue:
         self._scheduler = Scheduler(
             policy=config.policy, backlog=config.backlog, most_bytes=waiting_bytes, rungs=efforts(config)
         )
-        self._runs = ServedRuns(self._run_failed)
+        self.runs = ServedRuns(self._run_failed)
         self._ended: list[str] = []  # runs whose end the engine process does not know yet
         self._running: SweepJob | None = None
         self._undelivered: list[tuple[SweepJob, Reconstruction]] = []
@@ -108,9 +108,9 @@ class WorkQueue:
         `file` is the name of its file, for the advice on sweeps that were not processed.
         """
         with self._lock:
-            self._runs.add(header, sink, file)
+            self.runs.add(header, sink, file)
             self._scheduler.begin(header.run_id)
-        self._on_note(memory_statement(self._runs.headers, self._config), "info")
+        self._on_note(memory_statement(self.runs.headers, self._config), "info")
         self._wake()
 
     def submit(self, run_id: str, sweep: Sweep, *, lane: Lane = "sweep", newest_seq: int = -1) -> None:
@@ -124,13 +124,13 @@ class WorkQueue:
         now_s = time.monotonic()
         job = SweepJob.of(run_id, sweep, lane=lane, newest_seq=newest_seq, now_s=now_s)
         with self._lock:
-            if self.failure_of(run_id) is not None:
+            if self.runs.failure_of(run_id) is not None:
                 return
             try:
                 dropped = self._scheduler.add(job, now_s)
             except KeyError:
                 raise EngineError(f"A sweep came for the run {run_id}, which is not open here.") from None
-        self._runs.dropped(dropped)
+        self.runs.dropped(dropped)
         self._wake()
 
     def put_off(self, run_id: str, sweep: int, channel: int, position: int) -> None:
@@ -171,7 +171,7 @@ class WorkQueue:
         except ValidationError as error:
             reason = error.errors()[0]["msg"].lower()
             raise ConfigError(f"{key} = {value!r} is not possible: {reason}.") from None
-        self.tell_all("engine", f"{key} = {value} from now on")
+        self.runs.tell_all("engine", f"{key} = {value} from now on")
         self._wake()
 
     def change(self, changes: Mapping[str, object]) -> tuple[EngineConfig, EngineConfig]:
@@ -207,7 +207,7 @@ class WorkQueue:
             if waited_s > later_s and all_done:
                 with self._lock:
                     left = self._scheduler.forget_put_off(run_id)
-                self._runs.left(run_id, left)
+                self.runs.left(run_id, left)
                 all_done = not left
             time.sleep(0.02)
         if self._failure is not None:
@@ -224,32 +224,24 @@ class WorkQueue:
                     left.append(self._running)
                 self._running = None
             left.extend(self._scheduler.end(run_id))
-            if run_id in self._runs:
+            if run_id in self.runs:
                 self._scheduler.begin(run_id)
-        self._runs.left(run_id, left)
+        self.runs.left(run_id, left)
 
     def end(self, run_id: str) -> None:
         """Remove a run and its sessions; waiting sweeps are skipped."""
         self.give_up(run_id)
         with self._lock:
             self._scheduler.end(run_id)
-            self._runs.remove(run_id)
+            self.runs.remove(run_id)
             self._efforts = {key: value for key, value in self._efforts.items() if key[0] != run_id}
             self._ended.append(run_id)
         self._wake()
-
-    def failure_of(self, run_id: str) -> MddError | None:
-        """Return the exception of a run's sink that ended the work for that run."""
-        return self._runs.failure_of(run_id)
 
     def raise_if_failed(self) -> None:
         """Raise what ended the engine, if anything did."""
         if self._failure is not None:
             raise self._failure
-
-    def tell_all(self, kind: str, text: str) -> None:
-        """Report a change to every run."""
-        self._runs.tell_all(kind, text)
 
     # The engine's thread --------------------------------------------------------------------------
 
@@ -268,13 +260,9 @@ class WorkQueue:
             ended, self._ended = self._ended, []
         return ended
 
-    def is_open(self, run_id: str) -> bool:
-        """Return whether a run is open."""
-        return run_id in self._runs
-
     def close(self) -> list[str]:
         """Skip all sweeps of all runs; return `take_ended`."""
-        for run_id in self._runs.ids:
+        for run_id in self.runs.ids:
             self.give_up(run_id)
         return self.take_ended()
 
@@ -289,7 +277,7 @@ class WorkQueue:
             if job.sweep is None and not self._load(job):
                 continue
             with self._lock:
-                run = self._runs.get(job.run_id)
+                run = self.runs.get(job.run_id)
                 if self._running is job and run is not None:
                     break
         self._tell_effort(job)
@@ -306,9 +294,9 @@ class WorkQueue:
                 self._undelivered.append((job, answer))
                 return
         if isinstance(answer, Reconstruction):
-            self._runs.live(job, answer)
+            self.runs.live(job, answer)
         elif job.lane != "rolling":
-            self._runs.lost(job, "failed", str(answer))
+            self.runs.lost(job, "failed", str(answer))
 
     def died(self, code: object) -> None:
         """Note that the engine process died: its sweep is tried once more."""
@@ -321,7 +309,7 @@ class WorkQueue:
                     self._scheduler.again(job)
                     job = None
         if job is not None and job.lane != "rolling":
-            self._runs.lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
+            self.runs.lost(job, "failed", f"the engine died twice over this sweep (exit code {code})")
 
     def deliver(self) -> None:
         """Offer each finished volume to its run."""
@@ -331,23 +319,21 @@ class WorkQueue:
                     return
                 job, result = self._undelivered.pop(0)
                 self._delivering = job
-            taken = self._runs.volume(job, result)
+            taken = self.runs.volume(job, result)
             with self._lock:
                 self._delivering = None
-                run = self._runs.get(job.run_id)
+                run = self.runs.get(job.run_id)
                 if not taken and run is not None:
                     self._undelivered.append((job, result))
                 caught_up = run is not None and run.behind and not self._scheduler.put_off_of(job.run_id)
                 if run is not None and caught_up:
                     run.behind = False
             if caught_up:
-                self._runs.event(
-                    job.run_id, "backlog", "the sweeps that waited in the run file are caught up"
-                )
+                self.runs.event(job.run_id, "backlog", "the sweeps that waited in the run file are caught up")
 
     def _load(self, job: SweepJob) -> bool:
         """Load the frames of a sweep that was put off; return False where they are absent."""
-        run = self._runs.get(job.run_id)
+        run = self.runs.get(job.run_id)
         reason = ""
         try:
             # Unreadable frames are a problem of one sweep, not of the run.
@@ -365,7 +351,7 @@ class WorkQueue:
                 dropped = self._scheduler.not_there(job, time.monotonic())
                 reason = "" if dropped is None else dropped.reason
         if reason and not given_up:
-            self._runs.lost(job, "failed", reason)
+            self.runs.lost(job, "failed", reason)
         return False
 
     # Helpers --------------------------------------------------------------------------------------
@@ -387,4 +373,4 @@ class WorkQueue:
         if job.lane == "sweep" and self._efforts.get(key, 0) != job.effort:
             self._efforts[key] = job.effort
             text = f"from sweep {job.sweep_number} on: {_EFFORTS[job.effort]}"
-            self._runs.event(job.run_id, "effort", text)
+            self.runs.event(job.run_id, "effort", text)

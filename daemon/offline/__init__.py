@@ -3,13 +3,11 @@
 from microdiffusion.daemon.offline.reconstruct import catch_up, reconstruct_file
 from microdiffusion.daemon.offline.repair import repair_run
 from microdiffusion.daemon.offline.summary import duration_s, grouped_gaps, position_facts, sparkline
-from microdiffusion.daemon.offline.sweeps import is_run_file
 
 __all__ = [
     "catch_up",
     "duration_s",
     "grouped_gaps",
-    "is_run_file",
     "position_facts",
     "reconstruct_file",
     "repair_run",

@@ -17,7 +17,7 @@ from microdiffusion.daemon.runs import enough
 from microdiffusion.files import open_projections
 from microdiffusion.frames import Frame, Sweep
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import open_hdf5, open_run, require_run_file
+from microdiffusion.runfile import is_run_file, open_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,18 +60,6 @@ class Recorded:
     frames: Callable[[SweepKey], Iterator[Frame]]
 
 
-def is_run_file(path: Path) -> bool:
-    """Return whether this is a run file; one that cannot be opened is none, and refused by its reader."""
-    try:
-        with open_hdf5(path) as file:
-            return "mdd_layout" in file.attrs
-    except FileNotFoundError:
-        require_run_file(path)  # it says so where the first file of several is missing
-        return False
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def open_recorded(path: Path) -> Iterator[Recorded]:
     """Open a projection file or a run file.
@@ -85,13 +73,8 @@ def open_recorded(path: Path) -> Iterator[Recorded]:
         with open_projections(path) as projections:
             yield _of_projections(projections)
         return
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(open_run(path, missing="refuse"))
-        others = [
-            stack.enter_context(open_run(path, position=position, missing="ignore"))
-            for position in range(1, len(first.header.positions))
-        ]
-        yield _of_run([first, *others])
+    with open_positions(path) as runs:
+        yield _of_run(runs)
 
 
 def _of_projections(file: ProjectionFile) -> Recorded:

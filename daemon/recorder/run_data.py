@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.daemon.recorder.segment import Segment
-from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import (
     ENGINE_BYTES,
     EVENT_KIND_BYTES,
@@ -56,7 +56,7 @@ class RunData:
     def __init__(self, first: Segment, *, placed: int) -> None:
         self._first = first
         self.senders: NDArray[np.int64] = first.read("mdd/senders")
-        ledger = Ledger(**dict(zip(LEDGER_COLUMNS, first.read("mdd/ledger").tolist(), strict=True)))
+        ledger = Ledger.of(first.read("mdd/ledger"))
         seqs = first.read("mdd/unplaced_seq")
         self.unplaced_seqs: set[int] = set(seqs[seqs >= 0].tolist())
         self.unplaced = max(ledger.unplaced, len(self.unplaced_seqs))

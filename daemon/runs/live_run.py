@@ -272,7 +272,7 @@ class LiveRun:
         if not (self._held or self.recorder.is_full or self.recorder.waiting_for):
             self._sweeps.tick(now_s)
         self.recorder.raise_if_failed()
-        failure = self._queue.failure_of(self.header.run_id)
+        failure = self._queue.runs.failure_of(self.header.run_id)
         if failure is not None:
             raise failure
         self._health.engine(self._engine.info)

@@ -136,7 +136,7 @@ class RunSweeps:
 
     def put_off_late(self) -> None:
         """Have reconstructed, as the last, what was lost for want of frames that came after all."""
-        if self._queue.config.policy != "live" and self._queue.failure_of(self._run_id) is None:
+        if self._queue.config.policy != "live" and self._queue.runs.failure_of(self._run_id) is None:
             for sweep, channel, position in sorted(self._came_after_all):
                 self._queue.put_off(self._run_id, sweep, channel, position)
 

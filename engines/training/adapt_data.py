@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.files import open_projections
 from microdiffusion.frames import Sweep
 from microdiffusion.header import RunHeader
-from microdiffusion.runfile import Status, open_run
+from microdiffusion.runfile import Status, is_run_file, open_run
 
 BLOCK = 16
 """Edge of the blocks that are compared, pixels: errors of neighbouring pixels are not independent."""
@@ -57,7 +56,7 @@ def read_session(path: Path, *, most: int) -> AdaptSession:
     """
     if not path.is_file():
         raise MissingFileError(f"There is no run or projection file {path}: check its name.")
-    header, sweeps = (_of_run if _is_run(path) else _of_projections)(path, most)
+    header, sweeps = (_of_run if is_run_file(path) else _of_projections)(path, most)
     if not sweeps:
         raise InputFileError(f"{path} holds no complete sweep to adapt to: record some first.")
     with_judges = tuple(sweep for sweep in sweeps if len(sweep.held_out_stage))
@@ -65,14 +64,6 @@ def read_session(path: Path, *, most: int) -> AdaptSession:
         return AdaptSession(header, with_judges, left_out=False)
     sweeps = [_leave_one_out(path, sweep, number) for number, sweep in enumerate(sweeps)]
     return AdaptSession(header, tuple(sweeps), left_out=True)
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return "mdd" in file
-    except OSError:
-        return False  # the projection file's reader says what is wrong
 
 
 def _spread(count: int, most: int, has_judges: Callable[[int], bool]) -> list[int]:

@@ -521,13 +521,13 @@ def test_an_error_of_one_runs_disk_ends_the_work_for_that_run_alone(
     owner.begin()
     owner.queue.begin(header(run_id="e" * 32), other)
     owner.submit(sweeps[0])
-    owner.wait(lambda: owner.queue.failure_of(RUN) is not None)
+    owner.wait(lambda: owner.queue.runs.failure_of(RUN) is not None)
     owner.submit(sweeps[1])
     owner.queue.submit("e" * 32, sweeps[2])
     assert owner.queue.drain("e" * 32, 30)
     assert other.done == [2]
     assert owner.queue.drain(RUN, 0)
-    assert str(owner.queue.failure_of(RUN)) == "the disk is full"
+    assert str(owner.queue.runs.failure_of(RUN)) == "the disk is full"
     assert owner.engine.restarts == 0
 
 
