@@ -14,18 +14,14 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, GapError, InputFileError
-from microdiffusion.runfile import Status, open_run
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from microdiffusion.runfile import Run, TimeSeries
+from microdiffusion.runfile import Run, Status, TimeSeries, open_run
 
 Gaps = Literal["raise", "nan", "drop"]
 """Treatment of time points without a volume: a `GapError` when they are computed; NaN, which makes the

@@ -5,16 +5,12 @@ Pure functions, safe on any thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from microdiffusion.config.models import Config
+from microdiffusion.config.reference import KeyPath
 from microdiffusion.errors import GeometryError
 from microdiffusion.optics import sweep_positions
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from microdiffusion.config.models import Config
-    from microdiffusion.config.reference import KeyPath
 
 MAX_PIXEL_UM = 100.0
 """Camera pixel in the specimen beyond which its unit must be a mistake."""

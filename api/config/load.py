@@ -13,11 +13,12 @@ import math
 import os
 import re
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,9 +27,6 @@ from microdiffusion.config.checks import check_geometry, missing_inputs
 from microdiffusion.config.models import Config
 from microdiffusion.config.reference import Key, KeyPath, keys, tables, toml_value, unit_of
 from microdiffusion.errors import ConfigError, GeometryError, MissingFileError, UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 CALIBRATED = {"sweep": ("length_um",), "camera": ("offset", "gain", "read_noise")}
 """Keys of a table whose values its calibration file has."""

@@ -7,15 +7,13 @@ and cannot drift from them. Pure functions, safe on any thread.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from microdiffusion.config.models import Config
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 KeyPath = tuple[str, ...]
 """Tables and name of a key: ("engine", "inr", "rank")."""

@@ -19,19 +19,16 @@ import xml.etree.ElementTree as ET  # only written
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.export.options import Exported, Progress, about, as_text, channel_name, volumes_and_gaps
+from microdiffusion.export.source import Picture
 from microdiffusion.files import refuse_existing, staged
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.export.source import Picture
-    from microdiffusion.runfile import Factors
+from microdiffusion.runfile import Factors
 
 _CHUNK = (16, 64, 64)  # 128 KiB: what BigDataViewer reads at a time
 _MOST = 65535

@@ -10,13 +10,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from microdiffusion.export.options import Exported, Progress, about, needs, volumes_and_gaps
+from microdiffusion.export.source import Picture
 from microdiffusion.files import staged
-
-if TYPE_CHECKING:
-    from microdiffusion.export.source import Picture
 
 
 def write(pictures: Sequence[Picture], output: Path, *, compress: bool, progress: Progress) -> Exported:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.errors import InputFileError
 from microdiffusion.export.options import (
@@ -24,13 +25,9 @@ from microdiffusion.export.options import (
     needs,
     volumes_and_gaps,
 )
+from microdiffusion.export.source import Picture
 from microdiffusion.files import staged
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.export.source import Picture
 
 NAMESPACE = "microdiffusion-daemon/export"
 _CLASSIC_BYTES = 4_000_000_000  # offsets of 32 bits end here; above, BigTIFF

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from microdiffusion.export.options import Exported, Progress, about, channel_name, needs, volumes_and_gaps
+from microdiffusion.export.source import Picture
 from microdiffusion.files import staged
-
-if TYPE_CHECKING:
-    from microdiffusion.export.source import Picture
 
 VERSION = "0.4"
 _CHUNK = (16, 256, 256)  # 2 MiB of uint16: a plane of 512 x 512 is four reads

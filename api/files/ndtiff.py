@@ -9,18 +9,15 @@ import contextlib
 import io
 import warnings
 from itertools import product
+from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, InputFileError
 from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS, Notes, choose_part, length_um
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 
 class Stack:

@@ -171,8 +171,8 @@ def open_projections(path: str | Path) -> ProjectionFile:
     Parameters
     ----------
     path
-        An HDF5 file as described in docs/projection-file.md. Floating-point projections are read once through,
-        to refuse NaN before anything is computed.
+        An HDF5 file as described in docs/projection-file.md. Floating-point projections are read once
+        through, to refuse NaN before anything is computed.
 
     Raises
     ------

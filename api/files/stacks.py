@@ -8,19 +8,17 @@ from __future__ import annotations
 import contextlib
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.errors import InputFileError
 from microdiffusion.text import command_line, count_noun, strip_control
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
 
 Edges = tuple[float | None, float | None, float | None]
 """Edges of a voxel (z, y, x), µm; None where a file does not say."""

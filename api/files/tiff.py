@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, InputFileError
 from microdiffusion.files.stacks import UNKNOWN, Notes, choose_part, length_um, unit_um
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 _DAMAGE = re.compile(
     "invalid page|circular|missing|corrupt|failed to re|raised|not found|out of range|zeroed"

@@ -407,7 +407,9 @@ def open_run(
 def open_positions(path: Path) -> Iterator[list[Run]]:
     """Open a run once for each of its positions; raises as `open_run` does where a file is missing."""
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(open_run(path, missing="refuse"))]
-        for position in range(1, len(runs[0].header.positions)):
-            runs.append(stack.enter_context(open_run(path, position=position, missing="ignore")))
-        yield runs
+        first = stack.enter_context(open_run(path, missing="refuse"))
+        others = (
+            stack.enter_context(open_run(path, position=position, missing="ignore"))
+            for position in range(1, len(first.header.positions))
+        )
+        yield [first, *others]

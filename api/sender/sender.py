@@ -17,9 +17,10 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, ConfigError, MddError, WireError
@@ -33,9 +34,6 @@ from microdiffusion.sender.journal import Journal
 from microdiffusion.sender.protocol import SenderProtocol
 from microdiffusion.sender.spill import Spill
 from microdiffusion.wire import ClientKeys
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SAVE_S = 10.0
 """Most time that the end of a sender takes to write what is left to the journal."""

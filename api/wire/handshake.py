@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-if TYPE_CHECKING:
-    from microdiffusion.wire.security import ClientKeys
+from microdiffusion.wire.security import ClientKeys
 
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH

@@ -8,14 +8,18 @@ the snapshot (`status.models`). Pure functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from microdiffusion.daemon.dashboard.preview import Painter
 from microdiffusion.daemon.dashboard.state import Choices
 from microdiffusion.daemon.status import (
+    Alarm,
+    StatusSnapshot,
     duration,
     figures,
     run_line,
@@ -26,13 +30,6 @@ from microdiffusion.daemon.status import (
     times,
 )
 from microdiffusion.text import IN_WORDS, count_noun, in_noise
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from microdiffusion.daemon.status import Alarm, StatusSnapshot
 
 # The terminal's own sixteen colours, never black or white: they fit dark and light terminals.
 BOLD, DIM, ACCENT, GOOD, WARN, BAD = "bold", "dim", "cyan", "green", "yellow", "bold red"

@@ -18,26 +18,20 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
-from microdiffusion.daemon.dashboard.terminal import PICTURE, TerminalPicture
-from microdiffusion.daemon.status import GAMMA
+from microdiffusion.daemon.dashboard.terminal import PICTURE, Line, Terminal, TerminalPicture
+from microdiffusion.daemon.status import GAMMA, Images, Preview
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.daemon.dashboard.terminal import Line, Terminal
-    from microdiffusion.daemon.status import Images, Preview
-
-    Key = tuple[bytes, tuple[int, ...], int, int]
+Key = tuple[bytes, tuple[int, ...], int, int]
 
 Contrast = Literal["auto", "held", "percentile"]
 CONTRASTS: tuple[Contrast, ...] = ("auto", "held", "percentile")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.segment import Segment
 from rich.style import Style
 from rich.table import Table
@@ -37,16 +37,18 @@ from microdiffusion.daemon.dashboard.panels import (
 )
 from microdiffusion.daemon.dashboard.preview import Painter, windowed
 from microdiffusion.daemon.dashboard.state import COMMANDING, KEYS, Choices
-from microdiffusion.daemon.status import duration, figures, state_of, times
+from microdiffusion.daemon.dashboard.terminal import Line
+from microdiffusion.daemon.status import (
+    Alarm,
+    Preview,
+    StatusSnapshot,
+    Tile,
+    duration,
+    figures,
+    state_of,
+    times,
+)
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import RenderableType
-
-    from microdiffusion.daemon.dashboard.terminal import Line
-    from microdiffusion.daemon.status import Alarm, Preview, StatusSnapshot, Tile
 
 STATE_STYLES = {"running": GOOD, "closed": GOOD, "failed": BAD}
 BADGES = {"warning": (" ? ", "reverse yellow"), "error": (" ! ", "reverse bold red")}

@@ -7,13 +7,10 @@ without clock, terminal or daemon; main thread.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from microdiffusion.daemon.dashboard.preview import CONTRASTS, Contrast
-from microdiffusion.daemon.status import state_of
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.status import Preview, StatusSnapshot
+from microdiffusion.daemon.status import Preview, StatusSnapshot, state_of
 
 KEYS = (
     ("space", "pause or resume the acquisition"),

@@ -17,21 +17,16 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from rich.console import COLOR_SYSTEMS
+from rich.console import COLOR_SYSTEMS, Console
 from rich.segment import Segment
 
 from microdiffusion.text import strip_control
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    from rich.console import Console
-
-    Line = list[Segment]
+Line = list[Segment]
 
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"

@@ -9,10 +9,7 @@ machine: times are passed in.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from microdiffusion.config import EngineConfig
+from microdiffusion.config import EngineConfig
 
 _CALM = 0.25  # of the time between two sweeps: less than that is hardly a wait
 _PATIENCE, _MOST_PATIENCE = 8, 256  # sweeps that hardly waited before the next rung down

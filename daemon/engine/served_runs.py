@@ -5,20 +5,16 @@ An exception of a run's sink ends the work for that run alone. Any thread; sinks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
+from microdiffusion.daemon.engine.scheduler import Dropped
+from microdiffusion.daemon.engine.sinks import EngineSink, SweepJob
 from microdiffusion.errors import EngineError, MddError
+from microdiffusion.frames import Reconstruction
+from microdiffusion.header import RunHeader
 from microdiffusion.text import command_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from microdiffusion.daemon.engine.scheduler import Dropped
-    from microdiffusion.daemon.engine.sinks import EngineSink, SweepJob
-    from microdiffusion.frames import Reconstruction
-    from microdiffusion.header import RunHeader
 
 _T = TypeVar("_T")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.frames import Reconstruction, Sweep
 
 Lane = Literal["sweep", "rolling", "later"]
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.engine.worker import Opener, serve_engine
 from microdiffusion.errors import EngineError
 from microdiffusion.processes import keyboard_ignored
-
-if TYPE_CHECKING:
-    from multiprocessing.context import SpawnContext, SpawnProcess
 
 MAX_RESTARTS = 5
 RESTARTS_WITHIN_S = 600.0

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -22,15 +22,11 @@ from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.engine.effort import efforts
 from microdiffusion.daemon.engine.scheduler import Scheduler
 from microdiffusion.daemon.engine.served_runs import ServedRuns
-from microdiffusion.daemon.engine.sinks import SweepJob
+from microdiffusion.daemon.engine.sinks import EngineSink, Lane, SweepJob
 from microdiffusion.engines.memory import memory_statement
 from microdiffusion.errors import ConfigError, EngineError, MddError
-from microdiffusion.frames import Reconstruction
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.engine.sinks import EngineSink, Lane
-    from microdiffusion.frames import Sweep
-    from microdiffusion.header import RunHeader
+from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.header import RunHeader
 
 Note = Callable[[str, Literal["info", "warning"]], None]
 """Takes a message for the user."""

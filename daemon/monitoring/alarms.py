@@ -12,13 +12,18 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from microdiffusion.daemon.status import LITTLE_DISK, Alarm, duration, size
+from microdiffusion.daemon.status import (
+    LITTLE_DISK,
+    Alarm,
+    QueueDepth,
+    RunSummary,
+    StatusSnapshot,
+    duration,
+    size,
+)
 from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.status import QueueDepth, RunSummary, StatusSnapshot
 
 STAYS_S = 10.0
 """Time that an alarm stays after its cause is gone."""

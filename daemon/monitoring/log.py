@@ -13,18 +13,16 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import QueueHandler, RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from microdiffusion.daemon.events import EVENTS
 from microdiffusion.daemon.lock import RunLock
 from microdiffusion.errors import DiskError, InputFileError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from io import TextIOWrapper
 
 QUEUED = 4096
 MOST_IN_A_FOLDER = 64

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from microdiffusion import __version__
+from microdiffusion.config import Config
 from microdiffusion.daemon.monitoring.alarms import Alarms
 from microdiffusion.daemon.monitoring.log import JsonLog
-from microdiffusion.daemon.status import StatusSnapshot, log_fields, log_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.status import Alarm, Note, StatusBoard
+from microdiffusion.daemon.status import Alarm, Note, StatusBoard, StatusSnapshot, log_fields, log_line
 
 FIGURES_EVERY_S = 10.0
 

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,12 +20,17 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from microdiffusion import __version__
 from microdiffusion.addresses import loopback
-from microdiffusion.daemon.status import BUCKETS_S, HEADLINE, LIVE, Histogram, State
+from microdiffusion.daemon.status import (
+    BUCKETS_S,
+    HEADLINE,
+    LIVE,
+    Histogram,
+    State,
+    StatusBoard,
+    StatusSnapshot,
+)
 from microdiffusion.errors import AddressError
 from microdiffusion.text import USUAL_ERROR
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.status import StatusBoard, StatusSnapshot
 
 Values = Mapping[str, float] | Mapping[tuple[str, str], float] | float | None
 """One value, or one for each label or pair of labels; None: there is none now."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from microdiffusion.runfile import Status
-
-if TYPE_CHECKING:
-    from microdiffusion.runfile import Run
+from microdiffusion.runfile import Run, Status
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 24  # with the figures before them within 80 columns

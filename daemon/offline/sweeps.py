@@ -9,22 +9,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.daemon.runs import enough
-from microdiffusion.files import open_projections
+from microdiffusion.files import ProjectionFile, open_projections
 from microdiffusion.frames import Frame, Sweep
+from microdiffusion.header import RunHeader
 from microdiffusion.ledger import Ledger
-from microdiffusion.runfile import is_run_file, open_positions
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.files import ProjectionFile
-    from microdiffusion.header import RunHeader
-    from microdiffusion.runfile import Run
+from microdiffusion.runfile import Run, is_run_file, open_positions
 
 
 class SweepKey(NamedTuple):

@@ -20,9 +20,10 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from microdiffusion.daemon.recorder.disk import (
     BLOCK_BYTES,
@@ -48,9 +49,6 @@ from microdiffusion.runfile import (
     read_layout,
 )
 from microdiffusion.text import command_line
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
 
 _COPY_MOST_S = 2.0  # closing must not take long: the file is left as it is then
 

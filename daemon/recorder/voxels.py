@@ -7,17 +7,14 @@ from memory once and is never duplicated. Used by one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
+from microdiffusion.daemon.recorder.segment import Segment
 from microdiffusion.runfile import Pyramid
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.daemon.recorder.segment import Segment
 
 _BLOCK = 1 << 17  # voxels; 512 KiB of float32
 _MOST = 65535

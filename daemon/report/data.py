@@ -7,21 +7,16 @@ copies), and thumbnails of a few time points are kept. One position of one run p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.daemon.report.charts import FARTHEST
 from microdiffusion.daemon.report.pictures import EDGE_MOST, projections
 from microdiffusion.errors import MddError
-from microdiffusion.runfile import EFFORTS, RUNTIMES, SERVED, Status, open_run
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.runfile import Run
+from microdiffusion.runfile import EFFORTS, RUNTIMES, SERVED, Run, Status, open_run
 
 THUMBNAILS = 24
 """Most time points of a channel that are shown."""

@@ -8,14 +8,11 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.daemon.status import resize_max
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 EDGE_MOST = 320
 """Longest edge of a picture, pixels."""

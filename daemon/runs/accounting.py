@@ -9,18 +9,15 @@ its frames came is known here exactly, and corrects them. Pure state; the owner 
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from microdiffusion.daemon.frame_ranges import FrameRanges
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import SENDER_COLUMNS, SENDER_ROOM
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.daemon.frame_ranges import FrameRanges
-    from microdiffusion.wire import RunEnd, RunProgress
+from microdiffusion.wire import RunEnd, RunProgress
 
 MOST_KNOWN = 4096
 """Senders kept apart in memory: a peer that starts again and again adds no more to a run's books."""

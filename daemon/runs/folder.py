@@ -12,14 +12,11 @@ import time
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from microdiffusion.daemon.recorder import remove_leftovers
 from microdiffusion.errors import InputFileError
 from microdiffusion.runfile import open_run, peek
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _MOST_NAME_BYTES = 100  # of 255: time, number and what stands for a file in the making come on top
 _MAKING_S = 3600.0  # nobody takes so long to make a run file

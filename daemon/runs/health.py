@@ -8,20 +8,15 @@ the main thread.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from microdiffusion.daemon.engine import provenance
+from microdiffusion.daemon.engine import EngineInfo, provenance
+from microdiffusion.daemon.ingest import RunStats
+from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.runs.exposure import saturated_share
-from microdiffusion.daemon.status import FrameCounts, QueueDepth, RunStatus
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.engine import EngineInfo
-    from microdiffusion.daemon.ingest import RunStats
-    from microdiffusion.daemon.recorder import Recorder
-    from microdiffusion.daemon.runs.sweeps import RunSweeps
-    from microdiffusion.daemon.status import StatusBoard
-    from microdiffusion.frames import Frame
-    from microdiffusion.ledger import Ledger
+from microdiffusion.daemon.runs.sweeps import RunSweeps
+from microdiffusion.daemon.status import FrameCounts, QueueDepth, RunStatus, StatusBoard
+from microdiffusion.frames import Frame
+from microdiffusion.ledger import Ledger
 
 HANGS_S = 20.0
 """A disk that has taken nothing for so long, and does not say that it is full, hangs: the user is told."""

@@ -17,34 +17,28 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from microdiffusion.daemon.ingest import RunState
+from microdiffusion.config import Config
+from microdiffusion.daemon.engine import EngineProcess, SweepJob
+from microdiffusion.daemon.ingest import Ingest, RunState
+from microdiffusion.daemon.receipt import Receipt
+from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.runs.accounting import SenderReports
 from microdiffusion.daemon.runs.assembler import enough
 from microdiffusion.daemon.runs.bdv_link import RunLink
 from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.daemon.runs.health import RunHealth
-from microdiffusion.daemon.runs.sweeps import RunSweeps
-from microdiffusion.daemon.status import LIVE, Learned, RunSummary, make_preview, session_name
+from microdiffusion.daemon.runs.sweeps import RecoveredRun, RunSweeps
+from microdiffusion.daemon.status import LIVE, Learned, RunSummary, StatusBoard, make_preview, session_name
 from microdiffusion.errors import RunError
+from microdiffusion.frames import Frame, Reconstruction, Sweep
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.engine import EngineProcess, SweepJob
-    from microdiffusion.daemon.ingest import Ingest
-    from microdiffusion.daemon.receipt import Receipt
-    from microdiffusion.daemon.recorder import Recorder
-    from microdiffusion.daemon.runs.sweeps import RecoveredRun
-    from microdiffusion.daemon.status import StatusBoard
-    from microdiffusion.frames import Frame, Reconstruction, Sweep
-    from microdiffusion.ledger import Ledger
-    from microdiffusion.wire import RunEnd, RunProgress
+from microdiffusion.wire import RunEnd, RunProgress
 
 WINDOW_BYTES = 32 << 20
 """Frames of a run that may be unacknowledged: what a crash of the daemon makes its sender send again."""

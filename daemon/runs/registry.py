@@ -8,36 +8,28 @@ others. The main thread asks `tick` a few times a second. What fails ends its ow
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Literal
 
 import psutil
 
-from microdiffusion.daemon.engine import provenance
-from microdiffusion.daemon.ingest import NotYet, RunState, admits
-from microdiffusion.daemon.recorder import Compressor, Recorder, create_recorder, resume_recorder
+from microdiffusion.config import Config
+from microdiffusion.daemon.engine import EngineProcess, provenance
+from microdiffusion.daemon.ingest import Ingest, NotYet, RunState, admits
+from microdiffusion.daemon.recorder import Compressor, Recorder, Written, create_recorder, resume_recorder
 from microdiffusion.daemon.runs.folder import RunFolder
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.sweeps import RecoveredRun
-from microdiffusion.daemon.status import HEADLINE
+from microdiffusion.daemon.status import HEADLINE, RunSummary, StatusBoard
 from microdiffusion.engines.memory import reconstruction_bytes
 from microdiffusion.errors import ConfigError, InputFileError, MddError, RunError, UserError
+from microdiffusion.header import RunHeader
+from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-    from typing import Literal
-
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.engine import EngineProcess
-    from microdiffusion.daemon.ingest import Ingest
-    from microdiffusion.daemon.recorder import Written
-    from microdiffusion.daemon.status import RunSummary, StatusBoard
-    from microdiffusion.header import RunHeader
-    from microdiffusion.ledger import Ledger
 
 _NAMES = 10  # that are tried for a new run
 REMEMBERED = 1000

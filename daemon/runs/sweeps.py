@@ -15,19 +15,15 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from microdiffusion.config import WireConfig
+from microdiffusion.daemon.engine import WorkQueue
+from microdiffusion.daemon.recorder import Key, Recorder
 from microdiffusion.daemon.runs.assembler import FRAME_COST, Assembler, LostSweep, room_for
-from microdiffusion.daemon.status import SweepProgress
+from microdiffusion.daemon.status import StatusBoard, SweepProgress
+from microdiffusion.frames import Frame, Sweep
 from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from microdiffusion.config import WireConfig
-    from microdiffusion.daemon.engine import WorkQueue
-    from microdiffusion.daemon.recorder import Key, Recorder
-    from microdiffusion.daemon.status import StatusBoard
-    from microdiffusion.frames import Frame, Sweep
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,17 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from microdiffusion.config import Config
 from microdiffusion.daemon.ingest import RunState
+from microdiffusion.daemon.runs import LiveRun, OpenRuns
+from microdiffusion.daemon.status import StatusBoard
 from microdiffusion.drivers.plan import ResumeFrom
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.paths import journal_folder
 from microdiffusion.sender import deliver, in_use
 from microdiffusion.wire import own_security
-
-if TYPE_CHECKING:
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.runs import LiveRun, OpenRuns
-    from microdiffusion.daemon.status import StatusBoard
 
 Feed = Callable[[str, Callable[[], bool]], object]
 """Sends frames to an address until done, or until the second argument says stop; runs on a thread."""

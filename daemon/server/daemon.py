@@ -14,15 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from microdiffusion.config import Config, EngineConfig
 from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.dashboard import LiveDashboard
 from microdiffusion.daemon.engine import EngineInfo, EngineProcess
 from microdiffusion.daemon.ingest import Ingest, owner_of
 from microdiffusion.daemon.monitoring import Monitor
 from microdiffusion.daemon.runs import OpenRuns, RunFolder
-from microdiffusion.daemon.server.acquisition import Acquisition
+from microdiffusion.daemon.server.acquisition import Acquisition, Feed
 from microdiffusion.daemon.server.commander import Commander
 from microdiffusion.daemon.server.systemd import ServiceManager
 from microdiffusion.daemon.signals import StopRequest
@@ -31,16 +31,12 @@ from microdiffusion.daemon.status import (
     QueueDepth,
     StatusBoard,
     StatusPublisher,
+    StatusSnapshot,
     duration,
     log_line,
 )
 from microdiffusion.errors import DiskError
 from microdiffusion.wire import Command, server_security
-
-if TYPE_CHECKING:
-    from microdiffusion.config import Config, EngineConfig
-    from microdiffusion.daemon.server.acquisition import Feed
-    from microdiffusion.daemon.status import StatusSnapshot
 
 CLOSE_S = 1.5
 """Time that a daemon which was told to stop goes on reconstructing; `mdd reconstruct` does the rest."""

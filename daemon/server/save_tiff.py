@@ -8,18 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microdiffusion.daemon.status import session_name
+from microdiffusion.daemon.runs import LiveRun
+from microdiffusion.daemon.status import StatusBoard, session_name
 from microdiffusion.errors import UserError
 from microdiffusion.files import replacing
 from microdiffusion.runfile import Status, open_run
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.runs import LiveRun
-    from microdiffusion.daemon.status import StatusBoard
 
 
 class Snapshots:

@@ -8,20 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from microdiffusion.config import Config
+from microdiffusion.daemon.runs import ClosedRun
+from microdiffusion.daemon.server.acquisition import Feed
 from microdiffusion.daemon.server.daemon import Daemon
 from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import ConfigError, MissingFileError, RunError
 from microdiffusion.runfile import Status, require_compression
 from microdiffusion.text import command_line, count_noun
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from microdiffusion.config import Config
-    from microdiffusion.daemon.runs import ClosedRun
-    from microdiffusion.daemon.server.acquisition import Feed
 
 
 def serve(

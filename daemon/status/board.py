@@ -14,9 +14,10 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -32,13 +33,8 @@ from microdiffusion.daemon.status.models import (
     StatusSnapshot,
     VolumeCounts,
 )
-from microdiffusion.daemon.status.previews import LatestPreviews
+from microdiffusion.daemon.status.previews import LatestPreviews, Preview
 from microdiffusion.daemon.system import disk_free_bytes, resident_mb
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from microdiffusion.daemon.status.previews import Preview
 
 RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 256

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from microdiffusion.frames import AGE_UNIT
-
-if TYPE_CHECKING:
-    from typing import Any, Self
-
-    from microdiffusion.header import RunHeader
+from microdiffusion.header import RunHeader
 
 Images = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 

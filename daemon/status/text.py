@@ -6,13 +6,10 @@ Pure functions.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from microdiffusion.daemon.status.models import HEADLINE
+from microdiffusion.daemon.status.models import HEADLINE, Latency, RunSummary, StatusSnapshot
 from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
-
-if TYPE_CHECKING:
-    from microdiffusion.daemon.status.models import Latency, RunSummary, StatusSnapshot
 
 Level = Literal["info", "warning", "error"]
 
