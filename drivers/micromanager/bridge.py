@@ -41,7 +41,7 @@ STOP_S = 6.0
 """Time limit for all work that remains when the run is told to stop."""
 _TICK_S = 0.02
 _abandoned: list[object] = []
-"""What must not be collected: the destructor of a Java object waits for an answer, too."""
+"""Objects that must not be collected: the destructor of a Java object waits for an answer, too."""
 
 
 class MicroscopeWatch:

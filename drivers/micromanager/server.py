@@ -29,7 +29,7 @@ def server_menu(port: int) -> str:
 
 
 class Answer(Enum):
-    """What is found at a port: nobody, somebody who does not answer, something else, the server."""
+    """Finding at a port: nobody, somebody who does not answer, something else, the server."""
 
     NOBODY = 0
     SILENCE = 1
