@@ -11,16 +11,12 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import zmq
 
 from microdiffusion import wire
 from microdiffusion.errors import AddressError, MddError, WireError
-from microdiffusion.wire import secure_server, zmq_reason
-
-if TYPE_CHECKING:
-    from microdiffusion.wire import Gate, ServerKeys, Value
+from microdiffusion.wire import Gate, ServerKeys, Value, secure_server, zmq_reason
 
 COMMANDS = {
     "status": "say what the daemon is doing",

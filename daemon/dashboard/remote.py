@@ -10,16 +10,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING
 
+from microdiffusion.config import Config, WireConfig
+from microdiffusion.daemon.dashboard.app import LiveDashboard
+from microdiffusion.daemon.status import StatusSnapshot
 from microdiffusion.errors import MddError
-from microdiffusion.wire import ask, client_security
-
-if TYPE_CHECKING:
-    from microdiffusion.config import Config, WireConfig
-    from microdiffusion.daemon.dashboard.app import LiveDashboard
-    from microdiffusion.daemon.status import StatusSnapshot
-    from microdiffusion.wire import Answer
+from microdiffusion.wire import Answer, ask, client_security
 
 RETRY_S = 15.0
 TIMEOUT_S = 3.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import zmq
 from pydantic import ValidationError
@@ -16,13 +17,14 @@ from pydantic import ValidationError
 from microdiffusion.daemon.control import BoundSocket
 from microdiffusion.daemon.status.models import StatusSnapshot
 from microdiffusion.errors import AddressError, UserError
-from microdiffusion.wire import HandshakeWatch, secure_client, when_elsewhere, zmq_reason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Self
-
-    from microdiffusion.wire import ClientKeys, ServerKeys
+from microdiffusion.wire import (
+    ClientKeys,
+    HandshakeWatch,
+    ServerKeys,
+    secure_client,
+    when_elsewhere,
+    zmq_reason,
+)
 
 TOPIC = b"status"
 IDLE_S = 0.05
