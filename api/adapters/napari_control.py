@@ -3,7 +3,7 @@
 `napari.yaml` names `control_panel`. Imports neither napari nor Qt before the panel is opened. The panel owns
 a timer in napari's own loop (Qt's, main thread); each question to the daemon is asked on a worker thread, one
 at a time, so that a daemon that does not answer never stops the window. The run that is shown grows by
-`napari_follow`, as any run that is opened by hand. It ends with its window.
+`napari_follow`, as any run that is opened by hand. It asks while it can be seen and ends with its window.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class ControlPanel:
 
     def _next(self) -> None:
         """Send the oldest command, or else ask for the status, unless an answer is awaited."""
-        if self._asking or self._viewer is None:
+        if self._asking or self._viewer is None or not self.widget.isVisible():
             return
         from napari.qt.threading import create_worker
 

@@ -140,8 +140,18 @@ class Attached:
 
         Call it before the acquisition starts. The images come by the core's signals (`core.mda.events`),
         in the acquisition's thread, or in Qt's where pymmcore-plus uses Qt's signals.
+
+        Raises
+        ------
+        AcquisitionError
+            `core` is not one of pymmcore-plus.
         """
-        events = core.mda.events
+        events = getattr(getattr(core, "mda", None), "events", None)
+        if events is None:
+            raise AcquisitionError(
+                f"Expected a core of pymmcore-plus (CMMCorePlus), not {type(core).__name__}: with "
+                "pycromanager pass `process` to its Acquisition."
+            )
 
         # Functions, because methods are held weakly by the signals.
         def on_frame(pixels: Any, event: Any, metadata: Any) -> None:
@@ -150,7 +160,7 @@ class Attached:
         def on_end(_: Any) -> None:
             events.frameReady.disconnect(on_frame)
             events.sequenceFinished.disconnect(on_end)
-            reason = str(core.mda.status.finish_reason)
+            reason = str(getattr(getattr(core.mda, "status", None), "finish_reason", "completed"))
             if reason != "completed":
                 self._reason = f"acquisition {reason}"
             threading.Thread(target=self.close, name="mdd-hook-closer").start()

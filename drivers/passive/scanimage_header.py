@@ -105,7 +105,8 @@ def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
     if frames is None:  # before 2020
         frames = slices * (1 if fast else _integer(text, "hStackManager.framesPerSlice") or 1)
         whole = frames + (_integer(text, "hFastZ.numDiscardFlybackFrames") or 0 if fast else 0)
-    flyback = max((whole or frames) - frames, 0)
+    is_slow = setting(text, "hStackManager.stackMode") == "slow"
+    flyback = 0 if is_slow else max((whole or frames) - frames, 0)
     if frames != slices * average:
         raise AcquisitionError(
             f"ScanImage takes {frames} frames for {slices} slices and saves the mean of each {average}: let "

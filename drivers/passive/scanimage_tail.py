@@ -51,7 +51,11 @@ def series_files(path: Path) -> dict[Key, Path]:
     if match is None:
         return {}
     found = {}
-    for each in path.parent.iterdir():
+    try:
+        siblings = list(path.parent.iterdir())
+    except OSError as error:
+        raise AcquisitionError(f"The folder {path.parent} cannot be read any more: {error}.") from error
+    for each in siblings:
         other = _NAME.fullmatch(each.name)
         if other is not None and other[1] == match[1]:
             found[_key(other)] = each
@@ -113,7 +117,7 @@ class _Pages:
     def text(self) -> str:
         """The part of the header that is the same for all frames."""
         length = int.from_bytes(self._read(24, 4), "little")
-        return self._read(32, min(length, _MOST_TEXT)).decode(errors="replace")
+        return self._read(32, min(length, _MOST_TEXT)).rstrip(b"\0").decode(errors="replace")
 
     @property
     def is_over(self) -> bool:

@@ -275,6 +275,14 @@ def test_after_closing_images_go_by(outbox: Outbox) -> None:
     assert len(outbox.put_frames) == 2
 
 
+def test_what_cannot_be_followed_is_refused_at_once(outbox: Outbox) -> None:
+    with (
+        attach(passive_config()) as mdd,
+        pytest.raises(AcquisitionError, match=r"\(CMMCorePlus\), not object"),
+    ):
+        mdd.follow(object())
+
+
 def test_what_is_wrong_with_the_configuration_is_said_when_attaching(tmp_path: Path) -> None:
     with pytest.raises(GeometryError, match="does not fit"):
         attach(passive_config(sweep={"length_um": 500.0}))

@@ -175,11 +175,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a grid": ({"grid_plan": {"rows": 1, "columns": 2}, "z_plan": STACK}, r"is not one of .*'grid'"),
     "a channel without its stack": (
         {"channels": ["FITC", {"config": "DAPI", "do_stack": False}], "z_plan": STACK, "axis_order": "tpcz"},
-        "Channel DAPI, position 0 has 1 of the 5 slabs",
+        "1 slab of channel DAPI, position 0 and 5 of channel FITC",
     ),
     "a position with another stack": (
         {"stage_positions": UNEVEN, "z_plan": STACK},
-        "position 1 has 3 of the 5 slabs",
+        "3 slabs of channel default, position 1 and 5 of channel default, position 0",
     ),
     "no stack": ({}, "has one slab, .* plan 5"),
     "out of the volume": ({"z_plan": {"bottom": 0, "top": 80, "step": 20}}, "set volume.z0_um"),

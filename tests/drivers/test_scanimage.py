@@ -24,7 +24,7 @@ from microdiffusion.errors import AcquisitionError
 
 TWO_CHANNELS = {"hChannels__channelSave": "[1;3]"}
 FLYBACK = {"hStackManager__numFramesPerVolumeWithFlyback": "6"}
-SLOW = {"hFastZ__enable": "false", "hStackManager__stackMode": "'slow'"}
+SLOW = {"hFastZ__enable": "false", "hStackManager__stackMode": "'slow'", **FLYBACK}  # which it does not have
 LOOP = {"acqState": "'loop'", "acqsPerLoop": "3"}
 
 
@@ -104,7 +104,7 @@ def test_a_slow_stack_that_averages_has_a_frame_for_each_slice(tmp_path: Path) -
         "hScan2D__logAverageFactor": "5",
         "hStackManager__framesPerSlice": "5",
         "hStackManager__numFramesPerVolume": "20",
-        "hStackManager__numFramesPerVolumeWithFlyback": "20",
+        "hStackManager__numFramesPerVolumeWithFlyback": "22",
         "hStackManager__zs": f"[{' '.join(f'{z:g}' for z in SLABS_UM for _ in range(5))}]",
     }
     images = read(write(tmp_path / "scan_00001.tif", range(5, 41, 5), **averaged))
@@ -309,6 +309,11 @@ def test_what_is_refused_is_told_and_the_next_recording_is_followed(
     assert wait_until(lambda: len(daemon.ends) == 1)
     assert len(daemon.frames) == 12
     assert re.search(r"c_00001", daemon.headers[-1].source)
+
+
+def test_a_folder_that_goes_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(AcquisitionError, match="cannot be read any more"):
+        read(tmp_path / "gone" / "scan_00001.tif")
 
 
 def test_recordings_that_are_over_are_left_alone(tmp_path: Path, watch: Callable[..., Watch]) -> None:

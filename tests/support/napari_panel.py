@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import napari
-import npe2
 import numpy as np
 from napari.components import ViewerModel
 from qtpy.QtCore import QEvent
@@ -59,13 +58,17 @@ def main(path: Path) -> None:
     thread = threading.Thread(target=serve)
     thread.start()
 
-    application = QApplication([])
-    npe2.PluginManager.instance().discover()  # as a window does
+    window = napari.Viewer(show=False)
+    _, docked = window.window.add_plugin_dock_widget("microdiffusion-daemon", "Live acquisition")
+    assert docked.mdd._viewer is window
+    window.close()
+    application = QApplication.instance()
     viewer = ViewerModel()
     napari.current_viewer = lambda: viewer
     napari_control.POLL_MS = 20
     widget = napari_control.control_panel()
     panel = widget.mdd
+    widget.show()
     panel.where.setText("tcp://127.0.0.1:1")  # nobody there: the window lives on
     until(lambda: "No daemon answered" in panel.state.text(), "a daemon that is not there")
     assert not viewer.layers
