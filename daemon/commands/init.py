@@ -74,6 +74,7 @@ def run(args: Namespace) -> int:
     """Ask, survey, write, check."""
     from microdiffusion.config import load_config
     from microdiffusion.daemon.commands.suggestions import suggestions, written
+    from microdiffusion.daemon.doctor import measured_pace
     from microdiffusion.drivers.micromanager import survey
     from microdiffusion.files import replacing
 
@@ -101,12 +102,15 @@ def run(args: Namespace) -> int:
         if asks:
             _ask(found, answers)
         values = suggestions(found, answers)
-        load_config(overrides={name: value.value for name, value in {**values, **backend}.items()})
+        config = load_config(overrides={name: value.value for name, value in {**values, **backend}.items()})
     except MddError as error:
         raise type(error)(_as_typed(str(error))) from error
     with replacing(file) as new:
         new.write_text(written(values, backend, found), encoding="utf-8")
-    say(f"{file} is written and valid. Next:")
+    say(f"{file} is written and valid. The pace of this computer's engine is measured ...")
+    pace = measured_pace(config)
+    say("\n".join(filter(None, (f"  {pace.text}", pace.fix and f"  -> {pace.fix}"))))
+    say("Next:")
     steps = {
         f"mdd doctor --config {file}": "check for problems",
         "mdd calibrate --help": "measure beam and camera",

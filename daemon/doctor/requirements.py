@@ -19,7 +19,7 @@ class Requirements:
 
     `file_bytes` of a run file are reserved at the start. `frames_per_s`, in bytes, go to the disk in any
     case, `volumes_per_s` if the engine keeps up. `engine_bytes` is the engine's memory, at most. `assumed`
-    says what the configuration leaves open.
+    says what the configuration leaves open. Sweeps of each of `sessions` come every `sweep_s`.
     """
 
     file_bytes: int
@@ -27,6 +27,8 @@ class Requirements:
     volumes_per_s: float
     engine_bytes: int
     assumed: str = ""
+    sweep_s: float = 0.0
+    sessions: int = 1
 
 
 def requirements_of(config: Config) -> Requirements | None:
@@ -59,4 +61,6 @@ def requirements_of(config: Config) -> Requirements | None:
         max(size / config.recorder.time_points - raw, 0.0) / sweep_s,
         reconstruction_bytes(header, config.engine),
         "" if camera.height and camera.width else f"(assuming {width} x {height} pixels)",
+        sweep_s,
+        len(header.channels) * len(header.positions),
     )

@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, packages
+from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, pace, packages
 from microdiffusion.daemon.doctor.finding import Check, Finding, Findings, warning
 from microdiffusion.daemon.doctor.subprocess_probe import Facts, probe
 
-LIMIT_S = 9.0
+LIMIT_S = 20.0
 """Time after which the page is printed with what is known."""
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def examine(config: Config) -> Findings:
     """Return the findings of all checks for a configuration."""
-    probed = _in_thread(lambda: probe(config.engine, timeout_s=LIMIT_S - 1.0))
+    probed = _in_thread(lambda: probe(config, timeout_s=LIMIT_S - 1.0))
 
     def ask(subject: str) -> Facts:
         answer = probed.result()[subject]
@@ -37,6 +37,7 @@ def examine(config: Config) -> Findings:
         [
             *packages.checks(),
             *gpu.checks(config.engine, ask),
+            *pace.checks(config, ask),
             *microscope.checks(config.acquisition),
             *network.checks(config.wire),
             *disk.checks(config),

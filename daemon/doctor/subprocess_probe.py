@@ -1,7 +1,8 @@
 """Probes in a child process, because torch, weights, OpenVINO and TensorRT may hang, crash or be slow.
 
-As `python -m microdiffusion.daemon.doctor.subprocess_probe ENGINE_CONFIG_JSON` it prints one JSON list a line
-as it learns things: a subject, and its facts or, as text, why there are none. `probe` is the parent's side.
+As `python -m microdiffusion.daemon.doctor.subprocess_probe CONFIG_JSON SUBJECT ...` it prints one JSON list a
+line as it learns things: a subject, and its facts or, as text, why there are none. `probe` is the parent's
+side.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from microdiffusion.config import EngineConfig
+from microdiffusion.config import Config
 
 Facts = dict[str, Any]
 """Facts known of a subject; empty where it is not installed."""
 
 
 def probe(
-    config: EngineConfig, *, timeout_s: float, command: list[str] | None = None
+    config: Config, *, timeout_s: float, subjects: Sequence[str] = (), command: list[str] | None = None
 ) -> dict[str, Facts | str]:
-    """Return the facts about each subject, or why there are none; `command` replaces the child in tests."""
+    """Return the facts about the subjects (all), or why there are none; `command` is the child in tests."""
+    subjects = subjects or tuple(PROBES)
     try:
         output = subprocess.run(  # noqa: S603  # our own interpreter and module
-            command or [sys.executable, "-m", __name__, config.model_dump_json()],
+            command or [sys.executable, "-m", __name__, config.model_dump_json(), *subjects],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -34,13 +37,13 @@ def probe(
         output = late.stdout or b""
     lines = output.decode("utf-8", "replace").splitlines()
     answers = dict(json.loads(line) for line in lines if line.startswith('["'))
-    return {subject: answers.get(subject, "the probe crashed, or was too slow") for subject in PROBES}
+    return {subject: answers.get(subject, "the probe crashed, or was too slow") for subject in subjects}
 
 
 # In the child process -----------------------------------------------------------------------------
 
 
-def _torch(config: EngineConfig) -> Facts:
+def _torch(config: Config) -> Facts:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -54,15 +57,15 @@ def _torch(config: EngineConfig) -> Facts:
     }
 
 
-def _weights(config: EngineConfig) -> Facts:
+def _weights(config: Config) -> Facts:
     import hashlib
 
     import torch
 
     from microdiffusion.engines.diffusion import load_denoiser, weights_path
 
-    on_cuda = config.device != "cpu" and torch.cuda.is_available()
-    path = weights_path(config, torch.device("cuda" if on_cuda else "cpu"))
+    on_cuda = config.engine.device != "cpu" and torch.cuda.is_available()
+    path = weights_path(config.engine, torch.device("cuda" if on_cuda else "cpu"))
     try:
         parameters = sum(value.numel() for value in load_denoiser(path).parameters())
     except Exception as error:
@@ -71,33 +74,50 @@ def _weights(config: EngineConfig) -> Facts:
     return {"path": str(path), "sha256": digest, "parameters": parameters}
 
 
-def _openvino(config: EngineConfig) -> Facts:
+def _openvino(config: Config) -> Facts:
     from microdiffusion.engines.runtimes import find_openvino
 
     openvino = find_openvino()
     return {} if openvino is None else {"version": openvino.__version__.partition("-")[0]}
 
 
-def _tensorrt(config: EngineConfig) -> Facts:
+def _tensorrt(config: Config) -> Facts:
     from microdiffusion.engines.runtimes import find_tensorrt
 
     trt = find_tensorrt()
     return {} if trt is None else {"module": trt.__name__, "version": trt.__version__}
 
 
-PROBES = {"torch": _torch, "weights": _weights, "openvino": _openvino, "tensorrt": _tensorrt}
+def _pace(config: Config) -> Facts:
+    from microdiffusion.daemon.doctor.sweep_time import measure_sweep
+
+    rows, columns = config.camera.height, config.camera.width
+    if config.acquisition.driver == "none" or rows is None or columns is None:
+        return {}
+    image = rows, columns
+    taken = measure_sweep(config, image)
+    return {"seconds": taken.seconds, "measured": taken.measured, "whole": taken.measured == image}
 
 
-def main(engine_config: str) -> None:
-    """Run all probes and print what they find."""
-    config = EngineConfig.model_validate_json(engine_config)
-    for subject, look in PROBES.items():
+PROBES = {
+    "torch": _torch,
+    "weights": _weights,
+    "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "pace": _pace,
+}
+
+
+def main(configuration: str, *subjects: str) -> None:
+    """Run the probes and print what they find."""
+    config = Config.model_validate_json(configuration)
+    for subject in subjects:
         try:
-            answer: Facts | str = look(config)
+            answer: Facts | str = PROBES[subject](config)
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
         print(json.dumps([subject, answer]), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

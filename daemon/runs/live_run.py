@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.engine import EngineProcess, SweepJob
+from microdiffusion.daemon.engine import EngineProcess, PaceWatch, SweepJob
 from microdiffusion.daemon.ingest import Ingest, RunState
 from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder import Recorder
@@ -90,6 +90,8 @@ class LiveRun:
         self.received = recorder.received
         self.window_bytes = WINDOW_BYTES
         self.state = RunState.OPEN
+        self._pace = PaceWatch(len(self.header.channels) * len(self.header.positions))
+        self._skipped = 0
         self.reason = ""
         self._engine = engine
         self._queue = engine.queue
@@ -189,6 +191,11 @@ class LiveRun:
             self.recorder.raise_if_failed()
             return False
         self._release()
+        if job.lane == "sweep" and job.effort == 0:
+            session, taken_s = (job.channel, job.position), result.seconds.get("total", 0.0)
+            slow = self._pace.volume(session, job.sweep_number, job.received_s, taken_s)
+            if slow:
+                self.warn("pace", slow)
         for stage, seconds in result.seconds.items():
             self._board.add_latency(stage, seconds)
         self._board.set_quality(
@@ -218,7 +225,11 @@ class LiveRun:
         status = Status.SKIPPED if outcome == "skipped" else Status.FAILED
         self.recorder.mark(job.sweep_number, job.channel, job.position, status, reason)
         self._board.add_volume(outcome)
-        self._board.note(f"sweep {job.sweep_number} {outcome}: {reason}", "warning")
+        if outcome == "skipped":
+            self._skipped += 1
+        if outcome == "failed" or self._skipped == 1:
+            more = "; further ones are counted" if outcome == "skipped" else ""
+            self._board.note(f"sweep {job.sweep_number} {outcome}: {reason}{more}", "warning")
         self._release()
 
     def left(self, jobs: Sequence[SweepJob], reason: str) -> None:
@@ -318,6 +329,8 @@ class LiveRun:
         self._queue.drain(self.header.run_id, drain_s, hurry, later_s=later_s)
         self._queue.end(self.header.run_id)
         self._health.engine(self._engine.info)
+        if self._skipped > 1:
+            self.warn("skipped", f"{count_noun(self._skipped, 'sweep')} skipped: the engine was too slow")
         while self._held:  # nobody waits for the engine any more
             self._held.popleft().release()
         self._write_ledger()

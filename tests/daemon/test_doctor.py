@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,10 @@ import pytest
 import zmq
 from rich.console import Console
 
+from microdiffusion.config.load import load_config
 from microdiffusion.config.models import Config, EngineConfig, WireConfig
 from microdiffusion.daemon.cli import dispatch as cli
-from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, packages
+from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, pace, packages
 from microdiffusion.daemon.doctor.disk import Folder
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.gpu import Driver
@@ -50,6 +53,14 @@ TRT_RTX = {"module": "tensorrt_rtx_bindings", "version": "1.7.1"}
 
 def torch_of(cuda: str | None = None, *gpus: dict[str, Any]) -> dict[str, Any]:
     return {"version": "2.13.0", "cuda": cuda, "gpus": list(gpus), "threads": 4, "instructions": "AVX2"}
+
+
+def measured(seconds: float, *, whole: bool = True) -> dict[str, Any]:
+    return {"seconds": seconds, "measured": [96, 128], "whole": whole}
+
+
+def asked(sweep_s: float, sessions: int) -> Requirements:
+    return replace(NEED, sweep_s=sweep_s, sessions=sessions)
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -99,6 +110,19 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "ok",
         "0 as required",
     ),
+    "pace that holds": (
+        lambda: pace.pace(measured(0.5), asked(2.0, 3)),
+        "ok",
+        "0.5 s for a sweep: an interval of 1.8 s holds, 2 s is asked for",
+    ),
+    "pace too slow": (
+        lambda: pace.pace(measured(1.0, whole=False), asked(0.5, 2)),
+        "warning",
+        "1 s for a sweep of each of 2 sessions, and they come every 0.5 s: 75% of them have to wait; an "
+        "interval of 2.3 s holds, measured on 128 x 96 pixels",
+    ),
+    "pace of frames that come": (lambda: pace.pace({}, None), "ok", "depends on the frames"),
+    "pace of an unknown region": (lambda: pace.pace({}, GUESSED), "ok", "camera.width, camera.height"),
     "driver": (lambda: gpu.driver(CARD, AUTO), "ok", "RTX 4090, driver 591.44"),
     "no card": (lambda: gpu.driver(Driver(), AUTO), "ok", "the engine runs on the processor"),
     "no card, cuda asked for": (lambda: gpu.driver(Driver(), CUDA), "failure", 'engine.device to "auto"'),
@@ -496,6 +520,36 @@ def test_a_listener_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Monkey
         ask_server(1)
 
 
+def test_the_pace_is_measured_on_the_geometry_or_on_a_part_of_it(weights: Path) -> None:
+    from microdiffusion.daemon.doctor.sweep_time import measure_sweep
+
+    engine = {"weights": weights, "threads": 1}
+    config = load_config("demo", overrides={f"engine.{key}": value for key, value in engine.items()})
+    small = measure_sweep(config, (48, 48), budget_s=0.1)
+    large = measure_sweep(config, (480, 960), budget_s=0.1)
+    assert small.measured == (48, 48)
+    assert large.measured == (128, 128)
+    assert 0.0 < small.seconds < large.seconds
+
+
+def test_the_probe_measures_the_pace_in_its_own_process(weights: Path) -> None:
+    overrides = {"engine.weights": weights, "camera.width": 48, "camera.height": 48, "volume.shape_z": 12}
+    config = load_config("demo", overrides=overrides)
+    facts = probe(config, timeout_s=120.0, subjects=("pace",))
+    assert list(facts) == ["pace"]
+    assert facts["pace"]["whole"]
+    assert facts["pace"]["seconds"] > 0.0
+    assert (
+        "torch"
+        not in subprocess.run(
+            [sys.executable, "-c", "import sys, microdiffusion.daemon.doctor; print(*sys.modules)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    )
+
+
 # Running them ---------------------------------------------------------------------------------------
 
 
@@ -532,7 +586,7 @@ print(json.dumps(["weights", "OSError: gone"]), flush=True)
 
 @pytest.mark.parametrize(("end", "timeout_s"), [("sys.exit(7)", 60.0), ("time.sleep(600)", 1.0)])
 def test_a_child_that_dies_or_hangs_has_said_what_it_knew(end: str, timeout_s: float) -> None:
-    known = probe(AUTO, timeout_s=timeout_s, command=[sys.executable, "-c", SPEAKS + end])
+    known = probe(Config(), timeout_s=timeout_s, command=[sys.executable, "-c", SPEAKS + end])
     assert known["torch"] == {"version": "1"}
     assert known["weights"] == "OSError: gone"
     assert "crashed" in known["tensorrt"]

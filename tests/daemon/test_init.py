@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from microdiffusion.config.load import load_config
+from microdiffusion.daemon import doctor
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.commands.suggestions import Value, suggestions, written
+from microdiffusion.daemon.doctor.finding import warning
 from microdiffusion.drivers import micromanager
 from microdiffusion.drivers.micromanager.survey import Survey
 from microdiffusion.errors import ConfigError
@@ -35,6 +37,9 @@ FOUND = Survey(
 JAVA = {"acquisition.backend": Value("java", "as you said"), "acquisition.port": Value(4827, "the default")}
 
 
+SLOW = warning("the engine takes 9 s for a sweep, and they come every 1 s", "Set an interval of 11 s.")
+
+
 @pytest.fixture
 def surveyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Have the core report `FOUND`; the acquisitions that were asked for are the value."""
@@ -45,6 +50,7 @@ def surveyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         return FOUND
 
     monkeypatch.setattr(micromanager, "survey", survey)
+    monkeypatch.setattr(doctor, "measured_pace", lambda config: SLOW)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -57,6 +63,8 @@ def test_the_demo_devices_give_a_configuration_that_is_valid(
     assert cli.main(["init", "my.toml", "--yes", "--depth-um", "96"]) == 0
     said = capsys.readouterr().out
     assert "512 x 512 pixels, 16 bit" in said
+    assert "s for a sweep" in said  # measured here
+    assert "s holds" in said
     assert "mdd doctor --config my.toml" in said
     assert "mdd serve --config my.toml" in said
     assert cli.main(["config", "check", "my.toml"]) == 0
@@ -69,6 +77,16 @@ def test_the_demo_devices_give_a_configuration_that_is_valid(
     assert cli.main(["init", "my.toml", "--yes"]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
     assert Path("my.toml").read_bytes() == before
+
+
+def test_an_engine_that_cannot_keep_up_is_said_at_once(
+    surveyed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["init", "my.toml", "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "  the engine takes 9 s for a sweep, and they come every 1 s\n  -> Set an interval of 11 s.\n" in said
+    )
 
 
 def test_every_value_says_what_it_is_and_where_it_is_from() -> None:

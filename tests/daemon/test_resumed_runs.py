@@ -242,6 +242,20 @@ def test_a_run_that_is_closed_with_very_much_left_says_so_in_one_line(place: Pla
     assert statuses(path) == [Status.SKIPPED] * 8
 
 
+def test_sweeps_that_are_skipped_one_by_one_are_told_of_twice(place: Place, tmp_path: Path) -> None:
+    told: list[str] = []
+    place.board.on_note(lambda note: told.append(note.text))
+    run = place.runs.on_start(header(sweeps=None))
+    told.clear()
+    for number in range(8):
+        run.lost(SweepJob(run.header.run_id, number, 0, 0, "sweep"), "skipped", "a newer one came")
+    assert told == ["sweep 0 skipped: a newer one came; further ones are counted"]
+    run.close(drain_s=1.0, hurry=lambda: True)
+    assert told[1:] == ["8 sweeps skipped: the engine was too slow"]
+    (path,) = tmp_path.glob("*.h5")
+    assert statuses(path) == [Status.SKIPPED] * 8
+
+
 def test_a_run_that_is_over_is_caught_up_for_a_bounded_time(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,34 @@
+"""The pace of the engine against that of the sweeps, in a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from microdiffusion.daemon.engine import PaceWatch, holding_interval_s, too_slow
+
+
+@pytest.mark.parametrize(("sweep_s", "sessions", "expected"), [(1.0, 1, 1.2), (0.1, 3, 0.35), (30.0, 2, 69)])
+def test_the_interval_that_holds_has_two_digits_and_some_room(
+    sweep_s: float, sessions: int, expected: float
+) -> None:
+    assert holding_interval_s(sweep_s, sessions) == pytest.approx(expected)
+
+
+def test_an_engine_that_keeps_up_is_not_mentioned() -> None:
+    assert too_slow(0.3, 3, 1.0) == ""
+    assert "10% of them have to wait; an interval of 1.3 s holds" in too_slow(1.11, 1, 1.0)
+
+
+def test_the_first_sweeps_of_a_run_tell_once_whether_the_engine_keeps_up() -> None:
+    watch, told = PaceWatch(2), []
+    for number in range(8):
+        for channel in range(2):
+            # The first of each session chooses kernels, and every other sweep is put off.
+            taken_s = 0.6 if number else 9.0
+            told.append(watch.volume((channel, 0), 2 * number, 2.0 * number, taken_s))
+    assert [text for text in told if text] == [
+        "the engine takes 0.6 s for a sweep of each of 2 sessions, and they come every 1 s: 17% of them have "
+        "to wait; an interval of 1.4 s holds"
+    ]
+    quick = PaceWatch(1)
+    assert not any(quick.volume((0, 0), number, float(number), 0.6) for number in range(9))
