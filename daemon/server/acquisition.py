@@ -209,6 +209,7 @@ class Acquisition:
         """Have the source deliver its last frames; raise what went wrong."""
         if self._source is not None and self._started:
             self._source.stop(STOP_S)
+            self._hear(self._source)  # what it left behind, perhaps
             self._source.raise_if_failed()
 
     def close(self) -> None:
@@ -237,6 +238,13 @@ class Acquisition:
     def _watch(self, source: Source) -> None:
         if self._runs.failures and not len(self._runs):
             raise next(iter(self._runs.failures.values()))  # the source has no run to send to
+        run = self._hear(source)
+        source.raise_if_failed()
+        if not source.alive and run is not None and run.state is RunState.OPEN:
+            raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
+
+    def _hear(self, source: Source) -> LiveRun | None:
+        """Pass on what the source tells; return its run, if that is open."""
         for text in source.take_notes():
             self._board.note(text)
             self._remarks.append(text)
@@ -246,9 +254,7 @@ class Acquisition:
             for text in self._remarks:
                 run.recorder.put_event("driver", text)
             self._remarks.clear()
-        source.raise_if_failed()
-        if not source.alive and run is not None and run.state is RunState.OPEN:
-            raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
+        return run
 
     def _new_source(self, where: ResumeFrom | None) -> Source | None:
         """Return the driver, or what stands in for it, not started; None where there is none."""

@@ -175,15 +175,17 @@ def watched(acquisition: AcquisitionConfig, is_stopped: Callable[[], bool]) -> I
         return
     port = acquisition.port
     folder = journal_folder().parent
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"micromanager-{port}.lock", timeout=0, thread_local=False)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise AcquisitionError(
             f"Another mdd drives the Micro-Manager at port {port}: stop that first. If it was killed a "
             "moment ago, wait 20 s."
         ) from error
+    except OSError:
+        pass  # where nothing can be written, nothing is held
     watch = MicroscopeWatch(port, is_stopped)
     try:
         yield watch

@@ -7,6 +7,7 @@ trials, and the campaign over all phases, are slow; here each kind is tried once
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -97,6 +98,7 @@ def test_a_run_over_the_bridge_is_whole_and_leaves_micro_manager_as_it_was(
         )  # fmt: skip
         driver = start(config)
         assert not ended(driver)
+        assert not any("acquisition is running" in text for text in driver.take_notes())
         planned = [shot.info for sweep in Plan(config).sweeps() for shot in sweep.shots]
         assert [(f.info.seq, f.info.channel, f.info.position) for f in daemon.frames] == [
             (i.seq, i.channel, i.position) for i in planned
@@ -162,7 +164,7 @@ def test_a_micro_manager_that_ends_ends_the_run_in_order(
             assert daemon.ends[0].announced == len(daemon.frames)
 
 
-@pytest.mark.parametrize("moment", ["in a sweep", "between sweeps"])
+@pytest.mark.parametrize("moment", [pytest.param("in a sweep", marks=pytest.mark.slow), "between sweeps"])
 def test_a_stop_ends_although_micro_manager_stands_still(
     daemon: Daemon, start: Callable[[Config], DriverProcess], moment: str
 ) -> None:
@@ -280,15 +282,27 @@ def test_a_port_has_one_driver(daemon: Daemon, start: Callable[[Config], DriverP
         assert scope.state["roi"] == [16, 12, 32, 24]
 
 
-@pytest.mark.parametrize(("busy", "told"), [(True, True), (False, False)])
 def test_an_acquisition_that_seems_to_run_is_told(
-    daemon: Daemon, start: Callable[[Config], DriverProcess], busy: bool, told: bool
+    daemon: Daemon, start: Callable[[Config], DriverProcess]
 ) -> None:
-    with MicroManager(busy=busy) as scope:
+    with MicroManager(busy=True) as scope:
         driver = start(make(scope.port, acquisition={"sweeps": 1}))
         assert not ended(driver)
         notes = "\n".join(driver.take_notes())
-        assert ("Micro-Manager says that an acquisition is running" in notes) is told
+        assert "Micro-Manager says that an acquisition is running" in notes
+
+
+@pytest.mark.slow
+def test_a_foreign_program_at_the_next_port_does_not_hold_the_run_up(
+    daemon: Daemon, start: Callable[[Config], DriverProcess]
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        MicroManager(second_port=other.getsockname()[1]) as scope,
+    ):
+        text = ended(start(make(scope.port)))
+        assert f"did not begin an acquisition within {bridge.CALL_S:.0f} s" in text
+        assert "that no other program uses the ports from" in text
 
 
 @pytest.mark.parametrize(
@@ -311,8 +325,8 @@ def test_a_stage_that_somebody_moves_is_not_one_that_moves_backwards(
     ("change", "name"),
     [
         ({"binning": 2}, "binning 2 instead of 1"),
-        ({"bytes": 1}, "pixel type GRAY8 instead of GRAY16"),
-        ({"x": 8}, "region 8-12-32-24 instead of 16-12-32-24"),
+        pytest.param({"bytes": 1}, "pixel type GRAY8 instead of GRAY16", marks=pytest.mark.slow),
+        pytest.param({"x": 8}, "region 8-12-32-24 instead of 16-12-32-24", marks=pytest.mark.slow),
     ],
     ids=["binning", "pixel type", "region"],
 )

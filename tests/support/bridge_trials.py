@@ -34,7 +34,11 @@ BEFORE = (
     ),
     *("RemoteNotificationHandler", "getEventPort", "getSummaryMetadata", "get-class", "destructor", "image"),
 )
-CLOSING = ("checkForExceptions", "abort", "areEventsFinished", "waitForCompletion", "clearROI", "setExposure")
+CLOSING = {
+    "checkForExceptions": 1, "abort": 1, "waitForCompletion": 1, "notificationHandlingComplete": 1,
+    "setPosition": 3, "setExposure": 2, "clearROI": 2, "getROI": 2,
+}  # fmt: skip
+"""Methods, and the number of the call that comes while closing: the ones before are made at the start."""
 LOST = ("Micro-Manager has ended or no longer answers at port", "Micro-Manager did not ")
 
 
@@ -59,11 +63,8 @@ def play(seed: int, folder: Path) -> Trial:
     elif phase == "in a sweep":
         fault |= {"at": "image", "count": draw.randint(2, 60)}
     elif phase == "while closing":
-        fault |= {"at": draw.choice(CLOSING), "count": 1}
-        if fault["at"] in ("setExposure", "clearROI"):
-            fault["count"] = 2  # the first time is at the start
-        elif fault["at"] == "areEventsFinished":
-            fault["count"] = draw.randint(2, 20)  # each sweep asks, too
+        at = draw.choice(list(CLOSING))
+        fault |= {"at": at, "count": CLOSING[at]}
     folder.mkdir(parents=True)
     with MicroManager(fault=fault if "at" in fault else None) as scope:
         arguments = _arguments(scope.port, draw, between=phase == "between sweeps")
@@ -76,7 +77,8 @@ def play(seed: int, folder: Path) -> Trial:
                 mdd.wait_for(lambda: _has_frames(folder))
                 time.sleep(draw.uniform(0.2, 2.5))
                 scope.kill() if deed == "die" else scope.freeze()
-            struck = wait_until(lambda: not scope.is_running() or scope.is_frozen() or not mdd.look(), 60.0)
+            wait_until(lambda: _has_struck(scope) or not mdd.look(), 60.0)
+            struck = _has_struck(scope)
             began_s = time.monotonic()
             code = mdd.finish(60.0)
             seconds = time.monotonic() - began_s
@@ -86,6 +88,10 @@ def play(seed: int, folder: Path) -> Trial:
                 problems.append(f"it took {seconds:.1f} s")
     moment = f"{fault.get('at', 'from outside')} {fault.get('count', '')}".strip()
     return Trial(phase, deed, moment, seconds, tuple(problems))
+
+
+def _has_struck(scope: MicroManager) -> bool:
+    return not scope.is_running() or scope.is_frozen()
 
 
 def _arguments(port: int, draw: random.Random, *, between: bool) -> list[str]:
