@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterable
 
 IN_WORDS = 5.0
 """An error that is so many times the noise says nothing: frames without noise, or of no specimen."""
@@ -26,6 +27,16 @@ def in_noise(error: float, digits: int = 2) -> str:
 def strip_control(text: str) -> str:
     """Replace control characters, which could steer a terminal, and halves of characters."""
     return _CONTROL.sub("\ufffd", text)
+
+
+def markdown_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    titles = list(titles)
+    return [line(titles), "|" + "---|" * len(titles), *map(line, rows)]
 
 
 def command_line(*words: object) -> str:

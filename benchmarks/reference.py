@@ -35,7 +35,7 @@ from microdiffusion.engines.projections.closed_form import nearest_slab
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import PositionEmbedding, ProjectionEmbedding, encode_position
 from microdiffusion.engines.reference.method import ReferenceMethod
-from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
+from microdiffusion.engines.reference.mlp_inr import FourierMlp, fit_field, inr_rate
 from microdiffusion.engines.reference.unet import UNet
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 VOLUME = "cells_bigstream_high"
 CPU = torch.device("cpu")
-TWO = FieldPlan(2, 256, bfloat16=True)
+TWO = ReferenceConfig(inr_steps=2, inr_batch_pixels=256, bfloat16=True)
 
 
 def db(one: torch.Tensor, two: torch.Tensor) -> float:
@@ -132,9 +132,9 @@ def inr_beside(authors: Path, folder: Path, epochs: int) -> dict[str, Any]:
         optimiser = torch.optim.Adam(theirs.parameters(), lr=1e-3)
         # Their milestones are every 10 of 5,000 epochs; here as many decays in as many epochs as are run.
         begun = time.process_time()
-        plan = FieldPlan(steps=epochs)
+        config = ReferenceConfig(inr_steps=epochs)
         for epoch in range(epochs):
-            optimiser.param_groups[0]["lr"] = plan.rate_at(epoch)
+            optimiser.param_groups[0]["lr"] = inr_rate(config, epoch)
             losses = training.train_one_epoch(
                 6, slices, places, ground, scene, optimiser, None, None, theirs, None, None, CPU, None, None
             )
@@ -143,7 +143,7 @@ def inr_beside(authors: Path, folder: Path, epochs: int) -> dict[str, Any]:
             everywhere = training.get_all_pos_enc(rows, columns, slices, 6, True, 5)
             middle_of_six = theirs(everywhere, None, None, slices, 6, test=True)[3][..., 0]
     begun = time.process_time()
-    loss = fit_field(ours, operator, images, plan)
+    loss = fit_field(ours, operator, images, config)
     our_seconds = time.process_time() - begun
     first = 3
     mine = ours.volume()[first : first + len(middle_of_six)]
@@ -267,8 +267,7 @@ def ablations(
         begun = time.process_time()
         if step not in fields:
             fields[step] = FourierMlp(case.truth.shape, bandwidth=config.inr_bandwidth)
-            plan = FieldPlan(inr_steps, config.inr_batch_pixels, bfloat16=True)
-            fit_field(fields[step], operator, images, plan)
+            fit_field(fields[step], operator, images, config)
             keep(f"INR alone, step {step:g}", fields[step].volume(), case)
         method.field = fields[step]
         method.train(operator, images)
@@ -300,7 +299,8 @@ def ablations(
     some = range(12, 13)
     begun = time.process_time()
     last, few = method.sample(images, nearest, wanted=some)
-    every, many = method.sample(images, nearest, wanted=some, shortcut=0)
+    method.config = method.config.model_copy(update={"shortcut": 0})
+    every, many = method.sample(images, nearest, wanted=some)
     result["shortcut"] = {
         "slice": some.start,
         "last 4 against all 1000 steps, db": db(last, every),
@@ -333,7 +333,7 @@ def cost() -> dict[str, Any]:
         print(label, seconds[label], flush=True)
 
     field = FourierMlp((126, 128, 128))
-    fit_field(field, operator, images, FieldPlan(1, 256, bfloat16=True))
+    fit_field(field, operator, images, TWO)
     clock("2 INR updates of 256 pixels, bfloat16", partial(fit_field, field, operator, images, TWO))
     unet = UNet(160)
     optimiser = torch.optim.AdamW(unet.parameters())

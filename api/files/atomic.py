@@ -46,6 +46,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text (UTF-8) whole or not at all; raises as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def staged(*finals: Path, needed_bytes: int = 0) -> Iterator[tuple[Path, ...]]:
     """Yield a path for each of `finals`, all in one folder; they get their names when the block succeeds.

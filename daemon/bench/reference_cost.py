@@ -23,7 +23,6 @@ from microdiffusion.daemon.bench.timing import seconds_of, synchronise
 from microdiffusion.engines.reference import (
     POSITION,
     PROJECTION,
-    FieldPlan,
     FourierMlp,
     ReferenceMethod,
     UNet,
@@ -73,7 +72,7 @@ def reference_parts(
 
     field = FourierMlp((slices, rows, columns), frequencies=config.inr_frequencies).to(device)
     pixels = min(_INR_PIXELS, rows * columns)
-    plan = FieldPlan(_INR_UPDATES, pixels, config.inr_rate, config.inr_decay, config.bfloat16)
+    brief = config.model_copy(update={"inr_steps": _INR_UPDATES, "inr_batch_pixels": pixels})
     batch = config.inr_batch_pixels or rows * columns
 
     trained = _measured_edges(config.width, rows, columns, most_flop / _UPDATE_FLOP / _UPDATES)
@@ -93,7 +92,7 @@ def reference_parts(
     shown = f"{_shown(sampled, evaluation_scale)}{f', {together} images together' if together > 1 else ''}"
     return ReferenceParts(
         {
-            "inr": lambda: seconds_of(lambda: fit_field(field, operator, images, plan), device),
+            "inr": lambda: seconds_of(lambda: fit_field(field, operator, images, brief), device),
             "training": lambda: _update_seconds(config, images[:1, : trained[0], : trained[1]]),
             "sampling": lambda: seconds_of(evaluate, device) / together,
         },

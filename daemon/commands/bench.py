@@ -53,7 +53,7 @@ def run(args: Namespace) -> int:
 
     from microdiffusion.daemon.bench import Bench, size_name, tables
     from microdiffusion.daemon.system import about
-    from microdiffusion.files import replacing
+    from microdiffusion.files import write_text
 
     settings = _settings(args)
     with Console(stderr=True).status("") as status:
@@ -67,8 +67,7 @@ def run(args: Namespace) -> int:
         }
     say(tables(document), styled=True)
     if args.json is not None:
-        with replacing(args.json) as new:
-            new.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(document, indent=1) + "\n")
         say(f"wrote {args.json}")
     return 0
 

@@ -77,6 +77,7 @@ def run(args: Namespace) -> int:
     """Evaluate; 3 if there is no score at all."""
     from microdiffusion.daemon.system import about
     from microdiffusion.engines import evaluation
+    from microdiffusion.files import write_text
 
     plan, sessions = _plan(args), _session_plan(args)
     outputs = [path for path in (args.json, args.markdown) if path is not None]
@@ -96,7 +97,7 @@ def run(args: Namespace) -> int:
         elif args.json is not None:
             evaluation.write_json(args.json, evaluation.document(plan, results, machine))
         if args.markdown is not None:
-            evaluation.write_text(args.markdown, tables(results))
+            write_text(args.markdown, tables(results))
 
     def show(name: str, step: float, case: Any, answers: Any) -> None:
         evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)

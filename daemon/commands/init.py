@@ -76,7 +76,7 @@ def run(args: Namespace) -> int:
     from microdiffusion.daemon.commands.suggestions import suggestions, written
     from microdiffusion.daemon.doctor import measured_pace
     from microdiffusion.drivers.micromanager import survey
-    from microdiffusion.files import replacing
+    from microdiffusion.files import write_text
 
     file: Path = args.file
     if file.exists():
@@ -105,8 +105,7 @@ def run(args: Namespace) -> int:
         config = load_config(overrides={name: value.value for name, value in {**values, **backend}.items()})
     except MddError as error:
         raise type(error)(_as_typed(str(error))) from error
-    with replacing(file) as new:
-        new.write_text(written(values, backend, found), encoding="utf-8")
+    write_text(file, written(values, backend, found))
     say(f"{file} is written and valid. The pace of this computer's engine is measured ...")
     pace = measured_pace(config)
     say("\n".join(filter(None, (f"  {pace.text}", pace.fix and f"  -> {pace.fix}"))))

@@ -8,17 +8,9 @@ from microdiffusion.engines.evaluation.pictures import (
     volume_picture,
 )
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, normalise
-from microdiffusion.engines.evaluation.report import (
-    document,
-    markdown,
-    write_json,
-    write_text,
-)
+from microdiffusion.engines.evaluation.report import document, markdown, write_json
 from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
-from microdiffusion.engines.evaluation.session_report import (
-    session_document,
-    session_markdown,
-)
+from microdiffusion.engines.evaluation.session_report import session_document, session_markdown
 from microdiffusion.engines.evaluation.sessions import SessionPlan, evaluate_sessions, session_calls
 
 __all__ = [
@@ -44,5 +36,4 @@ __all__ = [
     "sweep_curves",
     "volume_picture",
     "write_json",
-    "write_text",
 ]

@@ -30,8 +30,6 @@ _LIT = 0.2  # of the range: what is darker has no brightness that could flicker
 class Still:
     """A specimen that keeps still."""
 
-    name = "still"
-
     def __init__(self, structure: Volume, sweeps: int) -> None:
         self.structure = structure
         self.sweeps = sweeps
@@ -50,8 +48,6 @@ class Still:
 
 class Drifting(Still):
     """A specimen that goes `DRIFT` voxels a sweep along z and y."""
-
-    name = "drift"
 
     def truth(self, sweep: int) -> Volume:
         """Return the specimen at a sweep."""
@@ -79,8 +75,6 @@ class Active(Still):
     InputFileError
         There is no room for a spot.
     """
-
-    name = "active"
 
     def __init__(self, structure: Volume, sweeps: int, seed: int = 0) -> None:
         super().__init__(structure, sweeps)

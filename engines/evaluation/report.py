@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.engines.evaluation.runner import EvaluationPlan, Results, Row
-from microdiffusion.files import replacing
+from microdiffusion.files import write_text
 from microdiffusion.metrics import bootstrap_interval
+from microdiffusion.text import markdown_table
 
 SCORES = {
     "psnr_db": ("PSNR dB", 2),
@@ -170,12 +171,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def markdown(content: dict[str, Any], results: Results) -> str:
     """Return the tables: means with intervals and gains per step, then PSNR / SSIM of each volume."""
     lines = [_conditions(content["protocol"]), ""]
@@ -209,7 +204,7 @@ def _means(methods: dict[str, Any]) -> list[str]:
     columns = [
         key for key in shown if any(not _unknown(e.get(key, {}).get("mean")) for e in methods.values())
     ]
-    lines = _header(["method", *(shown[key][0] for key in columns)])
+    table = []
     for name, entry in methods.items():
         cells = [f"`{name}`"]
         for key in columns:
@@ -218,26 +213,26 @@ def _means(methods: dict[str, Any]) -> list[str]:
             cells.append(_number(figure["mean"], digits))
             if key in GAINS:
                 cells[-1] += f" {_interval(figure['interval'], digits)}"
-        lines.append(_line(cells))
-    return lines
+        table.append(cells)
+    return markdown_table(["method", *(shown[key][0] for key in columns)], table)
 
 
 def _gains(methods: dict[str, Any]) -> list[str]:
-    lines = _header(["method", "PSNR dB", "SSIM", "least PSNR gain", "worse on"])
+    table = []
     for name, entry in methods.items():
         psnr, ssim = entry["gain"]["psnr_db"], entry["gain"]["ssim"]
         if psnr and ssim:
             means = [f"{g['mean']:+.{d}f} {_interval(g['interval'], d)}" for g, d in ((psnr, 2), (ssim, 3))]
             least = f"{psnr['least']:+.2f} ({psnr['least_on']})"
-            lines.append(_line([f"`{name}`", *means, least, f"{psnr['worse_on']} of {entry['volumes']}"]))
-    return lines
+            table.append([f"`{name}`", *means, least, f"{psnr['worse_on']} of {entry['volumes']}"])
+    return markdown_table(("method", "PSNR dB", "SSIM", "least PSNR gain", "worse on"), table)
 
 
 def _volumes(rows: list[Row], classical: tuple[str, ...]) -> list[str]:
     table = per_volume(rows)
     best = better_classical(table, classical, "psnr_db")
-    last = ["best classical"] if classical else []
-    lines = _header(["volume", *(f"`{method}`" for method in table), *last])
+    titles = ["volume", *(f"`{method}`" for method in table), *(["best classical"] if classical else [])]
+    lines = []
     for volume in sorted({volume for scores in table.values() for volume in scores}):
         cells = [volume]
         for scores in table.values():
@@ -245,16 +240,8 @@ def _volumes(rows: list[Row], classical: tuple[str, ...]) -> list[str]:
             cells.append(f"{_number(known['psnr_db'], 2)} / {_number(known['ssim'], 3)}" if known else "")
         if classical:
             cells.append(best[volume][1] if volume in best else "")
-        lines.append(_line(cells))
-    return lines
-
-
-def _header(titles: list[str]) -> list[str]:
-    return [_line(titles), "|" + "---|" * len(titles)]
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        lines.append(cells)
+    return markdown_table(titles, lines)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,19 +105,25 @@ def evaluate(plan: EvaluationPlan, hooks: Hooks | None = None) -> Results:
     engines = {method.name: method.open(plan.engine) for method in plan.methods}
     results = Results(classical=tuple(method.name for method in plan.methods if method.classical))
     each = len(plan.methods) * plan.seeds
-    for number, path in enumerate(plan.files):
+    for number, name, truth in truths(plan, results):
         done = number * each * len(plan.steps)
-        hooks.progress(done, path.stem)
+        hooks.progress(done, name)
+        for place, step in enumerate(plan.steps):
+            _step(plan, engines, name, truth, step, done + place * each, hooks, results)
+        hooks.saved(results)
+    hooks.progress(plan.runs(), "done")
+    return results
+
+
+def truths(plan: EvaluationPlan, results: Results) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
+    """Yield number, name and truth (Z, Y, X) of each volume; what cannot be used is left out."""
+    for number, path in enumerate(plan.files):
         try:
             truth = read_truth(path, plan.protocol.crop)
         except MddError as error:
             results.leave_out(f"{path.name}: {error}")
-            continue
-        for place, step in enumerate(plan.steps):
-            _step(plan, engines, path.stem, truth, step, done + place * each, hooks, results)
-        hooks.saved(results)
-    hooks.progress(plan.runs(), "done")
-    return results
+        else:
+            yield number, path.stem, truth
 
 
 def _step(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from microdiffusion.engines.evaluation.report import protocol_of
 from microdiffusion.engines.evaluation.runner import EvaluationPlan, Results
 from microdiffusion.engines.evaluation.sessions import SessionPlan
+from microdiffusion.text import markdown_table
 
 _ACTIVITY = {
     "correlation": ("correlation", 3),
@@ -73,7 +74,7 @@ def _means(rows: Sequence[Mapping[str, Any]], sessions: SessionPlan) -> list[str
     titles = ["method", *(f"sweep {sweep + 1}" for sweep in shown), "SSIM, first", "last"]
     titles += ["flicker"] if "flicker" in rows[0] else []
     titles += [title for title, _ in _ACTIVITY.values()] if active else []
-    table = [[*titles, "s"]]
+    table = []
     for method in _methods(rows):
         mine = [row for row in rows if row["method"] == method]
         psnr, ssim = mean_score(mine, "psnr_db"), mean_score(mine, "ssim")
@@ -86,13 +87,13 @@ def _means(rows: Sequence[Mapping[str, Any]], sessions: SessionPlan) -> list[str
         cells += [f"{mean_score(mine, 'flicker'):.3f}"] if "flicker" in rows[0] else []
         cells += [_shown(mine, key, digits) for key, (_, digits) in _ACTIVITY.items()] if active else []
         table.append([*cells, f"{mean_score(mine, 'seconds'):.2f}"])
-    return _lines(table)
+    return markdown_table([*titles, "s"], table)
 
 
 def _volumes(rows: Sequence[Mapping[str, Any]], course: str) -> list[str]:
     """Return a table of each volume: correlation / slope, or PSNR of the first sweep and the last half."""
     methods = _methods(rows)
-    table = [["volume", *(f"`{method}`" for method in methods)]]
+    table = []
     for volume in sorted({row["volume"] for row in rows}):
         cells = [volume]
         for method in methods:
@@ -104,7 +105,8 @@ def _volumes(rows: Sequence[Mapping[str, Any]], course: str) -> list[str]:
                 cells.append(f"{psnr[0]:.2f} / {psnr[len(psnr) // 2 :].mean():.2f}")
         table.append(cells)
     about = "correlation / slope" if course == "active" else "PSNR of the first sweep / of the second half"
-    return [f"Each volume, {about}:", "", *_lines(table)]
+    titles = ["volume", *(f"`{method}`" for method in methods)]
+    return [f"Each volume, {about}:", "", *markdown_table(titles, table)]
 
 
 def _methods(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -114,8 +116,3 @@ def _methods(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def _shown(rows: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
     value = float(mean_score(rows, key))
     return f"{value:.{digits}f}" if np.isfinite(value) else ""
-
-
-def _lines(table: list[list[str]]) -> list[str]:
-    titles, *rows = ["| " + " | ".join(cells) + " |" for cells in table]
-    return [titles, "|" + "---|" * len(table[0]), *rows]

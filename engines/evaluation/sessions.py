@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.courses import Active, Drifting, Still, Watch
-from microdiffusion.engines.evaluation.protocol import Protocol, expose, make_header, read_truth, slab_centres
-from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results
+from microdiffusion.engines.evaluation.protocol import Protocol, expose, make_header, slab_centres
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, truths
 from microdiffusion.engines.pipeline import Engine
 from microdiffusion.errors import ConfigError, MddError
 from microdiffusion.frames import StagePositions, Sweep
@@ -115,18 +115,13 @@ def evaluate_sessions(plan: EvaluationPlan, sessions: SessionPlan, hooks: Hooks 
     engines = {method.name: method.open(plan.engine) for method in plan.methods}
     results = Results()
     done = 0
-    for path in plan.files:
-        hooks.progress(done, path.stem)
-        try:
-            structure = read_truth(path, plan.protocol.crop)
-        except MddError as error:
-            results.leave_out(f"{path.name}: {error}")
-            continue
+    for _, volume, structure in truths(plan, results):
+        hooks.progress(done, volume)
         for step in plan.steps:
             for seed in range(plan.seeds):
                 for name in sessions.courses:
-                    where = f"{path.stem}, step {step:g}, {name}"
-                    key = {"volume": path.stem, "step": step, "seed": seed, "course": name}
+                    where = f"{volume}, step {step:g}, {name}"
+                    key = {"volume": volume, "step": step, "seed": seed, "course": name}
                     try:
                         course = sessions.course(name, structure, seed)
                         protocol = dataclasses.replace(plan.protocol, step=step)

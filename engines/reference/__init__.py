@@ -8,13 +8,12 @@ puts them together. Nothing here is live; it is the yardstick.
 from microdiffusion.engines.reference.condition import POSITION, PROJECTION
 from microdiffusion.engines.reference.ddpm import steps_needed
 from microdiffusion.engines.reference.method import ReferenceMethod, padded_edge
-from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
+from microdiffusion.engines.reference.mlp_inr import FourierMlp, fit_field
 from microdiffusion.engines.reference.unet import UNet
 
 __all__ = [
     "POSITION",
     "PROJECTION",
-    "FieldPlan",
     "FourierMlp",
     "ReferenceMethod",
     "UNet",

@@ -33,7 +33,7 @@ from microdiffusion.engines.reference.condition import (
     PositionEmbedding,
     ProjectionEmbedding,
 )
-from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
+from microdiffusion.engines.reference.mlp_inr import FourierMlp, fit_field
 from microdiffusion.engines.reference.unet import MULTIPLE, UNet
 from microdiffusion.errors import EngineError
 
@@ -124,8 +124,7 @@ class ReferenceMethod:
         kept = self.networks is not None and not self.config.retrain
         if not kept:
             self.field = self._new_field()
-        plan = self._plan()
-        fit_field(self.field, operator, images, plan, seed=self.seed, progress=self._stage("inr"))
+        fit_field(self.field, operator, images, self.config, seed=self.seed, progress=self._stage("inr"))
         seconds["inr"] = time.perf_counter() - begun
         begun = time.perf_counter()
         updates = 0 if kept else self.train(operator, images)
@@ -133,7 +132,7 @@ class ReferenceMethod:
         begun = time.perf_counter()
         volume, evaluations = self.sample(images, nearest_slab(centres, self.shape[0]))
         seconds["sampler"] = time.perf_counter() - begun
-        return ReferenceAnswer(volume, plan.steps, updates, evaluations, seconds)
+        return ReferenceAnswer(volume, self.config.inr_steps, updates, evaluations, seconds)
 
     def train(self, operator: Tensor, images: Tensor) -> int:
         """Train new networks on the projections (M, Y, X).
@@ -163,12 +162,7 @@ class ReferenceMethod:
 
     @torch.no_grad()
     def sample(
-        self,
-        images: Tensor,
-        nearest: NDArray[np.intp],
-        *,
-        shortcut: int | None = None,
-        wanted: range | None = None,
+        self, images: Tensor, nearest: NDArray[np.intp], *, wanted: range | None = None
     ) -> tuple[Tensor, int]:
         """Draw slices; return them (Z, Y, X) and the number of network evaluations (images).
 
@@ -178,8 +172,6 @@ class ReferenceMethod:
             The measured projections.
         nearest : (Z,) int
             Which of them is each slice's condition.
-        shortcut : int, optional
-            Instead of the configured one.
         wanted : range, optional
             Of slices, in steps of 1; None: all. A slice does not depend on which others are drawn.
         """
@@ -187,9 +179,7 @@ class ReferenceMethod:
         if networks is None:
             raise EngineError("The reference's networks are used before training: call reconstruct first.")
         wanted = range(self.shape[0]) if wanted is None else wanted
-        steps = ddpm.steps_needed(
-            config.timesteps, config.shortcut if shortcut is None else shortcut, config.interpolation
-        )
+        steps = ddpm.steps_needed(config.timesteps, config.shortcut, config.interpolation)
         settings = ddpm.Sampling(steps, config.interpolation, config.guidance, self.seed)
         prior = _padded(self.prior())[:, None]
         with self._precision():
@@ -276,12 +266,6 @@ class ReferenceMethod:
     def _volume(self, z: Tensor) -> Tensor:
         with self._precision():
             return self.field.volume(z)
-
-    def _plan(self) -> FieldPlan:
-        config = self.config
-        return FieldPlan(
-            config.inr_steps, config.inr_batch_pixels, config.inr_rate, config.inr_decay, config.bfloat16
-        )
 
     def _new_field(self) -> FourierMlp:
         config = self.config

@@ -16,43 +16,18 @@ Runs on the engine's thread, on any device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microdiffusion.config import ReferenceConfig
+
 DECAYS = 500
 """Decays of the rate in the course of a fit: every 10 of the paper's 5,000 epochs."""
+_WIDTH = 64  # of the hidden layers
 CHUNK = 1024
 """Pixels that are evaluated together; bounds the memory of a full batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class FieldPlan:
-    """Settings of a fit; the defaults are the paper's.
-
-    Attributes
-    ----------
-    steps : int
-        Updates. With a full batch, one is an epoch.
-    batch_pixels : int
-        Pixels of an update, all of their projections each; 0: every pixel (the full batch).
-    rate, decay : float
-        Adam's rate, and its factor after each 500th of the steps (0.1 in all).
-    bfloat16 : bool
-        Products in bfloat16 (autocast), parameters and sums in float32.
-    """
-
-    steps: int = 5000
-    batch_pixels: int = 0
-    rate: float = 1e-3
-    decay: float = 0.9954
-    bfloat16: bool = False
-
-    def rate_at(self, step: int) -> float:
-        """Return the rate of an update (0, 1, ...); the first decay comes before the first update."""
-        return float(self.rate * self.decay ** (1 + step * DECAYS // self.steps))
 
 
 class FourierMlp(nn.Module):
@@ -62,8 +37,8 @@ class FourierMlp(nn.Module):
     ----------
     shape : (Z, Y, X)
         Of the volume, with voxels at -1 + 2 i / n along each axis.
-    frequencies, width : int
-        Random frequencies (twice as many features), and width of the hidden layers.
+    frequencies : int
+        Random frequencies; there are twice as many features.
     bandwidth : float
         Standard deviation of the frequencies, in cycles per unit of the coordinates.
     seed : int
@@ -75,7 +50,6 @@ class FourierMlp(nn.Module):
         shape: tuple[int, int, int],
         *,
         frequencies: int = 256,
-        width: int = 64,
         bandwidth: float = 4.0,
         seed: int = 0,
     ) -> None:
@@ -84,7 +58,7 @@ class FourierMlp(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.frequencies: Tensor
         self.register_buffer("frequencies", bandwidth * torch.randn(frequencies, 3, generator=generator))
-        features = 2 * frequencies
+        features, width = 2 * frequencies, _WIDTH
 
         def hidden(inputs: int, outputs: int) -> nn.Linear:
             return seeded(nn.Linear(inputs, outputs), generator)
@@ -159,7 +133,7 @@ def fit_field(
     field: FourierMlp,
     operator: Tensor,
     images: Tensor,
-    plan: FieldPlan,
+    config: ReferenceConfig,
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -169,15 +143,15 @@ def fit_field(
     Adam from fresh moments; the field is not reset, so a second fit continues the first.
     """
     pixels = images[0].numel()
-    batch = min(plan.batch_pixels or pixels, pixels)
-    optimiser = torch.optim.Adam(field.parameters(), lr=plan.rate)
+    batch = min(config.inr_batch_pixels or pixels, pixels)
+    optimiser = torch.optim.Adam(field.parameters(), lr=config.inr_rate)
     generator = torch.Generator().manual_seed(seed)
     device = images.device
     last = 0.0
     with torch.enable_grad():
-        for step in range(plan.steps):
+        for step in range(config.inr_steps):
             for group in optimiser.param_groups:
-                group["lr"] = plan.rate_at(step)
+                group["lr"] = inr_rate(config, step)
             chosen = torch.arange(pixels)
             if batch < pixels:
                 chosen = torch.randperm(pixels, generator=generator)[:batch]
@@ -185,13 +159,18 @@ def fit_field(
             optimiser.zero_grad(set_to_none=True)
             last = 0.0
             for part in chosen.split(CHUNK):  # gradients add up: a full batch need not fit into memory
-                with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
                     loss = field.loss(operator, images, part) * (part.numel() / chosen.numel())
                 loss.backward()
                 last += float(loss.detach())
             optimiser.step()
-            progress(step + 1, plan.steps)
+            progress(step + 1, config.inr_steps)
     return last
+
+
+def inr_rate(config: ReferenceConfig, step: int) -> float:
+    """Return the rate of an update (0, 1, ...); the first decay comes before the first update."""
+    return float(config.inr_rate * config.inr_decay ** (1 + step * DECAYS // config.inr_steps))
 
 
 def seeded(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:

@@ -12,13 +12,14 @@ keeps its 16,384 x 16,384 weights out of memory. Runs on the engine's thread, on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _GROUPS = 32
+_MULTIPLIERS = (1, 2, 2, 2)  # of the width, one for each level
+_BLOCKS = 2  # residual blocks of a level; one more on the way up
 MULTIPLE = 8
 """Images' sides are multiples of this: three levels halve them."""
 
@@ -101,22 +102,10 @@ class UNet(nn.Module):
         Length of the condition vector.
     width : int
         Channels at full resolution, a multiple of 32.
-    multipliers : sequence of int
-        Of the width, one for each level.
-    blocks : int
-        Residual blocks of a level (one more on the way up).
     dropout : float
     """
 
-    def __init__(
-        self,
-        condition: int,
-        *,
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 2,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, condition: int, *, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
         self.width = width
         embedding = 4 * width
@@ -128,9 +117,9 @@ class UNet(nn.Module):
         self.entry = nn.Conv2d(1, width, 3, padding=1)
         self.down = nn.ModuleList()
         channels, skips = width, [width]
-        last = len(multipliers) - 1
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(blocks):
+        last = len(_MULTIPLIERS) - 1
+        for level, multiplier in enumerate(_MULTIPLIERS):
+            for _ in range(_BLOCKS):
                 block = ResidualBlock(channels, multiplier * width, embedding, dropout)
                 self.down.append(_UNetLevel(block))
                 channels = multiplier * width
@@ -142,11 +131,11 @@ class UNet(nn.Module):
         self.middle_out = ResidualBlock(channels, channels, embedding, dropout)
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
-            outputs = multipliers[level] * width
-            for number in range(blocks + 1):
+            outputs = _MULTIPLIERS[level] * width
+            for number in range(_BLOCKS + 1):
                 block = ResidualBlock(channels + skips.pop(), outputs, embedding, dropout)
                 then = None
-                if level > 0 and number == blocks:
+                if level > 0 and number == _BLOCKS:
                     then = nn.Sequential(
                         nn.Upsample(scale_factor=2), nn.Conv2d(outputs, outputs, 3, padding=1)
                     )

@@ -21,7 +21,8 @@ import microdiffusion
 from microdiffusion.config import TrainingConfig
 from microdiffusion.engines.training.data import NOT_STATED, Record
 from microdiffusion.engines.training.validation import Table
-from microdiffusion.files import replacing
+from microdiffusion.files import write_text
+from microdiffusion.text import markdown_table
 
 _ALIKE_DB = 0.05
 
@@ -54,8 +55,7 @@ class Outcome:
 def write_card(config: TrainingConfig, records: Sequence[Record], outcome: Outcome) -> Path:
     """Write the card beside the weights; return its path."""
     card = config.output.with_suffix(".md")
-    with replacing(card) as temporary:
-        temporary.write_text(model_card(config, records, outcome), encoding="utf-8")
+    write_text(card, model_card(config, records, outcome))
     return card
 
 
@@ -147,10 +147,7 @@ def against_shipped(table: Table) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)])
+    return "\n".join(markdown_table(heads, rows))
 
 
 @dataclass(slots=True)
@@ -175,5 +172,4 @@ class Curves:
 
     def write(self, output: Path) -> None:
         """Write `<output>.curves.json`."""
-        with replacing(output.with_suffix(".curves.json")) as temporary:
-            temporary.write_text(self.to_json() + "\n", encoding="utf-8")
+        write_text(output.with_suffix(".curves.json"), self.to_json() + "\n")

@@ -21,7 +21,7 @@ from microdiffusion.engines.projections.closed_form import nearest_slab
 from microdiffusion.engines.reference import ddpm
 from microdiffusion.engines.reference.condition import PositionEmbedding, ProjectionEmbedding, encode_position
 from microdiffusion.engines.reference.method import NEIGHBOURS, ReferenceMethod, neighbours
-from microdiffusion.engines.reference.mlp_inr import FieldPlan, FourierMlp, fit_field
+from microdiffusion.engines.reference.mlp_inr import FourierMlp, fit_field, inr_rate
 from microdiffusion.engines.reference.unet import UNet
 from microdiffusion.errors import ConfigError
 from microdiffusion.runfile.reader import open_run
@@ -107,10 +107,10 @@ def test_the_field_is_an_mlp_of_each_voxels_features() -> None:
 
 
 def test_the_fields_rate_falls_to_a_tenth() -> None:
-    plan = FieldPlan()
-    assert plan.rate_at(0) == plan.rate_at(9) == pytest.approx(1e-3 * 0.9954)
-    assert plan.rate_at(10) == pytest.approx(1e-3 * 0.9954**2)
-    assert plan.rate_at(4999) == pytest.approx(1e-4, rel=0.01)
+    config = ReferenceConfig()
+    assert inr_rate(config, 0) == inr_rate(config, 9) == pytest.approx(1e-3 * 0.9954)
+    assert inr_rate(config, 10) == pytest.approx(1e-3 * 0.9954**2)
+    assert inr_rate(config, 4999) == pytest.approx(1e-4, rel=0.01)
 
 
 def test_chunks_of_a_full_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_chunks_of_a_full_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for chunk in (100, 1024):
         monkeypatch.setattr("microdiffusion.engines.reference.mlp_inr.CHUNK", chunk)
         field = FourierMlp(SHAPE, frequencies=8)
-        fit_field(field, operator(), images(), FieldPlan(steps=2))
+        fit_field(field, operator(), images(), ReferenceConfig(inr_steps=2))
         fields.append(field.volume())
     torch.testing.assert_close(*fields, atol=1e-5, rtol=1e-4)
 
@@ -127,7 +127,7 @@ def test_the_field_learns_the_projections() -> None:
     field = FourierMlp(SHAPE, frequencies=32, bandwidth=1.0)
     everything = torch.arange(16 * 16)
     before = field.loss(operator(), images(), everything).item()
-    fit_field(field, operator(), images(), FieldPlan(steps=100, rate=4e-3))
+    fit_field(field, operator(), images(), ReferenceConfig(inr_steps=100, inr_rate=4e-3))
     assert field.loss(operator(), images(), everything).item() < 0.05 * before
 
 
@@ -199,11 +199,14 @@ def test_how_many_steps_are_sampled(shortcut: int, share: float, steps: int) -> 
 # The shortcut -------------------------------------------------------------------------------------
 
 
-def test_the_last_four_steps_give_what_more_give(trained: ReferenceMethod) -> None:
+def test_the_last_four_steps_give_what_more_give(
+    trained: ReferenceMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nearest = nearest_slab(CENTRES, SHAPE[0])
     some = range(4, 7)
-    longer, _ = trained.sample(images(), nearest, shortcut=20, wanted=some)
-    last, evaluations = trained.sample(images(), nearest, shortcut=4, wanted=some)
+    last, evaluations = trained.sample(images(), nearest, wanted=some)
+    monkeypatch.setattr(trained, "config", trained.config.model_copy(update={"shortcut": 20}))
+    longer, _ = trained.sample(images(), nearest, wanted=some)
     assert evaluations == len(some) * 4 * 2
     assert not torch.equal(longer, last)
     assert -10 * math.log10(float((longer - last).square().mean())) > 50
