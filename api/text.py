@@ -39,6 +39,11 @@ def markdown_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list
     return [line(titles), "|" + "---|" * len(titles), *map(line, rows)]
 
 
+def encodable(text: str) -> str:
+    """Replace halves of characters: what a file system's names that are not UTF-8 come as."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def command_line(*words: object) -> str:
     """Return a command as this system's shell takes it, whatever its files are called."""
     plain = [str(word) for word in words]

@@ -18,6 +18,7 @@ from microdiffusion.config.reference import toml_value
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.header import NonNegative, Positive
 from microdiffusion.optics import AxialProfile
+from microdiffusion.text import encodable
 
 Interval = tuple[FiniteFloat, FiniteFloat]
 Column = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=65536)]
@@ -155,7 +156,7 @@ def calibration_toml(content: BeamFile | CameraFile, name: str) -> str:
         f"# Measured by `mdd calibrate {content.kind}`; to use it, in the configuration:",
         "#",
         f"#     [{key}]",
-        f'#     calibration = "{name}"',
+        f"#     calibration = {toml_value(encodable(name))}",
         "",
         *_table(content.model_dump(mode="json")),
     ]

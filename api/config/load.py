@@ -27,6 +27,7 @@ from microdiffusion.config.checks import check_geometry, missing_inputs
 from microdiffusion.config.models import Config
 from microdiffusion.config.reference import Key, KeyPath, keys, tables, toml_value, unit_of
 from microdiffusion.errors import ConfigError, GeometryError, MissingFileError, UserError
+from microdiffusion.text import encodable
 
 CALIBRATED = {"sweep": ("length_um",), "camera": ("offset", "gain", "read_noise")}
 """Keys of a table whose values its calibration file has."""
@@ -105,6 +106,13 @@ def load_config(
     if misplaced := list(_misplaced(given)):
         raise ConfigError("\n".join(misplaced))
     _fill_in(given)
+    for path, value in given.items():
+        text = ", ".join(map(str, value.value)) if isinstance(value.value, list | tuple) else str(value.value)
+        if (shown := encodable(text)) != text:
+            raise ConfigError(
+                f"{value.origin}: {'.'.join(path)} is {shown}, a name that is not UTF-8, which no "
+                "configuration can hold: rename that file or folder."
+            )
     try:
         config = Config.model_validate_json(json.dumps(_nested(given), default=str), strict=True)
     except ValidationError as error:

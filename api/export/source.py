@@ -246,8 +246,8 @@ def positions_of(run: Run, wanted: Sequence[str]) -> list[int]:
         return list(range(len(names)))
     found = []
     for text in wanted:
-        if text in names:
-            found.append(names.index(text))
+        if text in names:  # several may be called alike: characters that cannot be printed become "_"
+            found += [number for number, name in enumerate(names) if name == text]
         elif text.isdecimal() and int(text) < len(names):
             found.append(int(text))
         else:

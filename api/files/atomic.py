@@ -47,9 +47,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text (UTF-8) whole or not at all; raises as `replacing` does."""
+    """Write a file of text (UTF-8) whole or not at all; raises as `replacing` does.
+
+    Names of files in it that are not UTF-8 become readable ones.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import ProgressBar, options, say
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -56,7 +57,8 @@ def run(args: Namespace) -> int:
             "verdict": result.verdict.sentence,
         }
         write_weights(result.model, args.output, notes)
-        say(f"wrote {args.output}; use it with --set engine.weights={args.output}")
+        use = f"engine.weights={args.output}"
+        say(f"wrote {args.output}; use it with {command_line('--set', use)}")
     else:
         say(f"kept the old weights; {args.output} was not written (--force writes it)")
     return 0

@@ -115,7 +115,7 @@ def _write(path: Path, content: BeamFile | CameraFile) -> None:
 
     with replacing(path) as new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(calibration_toml(content, path.name), encoding="utf-8")
+        new.write_text(calibration_toml(content, path.name), encoding="utf-8", errors="replace")
 
 
 def _drawn(beam: BeamResult, *, columns: int = 60, rows: int = 17) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say, say_json
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -36,7 +37,11 @@ def run(args: Namespace) -> int:
     else:
         from rich.console import Console
 
-        what = f"mdd serve --config {args.config}" if args.config else "the defaults (see --demo, --config)"
+        what = (
+            command_line("mdd", "serve", "--config", args.config)
+            if args.config
+            else "the defaults (see --demo, --config)"
+        )
         say(f"Checks for {what}\n")
         console = Console(highlight=False)
         console.print(page(findings := examine(config)), width=min(console.width, 100))

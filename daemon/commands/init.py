@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.errors import ConfigError, MddError, UserError
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -76,7 +77,7 @@ def run(args: Namespace) -> int:
     from microdiffusion.daemon.commands.suggestions import suggestions, written
     from microdiffusion.daemon.doctor import measured_pace
     from microdiffusion.drivers.micromanager import survey
-    from microdiffusion.files import write_text
+    from microdiffusion.files import replacing
 
     file: Path = args.file
     if file.exists():
@@ -105,15 +106,17 @@ def run(args: Namespace) -> int:
         config = load_config(overrides={name: value.value for name, value in {**values, **backend}.items()})
     except MddError as error:
         raise type(error)(_as_typed(str(error))) from error
-    write_text(file, written(values, backend, found))
+    with replacing(file) as new:
+        new.write_text(written(values, backend, found), encoding="utf-8")
+        load_config(new)  # its paths are relative to its folder
     say(f"{file} is written and valid. The pace of this computer's engine is measured ...")
     pace = measured_pace(config)
     say("\n".join(filter(None, (f"  {pace.text}", pace.fix and f"  -> {pace.fix}"))))
     say("Next:")
     steps = {
-        f"mdd doctor --config {file}": "check for problems",
+        command_line("mdd", "doctor", "--config", file): "check for problems",
         "mdd calibrate --help": "measure beam and camera",
-        f"mdd serve --config {file}": "acquire",
+        command_line("mdd", "serve", "--config", file): "acquire",
     }
     width = max(map(len, steps))
     for command, meaning in steps.items():

@@ -20,6 +20,7 @@ import re
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say
+from microdiffusion.text import command_line
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -52,7 +53,7 @@ def run(args: Namespace) -> int:
         say(
             f"{key}\n"
             "To let this machine in, on the daemon's machine:\n"
-            f"  mdd keys trust {name} {key}\n"
+            f"  {command_line('mdd', 'keys', 'trust', name, key)}\n"
             "For a daemon here, in the configuration (or after --set) of those who connect to it:\n"
             f"  wire.server_key={key}"
         )

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from microdiffusion.engines.diffusion.denoiser import Denoiser, find_architecture
 from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.text import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +28,7 @@ def save_denoiser(model: Denoiser, path: Path, notes: Mapping[str, str]) -> None
     """Write weights (half precision), architecture and settings; `notes` go into the file's metadata."""
     tensors = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     about = {"architecture": model.architecture, "settings": json.dumps(dict(model.settings))}
-    save_file(tensors, path, metadata={**about, **notes})
+    save_file(tensors, path, metadata={name: encodable(text) for name, text in {**about, **notes}.items()})
 
 
 def load_denoiser(path: Path) -> Denoiser:

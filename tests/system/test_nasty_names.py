@@ -23,6 +23,7 @@ from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.server.serve import opening_line
 from microdiffusion.errors import UserError
 from microdiffusion.export import FORMATS, export_run
+from microdiffusion.export.source import Scope
 from microdiffusion.files import open_projections, open_volume
 from microdiffusion.runfile import verify_run
 from microdiffusion.text import command_line
@@ -103,8 +104,22 @@ def test_every_format_takes_a_channel_and_a_position_of_any_name(tmp_path: Path,
         assert export_run(tmp_path / "run.h5", kind, tmp_path / f"out_{kind}").volumes == 4
     with open_run(tmp_path / "run.h5") as opened:
         assert opened.header.channels[0] == run.channels[0]
+    chosen = Scope(channels=(run.channels[0],), positions=(run.positions[0],))
+    assert export_run(tmp_path / "run.h5", "nrrd", tmp_path / "chosen", scope=chosen).volumes == 1
     index = json.loads((tmp_path / "out_nrrd" / "index.json").read_text("utf-8"))
     assert "files" in index["images"][0]
+
+
+def test_positions_that_become_alike_when_made_printable_are_all_exported(tmp_path: Path) -> None:
+    run = header(positions=("a\x01", "a\x02", "b"))
+    assert run.positions == ("a_", "a_", "b")
+    target = recorder(tmp_path / "run.h5", run=run)
+    target.start()
+    for place in range(3):
+        put_volume(target, 0, 0, place)
+    target.stop()
+    scope = Scope(positions=("a_",))
+    assert export_run(tmp_path / "run.h5", "nrrd", tmp_path / "out", scope=scope).volumes == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="runs the line in a POSIX shell")
