@@ -224,7 +224,7 @@ def _describe(core: Any, acquisition: AcquisitionConfig) -> str:
 def has_not(owner: str, what: str, name: str, known: Sequence[str], key: str) -> str:
     """Return the sentence that refuses the configuration group or preset `name`, set by `key`."""
     text = f"{owner} has no {what} {name!r}, but {', '.join(known) or 'none at all'}: correct {key}."
-    if any(ord(letter) > 255 for letter in name) and any("?" in other for other in known):
+    if any(ord(letter) > 255 for letter in name) and (not known or any("?" in other for other in known)):
         text += (
             " Letters beyond Latin-1 arrive over the bridge as '?': give it another name in Micro-Manager."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,11 @@ def test_a_port_is_that_of_a_running_micro_manager(surveyed: list[Any]) -> None:
 REFUSALS = {
     "no terminal": (["a.toml"], FOUND, "add --yes"),
     "no folder": (["gone/a.toml", "--yes"], FOUND, "does not exist: create it first"),
+    "a preset that the bridge cannot name": (
+        ["a.toml", "--yes", "--channels", "蓝"],
+        replace(FOUND, groups={"Filter": ("?", "GFP")}),
+        "Letters beyond Latin-1 arrive over the bridge as '?'",
+    ),
     "a preset that is not there": (["a.toml", "--yes", "--channels", "Cy5"], FOUND, "no preset 'Cy5'"),
     "units": (["a.toml", "--yes", "--depth-um", "96000"], FOUND, "check the units"),
     "a slab longer than the volume": (["a.toml", "--yes", "--depth-um", "5"], FOUND, "does not fit"),
@@ -241,20 +247,20 @@ REFUSALS = {
 @pytest.mark.parametrize(("words", "found", "message"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_refusal_writes_nothing(
     surveyed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     words: list[str],
     found: Survey,
     message: str,
 ) -> None:
+    monkeypatch.setattr(micromanager, "survey", lambda _: found)
     assert cli.main(["init", *words]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_camera_without_a_pixel_size_or_in_colour_is_refused() -> None:
-    from dataclasses import replace
-
     with pytest.raises(ConfigError, match="give --pixel-um"):
         suggestions(replace(FOUND, pixel_um=0.0), {})
     assert suggestions(replace(FOUND, pixel_um=0.0), {"volume.pixel_um": 0.3})["volume.pixel_um"].value == 0.3

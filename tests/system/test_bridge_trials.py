@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-QUICK = (2, 19)
+QUICK = (2, 35)
 SEEDS = [*QUICK, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(100) if seed not in QUICK)]
 
 
