@@ -31,6 +31,7 @@ from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.drivers.micromanager import acquisition as micromanager
 from microdiffusion.drivers.micromanager import preflight as mm_checks
 from microdiffusion.drivers.micromanager import server as mm_server
+from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
 from microdiffusion.drivers.micromanager.core import DEMO_CONFIG
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.replay import replay
@@ -345,6 +346,17 @@ def test_a_saturated_camera_is_in_the_log_and_in_the_run_file(tmp_path: Path) ->
 # What the instrument says -------------------------------------------------------------------------
 
 
+class Drift:
+    """Moves a stage on with every look at it."""
+
+    def __init__(self) -> None:
+        self._um = 0.0
+
+    def __call__(self, z_um: float) -> float:
+        self._um += 5.0
+        return z_um + self._um
+
+
 class Stage:
     """A core with a stage that does as it likes."""
 
@@ -375,6 +387,7 @@ STAGES = {
     "stage axis reversed": (lambda z: -z, "moves backwards", "reverse its axis"),
     "stage that stops short": (at_a_stop, "was sent to 42 µm and reports 20 µm", "check its limits"),
     "stage in other units": (lambda z: z / 1000, "was sent to 6 µm and reports 0.006", "its unit"),
+    "stage that somebody else moves": (Drift(), "while mdd was not moving it", "end the other acquisition"),
     "stage that stays": (lambda z: 0.0, "reports 0 µm", "joystick"),
 }
 
@@ -405,9 +418,14 @@ def test_an_exposure_that_the_camera_rounds_is_told() -> None:
 def test_sweeps_that_do_not_keep_their_interval_are_told_once() -> None:
     told: list[str] = []
     config = Config.model_validate({"acquisition": {"sweep_interval_s": 0.001, "sweeps": 3}})
-    hook = SimpleNamespace(outstanding=0, progress=micromanager.threading.Event(), expect=lambda _: None)
+    hook = SimpleNamespace(
+        outstanding=0,
+        failures_in_a_row=0,
+        progress=micromanager.threading.Event(),
+        expect=lambda _: None,
+    )
     task = DriverTask(config=config, address="", stop=micromanager.threading.Event(), note=told.append)
-    feeder = micromanager._Feeder(task, hook, Outbox())  # type: ignore[arg-type]
+    feeder = micromanager._Feeder(task, hook, Outbox(), MicroscopeWatch(None, bool))  # type: ignore[arg-type]
     slow = SimpleNamespace(acquire=lambda _: task.stop.wait(0.05))
     feeder._queue(slow, Plan(config).sweeps())
     assert len(told) == 1
@@ -425,6 +443,8 @@ def test_a_server_of_another_version_is_refused() -> None:
 # The page -------------------------------------------------------------------------------------------
 
 ELSEWHERE = (
+    "Live view on", "two mdd at one port", "camera set otherwise in mid-run",
+    "Micro-Manager that ends or stands still",
     "exposure that the camera rounds", "sweeps that do not keep their interval", "server of another version",
     "torch for the cpu beside a gpu", "old driver",
 )  # fmt: skip
