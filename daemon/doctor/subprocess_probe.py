@@ -96,7 +96,12 @@ def _pace(config: Config) -> Facts:
         return {}
     image = rows, columns
     taken = measure_sweep(config, image)
-    return {"seconds": taken.seconds, "measured": taken.measured, "whole": taken.measured == image}
+    return {
+        "seconds": taken.seconds,
+        "cpu_s": taken.cpu_s,
+        "measured": taken.measured,
+        "whole": taken.measured == image,
+    }
 
 
 PROBES = {

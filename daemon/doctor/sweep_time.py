@@ -38,9 +38,13 @@ _COLD, _LEAST, _MOST = 2, 3, 8
 
 @dataclass(frozen=True, slots=True)
 class SweepTime:
-    """Seconds that the engine takes for a sweep, the (Y, X) pixels that were measured, and its name."""
+    """Seconds that the engine takes for a sweep, the (Y, X) pixels that were measured, and its name.
+
+    `cpu_s` are the seconds of processor time, of all cores together, which other programs lengthen less.
+    """
 
     seconds: float
+    cpu_s: float
     measured: tuple[int, int]
     runtime: str
 
@@ -58,20 +62,21 @@ def measure_sweep(config: Config, image: tuple[int, int], *, budget_s: float = 1
     part = _part(image, _VOXELS.get(engine.device.type, _VOXELS["cpu"]) / config.volume.shape_z)
     header = plan.header(part, config.volume.pixel_um or 1.0, source="")
     reconstructor = Reconstructor(header, config.engine, engine)
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for number, sweep in enumerate(islice(_sweeps(plan, header), _COLD + _MOST)):
-        begun_s = time.perf_counter()
+        begun_s, cpu_s = time.perf_counter(), time.process_time()
         seconds = reconstructor.reconstruct(sweep).seconds
-        total_s = time.perf_counter() - begun_s
+        total_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - cpu_s
         if number >= _COLD:
-            taken.append((total_s, seconds.get("sampler", 0.0)))
-        if len(taken) >= _LEAST and sum(total for total, _ in taken) > budget_s:
+            taken.append((total_s, seconds.get("sampler", 0.0), cpu_s))
+        if len(taken) >= _LEAST and sum(total for total, *_ in taken) > budget_s:
             break
-    total_s, network_s = np.median(taken, axis=0).tolist()
+    total_s, network_s, cpu_s = np.median(taken, axis=0).tolist()
     tile = config.engine.tile
     network = _network_pixels(image, tile) / _network_pixels(part, tile)
     rest = image[0] * image[1] / (part[0] * part[1])
-    return SweepTime(network_s * network + (total_s - network_s) * rest, part, engine.name)
+    whole = (network_s * network + (total_s - network_s) * rest) / total_s
+    return SweepTime(total_s * whole, cpu_s * whole, part, engine.name)
 
 
 def _part(image: tuple[int, int], pixels: float) -> tuple[int, int]:
