@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import uuid
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from math import gcd
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from microdiffusion.config import read_beam
+from microdiffusion.config import Config, SweepConfig, read_beam
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import FrameInfo, StagePosition
 from microdiffusion.header import RunHeader
 from microdiffusion.optics import AxialProfile, sweep_offset, sweep_positions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.config import Config, SweepConfig
 
 Event = dict[str, Any]
 Key = tuple[int, int, str, int]

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import h5py
+from numpy.typing import NDArray
 
 from microdiffusion.config import SweepConfig
 from microdiffusion.drivers.plan import load_profile
@@ -28,9 +29,6 @@ from microdiffusion.frames import FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.sender import Faults, Sender, SenderStats
 from microdiffusion.wire import ClientKeys
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 CONNECT_TIMEOUT_S = 10.0
 STANDSTILL_S = 60.0

@@ -12,9 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.errors import ConfigError, InputFileError
 from microdiffusion.files import VolumeFile, open_volume, write_projections
@@ -22,9 +23,6 @@ from microdiffusion.frames import StagePositions
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_offset, sweep_positions
 from microdiffusion.text import strip_control
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def project_volume(

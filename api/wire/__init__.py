@@ -1,6 +1,6 @@
 """The wire format: messages, their bytes, and the keys of both ends."""
 
-from microdiffusion.wire.asking import ask, zmq_reason
+from microdiffusion.wire.asking import ask, connected, zmq_reason
 from microdiffusion.wire.codec import (
     MAX_HEADER_BYTES,
     VERSION,
@@ -71,6 +71,7 @@ __all__ = [
     "ask",
     "check_of",
     "client_security",
+    "connected",
     "decode",
     "encode",
     "encode_frame",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 import zmq
 
@@ -20,6 +21,35 @@ _LOOK_S = 0.1  # how often to look whether the handshake failed
 def zmq_reason(error: zmq.ZMQError) -> str:
     """Return the system's reason for an error."""
     return zmq.strerror(error.errno) if error.errno else str(error)
+
+
+@contextlib.contextmanager
+def connected(
+    kind: int, address: str, security: ClientKeys | None
+) -> Iterator[tuple[zmq.Socket[bytes], HandshakeWatch]]:
+    """Yield a client's socket and the watch over its handshake.
+
+    Raises
+    ------
+    AddressError
+        The address is malformed.
+    ConfigError
+        The daemon is on another machine, and there are no keys.
+    """
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(socket)
+        socket.setsockopt(zmq.LINGER, 0)
+        secure_client(socket, address, security)
+        watch = HandshakeWatch(socket, address, security)
+        stack.callback(watch.close)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise AddressError(
+                f"Expected an address like tcp://HOST:PORT, not {address!r} ({zmq_reason(error)})."
+            ) from error
+        yield socket, watch
 
 
 def ask(
@@ -41,19 +71,7 @@ def ask(
         The address is malformed, or needs keys.
     """
     number = time.monotonic_ns() % (1 << 53)
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(socket)
-        socket.setsockopt(zmq.LINGER, 0)
-        secure_client(socket, address, security)
-        watch = HandshakeWatch(socket, address, security)
-        stack.callback(watch.close)
-        try:
-            socket.connect(address)
-        except zmq.ZMQError as error:
-            raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5752, not {address!r} ({zmq_reason(error)})."
-            ) from error
+    with connected(zmq.DEALER, address, security) as (socket, watch):
         socket.send_multipart(encode(Command(command=command, key=key, value=value, number=number)))
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:

@@ -9,14 +9,11 @@ functions in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.daemon.calibration.profile import Curve, half_maximum, maximum, smooth
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ROUNDS = 6
 

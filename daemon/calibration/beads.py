@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, optimize
 from skimage.feature import peak_local_max
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SCALES = (0.8, 1.1, 1.6, 2.2, 3.1, 4.4, 6.2)
 """Standard deviations of a spot that are tried, pixels."""

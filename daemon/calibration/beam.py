@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from microdiffusion.daemon.calibration.align import Aligned, align, typical_step
@@ -24,9 +25,6 @@ from microdiffusion.daemon.calibration.profile import Curve
 from microdiffusion.errors import InputFileError
 from microdiffusion.metrics import saturation_level
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Specimen = Literal["beads", "layer"]
 Interval = tuple[float, float]

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.errors import InputFileError
 from microdiffusion.metrics import saturation_level
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BLOCK = 16
 """Edge of the blocks, pixels, in which light is taken to be even enough to be scaled."""

@@ -10,18 +10,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.daemon.calibration.beam import ZStack
 from microdiffusion.errors import DiskError, InputFileError
 from microdiffusion.files import open_volume
 from microdiffusion.metrics import saturation_level
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 LEAST_RANGE_UM = 0.5
 """A stack over less than this has its positions in another unit."""

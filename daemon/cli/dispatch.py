@@ -15,19 +15,17 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import FrameType, ModuleType
+from typing import NoReturn
 
 from microdiffusion import __version__
 from microdiffusion.daemon.cli.output import complain, say
 from microdiffusion.errors import ConfigError, MddError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import FrameType, ModuleType
 
 # Each text has 25 characters at most: `mdd --help` shows two columns of them.
 GROUPS: dict[str, dict[str, str]] = {

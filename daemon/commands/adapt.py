@@ -10,13 +10,10 @@ better; --force writes them in any case.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import ArgumentParser, Namespace
 
 from microdiffusion.daemon.cli import ProgressBar, options, say
 from microdiffusion.text import command_line
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -9,12 +9,9 @@ mdd config reference                all keys, as a page in Markdown
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import ArgumentParser, Namespace
 
 from microdiffusion.daemon.cli import options, say
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 _FILE = "TOML file, or the name of a preset"
 

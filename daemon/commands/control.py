@@ -14,13 +14,10 @@ another machine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import ArgumentParser, Namespace
 
 from microdiffusion.daemon.cli import options, say, say_json
 from microdiffusion.errors import UserError
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 COMMANDS = ("status", "start", "pause", "go", "stop", "set", "mark", "snapshot")
 

@@ -14,14 +14,11 @@ folder, else it begins a new one. Exit code 3 if frames are left.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from microdiffusion.daemon.cli import options, say
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
-    from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> None:

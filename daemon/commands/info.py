@@ -6,20 +6,17 @@ mdd info runs/demo.h5 --json
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from microdiffusion.daemon.cli import options, say, say_json
 from microdiffusion.daemon.offline import duration_s, grouped_gaps, position_facts, sparkline
 from microdiffusion.daemon.status import size
+from microdiffusion.runfile import Run
 from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from microdiffusion.runfile import Run
 
 _REASONS = 4  # why the network was not served
 

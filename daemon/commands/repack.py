@@ -18,15 +18,13 @@ mdd repack runs/demo.h5 --in-place --compression none
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from argparse import ArgumentParser, Namespace
+from typing import Any
 
 from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
 from microdiffusion.daemon.commands.snapshot import described
 from microdiffusion.errors import UserError
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 
 def add_arguments(parser: ArgumentParser) -> None:

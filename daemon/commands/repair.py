@@ -10,12 +10,9 @@ mdd repair runs/demo.h5 --json
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import ArgumentParser, Namespace
 
 from microdiffusion.daemon.cli import ProgressBar, options, say, say_json
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 
 def add_arguments(parser: ArgumentParser) -> None:

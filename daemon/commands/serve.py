@@ -13,15 +13,13 @@ Without a terminal it logs a line every ten seconds instead of drawing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from typing import Any
 
 from microdiffusion.daemon.cli import options
 from microdiffusion.daemon.signals import StopRequest
 from microdiffusion.errors import UserError
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -8,12 +8,9 @@ stack. The file keeps the true volume, so that a reconstruction can be judged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import ArgumentParser, Namespace
 
 from microdiffusion.daemon.cli import options, say
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
 
 
 def add_arguments(parser: ArgumentParser) -> None:

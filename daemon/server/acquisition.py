@@ -45,23 +45,18 @@ class Source(Protocol):
     @property
     def alive(self) -> bool:
         """True while more frames may come."""
-        ...
 
     def start(self) -> None:
         """Begin."""
-        ...
 
     def stop(self, timeout_s: float = ...) -> None:
         """Deliver what there is, say `end`, and be gone."""
-        ...
 
     def take_notes(self) -> list[str]:
         """Return what the source has told since the last call."""
-        ...
 
     def raise_if_failed(self) -> None:
         """Raise what ended it early."""
-        ...
 
 
 class SourceThread:

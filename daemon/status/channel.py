@@ -6,7 +6,6 @@ subscriber may join at any time and miss any number of snapshots.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -16,15 +15,8 @@ from pydantic import ValidationError
 
 from microdiffusion.daemon.control import BoundSocket
 from microdiffusion.daemon.status.models import StatusSnapshot
-from microdiffusion.errors import AddressError, UserError
-from microdiffusion.wire import (
-    ClientKeys,
-    HandshakeWatch,
-    ServerKeys,
-    secure_client,
-    when_elsewhere,
-    zmq_reason,
-)
+from microdiffusion.errors import UserError
+from microdiffusion.wire import ClientKeys, ServerKeys, connected, when_elsewhere
 
 TOPIC = b"status"
 IDLE_S = 0.05
@@ -68,21 +60,9 @@ def subscribe(
     ConfigError
         The daemon is on another machine, and there are no keys.
     """
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(socket)
-        socket.setsockopt(zmq.LINGER, 0)
+    heard = False
+    with connected(zmq.SUB, address, security) as (socket, watch):
         socket.setsockopt(zmq.SUBSCRIBE, TOPIC)
-        secure_client(socket, address, security)
-        watch = HandshakeWatch(socket, address, security)
-        stack.callback(watch.close)
-        try:
-            socket.connect(address)
-        except zmq.ZMQError as error:
-            raise AddressError(
-                f"Expected an address like tcp://127.0.0.1:5751, not {address!r} ({zmq_reason(error)})."
-            ) from error
-        heard = False
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             if refusal := watch.refusal():

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from microdiffusion.drivers.micromanager.bridge import watched
+from microdiffusion.config import AcquisitionConfig
+from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch, watched
 from microdiffusion.drivers.micromanager.core import open_core, prepare
 from microdiffusion.drivers.micromanager.hook import FrameHook
 from microdiffusion.drivers.micromanager.preflight import check_free, check_travel, exposure_remark
@@ -31,15 +33,9 @@ from microdiffusion.drivers.plan import Plan, PlannedSweep
 from microdiffusion.drivers.sending import DriverTask, SenderProgress
 from microdiffusion.drivers.specimen import specimen_of_run
 from microdiffusion.errors import AcquisitionError
+from microdiffusion.header import RunHeader
+from microdiffusion.sender import Sender, SenderStats
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from microdiffusion.config import AcquisitionConfig
-    from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
-    from microdiffusion.header import RunHeader
-    from microdiffusion.sender import Sender, SenderStats
 
 TICK_S = 0.05
 GRACE_S = 1.5

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from microdiffusion.config import AcquisitionConfig
 from microdiffusion.drivers.micromanager.server import Answer, look, message_of
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.paths import journal_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from microdiffusion.config import AcquisitionConfig
 
 T = TypeVar("T")
 

@@ -8,10 +8,12 @@ names the menu, the option or the file to change. Runs on the main thread of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
 from microdiffusion.drivers.micromanager.server import (
     ask_server,
     check_version,
@@ -19,14 +21,9 @@ from microdiffusion.drivers.micromanager.server import (
     message_of,
     server_menu,
 )
+from microdiffusion.drivers.plan import Plan
 from microdiffusion.errors import AcquisitionError, MissingFileError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from microdiffusion.config import AcquisitionConfig, CameraConfig, Config
-    from microdiffusion.drivers.plan import Plan
-    from microdiffusion.header import RunHeader
+from microdiffusion.header import RunHeader
 
 DEMO_CONFIG = "MMConfig_demo.cfg"
 _CIRCULAR_BUFFER_MB = 256

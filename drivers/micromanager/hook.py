@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.drivers.plan import Key, PlannedSweep, frame_key
+from microdiffusion.drivers.specimen import CalibrationSpecimen, Specimen
 from microdiffusion.errors import AcquisitionError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.drivers.specimen import CalibrationSpecimen, Specimen
-    from microdiffusion.frames import FrameInfo
-    from microdiffusion.header import RunHeader
-    from microdiffusion.sender import Sender
-
+from microdiffusion.frames import FrameInfo
+from microdiffusion.header import RunHeader
+from microdiffusion.sender import Sender
 
 _SETTINGS = {
     "ROI": "region",

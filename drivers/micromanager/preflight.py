@@ -8,17 +8,14 @@ believed once it has stood still: another program, or a hand on the joystick, ma
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from microdiffusion.config import AcquisitionConfig, Config
 from microdiffusion.drivers.micromanager.server import message_of
+from microdiffusion.drivers.plan import Plan
 from microdiffusion.errors import AcquisitionError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from microdiffusion.config import AcquisitionConfig, Config
-    from microdiffusion.drivers.plan import Plan
 
 LIVE = "Micro-Manager's camera is running: switch Live view off there, or end the acquisition that uses it."
 _TOLERANCE = 0.25

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from microdiffusion.config import AcquisitionConfig
+from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
 from microdiffusion.drivers.micromanager.core import named_devices
 from microdiffusion.drivers.micromanager.server import message_of
 from microdiffusion.errors import AcquisitionError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from microdiffusion.config import AcquisitionConfig
-    from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
 
 Steps = list[tuple[str, "Callable[[], object]"]]
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from microdiffusion.config import Config
 from microdiffusion.drivers.micromanager.acquisition import ImageWatch, close_acquisition, open_acquisition
-from microdiffusion.drivers.micromanager.bridge import watched
+from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch, watched
 from microdiffusion.drivers.micromanager.core import open_core, prepare
 from microdiffusion.drivers.micromanager.preflight import check_free
 from microdiffusion.drivers.micromanager.restore import left_as_found
@@ -23,14 +26,6 @@ from microdiffusion.drivers.specimen import specimen_of_run
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.frames import StagePosition
 from microdiffusion.processes import exit_anyway
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.config import Config
-    from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch
 
 EXIT_S = 1.5
 """Time limit for the exit of the interpreter when Micro-Manager is lost."""

@@ -9,25 +9,21 @@ thread.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from microdiffusion.config import AcquisitionConfig, Config
+from microdiffusion.drivers.plan import Plan
 from microdiffusion.errors import AcquisitionError, GeometryError
 from microdiffusion.files import PIXEL_KEYS, Z_KEYS
 from microdiffusion.frames import StagePosition
+from microdiffusion.header import RunHeader
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.config import AcquisitionConfig, Config
-    from microdiffusion.drivers.plan import Plan
-    from microdiffusion.header import RunHeader
 
 Axis = int | str
 

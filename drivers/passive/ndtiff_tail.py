@@ -17,17 +17,15 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from microdiffusion.drivers.passive.geometry import Axis, Image
 from microdiffusion.errors import AcquisitionError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 INDEX = "NDTiff.index"
 _FILE = re.compile(r"(.*)NDTiffStack(?:_(\d+))?\.tif")

@@ -15,7 +15,6 @@ a time.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,14 +27,11 @@ from microdiffusion.drivers.passive.geometry import (
     make_header,
 )
 from microdiffusion.drivers.plan import Plan
-from microdiffusion.drivers.sending import SenderProgress
+from microdiffusion.drivers.sending import DriverTask, SenderProgress
 from microdiffusion.errors import AcquisitionError
 from microdiffusion.frames import FrameInfo, StagePositions
+from microdiffusion.sender import Sender, SenderStats
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from microdiffusion.drivers.sending import DriverTask
-    from microdiffusion.sender import Sender, SenderStats
 
 TOLERANCE = 0.05
 """Largest deviation of a stage position from the plan, in slices."""

@@ -9,14 +9,12 @@ thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from microdiffusion.drivers.passive.geometry import Axis, Image
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
 _AXES = {"t": "time", "p": "position", "c": "channel", "g": "grid", "cam": "camera"}
 

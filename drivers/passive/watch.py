@@ -14,10 +14,12 @@ resumed run gets what it lacks, and the daemon discards what it has. Runs on the
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from microdiffusion.config import Config
 from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.passive.relay import PassiveRun
 from microdiffusion.drivers.passive.scanimage_tail import (
@@ -26,16 +28,10 @@ from microdiffusion.drivers.passive.scanimage_tail import (
     begins_recording,
     series_files,
 )
+from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, GeometryError, MissingFileError
+from microdiffusion.sender import Sender, SenderStats
 from microdiffusion.text import count_noun
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from microdiffusion.config import Config
-    from microdiffusion.drivers.sending import DriverTask
-    from microdiffusion.sender import Sender, SenderStats
 
 POLL_S = 0.05
 LOOK_S = 0.5

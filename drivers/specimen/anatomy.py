@@ -11,16 +11,14 @@ vessels are wide, smooth and fork a few times.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.drivers.specimen.raster import Tube, ball
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Vector = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
 STEP_UM = 1.0
 """Distance of neighbouring points on a curve, µm."""

@@ -9,15 +9,11 @@ functions, safe on any thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 _GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 _MAX_DISC_POINTS = 400

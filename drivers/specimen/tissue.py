@@ -7,21 +7,16 @@ Safe on any thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from microdiffusion.drivers.specimen.anatomy import Structure
 from microdiffusion.drivers.specimen.raster import Grid, cover
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.drivers.specimen.anatomy import Structure
 
 _NEUROPIL = 0.035
 _DISPLACED = {"neuron": 0.0, "vessel": 0.85, "nucleus": 0.8}

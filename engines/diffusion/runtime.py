@@ -6,11 +6,10 @@ multiplies it natively; inputs and outputs are float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 
 class Runtime(Protocol):

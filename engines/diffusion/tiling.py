@@ -6,22 +6,16 @@ features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion.conditioning import with_noise
+from microdiffusion.engines.diffusion.conditioning import SliceConditions, with_noise
 from microdiffusion.engines.diffusion.denoiser import CONTEXT, SLICES, WINDOW
-from microdiffusion.engines.diffusion.sampler import bridge_times
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from microdiffusion.engines.diffusion.conditioning import SliceConditions
-    from microdiffusion.engines.diffusion.runtime import Runtime
-    from microdiffusion.engines.diffusion.sampler import SamplerSettings
+from microdiffusion.engines.diffusion.runtime import Runtime
+from microdiffusion.engines.diffusion.sampler import SamplerSettings, bridge_times
 
 HALO = 24  # pixels around a tile that are computed and discarded; a multiple of the network's own
 BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 20}

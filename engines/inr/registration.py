@@ -9,18 +9,14 @@ specimen's frame: the state itself is never interpolated. Pure functions of tens
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
 Operator = "Callable[[float], NDArray[np.float64]]"
 _STEPS = 3

@@ -7,17 +7,14 @@ memory whatever the number of sweeps. Runs on the reconstructor's thread.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from microdiffusion.engines.inr import SessionField, SessionPrior
 from microdiffusion.engines.trust import DEFAULT_SCALE, Findings
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from microdiffusion.engines.inr import SessionField, SessionPrior
 
 
 @dataclass(frozen=True, slots=True, eq=False)

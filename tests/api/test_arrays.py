@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.run_file_writer import SHAPE, header, put_sweep, put_volume, recorder, wait
+from support.run_file_writer import SHAPE, header, put_sweep, put_volume, recorder, started, wait
 
 from microdiffusion import open_run
 from microdiffusion.adapters.arrays import BlockSource, to_dask, to_xarray
@@ -25,8 +25,7 @@ LOST = 2
 def write(path: Path, *, channels: tuple[str, ...] = ("default",), dtype: str = "uint16") -> Path:
     """Write five time points, of which one is lost (with two channels: in one of them)."""
     run = header(channels=channels, dtype=dtype, shape=(6, 130, 132))
-    target = recorder(path, run=run)
-    target.start()
+    target = started(recorder(path, run=run))
     fill(target, range(5), channels)
     target.stop()
     return path
@@ -133,8 +132,7 @@ def test_channels_are_named_and_each_has_its_own_gaps(two: Path) -> None:
 
 
 def test_a_growing_run_has_its_shape_as_of_the_call(tmp_path: Path) -> None:
-    target = recorder(tmp_path / "run.h5")
-    target.start()
+    target = started(recorder(tmp_path / "run.h5"))
     with open_run(tmp_path / "run.h5") as run:
         nothing = to_dask(run)
         assert (nothing.shape, nothing.dtype) == ((0, *SHAPE), np.uint16)
@@ -155,8 +153,7 @@ def test_a_volume_that_is_written_meanwhile_is_in_all_of_an_array_or_in_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("xarray")
-    target = recorder(tmp_path / "run.h5", time_points=1)
-    target.start()
+    target = started(recorder(tmp_path / "run.h5", time_points=1))
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)
     values = Run.values
@@ -182,8 +179,7 @@ def test_a_block_is_not_read_from_another_run_that_has_taken_the_name(path: Path
     moving.write_bytes(path.read_bytes())
     with open_run(moving) as run:
         source = pickle.loads(pickle.dumps(BlockSource.of(run, 0)))  # noqa: S301
-    other = recorder(tmp_path / "other.h5", run=header(run_id="f" * 32))
-    other.start()
+    other = started(recorder(tmp_path / "other.h5", run=header(run_id="f" * 32)))
     other.stop()
     (tmp_path / "other.h5").replace(moving)
     with pytest.raises(InputFileError, match="another run"):

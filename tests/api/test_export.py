@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import header, put_volume, recorder, volume, wait
+from support.run_file_writer import header, put_volume, recorder, started, volume, wait
 
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
@@ -34,8 +34,7 @@ Reader = Callable[[Path], Iterator[tuple[tuple[int, int, int], np.ndarray]]]
 
 def begin(path: Path, *, dtype: str = "uint16", **more: Any) -> Recorder:
     run = header(shape=SHAPE, channels=CHANNELS, positions=POSITIONS, dtype=dtype)
-    target = recorder(path, run=run, **({"time_points": 3} | more))
-    target.start()
+    target = started(recorder(path, run=run, **({"time_points": 3} | more)))
     for sweep in range(SWEEPS):
         for channel in range(2):
             for position in range(2):
@@ -212,8 +211,7 @@ def test_part_of_a_run_at_a_coarser_level(run: Path, tmp_path: Path) -> None:
 
 def test_zeros_that_were_written_are_no_gap_in_ome_zarr(tmp_path: Path) -> None:
     pytest.importorskip("zarr")
-    target = recorder(tmp_path / "run.h5")
-    target.start()
+    target = started(recorder(tmp_path / "run.h5"))
     put_volume(target, 0, volume=np.zeros((6, 16, 20), np.float32))
     target.mark(1, 0, 0, Status.LOST, "no frame came")
     target.stop()

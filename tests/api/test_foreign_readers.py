@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import header, put_volume, recorder
+from support.run_file_writer import header, put_volume, recorder, started
 
 # What MATLAB's h5read and h5readatt know.
 NUMBERS = {"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
@@ -17,8 +17,7 @@ NUMBERS = {"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("foreign") / "run.h5"
     run = header(channels=("GFP", "RFP"), positions=("a", "b"), shape=(6, 130, 132))
-    target = recorder(path, run=run, live=True)
-    target.start()
+    target = started(recorder(path, run=run, live=True))
     for position in range(2):
         for channel in range(2):
             put_volume(target, 0, channel, position, volume=np.full((6, 130, 132), 300, np.float32))

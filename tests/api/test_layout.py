@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import SHAPE, header, put_sweep, put_volume, recorder, volume
+from support.run_file_writer import SHAPE, header, put_sweep, put_volume, recorder, started, volume
 
 from microdiffusion import open_run
 from microdiffusion.errors import DamagedError, GapError, InputFileError
@@ -22,8 +22,7 @@ LARGE = (5, 70, 80)
 
 
 def large_run(path: Path, **arguments: object) -> None:
-    target = recorder(path, run=header(shape=LARGE, sweeps=3), time_points=3, **arguments)
-    target.start()
+    target = started(recorder(path, run=header(shape=LARGE, sweeps=3), time_points=3, **arguments))
     for sweep in range(2):
         put_volume(target, sweep, volume=volume(sweep, shape=LARGE))
     target.mark(2, 0, 0, Status.SKIPPED, "the engine was busy")
@@ -81,8 +80,7 @@ def test_what_has_a_time_axis_is_marked() -> None:
 def test_nexus_finds_a_plot_of_each_image(tmp_path: Path, channels: tuple[str, ...]) -> None:
     """By the rules of the NeXus manual: @default from the root to an NXdata, its @signal and its @axes."""
     path = tmp_path / "run.h5"
-    target = recorder(path, run=header(shape=LARGE, channels=channels, sweeps=1), time_points=1)
-    target.start()
+    target = started(recorder(path, run=header(shape=LARGE, channels=channels, sweeps=1), time_points=1))
     for channel in range(len(channels)):
         put_volume(target, 0, channel, volume=volume(0, shape=LARGE))
     target.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import SHAPE, header, put_sweep, reconstruction, recorder, resumed, wait
+from support.run_file_writer import SHAPE, header, put_sweep, reconstruction, recorder, resumed, started, wait
 
 from microdiffusion.errors import InputFileError
 from microdiffusion.frames import StagePositions, Sweep
@@ -59,8 +59,7 @@ def test_newest_rolling_volume_is_read_and_followed(path: Path) -> None:
 
 
 def test_run_without_rolling_volumes_has_no_room_for_them(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     assert not target.put_live(window(0), reconstruction(0), 0)
     target.stop()
     with open_run(path) as run:
@@ -72,8 +71,7 @@ def test_run_without_rolling_volumes_has_no_room_for_them(path: Path) -> None:
 
 def test_rolling_volume_that_waits_gives_way_to_the_next(path: Path) -> None:
     gate = threading.Event()
-    target = recorder(path, live=True, queue_mb=0.01)
-    target.start()
+    target = started(recorder(path, live=True, queue_mb=0.01))
     entered = threading.Event()
 
     def stand() -> None:
@@ -95,8 +93,7 @@ def test_rolling_volume_that_waits_gives_way_to_the_next(path: Path) -> None:
 
 
 def test_no_reader_ever_gets_a_torn_rolling_volume(path: Path) -> None:
-    target = recorder(path, live=True)
-    target.start()
+    target = started(recorder(path, live=True))
     problems: list[object] = []
     seen: set[int] = set()
 
@@ -125,8 +122,7 @@ def test_no_reader_ever_gets_a_torn_rolling_volume(path: Path) -> None:
 
 
 def test_damaged_rolling_volume_is_refused_and_found(path: Path) -> None:
-    target = recorder(path, live=True)
-    target.start()
+    target = started(recorder(path, live=True))
     target.put_live(window(0), reconstruction(0, volume=constant(1)), 1)
     target.stop()
     with h5py.File(path, "r+") as file:
@@ -137,12 +133,10 @@ def test_damaged_rolling_volume_is_refused_and_found(path: Path) -> None:
 
 
 def test_rolling_volumes_are_counted_on_after_a_restart(path: Path) -> None:
-    first = recorder(path, live=True)
-    first.start()
+    first = started(recorder(path, live=True))
     first.put_live(window(0), reconstruction(0, volume=constant(1)), 1)
     first.stop()
-    second = resumed(path)
-    second.start()
+    second = started(resumed(path))
     second.put_live(window(1), reconstruction(0, volume=constant(2)), 2)
     second.stop()
     with open_run(path) as run:
@@ -153,8 +147,7 @@ def test_rolling_volumes_are_counted_on_after_a_restart(path: Path) -> None:
 
 
 def test_events_are_kept_in_order_and_the_oldest_give_way(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.put_event("engine", "µ" * 200)
     for number in range(EVENT_ROOM + 10):
         target.put_event("effort, long kind", f"step {number}")
@@ -166,8 +159,7 @@ def test_events_are_kept_in_order_and_the_oldest_give_way(path: Path) -> None:
         assert [event.text for event in events] == [f"step {n}" for n in range(10, EVENT_ROOM + 10)]
         assert {event.kind for event in events} == {"effort, long kin"}
         assert all(a.time_s <= b.time_s for a, b in pairwise(events))
-    again = resumed(path)
-    again.start()
+    again = started(resumed(path))
     again.put_event("test", "µ" * 200)
     again.stop()
     with open_run(path) as run:
@@ -176,8 +168,7 @@ def test_events_are_kept_in_order_and_the_oldest_give_way(path: Path) -> None:
 
 
 def test_what_the_engine_said_is_part_of_the_provenance(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     with open_run(path) as run:
         assert run.provenance == {"weights": "sha256:abc"}
         target.put_engine({"device": "cpu", "long": "x" * 10_000, **{f"k{n}": "y" * 400 for n in range(60)}})

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import SHAPE, header, put_volume, recorder, volume, wait
+from support.run_file_writer import SHAPE, header, put_volume, recorder, started, volume, wait
 
 from microdiffusion.adapters import napari_control
 from microdiffusion.adapters.napari_control import ask_daemon, newest_run
@@ -27,8 +27,7 @@ TESTS = Path(__file__).parents[1]
 
 def write(path: Path, **changes: object) -> Path:
     run = header(**changes)
-    target = recorder(path, run=run)
-    target.start()
+    target = started(recorder(path, run=run))
     for sweep in range(2):
         for position in range(len(run.positions)):
             for channel in range(len(run.channels)):
@@ -89,8 +88,7 @@ def test_layer_data_are_indexed_like_an_array(tmp_path: Path, index: object) -> 
 
 
 def test_a_run_without_a_volume_yet_can_be_opened(tmp_path: Path) -> None:
-    target = recorder(tmp_path / "run.h5")
-    target.start()
+    target = started(recorder(tmp_path / "run.h5"))
     (data, _, _) = read(str(tmp_path / "run.h5"))[0]
     assert np.isnan(np.asarray(data)).all()
     put_volume(target, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import header, put_volume, recorder
+from support.run_file_writer import header, put_volume, recorder, started
 
 from microdiffusion import open_run
 from microdiffusion.runfile.pyramid import coarser, level_factors, level_shape
@@ -71,8 +71,7 @@ def test_what_is_written_is_the_pyramid_of_what_is_written(
     rng = np.random.default_rng(1)
     volumes = [rng.normal(1000, 500, shape).astype(np.float32) for _ in range(2)]
     run = header(shape=shape, voxel_size_um=(1.0, 0.5, 0.5), dtype=dtype, channels=("a", "b"), sweeps=2)
-    target = recorder(path, run=run, time_points=2)
-    target.start()
+    target = started(recorder(path, run=run, time_points=2))
     for sweep, volume in enumerate(volumes):
         put_volume(target, sweep, 1, volume=volume)
     target.stop()

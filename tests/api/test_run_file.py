@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, volume, wait
+from support.run_file_writer import FRAMES, SHAPE, frame, header, put_sweep, recorder, started, volume, wait
 
 from microdiffusion.errors import GapError, InputFileError, MissingFileError
 from microdiffusion.runfile.reader import open_run
@@ -22,8 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write_run(path: Path, sweeps: int = 4, **arguments: object) -> None:
-    target = recorder(path, **arguments)
-    target.start()
+    target = started(recorder(path, **arguments))
     for sweep in range(sweeps):
         put_sweep(target, sweep)
     target.stop()
@@ -136,8 +135,7 @@ def test_only_bytes_inside_of_datasets_change(path: Path) -> None:
 def test_room_is_reserved_before_the_first_volume(path: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("no block counts here")
-    target = recorder(path, time_points=500)
-    target.start()
+    target = started(recorder(path, time_points=500))
     info = path.stat()
     target.stop()
     assert info.st_blocks * 512 >= 500 * (SHAPE[0] + FRAMES) * SHAPE[1] * SHAPE[2] * 2
@@ -183,8 +181,7 @@ def test_killed_writer_leaves_every_announced_volume(tmp_path: Path, durable: st
 
 def test_plain_reader_sees_correct_volumes_while_the_run_goes_on(path: Path) -> None:
     """One plain reader: HDF5 shares its buffers among all that open a file in one process."""
-    target = recorder(path, time_points=200)
-    target.start()
+    target = started(recorder(path, time_points=200))
     stop = threading.Event()
     problems: list[object] = []
     opens = [0]
@@ -215,8 +212,7 @@ def test_plain_reader_sees_correct_volumes_while_the_run_goes_on(path: Path) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="HDF5's locks are POSIX")
 def test_opening_a_running_file_for_writing_is_refused_by_hdf5(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     with pytest.raises(OSError, match="lock"):
         h5py.File(path, "r+")
     target.stop()
@@ -224,8 +220,7 @@ def test_opening_a_running_file_for_writing_is_refused_by_hdf5(path: Path) -> No
 
 
 def test_reader_that_is_open_while_the_file_is_trimmed_is_not_hurt(path: Path) -> None:
-    target = recorder(path, time_points=50)
-    target.start()
+    target = started(recorder(path, time_points=50))
     put_sweep(target, 0)
     with h5py.File(path) as plain, open_run(path) as run:
         wait(lambda: run.status[0] == 1)
@@ -243,8 +238,7 @@ def test_reader_that_is_open_while_the_file_is_trimmed_is_not_hurt(path: Path) -
 
 
 def test_follow_yields_each_volume_as_it_is_written_over_several_files(path: Path) -> None:
-    target = recorder(path, time_points=3)
-    target.start()
+    target = started(recorder(path, time_points=3))
 
     def write() -> None:
         for sweep in range(8):
@@ -278,8 +272,7 @@ def test_follow_yields_each_volume_as_it_is_written_over_several_files(path: Pat
 
 
 def test_follow_gives_up_after_the_timeout(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     with open_run(path) as run:
         wait(lambda: run.status[0] == 1)
@@ -388,8 +381,7 @@ def test_unreadable_run_is_refused_in_one_sentence(path: Path, damage: object, w
 
 def test_a_copy_with_the_name_of_a_further_file_is_none(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.stop()
     segment_path(path, 1).write_bytes(path.read_bytes())

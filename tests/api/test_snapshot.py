@@ -14,6 +14,7 @@ from support.run_file_writer import (
     put_volume,
     recorder,
     resumed,
+    started,
     volume,
     wait,
 )
@@ -68,8 +69,7 @@ def test_copy_of_a_run_in_several_files_is_one_file_with_all_of_it(path: Path) -
 
 
 def test_copies_while_the_run_is_written_are_sound_each_time(path: Path) -> None:
-    target = recorder(path, time_points=4)
-    target.start()
+    target = started(recorder(path, time_points=4))
     done = threading.Event()
 
     def write() -> None:
@@ -106,24 +106,21 @@ def test_copies_while_the_run_is_written_are_sound_each_time(path: Path) -> None
 
 
 def test_a_run_is_not_gone_on_with_in_its_copy_unless_one_says_so(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)
     copy = path.with_name("a_copy.h5")  # its name comes before that of the run
     snapshot_run(path, copy)
     target.stop()
     assert RunFolder(path.parent).find(header().run_id) == path
-    again = resumed(copy)
-    again.start()
+    again = started(resumed(copy))
     put_sweep(again, 1)
     again.stop()
     assert verify_run(copy).sound
 
 
 def test_snapshot_says_what_the_copy_holds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)
     copy = path.with_name("copy.h5")
@@ -139,8 +136,7 @@ def test_snapshot_says_what_the_copy_holds(path: Path, capsys: pytest.CaptureFix
 
 
 def test_of_a_damaged_run_no_copy_is_made(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.stop()
     content = bytearray(path.read_bytes())

@@ -17,6 +17,7 @@ from support.run_file_writer import (
     put_volume,
     reconstruction,
     recorder,
+    started,
     wait,
 )
 
@@ -33,8 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write_run(path: Path, sweeps: int = 4, **arguments: object) -> None:
-    target = recorder(path, **{"time_points": 2, **arguments})
-    target.start()
+    target = started(recorder(path, **{"time_points": 2, **arguments}))
     for sweep in range(sweeps):
         put_sweep(target, sweep)
     target.put_ledger(Ledger(announced=3 * sweeps, announced_known=1))
@@ -88,8 +88,7 @@ def test_sound_run_is_said_to_be_sound(path: Path) -> None:
 
 
 def test_run_that_goes_on_is_checked_as_far_as_it_goes(path: Path) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     put_sweep(target, 0)
     target.put_frame(frame(1, 0))
     wait(lambda: target.queue_bytes == 0)
@@ -177,8 +176,7 @@ def test_report_as_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_very_many_faults_are_counted_and_the_first_shown(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = recorder(path, time_points=60)
-    target.start()
+    target = started(recorder(path, time_points=60))
     for sweep in range(60):
         put_sweep(target, sweep)
     target.stop()
@@ -206,8 +204,7 @@ def test_missing_file_is_the_user_s(tmp_path: Path) -> None:
 
 
 def test_random_damage_is_never_a_traceback(path: Path) -> None:
-    target = recorder(path, time_points=2, live=True)
-    target.start()
+    target = started(recorder(path, time_points=2, live=True))
     put_sweep(target, 0)
     target.put_frame(frame(1, 0))
     put_volume(target, 1)
@@ -227,8 +224,7 @@ def test_random_damage_is_never_a_traceback(path: Path) -> None:
 def test_info_tells_the_ledger_events_and_what_came_later(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.put_frame(frame(1, 0))
     target.mark(1, 0, 0, Status.SKIPPED, "the engine was busy")

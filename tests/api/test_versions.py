@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import frame, put_sweep, recorder, resumed
+from support.run_file_writer import frame, put_sweep, recorder, resumed, started
 
 from microdiffusion import open_run
 from microdiffusion.export import export_run
@@ -88,8 +88,7 @@ def test_a_run_of_1_0_is_read_copied_and_exported(old: Path, name: str) -> None:
 
 def test_a_run_of_1_0_is_resumed_as_what_it_is(old: Path) -> None:
     path = old / "static.h5"
-    target = resumed(path)
-    target.start()
+    target = started(resumed(path))
     seq = len(KEYS) * FRAMES
     for sweep in (2, 4, 5, 6):  # the last of them in a further file
         for index in range(FRAMES):
@@ -136,8 +135,7 @@ def test_a_reader_that_knows_only_1_0_reads_a_file_of_today(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     for sweep in range(2):
         put_sweep(target, sweep)
     target.stop()
@@ -155,8 +153,7 @@ def test_a_reader_that_knows_only_1_0_reads_a_file_of_today(
 
 def test_exposure_of_each_frame_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     sent = [frame(0, index, exposure_ms=10.0 + index) for index in range(3)]
     for each in sent:
         target.put_frame(each)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from support.run_file_writer import header, put_volume, recorder, volume, wait
+from support.run_file_writer import header, put_volume, recorder, started, volume, wait
 
 from microdiffusion.daemon.runs.bdv_link import RunLink
 from microdiffusion.runfile.schema import Status
@@ -14,8 +14,7 @@ from microdiffusion.runfile.schema import Status
 
 def test_link_is_made_at_the_start_and_knows_all_files_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     told: list[str] = []
     link = RunLink(path, told.append)
     link.begin()
@@ -35,8 +34,7 @@ def test_link_is_made_at_the_start_and_knows_all_files_at_the_end(tmp_path: Path
 
 def test_what_cannot_be_linked_is_told_and_no_trouble(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path, run=header(dtype="float32"))
-    target.start()
+    target = started(recorder(path, run=header(dtype="float32")))
     told: list[str] = []
     link = RunLink(path, told.append)
     link.begin()

@@ -16,8 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.run_file_writer import FRAMES, frame, header, put_sweep, recorder, resumed, wait, when_recorded
+from support.run_file_writer import (
+    FRAMES,
+    frame,
+    header,
+    put_sweep,
+    recorder,
+    resumed,
+    started,
+    wait,
+    when_recorded,
+)
 
+from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import DiskError, MddError
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.reader import open_run
@@ -88,8 +99,7 @@ def recorded(folder: Path) -> dict[int, np.ndarray]:
 def trial(folder: Path, act: Callable[[Path], None], after: int, pause_s: float, **config: int) -> str:
     """Write frames, `act` upon the file after some, and return how the run failed; empty: it did not."""
     path = folder / "runs" / "run.h5"
-    target = recorder(path, **config)
-    target.start()
+    target = started(recorder(path, **config))
     taken: list[int] = []
     for number in range(SWEEPS * FRAMES):
         if number == after:
@@ -111,6 +121,15 @@ def trial(folder: Path, act: Callable[[Path], None], after: int, pause_s: float,
         assert len(taken) == SWEEPS * FRAMES
         assert verify_run(path).faults == []
     return failure
+
+
+def begun(folder: Path) -> tuple[Path, Recorder]:
+    """Return a run file with one sweep, and its recorder, which waits for more."""
+    path = folder / "run.h5"
+    target = started(recorder(path))
+    put_sweep(target, 0)
+    wait(lambda: target.queue_bytes == 0)
+    return path, target
 
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
@@ -139,11 +158,7 @@ def test_no_acknowledged_frame_is_lost_at_any_moment(tmp_path: Path, seed: int) 
 
 
 def test_a_run_without_frames_notices_within_a_ledger_that_its_file_is_gone(tmp_path: Path) -> None:
-    path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
-    put_sweep(target, 0)
-    wait(lambda: target.queue_bytes == 0)
+    path, target = begun(tmp_path)
     path.unlink()
     target.put_ledger(Ledger())
     with pytest.raises(DiskError, match=r"run_rescued\.h5") as caught:
@@ -165,11 +180,7 @@ def test_a_run_without_frames_notices_within_a_ledger_that_its_file_is_gone(tmp_
 
 
 def test_a_file_that_goes_while_the_run_is_closed_is_not_closed_well(tmp_path: Path) -> None:
-    path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
-    put_sweep(target, 0)
-    wait(lambda: target.queue_bytes == 0)
+    path, target = begun(tmp_path)
     path.unlink()
     with pytest.raises(DiskError, match="removed"):
         target.stop()
@@ -178,8 +189,7 @@ def test_a_file_that_goes_while_the_run_is_closed_is_not_closed_well(tmp_path: P
 
 def test_an_earlier_file_that_was_exchanged_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path, time_points=1)
-    target.start()
+    target = started(recorder(path, time_points=1))
     for sweep in range(6):
         put_sweep(target, sweep)
     wait(lambda: target.queue_bytes == 0)
@@ -197,11 +207,7 @@ def test_an_earlier_file_that_was_exchanged_is_not_written(tmp_path: Path) -> No
 
 
 def test_a_file_that_is_cut_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
-    put_sweep(target, 0)
-    wait(lambda: target.queue_bytes == 0)
+    path, target = begun(tmp_path)
     os.truncate(path, 5000)
     taken: list[int] = []
     target.put_frame(frame(1, 0), when_recorded(partial(taken.append, 0)))
@@ -219,8 +225,7 @@ def test_every_file_of_a_run_is_rescued_or_named(
     if most:
         monkeypatch.setattr("microdiffusion.daemon.recorder.files.open_files", lambda: most)
     path = tmp_path / "runs" / "run.h5"
-    target = recorder(path, time_points=1)
-    target.start()
+    target = started(recorder(path, time_points=1))
     for sweep in range(SWEEPS):
         put_sweep(target, sweep)
     wait(lambda: target.queue_bytes == 0)

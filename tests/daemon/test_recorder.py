@@ -21,6 +21,7 @@ from support.run_file_writer import (
     reconstruction,
     recorder,
     resumed,
+    started,
     volume,
     wait,
     when_recorded,
@@ -46,8 +47,7 @@ def test_volume_is_readable_when_it_is_announced(path: Path) -> None:
             np.testing.assert_array_equal(run.volume[written.sweep], volume(written.sweep))
         announced.append(written)
 
-    target = recorder(path, on_written=check)
-    target.start()
+    target = started(recorder(path, on_written=check))
     for sweep in range(3):
         put_sweep(target, sweep)
     target.stop()
@@ -71,16 +71,14 @@ def test_all_figures_of_a_volume_are_there_before_its_status(
                 seen.extend(bool(np.isfinite(run.values(one)[index])) for one in ("latency_s", "acquired_s"))
 
     monkeypatch.setattr(segment.Segment, "write", watched)
-    target = recorder(path, durable=durable)
-    target.start()
+    target = started(recorder(path, durable=durable))
     put_sweep(target, 0)
     target.stop()
     assert seen == [True, True]
 
 
 def test_every_time_point_ends_with_a_status_and_a_reason(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.mark(1, 0, 0, Status.SKIPPED, "the engine was busy: ä" + "ä" * 100)
     target.put_frame(frame(2, 0))
@@ -110,8 +108,7 @@ def test_every_time_point_ends_with_a_status_and_a_reason(path: Path) -> None:
 
 
 def test_frame_that_comes_after_its_sweep_was_settled_is_kept_and_counted(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.put_frame(frame(0, 0))
     target.mark(0, 0, 0, Status.LOST, "two frames are missing")
     target.put_frame(frame(0, 2))
@@ -124,8 +121,7 @@ def test_frame_that_comes_after_its_sweep_was_settled_is_kept_and_counted(path: 
 
 
 def test_written_volume_stays_written(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     put_sweep(target, 0, volume=np.zeros(SHAPE, np.float32))
     target.mark(0, 0, 0, Status.LOST, "too late")
@@ -137,8 +133,7 @@ def test_written_volume_stays_written(path: Path) -> None:
 
 
 def test_volume_after_a_mark_replaces_it(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.mark(0, 0, 0, Status.SKIPPED, "the engine was busy")
     put_sweep(target, 0)
     target.stop()
@@ -151,8 +146,7 @@ def test_volume_after_a_mark_replaces_it(path: Path) -> None:
 def test_voxels_are_rounded_and_clipped(path: Path) -> None:
     content = np.zeros(SHAPE, np.float32)
     content[0, 0, :5] = [-3.0, 0.4, 0.6, 65534.6, 1e9]
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0, volume=content)
     target.stop()
     with open_run(path) as run:
@@ -161,8 +155,7 @@ def test_voxels_are_rounded_and_clipped(path: Path) -> None:
 
 def test_float_run_keeps_its_voxels(path: Path) -> None:
     content = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    target = recorder(path, run=header(dtype="float32"))
-    target.start()
+    target = started(recorder(path, run=header(dtype="float32")))
     put_sweep(target, 0, volume=content)
     target.stop()
     with open_run(path) as run:
@@ -175,8 +168,7 @@ def test_volume_that_is_not_finite_counts_as_failed(path: Path, value: float) ->
     content = np.ones(SHAPE, np.float32)
     content[3, 4, 5] = value
     announced: list[Written] = []
-    target = recorder(path, on_written=announced.append)
-    target.start()
+    target = started(recorder(path, on_written=announced.append))
     put_sweep(target, 0, volume=content)
     target.stop()
     assert announced == []
@@ -196,8 +188,7 @@ def test_volume_that_is_not_finite_counts_as_failed(path: Path, value: float) ->
     ],
 )
 def test_frame_without_a_place_is_counted(path: Path, changes: dict) -> None:
-    target = recorder(path, run=header(sweeps=2))
-    target.start()
+    target = started(recorder(path, run=header(sweeps=2)))
     put_sweep(target, 0)
     astray = frame(0, 0)
     target.put_frame(replace(astray, info=replace(astray.info, **changes)))
@@ -209,8 +200,7 @@ def test_frame_without_a_place_is_counted(path: Path, changes: dict) -> None:
 
 
 def test_mistaken_sweep_number_does_not_fill_the_disk_with_files(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.put_frame(frame(10**9, 0))
     put_sweep(target, 0)
     target.stop()
@@ -219,8 +209,7 @@ def test_mistaken_sweep_number_does_not_fill_the_disk_with_files(path: Path) -> 
 
 
 def test_long_run_goes_on_in_further_files_even_after_an_outage(path: Path) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     put_sweep(target, 0)
     put_sweep(target, 6)
     target.stop()
@@ -234,8 +223,7 @@ def test_a_run_of_no_given_length_goes_on_before_a_file_is_too_large(path: Path)
     shape, most_bytes = (16, 64, 64), 4_000_000
     run = header(shape=shape)
     assert run.sweeps is None
-    target = recorder(path, run=run, time_points=1000, file_gb=most_bytes / 1e9)
-    target.start()
+    target = started(recorder(path, run=run, time_points=1000, file_gb=most_bytes / 1e9))
     for sweep in range(60):
         put_volume(target, sweep, volume=volume(sweep, shape=shape))
     wait(lambda: target.counts[Status.WRITTEN] == 60)
@@ -257,8 +245,7 @@ def test_run_of_many_files_keeps_few_of_them_open(path: Path, monkeypatch: pytes
         links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
         return sum(str(link.readlink()).startswith(str(path.parent)) for link in links if link.is_symlink())
 
-    target = recorder(path, time_points=1)
-    target.start()
+    target = started(recorder(path, time_points=1))
     for sweep in range(12):
         put_sweep(target, sweep)
     wait(lambda: target.counts[Status.WRITTEN] == 12)
@@ -277,8 +264,7 @@ def test_run_of_many_files_keeps_few_of_them_open(path: Path, monkeypatch: pytes
 
 
 def test_planned_run_takes_exactly_its_room(path: Path) -> None:
-    target = recorder(path, run=header(sweeps=3), time_points=100)
-    target.start()
+    target = started(recorder(path, run=header(sweeps=3), time_points=100))
     with open_run(path) as run:
         assert len(run) == 3
     target.stop()
@@ -286,8 +272,7 @@ def test_planned_run_takes_exactly_its_room(path: Path) -> None:
 
 def test_full_queue_refuses_volumes_instead_of_waiting(path: Path) -> None:
     gate = threading.Event()
-    target = recorder(path, queue_mb=0.01, on_written=lambda written: gate.wait(20))
-    target.start()
+    target = started(recorder(path, queue_mb=0.01, on_written=lambda written: gate.wait(20)))
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)  # now the thread stands at the gate
     for seq in range(20):  # frames are always taken: their sender's window bounds them
@@ -304,8 +289,7 @@ def test_full_queue_refuses_volumes_instead_of_waiting(path: Path) -> None:
 
 
 def test_array_larger_than_the_queue_is_taken_when_the_queue_is_empty(path: Path) -> None:
-    target = recorder(path, queue_mb=1e-6)
-    target.start()
+    target = started(recorder(path, queue_mb=1e-6))
     put_sweep(target, 0)
     target.stop()
     assert target.counts[Status.WRITTEN] == 1
@@ -322,8 +306,7 @@ def test_existing_file_is_not_overwritten(path: Path) -> None:
 def test_remains_of_a_killed_creation_are_no_obstacle(path: Path) -> None:
     path.parent.mkdir()
     (path.parent / ".run.h5.tmp").write_text("half")
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.stop()
     assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
 
@@ -374,8 +357,7 @@ def test_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
 def test_disk_that_fails_during_the_run_is_raised_to_the_owner(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1 and target.queue_bytes == 0)
 
@@ -401,8 +383,7 @@ def test_failure_of_the_owner_s_callback_is_not_silent(path: Path) -> None:
     def fail(written: Written) -> None:
         raise KeyError("preview")
 
-    target = recorder(path, on_written=fail)
-    target.start()
+    target = started(recorder(path, on_written=fail))
     put_sweep(target, 0)
     with pytest.raises(RunError, match="KeyError"):
         target.stop()
@@ -410,8 +391,7 @@ def test_failure_of_the_owner_s_callback_is_not_silent(path: Path) -> None:
 
 def test_stop_says_so_when_the_disk_hangs(path: Path) -> None:
     gate = threading.Event()
-    target = recorder(path, on_written=lambda written: gate.wait(20))
-    target.start()
+    target = started(recorder(path, on_written=lambda written: gate.wait(20)))
     put_sweep(target, 0)
     with pytest.raises(DiskError, match="too slow or hangs"):
         target.stop(timeout_s=0.1)
@@ -420,8 +400,7 @@ def test_stop_says_so_when_the_disk_hangs(path: Path) -> None:
 
 
 def test_nothing_is_taken_after_the_stop(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.stop()
     never: list[int] = []
     target.put_frame(frame(0, 0), when_recorded(lambda: never.append(1)))
@@ -439,8 +418,7 @@ def test_stop_without_start_is_harmless(path: Path) -> None:
 def test_file_is_left_untrimmed_where_the_copy_cannot_be_made(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = recorder(path, time_points=50)
-    target.start()
+    target = started(recorder(path, time_points=50))
     put_sweep(target, 0)
     wait(lambda: target.counts[Status.WRITTEN] == 1)
     full_disk(monkeypatch)
@@ -452,8 +430,7 @@ def test_file_is_left_untrimmed_where_the_copy_cannot_be_made(
 
 
 def test_recorder_keeps_up_with_many_small_frames(path: Path) -> None:
-    target = recorder(path, time_points=400)
-    target.start()
+    target = started(recorder(path, time_points=400))
     start = time.monotonic()
     for sweep in range(400):
         for index in range(FRAMES):

@@ -20,6 +20,7 @@ from support.run_file_writer import (
     put_volume,
     recorder,
     resumed,
+    started,
     volume,
     wait,
     when_recorded,
@@ -33,11 +34,6 @@ from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.reader import open_run
 from microdiffusion.runfile.schema import Status, segment_path
 from microdiffusion.runfile.verify import verify_run
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run.h5"
 
 
 class Disk:
@@ -71,8 +67,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 def test_receipt_is_complete_when_the_file_has_it_and_in_order(path: Path) -> None:
     taken: list[int] = []
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     with open_run(path) as run:
 
         def check(seq: int) -> None:
@@ -89,8 +84,7 @@ def test_receipt_is_complete_when_the_file_has_it_and_in_order(path: Path) -> No
 
 def test_call_comes_between_what_was_handed_over_before_and_after(path: Path) -> None:
     order: list[str] = []
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.put_frame(frame(0, 0), when_recorded(lambda: order.append("first")))
     target.call(lambda: order.append(threading.current_thread().name))
     target.put_frame(frame(0, 1), when_recorded(lambda: order.append("second")))
@@ -99,8 +93,7 @@ def test_call_comes_between_what_was_handed_over_before_and_after(path: Path) ->
 
 
 def test_full_disk_at_a_further_file_is_waited_out(path: Path, disk: Disk) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     put_sweep(target, 0)
     disk.full = True
     taken: list[int] = []
@@ -147,8 +140,7 @@ def test_a_disk_that_fills_while_a_file_is_made_is_waited_out(
         return create(*arguments)
 
     monkeypatch.setattr(segment, "create_run_file", make)
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     put_sweep(target, 0)
     disk.full = True
     taken: list[int] = []
@@ -163,8 +155,7 @@ def test_a_disk_that_fills_while_a_file_is_made_is_waited_out(
 def test_a_close_does_not_fail_for_want_of_room_for_a_shorter_copy(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = recorder(path, time_points=4)
-    target.start()
+    target = started(recorder(path, time_points=4))
     put_sweep(target, 0)
 
     def make(*arguments: Any) -> Any:
@@ -179,8 +170,7 @@ def test_a_close_does_not_fail_for_want_of_room_for_a_shorter_copy(
 
 def test_disk_that_is_full_inside_of_the_file_is_waited_out(path: Path, disk: Disk) -> None:
     """A file system that copies on write can be full although the file's room was reserved."""
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     wait(lambda: target.queue_bytes == 0)
     disk.full_inside = True
@@ -194,8 +184,7 @@ def test_disk_that_is_full_inside_of_the_file_is_waited_out(path: Path, disk: Di
 
 
 def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Path, disk: Disk) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     put_sweep(target, 0)
     disk.full = True
     taken: list[int] = []
@@ -227,8 +216,7 @@ def test_stop_while_the_disk_is_full_is_quick_and_closes_what_there_is(path: Pat
 def test_disk_that_fails_otherwise_ends_the_recorder_and_acknowledges_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     wait(lambda: target.queue_bytes == 0)
 
@@ -252,8 +240,7 @@ def test_disk_that_fails_otherwise_ends_the_recorder_and_acknowledges_nothing(
 def test_slow_disk_bounds_the_queue_and_gives_no_wrong_status(path: Path, disk: Disk) -> None:
     disk.bytes_s = 5e5
     taken: list[int] = []
-    target = recorder(path, queue_mb=0.005, time_points=20)
-    target.start()
+    target = started(recorder(path, queue_mb=0.005, time_points=20))
     most = 0
     for seq in range(60):
         wait(lambda: not target.is_full)
@@ -286,8 +273,7 @@ def test_what_was_given_up_may_be_written_later(
     path: Path, before: Callable[[Recorder], None], later: int
 ) -> None:
     told: list[bool] = []
-    target = recorder(path, on_written=lambda written: told.append(written.later))
-    target.start()
+    target = started(recorder(path, on_written=lambda written: told.append(written.later)))
     fill(target, 0)
     before(target)
     put_volume(target, 0, effort=2)
@@ -303,8 +289,7 @@ def test_what_was_given_up_may_be_written_later(
 
 
 def test_sweep_is_loaded_as_it_was_recorded(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     fill(target, 3)
     target.put_frame(frame(4, 1))
     wait(lambda: target.queue_bytes == 0)
@@ -333,8 +318,7 @@ def test_sweep_is_loaded_as_it_was_recorded(path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
 def test_lock_of_a_killed_daemon_is_no_obstacle(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.stop()
     path.with_name(".run.h5.lock").write_text("")
     again = resumed(path)
@@ -347,8 +331,7 @@ def test_a_disk_too_small_for_the_next_file_is_told_in_the_middle_of_this_one(
 ) -> None:
     path = tmp_path / "run.h5"
     monkeypatch.setattr("microdiffusion.daemon.recorder.writer._LOOK_S", 0.0)
-    target = recorder(path, time_points=6)
-    target.start()
+    target = started(recorder(path, time_points=6))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("microdiffusion.daemon.recorder.disk.shutil.disk_usage", lambda folder: usage)
     put_sweep(target, 0)
@@ -374,14 +357,12 @@ def test_a_disk_that_fails_at_the_very_end_is_told_and_the_lock_is_free(
     def fail(files: RunFiles) -> None:
         raise DiskError("the disk failed")
 
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     monkeypatch.setattr(RunFiles, "close", fail)
     with pytest.raises(DiskError, match="the disk failed"):
         target.stop()
     monkeypatch.undo()
-    again = resumed(path)
-    again.start()
+    again = started(resumed(path))
     again.stop()
     assert verify_run(path).sound

@@ -25,6 +25,7 @@ from support.run_file_writer import (
     put_volume,
     recorder,
     resumed,
+    started,
     volume,
     wait,
     when_recorded,
@@ -49,8 +50,7 @@ def abandon(target: Recorder) -> None:
 
 
 def test_killed_run_goes_on_where_it_stopped(path: Path) -> None:
-    first = recorder(path, time_points=3)
-    first.start()
+    first = started(recorder(path, time_points=3))
     for sweep in range(4):
         put_sweep(first, sweep)
     first.put_frame(frame(4, 0))
@@ -92,8 +92,7 @@ def test_killed_run_goes_on_where_it_stopped(path: Path) -> None:
 
 
 def test_frame_that_was_half_written_is_not_there(path: Path) -> None:
-    first = recorder(path)
-    first.start()
+    first = started(recorder(path))
     put_sweep(first, 0)
     abandon(first)
     with h5py.File(path, "r+") as file:  # as if the kill had come before the last of a frame's writes
@@ -109,28 +108,24 @@ def test_frame_that_was_half_written_is_not_there(path: Path) -> None:
 
 
 def test_counts_that_a_kill_left_behind_are_mended(path: Path) -> None:
-    first = recorder(path)
-    first.start()
+    first = started(recorder(path))
     put_sweep(first, 0)
     abandon(first)
     with h5py.File(path, "r+") as file:
         file["mdd/frames_received"][0] = 2
-    second = resumed(path)
-    second.start()
+    second = started(resumed(path))
     second.stop()
     assert verify_run(path).faults == []
 
 
 @pytest.mark.parametrize("end", ["closed", "killed"])
 def test_run_that_was_closed_and_cut_gets_its_room_back(path: Path, end: str) -> None:
-    first = recorder(path, time_points=6)
-    first.start()
+    first = started(recorder(path, time_points=6))
     put_sweep(first, 0)
     put_sweep(first, 1)
     first.stop()
     assert len(open_run(path)) == 2
-    second = resumed(path)
-    second.start()
+    second = started(resumed(path))
     with open_run(path) as run, open_run(path) as other:
         follower = run.follow(timeout_s=20, poll_s=0.005)
         assert [next(follower)[0], next(follower)[0]] == [0, 1]
@@ -158,14 +153,12 @@ def test_run_that_was_closed_and_cut_gets_its_room_back(path: Path, end: str) ->
 def test_run_goes_on_in_a_further_file_where_the_first_cannot_be_made_longer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = recorder(path, time_points=6)
-    first.start()
+    first = started(recorder(path, time_points=6))
     put_sweep(first, 0)
     first.stop()
     monkeypatch.setattr(segment.Segment, "lengthen", lambda self, time_points, most_bytes: False)
     for sweeps in ([1, 2], [3]):
-        again = resumed(path)
-        again.start()
+        again = started(resumed(path))
         for sweep in sweeps:
             put_sweep(again, sweep)
         again.stop()
@@ -176,12 +169,10 @@ def test_run_goes_on_in_a_further_file_where_the_first_cannot_be_made_longer(
 
 
 def test_planned_run_that_is_gone_on_with_keeps_to_its_plan(path: Path) -> None:
-    first = recorder(path, run=header(sweeps=3), time_points=100)
-    first.start()
+    first = started(recorder(path, run=header(sweeps=3), time_points=100))
     put_sweep(first, 0)
     first.stop()
-    second = resumed(path)
-    second.start()
+    second = started(resumed(path))
     for sweep in range(1, 4):
         for index in range(FRAMES):
             second.put_frame(frame(sweep, index))
@@ -195,8 +186,7 @@ def test_planned_run_that_is_gone_on_with_keeps_to_its_plan(path: Path) -> None:
 
 
 def test_late_frames_of_a_closed_run_find_their_places(path: Path) -> None:
-    first = recorder(path)
-    first.start()
+    first = started(recorder(path))
     put_sweep(first, 0)
     first.put_frame(frame(1, 0))
     first.put_ledger(Ledger(announced=6, unsent=2, announced_known=1))
@@ -204,8 +194,7 @@ def test_late_frames_of_a_closed_run_find_their_places(path: Path) -> None:
     with open_run(path) as run:
         assert run.ledger == Ledger(announced=6, received=4, missing=2, unsent=2, announced_known=1)
         assert run.status.tolist() == [1, 2]
-    second = resumed(path)
-    second.start()
+    second = started(resumed(path))
     second.put_frame(frame(1, 1))
     second.put_frame(frame(1, 2))
     put_volume(second, 1)
@@ -219,8 +208,7 @@ def test_late_frames_of_a_closed_run_find_their_places(path: Path) -> None:
 
 
 def test_frame_without_a_place_is_known_again_after_a_kill(path: Path) -> None:
-    first = recorder(path, run=header(sweeps=1))
-    first.start()
+    first = started(recorder(path, run=header(sweeps=1)))
     put_sweep(first, 0)
     taken: list[int] = []
     first.put_frame(frame(5, 0), when_recorded(partial(taken.append, 15)))
@@ -245,8 +233,7 @@ def test_frame_without_a_place_is_known_again_after_a_kill(path: Path) -> None:
 def test_a_kill_while_a_closed_run_is_opened_again_leaves_it_sound(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = recorder(path, time_points=2)
-    first.start()
+    first = started(recorder(path, time_points=2))
     for sweep in range(5):
         put_sweep(first, sweep)
     first.put_ledger(Ledger(announced=15, announced_known=1))
@@ -266,8 +253,7 @@ def test_a_kill_while_a_closed_run_is_opened_again_leaves_it_sound(
 
 
 def test_second_daemon_is_kept_off_the_file(path: Path) -> None:
-    first = recorder(path)
-    first.start()
+    first = started(recorder(path))
     with pytest.raises(InputFileError, match="being written by another mdd"):
         resumed(path)
     first.stop()
@@ -275,8 +261,7 @@ def test_second_daemon_is_kept_off_the_file(path: Path) -> None:
     with pytest.raises(InputFileError, match="being written by another mdd"):
         resumed(path)
     second.stop()  # never started
-    third = resumed(path)
-    third.start()
+    third = started(resumed(path))
     third.stop()
     assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
 
@@ -284,8 +269,7 @@ def test_second_daemon_is_kept_off_the_file(path: Path) -> None:
 def test_absent_foreign_and_damaged_files_are_refused(path: Path) -> None:
     with pytest.raises(MissingFileError, match="no file at"):
         resumed(path)
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     for sweep in range(4):
         put_sweep(target, sweep)
     target.stop()
@@ -304,8 +288,7 @@ def test_absent_foreign_and_damaged_files_are_refused(path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights of files are POSIX")
 def test_file_that_may_not_be_written_is_a_disk_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     target.stop()
 
     def refuse(path: Path) -> int:
@@ -374,8 +357,7 @@ def test_any_order_of_frames_volumes_kills_and_closes_leaves_a_sound_file(
     folder = tmp_path / "runs"
     shutil.rmtree(folder, ignore_errors=True)
     path = folder / "run.h5"
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     placed: set[int] = set()
     unplaced: set[int] = set()
     status: dict[int, Status] = {}

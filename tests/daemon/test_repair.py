@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import frame, put_sweep, recorder, volume, wait
+from support.run_file_writer import frame, put_sweep, recorder, started, volume, wait
 
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.offline.repair import repair_run
@@ -19,8 +19,7 @@ from microdiffusion.runfile.verify import verify_run
 def killed(folder: Path) -> Path:
     """Return a run as a kill would leave it: the bytes of one that goes on."""
     source = folder / "going" / "run.h5"
-    target = recorder(source, time_points=100)
-    target.start()
+    target = started(recorder(source, time_points=100))
     for sweep in range(3):
         put_sweep(target, sweep)
     target.put_frame(frame(3, 0))
@@ -48,8 +47,7 @@ def test_killed_run_is_closed_with_a_status_for_what_was_begun(tmp_path: Path) -
 
 def test_file_that_a_daemon_writes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     assert main(["repair", str(path)]) == 2
     assert "being written" in capsys.readouterr().err
@@ -80,8 +78,7 @@ def test_foreign_hdf5_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_gap_whose_reason_was_being_taken_back_has_one_again(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.mark(1, 0, 0, Status.LOST, "half of its frames did not come")
     target.stop()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.run_file_writer import frame, header, recorder
+from support.run_file_writer import frame, header, recorder, started
 
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.recorder.opening import create_recorder, resume_recorder
@@ -20,8 +20,7 @@ A, B = "a" * 32, "b" * 32
 
 
 def write(path: Path, run_id: str) -> None:
-    target = recorder(path, run=header(run_id=run_id))
-    target.start()
+    target = started(recorder(path, run=header(run_id=run_id)))
     target.put_frame(frame(0, 0))
     target.stop()
 
@@ -112,8 +111,7 @@ def test_a_pipe_that_is_named_like_a_run_file_holds_up_nothing(tmp_path: Path) -
 
 def test_only_a_run_that_nobody_closed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "closed.h5", A)
-    target = recorder(tmp_path / "open.h5", run=header(run_id=B))
-    target.start()
+    target = started(recorder(tmp_path / "open.h5", run=header(run_id=B)))
     try:
         assert RunFolder(tmp_path).unclosed() == [tmp_path / "open.h5"]
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 import tifffile
-from support.run_file_writer import put_volume, recorder, volume
+from support.run_file_writer import put_volume, recorder, started, volume
 
 from microdiffusion.daemon.server.commander import Commander
 from microdiffusion.daemon.server.save_tiff import save_newest
@@ -35,8 +35,7 @@ def test_without_a_run_there_is_nothing_to_mark_or_save(what: str) -> None:
 
 
 def test_a_snapshot_is_the_newest_volume_with_its_voxels_while_the_run_goes_on(tmp_path: Path) -> None:
-    run = recorder(tmp_path / "run.h5")
-    run.start()
+    run = started(recorder(tmp_path / "run.h5"))
     try:
         with pytest.raises(UserError, match="no volume is written yet"):
             save_newest(tmp_path / "run.h5", 0, 0)
@@ -57,8 +56,7 @@ def test_a_snapshot_is_the_newest_volume_with_its_voxels_while_the_run_goes_on(t
 
 
 def test_a_mark_is_an_event_of_the_run_file(tmp_path: Path) -> None:
-    run = recorder(tmp_path / "run.h5")
-    run.start()
+    run = started(recorder(tmp_path / "run.h5"))
     run.put_event("mark", "new objective µ")
     run.stop()
     with h5py.File(tmp_path / "run.h5") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from support.run_file_writer import put_sweep, recorder
+from support.run_file_writer import put_sweep, recorder, started
 
 from microdiffusion.daemon.cli.dispatch import main
 
@@ -40,8 +40,7 @@ def test_each_command_says_a_sentence_or_does_its_work(
     change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.h5"
-    target = recorder(path, configuration="[" * 100_000 if change == "brackets" else "{}")
-    target.start()
+    target = started(recorder(path, configuration="[" * 100_000 if change == "brackets" else "{}"))
     for sweep in range(2):
         put_sweep(target, sweep)
     target.stop()

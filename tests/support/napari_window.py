@@ -19,7 +19,7 @@ from microdiffusion import open_run
 from microdiffusion.adapters.napari_follow import _following
 from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.runfile.schema import Status
-from support.run_file_writer import header, put_volume, recorder
+from support.run_file_writer import header, put_volume, recorder, started
 
 SHAPE = (6, 132, 136)
 
@@ -40,8 +40,7 @@ def put(target: Recorder, sweep: int) -> np.ndarray:
 
 
 def main(path: Path) -> None:
-    target = recorder(path, run=header(shape=SHAPE, name="neurons"))
-    target.start()
+    target = started(recorder(path, run=header(shape=SHAPE, name="neurons")))
     put(target, 0)
     with open_run(path) as run:
         until(lambda: bool(run.status[0] == Status.WRITTEN), "the first volume")
@@ -83,8 +82,7 @@ def main(path: Path) -> None:
 
 def without_layer(path: Path) -> None:
     """Removing the layer ends it as well."""
-    target = recorder(path, run=header(shape=SHAPE))
-    target.start()
+    target = started(recorder(path, run=header(shape=SHAPE)))
     viewer = napari.Viewer(show=False)
     (layer,) = viewer.open(str(path), plugin="microdiffusion-daemon")
     put(target, 0)

@@ -82,6 +82,11 @@ def resumed(path: Path, *, on_written: Callable[[Written], None] = lambda writte
     return resume_recorder(path, RecorderConfig(time_points=8), on_written=on_written)
 
 
+def started(target: Recorder) -> Recorder:
+    target.start()
+    return target
+
+
 def when_recorded(work: Callable[[], object]) -> Receipt:
     """Return a receipt that has `work` done when it is complete."""
     return Receipt(0, 0, work)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from support.mdd_process import free_port
-from support.run_file_writer import put_sweep, recorder
+from support.run_file_writer import put_sweep, recorder, started
 from support.sample_data import write_sample
 
 from microdiffusion.daemon.cli import dispatch as cli
@@ -280,8 +280,7 @@ def furnished(tmp_path: Path, sample: bytes) -> Path:
     (tmp_path / "typo.toml").write_text('name = "x"\n[sweep]\nstpe_um = 3.0\n')
     (tmp_path / "broken.toml").write_text("[sweep\n")
     run = tmp_path / "run_99.h5"
-    target = recorder(run)
-    target.start()
+    target = started(recorder(run))
     put_sweep(target, 0)
     target.stop()
     with h5py.File(run, "r+") as file:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from support.driver_support import Outbox
 from support.mdd_process import Mdd, free_port
-from support.run_file_writer import put_sweep, recorder
+from support.run_file_writer import put_sweep, recorder, started
 from support.sample_data import write_sample
 
 from microdiffusion import errors, open_run
@@ -201,8 +201,7 @@ def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_sample(tmp_path / "projections.h5", sweeps=1)
     with h5py.File(tmp_path / "volume.h5", "w") as file:
         file["volume"] = np.zeros((24, 16, 16), np.float32)
-    target = recorder(tmp_path / "run_99.h5")
-    target.start()
+    target = started(recorder(tmp_path / "run_99.h5"))
     put_sweep(target, 0)
     target.stop()
     with h5py.File(tmp_path / "run_99.h5", "r+") as file:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from nasty_names import NAMES
 from support.odd_stacks import PIXELS, hdf5, ndtiff, npy, tiff
-from support.run_file_writer import header, put_sweep, put_volume, recorder
+from support.run_file_writer import header, put_sweep, put_volume, recorder, started
 
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
@@ -61,8 +61,7 @@ def folder_of(tmp_path: Path, name: str) -> Path:
 
 
 def record(path: Path, **changes: object) -> Path:
-    target = recorder(path, run=header(**changes))
-    target.start()
+    target = started(recorder(path, run=header(**changes)))
     put_sweep(target, 0)
     target.stop()
     return path
@@ -95,8 +94,7 @@ def test_every_command_takes_a_run_of_any_name(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", CASES)
 def test_every_format_takes_a_channel_and_a_position_of_any_name(tmp_path: Path, name: str) -> None:
     run = header(channels=(name, "other"), positions=(name, "else"), name=name[:60])
-    target = recorder(tmp_path / "run.h5", run=run)
-    target.start()
+    target = started(recorder(tmp_path / "run.h5", run=run))
     for place in range(4):
         put_volume(target, 0, place % 2, place // 2)
     target.stop()

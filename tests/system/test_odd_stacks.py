@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("tifffile")
 pytest.importorskip("ndstorage")
 from support.odd_stacks import ODD_STACKS, OF_SEVERAL, PIXELS, Odd, imagej, ndtiff, npy, positions
-from support.run_file_writer import header, put_sweep, recorder
+from support.run_file_writer import header, put_sweep, recorder, started
 
 from microdiffusion.config import SweepConfig
 from microdiffusion.daemon.calibration import read_series, read_stack
@@ -127,8 +127,7 @@ def test_a_file_that_has_a_hash_in_its_name_comes_first(tmp_path: Path) -> None:
 def test_a_run_of_several_positions_channels_or_files_is_not_one_volume(
     tmp_path: Path, changes: dict[str, tuple[str, ...]], says: str
 ) -> None:
-    run = recorder(tmp_path / "run.h5", run=header(**changes), time_points=3 if changes else 1)
-    run.start()
+    run = started(recorder(tmp_path / "run.h5", run=header(**changes), time_points=3 if changes else 1))
     for sweep in range(3):
         put_sweep(run, sweep)
     run.stop()

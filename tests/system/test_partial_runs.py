@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from support.run_file_writer import put_sweep, recorder
+from support.run_file_writer import put_sweep, recorder, started
 
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
@@ -50,8 +50,7 @@ REFUSES = (
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of four files, closed."""
     path = tmp_path_factory.mktemp("whole") / "run.h5"
-    target = recorder(path, time_points=1)
-    target.start()
+    target = started(recorder(path, time_points=1))
     for sweep in range(FILES):
         put_sweep(target, sweep)
     target.stop()

@@ -19,6 +19,7 @@ from support.run_file_writer import (
     put_volume,
     recorder,
     resumed,
+    started,
     volume,
     wait,
 )
@@ -58,8 +59,7 @@ def smooth(sweep: int, channel: int = 0, position: int = 0) -> np.ndarray:
 def several(path: Path, **config: Any) -> Recorder:
     """Return a recorder that wrote two channels and two positions, with a gap and rolling volumes."""
     run = header(shape=SHAPE, channels=("a", "b"), positions=("p", "q"))
-    target = recorder(path, run=run, live=True, **config)
-    target.start()
+    target = started(recorder(path, run=run, live=True, **config))
     for sweep in range(3):
         for channel in range(2):
             for position in range(2):
@@ -116,8 +116,7 @@ def test_repacked_and_back_all_is_as_it_was(
 
 def test_files_of_a_run_become_one_that_plain_h5py_opens(path: Path) -> None:
     shape = (16, 128, 128)
-    target = recorder(path, time_points=2, run=header(shape=shape))
-    target.start()
+    target = started(recorder(path, time_points=2, run=header(shape=shape)))
     for sweep in range(5):
         put_volume(target, sweep, volume=np.full(shape, sweep, np.float32))
     target.stop()
@@ -140,8 +139,7 @@ with h5py.File({str(packed)!r}) as file:
 
 
 def test_what_a_run_that_goes_on_holds_is_repacked(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     put_sweep(target, 1)
     wait(lambda: target.counts[Status.WRITTEN] == 2)
@@ -157,8 +155,7 @@ def test_what_a_run_that_goes_on_holds_is_repacked(path: Path) -> None:
 
 
 def test_a_run_is_resumed_in_a_copy_that_was_made_static_again(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.stop()
     packed, back = path.with_name("a_packed.h5"), path.with_name("back.h5")
@@ -167,8 +164,7 @@ def test_a_run_is_resumed_in_a_copy_that_was_made_static_again(path: Path) -> No
     with pytest.raises(InputFileError, match="--compression none"):
         resumed(packed)
     snapshot_run(packed, back)
-    again = resumed(back)
-    again.start()
+    again = started(resumed(back))
     put_sweep(again, 1)
     again.stop()
     report = verify_run(back)
@@ -190,8 +186,7 @@ def test_exports_of_a_compressed_run(path: Path) -> None:
 
 
 def test_recipes_and_provenance_come_along(path: Path) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.stop()
     recipe = b'{"steps": 3}'
@@ -238,8 +233,7 @@ def test_command_says_what_was_saved(path: Path, capsys: pytest.CaptureFixture[s
 def test_what_cannot_be_is_refused(
     path: Path, output: str, more: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.stop()
     path.with_name("there.h5").write_bytes(b"mine")
@@ -252,8 +246,7 @@ def test_what_cannot_be_is_refused(
 def test_nothing_is_left_of_a_copy_that_failed(
     path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = recorder(path)
-    target.start()
+    target = started(recorder(path))
     put_sweep(target, 0)
     target.stop()
     compression, error, progress = "gzip", InputFileError, lambda done, total: None
@@ -279,8 +272,7 @@ def test_nothing_is_left_of_a_copy_that_failed(
 
 
 def test_in_place_the_copy_is_the_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     for sweep in range(5):
         put_sweep(target, sweep)
     target.stop()
@@ -297,8 +289,7 @@ def test_in_place_the_copy_is_the_run(path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(InputFileError, match="--compression none"):
         resumed(path)
     assert main(["repack", str(path), "--in-place", "--compression", "none"]) == 0
-    again = resumed(path)
-    again.start()
+    again = started(resumed(path))
     put_sweep(again, 5)
     again.stop()
     assert (verify_run(path).faults, verify_run(path).volumes) == ([], 6)
@@ -308,8 +299,7 @@ def test_in_place_the_copy_is_the_run(path: Path, capsys: pytest.CaptureFixture[
 def test_in_place_the_run_stays_as_it_was_where_it_does_not_succeed(
     path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     for sweep in range(3):
         put_sweep(target, sweep)
     error, progress = InputFileError, lambda done, total: None
@@ -347,8 +337,7 @@ def full_disk(*paths: object) -> None:
 
 
 def test_further_files_that_a_kill_left_behind_the_compressed_one_are_passed_over(path: Path) -> None:
-    target = recorder(path, time_points=2)
-    target.start()
+    target = started(recorder(path, time_points=2))
     for sweep in range(4):
         put_sweep(target, sweep)
     target.stop()
