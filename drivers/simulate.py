@@ -147,11 +147,11 @@ def simulate(
     GeometryError, InputFileError, MissingFileError, DiskError
         Slabs do not fit; the volume is unusable; the output cannot be written.
     """
-    _check_positive(length_um=length_um, step_um=step_um, gain=gain)
-    _check_not_negative(noise=noise, read_noise=read_noise)
+    _check(length_um=length_um, step_um=step_um, gain=gain)
+    _check(or_zero=True, noise=noise, read_noise=read_noise)
     camera = None
     if photons is not None:
-        _check_positive(photons=photons)
+        _check(photons=photons)
         camera = CameraNoise(offset=offset, gain=gain, read_noise=read_noise)
         if noise:
             raise ConfigError("Give noise (Gaussian) or photons (camera), not both.")
@@ -162,7 +162,7 @@ def simulate(
     profile = AxialProfile.box(length_um)
     with open_volume(volume_path) as source:
         voxel = voxel_size_um or source.assumed_voxel_um()
-        _check_positive(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
+        _check(voxel_z_um=voxel[0], voxel_y_um=voxel[1], voxel_x_um=voxel[2])
         planned = plan_positions(
             sweeps or len(source),
             length_um=length_um,
@@ -253,13 +253,8 @@ class _Scale:
         return np.asarray(np.clip(scaled, low, high), dtype=np.float32)
 
 
-def _check_positive(**values: float) -> None:
+def _check(*, or_zero: bool = False, **values: float) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} should be a positive number, not {value:g}: correct it.")
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{name} should be zero or a positive number, not {value:g}: correct it.")
+        if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
+            wanted = "zero or a positive number" if or_zero else "a positive number"
+            raise ConfigError(f"{name} should be {wanted}, not {value:g}: correct it.")

@@ -32,7 +32,6 @@ class Recording:
         Frames at the end of each volume that belong to no slice.
     average : int
         Frames of the scanner in a saved one.
-    pixel_um, frame_ms : float or None
     acquisitions : int or None
         Number of acquisitions in a loop; None where there is no loop.
     """

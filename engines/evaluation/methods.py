@@ -127,7 +127,6 @@ class MethodAnswer:
         Which of its candidates a method of the engine served; else its own name.
     evaluations : int
         Passes of the whole volume through a network, guidance counted twice.
-    cost : Cost
     """
 
     volume: NDArray[Any]
@@ -200,7 +199,6 @@ class Method:
             Keys of the table `[engine]` that hold for all methods: device, weights, threads.
         engine : Engine, optional
             From `open`.
-        seed : int
         resident_mb : callable
             Resident memory of this process, MB.
         report : callable

@@ -38,7 +38,6 @@ class SessionPlan:
 
     Attributes
     ----------
-    sweeps : int
     offsets : str
         As `sweep.offsets`.
     activity, drift : bool

@@ -62,7 +62,6 @@ class Reconstructor:
     ----------
     header : RunHeader
         Geometry, beam and camera.
-    config : EngineConfig
     engine : Engine, optional
         Device and network; by default opened from the configuration.
     sessions : SessionStore, optional
@@ -147,7 +146,6 @@ class Reconstructor:
 
         Parameters
         ----------
-        sweep : Sweep
         lane : "sweep", "rolling" or "later"
             Which session of the channel and position it belongs to.
         effort : int

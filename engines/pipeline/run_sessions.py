@@ -31,9 +31,6 @@ class RunSessions:
 
     Parameters
     ----------
-    header : RunHeader
-    config : InrConfig
-    device : torch.device
     store : SessionStore, optional
         Where they are kept, with those of other runs; one of its own where it is not given.
     learns : bool

@@ -78,10 +78,8 @@ class ReferenceMethod:
 
     Parameters
     ----------
-    config : ReferenceConfig
     shape : (Z, Y, X)
         Of the volume.
-    device : torch.device
     seed : int
         Of the initial weights, of training and of sampling.
     progress : callable

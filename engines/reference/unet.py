@@ -102,7 +102,6 @@ class UNet(nn.Module):
         Length of the condition vector.
     width : int
         Channels at full resolution, a multiple of 32.
-    dropout : float
     """
 
     def __init__(self, condition: int, *, width: int = 64, dropout: float = 0.1) -> None:

@@ -2,8 +2,9 @@
 
 An engine file is executable code, so only what this user built on this machine is ever loaded: the folder
 belongs to the user and is closed to all others (posix: mode 0700; Windows: the profile's own access list), an
-entry is a plain file of the user's that nobody else can write, and it says for what it was built. Whatever
-does not fit counts as absent. The checksum is there for damaged files; it is no defence against the user.
+entry is a plain file of the user's that nobody else can write. It begins with a checksum of what it was built
+for and of what follows. Whatever does not fit counts as absent. The checksum is there for damaged and renamed
+files; it is no defence against the user.
 
 Storing replaces what was refused, and deletes what was not used for longest until the rest fits. Two
 processes may store the same entry: the rename is atomic and both wrote the same.
@@ -23,6 +24,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from microdiffusion.paths import engines_folder
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
@@ -31,23 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("microdiffusion.engines")
 
-_MAGIC = b"mdd-engine 1\n"
-_HEADER_LIMIT = 1 << 16
+_CHECKSUM = 32  # bytes
 _MOST_BYTES = 2 << 30  # some dozens of engines
 _ABANDONED_S = 3600.0  # a file that is still being written is younger
-
-
-def user_cache_folder() -> Path:
-    """Return where this platform keeps a user's caches, for mdd's engines."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # The XDG specification: a relative path is to be ignored.
-        base = configured if configured.is_absolute() else Path.home() / ".cache"
-    return base / "microdiffusion" / "engines"
 
 
 def network_key(model: Denoiser, converter: ModuleType) -> dict[str, str]:
@@ -67,19 +56,18 @@ class EngineCache:
     Parameters
     ----------
     folder : Path, optional
-        `user_cache_folder()` by default. Made when something is stored.
+        `engines_folder()` by default. Made when something is stored.
     most_bytes : int
         What the folder may hold.
     """
 
     def __init__(self, folder: Path | None = None, most_bytes: int = _MOST_BYTES) -> None:
-        self.folder = folder or user_cache_folder()
+        self.folder = folder or engines_folder()
         self._most_bytes = most_bytes
 
     def path(self, key: Mapping[str, str]) -> Path:
         """Return the file of what was built for `key`."""
-        text = json.dumps(dict(key), sort_keys=True).encode()
-        return self.folder / f"{hashlib.sha256(text).hexdigest()[:32]}.engine"
+        return self.folder / f"{hashlib.sha256(_text(key)).hexdigest()[:32]}.engine"
 
     def load(self, key: Mapping[str, str]) -> bytes | None:
         """Return what was built for `key`; None where there is nothing that can be trusted."""
@@ -88,11 +76,10 @@ class EngineCache:
             return None
         try:
             self._check_folder()
-            header, content = _unpack(_read_own(path))
-            if header.get("built_for") != dict(key):
-                raise ValueError("it was built for something else")
-            if hashlib.sha256(content).hexdigest() != header.get("sha256"):
-                raise ValueError("it is damaged")
+            kept = _read_own(path)
+            checksum, content = kept[:_CHECKSUM], kept[_CHECKSUM:]
+            if checksum != _checksum(key, content):
+                raise ValueError("it is damaged, or was built for something else")
             with contextlib.suppress(OSError):
                 os.utime(path)  # what is used stays
             return content
@@ -102,16 +89,14 @@ class EngineCache:
 
     def store(self, key: Mapping[str, str], content: bytes) -> bool:
         """Keep something; False where that was not possible, which costs a build at the next start."""
-        header = {"built_for": dict(key), "sha256": hashlib.sha256(content).hexdigest()}
-        packed = _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n" + content
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_folder()
-            self._make_room(self.path(key), len(packed))
+            self._make_room(self.path(key), _CHECKSUM + len(content))
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")  # mode 0600
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(packed)
+                    file.write(_checksum(key, content) + content)
                 Path(name).replace(self.path(key))
             except BaseException:
                 Path(name).unlink(missing_ok=True)
@@ -148,15 +133,12 @@ class EngineCache:
                 self.folder.chmod(0o700)
 
 
-def _unpack(data: bytes) -> tuple[dict[str, object], bytes]:
-    """Return the header of an entry and what follows it."""
-    end = data.find(b"\n", len(_MAGIC), len(_MAGIC) + _HEADER_LIMIT)
-    if not data.startswith(_MAGIC) or end < 0:
-        raise ValueError("not an engine file of mdd")
-    header = json.loads(data[len(_MAGIC) : end])
-    if not isinstance(header, dict):
-        raise ValueError("its header is damaged")
-    return header, data[end + 1 :]
+def _text(key: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(key), sort_keys=True).encode()
+
+
+def _checksum(key: Mapping[str, str], content: bytes) -> bytes:
+    return hashlib.sha256(_text(key) + content).digest()
 
 
 def _read_own(path: Path) -> bytes:

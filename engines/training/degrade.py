@@ -40,7 +40,6 @@ class Group:
     floor : (CUBES, 1, 1, 1)
         Level of zero light.
     operator : (M, Z)
-    conditions : SliceConditions
     """
 
     truth: Tensor

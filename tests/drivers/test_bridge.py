@@ -49,13 +49,6 @@ def make(port: int, **tables: Any) -> Config:
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
 def start(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Config], DriverProcess]]:
     """Start drivers that are ended with the test, whatever it does."""
     drivers: list[DriverProcess] = []

@@ -17,7 +17,6 @@ from support.driver_support import Daemon, Image, Outbox, image_of, passive_conf
 
 from microdiffusion.config.models import Config
 from microdiffusion.drivers import attach
-from microdiffusion.drivers.sending import DriverTask
 from microdiffusion.errors import AcquisitionError, ConfigError, GeometryError
 
 TIMES, SLABS = 4, 5
@@ -128,14 +127,6 @@ class Dataset:
 
     def read_metadata(self, **axes: Any) -> Any:
         return dict(self._images[tuple(sorted(axes.items()))].metadata)
-
-
-@pytest.fixture
-def outbox(monkeypatch: pytest.MonkeyPatch) -> Outbox:
-    """Stand in for the sender of whatever is attached."""
-    outbox = Outbox()
-    monkeypatch.setattr(DriverTask, "open_sender", lambda *_, **__: outbox)
-    return outbox
 
 
 SWEEP = [image_of(0, z) for z in range(4)]

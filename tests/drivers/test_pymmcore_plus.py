@@ -14,7 +14,6 @@ from support.driver_support import Daemon, Outbox, passive_config, wait_until
 
 from microdiffusion.config.models import Config
 from microdiffusion.drivers import attach
-from microdiffusion.drivers.sending import DriverTask
 
 pymmcore_plus = pytest.importorskip(
     "pymmcore_plus",
@@ -47,20 +46,6 @@ def core() -> Iterator[Any]:
     core.mda.engine.restore_initial_state = False
     yield core
     core.unloadAllDevices()
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
-def outbox(monkeypatch: pytest.MonkeyPatch) -> Outbox:
-    outbox = Outbox()
-    monkeypatch.setattr(DriverTask, "open_sender", lambda *_, **__: outbox)
-    return outbox
 
 
 def run(core: Any, sequence: Any) -> list[Any]:

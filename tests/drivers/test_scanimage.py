@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from support.driver_support import SLABS_UM, Daemon, Watch, wait_until
 from support.scanimage_files import ScanImageWriter, scan_of
 
-from microdiffusion.drivers.passive import watch as watching
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.scanimage_tail import GrowingSeries, begins_recording
 from microdiffusion.errors import AcquisitionError
@@ -222,29 +221,6 @@ def test_whatever_a_file_holds_it_is_read_or_refused(
 
 
 # Following ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
-def watch(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watch]]:
-    """Start watchers that end with the test, whatever it does."""
-    monkeypatch.setattr(watching, "SETTLE_S", 0.2)
-    monkeypatch.setattr(watching, "LOOK_S", 0.05)
-    started: list[Watch] = []
-
-    def start(place: Path, **options: Any) -> Watch:
-        started.append(Watch(place, daemon.address, **options))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.close()
 
 
 def test_a_recording_is_followed_while_it_grows_and_then_the_next(

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from support.driver_support import SLABS_UM, Daemon, DatasetWriter, Watch, image_of, wait_until
 
 from microdiffusion.daemon.commands.acquire import _judge as judge
-from microdiffusion.drivers.passive import watch as watching
 from microdiffusion.drivers.passive.geometry import Image
 from microdiffusion.drivers.passive.ndtiff_tail import INDEX, GrowingDataset, dataset_folder, is_complete
 from microdiffusion.drivers.plan import ResumeFrom
@@ -255,29 +254,6 @@ def test_whatever_a_file_holds_it_is_read_or_refused(
 
 
 # Following ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
-def watch(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watch]]:
-    """Start watchers that end with the test, whatever it does."""
-    monkeypatch.setattr(watching, "SETTLE_S", 0.2)
-    monkeypatch.setattr(watching, "LOOK_S", 0.05)
-    started: list[Watch] = []
-
-    def start(folder: Path, **options: Any) -> Watch:
-        started.append(Watch(folder, options.pop("address", daemon.address), **options))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.close()
 
 
 def sweeps(times: range, slabs: int = 4) -> list[Image]:

@@ -94,7 +94,7 @@ def opened(cache: EngineCache, **more: Any) -> Any:
 
 
 def engines(cache: EngineCache) -> list[Path]:
-    return [path for path in cache.folder.glob("*.engine") if b'"gpu"' in path.read_bytes()[:2000]]
+    return [path for path in cache.folder.glob("*.engine") if b"engine of driver" in path.read_bytes()]
 
 
 # ---- where an engine comes from
@@ -198,7 +198,7 @@ def small_weights(tmp_path: Path) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return where the user's cache lies for this test."""
     folder = tmp_path / "user" / "engines"
-    monkeypatch.setattr("microdiffusion.engines.runtimes.engine_cache.user_cache_folder", lambda: folder)
+    monkeypatch.setattr("microdiffusion.engines.runtimes.engine_cache.engines_folder", lambda: folder)
     return folder
 
 
