@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, InputFileError
 from microdiffusion.files.stacks import UNKNOWN, Notes, choose_part, length_um, unit_um
+from microdiffusion.files.whole import missing_of_tiff
 
 _DAMAGE = re.compile(
     "invalid page|circular|missing|corrupt|failed to re|raised|not found|out of range|zeroed"
@@ -94,7 +95,7 @@ class _Said(logging.Handler):
 
 def _refuse_partial(path: Path, file: Any, series: Any, header: str, said: list[str]) -> None:
     """Refuse a stack of which planes or files are missing, which tifffile would read as zeros."""
-    lacking = [number for number, page in enumerate(series.pages, 1) if page is None]
+    lacking = missing_of_tiff(series.pages)
     if lacking:
         named = set(re.findall(r'FileName="([^"]+)"', header))
         absent = sorted(name for name in named if not (path.parent / name).is_file())

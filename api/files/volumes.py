@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +21,7 @@ from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.files.ndtiff import Stack, read_ndtiff
 from microdiffusion.files.stacks import Edges, Notes, choose_part, is_ndtiff, split_part
 from microdiffusion.files.tiff import read_tiff
+from microdiffusion.files.whole import missing_of_hdf5, missing_planes
 from microdiffusion.text import command_line, count_noun
 
 logger = logging.getLogger(__name__)
@@ -128,19 +128,30 @@ class VolumeFile:
         Raises
         ------
         InputFileError
-            It is damaged, or holds NaN or infinity.
+            It is damaged, lacks planes, or holds NaN or infinity.
         """
-        try:
-            block = self._data[time_point] if self._data.ndim == 4 else self._data[()]
-            volume = np.asarray(block, dtype=np.float32)
-        except Exception as error:  # four libraries, each with its own errors for damaged pixels
-            raise InputFileError(f"{self.path} cannot be read ({error}): copy or save it again.") from error
+        volume = self._read(time_point)
         if not np.all(np.isfinite(volume)):
             raise InputFileError(
                 f"{self.path}: the volume of time point {time_point} holds values that are not finite "
                 "(NaN or infinity): replace them."
             )
+        missing = missing_planes(volume)
+        if time_point and not volume.any() and self._read(0).all():
+            missing = "it holds nothing but zeros, and the first has none"
+        if missing:
+            raise InputFileError(
+                f"{self.path} is not whole (time point {time_point}: {missing}): copy or record it again, or "
+                "save what there is as a stack of its own."
+            )
         return volume
+
+    def _read(self, time_point: int) -> NDArray[np.float32]:
+        try:
+            block = self._data[time_point] if self._data.ndim == 4 else self._data[()]
+            return np.asarray(block, dtype=np.float32)
+        except Exception as error:  # four libraries, each with its own errors for damaged pixels
+            raise InputFileError(f"{self.path} cannot be read ({error}): copy or save it again.") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -263,19 +274,8 @@ def _refuse_unwritten(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Non
                 f"{path} lacks the volumes of {count_noun(times.size, 'time point')} of {len(status)} "
                 f"(the first is {times[0]}): export those that it has with `mdd export`."
             )
-    sources = {source.file_name for source in dataset.virtual_sources()} if dataset.is_virtual else set()
-    absent = sorted(name for name in sources if name != "." and not (path.parent / name).is_file())
-    lacking = 0
-    if dataset.chunks:
-        blocks = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-        lacking = blocks - int(dataset.id.get_num_chunks())
-    elif not dataset.is_virtual and dataset.size and dataset.id.get_storage_size() == 0:
-        lacking = 1
-    if absent or lacking:
-        what = (
-            f"the files {', '.join(absent)} are not beside it" if absent else "parts of it were never written"
-        )
-        raise InputFileError(f"{path}: /volume is not whole ({what}): copy or record it again.")
+    if missing := missing_of_hdf5(path, dataset):
+        raise InputFileError(f"{path}: /volume is not whole ({missing}): copy or record it again.")
 
 
 def _edges(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Edges:

@@ -215,6 +215,57 @@ def run_with_gap(folder: Path) -> Path:
     return folder / "run.h5"
 
 
+def hdf5_external(folder: Path) -> Path:
+    """Pixels in a file of their own, which was cut."""
+    with h5py.File(folder / "e.h5", "w") as file:
+        file.create_dataset("volume", data=PIXELS, external=[(str(folder / "raw.bin"), 0, PIXELS.nbytes)])
+    (folder / "raw.bin").write_bytes((folder / "raw.bin").read_bytes()[:3000])
+    return folder / "e.h5"
+
+
+def hdf5_virtual(name: str = "volume", written: int = 12, mapped: int = 12) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with h5py.File(folder / "pixels.h5", "w") as file:
+            dataset = file.create_dataset(name, PIXELS.shape, "u2", chunks=(1, 16, 20))
+            dataset[:written] = PIXELS[:written]
+        layout = h5py.VirtualLayout(PIXELS.shape, "u2")
+        layout[:mapped] = h5py.VirtualSource("pixels.h5", "volume", PIXELS.shape)[:mapped]
+        with h5py.File(folder / "linked.h5", "w") as file:
+            file.create_virtual_dataset("volume", layout)
+        return folder / "linked.h5"
+
+    return make
+
+
+def without_bytes(make: Callable[[Path], Path], tag: str) -> Callable[[Path], Path]:
+    """A page of which a strip or tile is said to have no bytes: reserved, and never written."""
+
+    def damaged(folder: Path) -> Path:
+        path = make(folder)
+        with tifffile.TiffFile(path) as file:
+            at = file.pages[5].tags[tag].valueoffset
+        data = bytearray(path.read_bytes())
+        data[at : at + 4] = bytes(4)
+        path.write_bytes(data)
+        return path
+
+    return damaged
+
+
+def stopped_after(count: int) -> np.ndarray:
+    """Return what a program leaves that wrote into reserved room and stopped."""
+    pixels = np.zeros_like(PIXELS)
+    pixels.reshape(-1)[:count] = PIXELS.reshape(-1)[:count]
+    return pixels
+
+
+def with_zeros() -> np.ndarray:
+    """Return what has planes and pixels without light: a mask, a phantom."""
+    pixels = np.where(PIXELS > 2000, PIXELS, 0)
+    pixels[9:] = 0
+    return pixels
+
+
 def npy(array: np.ndarray) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         np.save(folder / "v.npy", array)
@@ -242,6 +293,7 @@ def with_nan() -> np.ndarray:
     return pixels
 
 
+TILED = {"tile": (32, 32), "metadata": None, "compression": "zlib"}
 OME, IMAGEJ = {"ome": True, "metadata": {"axes": "ZYX"}}, {"imagej": True}
 
 
@@ -290,6 +342,20 @@ ODD_STACKS: dict[str, Odd] = {
     "HDF5, linked pixels absent": Odd(hdf5_linked, "not whole .*pixels.h5"),
     "run with a gap": Odd(run_with_gap, "lacks the volumes of 1 time point of 2"),
     "NPY, cut": Odd(changed(npy(PIXELS), cut(0.5)), "cannot be read as NPY"),
+    "TIFF, a page without bytes": Odd(without_bytes(page_by_page, "StripOffsets"), "lacks 1 of its 12"),
+    "TIFF, a tile without bytes": Odd(
+        without_bytes(tiff("t.tif", np.tile(PIXELS, (1, 4, 4)), **TILED), "TileByteCounts"),
+        "lacks 1 of its 12 planes .*plane 6",
+    ),
+    "TIFF, stopped": Odd(tiff("s.tif", stopped_after(7 * 320)), "plane 8 of 12 holds nothing but zeros"),
+    "NPY, stopped in a plane": Odd(npy(stopped_after(7 * 320 + 50)), "plane 8 of 12 ends in zeros"),
+    "NPY, a time point lacks": Odd(
+        npy(np.stack([PIXELS, 0 * PIXELS])), "time point 1: it holds nothing but zeros|time points"
+    ),
+    "HDF5, external pixels cut": Odd(hdf5_external, "not whole .*raw.bin is cut"),
+    "HDF5, linked pixels not all written": Odd(hdf5_virtual(written=6), "not whole .*never written"),
+    "HDF5, linked pixels by another name": Odd(hdf5_virtual("other"), "pixels.h5 has no dataset volume"),
+    "HDF5, not all linked": Odd(hdf5_virtual(mapped=6), "in none of its files"),
     "empty TIFF": Odd(empty("e.tif"), "cannot be read as TIFF"),
     "empty HDF5": Odd(empty("e.h5"), "cannot be read as HDF5"),
     "empty NPY": Odd(empty("e.npy"), "cannot be read as NPY"),
@@ -309,6 +375,8 @@ ODD_STACKS: dict[str, Odd] = {
     "compressed": Odd(tiff("c.tif", compression="zlib")),
     "pages": Odd(page_by_page),
     "compressed HDF5": Odd(hdf5(compression="gzip")),
+    "zeros here and there": Odd(npy(with_zeros()), pixels=with_zeros()),
+    "linked HDF5": Odd(hdf5_virtual()),
     "one slice": Odd(npy(PIXELS[:1]), pixels=PIXELS[:1]),
     "one pixel": Odd(npy(PIXELS[:, :1, :1]), pixels=PIXELS[:, :1, :1]),
     "one row": Odd(npy(PIXELS[:, :1]), pixels=PIXELS[:, :1]),
