@@ -61,9 +61,12 @@ def server(port: int, ask: Callable[[int], str], expected: str, look: Callable[[
     try:
         answered = ask(port)
         check_version(answered, expected)
-        found = look()
     except MddError as error:
         return refused(error)
+    try:
+        found = look()
+    except MddError as error:  # a slow machine, perhaps
+        return warning(f"answers at port {port}, but not whether its camera is free", str(error))
     if found.is_live:
         return failure(
             f"{found.camera} is running", "Switch Live view off, or end the acquisition that uses the camera."

@@ -251,6 +251,13 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "failure",
         "Switch Live view off",
     ),
+    "server of a silent core": (
+        lambda: microscope.server(
+            4827, lambda _: "5.1.0", "5.1.0", raising(AcquisitionError("It has not answered."))
+        ),
+        "warning",
+        "not whether its camera is free",
+    ),
     "server, a little older": (
         lambda: microscope.server(4827, lambda _: "5.0.0", "5.1.0", camera),
         "warning",
