@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FIX = (
     "Set acquisition.sweep_interval_s to that, or use a smaller camera region or thicker slices; "
-    "sweeps that wait stay in the run file, and mdd reconstruct RUN adds their volumes."
+    "sweeps that wait take room in the run file all the same, and mdd reconstruct RUN adds their volumes."
 )
 _LIMIT_S = 60.0
 

@@ -191,7 +191,7 @@ class LiveRun:
             self.recorder.raise_if_failed()
             return False
         self._release()
-        if job.lane == "sweep" and job.effort == 0:
+        if job.lane == "sweep":
             session, taken_s = (job.channel, job.position), result.seconds.get("total", 0.0)
             slow = self._pace.volume(session, job.sweep_number, job.received_s, taken_s)
             if slow:
