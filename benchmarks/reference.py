@@ -29,7 +29,7 @@ import torch
 import torch._dynamo  # an optimiser imports it, and must not meet the stand-ins below
 from measuring import ROOT, machine, scores_of
 
-from microdiffusion.config.models import ReferenceConfig
+from microdiffusion.config.engine_tables import ReferenceConfig
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, read_truth
 from microdiffusion.engines.projections.closed_form import nearest_slab
 from microdiffusion.engines.reference import ddpm

@@ -1,19 +1,16 @@
 """The configuration: its tables, and the functions that read, check and write it."""
 
 from microdiffusion.config.calibration import BeamFile, CameraFile, calibration_toml, read_beam
+from microdiffusion.config.engine_tables import EngineConfig, InrConfig, ReferenceConfig, TrainingConfig
 from microdiffusion.config.load import explained, load_config, presets
 from microdiffusion.config.models import (
     AcquisitionConfig,
     CameraConfig,
     Config,
     DashboardConfig,
-    EngineConfig,
-    InrConfig,
     RecorderConfig,
-    ReferenceConfig,
     SpecimenConfig,
     SweepConfig,
-    TrainingConfig,
     WireConfig,
 )
 from microdiffusion.config.reference import KeyPath, chosen_toml, dump_toml, keys, reference_page

@@ -16,7 +16,6 @@ import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,6 +29,7 @@ from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.files import RunFile, RunParts, lacking_sentence
 from microdiffusion.runfile.follow import LiveVolume, follow, follow_live, read_live
 from microdiffusion.runfile.pyramid import Factors
+from microdiffusion.runfile.records import Event, Gap, settled, text_of
 from microdiffusion.runfile.schema import LEVEL_ZERO, Closed, Status, position_prefix
 from microdiffusion.runfile.series import Item, Piece, TimeSeries
 from microdiffusion.runfile.summary import summary_lines
@@ -38,34 +38,6 @@ from microdiffusion.text import count_noun
 
 _NO_FRAME = "it never arrived; run.sweep() holds those that did, .filled(value) puts a value there."
 _NO_UNCERTAINTY = "its volume was reconstructed without; the other time points are read one by one."
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened during the run: seconds since its start, a kind, a sentence."""
-
-    time_s: float
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A time point that has no volume.
-
-    Attributes
-    ----------
-    time_point, channel : int
-    status : Status
-        LOST, SKIPPED or FAILED; EMPTY: not reconstructed, or not yet.
-    reason : str
-        Why, in a sentence.
-    """
-
-    time_point: int
-    channel: int
-    status: Status
-    reason: str
 
 
 class Run:
@@ -191,7 +163,7 @@ class Run:
         count = max(int(first.view("mdd/events/count")[()]), 0)
         times, kinds, texts = (first.view(f"mdd/events/{name}")[()] for name in ("time_s", "kind", "text"))
         rows = (number % len(times) for number in range(max(count - len(times), 0), count))
-        return [Event(float(times[row]), _text(kinds[row]), _text(texts[row])) for row in rows]
+        return [Event(float(times[row]), text_of(kinds[row]), text_of(texts[row])) for row in rows]
 
     def written(self, channel: int | None = None) -> NDArray[np.intp]:
         """Return the time points that have a volume, of one channel or of all of them; ascending."""
@@ -208,7 +180,7 @@ class Run:
         known = np.flatnonzero(np.any(status != Status.EMPTY, axis=1))
         stop = int(known[-1]) + 1 if known.size else 0
         return [
-            Gap(t, channel, *_settled(status[t, channel], reasons[t, channel]))
+            Gap(t, channel, *settled(status[t, channel], reasons[t, channel]))
             for t, channel in np.argwhere(status[:stop] != Status.WRITTEN).tolist()
         ]
 
@@ -310,7 +282,7 @@ class Run:
             return lambda item: bool(status[item] == Status.WRITTEN and (flags is None or flags[item] == 1))
 
         def why(item: Item) -> str:
-            status, reason = _settled(self.status[item], self.values("reason")[item])
+            status, reason = settled(self.status[item], self.values("reason")[item])
             if flag and status is Status.WRITTEN:
                 return _NO_UNCERTAINTY
             reason = f"it is {status.name.lower()}, {reason}" if status else reason
@@ -342,18 +314,6 @@ class Run:
 
         leading = len(self._place(0, 0)) + (name == "projections")
         return TimeSeries(pieces, name=what, leading=leading, why=why)
-
-
-def _settled(status: Any, reason: Any) -> tuple[Status, str]:
-    """Return the status of a time point, and its reason; an unknown code counts as a failure."""
-    code = int(status)
-    if code == Status.EMPTY:
-        return Status.EMPTY, "it was not reconstructed, or not yet"
-    return Status(code) if code in set(Status) else Status.FAILED, _text(reason) or "no reason is given"
-
-
-def _text(value: Any) -> str:
-    return bytes(value).decode(errors="replace")
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microdiffusion.config.engine_tables import InrConfig
 from microdiffusion.config.load import load_config, presets
 from microdiffusion.config.models import (
     AcquisitionConfig,
     Config,
     EngineConfig,
-    InrConfig,
     RecorderConfig,
     SweepConfig,
     TrainingConfig,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from microdiffusion.config.engine_tables import ReferenceConfig
 from microdiffusion.config.load import load_config
-from microdiffusion.config.models import ReferenceConfig
 from microdiffusion.daemon.bench import reference_cost
 from microdiffusion.daemon.bench.network import EagerRuntime, Listener, NetworkCalls, flop_of, precision_of
 from microdiffusion.daemon.bench.scene import PERIOD, make_scene

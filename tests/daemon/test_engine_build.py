@@ -22,14 +22,8 @@ from support.engine_owner import RUN, Owner
 from support.sample_data import header, specimen, sweep_of, write_sample
 
 from microdiffusion import open_run
-from microdiffusion.config.models import (
-    Config,
-    DashboardConfig,
-    EngineConfig,
-    InrConfig,
-    RecorderConfig,
-    WireConfig,
-)
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import Config, DashboardConfig, EngineConfig, RecorderConfig, WireConfig
 from microdiffusion.daemon.dashboard.panels import page
 from microdiffusion.daemon.engine import process as engine_process
 from microdiffusion.daemon.engine import worker as engine_worker

@@ -22,7 +22,8 @@ import pytest
 from support.engine_owner import FAST, RUN, Owner
 from support.sample_data import SHAPE, header, specimen, sweep_of
 
-from microdiffusion.config.models import EngineConfig, InrConfig
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.daemon.engine import process as engine_process
 from microdiffusion.daemon.engine import scheduler as schedule
 from microdiffusion.daemon.engine import supervisor

@@ -10,7 +10,8 @@ import pytest
 from support.sample_data import header, positions, specimen, sweep_of, write_sample
 
 from microdiffusion import open_run
-from microdiffusion.config.models import Config, EngineConfig, InrConfig, RecorderConfig
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import Config, EngineConfig, RecorderConfig
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.offline.reconstruct import catch_up, reconstruct_file
 from microdiffusion.daemon.recorder.opening import create_recorder, resume_recorder

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from microdiffusion.config.models import InrConfig
+from microdiffusion.config.engine_tables import InrConfig
 from microdiffusion.engines.inr import field as inr
 from microdiffusion.engines.inr import solver as solver
 from microdiffusion.engines.inr.field import SessionInr, axial_basis

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.sample_data import CAMERA, SHAPE, header, look, positions, specimen, sweep_of
 from torch import Tensor
 
-from microdiffusion.config.models import EngineConfig, InrConfig
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion import shipped_weights
 from microdiffusion.engines.pipeline import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor

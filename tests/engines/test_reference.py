@@ -12,8 +12,9 @@ import torch
 from support.sample_data import header, specimen, sweep_of, write_sample
 from torch import Tensor, nn
 
+from microdiffusion.config.engine_tables import ReferenceConfig
 from microdiffusion.config.load import load_config
-from microdiffusion.config.models import Config, EngineConfig, ReferenceConfig
+from microdiffusion.config.models import Config, EngineConfig
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.server.serve import serve
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor

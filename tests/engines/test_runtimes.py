@@ -19,7 +19,8 @@ import torch
 from support.onnx_support import relative_error, small_denoiser
 from support.sample_data import CAMERA, header, specimen, sweep_of
 
-from microdiffusion.config.models import EngineConfig, InrConfig
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion import Denoiser, load_denoiser, middle_slices, shipped_weights
 from microdiffusion.engines.pipeline import Engine, open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from support.strange_specimens import STRANGE, Volume, shells
 
-from microdiffusion.config.models import EngineConfig, InrConfig
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion import shipped_weights
 from microdiffusion.engines.inr.field import low_pass
 from microdiffusion.engines.pipeline import Engine, open_engine

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from microdiffusion.config.models import SharesConfig, TrainingConfig
+from microdiffusion.config.engine_tables import SharesConfig
+from microdiffusion.config.models import TrainingConfig
 from microdiffusion.engines.diffusion import (
     CONDITIONS,
     WINDOW,

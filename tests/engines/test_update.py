@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from microdiffusion.config.models import EngineConfig, InrConfig
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion import (
     CONDITIONS,
     WINDOW,
