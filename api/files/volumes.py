@@ -257,6 +257,11 @@ def _refuse_unwritten(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Non
         run = json.loads(header[()])
         parts = {name: run.get(name, []) for name in ("channels", "positions")}
         several = [count_noun(len(names), name[:-1]) for name, names in parts.items() if len(names) > 1]
+        if file.attrs.get("segment"):
+            raise InputFileError(
+                f"{path} is a further file of a run: save a volume of it with "
+                f"`{command_line('mdd', 'export', path, '--to', 'ome-tiff')}`."
+            )
         if files is not None and files[()] > 1:
             several.append(count_noun(int(files[()]), "file"))
         if several:

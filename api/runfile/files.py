@@ -8,6 +8,7 @@ replaced an open one is opened instead. Any one thread.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -86,7 +87,12 @@ def missing_files(parts: Sequence[RunFile], read: Callable[[RunFile, str], Any] 
     first, there = parts[0], len(parts)
     if first.plan.segment:
         path = first.path.with_name(re.sub(r"_s\d{3,}$", "", first.path.stem) + first.path.suffix)
-        return [] if path.is_file() else [path]
+        if not path.is_file():
+            return [path]
+        with contextlib.closing(RunParts(path)) as run:
+            if run.plan.header.run_id != first.plan.header.run_id:
+                return [path]
+            return [each for each in run.missing() if each != first.path]
     if first.plan.minor >= _COUNTS_FILES:
         total = int(read(first, "mdd/files"))
     else:

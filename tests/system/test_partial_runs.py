@@ -10,13 +10,14 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from support.run_file_writer import put_sweep, recorder, started
+from support.run_file_writer import header, put_sweep, recorder, started
 
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
 from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.recorder.opening import resume_recorder
-from microdiffusion.errors import MissingFileError
+from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.files import open_volume
 from microdiffusion.runfile.schema import segment_path
 
 FILES = 4
@@ -143,6 +144,29 @@ def test_a_run_is_not_resumed_in_a_part_of_it(whole: Path, tmp_path: Path) -> No
     with pytest.raises(MissingFileError, match=r"run_s002\.h5, run_s003\.h5"):
         resume_recorder(run, RecorderConfig(), on_written=lambda written: None)
     assert run.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["info RUN", "report RUN --output OUT.html", "export RUN --to nrrd"])
+def test_a_further_file_knows_of_the_others_that_are_missing(
+    whole: Path, tmp_path: Path, command: str
+) -> None:
+    run, _ = copied(whole, tmp_path, (0, 2))
+    code, said = mdd(command, segment_path(run, 2))
+    assert "run_s001.h5, run_s003.h5 of it are missing" in said
+    assert code == (2 if command.startswith("export") else 0)
+
+
+def test_another_run_under_the_first_file_s_name_is_not_its_first_file(whole: Path, tmp_path: Path) -> None:
+    run, _ = copied(whole, tmp_path, (1, 2))
+    recorder(run, run=header(run_id="f" * 32)).stop()
+    with pytest.raises(MissingFileError, match=r"run\.h5 .*another file has the name run\.h5"):
+        open_run(segment_path(run, 1), missing="refuse")
+
+
+@pytest.mark.parametrize("number", range(FILES))
+def test_no_file_of_a_run_is_taken_for_a_volume(whole: Path, number: int) -> None:
+    with pytest.raises(InputFileError, match=r"mdd export .*run.*h5 --to ome-tiff"):
+        open_volume(segment_path(whole, number))
 
 
 def test_a_whole_run_is_told_to_be_whole(whole: Path) -> None:
