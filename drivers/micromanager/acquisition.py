@@ -26,7 +26,12 @@ from microdiffusion.config import AcquisitionConfig
 from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch, watched
 from microdiffusion.drivers.micromanager.core import open_core, prepare
 from microdiffusion.drivers.micromanager.hook import FrameHook
-from microdiffusion.drivers.micromanager.preflight import check_free, check_travel, exposure_remark
+from microdiffusion.drivers.micromanager.preflight import (
+    TOLERANCE,
+    check_free,
+    check_travel,
+    exposure_remark,
+)
 from microdiffusion.drivers.micromanager.restore import left_as_found
 from microdiffusion.drivers.micromanager.server import message_of
 from microdiffusion.drivers.plan import Plan, PlannedSweep
@@ -74,10 +79,13 @@ def acquire(task: DriverTask) -> SenderStats:
             watch.call("move its stage", check_travel, core, plan, config.volume.voxel_z_um)
             if remark := watch.call("say its exposure", exposure_remark, core, config):
                 note(remark)
-            return _acquire(task, plan, header, watch)
+            where = partial(core.get_position, core.get_focus_device())
+            return _acquire(task, plan, header, watch, where)
 
 
-def _acquire(task: DriverTask, plan: Plan, header: RunHeader, watch: MicroscopeWatch) -> SenderStats:
+def _acquire(
+    task: DriverTask, plan: Plan, header: RunHeader, watch: MicroscopeWatch, where: Callable[[], float]
+) -> SenderStats:
     config, resume, note = task.config, task.resume, task.note
     if resume:
         note(f"resuming run {resume.run_id} at sweep {resume.sweep}")
@@ -98,7 +106,7 @@ def _acquire(task: DriverTask, plan: Plan, header: RunHeader, watch: MicroscopeW
     try:
         sender.start()
         sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
-        reason = _Feeder(task, hook, sender, watch).run(sweeps)
+        reason = _Feeder(task, hook, sender, watch, where).run(sweeps)
     finally:
         stats = sender.finish(reason=reason, timeout_s=task.finish_s())
         if stats.unsent:
@@ -114,11 +122,19 @@ def _acquire(task: DriverTask, plan: Plan, header: RunHeader, watch: MicroscopeW
 class _Feeder:
     """Queues sweeps in an acquisition, as fast as it takes them and as the daemon wants them."""
 
-    def __init__(self, task: DriverTask, hook: FrameHook, sender: Sender, watch: MicroscopeWatch) -> None:
-        self._task, self._hook, self._sender, self._watch = task, hook, sender, watch
+    def __init__(
+        self,
+        task: DriverTask,
+        hook: FrameHook,
+        sender: Sender,
+        watch: MicroscopeWatch,
+        where: Callable[[], float],
+    ) -> None:
+        self._task, self._hook, self._sender, self._watch, self._where = task, hook, sender, watch, where
         self._tell_progress = SenderProgress(sender, task)
         self._interval_s = task.config.acquisition.sweep_interval_s
-        self._told_late = self._told_unusable = False
+        self._told_late = self._told_unusable = self._told_moved = False
+        self._left_um: float | None = None  # where the last sweep ends
         self._frames = 0  # of a sweep
         self._over = threading.Event()  # the acquisition has ended from Micro-Manager's side
 
@@ -171,6 +187,8 @@ class _Feeder:
                 self._task.note("resumed")
                 began_s = time.monotonic() - sweep.start_s
             self._tell_late(time.monotonic() - began_s - sweep.start_s)
+            self._tell_moved()
+            self._left_um = sweep.shots[-1].info.stage.z_um
             self._frames = len(sweep.shots)
             self._hook.expect(sweep)
             self._watch.call("take a sweep", acquisition.acquire, [shot.event for shot in sweep.shots])
@@ -187,6 +205,20 @@ class _Feeder:
         self._task.note(
             f"a sweep takes longer than acquisition.sweep_interval_s = {self._interval_s:g}, it begins "
             f"{late_s:.2g} s late: raise that, lower the exposure, or widen sweep.step_um"
+        )
+
+    def _tell_moved(self) -> None:
+        """Tell once that the stage has left its place between two sweeps."""
+        left_um = self._left_um
+        if self._told_moved or left_um is None or self._hook.outstanding:
+            return
+        found_um = float(self._watch.call("say where its stage is", self._where))
+        if abs(found_um - left_um) <= TOLERANCE * self._task.config.volume.voxel_z_um:
+            return
+        self._told_moved = True
+        self._task.note(
+            f"the focus stage moved from {left_um:g} to {found_um:g} µm while mdd was not moving it: "
+            "something else drives it, and depths are wrong where it does so during an exposure"
         )
 
     def _tell_unusable(self) -> None:

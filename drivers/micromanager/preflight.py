@@ -18,7 +18,7 @@ from microdiffusion.drivers.plan import Plan
 from microdiffusion.errors import AcquisitionError
 
 LIVE = "Micro-Manager's camera is running: switch Live view off there, or end the acquisition that uses it."
-_TOLERANCE = 0.25
+TOLERANCE = 0.25
 """Largest deviation of a reported stage position, in slices."""
 STILL_S = 0.2
 """Time for which a stage must stay where it went."""
@@ -62,7 +62,7 @@ def check_travel(core: Any, plan: Plan, voxel_z_um: float) -> None:
     stage = core.get_focus_device()
     depths = [slab.stage.z_um for sweep in (0, 1) for slab in plan.slabs(sweep)]
     low, high = min(depths), max(depths)
-    slack_um = _TOLERANCE * voxel_z_um
+    slack_um = TOLERANCE * voxel_z_um
     reached = [_go(core, stage, z, (low, high), slack_um) for z in (low, high)]
     wrong = [abs(found - z) > slack_um for z, found in zip((low, high), reached, strict=True)]
     if not any(wrong):

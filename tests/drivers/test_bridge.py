@@ -314,6 +314,19 @@ def test_a_stage_that_somebody_moves_is_not_one_that_moves_backwards(
     assert not daemon.headers
 
 
+@pytest.mark.parametrize(("nudge", "told"), [(4, True), (1, False)], ids=["between sweeps", "in a sweep"])
+def test_a_stage_that_is_moved_between_sweeps_is_told_once(
+    daemon: Daemon, start: Callable[[Config], DriverProcess], nudge: int, told: bool
+) -> None:
+    # Five frames; within a sweep the next event sends the stage where it belongs.
+    with MicroManager(change={"nudge": nudge}) as scope:
+        driver = start(make(scope.port, acquisition={"sweeps": 3, "sweep_interval_s": 0.4}))
+        assert not ended(driver)
+        notes = [note for note in driver.take_notes() if "while mdd was not moving it" in note]
+    assert len(notes) == told
+    assert not told or "the focus stage moved from 23 to 28 µm" in notes[0], notes
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [

@@ -487,7 +487,7 @@ def test_a_microscope_that_falls_silent_is_given_up(
     monkeypatch.setattr(micromanager, "GRACE_S", 0.1)
     config = make()
     task = DriverTask(config=config, address="", stop=threading.Event())
-    feeder = micromanager._Feeder(task, hook[0], hook[1], MicroscopeWatch(None, bool))  # type: ignore[arg-type]
+    feeder = micromanager._Feeder(task, hook[0], hook[1], MicroscopeWatch(None, bool), float)  # type: ignore[arg-type]
     with pytest.raises(AcquisitionError, match="No image has come for"):
         feeder.feed(StuckAcquisition(), Plan(config).sweeps())
 
@@ -498,7 +498,7 @@ def test_sweeps_keep_their_interval() -> None:
     hook = SimpleNamespace(
         outstanding=0, failures_in_a_row=0, progress=threading.Event(), expect=lambda _: None
     )
-    feeder = micromanager._Feeder(task, hook, Outbox(), MicroscopeWatch(None, bool))  # type: ignore[arg-type]
+    feeder = micromanager._Feeder(task, hook, Outbox(), MicroscopeWatch(None, bool), float)  # type: ignore[arg-type]
     starts: list[float] = []
     acquisition = SimpleNamespace(acquire=lambda _: starts.append(time.monotonic()))
     before_s = time.monotonic()

@@ -280,7 +280,8 @@ class RemoteStorage(JavaObject):
 class RemoteAcquisition(JavaObject):
     """Takes the events' images, one after another.
 
-    `settings`: "change" {"after": images, "until": images, "binning" | "bytes" | "x": value}.
+    `settings`: "change" {"after": images, "until": images, "binning" | "bytes" | "x": value}, or
+    {"nudge": image}: the stage is moved after it.
     """
 
     java_class = "org.micromanager.remote.RemoteAcquisition"
@@ -348,7 +349,7 @@ class RemoteAcquisition(JavaObject):
     def _take(self, event: dict[str, Any], number: int, elapsed_s: float) -> None:
         core = self._core
         self._at("image")
-        if self._change:
+        if "after" in self._change:
             is_changed = self._change["after"] <= number < self._change.get("until", 1 << 30)
             core._binning = self._change.get("binning", 1) if is_changed else 1
             core._bytes = self._change.get("bytes", 2) if is_changed else 2
@@ -361,13 +362,16 @@ class RemoteAcquisition(JavaObject):
             core._presets.update([event["config_group"]])
         time.sleep(core._exposure / 1000)
         image = core._image(number)
+        z_um = core._z
+        if number == self._change.get("nudge"):  # somebody turns the knob
+            core._z += 5.0
         assert self._processor is not None
         self._processor._send(
             image,
             {
                 "Axes": event["axes"], "Height": image.shape[0], "Width": image.shape[1],
                 "PixelType": "GRAY16" if image.dtype == np.uint16 else "GRAY8",
-                "ZPosition_um_Intended": core._z, "Exposure": core._exposure,
+                "ZPosition_um_Intended": z_um, "Exposure": core._exposure,
                 "ElapsedTime-ms": 1000 * elapsed_s, "Binning": str(core._binning),
                 "ROI": "-".join(map(str, core._roi)), "BitDepth": str(8 * core._bytes),
             },
