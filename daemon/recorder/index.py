@@ -102,6 +102,12 @@ class RunIndex:
             )
         return positions[position]
 
+    def row(self, key: Key) -> tuple[PositionIndex, tuple[int, int]]:
+        """Return the index of a time point's position in its file, and its row there: (t, channel)."""
+        sweep, channel, position = key
+        part, t = self.part_of(sweep)
+        return self.position(part, position), (t, channel)
+
     def load(
         self,
         part: int,
@@ -140,27 +146,23 @@ class RunIndex:
 
     def add_frame(self, key: Key, slot: int, seq: int, count: int) -> None:
         """Note that a frame was written."""
-        sweep, channel, position = key
-        number, t = self.part_of(sweep)
-        known = self.position(number, position)
-        known.seq[t, channel, slot] = seq + 1
-        known.received[t, channel] += 1
-        known.expected[t, channel] = max(int(known.expected[t, channel]), count)
+        known, row = self.row(key)
+        known.seq[(*row, slot)] = seq + 1
+        known.received[row] += 1
+        known.expected[row] = max(int(known.expected[row]), count)
         self.placed += 1
-        self._last_frame = max(self._last_frame, sweep)
-        self._note_sweep(sweep, channel, position)
+        self._last_frame = max(self._last_frame, key[0])
+        self._note_sweep(*key)
 
     def settle(self, key: Key, status: Status) -> None:
         """Note the status of a time point."""
-        sweep, channel, position = key
-        number, t = self.part_of(sweep)
-        known = self.position(number, position)
-        before = Status(int(known.status[t, channel]))
+        known, row = self.row(key)
+        before = Status(int(known.status[row]))
         if before is not Status.EMPTY:
             self.counts[before] -= 1
         self.counts[status] += 1
-        known.status[t, channel] = status
-        self._note_sweep(sweep, channel, position)
+        known.status[row] = status
+        self._note_sweep(*key)
 
     def last_sweep_of(self, channel: int, position: int) -> int:
         """Return the highest sweep of a session that a frame, a volume or a mark was of; -1: none."""
@@ -168,10 +170,8 @@ class RunIndex:
 
     def is_whole(self, key: Key) -> bool:
         """Return whether all frames of a time point are there."""
-        sweep, channel, position = key
-        number, t = self.part_of(sweep)
-        known = self.position(number, position)
-        return bool(known.received[t, channel] >= known.expected[t, channel])
+        known, row = self.row(key)
+        return bool(known.received[row] >= known.expected[row])
 
     def unfinished(self, wanted: Collection[Status]) -> list[Key]:
         """Return the time points that have frames and one of these statuses, oldest first."""

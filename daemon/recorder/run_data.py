@@ -76,19 +76,19 @@ class RunData:
         if senders is not None:
             self._first.write("mdd/senders", (), senders)
             self.senders = senders
-        settled = ledger.settled(received=placed + self.unplaced, unplaced=self.unplaced)
-        self._first.write("mdd/ledger", (), settled.array())
-        self.ledger = settled
+        self._write_ledger(ledger, placed, self.unplaced)
 
     def unplace(self, seq: int, *, placed: int) -> None:
         """Count a frame without a place; its number is recorded, so that a duplicate is recognized."""
         if self.unplaced < UNPLACED_ROOM:
             self._first.write("mdd/unplaced_seq", (self.unplaced,), seq)
             self.unplaced_seqs.add(seq)
-        unplaced = self.unplaced + 1
-        ledger = self.ledger.settled(received=placed + unplaced, unplaced=unplaced)
-        self._first.write("mdd/ledger", (), ledger.array())
-        self.ledger, self.unplaced = ledger, unplaced
+        self._write_ledger(self.ledger, placed, self.unplaced + 1)
+
+    def _write_ledger(self, ledger: Ledger, placed: int, unplaced: int) -> None:
+        settled = ledger.settled(received=placed + unplaced, unplaced=unplaced)
+        self._first.write("mdd/ledger", (), settled.array())
+        self.ledger, self.unplaced = settled, unplaced
 
     def write_owner(self, owner: str) -> None:
         """Let one more resume the run; of very many, the latest."""

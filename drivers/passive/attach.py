@@ -23,9 +23,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+from numpy.typing import NDArray
 
 from microdiffusion.config import Config, load_config
 from microdiffusion.drivers.passive.geometry import Image
@@ -33,15 +36,9 @@ from microdiffusion.drivers.passive.relay import PassiveRun
 from microdiffusion.drivers.passive.useq_events import useq_image
 from microdiffusion.drivers.sending import FINISH_S, DriverTask, require_port
 from microdiffusion.errors import AcquisitionError, MddError
+from microdiffusion.sender import SenderStats
 from microdiffusion.text import count_noun
 from microdiffusion.wire import client_security
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from microdiffusion.sender import SenderStats
 
 logger = logging.getLogger(__name__)
 

@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from microdiffusion.drivers.passive.geometry import Axis, Image
 from microdiffusion.drivers.passive.scanimage_header import Recording, field, setting
 from microdiffusion.errors import AcquisitionError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 SIGNED = 32768
 """Counts that are added to each pixel."""

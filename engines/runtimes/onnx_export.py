@@ -12,18 +12,14 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction, Denoiser
 from microdiffusion.errors import DependencyError, EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from microdiffusion.engines.diffusion import Denoiser
 
 INPUTS = ("state", "prior", "image", "conditions")
 OUTPUT = "correction"

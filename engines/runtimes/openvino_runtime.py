@@ -17,19 +17,15 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction, middle_slices
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction, Denoiser, middle_slices
 from microdiffusion.engines.runtimes.engine_cache import EngineCache, network_key
 from microdiffusion.engines.runtimes.onnx_export import INPUTS
 from microdiffusion.errors import EngineError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from microdiffusion.engines.diffusion import Denoiser
 
 logger = logging.getLogger("microdiffusion.engines")
 

@@ -10,15 +10,11 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, middle_slices
+from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Denoiser, Runtime, middle_slices
 from microdiffusion.errors import EngineError
-
-if TYPE_CHECKING:
-    from microdiffusion.engines.diffusion import Denoiser, Runtime
 
 logger = logging.getLogger("microdiffusion.engines")
 

@@ -19,7 +19,7 @@ import contextlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_o
 from microdiffusion.engines.runtimes.parity import check_parity
 from microdiffusion.engines.runtimes.tensorrt_build import (
     Profile,
+    Progress,
     build_engine,
     cache_key,
     driver_version,
@@ -38,9 +39,6 @@ from microdiffusion.engines.runtimes.tensorrt_build import (
     trt_logger,
 )
 from microdiffusion.errors import EngineError
-
-if TYPE_CHECKING:
-    from microdiffusion.engines.runtimes.tensorrt_build import Progress
 
 _KEPT_EDGE = 64  # pixels of the window that a kept engine is compared on
 

@@ -7,18 +7,12 @@ fuses scales, shifts and activations there; on a CPU it gained nothing that was 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from microdiffusion.engines.diffusion import middle_slices
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from microdiffusion.engines.diffusion import Denoiser
+from microdiffusion.engines.diffusion import Denoiser, middle_slices
 
 logger = logging.getLogger("microdiffusion.engines")
 

@@ -7,19 +7,15 @@ with trilinear weights and widened by Gaussian blurs, which is fast and has no a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from microdiffusion.errors import InputFileError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 
 def read_swc(path: Path) -> NDArray[np.float64]:

@@ -7,17 +7,13 @@ once; `Scores.read` gives its numbers their names.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from microdiffusion.engines.projections import along_z, window_sum
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 _FLATTERED = 0.1  # the held-out projection's best share exceeds the volume's by so much
 _INFORMATIVE = 10.0  # squared difference of two answers, in units of the noise, that is informative

@@ -19,10 +19,8 @@ displace it. Findings last until the next of their kind. `scores.py` measures.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from microdiffusion.engines.trust.scores import Scores
+from microdiffusion.engines.trust.scores import Scores
 
 MISS_LIMITS = (0.015, 0.0175)
 """Rms over 3 x 3 pixels, share of the projections' range. Recorded volumes are missed by up to 0.015."""

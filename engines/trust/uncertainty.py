@@ -14,16 +14,13 @@ measured on recorded volumes (docs/uncertainty.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from microdiffusion.engines.projections import along_z, local_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 DEFAULT_SCALE = 0.36
 """The scale before the first held-out projection: the usual one of recorded volumes."""
