@@ -50,6 +50,8 @@ from microdiffusion.runfile import (
 )
 from microdiffusion.text import command_line
 
+_WATCHED_BYTES = 16
+_HEADER_BYTES = 256  # it begins with the run's id
 _COPY_MOST_S = 2.0  # closing must not take long: the file is left as it is then
 
 
@@ -68,6 +70,12 @@ class Segment:
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
         self._parked = False
+        self._watched: tuple[int, bytes] = (
+            0,
+            b"",
+        )  # what was written before the last check, to be there still
+        self._latest = self._watched
+        self._header = self._header_now()
         self._swap = threading.Lock()  # held while the file is replaced, and while it is read
 
     @classmethod
@@ -175,6 +183,10 @@ class Segment:
         try:
             if self._parked:
                 self._reopen()
+            begin, few = self._watched[0], len(self._watched[1])
+            if few and offset < begin + few and begin < offset + len(view):
+                self._watched = (0, b"")
+            self._latest = (offset, bytes(view[:_WATCHED_BYTES]))
             while len(view):
                 written = write_at(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
@@ -197,16 +209,28 @@ class Segment:
         Raises
         ------
         DiskError
-            The file was renamed, removed, replaced or cut.
+            The file was renamed, removed, replaced, overwritten or cut.
         """
         try:
             named = self.path.stat()
             # Windows lets nobody rename or remove an open file.
             other = self._descriptor >= 0 and sys.platform != "win32" and not self._is(named)
+            other = other or (self._descriptor >= 0 and self._is_overwritten())
         except OSError as error:
             raise _lost(self.path) from error
         if other or named.st_size < self._size:
             raise _lost(self.path)
+
+    def _is_overwritten(self) -> bool:
+        """Return whether another file, or an older copy, was written into this one: its inode stays."""
+        offset, content = self._watched
+        self._watched = self._latest
+        there = read_at(self._descriptor, len(content), offset) if content else b""
+        return there != content or self._header_now() != self._header
+
+    def _header_now(self) -> bytes:
+        region = self.layout.regions["mdd/run_header"]
+        return read_at(self._descriptor, min(region.size, _HEADER_BYTES), region.offset)
 
     def _is(self, named: os.stat_result) -> bool:
         return os.path.samestat(named, os.fstat(self._descriptor))
@@ -337,9 +361,11 @@ class Segment:
                 try:
                     os.replace(temporary, self.path)
                     self.layout = copy.layout
+                    self._latest = self._watched = (0, b"")
                 finally:
                     self._descriptor = open_for_writing(self.path)
                     self._size = os.fstat(self._descriptor).st_size
+                    self._header = self._header_now()
         except (OSError, RuntimeError):
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -372,4 +398,6 @@ class Segment:
 
 
 def _lost(path: Path) -> DiskError:
-    return DiskError(f"{path} was renamed, removed, replaced or cut while it was written: the run ends here.")
+    return DiskError(
+        f"{path} was renamed, removed, replaced, overwritten or cut while it was written: the run ends here."
+    )

@@ -242,3 +242,43 @@ def test_every_file_of_a_run_is_rescued_or_named(
     there = set(recorded(tmp_path))
     lost = {sweep for sweep, name in enumerate(names) if name in gone}
     assert there == {seq for seq in range(SWEEPS * FRAMES) if seq // FRAMES not in lost}
+
+
+def older_self(path: Path) -> bytes:
+    return path.with_name("backup.tmp").read_bytes()
+
+
+def another_run(path: Path) -> bytes:
+    other = path.parent / "other" / path.name
+    recorder(other, run=header(run_id="f" * 32)).stop()
+    return other.read_bytes()
+
+
+def noise(path: Path) -> bytes:
+    return random.Random(0).randbytes(path.stat().st_size)  # noqa: S311 no secret
+
+
+@pytest.mark.parametrize("content", [older_self, another_run, noise], ids=lambda content: content.__name__)
+def test_nothing_is_acknowledged_in_a_file_that_was_overwritten_in_place(
+    tmp_path: Path, content: Callable[[Path], bytes]
+) -> None:
+    path = tmp_path / "run.h5"
+    target = recorder(path)
+    target.start()
+    put_sweep(target, 0)
+    wait(lambda: target.queue_bytes == 0)
+    shutil.copyfile(path, path.with_name("backup.tmp"))
+    put_sweep(target, 1)
+    put_sweep(target, 2)
+    wait(lambda: target.queue_bytes == 0)
+    new = content(path)
+    with path.open("r+b") as file:  # as `cp` does, and what synchronises folders
+        file.write(new)
+    taken: list[int] = []
+    for index in range(FRAMES):
+        target.put_frame(frame(3, index), when_recorded(partial(taken.append, index)))
+    with pytest.raises(DiskError, match="overwritten"):
+        wait(lambda: target.raise_if_failed() is not None)
+    with pytest.raises(DiskError):
+        target.stop()
+    assert taken == []
