@@ -230,7 +230,7 @@ class Segment:
 
     def _header_now(self) -> bytes:
         region = self.layout.regions["mdd/run_header"]
-        return read_at(self._descriptor, min(region.size, _HEADER_BYTES), region.offset)
+        return bytes(read_at(self._descriptor, min(region.size, _HEADER_BYTES), region.offset))
 
     def _is(self, named: os.stat_result) -> bool:
         return os.path.samestat(named, os.fstat(self._descriptor))
