@@ -31,6 +31,7 @@ from microdiffusion.engines.projections import (
     interpolation_matrix,
     nearest_slab,
     noise_variance,
+    tensor_of,
     tikhonov_matrix,
 )
 from microdiffusion.frames import Sweep
@@ -74,19 +75,15 @@ class Problem:
     @classmethod
     def of(cls, header: RunHeader, sweep: Sweep, device: torch.device) -> Problem:
         """Return the problem of a sweep of a run."""
-
-        def tensor(array: NDArray[np.float64] | NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(array.astype(np.float32)).to(device)
-
-        counts, judge = tensor(sweep.projections), tensor(sweep.held_out)
+        counts, judge = tensor_of(sweep.projections, device), tensor_of(sweep.held_out, device)
         matrix = header.operator_at(sweep.stage)
         return cls(
             matrix=matrix,
             centres=header.centres_of(sweep.stage),
-            operator=tensor(matrix),
+            operator=tensor_of(matrix, device),
             images=counts - header.camera.offset,
             variance=noise_variance(counts, header.camera),
-            judge=tensor(header.operator_at(sweep.held_out_stage)),
+            judge=tensor_of(header.operator_at(sweep.held_out_stage), device),
             judge_images=judge - header.camera.offset,
             judge_variance=noise_variance(judge, header.camera) if len(judge) else judge,
             offset=header.camera.offset,
@@ -113,8 +110,7 @@ class Problem:
 
     def closed(self, weights: NDArray[np.float64]) -> Tensor:
         """Return the answer of a matrix (Z, M), without its negative values."""
-        matrix = torch.from_numpy(weights.astype(np.float32)).to(self.images.device)
-        return along_z(matrix, self.images).clamp_min(0)
+        return along_z(tensor_of(weights, self.images.device), self.images).clamp_min(0)
 
     def residual(self, volume: Tensor) -> float:
         """Return the root mean square of A x - p in units of the noise."""

@@ -19,6 +19,7 @@ from microdiffusion.engines.projections import (
     interpolation_matrix,
     matched_smoothness,
     supports,
+    tensor_of,
     tikhonov_matrix,
 )
 from microdiffusion.engines.trust import CoarseTest
@@ -54,7 +55,9 @@ class Geometry:
         """Return Tikhonov's matrix (Z, M) with the smoothness that fits images and noise."""
         smoothness = matched_smoothness(self.matrix, images, variance)
         if smoothness not in self._smooth:
-            self._smooth[smoothness] = _tensor(tikhonov_matrix(self.matrix, smoothness), self.operator.device)
+            self._smooth[smoothness] = tensor_of(
+                tikhonov_matrix(self.matrix, smoothness), self.operator.device
+            )
         return self._smooth[smoothness]
 
 
@@ -85,12 +88,12 @@ class Geometries:
         stage = StagePositions.along_z(self._header.z0_um + places * (voxel_um / 20))
         matrix, centres = self._header.operator_at(stage), self._header.centres_of(stage)
         length = self._header.profile.length_um / voxel_um
-        operator = _tensor(matrix, self._device)
+        operator = tensor_of(matrix, self._device)
         geometry = Geometry(
             matrix,
             operator,
-            _tensor(tikhonov_matrix(matrix), self._device),
-            _tensor(interpolation_matrix(centres, self._header.shape[0]), self._device),
+            tensor_of(tikhonov_matrix(matrix), self._device),
+            tensor_of(interpolation_matrix(centres, self._header.shape[0]), self._device),
             SliceConditions.of(matrix, centres, length),
             DataConsistency(operator),
             CoarseTest.of(matrix, centres, length),
@@ -103,8 +106,4 @@ class Geometries:
 
     def operator(self, stage: StagePositions) -> Tensor:
         """Return the operator (M, Z) of stage positions alone, as for held-out projections."""
-        return _tensor(self._header.operator_at(stage), self._device)
-
-
-def _tensor(array: NDArray[np.float64], device: torch.device) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32)).to(device)
+        return tensor_of(self._header.operator_at(stage), self._device)

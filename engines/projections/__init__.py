@@ -5,6 +5,7 @@ from microdiffusion.engines.projections.closed_form import (
     interpolation_matrix,
     matched_smoothness,
     nearest_slab,
+    tensor_of,
     tikhonov_matrix,
 )
 from microdiffusion.engines.projections.consistency import DataConsistency
@@ -25,6 +26,7 @@ __all__ = [
     "noise_variance",
     "quieten",
     "supports",
+    "tensor_of",
     "tikhonov_matrix",
     "white_share",
     "window_sum",

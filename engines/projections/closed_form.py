@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def tensor_of(matrix: NDArray[np.floating], device: torch.device) -> Tensor:
+    """Return an array as a float32 tensor on a device."""
+    return torch.from_numpy(matrix.astype(np.float32)).to(device)
+
+
 def tikhonov_matrix(operator: NDArray[np.float64], smoothness: float = 1e-2) -> NDArray[np.float64]:
     """Return R (Z, M) with ``x = R p`` minimising ``|A x - p|² + smoothness |dx/dz|²``.
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from microdiffusion.engines.diffusion import (
     Denoiser,
@@ -23,7 +22,13 @@ from microdiffusion.engines.diffusion import (
     VolumeDenoiser,
 )
 from microdiffusion.engines.evaluation import Case, Protocol, make_case, normalise
-from microdiffusion.engines.projections import DataConsistency, along_z, interpolation_matrix, tikhonov_matrix
+from microdiffusion.engines.projections import (
+    DataConsistency,
+    along_z,
+    interpolation_matrix,
+    tensor_of,
+    tikhonov_matrix,
+)
 from microdiffusion.engines.runtimes import TorchRuntime
 from microdiffusion.metrics import psnr_per_slice, ssim_per_slice
 
@@ -60,17 +65,14 @@ def _answers(runtime: TorchRuntime, case: Case) -> dict[str, NDArray[np.float32]
     low, high = (float(value) for value in np.percentile(case.sweep.projections, [1.0, 99.9]))
     images = torch.from_numpy((case.sweep.projections - low) / (high - low)).to(device)
 
-    def tensor(array: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(array.astype(np.float32)).to(device)
-
-    prior = along_z(tensor(tikhonov_matrix(case.operator)), images)
+    prior = along_z(tensor_of(tikhonov_matrix(case.operator), device), images)
     conditions = SliceConditions.of(case.operator, centres, _PROTOCOL.length)
     denoise = VolumeDenoiser(runtime, conditions, SamplerSettings(steps=1, kappa=0.0))
     noise, floor = _PROTOCOL.noise / (high - low), -low / (high - low)
     predicted = denoise(prior, NetworkInputs(prior, images, torch.tensor(noise, device=device)), 1.0)
-    pull = DataConsistency(tensor(case.operator))
+    pull = DataConsistency(tensor_of(case.operator, device))
     answers = {
-        "linear": along_z(tensor(interpolation_matrix(centres, len(case.truth))), images),
+        "linear": along_z(tensor_of(interpolation_matrix(centres, len(case.truth)), device), images),
         "tikhonov": prior,
         "network": pull(predicted - floor, images - floor, torch.full_like(images, noise**2)) + floor,
     }

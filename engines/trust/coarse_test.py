@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import NetworkInputs, SamplerSettings, SliceConditions, VolumeDenoiser
@@ -25,6 +24,7 @@ from microdiffusion.engines.projections import (
     along_z,
     matched_smoothness,
     quieten,
+    tensor_of,
     tikhonov_matrix,
 )
 
@@ -85,19 +85,17 @@ class CoarseTest:
         pairs = 0.5 * (fine_images[0::2] + fine_images[1::2])
         noise = 0.25 * (variance[0:count:2] + variance[1:count:2])
         smoothness = matched_smoothness(self.coarse, pairs, noise)
-        closed = along_z(_tensor(tikhonov_matrix(self.coarse, smoothness), images), quieten(pairs, noise))
+        closed = along_z(
+            tensor_of(tikhonov_matrix(self.coarse, smoothness), images.device), quieten(pairs, noise)
+        )
         closed = closed.clamp_min(floor)
         denoise = VolumeDenoiser(runtime, self.conditions, settings)
-        pull = DataConsistency(_tensor(self.coarse, images))
+        pull = DataConsistency(tensor_of(self.coarse, images.device))
         raw = denoise(closed, NetworkInputs(closed, pairs, noise.mean().sqrt()), 1.0)
         answer = pull(raw - floor, pairs - floor, noise) + floor
-        fine = _tensor(self.fine, images)
+        fine = tensor_of(self.fine, images.device)
 
         def error(volume: Tensor) -> Tensor:
             return (along_z(fine, volume) - fine_images).square().mean()
 
         return error(answer) / error(closed).clamp_min(1e-12)
-
-
-def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32)).to(like.device)

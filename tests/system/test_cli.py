@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -30,13 +29,6 @@ from microdiffusion.errors import DiskError, EngineError, InputFileError
 from microdiffusion.runfile.schema import Status
 
 COMMANDS = cli.commands()
-
-
-@pytest.fixture(autouse=True)
-def _no_variables_of_mine(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("MDD_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
