@@ -20,7 +20,6 @@ from microdiffusion.files import refuse_existing
 __all__ = [
     "FORMATS",
     "Exported",
-    "Progress",
     "Scope",
     "default_output",
     "export_run",

@@ -3,8 +3,6 @@
 from microdiffusion.wire.asking import ask, connected, zmq_reason
 from microdiffusion.wire.codec import (
     MAX_HEADER_BYTES,
-    VERSION,
-    Message,
     Parts,
     RunFrame,
     check_of,
@@ -12,7 +10,7 @@ from microdiffusion.wire.codec import (
     encode,
     encode_frame,
 )
-from microdiffusion.wire.handshake import HANDSHAKE_FAILED, HandshakeWatch, why_refused
+from microdiffusion.wire.handshake import HANDSHAKE_FAILED, why_refused
 from microdiffusion.wire.messages import (
     MAX_HELD,
     Ack,
@@ -49,15 +47,12 @@ __all__ = [
     "HANDSHAKE_FAILED",
     "MAX_HEADER_BYTES",
     "MAX_HELD",
-    "VERSION",
     "Ack",
     "Answer",
     "ClientKeys",
     "Command",
     "Control",
     "Gate",
-    "HandshakeWatch",
-    "Message",
     "Parts",
     "Reason",
     "Refuse",
