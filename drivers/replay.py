@@ -97,6 +97,8 @@ def _is_volume(path: Path) -> bool:
     if part or path.is_dir() or path.suffix.lower() in {".tif", ".tiff", ".npy"}:
         return True
     try:
+        if not path.is_file():  # HDF5 would wait for somebody to write into a pipe
+            return False
         with h5py.File(path, "r") as file:
             return "volume" in file and "projections" not in file
     except OSError:

@@ -23,6 +23,7 @@ from microdiffusion.engines.projections import (
     tikhonov_matrix,
 )
 from microdiffusion.engines.trust import CoarseTest
+from microdiffusion.errors import GeometryError
 from microdiffusion.frames import StagePositions
 
 if TYPE_CHECKING:
@@ -75,12 +76,17 @@ class Geometries:
         Raises
         ------
         GeometryError
-            A slab lies outside of the volume.
+            A slab lies outside of the volume, or all are at one depth.
         """
         # Stages report positions with some nanometres of jitter: positions are rounded to a twentieth of a
         # slice, so that a geometry is the same whichever sweep asks for it first.
         voxel_um = self._header.voxel_size_um[0]
         places = np.round((stage.z_um - self._header.z0_um) * (20 / voxel_um)).astype(np.int64)
+        if len(places) > 1 and not np.ptp(places):
+            raise GeometryError(
+                f"All {len(places)} slabs of a sweep say {stage.z_um[0]:g} µm, so nothing tells their depths "
+                "apart: let the acquisition write each image's own depth."
+            )
         key = places.tobytes()
         known = self._known.get(key)
         if known is not None:

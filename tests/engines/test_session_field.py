@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from support.session_scene import (
 
 from microdiffusion.engines.inr.session_field import SessionField
 from microdiffusion.engines.pipeline.session_store import SessionStore
+from microdiffusion.errors import GeometryError
 from microdiffusion.frames import Reconstruction, StagePositions
 
 
@@ -165,3 +167,15 @@ def test_what_comes_into_view_is_new_and_the_rest_is_kept() -> None:
     after = field.estimator.expected.unflatten(1, SHAPE[1:])
     torch.testing.assert_close(after[:-1, 2:, :-3], before[1:, :-2, 3:])
     assert float(after[-1].abs().max()) == float(after[:, :2].abs().max()) == 0.0
+
+
+def test_a_sweep_whose_depths_say_nothing_is_refused_and_the_next_goes_on() -> None:
+    reconstructor = session("session")
+    for number in range(3):
+        sweep = sweep_of(specimen(), number)
+        if number == 1:
+            stage = StagePositions.along_z(np.full(len(sweep.projections), 27.0))
+            with pytest.raises(GeometryError, match="slabs of a sweep say 27 µm"):
+                reconstructor.reconstruct(replace(sweep, stage=stage))
+        else:
+            assert np.isfinite(reconstructor.reconstruct(sweep).volume).all()
