@@ -12,6 +12,8 @@ import re
 import shutil
 import struct
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,33 @@ def read_at(descriptor: int, size: int, offset: int) -> Any:
         return os.pread(descriptor, size, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.read(descriptor, size)
+
+
+def flush(descriptor: int) -> None:
+    """Flush what was written to the disk itself."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
+def copy_ranges(source: int, target: int, ranges: Iterable[tuple[int, int, int]], until_s: float) -> None:
+    """Copy (offset there, offset here, size) each from one open file to another, flushed as it is copied.
+
+    Raises
+    ------
+    OSError
+        The source is shorter, the target cannot be written, or `time.monotonic()` has passed `until_s`.
+    """
+    unforced = 0
+    for start, into, size in ranges:
+        at = 0
+        while at < size:
+            block = read_at(source, min(size - at, BLOCK_BYTES), start + at)
+            if not block:
+                raise OSError(errno.EIO, "the file is shorter than its layout says")
+            written = write_at(target, memoryview(block), into + at)
+            at, unforced = at + written, unforced + written
+            if unforced >= BLOCK_BYTES:
+                flush(target)
+                unforced = 0
+            if time.monotonic() > until_s:
+                raise OSError(errno.ETIMEDOUT, "copying takes too long")
+    flush(target)

@@ -12,7 +12,6 @@ to open it for writing, until this process ends. Used by one thread at a time, e
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import sys
@@ -26,8 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from microdiffusion.daemon.recorder.disk import (
-    BLOCK_BYTES,
     NO_ROOM,
+    copy_ranges,
+    flush,
     free_bytes,
     is_full,
     no_room,
@@ -290,7 +290,7 @@ class Segment:
     def force(self) -> None:
         """Flush to the disk itself, so that what was written survives a power cut."""
         try:
-            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+            flush(self._descriptor)
         except OSError as error:
             raise DiskError(
                 f"{self.path} cannot be flushed ({error.strerror or error}): check the disk."
@@ -379,22 +379,11 @@ class Segment:
 
         They are flushed as they are copied, as the copy replaces the original; given up if that takes long.
         """
-        unforced = 0
+        ranges = []
         for name, target in copy.layout.regions.items():
             source = self.layout.regions[name]
-            left, at = min(source.size, target.size), 0
-            while left:
-                block = read_at(self._descriptor, min(left, BLOCK_BYTES), source.offset + at)
-                if not block:
-                    raise OSError(errno.EIO, "the file is shorter than its layout says")
-                written = write_at(copy._descriptor, memoryview(block), target.offset + at)
-                at, left, unforced = at + written, left - written, unforced + written
-                if unforced >= BLOCK_BYTES:
-                    copy.force()
-                    unforced = 0
-                if time.monotonic() > until_s:
-                    raise OSError(errno.ETIMEDOUT, "copying takes too long")
-        copy.force()
+            ranges.append((source.offset, target.offset, min(source.size, target.size)))
+        copy_ranges(self._descriptor, copy._descriptor, ranges, until_s)
 
 
 def _lost(path: Path) -> DiskError:
