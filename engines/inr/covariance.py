@@ -117,6 +117,7 @@ def matern(slices: int, bandwidth: float) -> Matrix:
 
 def overlap(by: int, edge: int) -> tuple[slice, slice]:
     """Return what of an axis stays in view when looked at from so many voxels further, and where it was."""
+    by = max(-edge, min(by, edge))  # nothing stays where it went further than it is wide
     return slice(max(-by, 0), edge - max(by, 0)), slice(max(by, 0), edge - max(-by, 0))
 
 

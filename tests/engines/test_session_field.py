@@ -24,6 +24,7 @@ from support.session_scene import (
     sweep_of,
 )
 
+from microdiffusion.engines.inr.estimator import SessionEstimator
 from microdiffusion.engines.inr.session_field import SessionField
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.errors import GeometryError
@@ -179,3 +180,13 @@ def test_a_sweep_whose_depths_say_nothing_is_refused_and_the_next_goes_on() -> N
                 reconstructor.reconstruct(replace(sweep, stage=stage))
         else:
             assert np.isfinite(reconstructor.reconstruct(sweep).volume).all()
+
+
+@pytest.mark.parametrize("by", [(0, 0, 1), (-3, 0, 0), (5, -4, 9), (-7, 2, -2)], ids=str)
+def test_a_specimen_may_go_further_than_the_volume_is_wide(by: tuple[int, int, int]) -> None:
+    estimator = SessionEstimator((3, 2, 2), bandwidth=1.0, reach=2.0)
+    matrix = np.full((1, 3), 1 / 3)
+    images = torch.full((1, 2, 2), 0.5)
+    estimator.update(matrix, images, torch.full_like(images, 1e-4))
+    estimator.shift(*by)
+    estimator.update(matrix, images, torch.full_like(images, 1e-4))
