@@ -288,7 +288,7 @@ def _edges(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Edges:
         if "voxel_size_um" not in attributes:
             continue
         value = np.asarray(attributes["voxel_size_um"])
-        if value.shape != (3,) or value.dtype.kind not in "uif" or not np.all(value > 0):
+        if value.shape != (3,) or value.dtype.kind not in "uif" or not np.all((value > 0) & (value < np.inf)):
             raise InputFileError(
                 f"{path}: voxel_size_um should be three positive numbers (z, y, x), not {value}: correct it."
             )

@@ -266,6 +266,16 @@ def with_zeros() -> np.ndarray:
     return pixels
 
 
+def voxel(*edges: float) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = hdf5()(folder)
+        with h5py.File(path, "a") as file:
+            file["volume"].attrs["voxel_size_um"] = edges
+        return path
+
+    return make
+
+
 def npy(array: np.ndarray) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         np.save(folder / "v.npy", array)
@@ -383,6 +393,18 @@ ODD_STACKS: dict[str, Odd] = {
     "two columns": Odd(npy(PIXELS[..., :2]), pixels=PIXELS[..., :2]),
     "ImageJ, downwards": Odd(imagej(spacing=-2.0, unit="um"), edges=(2.0, 0.25, 0.25)),
     "ImageJ, in cm": Odd(imagej(spacing=2e-4, unit="cm", resolution=(40000, 40000)), edges=(2.0, 0.25, 0.25)),
+    "ImageJ, in inches": Odd(
+        imagej(spacing=1e-4, unit="inch", resolution=(10160, 10160)), edges=(2.54, 2.5, 2.5)
+    ),
+    "ImageJ, in micrometers": Odd(imagej(spacing=2.0, unit="micrometer"), edges=(2.0, 0.25, 0.25)),
+    "OME, in angstroms": Odd(
+        tiff(
+            "v.ome.tif", ome=True, metadata={"axes": "ZYX", "PhysicalSizeZ": 5000, "PhysicalSizeZUnit": "Å"}
+        ),
+        edges=(0.5, None, None),
+    ),
+    "HDF5, voxels of its own": Odd(voxel(2, 0.5, 0.25), edges=(2.0, 0.5, 0.25)),
+    "HDF5, endless voxels": Odd(voxel(np.inf, 1, 1), "three positive numbers"),
     "ImageJ, no spacing": Odd(imagej(unit="um"), edges=(None, 0.25, 0.25)),
     "ImageJ, pixels": Odd(imagej(spacing=2.0, unit="pixel")),
     "OME without z": Odd(
