@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -76,6 +77,12 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+_NAMES = {  # of folders that may not even be looked into, and of files that cannot be
+    errno.EACCES: "check the folder's permissions",
+    errno.EPERM: "check the folder's permissions",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead to each other; name the file itself",
+}
 LEAST_FILES = 256
 """Files and sockets that a process may have open."""
 
@@ -122,8 +129,8 @@ def _explained(error: Exception, arguments: list[str]) -> int:
     if isinstance(error, MddError):
         complain(f"mdd: {error}")
         return error.exit_code
-    if isinstance(error, PermissionError) and error.filename:  # a folder that may not even be looked into
-        complain(f"mdd: {error.filename} cannot be used ({error.strerror}): check the folder's permissions.")
+    if isinstance(error, OSError) and error.filename and error.errno in _NAMES:
+        complain(f"mdd: {error.filename} cannot be used ({error.strerror}): {_NAMES[error.errno]}.")
         return 2
     if isinstance(error, ModuleNotFoundError):
         install = 'python -m pip install "microdiffusion-daemon[analysis]"'

@@ -538,3 +538,26 @@ def test_a_text_of_a_file_cannot_play_the_terminal(tmp_path, capsys):
     assert not set("\x1b\x07\x9b") & set(said)
     assert cli.main(["info", f"{hostile}.h5"]) == 2
     assert not set("\x1b\x07\x9b") & set(capsys.readouterr().err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows says that there is no such file")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info", "NAME.h5"],
+        ["export", "NAME.h5", "--to", "nrrd"],
+        ["replay", "NAME.h5"],
+        ["simulate", "NAME.tif", "--length-um", "2", "--step-um", "2", "--output", "o.h5"],
+        ["evaluate", "NAME.npy", "--methods", "linear"],
+        ["config", "check", "NAME.toml"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_name_that_is_too_long_is_told_in_a_sentence(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([word.replace("NAME", 300 * "n") for word in words]) == 2
+    said = capsys.readouterr().err
+    assert "too long" in said
+    assert said.count("\n") == 1
