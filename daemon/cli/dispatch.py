@@ -81,6 +81,8 @@ _NAMES = {  # of folders that may not even be looked into, and of files that can
     errno.EACCES: "check the folder's permissions",
     errno.EPERM: "check the folder's permissions",
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.EEXIST: "a file is in its place; name another",
+    errno.ENOTDIR: "a part of it is a file; name another",
     errno.ELOOP: "its links lead to each other; name the file itself",
 }
 LEAST_FILES = 256

@@ -26,7 +26,9 @@ def run(args: Namespace) -> int:
     from microdiffusion.daemon.status import size
     from microdiffusion.errors import ConfigError
     from microdiffusion.files import replacing
+    from microdiffusion.runfile import require_run_file
 
+    require_run_file(args.run)
     output = args.output or args.run.with_suffix(".html")
     if output.resolve() == args.run.resolve():
         raise ConfigError(f"--output {output} is the run itself: choose another file.")

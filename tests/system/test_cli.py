@@ -540,6 +540,29 @@ def test_a_text_of_a_file_cannot_play_the_terminal(tmp_path, capsys):
     assert not set("\x1b\x07\x9b") & set(capsys.readouterr().err)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("command", ["info", "verify", "report", "repair", "reconstruct"])
+@pytest.mark.parametrize("name", ["loop.h5", "nowhere.h5", "folder.h5", "file/run.h5", ""])
+def test_what_is_no_file_is_told_in_a_sentence(
+    command: str,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.h5").symlink_to("loop.h5")
+    Path("nowhere.h5").symlink_to("absent.h5")
+    Path("folder.h5").mkdir()
+    Path("file").touch()
+    assert cli.main([command, name]) == 2
+    said = capsys.readouterr().err
+    assert "report" not in said.removeprefix("mdd report")
+    assert said.count("\n") == 1
+    assert cli.main(["keys", "new", "--set", "wire.keys=file"]) == 2
+    assert "a file is in its place" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows says that there is no such file")
 @pytest.mark.parametrize(
     "words",
