@@ -2,30 +2,40 @@
 
 The beam integrates along z only, so how well a voxel is known depends on how many sweeps it has kept still
 and on where their slabs lay, not on what was seen. The prior is a Gaussian process along z with a Matérn 3/2
-kernel (Rasmussen & Williams 2006, section 4.2.1) and a mean that is not known. Numbers of the host, float64.
+kernel (Rasmussen & Williams 2006, section 4.2.1) and a mean that is not known.
+
+Broad structure across a projection stands far above the noise, fine structure hardly does; so the images
+are split into two bands, each with an amplitude of its own, which a sweep's neighbouring slabs tell. What is
+fine is then believed slowly and what is broad at once. Covariances are numbers of the host, float64.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 Matrix = NDArray[np.float64]
 OLDEST = 8
 """Ages that are told apart; everything older shares one covariance, that of the whole session."""
-_LEVEL = 1.0  # variance of the unknown mean of a column, in units of the range
-# Of the field's variation along z, in units of the range: chosen by evidence.
-_AMPLITUDES = (0.025, 0.05, 0.1)
+_LEVEL = 1.0  # variance of the unknown mean of a column's broad band, in units of the range
+_AMPLITUDE = 0.05  # of the field's variation along z, in units of the range, until a sweep tells
+_SMOOTHER = 0.7  # of the amplitude that neighbouring slabs tell: between them the field varies less
+_LEAST = 1e-3  # amplitude
 _FORGETTING = 1e-3  # of the prior's variance, per sweep: bounds what an old sweep is believed
-_BELIEVED = 0.98  # of the pixels, where an amplitude is chosen
+_BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # binomial, standard deviation 1 pixel
+_BROAD = float(np.square(_BLUR).sum() ** 2)
+NOISE_SHARES = (_BROAD, 1 - 2 * _BLUR[2] ** 2 + _BROAD)
+"""Of white noise's variance, in the broad and in the fine band."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KalmanGain:
-    """Gain (Z, M), variance (M,) of the prediction without noise, covariance (Z, Z) afterwards."""
+    """Gain (Z, 2 M), variance (M,) of the prediction without noise, covariance (Z, Z) afterwards."""
 
     gain: Matrix
     predicted: Matrix
@@ -33,7 +43,7 @@ class KalmanGain:
 
 
 class AgeCovariances:
-    """The covariances (Z, Z).
+    """The covariances (2, Z, Z), of the broad and of the fine band.
 
     Parameters
     ----------
@@ -43,70 +53,78 @@ class AgeCovariances:
 
     Attributes
     ----------
-    amplitude : float
+    amplitudes : (broad, fine)
         Of the field's variation along z.
-    by_age : tuple of (Z, Z)
+    by_age : tuple of (2, Z, Z)
         After the last sweep, from age 1.
     """
 
     def __init__(self, slices: int, bandwidth: float) -> None:
-        self.amplitude = _AMPLITUDES[1]
+        self.amplitudes = (_AMPLITUDE, _AMPLITUDE)
         self.by_age: tuple[Matrix, ...] = ()
         self._kernel = matern(slices, bandwidth)
 
     @property
     def predicted(self) -> list[Matrix]:
-        """Covariances ahead of the next sweep: of what nothing is known of, then by age."""
-        drift = _FORGETTING * self.amplitude**2 * self._kernel
-        return [self._prior(self.amplitude), *(each + drift for each in self.by_age)]
+        """Covariances (2, Z, Z) ahead of the next sweep: of what nothing is known of, then by age."""
+        varied = np.square(self.amplitudes)[:, None, None] * self._kernel
+        prior = varied + np.array([_LEVEL, 0.0])[:, None, None]
+        return [prior, *(each + _FORGETTING * varied for each in self.by_age)]
 
     def advance(self, matrix: Matrix, noise: Matrix) -> list[KalmanGain]:
         """Take a sweep in, and return the gains: of what is new, then by age.
 
         `matrix` (M, Z) is the operator of its slabs, `noise` (M,) the variance of their noise.
         """
-        gains = [_kalman(each, matrix, noise) for each in self.predicted]
-        after = tuple(each.left for each in gains)
+        gains, after = [], []
+        for covariance in self.predicted:
+            cross = covariance @ matrix.T
+            spread = matrix @ cross
+            system = spread + np.array(NOISE_SHARES)[:, None, None] * np.diag(noise)
+            gain = np.linalg.solve(system, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
+            left = covariance - gain @ cross.transpose(0, 2, 1)
+            after.append((left + left.transpose(0, 2, 1)) / 2)
+            gains.append(
+                KalmanGain(np.concatenate([*gain], axis=1), spread.sum(0).diagonal().copy(), after[-1].sum(0))
+            )
         # What was next to the oldest joins it.
-        self.by_age = after if len(after) <= OLDEST else (*after[: OLDEST - 1], after[OLDEST])
+        self.by_age = tuple(after) if len(after) <= OLDEST else (*after[: OLDEST - 1], after[OLDEST])
         return gains
 
-    def choose_amplitude(
-        self, first: tuple[Matrix, Matrix, Matrix], second: tuple[Matrix, Matrix, Matrix]
-    ) -> None:
-        """Choose the amplitude under which the first sweep predicts the second best (log evidence).
+    def choose_amplitudes(self, matrix: Matrix, banded: Matrix, noise: Matrix) -> None:
+        """Choose the amplitudes that explain how much neighbouring slabs of a sweep differ (the variogram).
 
-        Each is an operator (M, Z), pixels (M, P) and noise variance (M,).
+        `matrix` (M, Z) is its operator, `banded` (2 M, P) are its pixels, `noise` (M,) its noise variance.
         """
-        before_matrix, before, before_noise = first
-        matrix, now, noise = second
-        best = -math.inf
-        for amplitude in _AMPLITUDES:
-            known = _kalman(self._prior(amplitude), before_matrix, before_noise)
-            innovation = now - matrix @ (known.gain @ before)
-            spread = matrix @ known.left @ matrix.T + np.diag(noise)
-            _, volume = np.linalg.slogdet(spread)
-            fit = np.sum(innovation * np.linalg.solve(spread, innovation), axis=0)
-            # Most pixels are dark and know nothing of it; a few do not keep still.
-            evidence = -0.5 * (float(fit[fit <= np.quantile(fit, _BELIEVED)].mean()) + volume)
-            if evidence > best:
-                best, self.amplitude = evidence, amplitude
-        self.by_age = (_kalman(self._prior(self.amplitude), before_matrix, before_noise).left,)
+        if len(matrix) < 2:
+            return
+        step = np.diff(matrix, axis=0)
+        unit = float(np.einsum("mz,zw,mw->m", step, self._kernel, step).mean())
+        differences = np.diff(banded.reshape(2, len(matrix), -1), axis=1).var(axis=(1, 2))
+        signal = (differences - 2 * float(noise.mean()) * np.array(NOISE_SHARES)).clip(min=0.0)
+        broad, fine = np.maximum(_SMOOTHER * np.sqrt(signal / unit), _LEAST).tolist()
+        self.amplitudes = (broad, fine)
 
     def shift(self, deeper: int) -> None:
         """Look at slices that lie so many deeper; of those that come into view nothing is known."""
         here, there = overlap(deeper, len(self._kernel))
         shifted = []
         for covariance in self.by_age:
-            moved = self._prior(self.amplitude)
-            moved[here, :] = 0.0
-            moved[:, here] = 0.0
-            moved[here, here] = covariance[there, there]
+            moved = self.predicted[0]
+            moved[:, here, :] = 0.0
+            moved[:, :, here] = 0.0
+            moved[:, here, here] = covariance[:, there, there]
             shifted.append(moved)
         self.by_age = tuple(shifted)
 
-    def _prior(self, amplitude: float) -> Matrix:
-        return amplitude**2 * self._kernel + _LEVEL
+
+def banded(images: Tensor) -> Tensor:
+    """Return the broad and the fine band of images (M, Y, X), one after the other (2 M, Y X)."""
+    blur = torch.tensor(_BLUR, dtype=images.dtype, device=images.device)
+    edge = len(_BLUR) // 2
+    broad = F.pad(images[:, None], (edge,) * 4, mode="replicate")
+    broad = F.conv2d(F.conv2d(broad, blur.view(1, 1, 1, -1)), blur.view(1, 1, -1, 1))[:, 0]
+    return torch.cat([broad, images - broad]).flatten(1)
 
 
 def matern(slices: int, bandwidth: float) -> Matrix:
@@ -119,11 +137,3 @@ def overlap(by: int, edge: int) -> tuple[slice, slice]:
     """Return what of an axis stays in view when looked at from so many voxels further, and where it was."""
     by = max(-edge, min(by, edge))  # nothing stays where it went further than it is wide
     return slice(max(-by, 0), edge - max(by, 0)), slice(max(by, 0), edge - max(-by, 0))
-
-
-def _kalman(covariance: Matrix, matrix: Matrix, noise: Matrix) -> KalmanGain:
-    cross = covariance @ matrix.T
-    spread = matrix @ cross
-    gain = np.linalg.solve(spread + np.diag(noise), cross.T).T
-    left = covariance - gain @ cross.T
-    return KalmanGain(np.asarray(gain, np.float64), np.diag(spread).copy(), (left + left.T) / 2)

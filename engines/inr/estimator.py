@@ -16,9 +16,10 @@ predicts is held against the projection (the innovation) to decide:
   regressed on the local ratio of innovation to prediction, with a spike-and-slab prior so that what keeps
   still does not flicker, and falls off from sweep to sweep where no slab looks;
 - *new*: the state predicts a projection hardly better than the other projections of the *same* sweep do
-  (their leave-one-out residual, Cook & Weisberg 1982, section 2.2). This ratio has no scale to be tuned:
-  it is 0.4 and less for a still specimen from the second sweep on, and about 1 where the state is wrong.
-  Where it is large the sweep's own answer takes the state's place, and the age begins anew.
+  (their leave-one-out residual, Cook & Weisberg 1982, section 2.2). What the covariances say of this ratio
+  has no scale to be tuned: a still specimen has 0.2 in the second sweep and 0.01 in the tenth, and it is
+  about 1 where the state is wrong. Where it is far above, the sweep's own answer takes the state's place,
+  and the age begins anew.
 
 Everything here is in the frame of the specimen: `registration.py` says where that lies. Not thread-safe:
 one session, one thread.
@@ -36,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.covariance import OLDEST, AgeCovariances, overlap
+from microdiffusion.engines.inr.covariance import NOISE_SHARES, OLDEST, AgeCovariances, banded, overlap
 from microdiffusion.engines.projections import local_mean
 
 if TYPE_CHECKING:
@@ -49,12 +50,11 @@ _WORTH_SOLVING = 0.5  # posterior probability from which on a pixel is solved fo
 _DARKEST = 1e-3  # a structure that is darker has no brightness to change
 _WINDOW, _WIDE_WINDOW = 5, 9  # pixels: for brightness, for the question whether anything is known at all
 _SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
-# Ratio of the state's squared misfit to the leave-one-out residual, by age: nothing is new below the first,
-# everything above the second.
-_KNOWN = (0.5, 0.7, 0.3, 0.2, 0.15)
-_UNKNOWN = (1.0, 1.4, 0.6, 0.4, 0.35)
-# And beyond what the covariances make of that ratio, by this factor, and by this at least.
-_DUE, _LEAST_DUE = 2.0, 0.05
+# Ratio of the state's squared misfit to the leave-one-out residual, beyond what the covariances make of it by
+# a factor: nothing is new below, everything above twice that; and within these bounds.
+_DUE = 5.0
+_LEAST_DUE, _MOST_DUE = 0.05, 0.7
+_UNTOLD = 0.05  # of that ratio is due: brightness cannot be told from what was not known yet
 _NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
 _DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
 _NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
@@ -89,7 +89,7 @@ class Estimate:
 
 @dataclass(slots=True, eq=False)
 class _Gain:
-    """Gain (Z, M) of one age, variance (M,) of what it predicts, and what is left of the variance (Z,)."""
+    """Gain (Z, 2 M) of one age, variance (M,) of what it predicts, and what is left of the variance (Z,)."""
 
     gain: Tensor
     predicted: Tensor
@@ -98,10 +98,11 @@ class _Gain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
-    """Operator (M, Z), projections (M, P), noise variance (M,), gains, and a sweep's own answer (Z, P)."""
+    """Operator (M, Z), projections (M, P), bands (2 M, P), noise variance (M,), gains, own answer (Z, P)."""
 
     operator: Tensor
     seen: Tensor
+    banded: Tensor
     noise: Tensor
     gains: list[_Gain]
     alone: Callable[[], Tensor]
@@ -124,11 +125,11 @@ class SessionEstimator:
     sweeps : int
         Sweeps that were taken in.
     covariances : AgeCovariances
-        Their amplitude is chosen when the second sweep comes.
+        Their amplitudes are chosen by the first sweep.
     anew : bool
         Whether the last sweep showed another specimen altogether.
     settled : bool
-        Whether the amplitude is known and not to be chosen.
+        Whether the amplitudes are known and not to be chosen.
     """
 
     def __init__(
@@ -147,7 +148,6 @@ class SessionEstimator:
         self._smooth = self._tensor(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2))
         self.anew = self.settled = False
         self._field = self._relative = self._age = torch.empty(0)
-        self._first: tuple[NDArray[np.float64], Tensor, NDArray[np.float64]] | None = None
 
     @property
     def expected(self) -> Tensor:
@@ -157,23 +157,14 @@ class SessionEstimator:
     @property
     def nbytes(self) -> int:
         """Of what is kept from sweep to sweep."""
-        tensors = (self._field, self._relative, self._age)
-        first = 0 if self._first is None else self._first[1].nbytes
-        return sum(tensor.nbytes for tensor in tensors) + first
+        return sum(tensor.nbytes for tensor in (self._field, self._relative, self._age))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
-        numbers = {"sweeps": self.sweeps, "amplitude": self.covariances.amplitude}
+        numbers = {"sweeps": self.sweeps, "amplitudes": list(self.covariances.amplitudes)}
         tensors = {"field": self._field, "relative": self._relative, "age": self._age}
         if self.covariances.by_age:
             tensors["covariances"] = torch.from_numpy(np.stack(self.covariances.by_age))
-        if self._first is not None:
-            matrix, images, noise = self._first
-            tensors |= {
-                "first_matrix": torch.from_numpy(matrix),
-                "first_images": images,
-                "first_noise": torch.from_numpy(noise),
-            }
         return numbers, tensors
 
     def load(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -187,18 +178,12 @@ class SessionEstimator:
         field = tensors["field"].to(self._device)
         if field.shape not in ((self.shape[0], self.shape[1] * self.shape[2]), (0,)):
             raise ValueError("the state is of another geometry")
-        self.sweeps, self.covariances.amplitude = int(numbers["sweeps"]), float(numbers["amplitude"])
+        broad, fine = (float(each) for each in numbers["amplitudes"])
+        self.sweeps, self.covariances.amplitudes = int(numbers["sweeps"]), (broad, fine)
         self._field, self._relative = field, tensors["relative"].to(self._device)
         self._age = tensors["age"].to(self._device)
         kept = tensors.get("covariances")
         self.covariances.by_age = () if kept is None else tuple(kept.cpu().numpy())
-        self._first = None
-        if "first_matrix" in tensors:
-            self._first = (
-                tensors["first_matrix"].cpu().numpy(),
-                tensors["first_images"].to(self._device),
-                tensors["first_noise"].cpu().numpy(),
-            )
 
     def copy(self) -> SessionEstimator:
         """Return an independent estimator (no tensor of a state is ever changed in place)."""
@@ -242,12 +227,9 @@ class SessionEstimator:
         """
         seen = images.flatten(1)
         noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
-        if self._first is not None:
-            first, images, first_noise = self._first
-            self._first = None
-            self.covariances.choose_amplitude(
-                (first, _some(images), first_noise), (matrix, _some(seen), noise)
-            )
+        bands = banded(images)
+        if self.sweeps == 0 and not self.settled:
+            self.covariances.choose_amplitudes(matrix, _some(bands), noise)
         gains = [
             _Gain(self._tensor(each.gain), self._tensor(each.predicted), self._tensor(np.diag(each.left)))
             for each in self.covariances.advance(matrix, noise)
@@ -255,15 +237,15 @@ class SessionEstimator:
         sweep = _Measured(
             self._tensor(matrix),
             seen,
+            bands,
             self._tensor(noise),
             gains,
-            (lambda: gains[0].gain @ seen) if own is None else (lambda: own().flatten(1)),
+            (lambda: gains[0].gain @ bands) if own is None else (lambda: own().flatten(1)),
         )
         if self.sweeps == 0:
             self._field = sweep.alone().clone()
             self._relative = torch.zeros_like(self._field)
             self._age = torch.ones_like(self._field, dtype=torch.uint8)
-            self._first = None if self.settled else (matrix, seen, noise)
         else:
             self._refine(sweep)
         self.sweeps = 1 if self.anew else self.sweeps + 1
@@ -272,7 +254,7 @@ class SessionEstimator:
     def forget(self) -> None:
         """Begin with the next sweep."""
         self.sweeps, self.anew = 0, False
-        self.covariances.by_age, self._first = (), None
+        self.covariances.by_age = ()
 
     def _refine(self, sweep: _Measured) -> None:
         operator, gains = sweep.operator, sweep.gains
@@ -283,15 +265,16 @@ class SessionEstimator:
         if unknown is not None:
             self._field = torch.where(unknown, sweep.alone(), self._field)
         predicted = operator @ self._field
-        brighter = self._brightness(sweep, predicted, mean_age)
+        others, apart, due = self._apart(sweep, mean_age)
+        brighter = self._brightness(sweep, predicted, torch.maximum(others, apart), due)
         self._relative = torch.zeros_like(self._field)
         left = sweep.seen - predicted
         if brighter is not None:
             pixels, change = brighter
             self._relative[:, pixels] = change
             left[:, pixels] -= operator @ (self._field[:, pixels] * change)
-        new = self._news(sweep, left, mean_age)
-        field = self._gained(age, gains, left)
+        new = self._news(sweep, left, others, due)
+        field = self._gained(age, gains, banded(left.unflatten(1, self.shape[1:])))
         age = (age + 1).clamp(max=OLDEST)
         if new is not None or unknown is not None:
             share = torch.zeros_like(field) if new is None else _slices_of(operator) @ new
@@ -304,13 +287,13 @@ class SessionEstimator:
         self._field, self._age = field, age
 
     def _gained(self, age: Tensor, gains: list[_Gain], left: Tensor) -> Tensor:
-        """Return the field (Z, P) with what is left of the projections, by each voxel's gain."""
+        """Return the field (Z, P) with what is left of the projections (2 M, P), by each voxel's gain."""
         # Most of a specimen has kept still equally long: one product for it, and the others one by one.
         common = int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
         field = torch.addmm(self._field, gains[common].gain, left).flatten()
         others = torch.nonzero(age.flatten() != common)[:, 0]
         before, ages, columns = self._field.flatten(), age.flatten(), left.T.contiguous()
-        rows = torch.stack([gain.gain for gain in gains]).flatten(0, 1)  # (ages * Z, M)
+        rows = torch.stack([gain.gain for gain in gains]).flatten(0, 1)  # (ages * Z, 2 M)
         for some in others.split(_VOXELS):
             slice_, pixel = some // left.shape[1], some % left.shape[1]
             row = ages[some].long() * self.shape[0] + slice_
@@ -318,26 +301,44 @@ class SessionEstimator:
             field[some] = before[some] + change
         return field.view_as(self._field)
 
+    def _apart(self, sweep: _Measured, mean_age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the other projections of the sweep leave of each, as it is and as it is expected.
+
+        The leave-one-out residual's square (M, P), its variance (M, 1) without noise under the prior, and the
+        share of it (M, P) that the covariances expect the state to miss.
+        """
+        gains, noise = sweep.gains, sweep.noise
+        residual, apart = torch.zeros_like(sweep.seen), -noise
+        for hat, band, share in zip(
+            (sweep.operator @ gains[0].gain).chunk(2, 1), sweep.banded.chunk(2), NOISE_SHARES, strict=True
+        ):
+            kept = 1 - hat.diagonal()
+            residual += torch.addmm(band, hat, band, alpha=-1) / kept[:, None]
+            apart = apart + share * noise / kept
+        table = torch.stack([gain.predicted for gain in gains]) / apart
+        slab = torch.arange(len(apart), device=table.device)[:, None]
+        # By the nearest age: a young one expects so much more that a mean of two would be its own.
+        due = table[mean_age.round().long().clamp(1, len(gains) - 1), slab]
+        return self._local(residual.square(), _WIDE_WINDOW), apart[:, None], due
+
     def _brightness(
-        self, sweep: _Measured, predicted: Tensor, mean_age: Tensor
+        self, sweep: _Measured, predicted: Tensor, others: Tensor, due: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         """Return the pixels (N,) that changed and by how much their voxels are brighter (Z, N)."""
         if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
             return None
-        operator, gains = sweep.operator, sweep.gains
+        operator = sweep.operator
         lit = predicted.clamp_min(_DARKEST)
         square = lit.square()
         power = self._local(square, _WINDOW)
         ratio = self._local((sweep.seen - predicted) * lit, _WINDOW) / power
-        # Variance of what an age predicts, between two ages as far as the slab's mean lies between them.
-        table = torch.stack([gain.predicted for gain in gains]) + sweep.noise
-        low = mean_age.floor().long().clamp(0, len(gains) - 1)
-        row = torch.arange(len(table[0]), device=low.device)[:, None]
-        spread = torch.lerp(table[low, row], table[(low + 1).clamp(max=len(gains) - 1), row], mean_age - low)
+        noise = sweep.noise[:, None]
+        spread = due * others + noise
         variance = self._local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
         wide = variance + _BRIGHTNESS**2
         odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
         changed = torch.sigmoid(odds + math.log(_CHANGES / (1 - _CHANGES)))
+        changed = changed.masked_fill(due > _UNTOLD, 0.0)
         pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
         if not len(pixels):
             return None
@@ -356,30 +357,17 @@ class SessionEstimator:
             result.append((change * (slices @ changed[:, part])).clamp(-0.95, 4.0))
         return pixels, torch.cat(result, 1)
 
-    def _news(self, sweep: _Measured, left: Tensor, mean_age: Tensor) -> Tensor | None:
+    def _news(self, sweep: _Measured, left: Tensor, others: Tensor, due: Tensor) -> Tensor | None:
         """Return how far each slab's place is to be taken anew (M, P), within 0 and 1; None for nowhere."""
-        operator, gains, noise = sweep.operator, sweep.gains, sweep.noise
-        hat = operator @ gains[0].gain  # (M, M): what the closed form makes of the projections
-        kept = 1 - hat.diagonal()[:, None]
-        residual = torch.addmm(sweep.seen, hat, sweep.seen, alpha=-1)
-        # Variance (M,) of what the other projections of the sweep say of each.
-        apart = noise / kept[:, 0] - noise
-        others = self._local((residual / kept).square(), _WIDE_WINDOW)
+        noise = sweep.noise
         misfit = self._local(left.square(), _WIDE_WINDOW)
         # What the noise is taken for may be too little; where nothing else is, it shows.
         floor = torch.quantile(misfit[:, :: max(1, misfit.shape[1] // _PIXELS)], _DARK_SHARE, dim=1)
         noise = torch.minimum(torch.maximum(floor, noise), _NOISE_DOUBT * noise)[:, None]
         misfit = (misfit - _NOISE_MARGIN * noise).clamp_min(0.0)
         structure = (others - noise).clamp_min(0.0)
-        row = mean_age.round().long().clamp(1, len(_KNOWN) - 1)
-        low, high = (torch.tensor(each, device=row.device)[row] for each in (_KNOWN, _UNKNOWN))
-        table = torch.stack([gain.predicted for gain in gains]) / apart
-        slab = torch.arange(len(apart), device=row.device)[:, None]
-        due = table[mean_age.round().long().clamp(1, len(gains) - 1), slab]
-        # What one sweep left open is not in its covariance: the closed form is too smooth to know.
-        low = torch.where(row > 1, torch.minimum(low, (_DUE * due).clamp_min(_LEAST_DUE)), low)
-        high = torch.minimum(high, 2 * low)
-        new = ((misfit / (structure + noise) - low) / (high - low)).clamp(0.0, 1.0)
+        low = (_DUE * due).clamp(_LEAST_DUE, _MOST_DUE)
+        new = (misfit / (structure + noise) / low - 1).clamp(0.0, 1.0)
         new = new * new * (3 - 2 * new)
         total = float((new * structure).sum())
         self.anew = total > _ALL_NEW * float(structure.sum()) > 0.0

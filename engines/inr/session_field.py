@@ -155,7 +155,7 @@ class SessionField:
 
         `before` is the field before it; operator and images as for `update`; `level`: counts of no light.
         """
-        numbers, tensors = self.estimator.state()
+        _, tensors = self.estimator.state()
         misfit = torch.full_like(images.flatten(1), torch.nan)
         if before.estimator.sweeps and before._whole == self._whole:
             misfit = self._misfit(before.estimator, operator, images)
@@ -168,7 +168,7 @@ class SessionField:
             self._whole,
             self.unit,
             level,
-            numbers["amplitude"],
+            self.estimator.covariances.amplitudes,
         )
 
     @torch.no_grad()
@@ -186,7 +186,7 @@ class SessionField:
         `known` is what a run forward in time knew after it; the field has its unit. The rest as for `update`.
         """
         if self.estimator.sweeps == 0:
-            self.estimator.covariances.amplitude, self.estimator.settled = known.amplitude, True
+            self.estimator.covariances.amplitudes, self.estimator.settled = known.amplitudes, True
             self._whole = known.whole
         by = [new - old for new, old in zip(known.whole, self._whole, strict=True)]
         if any(by):

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.covariance import OLDEST
+from microdiffusion.engines.inr.covariance import OLDEST, banded
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.projections import interpolation_matrix, local_mean
 
@@ -52,15 +52,15 @@ class Known:
     age : (Z, P) uint8
     misfit : (M, P)
         Squared difference, in a neighbourhood, of the sweep and what was expected of it; nothing was: NaN.
-    covariances : (ages, Z, Z) float64
-        By age, from 1.
+    covariances : (ages, 2, Z, Z) float64
+        By age, from 1, of the broad and of the fine band.
     motion, whole : Motion, (z, y, x)
         Where the specimen was, and by how many voxels the state had been moved along.
     unit : float
         Counts that are 1 in the field.
     level : float
         Counts of no light.
-    amplitude : float
+    amplitudes : (broad, fine)
         Of the field's variation along z.
     """
 
@@ -72,7 +72,7 @@ class Known:
     whole: tuple[int, int, int]
     unit: float
     level: float
-    amplitude: float
+    amplitudes: tuple[float, float]
 
 
 class Trail:
@@ -86,7 +86,7 @@ class Trail:
 
     def __init__(self, parent: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=".mdd-", dir=parent)
-        self._motions: dict[int, tuple[Motion, tuple[int, int, int], float, float, float]] = {}
+        self._motions: dict[int, tuple[Motion, tuple[int, int, int], float, float, tuple[float, float]]] = {}
 
     def __enter__(self) -> Trail:
         return self
@@ -103,7 +103,7 @@ class Trail:
             misfit=known.misfit.cpu().numpy(),
             covariances=known.covariances,
         )
-        self._motions[sweep] = (known.motion, known.whole, known.unit, known.level, known.amplitude)
+        self._motions[sweep] = (known.motion, known.whole, known.unit, known.level, known.amplitudes)
 
     def at(self, sweep: int, device: torch.device) -> Known:
         """Return what was known after a sweep that was kept.
@@ -150,6 +150,7 @@ def joined(
     mean = known.mean + lift
     age = known.age.clamp(1, len(known.covariances))
     ahead = before.covariances.predicted
+    edges = before.shape[1:]
     _, now = after.state()
     later = torch.zeros_like(age)
     seen = both = mean
@@ -166,6 +167,7 @@ def joined(
     prior, *predicted = (np.linalg.inv(each) for each in ahead)
     learned = [_positive(each - prior) for each in predicted]
     own = [np.linalg.inv(each) for each in known.covariances]
+    bands = [banded(each.unflatten(1, edges)).chunk(2) for each in (mean, seen)]
     volume, variance = mean.clone(), torch.empty_like(mean)
     pairs = age.long() * (OLDEST + 1) + later.long()
     for pair in torch.unique(pairs).tolist():
@@ -178,13 +180,14 @@ def joined(
         elif there:
             left = np.linalg.inv(own[here - 1] + learned[there - 1])
             columns = torch.nonzero(members.any(0))[:, 0]
-            mixed = _tensor(left @ own[here - 1], mean) @ mean[:, columns]
-            mixed += _tensor(left @ predicted[there - 1], mean) @ seen[:, columns]
+            mixed = torch.zeros_like(mean[:, columns])
+            for precisions, parts in zip((own[here - 1], predicted[there - 1]), bands, strict=True):
+                for weight, part in zip(left @ precisions, parts, strict=True):
+                    mixed += _tensor(weight, mean) @ part[:, columns]
             volume[:, columns] = torch.where(members[:, columns], mixed, volume[:, columns])
-        variance = torch.where(members, _tensor(np.diag(left), mean)[:, None], variance)
+        variance = torch.where(members, _tensor(left.sum(0).diagonal(), mean)[:, None], variance)
     volume = torch.lerp(mean, volume, trust)
     ages = torch.where(trust > 0.5, age + later, age).clamp(max=OLDEST)
-    edges = before.shape[1:]
     return Estimate(
         volume.unflatten(1, edges),
         ages.unflatten(1, edges),
@@ -199,7 +202,7 @@ def expected_misfit(estimator: SessionEstimator, matrix: NDArray[np.float64], no
     `matrix` (M, Z) is the operator of the sweep, `noise` the variance of its noise.
     """
     _, tensors = estimator.state()
-    ahead = estimator.covariances.predicted
+    ahead = [each.sum(0) for each in estimator.covariances.predicted]
     share = _tensor(matrix / matrix.sum(1, keepdims=True), tensors["field"])
     age = (share @ tensors["age"].float()).round().long().clamp(max=len(ahead) - 1)
     variances = np.stack([np.einsum("mz,zw,mw->m", matrix, each, matrix) for each in ahead])
@@ -266,9 +269,10 @@ def _share(ratio: Tensor, low: float, high: float) -> Tensor:
 
 
 def _positive(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what is left of a symmetric matrix without negative eigenvalues: nothing is known less."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    return np.asarray((vectors * values.clip(min=0.0)) @ vectors.T, np.float64)
+    """Return what is left of symmetric matrices (..., Z, Z) without negative eigenvalues."""
+    values, vectors = np.linalg.eigh((matrix + matrix.swapaxes(-1, -2)) / 2)
+    kept = vectors * values.clip(min=0.0)[..., None, :]
+    return np.asarray(kept @ vectors.swapaxes(-1, -2), np.float64)
 
 
 def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
