@@ -284,7 +284,7 @@ class SessionEstimator:
             if brighter is not None:
                 self._relative *= 1 - share
             age = torch.where(share > 0.5, 1, age)
-        self._field, self._age = field, age
+        self._field, self._age = field.clamp_min(0.0), age
 
     def _gained(self, age: Tensor, gains: list[_Gain], left: Tensor) -> Tensor:
         """Return the field (Z, P) with what is left of the projections (2 M, P), by each voxel's gain."""

@@ -109,8 +109,9 @@ def register(
         return 1.0 - float((inner**3).mean())
 
     motion, costs = start, cost(left)
-    # Sideways first, which is seen best; motion along z and brightness have to be worth it by themselves.
-    for free in ((1, 2), (0, 1, 2), (1, 2, 3)) if along_z else ((1, 2),):
+    # Sideways first, which is seen best; brightness and motion along z have to be worth it by themselves, in
+    # this order: dimming looks like motion along z more than the other way round.
+    for free in ((1, 2), (1, 2, 3), (0, 1, 2)) if along_z else ((1, 2),):
         tried = _fitted(looked, operator, field, inside, motion, free, deviation)
         now = cost(looked(tried)[1])
         if now < (_WORTH if free == (1, 2) else _WORTH_MORE) * costs:
