@@ -52,12 +52,13 @@ def size_text(number: int) -> str:
 
 def open_files() -> int:
     """Return how many files of a run stay open: those can be rescued when they lose their names."""
-    if sys.platform == "win32":  # of 8192; what is open can be neither renamed nor removed there
-        return 64
-    import resource
+    most = 64  # of 8192 on Windows, where what is open can be neither renamed nor removed
+    if sys.platform != "win32":
+        import resource
 
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(4, (1 << 14 if soft == resource.RLIM_INFINITY else min(soft, 1 << 14)) // 16)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = max(4, (1 << 14 if soft == resource.RLIM_INFINITY else min(soft, 1 << 14)) // 16)
+    return most
 
 
 def open_for_writing(path: Path) -> int:
