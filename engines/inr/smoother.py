@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # All of the backward run is believed below the first, nothing above the second: of its squared misfit, as a
 # multiple of the forward run's, and of what it says of itself.
-_WORSE, _DOUBTFUL = (1.5, 3.0), (5.0, 10.0)
+_WORSE, _DOUBTFUL = (1.5, 3.0), (25.0, 50.0)
 _WINDOW = 5  # pixels, in which a change of brightness is looked for
 _BRIGHTER = (0.5, 2.0)  # times, at most
 
