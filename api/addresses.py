@@ -11,6 +11,14 @@ def is_loopback(address: str) -> bool:
     return scheme in ("inproc", "ipc") or _is_this_machine(rest.rpartition(":")[0])
 
 
+def reached(address: str) -> str:
+    """Return the address by which this machine reaches what listens at `address`, on all interfaces perhaps.
+
+    Windows does not do that by itself.
+    """
+    return address.replace("//0.0.0.0:", "//127.0.0.1:")
+
+
 def loopback(address: str) -> tuple[str, int]:
     """Return host and port of "HOST:PORT", where the host is this machine to itself.
 

@@ -34,9 +34,9 @@ class RunLock:
             self._lock.acquire()
         except Timeout as error:
             raise InputFileError(f"{self._path} is being written by another mdd: stop that first.") from error
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # a file system without locks
             raise DiskError(
-                f"{self._path} cannot be created ({error.strerror or error}): "
+                f"{self._path} cannot be created ({getattr(error, 'strerror', None) or error}): "
                 "check the folder's rights and free space."
             ) from error
 

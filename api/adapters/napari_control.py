@@ -9,6 +9,7 @@ at a time, so that a daemon that does not answer never stops the window. The run
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ def newest_run(values: Mapping[str, Any]) -> tuple[Path | None, bool]:
     names = [
         str(value) for name, value in values.items() if name.startswith("run_") and name.endswith("_file")
     ]
-    here = [path for path in map(Path, names) if path.is_file()]
-    return max(here, key=lambda path: path.stat().st_mtime, default=None), bool(names)
+    changed_s: dict[Path, float] = {}
+    for path in map(Path, names):
+        with suppress(OSError):  # absent, or in a folder that this user may not look into
+            if path.is_file():
+                changed_s[path] = path.stat().st_mtime
+    return max(changed_s, key=changed_s.__getitem__, default=None), bool(names)
 
 
 def control_panel() -> Any:

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.errors import InputFileError, MissingFileError
+from microdiffusion.errors import InputFileError, MddError, MissingFileError
 from microdiffusion.files.ndtiff import Stack, read_ndtiff
 from microdiffusion.files.stacks import Edges, Notes, choose_part, is_ndtiff, split_part
 from microdiffusion.files.tiff import read_tiff
@@ -245,9 +245,13 @@ def _open_hdf5(path: Path) -> VolumeFile:
             )
         _refuse_unwritten(path, file, dataset)
         return VolumeFile(path, dataset, file, Notes(_edges(path, file, dataset)), _origin(file, dataset))
-    except BaseException:
+    except BaseException as error:
         file.close()
-        raise
+        if isinstance(error, MddError) or not isinstance(error, Exception):
+            raise
+        raise InputFileError(  # of a damaged file, whatever what it says of itself leads to
+            f"{path} cannot be read ({type(error).__name__}: {error}): copy it again with all its files."
+        ) from error
 
 
 def _refuse_unwritten(path: Path, file: h5py.File, dataset: h5py.Dataset) -> None:

@@ -54,10 +54,8 @@ class PositionCheck:
     def __init__(self, part: RunFile, position: int, add: Callable[[str], None], *, closed: bool) -> None:
         plan = part.plan
         self._part, self._add, self._closed = part, add, closed
-        self._prefix, self._name = (
-            position_prefix(position),
-            plan.header.positions[position] if position else "",
-        )
+        self._prefix = position_prefix(position)
+        self._name = plan.header.positions[position] if position else ""
         self._channels, self._depth = plan.header.channels, plan.header.shape[0]
         self._lead = (plan.time_points, len(self._channels))
         # Statuses and seqs first: what they announce was written before them.

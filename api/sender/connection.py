@@ -16,6 +16,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from microdiffusion import wire
+from microdiffusion.addresses import reached
 from microdiffusion.errors import AddressError
 from microdiffusion.wire import HANDSHAKE_FAILED, ClientKeys, secure_client, why_refused
 
@@ -68,8 +69,7 @@ class Connection:
         try:
             secure_client(self._socket, self.address, self._security)
             self._monitor = self._socket.get_monitor_socket(_WATCHED)
-            # What listens on all interfaces is reached on this one; Windows does not do that by itself.
-            self._socket.connect(self.address.replace("//0.0.0.0:", "//127.0.0.1:"))
+            self._socket.connect(reached(self.address))
         except zmq.ZMQError as error:
             self.drop()
             raise AddressError(

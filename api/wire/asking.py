@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import zmq
 
+from microdiffusion.addresses import reached
 from microdiffusion.errors import AddressError, UserError, WireError
 from microdiffusion.wire.codec import decode, encode
 from microdiffusion.wire.handshake import HandshakeWatch
@@ -44,7 +45,7 @@ def connected(
         watch = HandshakeWatch(socket, address, security)
         stack.callback(watch.close)
         try:
-            socket.connect(address)
+            socket.connect(reached(address))
         except zmq.ZMQError as error:
             raise AddressError(
                 f"Expected an address like tcp://HOST:PORT, not {address!r} ({zmq_reason(error)})."

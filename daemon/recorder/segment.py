@@ -70,10 +70,8 @@ class Segment:
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
         self._parked = False
-        self._watched: tuple[int, bytes] = (
-            0,
-            b"",
-        )  # what was written before the last check, to be there still
+        # What was written before the last check, to be there still.
+        self._watched: tuple[int, bytes] = (0, b"")
         self._latest = self._watched
         self._header = self._header_now()
         self._swap = threading.Lock()  # held while the file is replaced, and while it is read

@@ -79,7 +79,8 @@ def acquire(task: DriverTask) -> SenderStats:
             watch.call("move its stage", check_travel, core, plan, config.volume.voxel_z_um)
             if remark := watch.call("say its exposure", exposure_remark, core, config):
                 note(remark)
-            where = partial(core.get_position, core.get_focus_device())
+            stage = watch.call("name its stage", core.get_focus_device)
+            where = partial(core.get_position, stage)
             return _acquire(task, plan, header, watch, where)
 
 

@@ -181,8 +181,8 @@ def watched(acquisition: AcquisitionConfig, is_stopped: Callable[[], bool]) -> I
             f"Another mdd drives the Micro-Manager at port {port}: stop that first. If it was killed a "
             "moment ago, wait 20 s."
         ) from error
-    except OSError:
-        pass  # where nothing can be written, nothing is held
+    except (OSError, NotImplementedError):
+        pass  # where nothing can be written, or the file system has no locks, nothing is held
     watch = MicroscopeWatch(port, is_stopped)
     try:
         yield watch

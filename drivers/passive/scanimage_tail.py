@@ -69,7 +69,7 @@ def begins_recording(path: Path) -> bool | None:
     match = _NAME.fullmatch(path.name)
     if match is None or _key(match)[1] > 1:
         return False
-    with suppress(AcquisitionError), closing(_Pages(path)) as file:
+    with suppress(AcquisitionError, OSError), closing(_Pages(path)) as file:
         page = file.page() if file.is_scanimage else None
         if page is not None:
             return setting(file.text, "acqState") != "loop" or field(page.text, "acquisitionNumbers") in (

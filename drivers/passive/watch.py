@@ -165,6 +165,8 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
         run.leave_out(dataset.damaged)
         if reason != "stopped" and run.sender is not None and not _await_delivery(task, run.sender):
             reason = "stopped"
+    except OSError as error:  # its disk, or network folder, has gone
+        raise AcquisitionError(f"The data set {folder} cannot be read any more: {error}.") from error
     finally:
         dataset.close()
         stats = run.finish(reason)

@@ -153,6 +153,8 @@ def test_the_panel_finds_the_newest_run_that_is_here(tmp_path: Path) -> None:
     names = {f"run_{number}_file": str(tmp_path / name) for number, name in enumerate(("new.h5", "old.h5"))}
     assert newest_run({"written": 3, "run_0": "new", **names}) == (tmp_path / "new.h5", True)
     assert newest_run({"run_0_file": "/elsewhere/run.h5"}) == (None, True)
+    # The system refuses to look: pathlib lets that through, as for a folder of another user.
+    assert newest_run({"run_9_file": f"/{'x' * 300}.h5", **names}) == (tmp_path / "new.h5", True)
     assert newest_run({"written": 3}) == (None, False)
 
 

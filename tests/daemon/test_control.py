@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from microdiffusion import wire
+from microdiffusion.addresses import reached
 from microdiffusion.daemon.control import ControlServer
 from microdiffusion.daemon.status import StatusPublisher, subscribe
 from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, UserError
@@ -150,6 +151,11 @@ def test_an_address_for_others_needs_keys() -> None:
         ControlServer("tcp://0.0.0.0:*", lambda command: ("", {}))
     with pytest.raises(ConfigError, match="mdd keys"):
         ask("tcp://192.0.2.1:5752", "status")
+
+
+def test_what_listens_on_all_interfaces_is_reached_on_this_one() -> None:
+    assert reached("tcp://0.0.0.0:5752") == "tcp://127.0.0.1:5752"
+    assert reached("tcp://10.0.0.0:5752") == "tcp://10.0.0.0:5752"
 
 
 def test_a_port_that_is_taken_is_one_sentence(served: Served) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.run_file_writer import (
@@ -264,6 +265,15 @@ def test_second_daemon_is_kept_off_the_file(path: Path) -> None:
     third = started(resumed(path))
     third.stop()
     assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
+
+
+def test_a_folder_without_locks_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(self: FileLock, *_: object) -> None:
+        raise NotImplementedError("the file system has no flock")  # as filelock has it
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(DiskError, match="the file system has no flock"):
+        recorder(path)
 
 
 def test_absent_foreign_and_damaged_files_are_refused(path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,28 @@ def test_what_is_refused_is_told_and_the_next_recording_is_followed(
 def test_a_folder_that_goes_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(AcquisitionError, match="cannot be read any more"):
         read(tmp_path / "gone" / "scan_00001.tif")
+
+
+def test_a_disk_that_fails_is_told_and_the_next_recording_is_followed(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = GrowingSeries.images
+
+    def images(series: GrowingSeries) -> Iterator[Image]:
+        for number, image in enumerate(whole(series)):
+            if number == 5 and not daemon.ends:
+                raise OSError(errno.EIO, "Input/output error")
+            yield image
+
+    monkeypatch.setattr(GrowingSeries, "images", images)
+    follower = watch(tmp_path)
+    follower.wait_for_note("waiting for a data set")
+    write(tmp_path / "a_00001.tif")
+    follower.wait_for_note("the data set a_00001.tif is skipped: The data set")
+    assert wait_until(lambda: len(daemon.ends) == 1)
+    write(tmp_path / "b_00001.tif")
+    assert wait_until(lambda: len(daemon.ends) == 2)
+    assert [end.reason for end in daemon.ends] == ["broken off", "finished"]
 
 
 def test_recordings_that_are_over_are_left_alone(tmp_path: Path, watch: Callable[..., Watch]) -> None:

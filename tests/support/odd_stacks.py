@@ -208,6 +208,21 @@ def hdf5_linked(folder: Path) -> Path:
     return folder / "linked.h5"
 
 
+def hdf5_linked_to_none(folder: Path) -> Path:
+    (folder / "pixels.h5").write_bytes(b"no HDF5 at all")
+    return hdf5_linked(folder)
+
+
+def run_with_header(header: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with h5py.File(folder / "run.h5", "w") as file:
+            file["volume"] = PIXELS
+            file["mdd/run_header"] = header
+        return folder / "run.h5"
+
+    return make
+
+
 def run_with_gap(folder: Path) -> Path:
     with h5py.File(folder / "run.h5", "w") as file:
         file["volume"] = np.stack([PIXELS, np.zeros_like(PIXELS)])
@@ -363,6 +378,9 @@ ODD_STACKS: dict[str, Odd] = {
         npy(np.stack([PIXELS, 0 * PIXELS])), "time point 1: it holds nothing but zeros|time points"
     ),
     "HDF5, external pixels cut": Odd(hdf5_external, "not whole .*raw.bin is cut"),
+    "HDF5, linked to what is none": Odd(hdf5_linked_to_none, "cannot be read"),
+    "run with a damaged header": Odd(run_with_header(b"{"), "cannot be read"),
+    "run with a header of another kind": Odd(run_with_header(b"[1]"), "cannot be read"),
     "HDF5, linked pixels not all written": Odd(hdf5_virtual(written=6), "not whole .*never written"),
     "HDF5, linked pixels by another name": Odd(hdf5_virtual("other"), "pixels.h5 has no dataset volume"),
     "HDF5, not all linked": Odd(hdf5_virtual(mapped=6), "in none of its files"),
