@@ -16,6 +16,7 @@ import numpy as np
 from microdiffusion.errors import AcquisitionError
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_MOST = 1_000_000  # slices, or frames in one: more is no recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def _numbers(text: str, name: str) -> list[float]:
 
 def _integer(text: str, name: str) -> int | None:
     numbers = _numbers(text, name)
-    return int(numbers[0]) if numbers else None
+    return int(numbers[0]) if numbers and 0 <= numbers[0] < _MOST else None
 
 
 def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
