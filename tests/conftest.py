@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import settings
 
 # Two workers with torch's threads on every core wait for each other most of the time. Before torch comes in.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A caller that ignores Ctrl-C, as a shell's background job, leaves that to its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says something of the machine, not of the code.
 settings.register_profile("mdd", deadline=None)
