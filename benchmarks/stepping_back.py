@@ -1,7 +1,7 @@
 """What is served, and how much worse than the better of INR and Tikhonov it ever is.
 
-Strange specimens (tests/strange_specimens.py) and the recorded volumes, each with and without a held-out
-projection, with noise that is declared to the engine or left for it to estimate. One sweep of a cold
+Strange specimens (tests/support/strange_specimens.py) and the recorded volumes, each with and without a
+held-out projection, with noise that is declared to the engine or left for it to estimate. One sweep of a cold
 session. Slab of 6 slices; sides of `--size` pixels at most.
 
   python benchmarks/stepping_back.py --volumes FOLDER

@@ -1,11 +1,11 @@
 """The plan of a run: which slab is taken when, and the acquisition events that take it.
 
 The configuration alone determines, sweep by sweep, the frames' places (`FrameInfo`) and the events that
-pycromanager understands. Odd sweeps start half a step deeper, so that two sweeps together overlap by half
-at no extra dose. Every n-th sweep, the first one included, ends with a held-out projection half-way between
-two neighbouring slabs: the reconstruction never sees it and is judged by it. A resumed run follows its
-original plan from a later sweep on. Sweeps are made lazily, without end where the run has none. Safe on any
-thread.
+pycromanager understands. Sweeps start at different places within a step (`sweep.offsets`), so that together
+they overlap at no extra dose. Every n-th sweep, the first one included, ends with a held-out projection
+half-way between two neighbouring slabs: the reconstruction never sees it and is judged by it. A resumed run
+follows its original plan from a later sweep on. Sweeps are made lazily, without end where the run has none.
+Safe on any thread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The input: sweeps of the virtual specimen, made before any clock runs.
 
-The demo's optics, camera and plan: slabs of 6 slices side by side, the next sweep half a step deeper, one
+The demo's optics, camera and plan: slabs of 6 slices side by side, each sweep elsewhere within a step, one
 projection held out in every fourth sweep, a specimen that flickers, drifts and bleaches. Tissue is grown for
 128 x 128 pixels at most and mirrored beyond, so every size sees the same density of structure (and a field
 of 512 x 512 need not be grown for a minute). A few sweeps are kept and repeated under new numbers.
