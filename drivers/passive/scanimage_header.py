@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from microdiffusion.errors import AcquisitionError
+from microdiffusion.text import count_noun
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _MOST = 1_000_000  # slices, or frames in one: more is no recording
+_LARGEST = 2.0**53  # beyond it a double does not count one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,12 @@ def setting(text: str, name: str) -> str:
 
 
 def _numbers(text: str, name: str) -> list[float]:
-    return [float(number) for number in _NUMBER.findall(setting(text, name))]
+    return _sensible(setting(text, name))
+
+
+def _sensible(text: str) -> list[float]:
+    """Return the numbers in a text; of a damaged file they may be as large as none is."""
+    return [number for number in map(float, _NUMBER.findall(text)) if abs(number) < _LARGEST]
 
 
 def _integer(text: str, name: str) -> int | None:
@@ -98,7 +105,7 @@ def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
     slices = (
         _integer(text, "hStackManager.actualNumSlices")
         or _integer(text, "hStackManager.numSlices")
-        or len(z_um)
+        or max(len(z_um), 1)
     )
     frames = _integer(text, "hStackManager.numFramesPerVolume")
     whole = _integer(text, "hStackManager.numFramesPerVolumeWithFlyback")
@@ -121,8 +128,8 @@ def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
         z_um = z_um[:frames:average]
     if len(z_um) < slices:
         raise AcquisitionError(
-            f"ScanImage's header has the depth of {len(z_um)} of {slices} slices (SI.hStackManager.zs): save "
-            "the stack with ScanImage 2016 or newer."
+            f"ScanImage's header has the depth of {len(z_um)} of {count_noun(slices, 'slice')} "
+            "(SI.hStackManager.zs): save the stack with ScanImage 2016 or newer."
         )
     return tuple(z_um[:slices]), flyback, average
 
@@ -138,6 +145,7 @@ def _pixel_um(text: str) -> float | None:
 
 
 def field(text: str, name: str) -> float | None:
-    """Return a number of a frame's description."""
+    """Return a number of a frame's description; None where there is none."""
     found = re.search(rf'^\W*{name}"?\s*[=:]\s*({_NUMBER.pattern})', text, re.MULTILINE)
-    return float(found[1]) if found else None
+    numbers = _sensible(found[1]) if found else []
+    return numbers[0] if numbers else None

@@ -154,6 +154,16 @@ REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "mROI": ({"hRoiManager__mroiEnable": "1"}, "mROI"),
     "no depths": ({"hStackManager__zs": None}, "depth of 0 of 4 slices"),
+    "an endless depth": ({"hStackManager__zs": "[6 18 30 1e999]"}, "depth of 3 of 4 slices"),
+    "a negative number of slices and no depths": (
+        {
+            "hStackManager__actualNumSlices": "-4",
+            "hStackManager__numSlices": "-4",
+            "hStackManager__numFramesPerVolume": None,
+            "hStackManager__zs": "[]",
+        },
+        "depth of 0 of 1 slice ",
+    ),
 }
 
 
@@ -161,6 +171,14 @@ REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(AcquisitionError, match=words):
         read(write(tmp_path / "scan_00001.tif", **changes))
+
+
+def test_numbers_without_sense_are_none(tmp_path: Path) -> None:
+    images = read(write(tmp_path / "scan_00001.tif", hChannels__channelSave="1e999", end=False))
+    assert places(images) == [(t, z) for t in range(3) for z in range(4)]
+    with closing(GrowingSeries(write(tmp_path / "scan_00002.tif", [1, 10**300, 2]))) as series:
+        assert places(list(series.images())) == [(0, 0), (0, 1)]
+        assert series.damaged == 1
 
 
 def test_pixels_of_another_kind_and_other_tiffs_are_refused(tmp_path: Path) -> None:
