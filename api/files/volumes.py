@@ -101,19 +101,23 @@ class VolumeFile:
         Raises
         ------
         InputFileError
-            It says something else than numbers.
+            It says something else than numbers, or is damaged.
         """
         if self._file is None:
             return self._z_um
-        for place in (self._file.get("z_um"), self._data.attrs.get("z_um"), self._file.attrs.get("z_um")):
-            if place is not None:
-                try:
+        try:
+            for place in (self._file.get("z_um"), self._data.attrs.get("z_um"), self._file.attrs.get("z_um")):
+                if place is not None:
                     return np.asarray(place, np.float64).ravel()
-                except (TypeError, ValueError):
-                    raise InputFileError(
-                        f"{self.path}: z_um should be numbers, the stage position of each image in µm: "
-                        "correct it, or give --step-um or --z-um."
-                    ) from None
+        except (TypeError, ValueError):
+            raise InputFileError(
+                f"{self.path}: z_um should be numbers, the stage position of each image in µm: correct it, "
+                "or give --step-um or --z-um."
+            ) from None
+        except (OSError, RuntimeError) as error:
+            raise InputFileError(
+                f"{self.path}: z_um cannot be read ({error}): copy it again, or give --step-um or --z-um."
+            ) from error
         return None
 
     @property

@@ -55,7 +55,7 @@ def read_stack(
     UserError
         The file cannot be read, or nothing says where the stage was.
     """
-    pixels = _read(path)
+    pixels = _read(path, with_z=z_file is None and step_um is None)
     count, planes = len(pixels.images), pixels.planes
     if z_file is not None:
         z_um = _numbers(z_file)
@@ -88,7 +88,7 @@ def read_stack(
 
 def read_series(path: Path) -> NDArray[np.float32]:
     """Return the frames (N, Y, X) of a dark or flat series, in the order of taking."""
-    return _read(path).images
+    return _read(path, with_z=False).images
 
 
 def write_stack(
@@ -111,11 +111,12 @@ def write_stack(
         raise DiskError(f"{path} cannot be written ({error}): choose another folder.") from error
 
 
-def _read(path: Path) -> _Pixels:
+def _read(path: Path, *, with_z: bool) -> _Pixels:
     with open_volume(path) as file:
         times, planes = file.shape[:2]
         images = np.concatenate([file.volume(time) for time in range(times)])
-        return _Pixels(images, planes, file.z_um, file.edges_um[0], file.dtype)
+        z_um = file.z_um if with_z else None  # what is not needed may be damaged
+        return _Pixels(images, planes, z_um, file.edges_um[0], file.dtype)
 
 
 def _numbers(path: Path) -> NDArray[np.float64]:

@@ -341,6 +341,20 @@ def test_stacks_of_every_kind_are_read_with_their_positions(tmp_path, ending):
     assert stack.full == 65535
 
 
+def test_positions_that_cannot_be_read_are_one_sentence(tmp_path):
+    path = tmp_path / "stack.h5"
+    with h5py.File(path, "w") as file:
+        file["volume"] = np.ones((7, 20, 24), np.uint16)
+        file.create_dataset("z_um", data=np.arange(7.0), chunks=(7,), fletcher32=True)
+        at, size = (getattr(file["z_um"].id.get_chunk_info(0), name) for name in ("byte_offset", "size"))
+    content = bytearray(path.read_bytes())
+    content[at : at + size] = bytes(range(size))
+    path.write_bytes(content)
+    with pytest.raises(InputFileError, match=r"z_um cannot be read .*copy it again, or give --step-um"):
+        read_stack(path)
+    assert read_stack(path, step_um=2.0).z_um.tolist() == [2.0 * number for number in range(7)]
+
+
 def _unit(stack: Path) -> list[str]:
     return [str(stack), "--step-um", "0.001"]
 
