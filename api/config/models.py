@@ -7,6 +7,7 @@ it is.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,6 +17,9 @@ from microdiffusion.addresses import loopback
 from microdiffusion.config.engine_tables import EngineConfig, TrainingConfig
 from microdiffusion.config.table import Fraction, Table, key
 from microdiffusion.header import CameraNoise, NonNegative, Positive
+
+_PUBLIC_KEY = re.compile(r"[0-9A-Fa-f]{64}|[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
+"""As people write one, or as ZeroMQ does (Z85)."""
 
 
 class AcquisitionConfig(Table):
@@ -147,9 +151,7 @@ class WireConfig(Table):
     control: str = key("tcp://127.0.0.1:5752", "where commands arrive (`mdd control`)")
     keys: Path | None = key(None, "folder of this machine's keys (`mdd keys`); none: in the user's directory")
     server_key: str | None = key(
-        None,
-        "public key of a daemon on another machine (`mdd keys show`)",
-        pattern=r"^[!-~]{40,64}$",
+        None, "public key of a daemon on another machine, 64 digits (`mdd keys show`)"
     )
     encrypt_loopback: bool = key(
         False, "require keys on loopback addresses too; elsewhere they are always required"
@@ -163,6 +165,13 @@ class WireConfig(Table):
     journal_gb: NonNegative = key(20.0, "limit for that folder, GB; 0: no journal, the frames are dropped")
     receive_buffer_mb: Positive = key(512.0, "limit for sweeps that wait for the engine, MB")
     sweep_timeout_s: Positive = key(5.0, "how late a frame may be before it counts as missing, s")
+
+    @field_validator("server_key")
+    @classmethod
+    def _public_key(cls, value: str | None) -> str | None:
+        if value is not None and not _PUBLIC_KEY.fullmatch(value):
+            raise ValueError("expected the 64 digits that `mdd keys show` prints there")
+        return value
 
     @field_validator("data", "status", "control")
     @classmethod

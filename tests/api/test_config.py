@@ -148,6 +148,14 @@ REFUSALS = {
     "key twice": ("[sweep]\nstep_um = 1\nstep_um = 2", "not valid TOML"),
     "backslashes": ('[engine]\nweights = "C:\\models\\my.st"', "write paths with /"),
     "encoding": (b"name = '\xff'", "not a text file in UTF-8"),
+    "a cut key": (
+        f'[wire]\nserver_key = "{"0" * 63}"',
+        "line 2: wire.server_key: expected the 64 digits that `mdd keys show` prints there",
+    ),
+    "what is no key": (
+        f'[wire]\nserver_key = "{"," * 40}"',
+        "line 2: wire.server_key: expected the 64 digits",
+    ),
     "file that is not there": ('[engine]\nweights = "gone.safetensors"', "line 2: engine.weights names"),
 }
 
