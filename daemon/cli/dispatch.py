@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -19,10 +20,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from microdiffusion import __version__
 from microdiffusion.daemon.cli.output import complain, say
@@ -68,11 +69,26 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 
 
+_OPTION = re.compile(r"-.?|-[\d.].*|--[a-z][a-z-]*(=.*)?", re.DOTALL)
+"""What an option, or a negative number, looks like."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose refusals are one sentence."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and keep the words for `error`."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 after one line on stderr."""
+        before = takewhile(lambda word: word != "--", self._words)
+        odd = [word for word in before if word[:1] == "-" and not _OPTION.fullmatch(word)]
+        if odd:
+            message += f"; to name {odd[0]}, write it last, after --, or in --OPTION={odd[0]}"
         complain(f"{self.prog}: {message} (see {self.prog} --help)")
         raise SystemExit(2)
 

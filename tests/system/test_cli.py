@@ -157,6 +157,15 @@ REFUSALS = {
     "too many steps": (["reconstruct", "p.h5", "--output", "r.h5", "--steps", "99"], "from 1 to 8"),
     "nobody there": (["top", "--once", "--timeout", "0.1", "--address", "tcp://127.0.0.1:9"], "No daemon"),
     "malformed address": (["top", "--address", "localhost"], "expected an address like"),
+    "a file that begins with a dash": (["info", "-run.h5"], "to name -run.h5, write it last, after --, or"),
+    "a key that begins with a dash": (
+        ["keys", "trust", "a", "-$&>#(!%^)"],
+        "to name -$&>#(!%^), write it",
+    ),
+    "an option's value that begins with a dash": (
+        ["replay", "f.h5", "--address", "-x:1"],
+        "--address: expected one argument; to name -x:1, write it last, after --, or in --OPTION=-x:1",
+    ),
     "no training data": (["train", "gone", "--output", "w.safetensors"], "There is no volume or folder gone"),
 }
 
