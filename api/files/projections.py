@@ -49,8 +49,6 @@ class ProjectionFile:
         Time of each sweep, s; 0, 1, 2 ... where the file does not say.
     held_out : (M,) bool
         Projections that only judge a reconstruction.
-    has_truth : bool
-        Whether `truth` can be asked for.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -73,11 +71,6 @@ class ProjectionFile:
     def dtype(self) -> np.dtype[Any]:
         """Pixels: uint16 or float32."""
         return np.dtype(self.header.dtype)
-
-    @property
-    def has_truth(self) -> bool:
-        """True where the file holds the volumes that were projected."""
-        return self._truth is not None
 
     def __len__(self) -> int:
         """Return the number of sweeps."""

@@ -86,14 +86,13 @@ class Scheduler:
     """The waiting sweeps of all runs.
 
     At most `backlog` sweeps of a session wait in memory, and `most_bytes` of all projections; one sweep may
-    always wait. `rungs`: see `effort.efforts`. `thinned` counts rolling updates that a newer one replaced.
+    always wait. `rungs`: see `effort.efforts`.
     """
 
     def __init__(
         self, *, policy: Policy, backlog: int, most_bytes: int, rungs: tuple[int, ...] = (0, 1, 2)
     ) -> None:
         self.policy = policy
-        self.thinned = 0
         self._backlog = backlog
         self._most_bytes = most_bytes
         self._rungs = rungs
@@ -175,7 +174,6 @@ class Scheduler:
         run = self._runs[job.run_id]
         session = self._woken(run, job.channel, job.position)
         if job.lane == "rolling":
-            self.thinned += session.rolling is not None
             session.rolling = job
         else:
             session.ladder.came(now_s)
@@ -311,7 +309,6 @@ class Scheduler:
                 return dropped
             if session.rolling is not None and session.rolling is not newest:
                 session.rolling = None
-                self.thinned += 1
         while self.waiting_bytes > self._most_bytes:
             oldest = [
                 (-run.nbytes, session.sweeps[0].queued_s, session)

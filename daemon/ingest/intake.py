@@ -113,9 +113,8 @@ class RunStats:
 
     Attributes
     ----------
-    frames, duplicates, out_of_order : int
-        Frames that were handed on; that came once more and were discarded; of `frames`, those that came after
-        one with a higher number.
+    frames, duplicates : int
+        Frames that were handed on; that came once more and were discarded.
     refused : mapping of str to int
         Dropped messages of this run's senders by `wire.Reason`.
     strangers : int
@@ -126,7 +125,6 @@ class RunStats:
 
     frames: int = 0
     duplicates: int = 0
-    out_of_order: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     strangers: int = 0
     pending_bytes: int = 0
@@ -160,7 +158,7 @@ class RunIntake:
         self._firsts: list[int] = []  # where the senders' numbers begin, ascending
         self._receipts: dict[int, Receipt] = {}  # by number, in the order in which the frames came
         self._pending_bytes = 0
-        self._frames = self._duplicates = self._out_of_order = 0
+        self._frames = self._duplicates = 0
 
     @property
     def is_open(self) -> bool:
@@ -173,7 +171,6 @@ class RunIntake:
         return RunStats(
             frames=self._frames,
             duplicates=self._duplicates,
-            out_of_order=self._out_of_order,
             refused=MappingProxyType(dict(self.refused)),
             strangers=self.strangers,
             pending_bytes=self._pending_bytes,
@@ -268,7 +265,6 @@ class RunIntake:
         """Count a frame as received and return its receipt."""
         seq, nbytes = frame.info.seq, frame.pixels.nbytes
         self._frames += 1
-        self._out_of_order += seq < self.run.received.highest
         self.run.received.add(seq)
         self._pending_bytes += nbytes
         receipt = self._receipts[seq] = Receipt(seq, nbytes, self._wake, content_of(frame))

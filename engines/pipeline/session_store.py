@@ -61,8 +61,6 @@ class SessionStore:
 
     Attributes
     ----------
-    put_aside, came_back : int
-        How often a session was moved to disk for want of memory, and read back.
     write_s : float
         Duration of the last checkpoint.
     """
@@ -74,8 +72,6 @@ class SessionStore:
         self._dirty: set[SessionKey] = set()
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
-        self.put_aside = 0
-        self.came_back = 0
         self.write_s = 0.0
 
     @property
@@ -103,7 +99,6 @@ class SessionStore:
             session = None if state is None else revive(state)
             if session is None:
                 return None
-            self.came_back += 1
             self._sessions[key] = session
         self._sessions.move_to_end(key)
         return session
@@ -148,7 +143,6 @@ class SessionStore:
 
     def _put_aside(self, key: SessionKey) -> None:
         session = self._sessions.pop(key)
-        self.put_aside += 1
         self._wait()
         if key in self._dirty:
             self._dirty.discard(key)

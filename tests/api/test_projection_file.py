@@ -66,7 +66,6 @@ def test_file_written_by_hand_is_read(path: Path) -> None:
     by_hand(path)
     with open_projections(path) as file:
         assert file.header.dtype == "uint16"
-        assert not file.has_truth
         assert file.truth(0) is None
         assert file.header.camera == CameraNoise()
         np.testing.assert_array_equal(file.time_s, [0, 1])

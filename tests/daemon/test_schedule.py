@@ -51,7 +51,6 @@ def test_lanes_go_before_one_another_and_the_newest_rolling_one_counts() -> None
     for number in range(3):
         queue.add(job(number, lane="rolling"), 0.0)
         queue.add(job(number), 0.0)
-    assert queue.thinned == 2
     assert (queue.waiting, queue.backlog, queue.pending("a")) == (2, 2, 3)
     assert drained(queue) == [("sweep", 2), ("rolling", 2), ("later", 0), ("later", 1)]
     assert queue.waiting_bytes == 0
@@ -133,7 +132,6 @@ def test_one_sweep_may_always_wait_and_rolling_ones_go_first() -> None:
     queue = scheduler(most_bytes=1000)
     queue.add(job(0, lane="rolling", nbytes=800), 0.0)
     assert queue.add(job(0, nbytes=4000), 0.0) == []
-    assert queue.thinned == 1
     assert (queue.waiting, queue.waiting_bytes) == (1, 4000)
 
 
