@@ -38,7 +38,7 @@ BEHIND_SWEEPS, BEHIND_S = 3, 10.0
 SATURATED = 1e-3
 CLOCK_STEP_S = 2.0
 SOON_S, SLOPE_S = 3600.0, 120.0
-"""A disk that is full within that time, at the rate of the last minutes."""
+"""A disk that is full within that time, at the rate of the last minutes: that of their slower half."""
 FULL = 0.9
 RISEN, WORTH_TELLING = 1.5, 1.2
 """A held-out error that is so many times what it was, and larger than this (in units of the noise)."""
@@ -136,12 +136,15 @@ def _disk_low(now: StatusSnapshot, past: Past) -> Found:
         disk.append((now.elapsed_s, free))
     while len(disk) > 2 and disk[1][0] <= now.elapsed_s - SLOPE_S:
         disk.popleft()
-    elapsed_s, taken = now.elapsed_s - disk[0][0], disk[0][1] - free
-    # A file's room is taken all at once: a slope needs its full time to mean anything.
-    left_s = free * elapsed_s / taken if elapsed_s >= SLOPE_S / 2 and taken > 0 else math.inf
+    left_s = math.inf
+    if now.elapsed_s - disk[0][0] >= SLOPE_S:
+        # A run file's room is taken at once, in one of the halves: what fills a disk is in both.
+        begin, middle, end = disk[0], disk[len(disk) // 2], (now.elapsed_s, free)
+        taken_s = min((a[1] - b[1]) / (b[0] - a[0]) for a, b in ((begin, middle), (middle, end)))
+        left_s = free / taken_s if taken_s > 0 else math.inf
     if free >= LITTLE_DISK and left_s > SOON_S:
         return None
-    when = f", full in about {duration(left_s)}" if left_s <= SOON_S else ""
+    when = f", full in about {max(1, round(left_s / 60))} min" if left_s <= SOON_S else ""
     serious = free < LITTLE_DISK or left_s < SOON_S / 6
     return "error" if serious else "warning", f"{size(free)} free on the disk{when}"
 
@@ -220,7 +223,7 @@ RULES = (
     Rule("dropped", _dropped, "free the sender's disk, raise wire.journal_gb, or image slower"),
     Rule("journal", _journal, "network or disk here is too slow: fix it before the journal fills"),
     Rule("silent", _silent, "check camera, Micro-Manager, network; or `mdd control stop`"),
-    Rule("disk-low", _disk_low, "free space, or start again with --output on another disk"),
+    Rule("disk-low", _disk_low, "free space, stop what else writes there, or use another --output"),
     Rule("refused", _refused, "check the network, and that both sides run one version of mdd"),
     Rule("lost", _outcome("lost", "error"), "too few frames: check network and camera; see mdd info RUN"),
     Rule("failed", _outcome("failed", "error"), "mdd info RUN says why; `mdd reconstruct RUN` tries again"),

@@ -124,13 +124,22 @@ def test_a_paused_run_is_not_silent() -> None:
 
 
 def test_a_disk_that_fills_is_told_before_it_is_full() -> None:
-    alarms = Alarms()
-    found: tuple[Alarm, ...] = ()
+    alarms, found = Alarms(), {}
     for second in range(130):
-        found = alarms.look(at(second, disk_free_bytes=200_000_000_000 - second * 100_000_000))
-    (alarm,) = found
+        found[second] = alarms.look(at(second, disk_free_bytes=200_000_000_000 - second * 100_000_000))
+    assert [second for second, stand in found.items() if stand] == list(range(120, 130))
+    (alarm,) = found[129]
     assert (alarm.kind, alarm.level) == ("disk-low", "warning")
-    assert "full in about 0:3" in alarm.text, "187 GB at 100 MB/s: half an hour"
+    assert alarm.text == "187 GB free on the disk, full in about 31 min", "at 100 MB/s"
+
+
+@pytest.mark.parametrize("taken", [5, 100, 170])
+def test_room_that_is_taken_at_once_does_not_fill_a_disk(taken: int) -> None:
+    """As a run's file takes it, and what another program copies."""
+    alarms = Alarms()
+    for second in range(400):
+        free = 64_000_000_000 - 3_000_000_000 * (second >= taken)
+        assert alarms.look(at(second, disk_free_bytes=free)) == ()
 
 
 @pytest.mark.parametrize(
