@@ -8,8 +8,10 @@ the snapshot (`status.models`). Pure functions.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -63,12 +65,13 @@ class Row(NamedTuple):
 class Section:
     """Figures under a title, one a line; all in one line where `options.height` is 1.
 
-    `label` goes before their names on the plain page.
+    `label` goes before their names on the plain page; a figure without a bar takes `lines` at most.
     """
 
     title: str
     rows: Sequence[Row]
     label: str = ""
+    lines: int = 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines."""
@@ -82,7 +85,15 @@ class Section:
                 drawn = Text(" " * BAR_WIDTH) if row.share is None else bar(row.share, BAR_WIDTH, row.style)
                 yield Text.assemble((f" {row.name:<13}", row.name_style), drawn, f" {row.text:>18}")
             else:
-                yield Text.assemble((f" {row.name:<8} ", DIM), (row.text, row.style))
+                for name, text in zip_longest(
+                    [row.name], self._wrapped(row, options.max_width - 10), fillvalue=""
+                ):
+                    yield Text.assemble((f" {name:<8} ", DIM), (text, row.style))
+
+    def _wrapped(self, row: Row, width: int) -> list[str]:
+        if self.lines == 1:  # cut where it is drawn
+            return [row.text]
+        return textwrap.wrap(row.text, max(width, 1), max_lines=self.lines, placeholder="…")
 
     def _in_one_line(self, width: int) -> Text:
         line = Text(f" {self.title:<8}", DIM)
@@ -146,16 +157,16 @@ def run(snapshot: StatusSnapshot, space: Space) -> Section:
     voxel = " x ".join(f"{edge:g}" for edge in run.voxel_size_um or ())
     method = f"{engine.method}, {count_noun(engine.steps, 'step')}, guidance {engine.guidance:g}"
     rows = [
+        Row("served", ", as ".join(filter(None, (snapshot.quality.served, snapshot.quality.why)))),
         Row("source", run.source),
         Row("volume", f"{shape}, voxel {voxel} µm" if shape else ""),
         Row("sweeps", str(run.sweeps or "")),
         Row("engine", f"{method}, {engine.weights}" if engine.method else ""),
         Row("device", engine.device + (f" ({engine.device_reason})" if engine.device_reason else "")),
-        Row("served", ", as ".join(filter(None, (snapshot.quality.served, snapshot.quality.why)))),
         Row("building", engine.building),
         Row("file", run.file),
     ]
-    return Section("run", [row for row in rows if row.text])
+    return Section("run", [row for row in rows if row.text], lines=3)
 
 
 def runs(snapshot: StatusSnapshot, space: Space) -> Section | None:
@@ -185,7 +196,7 @@ def source(snapshot: StatusSnapshot, space: Space) -> Section | None:
         Row("frame", f"{seconds(run.silent_s)} ago, {100 * run.saturated:.2g} % of its pixels saturated"),
         Row("journal", f"{size(run.journal_bytes)} with the sender" if run.journal_bytes else ""),
     ]
-    if backlog_s:
+    if backlog_s and backlog_s >= 1:  # one that comes and goes with each sweep is none
         waiting = count_noun(sum(each.waiting for each in snapshot.runs), "sweep")
         rows.append(Row("backlog", f"{waiting}, about {duration(backlog_s)} to catch up"))
     return Section("source", [row for row in rows if row.text])

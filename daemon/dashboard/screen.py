@@ -303,15 +303,15 @@ def _unfolded(snapshot: StatusSnapshot, space: Space) -> list[Line]:
         return _no_volume(width, height)
     z, y, x = preview.size
     scale = min(2.0, space.painter.aspect * (height - 2) / (y + z), (width - GAP) / (x + z))
-    ((xy, columns), (xz, below), (yz, _)), title = _drawn(preview, snapshot.session, space, scale)
+    ((xy, columns), (xz, _), (yz, beside)), title = _drawn(preview, snapshot.session, space, scale)
     pixel = preview.pixel_um
     head = f"XY  {y * pixel:.0f} × {x * pixel:.0f} µm"
-    if width - below > 12 + GAP:
-        xz[0] = [*xz[0], Segment(" " * GAP + _cropped(title, width - below - GAP), Style(dim=True))]
+    # No wider than the images: they would move with each digit of the sweep's number.
+    below = _cropped(f"XZ  {z * pixel:.0f} µm deep, {title}", columns + GAP + beside)
     return [
         *_lines(Text(f"{head:<{columns + GAP}}YZ", DIM), width),
         *([*left, Segment(" " * GAP), *right] for left, right in zip(xy, yz, strict=True)),
-        *_lines(Text(f"XZ  {z * pixel:.0f} µm deep", DIM), width),
+        *_lines(Text(below, DIM), width),
         *xz,
     ]
 

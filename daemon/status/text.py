@@ -163,7 +163,7 @@ def figures(snapshot: StatusSnapshot) -> list[Tile]:
         Tile(
             "memory",
             size(1e6 * sum(memory.values())) if memory else "–",
-            ", ".join(f"{name} {mb:.0f}" for name, mb in memory.items()),
+            ", ".join(f"{name} {mb:.0f} MB" for name, mb in memory.items() if name != "daemon"),
         ),
     ]
 

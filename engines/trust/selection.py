@@ -91,9 +91,9 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
     trust = {
         f"the network misses the projections by {scores.miss:.1%} of their range, {MISS_LIMITS[0]:.1%} is "
         "usual": 1.0 if proven else _trust(scores.miss, MISS_LIMITS),
-        f"with slabs twice as thick, where the answer is known, the network errs {findings.coarse_error:.2f} "
-        "times as much as the closed form": _trust(findings.coarse_error, COARSE_LIMITS),
-        f"{fallback} predicts a held-out projection better, or nearly as well": findings.share,
+        f"the network errs {findings.coarse_error:.2f} times as much as the closed form on slabs twice as "
+        "thick": _trust(findings.coarse_error, COARSE_LIMITS),
+        f"{fallback} predicts a held-out projection about as well, or better": findings.share,
     }
     why = min(trust, key=lambda reason: trust[reason])
     weight = trust[why]

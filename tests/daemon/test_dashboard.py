@@ -117,6 +117,37 @@ def test_what_is_usual_and_why_the_network_is_not_served_stand_beside_the_figure
     assert re.search(r"error mdd +2\.00", shown)
 
 
+@pytest.mark.parametrize("height", [36, 48])
+def test_the_reason_and_the_source_are_whole_at_120_columns(height):
+    why = "the network errs 1.23 times as much as the closed form on slabs twice as thick"
+    board, busy = StatusBoard(), busy_snapshot()
+    board.set_quality(36, "tikhonov", 1.0, 1.08, {"mdd": 1.08, "linear": 1.44}, why)
+    source = "Micro-Manager (python), MMCore version 12.5.1, Camera DCam DHub of the demo"
+    snapshot = busy.model_copy(
+        update={
+            "quality": board.snapshot().quality,
+            "run": busy.run.model_copy(update={"source": source}),
+            "memory_mb": {"daemon": 96.0, "engine": 1794.0},
+        }
+    )
+    lines = text(screen(snapshot, 120, height)).splitlines()
+    edge = next(line.index("XY  ") for line in lines if "XY  " in line)
+    left = " ".join(" ".join(line[:edge] for line in lines).split())
+    assert f"served tikhonov, as {why} " in left
+    assert f"source {source} " in left
+    assert "1.9 GB" in lines[3]
+    assert "engine 1794 MB " in lines[4]
+
+
+def test_the_images_stay_where_they_are_while_sweeps_are_counted():
+    def places(sweep, session):
+        preview = busy_snapshot().preview.model_copy(update={"sweep": sweep})
+        lines = text(screen(busy_snapshot(preview=preview, session=session), 160, 48)).splitlines()
+        return {line.index(name) for line in lines for name in ("XY  ", "XZ  ") if name in line}
+
+    assert places(9, "") == places(99, "") == places(123456, "a long name of a channel at a position")
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48)], ids=["small", "large"])
 def test_the_headline_figures_are_on_every_usual_terminal(width, height):
     shown = text(screen(busy_snapshot(), width, height))

@@ -155,6 +155,7 @@ def test_every_finding_can_set_the_network_aside(
     assert selection.served == served
     assert (selection.weight == 1.0) == (served == "mdd")
     assert (selection.why == "") == (served == "mdd")
+    assert len(f"{served}, as {selection.why}") <= 100, "three lines of the dashboard"
 
 
 def test_a_verdict_lasts_until_the_next_held_out_projection() -> None:
