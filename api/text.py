@@ -19,9 +19,9 @@ def count_noun(number: int, one: str, several: str = "") -> str:
     return f"{number} {one if number == 1 else several or one + 's'}"
 
 
-def in_noise(error: float, digits: int = 2) -> str:
+def in_noise(error: float) -> str:
     """Return an error in units of the noise; what noise cannot be the measure of is not given as a number."""
-    return f"{error:.{digits}f} × noise" if error <= IN_WORDS else f"> {IN_WORDS:g} × noise"
+    return f"> {IN_WORDS:g} × noise" if error > IN_WORDS else f"{error:.2f} × noise"
 
 
 def strip_control(text: str) -> str:

@@ -93,7 +93,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-_NAMES = {  # of folders that may not even be looked into, and of files that cannot be
+_FIXES = {  # of folders that may not even be looked into, and of files that cannot be
     errno.EACCES: "check the folder's permissions",
     errno.EPERM: "check the folder's permissions",
     errno.ENAMETOOLONG: "give a shorter name",
@@ -147,12 +147,8 @@ def _explained(error: Exception, arguments: list[str]) -> int:
     if isinstance(error, MddError):
         complain(f"mdd: {error}")
         return error.exit_code
-    if isinstance(error, OSError) and error.filename and error.errno in _NAMES:
-        complain(f"mdd: {error.filename} cannot be used ({error.strerror}): {_NAMES[error.errno]}.")
-        return 2
-    if isinstance(error, ModuleNotFoundError):
-        install = 'python -m pip install "microdiffusion-daemon[analysis]"'
-        complain(f"mdd: this needs {error.name}, which is not installed: {install}")
+    if isinstance(error, OSError) and error.filename and error.errno in _FIXES:
+        complain(f"mdd: {error.filename} cannot be used ({error.strerror}): {_FIXES[error.errno]}.")
         return 2
     complain(
         f"mdd: unexpected error ({type(error).__name__}: {error}): please report it with "

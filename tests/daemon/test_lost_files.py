@@ -262,11 +262,7 @@ def noise(path: Path) -> bytes:
 def test_nothing_is_acknowledged_in_a_file_that_was_overwritten_in_place(
     tmp_path: Path, content: Callable[[Path], bytes]
 ) -> None:
-    path = tmp_path / "run.h5"
-    target = recorder(path)
-    target.start()
-    put_sweep(target, 0)
-    wait(lambda: target.queue_bytes == 0)
+    path, target = begun(tmp_path)
     shutil.copyfile(path, path.with_name("backup.tmp"))
     put_sweep(target, 1)
     put_sweep(target, 2)

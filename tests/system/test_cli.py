@@ -306,6 +306,10 @@ def test_info_says_what_a_run_holds_while_it_goes_on_and_after(capsys, tmp_path)
     assert "started      20" in shown
     assert "kB in 1 file" in shown
     assert "length       2.2 s by the camera's clock" in shown
+    with open_run(path) as run:
+        lines = str(run).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["volume", "time", "frames", "served"]
+    assert set(lines) <= set(shown.splitlines())
     assert cli.main(["info", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["closed"], facts["shape"], facts["bytes"]) == (True, [3, 6, 16, 20], path.stat().st_size)
@@ -339,20 +343,6 @@ def test_simulate_says_what_it_made_and_which_voxel_it_assumed(capsys, tmp_path,
     assert capsys.readouterr().out.endswith("1 sweep of 5 projections, voxel 1 x 1 x 1 µm (z, y, x)\n")
 
 
-def test_a_run_prints_as_five_lines_of_info(capsys, tmp_path):
-    path = tmp_path / "run.h5"
-    recorder = run_file_writer.recorder(path)
-    recorder.start()
-    for sweep in range(2):
-        run_file_writer.put_sweep(recorder, sweep, served="mdd" if sweep else "linear")
-    recorder.stop()
-    with open_run(path) as run:
-        lines = str(run).splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["volume", "time", "frames", "served"]
-    assert cli.main(["info", str(path)]) == 0
-    assert set(lines) <= set(capsys.readouterr().out.splitlines())
-
-
 def test_config_lists_presets_and_explains_keys_and_tables(capsys):
     def said(*arguments, code=0):
         assert cli.main(["config", *arguments]) == code
@@ -367,13 +357,40 @@ def test_config_lists_presets_and_explains_keys_and_tables(capsys):
     assert "did you mean step_um" in said("explain", "sweep.step_mm", code=2)
 
 
-def test_a_package_that_is_missing_is_the_line_to_type(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tifffile", None)
-    monkeypatch.setattr(cli, "_dispatch", lambda arguments: importlib.import_module("tifffile"))
-    assert cli.main(["snapshot", "run.h5", "out"]) == 2
+@pytest.mark.parametrize(
+    ("words", "module", "extra"),
+    [
+        ("export RUN --to nrrd", "nrrd", "export"),
+        ("export RUN --to ome-tiff", "tifffile", "export"),
+        ("export RUN --to ome-zarr", "zarr", "export"),
+        ("evaluate VOLUME --methods linear --pictures OUT", "matplotlib", "analysis"),
+    ],
+)
+def test_a_package_that_is_missing_is_the_line_to_type(
+    words, module, extra, capsys, monkeypatch, tmp_path, volume_file
+):
+    recorder = run_file_writer.started(run_file_writer.recorder(tmp_path / "run.h5"))
+    run_file_writer.put_sweep(recorder, 0)
+    recorder.stop()
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    places = {"RUN": tmp_path / "run.h5", "VOLUME": volume_file, "OUT": tmp_path / "out"}
+    assert cli.main([str(places.get(word, word)) for word in words.split()]) == 2
     said = capsys.readouterr().err
-    assert 'tifffile, which is not installed: python -m pip install "microdiffusion-daemon[analysis]"' in said
+    assert f'python -m pip install "microdiffusion-daemon[{extra}]"' in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["numpy.gone", "microdiffusion.gone"])
+def test_a_module_that_no_extra_has_is_reported_with_its_traceback(module, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_dispatch", lambda arguments: importlib.import_module(module))
+    assert cli.main(["info", "run.h5"]) == 3
+    said = capsys.readouterr().err
+    assert "pip install" not in said
+    report = Path(re.search(r"report it with the file (\S+)\.\n", said)[1])
+    assert f"No module named '{module}'" in report.read_text("utf-8")
+    report.unlink()
 
 
 GALLERY = sorted((Path(__file__).parents[2] / "docs" / "gallery").glob("*.py"))
@@ -506,8 +523,13 @@ def test_help_is_quick():
 
 
 def test_one_is_one_in_sentences() -> None:
-    from microdiffusion.text import count_noun
+    from microdiffusion.text import count_noun, in_noise
 
+    assert [in_noise(error) for error in (1.0, 3620.0, float("nan"))] == [
+        "1.00 × noise",
+        "> 5 × noise",
+        "nan × noise",
+    ]
     assert [count_noun(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
     assert count_noun(1, "sweep waits", "sweeps wait") == "1 sweep waits"
     assert count_noun(3, "sweep waits", "sweeps wait") == "3 sweeps wait"
