@@ -19,11 +19,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from microdiffusion.engines.projections import tensor_of
+
 Matrix = NDArray[np.float64]
+Amplitudes = tuple[float, float]
+"""Of the broad and of the fine band, in units of the range."""
 OLDEST = 8
 """Ages that are told apart; everything older shares one covariance, that of the whole session."""
 _LEVEL = 1.0  # variance of the unknown mean of a column's broad band, in units of the range
-_AMPLITUDE = 0.05  # of the field's variation along z, in units of the range, until a sweep tells
+_AMPLITUDE = 0.05  # of the field's variation along z, in units of the range, where no sweep tells
 _SMOOTHER = 0.7  # of the amplitude that neighbouring slabs tell: between them the field varies less
 _LEAST = 1e-3  # amplitude
 _FORGETTING = 1e-3  # of the prior's variance, per sweep: bounds what an old sweep is believed
@@ -35,11 +39,11 @@ NOISE_SHARES = (_BROAD, 1 - 2 * _BLUR[2] ** 2 + _BROAD)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KalmanGain:
-    """Gain (Z, 2 M), variance (M,) of the prediction without noise, covariance (Z, Z) afterwards."""
+    """Gain (Z, 2 M), variance (M,) of the prediction without noise, variance (Z,) that is left afterwards."""
 
-    gain: Matrix
-    predicted: Matrix
-    left: Matrix
+    gain: Tensor
+    predicted: Tensor
+    left: Tensor
 
 
 class AgeCovariances:
@@ -53,26 +57,26 @@ class AgeCovariances:
 
     Attributes
     ----------
-    amplitudes : (broad, fine)
-        Of the field's variation along z.
+    amplitudes : (broad, fine), optional
+        Of the field's variation along z; None until they are chosen.
     by_age : tuple of (2, Z, Z)
         After the last sweep, from age 1.
     """
 
     def __init__(self, slices: int, bandwidth: float) -> None:
-        self.amplitudes = (_AMPLITUDE, _AMPLITUDE)
+        self.amplitudes: Amplitudes | None = None
         self.by_age: tuple[Matrix, ...] = ()
         self._kernel = matern(slices, bandwidth)
 
     @property
     def predicted(self) -> list[Matrix]:
         """Covariances (2, Z, Z) ahead of the next sweep: of what nothing is known of, then by age."""
-        varied = np.square(self.amplitudes)[:, None, None] * self._kernel
+        varied = np.square(self.amplitudes or (_AMPLITUDE, _AMPLITUDE))[:, None, None] * self._kernel
         prior = varied + np.array([_LEVEL, 0.0])[:, None, None]
         return [prior, *(each + _FORGETTING * varied for each in self.by_age)]
 
-    def advance(self, matrix: Matrix, noise: Matrix) -> list[KalmanGain]:
-        """Take a sweep in, and return the gains: of what is new, then by age.
+    def advance(self, matrix: Matrix, noise: Matrix, device: torch.device) -> list[KalmanGain]:
+        """Take a sweep in, and return the gains, on a device: of what is new, then by age.
 
         `matrix` (M, Z) is the operator of its slabs, `noise` (M,) the variance of their noise.
         """
@@ -84,9 +88,9 @@ class AgeCovariances:
             gain = np.linalg.solve(system, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
             left = covariance - gain @ cross.transpose(0, 2, 1)
             after.append((left + left.transpose(0, 2, 1)) / 2)
-            gains.append(
-                KalmanGain(np.concatenate([*gain], axis=1), spread.sum(0).diagonal().copy(), after[-1].sum(0))
-            )
+            variances = (each.sum(0).diagonal() for each in (spread, left))
+            numbers = (np.concatenate([*gain], axis=1), *variances)
+            gains.append(KalmanGain(*(tensor_of(each, device) for each in numbers)))
         # What was next to the oldest joins it.
         self.by_age = tuple(after) if len(after) <= OLDEST else (*after[: OLDEST - 1], after[OLDEST])
         return gains
@@ -96,7 +100,8 @@ class AgeCovariances:
 
         `matrix` (M, Z) is its operator, `banded` (2 M, P) are its pixels, `noise` (M,) its noise variance.
         """
-        if len(matrix) < 2:
+        if len(matrix) < 2:  # no neighbours
+            self.amplitudes = (_AMPLITUDE, _AMPLITUDE)
             return
         step = np.diff(matrix, axis=0)
         unit = float(np.einsum("mz,zw,mw->m", step, self._kernel, step).mean())
@@ -104,6 +109,10 @@ class AgeCovariances:
         signal = (differences - 2 * float(noise.mean()) * np.array(NOISE_SHARES)).clip(min=0.0)
         broad, fine = np.maximum(_SMOOTHER * np.sqrt(signal / unit), _LEAST).tolist()
         self.amplitudes = (broad, fine)
+
+    def forget(self) -> None:
+        """Begin with the next sweep."""
+        self.amplitudes, self.by_age = None, ()
 
     def shift(self, deeper: int) -> None:
         """Look at slices that lie so many deeper; of those that come into view nothing is known."""

@@ -37,8 +37,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.covariance import NOISE_SHARES, OLDEST, AgeCovariances, banded, overlap
-from microdiffusion.engines.projections import local_mean
+from microdiffusion.engines.inr.covariance import (
+    NOISE_SHARES,
+    OLDEST,
+    AgeCovariances,
+    KalmanGain,
+    banded,
+    overlap,
+)
+from microdiffusion.engines.projections import local_mean, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,15 +94,6 @@ class Estimate:
     deviation: Callable[[], Tensor]
 
 
-@dataclass(slots=True, eq=False)
-class _Gain:
-    """Gain (Z, 2 M) of one age, variance (M,) of what it predicts, and what is left of the variance (Z,)."""
-
-    gain: Tensor
-    predicted: Tensor
-    left: Tensor
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
     """Operator (M, Z), projections (M, P), bands (2 M, P), noise variance (M,), gains, own answer (Z, P)."""
@@ -104,7 +102,7 @@ class _Measured:
     seen: Tensor
     banded: Tensor
     noise: Tensor
-    gains: list[_Gain]
+    gains: list[KalmanGain]
     alone: Callable[[], Tensor]
 
 
@@ -125,11 +123,9 @@ class SessionEstimator:
     sweeps : int
         Sweeps that were taken in.
     covariances : AgeCovariances
-        Their amplitudes are chosen by the first sweep.
+        Their amplitudes are chosen by the first sweep, unless they are known.
     anew : bool
         Whether the last sweep showed another specimen altogether.
-    settled : bool
-        Whether the amplitudes are known and not to be chosen.
     """
 
     def __init__(
@@ -145,8 +141,8 @@ class SessionEstimator:
         self.covariances = AgeCovariances(shape[0], bandwidth)
         self._device = device or torch.device("cpu")
         distance = np.abs(np.arange(shape[0])[:, None] - np.arange(shape[0]))
-        self._smooth = self._tensor(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2))
-        self.anew = self.settled = False
+        self._smooth = tensor_of(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2), self._device)
+        self.anew = False
         self._field = self._relative = self._age = torch.empty(0)
 
     @property
@@ -161,7 +157,7 @@ class SessionEstimator:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
-        numbers = {"sweeps": self.sweeps, "amplitudes": list(self.covariances.amplitudes)}
+        numbers = {"sweeps": self.sweeps, "amplitudes": self.covariances.amplitudes}
         tensors = {"field": self._field, "relative": self._relative, "age": self._age}
         if self.covariances.by_age:
             tensors["covariances"] = torch.from_numpy(np.stack(self.covariances.by_age))
@@ -178,8 +174,8 @@ class SessionEstimator:
         field = tensors["field"].to(self._device)
         if field.shape not in ((self.shape[0], self.shape[1] * self.shape[2]), (0,)):
             raise ValueError("the state is of another geometry")
-        broad, fine = (float(each) for each in numbers["amplitudes"])
-        self.sweeps, self.covariances.amplitudes = int(numbers["sweeps"]), (broad, fine)
+        self.sweeps, amplitudes = int(numbers["sweeps"]), numbers["amplitudes"]
+        self.covariances.amplitudes = amplitudes and (float(amplitudes[0]), float(amplitudes[1]))
         self._field, self._relative = field, tensors["relative"].to(self._device)
         self._age = tensors["age"].to(self._device)
         kept = tensors.get("covariances")
@@ -228,17 +224,14 @@ class SessionEstimator:
         seen = images.flatten(1)
         noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
         bands = banded(images)
-        if self.sweeps == 0 and not self.settled:
+        if self.covariances.amplitudes is None:
             self.covariances.choose_amplitudes(matrix, _some(bands), noise)
-        gains = [
-            _Gain(self._tensor(each.gain), self._tensor(each.predicted), self._tensor(np.diag(each.left)))
-            for each in self.covariances.advance(matrix, noise)
-        ]
+        gains = self.covariances.advance(matrix, noise, self._device)
         sweep = _Measured(
-            self._tensor(matrix),
+            tensor_of(matrix, self._device),
             seen,
             bands,
-            self._tensor(noise),
+            tensor_of(noise, self._device),
             gains,
             (lambda: gains[0].gain @ bands) if own is None else (lambda: own().flatten(1)),
         )
@@ -254,7 +247,7 @@ class SessionEstimator:
     def forget(self) -> None:
         """Begin with the next sweep."""
         self.sweeps, self.anew = 0, False
-        self.covariances.by_age = ()
+        self.covariances.forget()
 
     def _refine(self, sweep: _Measured) -> None:
         operator, gains = sweep.operator, sweep.gains
@@ -286,7 +279,7 @@ class SessionEstimator:
             age = torch.where(share > 0.5, 1, age)
         self._field, self._age = field.clamp_min(0.0), age
 
-    def _gained(self, age: Tensor, gains: list[_Gain], left: Tensor) -> Tensor:
+    def _gained(self, age: Tensor, gains: list[KalmanGain], left: Tensor) -> Tensor:
         """Return the field (Z, P) with what is left of the projections (2 M, P), by each voxel's gain."""
         # Most of a specimen has kept still equally long: one product for it, and the others one by one.
         common = int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
@@ -375,7 +368,7 @@ class SessionEstimator:
             return torch.ones_like(new)
         return new if float(new.max()) > 0.0 else None
 
-    def _estimate(self, gains: list[_Gain]) -> Estimate:
+    def _estimate(self, gains: list[KalmanGain]) -> Estimate:
         age = self._age.unflatten(1, self.shape[1:])
         table = torch.stack([gain.left for gain in gains]).clamp_min(0.0).sqrt()  # (ages, Z), from age 1
 
@@ -389,9 +382,6 @@ class SessionEstimator:
     def _local(self, columns: Tensor, window: int) -> Tensor:
         """Return the mean over a square window of each image (M, P)."""
         return local_mean(columns.unflatten(1, self.shape[1:]), window).flatten(1)
-
-    def _tensor(self, array: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self._device)
 
 
 def _some(images: Tensor) -> NDArray[np.float64]:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from microdiffusion.engines.projections import tensor_of
+
 Operator = "Callable[[float], NDArray[np.float64]]"
 _STEPS = 3
 _TUKEY = 4.685  # of the deviation: 95 % efficient for normal errors (Holland & Welsch 1977)
@@ -95,7 +97,7 @@ def register(
 
     def looked(motion: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Return what is predicted and what is left of the measured images, both (M, Y, X)."""
-        seen = (_tensor(operator(motion[0]), field) @ field).unflatten(1, size)
+        seen = (tensor_of(operator(motion[0]), field.device) @ field).unflatten(1, size)
         return seen, moved(images, (0.0, motion[1], motion[2])) / motion[3] - seen
 
     z, y, x = before.shift
@@ -138,7 +140,7 @@ def _fitted(
         along = (
             seen
             if deeper is None
-            else (_tensor(deeper, field) @ field).unflatten(1, seen.shape[1:]) / (2 * _HALF)
+            else (tensor_of(deeper, field.device) @ field).unflatten(1, seen.shape[1:]) / (2 * _HALF)
         )
         columns = (along, -down, -right, seen)
         jacobian = torch.stack([columns[number][inside].flatten() for number in free], 1)
@@ -203,7 +205,3 @@ def _further(volume: Tensor, axis: int, by: int, size: int) -> Tensor:
     """Return `size` voxels along an axis, from voxel `by` on."""
     places = torch.arange(by, by + size, device=volume.device).clamp_(0, volume.shape[axis] - 1)
     return volume.index_select(axis, places)
-
-
-def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(like.device)

@@ -186,7 +186,7 @@ class SessionField:
         `known` is what a run forward in time knew after it; the field has its unit. The rest as for `update`.
         """
         if self.estimator.sweeps == 0:
-            self.estimator.covariances.amplitudes, self.estimator.settled = known.amplitudes, True
+            self.estimator.covariances.amplitudes = known.amplitudes
             self._whole = known.whole
         by = [new - old for new, old in zip(known.whole, self._whole, strict=True)]
         if any(by):

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.covariance import OLDEST, banded
+from microdiffusion.engines.inr.covariance import OLDEST, Amplitudes, banded
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
-from microdiffusion.engines.projections import interpolation_matrix, local_mean
+from microdiffusion.engines.projections import interpolation_matrix, local_mean, tensor_of
 
 if TYPE_CHECKING:
     from microdiffusion.engines.inr.registration import Motion
@@ -60,7 +60,7 @@ class Known:
         Counts that are 1 in the field.
     level : float
         Counts of no light.
-    amplitudes : (broad, fine)
+    amplitudes : (broad, fine), optional
         Of the field's variation along z.
     """
 
@@ -72,7 +72,7 @@ class Known:
     whole: tuple[int, int, int]
     unit: float
     level: float
-    amplitudes: tuple[float, float]
+    amplitudes: Amplitudes | None
 
 
 class Trail:
@@ -86,7 +86,7 @@ class Trail:
 
     def __init__(self, parent: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=".mdd-", dir=parent)
-        self._motions: dict[int, tuple[Motion, tuple[int, int, int], float, float, tuple[float, float]]] = {}
+        self._numbers: dict[int, tuple[Motion, tuple[int, int, int], float, float, Amplitudes | None]] = {}
 
     def __enter__(self) -> Trail:
         return self
@@ -103,7 +103,7 @@ class Trail:
             misfit=known.misfit.cpu().numpy(),
             covariances=known.covariances,
         )
-        self._motions[sweep] = (known.motion, known.whole, known.unit, known.level, known.amplitudes)
+        self._numbers[sweep] = (known.motion, known.whole, known.unit, known.level, known.amplitudes)
 
     def at(self, sweep: int, device: torch.device) -> Known:
         """Return what was known after a sweep that was kept.
@@ -113,12 +113,12 @@ class Trail:
         KeyError
             It was not.
         """
-        motion = self._motions[sweep]
+        numbers = self._numbers[sweep]
         with np.load(self._path(sweep)) as kept:
             mean, age, misfit = (
                 torch.from_numpy(kept[name]).to(device) for name in ("mean", "age", "misfit")
             )
-            return Known(mean.float(), age, misfit, kept["covariances"], *motion)
+            return Known(mean.float(), age, misfit, kept["covariances"], *numbers)
 
     def _path(self, sweep: int) -> Path:
         return Path(self._folder.name) / f"{sweep}.npz"
@@ -183,9 +183,9 @@ def joined(
             mixed = torch.zeros_like(mean[:, columns])
             for precisions, parts in zip((own[here - 1], predicted[there - 1]), bands, strict=True):
                 for weight, part in zip(left @ precisions, parts, strict=True):
-                    mixed += _tensor(weight, mean) @ part[:, columns]
+                    mixed += tensor_of(weight, mean.device) @ part[:, columns]
             volume[:, columns] = torch.where(members[:, columns], mixed, volume[:, columns])
-        variance = torch.where(members, _tensor(left.sum(0).diagonal(), mean)[:, None], variance)
+        variance = torch.where(members, tensor_of(left.sum(0).diagonal(), mean.device)[:, None], variance)
     volume = torch.lerp(mean, volume, trust)
     ages = torch.where(trust > 0.5, age + later, age).clamp(max=OLDEST)
     return Estimate(
@@ -203,10 +203,10 @@ def expected_misfit(estimator: SessionEstimator, matrix: NDArray[np.float64], no
     """
     _, tensors = estimator.state()
     ahead = [each.sum(0) for each in estimator.covariances.predicted]
-    share = _tensor(matrix / matrix.sum(1, keepdims=True), tensors["field"])
+    share = tensor_of(matrix / matrix.sum(1, keepdims=True), tensors["field"].device)
     age = (share @ tensors["age"].float()).round().long().clamp(max=len(ahead) - 1)
     variances = np.stack([np.einsum("mz,zw,mw->m", matrix, each, matrix) for each in ahead])
-    table = _tensor(variances + noise, tensors["field"])
+    table = tensor_of(variances + noise, tensors["field"].device)
     return table[age, torch.arange(len(matrix), device=age.device)[:, None]]
 
 
@@ -253,7 +253,7 @@ def rescaled(
     _, then = before.state()
     _, now = after.state()
     seen = then["field"] * (1 + now["relative"])
-    expected = (_tensor(matrix, seen) @ seen.clamp_min(0.0)).unflatten(1, light.shape[1:])
+    expected = (tensor_of(matrix, seen.device) @ seen.clamp_min(0.0)).unflatten(1, light.shape[1:])
     ratio = (local_mean(light * expected, _WINDOW) + noise) / (local_mean(expected.square(), _WINDOW) + noise)
     return _along_z(ratio.clamp(*_BRIGHTER).flatten(1), matrix)
 
@@ -261,7 +261,7 @@ def rescaled(
 def _along_z(slabs: Tensor, matrix: NDArray[np.float64]) -> Tensor:
     """Return what slabs (M, P) say, interpolated between their centres (Z, P)."""
     centres = matrix @ np.arange(matrix.shape[1]) / matrix.sum(1)
-    return _tensor(interpolation_matrix(centres, matrix.shape[1]), slabs) @ slabs
+    return tensor_of(interpolation_matrix(centres, matrix.shape[1]), slabs.device) @ slabs
 
 
 def _share(ratio: Tensor, low: float, high: float) -> Tensor:
@@ -273,7 +273,3 @@ def _positive(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh((matrix + matrix.swapaxes(-1, -2)) / 2)
     kept = vectors * values.clip(min=0.0)[..., None, :]
     return np.asarray(kept @ vectors.swapaxes(-1, -2), np.float64)
-
-
-def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(like.device)
