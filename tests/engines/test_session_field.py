@@ -24,6 +24,7 @@ from support.session_scene import (
     sweep_of,
 )
 
+from microdiffusion.engines.inr.covariance import NOISE_SHARES, AgeCovariances, banded, matern
 from microdiffusion.engines.inr.estimator import SessionEstimator
 from microdiffusion.engines.inr.session_field import SessionField
 from microdiffusion.engines.pipeline.session_store import SessionStore
@@ -117,6 +118,45 @@ def test_drift_is_followed(drift: tuple[float, float, float]) -> None:
     np.testing.assert_allclose(
         [found.drift_z_um, found.drift_y_um, found.drift_x_um], np.array(drift) * 11, atol=0.5
     )
+
+
+def test_bleaching_is_no_motion_along_z() -> None:
+    still = specimen()
+
+    def truth(number: int) -> Volume:
+        return np.asarray(still * 0.92**number, dtype=np.float32)
+
+    learned = run(truth, 10)
+    assert max(abs(result.drift.drift_z_um) for result in learned[1:]) < 0.2
+    assert psnr(learned[9], truth(9)) > psnr(learned[0], truth(0)) + 6.0
+
+
+def test_amplitudes_of_both_bands_are_found_in_the_first_sweep() -> None:
+    rng, slices, columns = np.random.default_rng(0), 48, 4000
+    covariances = AgeCovariances(slices, bandwidth=0.07)
+    root = np.linalg.cholesky(matern(slices, 0.07) + 1e-9 * np.eye(slices))
+    operator = np.array([np.arange(slices) // 6 == slab for slab in range(slices // 6)]) / 6
+    noise = np.full(len(operator), NOISE**2)
+    bands = [
+        operator @ (amplitude * root @ rng.standard_normal((slices, columns)))
+        + np.sqrt(NOISE**2 * share) * rng.standard_normal((len(operator), columns))
+        for amplitude, share in zip((0.2, 0.02), NOISE_SHARES, strict=True)
+    ]
+    covariances.choose_amplitudes(operator, np.concatenate(bands), noise)
+    assert covariances.amplitudes is not None
+    broad, fine = covariances.amplitudes
+    assert fine / broad == pytest.approx(0.1, rel=0.1)
+    assert 0.1 < broad < 0.2  # smoother than the slabs say
+    bands[1] = np.sqrt(NOISE**2 * NOISE_SHARES[1]) * rng.standard_normal(bands[1].shape)
+    covariances.choose_amplitudes(operator, np.concatenate(bands), noise)
+    assert covariances.amplitudes[1] < 0.1 * fine  # noise alone is no detail
+
+
+def test_bands_add_up_and_share_the_noise() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 200, 200)))
+    broad, fine = banded(images).chunk(2)
+    torch.testing.assert_close(broad + fine, images.flatten(1))
+    assert [float(band.var()) for band in (broad, fine)] == pytest.approx(NOISE_SHARES, rel=0.03)
 
 
 def test_a_session_that_was_put_aside_goes_on_to_the_last_bit(tmp_path: Path) -> None:
