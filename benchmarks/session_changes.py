@@ -11,12 +11,10 @@ sweep by sweep (PSNR over the slices that were seen). Writes benchmarks/results/
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,127 +25,167 @@ import microdiffusion
 from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.system import about
 from microdiffusion.engines import evaluation
-from microdiffusion.engines.evaluation.protocol import expose, make_header, slab_centres
+from microdiffusion.engines.evaluation.courses import Still
+from microdiffusion.engines.evaluation.sessions import session_sweeps
 from microdiffusion.engines.pipeline import Reconstructor, open_engine
 from microdiffusion.files import open_volume, volume_paths
-from microdiffusion.frames import StagePositions, Sweep
 from microdiffusion.metrics import psnr_per_slice
-from microdiffusion.optics import sweep_offset
 
 ROOT = Path(__file__).resolve().parents[1]
-EDGE, SWEEPS, HELD_OUT_EVERY = 48, 12, 4
+EDGE, SWEEPS = 48, 12
 Volume = NDArray[np.float32]
-Course = Callable[[int], Volume]
 
 
 def crop(volume: Volume, rng: np.random.Generator) -> Volume:
-    """Return one of the brighter of eight random crops, percentiles 1 and 99.9 at 0 and 1."""
+    """Return one of the brighter half of eight random crops, normalised."""
     tried = []
     for _ in range(8):
-        at = [int(rng.integers(0, max(1, edge - EDGE + 1))) for edge in volume.shape]
+        at = [int(rng.integers(0, edge - EDGE + 1)) for edge in volume.shape]
         tried.append(volume[tuple(slice(begin, begin + EDGE) for begin in at)])
-    part = sorted(tried, key=lambda each: float(each.std()))[int(rng.integers(4, 8))]
-    low, high = np.percentile(part, (1, 99.9))
-    return np.clip((part - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+    return evaluation.normalise(sorted(tried, key=np.std)[int(rng.integers(4, 8))], None)
 
 
-def moved(volume: Volume, by: tuple[float, ...]) -> Volume:
-    """Return a volume that is moved by so many voxels."""
-    return np.clip(ndimage.shift(volume, by, order=3, mode="nearest"), 0, None).astype(np.float32)
+class Changing(Still):
+    """A specimen that keeps still; its subclasses change.
+
+    Parameters
+    ----------
+    structure, other : (Z, Y, X)
+        The specimen, and another one.
+    rng : Generator
+        Draws what happens, and when.
+    """
+
+    name: ClassVar[str] = "still"
+
+    def __init__(self, structure: Volume, other: Volume, rng: np.random.Generator) -> None:
+        super().__init__(structure, SWEEPS)
+        self._other, self._rng = other, rng
+        self._when = int(rng.integers(3, 9))
+        self._draw()
+
+    def _draw(self) -> None: ...
+
+    def _moved(self, by: NDArray[np.float64]) -> Volume:
+        return np.clip(ndimage.shift(self.structure, by, order=3, mode="nearest"), 0, None).astype(np.float32)
 
 
-def still(structure: Volume, _: Volume, __: np.random.Generator) -> Course:
-    """Keep it as it is."""
-    return lambda number: structure
+class Drifting(Changing):
+    """Drifts by up to 0.3 voxel a sweep in each direction."""
+
+    name = "drifting"
+
+    def _draw(self) -> None:
+        self._rate = self._rng.uniform(-0.3, 0.3, 3)
+
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        return self._moved(self._rate * sweep)
 
 
-def drifting(structure: Volume, _: Volume, rng: np.random.Generator) -> Course:
-    """Drift by up to 0.3 voxel a sweep in each direction."""
-    rate = rng.uniform(-0.3, 0.3, 3)
-    return lambda number: moved(structure, tuple(rate * number))
+class Jumping(Changing):
+    """Jumps by 5 voxels."""
+
+    name = "jumping"
+
+    def _draw(self) -> None:
+        self._by = np.zeros(3)
+        self._by[int(self._rng.integers(0, 3))] = 5.0
+
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        return self._moved(self._by) if sweep >= self._when else self.structure
 
 
-def jumping(structure: Volume, _: Volume, rng: np.random.Generator) -> Course:
-    """Jump by 5 voxels."""
-    when, by = int(rng.integers(3, 9)), np.zeros(3)
-    by[int(rng.integers(0, 3))] = 5.0
-    return lambda number: moved(structure, tuple(by)) if number >= when else structure
+class Flowing(Changing):
+    """Half of it flows by up to 3 voxels a sweep, from a sweep on."""
 
+    name = "flowing"
 
-def flowing(structure: Volume, _: Volume, rng: np.random.Generator) -> Course:
-    """Let half of it flow by up to 3 voxels a sweep, from a sweep on."""
-    rate, when, half = rng.uniform(0.5, 3), int(rng.integers(0, 6)), EDGE // 2
+    def _draw(self) -> None:
+        self._rate, self._when = self._rng.uniform(0.5, 3), int(self._rng.integers(0, 6))
 
-    def at(number: int) -> Volume:
-        volume = structure.copy()
-        by = round(rate * max(0, number - when))
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        volume, half = self.structure.copy(), EDGE // 2
+        by = round(self._rate * max(0, sweep - self._when))
         volume[:, half:] = np.roll(volume[:, half:], by, axis=2)
         return volume
 
-    return at
+
+class Another(Changing):
+    """Another specimen comes."""
+
+    name = "another"
+
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        return self._other if sweep >= self._when else self.structure
 
 
-def another(structure: Volume, other: Volume, rng: np.random.Generator) -> Course:
-    """Put another specimen in its place."""
-    when = int(rng.integers(3, 9))
-    return lambda number: other if number >= when else structure
+class Bubble(Changing):
+    """A dark ball passes within five sweeps."""
+
+    name = "bubble"
+
+    def _draw(self) -> None:
+        self._radius = self._rng.uniform(5, 12)
+        self._ends = [
+            np.array([self._rng.uniform(10, 30), self._rng.uniform(5, 40), x]) for x in (-10.0, EDGE + 10.0)
+        ]
+
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        along = (sweep - self._when) / 5
+        centre = self._ends[0] + along * (self._ends[1] - self._ends[0])
+        inside = ((np.indices(self.structure.shape) - centre[:, None, None, None]) ** 2).sum(0)
+        dark = (inside < self._radius**2) & (0 <= along <= 1)
+        return np.where(dark, np.float32(0), self.structure)
 
 
-def bubble(structure: Volume, _: Volume, rng: np.random.Generator) -> Course:
-    """Pass a dark ball through it."""
-    grid, radius = np.indices(structure.shape), rng.uniform(5, 12)
-    start, end = (np.array([rng.uniform(10, 30), rng.uniform(5, 40), x]) for x in (-10.0, EDGE + 10.0))
-    first = int(rng.integers(2, 6))
+class Blinking(Changing):
+    """Compact places brighten by up to threefold in sweeps of their own."""
 
-    def at(number: int) -> Volume:
-        along = (number - first) / 5
-        if not 0 <= along <= 1:
-            return structure
-        centre = (start + along * (end - start))[:, None, None, None]
-        inside = ((grid - centre) ** 2).sum(0) < radius**2
-        return np.where(inside, np.float32(0), structure)
+    name = "blinking"
 
-    return at
+    def _draw(self) -> None:
+        places = np.argwhere(self.structure > np.quantile(self.structure, 0.9))
+        chosen = places[self._rng.integers(0, len(places), 8)]
+        far = [((np.indices(self.structure.shape) - c[:, None, None, None]) ** 2).sum(0) for c in chosen]
+        self._spots = np.exp(-np.array(far) / (2 * 2.5**2))
+        self._rise = self._rng.uniform(0.2, 2.0, 8) * (self._rng.random((SWEEPS, 8)) < 0.3)
 
-
-def blinking(structure: Volume, _: Volume, rng: np.random.Generator) -> Course:
-    """Let compact places brighten by up to threefold in sweeps of their own."""
-    places = np.argwhere(structure > np.quantile(structure, 0.9))
-    chosen = places[rng.integers(0, len(places), 8)]
-    grid = np.indices(structure.shape)
-    spots = [np.exp(-((grid - c[:, None, None, None]) ** 2).sum(0) / (2 * 2.5**2)) for c in chosen]
-    rise = rng.uniform(0.2, 2.0, len(spots)) * (rng.random((SWEEPS, len(spots))) < 0.3)
-    return lambda number: (structure * (1 + np.tensordot(rise[number], spots, 1))).astype(np.float32)
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        bright = np.tensordot(self._rise[sweep], self._spots, 1)
+        return np.asarray(self.structure * (1 + bright), np.float32)
 
 
-def bleaching(structure: Volume, _: Volume, rng: np.random.Generator) -> Course:
-    """Bleach all of it by up to 8 % a sweep."""
-    rate = rng.uniform(0.01, 0.08)
-    return lambda number: (structure * (1 - rate) ** number).astype(np.float32)
+class Bleaching(Changing):
+    """All of it loses up to 8 % a sweep."""
+
+    name = "bleaching"
+
+    def _draw(self) -> None:
+        self._rate = self._rng.uniform(0.01, 0.08)
+
+    def truth(self, sweep: int) -> Volume:
+        """Return the specimen at a sweep."""
+        return np.asarray(self.structure * (1 - self._rate) ** sweep, np.float32)
 
 
-COURSES = (still, drifting, jumping, flowing, another, bubble, blinking, bleaching)
+COURSES = (Changing, Drifting, Jumping, Flowing, Another, Bubble, Blinking, Bleaching)
 
 
-def scores(course: Course, protocol: evaluation.Protocol, seed: int, memory: str) -> list[float]:
+def scores(course: Still, protocol: evaluation.Protocol, seed: int, memory: str) -> list[float]:
     """Return the PSNR (dB) of each sweep."""
+    header, sweeps = session_sweeps(course, protocol, evaluation.SessionPlan(SWEEPS), seed)
     config = EngineConfig.model_validate({"device": "cpu", "threads": 1, "method": "inr", "memory": memory})
-    header = make_header(course(0).shape, protocol, len(course(0)))
     reconstructor = Reconstructor(header, config, open_engine(config))
-    rng, result = np.random.default_rng(seed), []
-    for number in range(SWEEPS):
-        offset = sweep_offset(number, "golden") * protocol.step
-        z_um = slab_centres(dataclasses.replace(protocol, offset=offset), EDGE)
-        pair = number * 7 % (z_um.size - 1)
-        judge = [z_um[pair : pair + 2].mean()] if number % HELD_OUT_EVERY == 0 else []
-        stage = StagePositions.along_z([*z_um, *judge])
-        truth = course(number)
-        images, _ = expose(truth, header.operator_at(stage), protocol, rng)
-        many = z_um.size
-        sweep = Sweep(number, 0, 0, stage[:many], images[:many], stage[many:], images[many:])
-        volume = reconstructor.reconstruct(sweep).volume
-        result.append(float(np.mean(psnr_per_slice(volume, truth))))
-    return result
+    return [
+        float(np.mean(psnr_per_slice(reconstructor.reconstruct(sweep).volume, course.truth(sweep.sweep))))
+        for sweep in sweeps
+    ]
 
 
 def main() -> None:
@@ -171,28 +209,27 @@ def main() -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.sessions):
         rng = np.random.default_rng(seed)
         name, other = (names[int(rng.integers(0, len(names)))] for _ in range(2))
-        change = COURSES[seed % len(COURSES)]
         step, noise = float(rng.choice([6.0, 8.0])), float(rng.choice([0.005, 0.01, 0.02]))
-        course = change(crop(volumes[name], rng), crop(volumes[other], rng), rng)
+        course = COURSES[seed % len(COURSES)](crop(volumes[name], rng), crop(volumes[other], rng), rng)
         protocol = evaluation.Protocol(crop=None, noise=noise, step=step)
         with_memory, without = (scores(course, protocol, seed, memory) for memory in ("session", "sweep"))
         gain = np.subtract(with_memory, without)
         rows.append(
-            {"seed": seed, "volume": name, "change": change.__name__, "step": step, "noise": noise}
+            {"seed": seed, "volume": name, "change": course.name, "step": step, "noise": noise}
             | {"session": np.round(with_memory, 3).tolist(), "sweep": np.round(without, 3).tolist()}
         )
         print(
-            f"{seed:4d} {change.__name__:9s} {name[:16]:16s} step {step:.0f} noise {noise:.3f} "
+            f"{seed:4d} {course.name:9s} {name[:16]:16s} step {step:.0f} noise {noise:.3f} "
             f"mean {gain.mean():+.2f} last {gain[-1]:+.2f} worst {gain.min():+.2f} dB "
             f"({time.monotonic() - began:.0f} s)",
             flush=True,
         )
     summary: dict[str, Any] = {}
     for each in COURSES:
-        gains = [np.subtract(row["session"], row["sweep"]) for row in rows if row["change"] == each.__name__]
+        gains = [np.subtract(row["session"], row["sweep"]) for row in rows if row["change"] == each.name]
         if gains:
             worst = np.array([gain.min() for gain in gains])
-            summary[each.__name__] = {
+            summary[each.name] = {
                 "sessions": len(gains),
                 "mean_gain_db": round(float(np.mean(gains)), 3),
                 "worst_sweep_db": round(float(worst.min()), 3),

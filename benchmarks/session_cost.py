@@ -15,11 +15,17 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 import microdiffusion
 from microdiffusion.config import load_config
 from microdiffusion.daemon.bench.scene import make_scene
 from microdiffusion.daemon.system import about
 from microdiffusion.engines import evaluation
+from microdiffusion.engines.inr.estimator import SessionEstimator
+from microdiffusion.engines.inr.field import default_bandwidth
 from microdiffusion.engines.pipeline import Reconstructor, open_engine
 from microdiffusion.header import RunHeader
 
@@ -38,7 +44,7 @@ def estimator_against_network(size: tuple[int, int, int], threads: int, repeats:
 
     with_memory = reconstructor(scene.header, method="inr", memory="session")
     without = reconstructor(scene.header, method="inr", memory="sweep")
-    network = reconstructor(scene.header, method="mdd", memory="sweep", select="fixed")
+    network = reconstructor(scene.header, method="mdd", memory="sweep")
     pairs = []
     for number in range(WARM + repeats):
         sweep = scene.sweep(number)
@@ -58,18 +64,12 @@ def estimator_against_network(size: tuple[int, int, int], threads: int, repeats:
 
 def one_projection(threads: int, repeats: int) -> dict[str, float]:
     """Return seconds that a projection of 512 x 512 takes in 64 slices, and the bytes of its state."""
-    import numpy as np
-    import torch
-
-    from microdiffusion.engines.inr.estimator import SessionEstimator
-    from microdiffusion.engines.inr.field import default_bandwidth
-
     torch.set_num_threads(threads)
     slices, edge, rng = 64, 512, np.random.default_rng(0)
     estimator = SessionEstimator((slices, edge, edge), bandwidth=default_bandwidth(6.0), reach=6.0)
     volume = rng.random((slices, edge, edge), dtype=np.float32)
 
-    def slabs(begins: list[int]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    def slabs(begins: list[int]) -> tuple[NDArray[np.float64], torch.Tensor, torch.Tensor]:
         matrix = np.zeros((len(begins), slices))
         for row, begin in enumerate(begins):
             matrix[row, begin : begin + 6] = 1 / 6
