@@ -350,6 +350,7 @@ def test_config_lists_presets_and_explains_keys_and_tables(capsys):
 
     assert [line.split()[0] for line in said("list").splitlines()] == list(presets())
     assert "demo               The demo: " in said("list")
+    assert all(about.endswith(".") and len(about) <= 100 for about in presets().values())
     key = said("explain", "sweep.step_um")
     assert "expected  a number greater than 0, in µm" in key
     assert "--set sweep.step_um=" in key
