@@ -111,9 +111,10 @@ def _large(snapshot: StatusSnapshot, space: Space) -> list[Line]:
     drawn = (panel(snapshot, replace(space, width=width)) for panel in PANELS)
     sections = [_lines(section, width) for section in drawn if section is not None]
     blank: list[Line] = [[]] * height
-    # Lines between the panels are left out rather than the notes.
+    # Lines between the panels are left out rather than the notes, the last figures rather than the newest.
     gap = blank[: sum(len(section) + 1 for section in sections) <= height - NOTES_LINES]
     left = [line for section in sections for line in (*section, *gap)]
+    left = left[: height - 2] if snapshot.notes else left
     latest = notes(snapshot, replace(space, height=height - len(left)))
     left += [] if latest is None else _lines(latest, width)
     rows = zip([*left, *blank][:height], [*right, *blank], strict=False)

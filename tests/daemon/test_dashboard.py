@@ -139,6 +139,19 @@ def test_the_reason_and_the_source_are_whole_at_120_columns(height):
     assert "engine 1794 MB " in lines[4]
 
 
+def test_the_newest_note_has_its_place_however_long_the_figures_are():
+    why = "the network errs 1.23 times as much as the closed form on slabs twice as thick"
+    board, busy = StatusBoard(), busy_snapshot()
+    answers = dict.fromkeys(("mdd", "inr", "tikhonov", "linear", "blend"), 1.0)
+    board.set_quality(36, "tikhonov", 1.0, 1.08, answers, why)
+    run = busy.run.model_copy(update={"source": "Micro-Manager (python), MMCore version 12.5.1, " * 3})
+    snapshot = busy.model_copy(update={"quality": board.snapshot().quality, "run": run})
+    for height in range(34, 50):
+        drawn = text(screen(snapshot, 120, height))
+        assert "NOTES" in drawn
+        assert " ".join(busy.notes[-1].text.split())[:24] in drawn
+
+
 def test_the_images_stay_where_they_are_while_sweeps_are_counted():
     def places(sweep, session):
         preview = busy_snapshot().preview.model_copy(update={"sweep": sweep})
