@@ -1,9 +1,10 @@
 """A panel in napari for a running daemon: start, pause, go on, stop, and its newest run in the viewer.
 
 `napari.yaml` names `control_panel`. Imports neither napari nor Qt before the panel is opened. The panel owns
-a timer in napari's own loop (Qt's, main thread); each question to the daemon is asked on a worker thread, one
-at a time, so that a daemon that does not answer never stops the window. The run that is shown grows by
-`napari_follow`, as any run that is opened by hand. It asks while it can be seen and ends with its window.
+a timer in napari's own loop (Qt's, main thread). The daemon is asked on worker threads: one command at a
+time, and beside it the status together with a look for the run file, so that neither a daemon nor a disk that
+does not answer stops the window or the commands. The run that is shown grows by `napari_follow`, as any run
+that is opened by hand. It asks while it can be seen and ends with its window.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class ControlPanel:
         )
 
         self._viewer, self._ask = viewer, ask
-        self._asking = False
+        self._asked: set[str] = set()  # for "status" or "command", what is not answered yet
         self._waiting: list[str] = []  # commands that are to be sent
         self._shown: Path | None = None
         self.widget = QWidget()
@@ -119,51 +120,55 @@ class ControlPanel:
         self._next()
 
     def _next(self) -> None:
-        """Send the oldest command, or else ask for the status, unless an answer is awaited."""
-        if self._asking or self._viewer is None or not self.widget.isVisible():
+        """Send the oldest command, and ask for the status, unless an answer of that kind is awaited."""
+        if self._viewer is None or not self.widget.isVisible():
             return
+        where = self.where.text().strip()
+        if "status" not in self._asked:
+            self._work("status", self.state, self._status, where)
+        if self._waiting and "command" not in self._asked:
+            self._work("command", self.said, self._obey, where, self._waiting.pop(0))
+
+    def _work(self, kind: str, label: Any, work: Callable[..., tuple[str, Path | None]], *words: str) -> None:
+        """Work on a worker thread; then `label` says the text and the run is shown, or it says the error."""
         from napari.qt.threading import create_worker
 
-        command = self._waiting.pop(0) if self._waiting else "status"
-        self._asking = True
-        create_worker(
-            self._ask,
-            self.where.text().strip(),
-            command,
-            _connect={
-                "returned": partial(self._take, command),
-                "errored": partial(self._tell, command),
-                "finished": self._answered,
-            },
-        )
+        def take(found: tuple[str, Path | None]) -> None:
+            tell(found[0])
+            self._show(found[1])
 
-    def _answered(self) -> None:
-        self._asking = False
-        if self._waiting:
-            self._next()
+        def tell(text: object) -> None:
+            if self._viewer is not None:
+                label.setText(str(text))
 
-    def _tell(self, command: str, text: object) -> None:
-        if self._viewer is not None:
-            (self.state if command == "status" else self.said).setText(str(text))
+        def over() -> None:
+            self._asked.discard(kind)
+            if self._waiting:
+                self._next()
 
-    def _take(self, command: str, answer: Answer) -> None:
-        text = answer.text
-        if command == "status":
-            path, is_named = newest_run(answer.values)
-            text += f"; {answer.values.get('written', 0)} volumes written"
-            if is_named and path is None:
-                text += "; its run file is not on this machine"
-            self._show(path)
-        self._tell(command, text)
+        self._asked.add(kind)
+        create_worker(work, *words, _connect={"returned": take, "errored": tell, "finished": over})
+
+    def _obey(self, where: str, command: str) -> tuple[str, None]:
+        return self._ask(where, command).text, None
+
+    def _status(self, where: str) -> tuple[str, Path | None]:
+        """Return the state that the daemon tells, and its newest run on this machine."""
+        answer = self._ask(where, "status")
+        path, is_named = newest_run(answer.values)
+        text = f"{answer.text}; {answer.values.get('written', 0)} volumes written"
+        if is_named and path is None:
+            text += "; its run file is not on this machine"
+        return text, path
 
     def _show(self, path: Path | None) -> None:
-        """Open a run that is not shown yet, at its newest volume."""
+        """Open a run that was not opened yet, at its newest volume."""
         if path is None or path == self._shown or self._viewer is None or not self.live.isChecked():
             return
+        self._shown = path  # also where it cannot be: it would be tried again each second
         try:
             self._viewer.open(str(path), plugin=PLUGIN)
         except Exception as error:  # an error that leaves a slot of Qt ends napari
-            self.said.setText(f"{path.name} cannot be shown: {error}")
+            self.said.setText(f"{path.name} cannot be shown: {error}; once it can, open it by hand")
             return
-        self._shown = path
         self._viewer.dims.set_current_step(0, self._viewer.dims.nsteps[0] - 1)

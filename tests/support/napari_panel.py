@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import napari
 import numpy as np
@@ -21,29 +20,24 @@ from qtpy.QtWidgets import QApplication
 
 from microdiffusion import wire
 from microdiffusion.adapters import napari_control
+from microdiffusion.adapters.napari_follow import _following
 from microdiffusion.daemon.control import ControlServer
 from microdiffusion.errors import UserError
-from support.run_file_writer import header, put_volume, recorder
-
-
-def until(there: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not there():
-        QApplication.processEvents()
-        if time.monotonic() > end:
-            raise TimeoutError(what)
-        time.sleep(0.005)
+from support.napari_window import until
+from support.run_file_writer import header, put_volume, recorder, started
 
 
 def main(path: Path) -> None:
     heard: list[str] = []
+    asked: list[str] = []
+    newest = [path]
     over = threading.Event()
-    target = recorder(path, run=header(name="neurons"))
-    target.start()
+    target = started(recorder(path, run=header(name="neurons")))
 
     def obey(command: wire.Command) -> tuple[str, dict[str, wire.Value]]:
         if command.command == "status":
-            return "reconstructing", {"written": 1, "run_0": "neurons", "run_0_file": str(path)}
+            asked.append(command.command)
+            return "reconstructing", {"written": 1, "run_0": "neurons", "run_0_file": str(newest[-1])}
         heard.append(command.command)
         if command.command == "go":
             raise UserError("No run is open, so there is nothing to tell.")
@@ -91,11 +85,34 @@ def main(path: Path) -> None:
     assert heard == ["start", "pause", "stop", "go"], heard
     assert len(viewer.layers) == 1  # opened once
 
+    # What is no run, or is still copied, is tried once.
+    newest.append(path.with_name("broken.h5"))
+    newest[-1].write_text("no run at all")
+    tried: list[str] = []
+    panel._viewer = SimpleNamespace(
+        open=lambda name, plugin: tried.append(name) or viewer.open(name, plugin=plugin)
+    )
+    until(lambda: panel.said.text().startswith("broken.h5 cannot be shown: "), "a run that cannot be opened")
+    before = len(asked)
+    until(lambda: len(asked) > before + 3, "the status again")
+    assert tried == [str(newest[-1])]
+
+    # A disk that does not answer, as of a network drive that is gone, stops neither window nor commands.
+    found = threading.Event()
+    stuck = threading.Event()
+    napari_control.newest_run = lambda values: (stuck.set(), found.wait(30), (None, True))[2]
+    until(stuck.is_set, "a disk that does not answer")
+    panel.buttons["pause"].click()
+    until(lambda: heard[4:] == ["pause"], "a command meanwhile")
+    found.set()
+    until(lambda: panel.state.text().endswith("its run file is not on this machine"), "the disk's answer")
+
     widget.close()
     widget.deleteLater()
     application.sendPostedEvents(widget, QEvent.Type.DeferredDelete)  # which no nested loop delivers
-    until(lambda: panel._viewer is None and not panel._asking, "the end")
+    until(lambda: panel._viewer is None and not panel._asked, "the end")
     target.stop()
+    until(lambda: not _following, "the end of following")
     over.set()
     thread.join()
     server.close()
