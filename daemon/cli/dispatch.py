@@ -70,7 +70,7 @@ GROUPS: dict[str, dict[str, str]] = {
 
 
 _OPTION = re.compile(r"-.?|-[\d.].*|--[a-z][a-z-]*(=.*)?", re.DOTALL)
-"""What an option, or a negative number, looks like."""
+"""Form of an option, or of a negative number."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -101,7 +101,8 @@ class FrameHook:
 
     def release(self) -> None:
         """Let `take` return from now on: the acquisition is about to end."""
-        self._rests = False
+        with self._lock:  # not between the look and the rest of `take`
+            self._rests = False
         self._due.set()
 
     @property
