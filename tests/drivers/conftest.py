@@ -9,15 +9,32 @@ from typing import Any
 import pytest
 from support.driver_support import Daemon, Outbox, Watch
 
+from microdiffusion.config import Config
 from microdiffusion.drivers.passive import watch as watching
+from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.drivers.sending import DriverTask
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
+    with Daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def start(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Config], DriverProcess]]:
+    """Start drivers that are ended with the test, whatever it does."""
+    drivers: list[DriverProcess] = []
+
+    def starter(config: Config) -> DriverProcess:
+        driver = DriverProcess(config, daemon.address, log=tmp_path / "driver.log")
+        driver.start()
+        drivers.append(driver)
+        return driver
+
+    yield starter
+    for driver in drivers:
+        driver.stop(timeout_s=1.0)
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from support.bridge_standin import TRACE, MicroManager
-from support.driver_support import Daemon, wait_until
+from support.driver_support import Daemon, changed, wait_until
 
 from microdiffusion.config.models import AcquisitionConfig, Config
 from microdiffusion.drivers.micromanager import bridge, server
@@ -43,25 +43,7 @@ def make(port: int, **tables: Any) -> Config:
         "volume": {"shape_z": 24},
         "wire": {"journal_gb": 0},
     }
-    for name, table in tables.items():
-        base[name] = {**base.get(name, {}), **table}
-    return Config.model_validate(base)
-
-
-@pytest.fixture
-def start(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Config], DriverProcess]]:
-    """Start drivers that are ended with the test, whatever it does."""
-    drivers: list[DriverProcess] = []
-
-    def starter(config: Config) -> DriverProcess:
-        driver = DriverProcess(config, daemon.address, log=tmp_path / "driver.log")
-        driver.start()
-        drivers.append(driver)
-        return driver
-
-    yield starter
-    for driver in drivers:
-        driver.stop(timeout_s=1.0)
+    return changed(base, tables)
 
 
 def ended(driver: DriverProcess, timeout_s: float = 60.0) -> str:

@@ -85,8 +85,7 @@ def somebody(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 @pytest.mark.acquisition
 @pytest.mark.parametrize("way", ["process", "saved"])
 def test_every_image_is_passed_on_and_saved_as_it_was(somebody: Callable[..., Any], way: str) -> None:
-    daemon = Daemon()
-    try:
+    with Daemon() as daemon:
         means, notes, problem, _ = somebody(demo_config(), daemon.address, way)
         assert wait_until(lambda: len(daemon.ends) == 1)
         places = [(f.info.seq, f.info.sweep, f.info.index, f.info.count) for f in daemon.frames]
@@ -100,8 +99,6 @@ def test_every_image_is_passed_on_and_saved_as_it_was(somebody: Callable[..., An
         assert daemon.headers[0].shape == (25, 512, 512)
         assert problem == "None"
         assert f"{TIMES * SLABS} frames passed on" in notes[-1]
-    finally:
-        daemon.stop()
 
 
 @pytest.mark.acquisition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ import mm_test_adapters
 import numpy as np
 import psutil
 import pytest
-from support.driver_support import Daemon, Outbox, wait_until
+from support.driver_support import Daemon, Outbox, changed, wait_until
 
 from microdiffusion.config.models import AcquisitionConfig, Config
 from microdiffusion.drivers.micromanager import acquisition as micromanager
@@ -53,25 +54,7 @@ def make(**tables: Any) -> Config:
         "sweep": {"hold_out_every": 2},
         "wire": {"journal_gb": 0},
     }
-    for name, table in tables.items():
-        base[name] = {**base.get(name, {}), **table}
-    return Config.model_validate(base)
-
-
-@pytest.fixture
-def start(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Config], DriverProcess]]:
-    """Start drivers that are ended with the test, whatever it does."""
-    drivers: list[DriverProcess] = []
-
-    def starter(config: Config) -> DriverProcess:
-        driver = DriverProcess(config, daemon.address, log=tmp_path / "driver.log")
-        driver.start()
-        drivers.append(driver)
-        return driver
-
-    yield starter
-    for driver in drivers:
-        driver.stop(timeout_s=5.0)
+    return changed(base, tables)
 
 
 # The real thing -----------------------------------------------------------------------------------
@@ -172,10 +155,11 @@ def test_an_endless_run_stops_within_seconds(
 
 @pytest.mark.acquisition
 def test_a_pause_longer_than_the_silence_takes_no_sweep_and_keeps_the_run() -> None:
-    daemon = Daemon(silent_s=1.5)
-    driver = DriverProcess(make(acquisition={"sweeps": None}), daemon.address)
-    driver.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(Daemon(silent_s=1.5))
+        driver = DriverProcess(make(acquisition={"sweeps": None}), daemon.address)
+        driver.start()
+        stack.callback(driver.stop, 5.0)
         assert wait_until(lambda: len(daemon.frames) >= 3)
         daemon.tell("pause")
         notes: list[str] = []
@@ -204,9 +188,6 @@ def test_a_pause_longer_than_the_silence_takes_no_sweep_and_keeps_the_run() -> N
         assert (end.reason, end.announced) == ("stopped", len(daemon.frames))
         seqs = [frame.info.seq for frame in daemon.frames]
         assert seqs == list(range(len(seqs)))
-    finally:
-        driver.stop(5.0)
-        daemon.stop()
 
 
 @pytest.mark.acquisition
@@ -437,16 +418,13 @@ def test_what_an_orphan_could_not_deliver_is_delivered_from_its_journal(tmp_path
         finally:
             if child.is_running():
                 child.kill()
-    daemon = Daemon(address)
-    try:
+    with Daemon(address) as daemon:
         (delivered,) = deliver(journal, address)
         assert delivered.done
         seqs = [frame.info.seq for frame in daemon.frames]
         assert seqs == list(range(delivered.frames))
         assert daemon.ends[0].announced == len(seqs) > 3
         assert daemon.ends[0].unsent == daemon.ends[0].dropped == 0
-    finally:
-        daemon.stop()
 
 
 @pytest.mark.acquisition
@@ -641,6 +619,23 @@ METADATA = {
     "ZPosition_um_Intended": 17.5,
     "Exposure": 3.0,
 }
+
+
+def test_a_hook_that_begins_to_rest_while_it_is_released_returns(hook: tuple[FrameHook, Outbox]) -> None:
+    releasing = threading.Thread(target=hook[0].release)
+
+    class Due(threading.Event):
+        def clear(self) -> None:
+            releasing.start()
+            releasing.join(0.2)
+            super().clear()
+
+    hook[0]._rests, hook[0]._due = True, Due()
+    hook[0]._expected.clear()
+    taking = threading.Thread(target=hook[0].take, args=(None, METADATA), daemon=True)
+    taking.start()
+    taking.join(5.0)
+    assert not taking.is_alive()
 
 
 def test_the_hook_takes_time_place_and_exposure_from_the_metadata(hook: tuple[FrameHook, Outbox]) -> None:

@@ -408,14 +408,11 @@ def test_a_daemon_that_is_not_there_yet_costs_nothing_and_is_waited_for(
     # A buffer of a tenth of the data: the rest waits on the disk.
     follower = watch(write(tmp_path, images), address=address, wire={"send_buffer_mb": 0.012})
     follower.wait_for_note("has begun")
-    daemon = Daemon(address)
-    try:
+    with Daemon(address) as daemon:
         follower.join()
         assert follower.failure is None
         assert_received(daemon, images)
         assert (daemon.ends[0].announced, daemon.ends[0].dropped) == (160, 0)
-    finally:
-        daemon.stop()
 
 
 def test_the_daemon_can_pause_and_stop_the_reading(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,6 +22,19 @@ from microdiffusion.header import RunHeader
 from microdiffusion.sender import SenderStats
 
 SLABS_UM = (6.0, 18.0, 30.0, 42.0)
+FOLLOWED = """
+[acquisition]
+driver = "watch"
+watch = "run_1"
+[sweep]
+length_um = 12
+[volume]
+shape_z = 24
+z0_um = 1.0
+[wire]
+journal = "journal"
+"""
+"""A configuration that follows what `DatasetWriter` saves beside it."""
 
 
 class Daemon:
@@ -50,7 +63,10 @@ class Daemon:
         """Tell the newest run's driver."""
         self.ingest.tell(self.headers[-1].run_id, what)
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.ingest.stop()
         self.ingest.raise_if_failed()
 
@@ -137,9 +153,14 @@ def passive_config(**tables: Any) -> Config:
         "volume": {"shape_z": 24, "voxel_z_um": 2.0, "z0_um": 1.0, "pixel_um": 0.5},
         "wire": {"journal_gb": 0},
     }
-    for name, table in tables.items():
-        base[name] = {**base.get(name, {}), **table}
-    return Config.model_validate(base)
+    return changed(base, tables)
+
+
+def changed(base: dict[str, dict[str, Any]], tables: dict[str, dict[str, Any]]) -> Config:
+    """Return the configuration `base` with some values of its tables changed."""
+    return Config.model_validate(
+        {name: base.get(name, {}) | tables.get(name, {}) for name in base.keys() | tables.keys()}
+    )
 
 
 def pixels_of(number: int, shape: tuple[int, int] = (16, 24)) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.driver_support import Daemon, DatasetWriter, image_of
+from support.driver_support import FOLLOWED, Daemon, DatasetWriter, image_of
 from support.mdd_process import Mdd, free_port
 
 from microdiffusion.daemon.cli.dispatch import main
@@ -36,27 +36,14 @@ SMALL = """
     [wire]
     journal = "journal"
 """
-FOLLOWED = """
-    [acquisition]
-    driver = "watch"
-    watch = "run_1"
-    [sweep]
-    length_um = 12
-    [volume]
-    shape_z = 24
-    z0_um = 1.0
-    [wire]
-    journal = "journal"
-"""
 FRAMES = 4 + 3
 """Of two sweeps."""
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
+    with Daemon() as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -96,8 +83,7 @@ def test_what_a_daemon_that_was_away_has_missed_comes_first_the_next_time(
     first = acquire(address)
     assert first.finish() == 3
     assert f"mdd: {FRAMES} frames were not delivered and are in the journal: run `mdd deliver`" in first.err
-    daemon = Daemon(address)
-    try:
+    with Daemon(address) as daemon:
         second = acquire(address)
         assert second.finish() == 0
         assert f"left over from earlier: run 'run': {FRAMES} of {FRAMES} frames delivered" in second.err
@@ -109,8 +95,6 @@ def test_what_a_daemon_that_was_away_has_missed_comes_first_the_next_time(
         assert re.search(line, second.err)
         assert second.out == ""
         assert second.orphans() == []
-    finally:
-        daemon.stop()
 
 
 def test_a_data_set_is_brought_in(tmp_path: Path, daemon: Daemon, acquire: Callable[..., Mdd]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nasty_names import NAMES
-from support.driver_support import Daemon, DatasetWriter, image_of
+from support.driver_support import FOLLOWED, Daemon, DatasetWriter, image_of
 from support.odd_stacks import PIXELS
 from support.wire_support import make_frame, make_header
 
@@ -31,23 +31,12 @@ FAST = ("percent-b", "both-quotes", "surrogate")
 CASES = [
     pytest.param(name, id=key, marks=() if key in FAST else pytest.mark.slow) for key, name in NAMES.items()
 ]
-WATCH = """
-[acquisition]
-driver = "watch"
-watch = "run_1"
-[sweep]
-length_um = 12
-[volume]
-shape_z = 24
-z0_um = 1.0
-"""
 
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
-    yield daemon
-    daemon.stop()
+    with Daemon() as daemon:
+        yield daemon
 
 
 def mdd(*words: object) -> tuple[int, str]:
@@ -127,7 +116,7 @@ def test_a_configuration_of_any_name_is_read_or_refused_in_a_sentence(folder: Pa
             writer.put(image_of(time_point, z))
     writer.finish()
     config = in_it(folder, ".toml")
-    config.write_text(WATCH, encoding="utf-8")
+    config.write_text(FOLLOWED, encoding="utf-8")
     before = len(daemon.frames)
     acquire = ("acquire", "--config", config, "--address", daemon.address, "--log", in_it(folder, ".log"))
     said = [mdd(*words) for words in (("config", "check", config), ("config", "show", config), acquire)]
