@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -69,7 +70,8 @@ def acquire(task: DriverTask) -> SenderStats:
     with watched(config.acquisition, task.stop.is_set) as watch:
         core = watch.call("answer", open_core, config.acquisition)
         watch.call("say what it does", check_free, core, config.acquisition, note)
-        with left_as_found(core, config.acquisition, watch, note):
+        with ExitStack() as found:
+            found.enter_context(left_as_found(core, config.acquisition, watch, note))
             run_id = resume.run_id if resume else None
             header = watch.call("take its settings", partial(prepare, run_id=run_id), core, config, plan)
             note(
@@ -81,12 +83,18 @@ def acquire(task: DriverTask) -> SenderStats:
                 note(remark)
             stage = watch.call("name its stage", core.get_focus_device)
             where = partial(core.get_position, stage)
-            return _acquire(task, plan, header, watch, where)
+            return _acquire(task, plan, header, watch, where, found)
 
 
 def _acquire(
-    task: DriverTask, plan: Plan, header: RunHeader, watch: MicroscopeWatch, where: Callable[[], float]
+    task: DriverTask,
+    plan: Plan,
+    header: RunHeader,
+    watch: MicroscopeWatch,
+    where: Callable[[], float],
+    found: ExitStack,
 ) -> SenderStats:
+    """Acquire, leave the microscope as it was `found`, and deliver what remains, which may take a while."""
     config, resume, note = task.config, task.resume, task.note
     if resume:
         note(f"resuming run {resume.run_id} at sweep {resume.sweep}")
@@ -105,9 +113,10 @@ def _acquire(
     )
     reason = "failed"
     try:
-        sender.start()
-        sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
-        reason = _Feeder(task, hook, sender, watch, where).run(sweeps)
+        with found:
+            sender.start()
+            sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
+            reason = _Feeder(task, hook, sender, watch, where).run(sweeps)
     finally:
         stats = sender.finish(reason=reason, timeout_s=task.finish_s())
         if stats.unsent:

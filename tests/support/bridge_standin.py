@@ -6,7 +6,8 @@ or, with "fault" in the settings, at a moment inside:
     {"at": "createAcquisition", "count": 1, "do": "freeze"}
 
 `at` is a Java method, a command of the protocol ("constructor", "destructor", ...) or "image"; `do` is
-freeze (the whole process stands still, its ports stay open), die, silence (this call never returns) or raise.
+freeze (the whole process stands still, its ports stay open), die, silence (this call never returns), dawdle
+(it takes half a second) or raise.
 It prints its port; anything else that it prints is a mistake in it.
 """
 
@@ -124,6 +125,8 @@ class StandIn:
             psutil.Process().suspend()
         elif deed == "silence":
             threading.Event().wait()
+        elif deed == "dawdle":
+            time.sleep(0.5)
         elif deed == "raise":
             raise objects.JavaError(TRACE)
 
