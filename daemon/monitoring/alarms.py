@@ -129,8 +129,9 @@ def _silent(now: StatusSnapshot, past: Past) -> Found:
 
 def _disk_low(now: StatusSnapshot, past: Past) -> Found:
     free, disk = now.disk_free_bytes, past.disk
-    if free is None:
+    if disk and (free is None or now.elapsed_s - disk[-1][0] > SLOPE_S / 2):  # or this computer slept
         disk.clear()
+    if free is None:
         return None
     if not disk or now.elapsed_s - disk[-1][0] >= 1.0:
         disk.append((now.elapsed_s, free))

@@ -142,6 +142,12 @@ def test_room_that_is_taken_at_once_does_not_fill_a_disk(taken: int) -> None:
         assert alarms.look(at(second, disk_free_bytes=free)) == ()
 
 
+def test_a_computer_that_slept_has_seen_too_little_of_its_disk() -> None:
+    alarms = Alarms()
+    for second in [*range(5), 1000, 1001, 1002]:
+        assert alarms.look(at(second, disk_free_bytes=64_000_000_000 - 30_000_000 * second)) == ()
+
+
 @pytest.mark.parametrize(
     ("top", "share", "expected"),
     [
