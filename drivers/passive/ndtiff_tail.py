@@ -20,11 +20,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.drivers.passive.geometry import Axis, Image
+from microdiffusion.drivers.passive.growing_tiff import GrowingTiff
 from microdiffusion.errors import AcquisitionError
 
 INDEX = "NDTiff.index"
@@ -34,7 +36,7 @@ _MAGIC, _MARK = b"II*\0", 483729
 _WIDTH, _HEIGHT, _COMPRESSION, _OFFSET, _SAMPLES, _BYTES, _METADATA = 256, 257, 259, 273, 277, 279, 51123
 _NEEDED = {_WIDTH, _HEIGHT, _OFFSET, _BYTES, _METADATA}
 _LAID_OUT_BYTES = 1 << 32
-_MOST_TAGS, _MOST_TEXT = 64, 1 << 24
+_MOST_TEXT = 1 << 24
 _INDEX_BLOCK = 1 << 20
 
 
@@ -71,8 +73,7 @@ class GrowingDataset:
         self._folder = folder
         self._index = _Index(folder / INDEX)
         self._number = 0  # of the file that is read
-        self._file: BinaryIO | None = None
-        self._link = 0  # where in the file the next directory's offset stands
+        self._file: GrowingTiff | None = None
 
     def images(self) -> Iterator[Image]:
         """Yield the images that have been completed since the last call.
@@ -83,11 +84,11 @@ class GrowingDataset:
             A file is missing, or is not what its name promises; the pixels are not those of a monochrome
             camera.
         """
-        while self._file is not None or self._open():
-            image = self._next()
+        while (file := self._open()) is not None:
+            image = self._next(file)
             if image is not None:
                 yield image
-            elif self._is_over() and self._number + 1 in self._paths():
+            elif file.is_over and self._number + 1 in self._paths():
                 self.close()
                 self._number += 1
             else:
@@ -99,13 +100,13 @@ class GrowingDataset:
 
         This is also true for a moment between two files of a large data set.
         """
-        return self._file is not None and self._is_over() and self._number + 1 not in self._paths()
+        return self._file is not None and self._file.is_over and self._number + 1 not in self._paths()
 
     def close(self) -> None:
         """Close the file that is open."""
         if self._file is not None:
             self._file.close()
-        self._file, self._link = None, 0
+        self._file = None
 
     def _paths(self) -> dict[int, Path]:
         try:
@@ -114,8 +115,10 @@ class GrowingDataset:
             raise AcquisitionError(f"The folder {self._folder} cannot be read any more: {error}.") from error
         return {int(match[2] or 0): path for match, path in found if match}
 
-    def _open(self) -> bool:
-        """Open the next file; False where it does not exist, or holds nothing yet."""
+    def _open(self) -> GrowingTiff | None:
+        """Return the open file, or open the next; None where it does not exist, or holds nothing yet."""
+        if self._file is not None:
+            return self._file
         paths = self._paths()
         path = paths.get(self._number)
         if path is None:
@@ -124,55 +127,30 @@ class GrowingDataset:
                     f"File {self._number} of the data set {self._folder} is missing, but there is "
                     f"{paths[max(paths)].name}: keep all files of a data set in its folder."
                 )
-            return False
-        try:
-            file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise AcquisitionError(f"{path} cannot be read: {error}.") from error
-        head = file.read(16)
-        magic, _, mark, version = struct.unpack("<4sIII", head.ljust(16, b"\0"))
+            return None
+        file = GrowingTiff(path, big=False)
+        magic, _, mark, version = struct.unpack("<4sIII", file.read(0, 16).ljust(16, b"\0"))
         if version != 0 and magic == _MAGIC and mark == _MARK:
-            self._file, self._link = file, 4
-            return True
+            self._file = file
+            return file
         file.close()
         if version != 0:
             raise AcquisitionError(f"{path} is not NDTiff, version 3 or newer: save it as NDTiff.")
-        return False  # preallocated, but not begun
+        return None  # preallocated, but not begun
 
-    def _is_over(self) -> bool:
-        """Return whether nothing will follow the last directory of the open file."""
-        if self._file is None:
-            return False
-        size = self._file.seek(0, 2)
-        return not 0 < self._word(self._link) < size
-
-    def _word(self, offset: int) -> int:
-        data = self._read(offset, 4)
-        return int.from_bytes(data, "little") if len(data) == 4 else 0
-
-    def _read(self, offset: int, count: int) -> bytes:
-        """Return as many of `count` bytes as there are."""
-        if self._file is None:
-            return b""
-        self._file.seek(offset)
-        data = b""
-        while len(data) < count and (part := self._file.read(count - len(data))):
-            data = data + part if data else part
-        return data
-
-    def _next(self) -> Image | None:
+    def _next(self, file: GrowingTiff) -> Image | None:
         """Return the next image; None where it is not complete yet."""
-        while (offset := self._word(self._link)) != 0:
-            tags, link = self._directory(offset)
+        while (offset := file.offset_at(file.link)) != 0:
+            tags, link = file.directory(offset, _NEEDED)
             if not tags:
                 return None
             at, length = tags[_METADATA]
-            metadata = _parsed(self._read(at, min(length, _MOST_TEXT)))
+            metadata = _parsed(file.read(at, min(length, _MOST_TEXT)))
             if metadata is None:
-                if not self._directory(self._word(link))[0]:
+                if not file.directory(file.offset_at(link), _NEEDED)[0]:
                     return None
                 # The next image is there already, so waiting would not repair this one.
-                self._link = link
+                file.link = link
                 self.damaged += 1
                 continue
             axes = metadata.get("Axes")
@@ -180,24 +158,12 @@ class GrowingDataset:
                 axes = self._index.axes(tags[_OFFSET][0], self._number)
             if axes is None:
                 return None
-            pixels = self._pixels({tag: value for tag, (value, _) in tags.items()})
-            self._link = link
+            pixels = self._pixels(file, {tag: value for tag, (value, _) in tags.items()})
+            file.link = link
             return Image(_plain(axes), metadata, pixels)
         return None
 
-    def _directory(self, offset: int) -> tuple[dict[int, tuple[int, int]], int]:
-        """Return tag to (value, count), none if not written, and the place of the next one's offset."""
-        head = self._read(offset, 2)
-        number = struct.unpack("<H", head)[0] if len(head) == 2 else 0
-        if not 0 < number <= _MOST_TAGS:
-            return {}, 0
-        data = self._read(offset + 2, 12 * number)
-        if len(data) < 12 * number:
-            return {}, 0
-        tags = {tag: (value, count) for tag, _, count, value in struct.iter_unpack("<HHII", data)}
-        return (tags if tags.keys() >= _NEEDED else {}), offset + 2 + 12 * number
-
-    def _pixels(self, tags: dict[int, int]) -> Any:
+    def _pixels(self, file: GrowingTiff, tags: dict[int, int]) -> NDArray[Any]:
         """Return the pixels (Y, X); the number of bytes tells the type: one writer always says 16 bit."""
         height, width = tags[_HEIGHT], tags[_WIDTH]
         if tags.get(_COMPRESSION, 1) != 1:
@@ -208,10 +174,8 @@ class GrowingDataset:
                 "value per pixel; choose a monochrome camera or pixel type."
             )
         dtype = np.dtype(np.uint8 if tags[_BYTES] == height * width else "<u2")
-        data = self._read(tags[_OFFSET], tags[_BYTES])
-        if len(data) < tags[_BYTES]:
-            raise AcquisitionError(f"A file in {self._folder} was cut short in the middle of an image.")
-        return np.frombuffer(data, dtype).reshape(height, width).astype(dtype.newbyteorder("="), copy=False)
+        pixels = file.pixels(tags[_OFFSET], (height, width), dtype)
+        return pixels.astype(dtype.newbyteorder("="), copy=False)
 
 
 class _Index:

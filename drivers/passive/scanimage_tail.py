@@ -16,16 +16,16 @@ into memory. For one thread.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from microdiffusion.drivers.passive.geometry import Axis, Image
+from microdiffusion.drivers.passive.growing_tiff import GrowingTiff
 from microdiffusion.drivers.passive.scanimage_header import Recording, field, setting
 from microdiffusion.errors import AcquisitionError
 
@@ -37,7 +37,7 @@ _MAGIC = 117637889
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _TEXT = 256, 257, 258, 259, 270
 _OFFSET, _SAMPLES, _BYTES, _FORMAT = 273, 277, 279, 339
 _NEEDED = {_WIDTH, _HEIGHT, _BITS, _TEXT, _OFFSET, _BYTES}
-_MOST_TAGS, _MOST_TEXT = 64, 1 << 26
+_MOST_TEXT = 1 << 26
 
 Key = tuple[int, int]
 """Number of the acquisition in a file's name, and of the file within it (0 where it is not split)."""
@@ -85,73 +85,44 @@ class _Page:
     """A complete page: its description, its pixels (Y, X) int16, and where the next one's offset stands."""
 
     text: str
-    pixels: np.ndarray[tuple[int, int], np.dtype[np.int16]]
+    pixels: NDArray[np.int16]
     link: int
 
 
-class _Pages:
+class _Pages(GrowingTiff):
     """The pages of one file, as they are written."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file: BinaryIO = path.open("rb", buffering=0)
-        except OSError as error:
-            raise AcquisitionError(f"{path} cannot be read: {error}.") from error
-        self._link = 8
-
-    def close(self) -> None:
-        self._file.close()
+        super().__init__(path, big=True)
 
     @property
     def is_scanimage(self) -> bool | None:
         """True where ScanImage wrote it; None where the header is not there yet."""
-        head = self._read(16, 4)
+        head = self.read(16, 4)
         if len(head) < 4 or not any(head):
             return None
-        return self._read(0, 4) == b"II+\0" and int.from_bytes(head, "little") == _MAGIC
+        return self.read(0, 4) == b"II+\0" and int.from_bytes(head, "little") == _MAGIC
 
     @property
     def text(self) -> str:
         """The part of the header that is the same for all frames."""
-        length = int.from_bytes(self._read(24, 4), "little")
-        return self._read(32, min(length, _MOST_TEXT)).rstrip(b"\0").decode(errors="replace")
-
-    @property
-    def is_over(self) -> bool:
-        """True where nothing follows the last page that `advance` left behind (yet)."""
-        return not 0 < self._word(self._link) < self._file.seek(0, 2)
+        length = int.from_bytes(self.read(24, 4), "little")
+        return self._text(32, length)
 
     def page(self) -> _Page | None:
         """Return the next page; None where it is not complete yet."""
-        offset = self._word(self._link)
-        if 0 < offset < self._link:
-            raise AcquisitionError(
-                f"{self.path} is damaged after byte {self._link}: its pages run backwards."
-            )
-        tags, link = self._directory(offset)
-        size = self._file.seek(0, 2)
-        if not tags or max(tags[_OFFSET][0] + tags[_BYTES][0], sum(tags[_TEXT])) > size:
+        offset = self.offset_at(self.link)
+        if 0 < offset < self.link:
+            raise AcquisitionError(f"{self.path} is damaged after byte {self.link}: its pages run backwards.")
+        tags, link = self.directory(offset, _NEEDED)
+        if not tags or max(tags[_OFFSET][0] + tags[_BYTES][0], sum(tags[_TEXT])) > self.size:
             return None
-        text = self._read(tags[_TEXT][0], min(tags[_TEXT][1], _MOST_TEXT)).rstrip(b"\0")
-        return _Page(text.decode(errors="replace"), self._pixels(tags), link)
+        return _Page(self._text(*tags[_TEXT]), self._pixels(tags), link)
 
-    def advance(self, page: _Page) -> None:
-        """Go on to the page after this one."""
-        self._link = page.link
+    def _text(self, offset: int, length: int) -> str:
+        return self.read(offset, min(length, _MOST_TEXT)).rstrip(b"\0").decode(errors="replace")
 
-    def _directory(self, offset: int) -> tuple[dict[int, tuple[int, int]], int]:
-        """Return tag to (value, count), none if not written, and the place of the next one's offset."""
-        number = self._word(offset) if offset else 0
-        if not 0 < number <= _MOST_TAGS:
-            return {}, 0
-        data = self._read(offset + 8, 20 * number)
-        if len(data) < 20 * number:
-            return {}, 0
-        tags = {tag: (value, count) for tag, _, count, value in struct.iter_unpack("<HHQQ", data)}
-        return (tags if tags.keys() >= _NEEDED else {}), offset + 8 + 20 * number
-
-    def _pixels(self, tags: dict[int, tuple[int, int]]) -> np.ndarray[tuple[int, int], np.dtype[np.int16]]:
+    def _pixels(self, tags: dict[int, tuple[int, int]]) -> NDArray[np.int16]:
         (height, _), (width, _), (length, strips) = tags[_HEIGHT], tags[_WIDTH], tags[_BYTES]
         kind = [tags.get(tag, (1, 1))[0] for tag in (_COMPRESSION, _SAMPLES, _FORMAT)]
         if kind != [1, 1, 2] or tags[_BITS][0] != 16 or strips != 1 or length != 2 * height * width:
@@ -159,18 +130,7 @@ class _Pages:
                 f"The pixels of {self.path} are not signed 16 bit in one piece, as ScanImage saves them: "
                 "follow its own files, not converted ones."
             )
-        return np.frombuffer(self._read(tags[_OFFSET][0], length), "<i2").reshape(height, width)
-
-    def _word(self, offset: int) -> int:
-        data = self._read(offset, 8)
-        return int.from_bytes(data, "little") if len(data) == 8 else 0
-
-    def _read(self, offset: int, count: int) -> bytes:
-        """Return as many of `count` bytes as there are."""
-        if offset >= self._file.seek(0, 2):  # no seek beyond: file systems have limits of their own
-            return b""
-        self._file.seek(offset)
-        return self._file.read(count)
+        return self.pixels(tags[_OFFSET][0], (height, width), "<i2")
 
 
 class GrowingSeries:
@@ -212,7 +172,7 @@ class GrowingSeries:
         while (file := self._open()) is not None:
             page = file.page()
             if page is not None:
-                file.advance(page)
+                file.link = page.link
                 image = self._image(page)
                 if image is not None:
                     yield image

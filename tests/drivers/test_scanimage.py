@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -171,6 +172,20 @@ REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(AcquisitionError, match=words):
         read(write(tmp_path / "scan_00001.tif", **changes))
+
+
+def test_a_disk_that_gives_little_at_a_time_gives_whole_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sparing(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            return super().read(min(size, 100))
+
+    path = write(tmp_path / "scan_00001.tif")
+    monkeypatch.setattr(Path, "open", lambda place, *_, **__: Sparing(place))
+    images = read(path)
+    assert places(images) == [(t, z) for t in range(3) for z in range(4)]
+    np.testing.assert_array_equal(images[-1].pixels, counts_of(12))
 
 
 def test_numbers_without_sense_are_none(tmp_path: Path) -> None:
