@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import re
 import signal
@@ -24,7 +23,7 @@ import mm_test_adapters
 import numpy as np
 import psutil
 import pytest
-from support.driver_support import Daemon, Outbox, changed, wait_until
+from support.driver_support import Daemon, Outbox, changed, spawned, wait_until
 
 from microdiffusion.config.models import AcquisitionConfig, Config
 from microdiffusion.drivers.micromanager import acquisition as micromanager
@@ -226,12 +225,8 @@ def _acquire_with_a_broken_specimen(config: Config, address: str, pipe: Connecti
 
 @pytest.mark.acquisition
 def test_an_error_in_the_hook_neither_hangs_the_run_nor_goes_unsaid(daemon: Daemon) -> None:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
     config = make(acquisition={"sweeps": 2})
-    child = context.Process(target=_acquire_with_a_broken_specimen, args=(config, daemon.address, there))
-    child.start()
-    try:
+    with spawned(_acquire_with_a_broken_specimen, config, daemon.address) as (child, here):
         assert here.poll(40)
         assert re.fullmatch(
             r"(\d+) of \1 frames could not be used, the first because of "
@@ -240,8 +235,6 @@ def test_an_error_in_the_hook_neither_hangs_the_run_nor_goes_unsaid(daemon: Daem
         )
         child.join(15)
         assert child.exitcode == 0
-    finally:
-        child.kill()
 
 
 def _acquire_while_somebody_else_works(
@@ -293,25 +286,16 @@ def _acquire_while_somebody_else_works(
     ],
 )
 def test_somebody_else_at_the_same_core(daemon: Daemon, deed: str, expected: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
     acquisition = {"specimen": False, "exposure_ms": 20, "channel_group": "Channel", "channels": ["FITC"]}
     config = make(acquisition=acquisition)
     if deed != "does nothing":
         config = make(acquisition={**acquisition, "sweeps": None})
-    child = context.Process(
-        target=_acquire_while_somebody_else_works, args=(config, daemon.address, deed, there)
-    )
-    child.start()
-    try:
+    with spawned(_acquire_while_somebody_else_works, config, daemon.address, deed) as (_, here):
         assert here.poll(60)
         assert expected in here.recv()
         assert here.poll(10)
         if deed == "does nothing":  # as the demo's configuration leaves it
             assert here.recv() == ((0, 0, 512, 512), 10.0, "DAPI")
-    finally:
-        child.kill()
-        child.join()
 
 
 @pytest.mark.acquisition
@@ -567,18 +551,11 @@ UNSUITABLE = {
 
 @pytest.mark.acquisition
 def test_what_the_instrument_cannot_do_is_said_before_the_run() -> None:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
     configs = [make(**tables) for tables, _ in UNSUITABLE.values()]
-    child = context.Process(target=_tell_refusals, args=(configs, None, there))
-    child.start()
-    try:
+    with spawned(_tell_refusals, configs, None) as (_, here):
         for name, (_, text) in UNSUITABLE.items():
             assert here.poll(30), name
             assert text in here.recv(), name
-    finally:
-        child.join(10)
-        child.kill()
 
 
 @pytest.mark.acquisition

@@ -7,8 +7,7 @@ or, with "fault" in the settings, at a moment inside:
 
 `at` is a Java method, a command of the protocol ("constructor", "destructor", ...) or "image"; `do` is
 freeze (the whole process stands still, its ports stay open), die, silence (this call never returns), dawdle
-(it takes half a second) or raise.
-It prints its port; anything else that it prints is a mistake in it.
+(it takes half a second) or raise. It prints its port; anything else that it prints is a mistake in it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import threading
 import time
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -195,9 +193,7 @@ class MicroManager:
         self.port = int(self._process.stdout.readline())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     def kill(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -143,6 +145,20 @@ class Watch:
     def wait_for_note(self, text: str) -> None:
         assert wait_until(lambda: any(text in note for note in self.notes) or not self._thread.is_alive())
         assert any(text in note for note in self.notes), (self.notes, self.failure)
+
+
+@contextlib.contextmanager
+def spawned(target: Callable[..., None], *args: Any) -> Iterator[tuple[Any, Any]]:
+    """Run `target(*args, pipe)` in a process of its own until the block ends; yield both."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=target, args=(*args, there))
+    child.start()
+    try:
+        yield child, here
+    finally:
+        child.kill()
+        child.join()
 
 
 def passive_config(**tables: Any) -> Config:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shlex
 import sys
 import tomllib
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nasty_names import NAMES
+from nasty_names import cases, folder_of, mdd
 from support.driver_support import FOLLOWED, Daemon, DatasetWriter, image_of
 from support.odd_stacks import PIXELS
 from support.wire_support import make_frame, make_header
@@ -21,16 +19,10 @@ from support.wire_support import make_frame, make_header
 from microdiffusion import wire
 from microdiffusion.config import load_config
 from microdiffusion.daemon import doctor
-from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.doctor.finding import warning
 from microdiffusion.files import write_projections
 from microdiffusion.optics import AxialProfile
 from microdiffusion.sender import Journal
-
-FAST = ("percent-b", "both-quotes", "surrogate")
-CASES = [
-    pytest.param(name, id=key, marks=() if key in FAST else pytest.mark.slow) for key, name in NAMES.items()
-]
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +31,10 @@ def daemon() -> Iterator[Daemon]:
         yield daemon
 
 
-def mdd(*words: object) -> tuple[int, str]:
-    """Run a command as in a terminal, which is UTF-8 and strict; return its exit code and what it says."""
-    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = main([str(word) for word in words])
-    out.flush()
-    return code, out.buffer.getvalue().decode()
-
-
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=cases("percent-b", "both-quotes", "surrogate"))
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return a folder of a nasty name; skip where the system has none such."""
-    folder = tmp_path / request.param
-    try:
-        folder.mkdir()
-    except (OSError, ValueError) as error:
-        pytest.skip(f"no such name here: {error}")
-    return folder
+    """Return a folder of a nasty name."""
+    return folder_of(tmp_path, request.param)
 
 
 def in_it(folder: Path, ending: str) -> Path:

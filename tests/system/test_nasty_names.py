@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shlex
 import subprocess
@@ -13,13 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from nasty_names import NAMES
+from nasty_names import NAMES, cases, folder_of, mdd
 from support.odd_stacks import PIXELS, hdf5, ndtiff, npy, tiff
 from support.run_file_writer import header, put_sweep, put_volume, recorder, started
 
 from microdiffusion import open_run
 from microdiffusion.config.models import RecorderConfig
-from microdiffusion.daemon.cli.dispatch import main
 from microdiffusion.daemon.server.serve import opening_line
 from microdiffusion.errors import UserError
 from microdiffusion.export import FORMATS, export_run
@@ -44,20 +41,7 @@ COMMANDS = (
     "repair RUN",
 )
 
-FAST = ("percent-b", "micro", "surrogate", "both-quotes", "newline", "dash")
-CASES = [
-    pytest.param(name, id=key, marks=() if key in FAST else pytest.mark.slow) for key, name in NAMES.items()
-]
-
-
-def folder_of(tmp_path: Path, name: str) -> Path:
-    """Return a folder of that name; skip where the system has none such."""
-    folder = tmp_path / name
-    try:
-        folder.mkdir()
-    except (OSError, ValueError) as error:
-        pytest.skip(f"no such name here: {error}")
-    return folder
+CASES = cases("percent-b", "micro", "surrogate", "both-quotes", "newline", "dash")
 
 
 def record(path: Path, **changes: object) -> Path:
@@ -75,11 +59,7 @@ def test_every_command_takes_a_run_of_any_name(tmp_path: Path, name: str) -> Non
         words = [
             word.replace("DIR", str(folder)) if word != "RUN" else str(run) for word in command.split(" ")
         ]
-        # as a terminal is: UTF-8, strict
-        out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            code = main(words)
-        said = out.buffer.getvalue().decode()
+        code, said = mdd(*words)
         if code == 2 and "UTF-8" in said and "--output" in said:  # a sentence with what to do
             assert "\udcff" in name
             assert command.startswith("export")
@@ -175,9 +155,8 @@ def test_every_stack_of_any_name_is_read(tmp_path: Path, name: str) -> None:
     output = tmp_path / f"{name[:60]}_projections.h5"
     path = tmp_path / f"{name[:80]}hdf5" / f"{name[:80]}.h5"
     words = ["simulate", "--length-um=2", "--step-um=2", f"--output={output}", "--voxel-size-um", *"111"]
-    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        assert main([*words, "--", str(path)]) == 0, out.buffer.getvalue().decode()
+    code, said = mdd(*words, "--", path)
+    assert code == 0, said
     with open_projections(output) as projections:
         assert projections.header.shape == PIXELS.shape
 
