@@ -16,9 +16,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from microdiffusion import wire
-from microdiffusion.addresses import reached
-from microdiffusion.errors import AddressError
-from microdiffusion.wire import HANDSHAKE_FAILED, ClientKeys, secure_client, why_refused
+from microdiffusion.wire import HANDSHAKE_FAILED, ClientKeys, connect, secure_client, why_refused
 
 LINGER_MS = 1000
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
@@ -69,13 +67,7 @@ class Connection:
         try:
             secure_client(self._socket, self.address, self._security)
             self._monitor = self._socket.get_monitor_socket(_WATCHED)
-            self._socket.connect(reached(self.address))
-        except zmq.ZMQError as error:
-            self.drop()
-            raise AddressError(
-                f"Cannot connect to {self.address!r} ({error.strerror}): expected an address such as "
-                "tcp://127.0.0.1:5750."
-            ) from error
+            connect(self._socket, self.address)
         except BaseException:
             self.drop()
             raise

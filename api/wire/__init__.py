@@ -1,6 +1,6 @@
 """The wire format: messages, their bytes, and the keys of both ends."""
 
-from microdiffusion.wire.asking import ask, connected, zmq_reason
+from microdiffusion.wire.asking import ask, connect, connected, zmq_reason
 from microdiffusion.wire.codec import (
     MAX_HEADER_BYTES,
     Parts,
@@ -66,6 +66,7 @@ __all__ = [
     "ask",
     "check_of",
     "client_security",
+    "connect",
     "connected",
     "decode",
     "encode",

@@ -20,8 +20,25 @@ _LOOK_S = 0.1  # how often to look whether the handshake failed
 
 
 def zmq_reason(error: zmq.ZMQError) -> str:
-    """Return the system's reason for an error."""
+    """Return the system's reason for an error, without the address that pyzmq adds."""
     return zmq.strerror(error.errno) if error.errno else str(error)
+
+
+def connect(socket: zmq.Socket[bytes], address: str) -> None:
+    """Connect a socket to what listens at `address`, now or later.
+
+    Raises
+    ------
+    AddressError
+        The address is malformed.
+    """
+    try:
+        socket.connect(reached(address))
+    except zmq.ZMQError as error:
+        raise AddressError(
+            f"Cannot connect to {address!r} ({zmq_reason(error)}): expected an address such as "
+            "tcp://127.0.0.1:5750."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -44,12 +61,7 @@ def connected(
         secure_client(socket, address, security)
         watch = HandshakeWatch(socket, address, security)
         stack.callback(watch.close)
-        try:
-            socket.connect(reached(address))
-        except zmq.ZMQError as error:
-            raise AddressError(
-                f"Expected an address like tcp://HOST:PORT, not {address!r} ({zmq_reason(error)})."
-            ) from error
+        connect(socket, address)
         yield socket, watch
 
 
