@@ -40,10 +40,11 @@ def check_free(core: Any, acquisition: AcquisitionConfig, note: Callable[[str], 
         return
     from pyjavaz import JavaClass
 
-    engine = None
-    with suppress(Exception):  # an older Micro-Manager knows no such class
+    runs = False
+    with suppress(Exception):  # an older Micro-Manager knows no such class or method
         engine = JavaClass(_ENGINE, port=acquisition.port).get_instance()
-    if engine is not None and engine.any_acquisitions_running():
+        runs = engine is not None and bool(engine.any_acquisitions_running())
+    if runs:
         note(
             "Micro-Manager says that an acquisition is running. If one is, stop it or this run: each moves "
             "the stage in the other's exposures. It also says so after a driver that was killed, until it "

@@ -285,6 +285,13 @@ def test_an_acquisition_that_seems_to_run_is_told(
         assert "Micro-Manager says that an acquisition is running" in notes
 
 
+def test_an_older_engine_that_cannot_be_asked_is_driven_all_the_same(
+    daemon: Daemon, start: Callable[[Config], DriverProcess]
+) -> None:
+    with MicroManager(older=True) as scope:
+        assert not ended(start(make(scope.port, acquisition={"sweeps": 1})))
+
+
 @pytest.mark.slow
 def test_a_foreign_program_at_the_next_port_does_not_hold_the_run_up(
     daemon: Daemon, start: Callable[[Config], DriverProcess]

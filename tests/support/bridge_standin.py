@@ -48,9 +48,11 @@ class StandIn:
         self._settings = settings
         self._fault = dict(settings.get("fault") or {})
         self._core = objects.Core(settings)
-        self._engine: objects.Engine | None = None
+        self._engine: objects.JavaObject | None = None
         if settings.get("busy") is not None:
             self._engine = objects.Engine(settings["busy"])
+        if settings.get("older"):
+            self._engine = objects.JavaObject()
         self._held: dict[int, objects.JavaObject] = {}
         self._numbers = count(1)
         self._lock = threading.Lock()
