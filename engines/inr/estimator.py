@@ -45,7 +45,7 @@ from microdiffusion.engines.inr.covariance import (
     banded,
     overlap,
 )
-from microdiffusion.engines.projections import local_mean, tensor_of
+from microdiffusion.engines.projections import light_share, local_mean, supports, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,7 @@ _NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
 _DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
 _NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
 _ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
+_LIT_AGAIN = 0.02  # of a dark voxel's light is allowed again with each sweep that does not find it dark
 _PIXELS = 2048  # enough for a choice
 _UNSEEN = 1e-6  # light of all slabs together
 _VOXELS = 1 << 17  # that are updated one by one at a time
@@ -143,7 +144,7 @@ class SessionEstimator:
         distance = np.abs(np.arange(shape[0])[:, None] - np.arange(shape[0]))
         self._smooth = tensor_of(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2), self._device)
         self.anew = False
-        self._field = self._relative = self._age = torch.empty(0)
+        self._field = self._relative = self._age = self._lit = torch.empty(0)
 
     @property
     def expected(self) -> Tensor:
@@ -153,12 +154,17 @@ class SessionEstimator:
     @property
     def nbytes(self) -> int:
         """Of what is kept from sweep to sweep."""
-        return sum(tensor.nbytes for tensor in (self._field, self._relative, self._age))
+        return sum(tensor.nbytes for tensor in (self._field, self._relative, self._age, self._lit))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
         numbers = {"sweeps": self.sweeps, "amplitudes": self.covariances.amplitudes}
-        tensors = {"field": self._field, "relative": self._relative, "age": self._age}
+        tensors = {
+            "field": self._field,
+            "relative": self._relative,
+            "age": self._age,
+            "lit": self._lit,
+        }
         if self.covariances.by_age:
             tensors["covariances"] = torch.from_numpy(np.stack(self.covariances.by_age))
         return numbers, tensors
@@ -177,7 +183,7 @@ class SessionEstimator:
         self.sweeps, amplitudes = int(numbers["sweeps"]), numbers["amplitudes"]
         self.covariances.amplitudes = amplitudes and (float(amplitudes[0]), float(amplitudes[1]))
         self._field, self._relative = field, tensors["relative"].to(self._device)
-        self._age = tensors["age"].to(self._device)
+        self._age, self._lit = tensors["age"].to(self._device), tensors["lit"].to(self._device)
         kept = tensors.get("covariances")
         self.covariances.by_age = () if kept is None else tuple(kept.cpu().numpy())
 
@@ -189,7 +195,7 @@ class SessionEstimator:
 
     def shift(self, deeper: int, down: int, right: int) -> None:
         """Look at another part of the specimen, so many voxels further; what comes into view is not known."""
-        for name in ("_field", "_relative", "_age"):
+        for name in ("_field", "_relative", "_age", "_lit"):
             volume = getattr(self, name).unflatten(1, self.shape[1:])
             result = torch.zeros_like(volume)
             here, there = zip(
@@ -235,12 +241,15 @@ class SessionEstimator:
             gains,
             (lambda: gains[0].gain @ bands) if own is None else (lambda: own().flatten(1)),
         )
+        lit = light_share(supports(matrix), self.shape[0], images, variance).flatten(1)
         if self.sweeps == 0:
             self._field = sweep.alone().clone()
             self._relative = torch.zeros_like(self._field)
             self._age = torch.ones_like(self._field, dtype=torch.uint8)
+            self._lit = lit  # the sweep's own answer is darkened with all others
         else:
             self._refine(sweep)
+            self._darken(lit)
         self.sweeps = 1 if self.anew else self.sweeps + 1
         return self._estimate(gains)
 
@@ -278,6 +287,15 @@ class SessionEstimator:
                 self._relative *= 1 - share
             age = torch.where(share > 0.5, 1, age)
         self._field, self._age = field.clamp_min(0.0), age
+
+    def _darken(self, lit: Tensor) -> None:
+        """Take the light from voxels that lay in a dark slab, in this sweep or since they keep still.
+
+        `lit` (Z, P) is the sweep's share of light. Light is never negative: a slab without any is dark all
+        over, and what a bright one shows lies where none of those that were dark did.
+        """
+        self._lit = torch.where(self._age > 1, torch.minimum(lit, self._lit + _LIT_AGAIN), lit)
+        self._field = self._field * self._lit
 
     def _gained(self, age: Tensor, gains: list[KalmanGain], left: Tensor) -> Tensor:
         """Return the field (Z, P) with what is left of the projections (2 M, P), by each voxel's gain."""

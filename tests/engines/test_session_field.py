@@ -131,6 +131,28 @@ def test_bleaching_is_no_motion_along_z() -> None:
     assert psnr(learned[9], truth(9)) > psnr(learned[0], truth(0)) + 6.0
 
 
+def test_a_nearly_empty_specimen_is_not_worse_for_what_was_learned() -> None:
+    truth = np.maximum(spot((11, 9, 20), 1.0), spot((21, 22, 8), 1.0))
+    learned, alone = (run(lambda number: truth, 10, memory) for memory in ("session", "sweep"))
+    gain = [psnr(known, truth) - psnr(new, truth) for known, new in zip(learned, alone, strict=True)]
+    assert min(gain) > -0.2
+    assert np.mean(gain[5:]) > 2.0
+
+
+def test_light_that_comes_where_it_was_dark_is_seen_at_once() -> None:
+    before = np.asarray(spot((11, 9, 20), 1.5), np.float32)
+    after = np.maximum(before, 0.5 * spot((20, 22, 8), 1.5))
+    place = spot((20, 22, 8), 1.5) > 0.5
+
+    def truth(number: int) -> Volume:
+        return after if number >= 6 else before
+
+    learned, alone = (run(truth, 10, memory) for memory in ("session", "sweep"))
+    for number in range(6, 10):
+        light = learned[number].volume[place].mean()
+        assert light > 0.9 * alone[number].volume[place].mean(), number
+
+
 def test_amplitudes_of_both_bands_are_found_in_the_first_sweep() -> None:
     rng, slices, columns = np.random.default_rng(0), 48, 4000
     covariances = AgeCovariances(slices, bandwidth=0.07)
