@@ -1,7 +1,7 @@
 """Image quality: fidelity and sharpness of a volume against the truth, confidence intervals, saturation.
 
-Volumes are (Z, Y, X), estimate first, truth second, in the same units. The data range is always an
-argument or 1, never taken from the data: scores of different answers stay comparable. Empty background
+Volumes are (Z, Y, X), estimate first, truth second, in the same units. The data range is
+1, never taken from the data: scores of different answers stay comparable. Empty background
 flatters both PSNR and SSIM, so the foreground is scored apart. Pure functions, safe on any thread.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microdiffusion.errors import DependencyError, InputFileError
+from microdiffusion.errors import InputFileError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SMALLEST_ERROR = 1e-12  # mean squared error at a data range of 1: equal slices score 120 dB, not infinity
 # Fourier shell correlation above which a frequency counts as resolved (Rosenthal and Henderson 2003, 0.143).
 _RESOLVED = 1 / 7
+_RESAMPLES = 10_000
 _FULL_SCALES = frozenset(
     {(1 << bits) - 1 for bits in range(8, 17)} | {((1 << bits) - 1) << (16 - bits) for bits in range(10, 16)}
 )  # largest counts of cameras of 8 to 16 bits
@@ -101,17 +102,13 @@ class AxialCorrelation:
         return float(np.mean(np.where(np.isnan(self.correlation), 0.0, self.correlation)))
 
 
-def psnr_per_slice(
-    estimate: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1.0
-) -> NDArray[np.float64]:
+def psnr_per_slice(estimate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
     """Return the peak signal-to-noise ratio (Z,) of each slice, dB; 120 dB where a slice is equal."""
     estimate, truth = _pair(estimate, truth)
-    return _decibel(np.mean(np.square(estimate - truth), axis=(1, 2)), data_range)
+    return _decibel(np.mean(np.square(estimate - truth), axis=(1, 2)))
 
 
-def ssim_per_slice(
-    estimate: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1.0
-) -> NDArray[np.float64]:
+def ssim_per_slice(estimate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
     """Return the structural similarity (Z,) of each slice: scikit-image's default, a uniform window of 7.
 
     Raises
@@ -120,28 +117,21 @@ def ssim_per_slice(
         A slice is smaller than 7 x 7.
     """
     estimate, truth = _pair(estimate, truth)
-    return np.array([_ssim(a, b, data_range) for a, b in zip(estimate, truth, strict=True)])
+    return np.array([_ssim(a, b) for a, b in zip(estimate, truth, strict=True)])
 
 
-def ssim_3d(estimate: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1.0) -> float:
+def ssim_3d(estimate: NDArray[Any], truth: NDArray[Any]) -> float:
     """Return the structural similarity of the whole volume, window 7 x 7 x 7."""
-    return _ssim(*_pair(estimate, truth), data_range)
+    return _ssim(*_pair(estimate, truth))
 
 
-def foreground_psnr(
-    estimate: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1.0, threshold: float | None = None
-) -> float:
-    """Return the PSNR (dB) over the voxels where the truth is above `threshold`.
-
-    `threshold` None stands for the truth's Otsu threshold. NaN where no voxel is above it.
-    """
+def foreground_psnr(estimate: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Return the PSNR (dB) over the voxels where the truth is above its Otsu threshold; NaN: nowhere."""
     estimate, truth = _pair(estimate, truth)
-    if threshold is None:
-        threshold = _otsu(truth)
-    mask = truth > threshold
+    mask = truth > _otsu(truth)
     if not mask.any():
         return float("nan")
-    return float(_decibel(np.mean(np.square(estimate[mask] - truth[mask])), data_range))
+    return float(_decibel(np.mean(np.square(estimate[mask] - truth[mask]))))
 
 
 def axial_sharpness(estimate: NDArray[Any], truth: NDArray[Any], *, foreground: bool = False) -> float:
@@ -222,10 +212,8 @@ def held_out_error(
     return float(np.sqrt(np.mean(np.square(miss / noise))))
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval (low, high) of the mean of `values` (N,).
+def bootstrap_interval(values: ArrayLike) -> tuple[float, float]:
+    """Return the percentile bootstrap interval (low, high), 95 %, of the mean of `values` (N,).
 
     Efron and Tibshirani (1993), chapter 13. One value stands for one volume: slices of a volume are not
     independent, volumes are. NaNs are left out; NaN where fewer than two values remain.
@@ -234,9 +222,8 @@ def bootstrap_interval(
     array = array[~np.isnan(array)]
     if array.size < 2:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(array.size, size=(resamples, array.size))
-    means = array[drawn].mean(axis=1)
-    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+    drawn = np.random.default_rng(0).integers(array.size, size=(_RESAMPLES, array.size))
+    low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -256,11 +243,7 @@ def seen_slices(operator: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def score(
-    estimate: NDArray[Any],
-    truth: NDArray[Any],
-    *,
-    data_range: float = 1.0,
-    slices: NDArray[np.bool_] | None = None,
+    estimate: NDArray[Any], truth: NDArray[Any], *, slices: NDArray[np.bool_] | None = None
 ) -> ImageScores:
     """Return all scores, over the slices (Z,) of the mask `slices` where one is given."""
     estimate, truth = _pair(estimate, truth)
@@ -268,10 +251,10 @@ def score(
         estimate, truth = estimate[slices], truth[slices]
     axial = axial_correlation(estimate, truth)
     return ImageScores(
-        psnr_db=float(np.mean(psnr_per_slice(estimate, truth, data_range=data_range))),
-        ssim=float(np.mean(ssim_per_slice(estimate, truth, data_range=data_range))),
-        ssim_3d=ssim_3d(estimate, truth, data_range=data_range) if min(truth.shape) >= 7 else float("nan"),
-        foreground_psnr_db=foreground_psnr(estimate, truth, data_range=data_range),
+        psnr_db=float(np.mean(psnr_per_slice(estimate, truth))),
+        ssim=float(np.mean(ssim_per_slice(estimate, truth))),
+        ssim_3d=ssim_3d(estimate, truth) if min(truth.shape) >= 7 else float("nan"),
+        foreground_psnr_db=foreground_psnr(estimate, truth),
         sharpness=axial_sharpness(estimate, truth),
         slices=truth.shape[0],
         dice=dice_after_otsu(estimate, truth),
@@ -294,38 +277,27 @@ def _otsu(volume: NDArray[np.float64]) -> float:
     """Return the threshold of Otsu (1979) over the whole volume; a constant one is all background."""
     if np.ptp(volume) == 0:
         return float(volume.flat[0])
-    return float(_filters().threshold_otsu(volume))
+    from skimage import filters
+
+    threshold: Any = filters.threshold_otsu  # scikit-image has no annotations
+    return float(threshold(volume))
 
 
-def _decibel(mean_square: Any, data_range: float) -> NDArray[np.float64]:
-    relative = np.asarray(mean_square, dtype=np.float64) / data_range**2
-    return np.asarray(-10.0 * np.log10(np.maximum(relative, _SMALLEST_ERROR)))
+def _decibel(mean_square: Any) -> NDArray[np.float64]:
+    error = np.asarray(mean_square, dtype=np.float64)
+    return np.asarray(-10.0 * np.log10(np.maximum(error, _SMALLEST_ERROR)))
 
 
-def _ssim(estimate: NDArray[np.float64], truth: NDArray[np.float64], data_range: float) -> float:
+def _ssim(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
     if min(truth.shape) < 7:
         raise InputFileError(
             f"Structural similarity needs at least 7 voxels along each axis, not {truth.shape}: "
             "score a larger part."
         )
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise _missing() from error
+    from skimage.metrics import structural_similarity
+
     similarity: Any = structural_similarity  # scikit-image has no annotations
-    return float(similarity(estimate, truth, data_range=data_range))
-
-
-def _filters() -> Any:
-    try:
-        from skimage import filters
-    except ImportError as error:
-        raise _missing() from error
-    return filters
-
-
-def _missing() -> DependencyError:
-    return DependencyError("This score needs scikit-image: install it with `pip install scikit-image`.")
+    return float(similarity(estimate, truth, data_range=1.0))
 
 
 def saturation_level(pixels: NDArray[Any], *, least: int = 8) -> float | None:

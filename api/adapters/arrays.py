@@ -100,23 +100,15 @@ class BlockSource:
         """
         run = self.open()
         series = self.series(run)
-        place = (time_point,) if len(run.header.channels) == 1 else (time_point, channel)
         index = index if isinstance(index, tuple) else (index,)
         try:
             if time_point >= len(series):  # never used, so the closed file has no room for it
                 raise GapError(f"{self.path} has no time point {time_point}: run.written() lists all.")
-            return series[(*place, *index)]
+            return series[(*run.place(time_point, channel), *index)]
         except GapError:
             if fill is None:
                 raise
             return np.array(np.broadcast_to(np.float32(fill), series.shape[-3:])[index])
-
-
-def settled(run: Run) -> int:
-    """Return the number of time points up to the last one with a status."""
-    status = run.status
-    known = np.flatnonzero(np.any(status.reshape(len(status), -1) != Status.EMPTY, axis=1))
-    return int(known[-1]) + 1 if known.size else 0
 
 
 def to_dask(run: Run, level: int = 0, *, gaps: Gaps = "raise") -> Any:
@@ -246,7 +238,7 @@ def _time_points(run: Run, gaps: Gaps) -> NDArray[np.intp]:
         return run.written()
     if gaps not in ("raise", "nan"):
         raise ValueError(f'gaps is {gaps!r}, and must be "raise", "nan" or "drop"')
-    return np.arange(settled(run))
+    return np.arange(run.used)
 
 
 def _import(module: str, package: str, extra: str) -> ModuleType:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microdiffusion.adapters.arrays import settled
 from microdiffusion.adapters.napari_layers import Layer, Shown, brightness, run_layers
 from microdiffusion.errors import GapError
 from microdiffusion.runfile import attribute_of, open_hdf5
@@ -62,7 +61,7 @@ def look(shown: Shown) -> WatchedState:
     sources = shown.levels[0].sources[:_MOST_WATCHED]
     runs = [source.open() for source in sources]
     closed = runs[0].closed  # before looking, so that nothing written before the close is missed
-    length = max(settled(run) for run in runs)
+    length = max(run.used for run in runs)
     return WatchedState(max(length, 1), tuple(len(run.written()) for run in runs), closed)
 
 

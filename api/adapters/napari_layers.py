@@ -8,15 +8,16 @@ empty and never as a dark specimen. Any thread.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.adapters.arrays import BlockSource, settled
+from microdiffusion.adapters.arrays import BlockSource
 from microdiffusion.errors import MddError
-from microdiffusion.runfile import Run, open_run
+from microdiffusion.runfile import Run, expanded, open_run
 
 Layer = tuple[Any, dict[str, Any], str]
 
@@ -62,33 +63,14 @@ class LayerData:
         return self.length
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        parts = list(index) if isinstance(index, tuple) else [index]
-        if Ellipsis in parts:
-            at = parts.index(Ellipsis)
-            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
-        parts += [slice(None)] * (self.ndim - len(parts))
-        leading, inner = parts[:-3], tuple(parts[-3:])
-        return self._over(leading, (), inner)
-
-    def _over(
-        self, leading: list[Any], place: tuple[int, ...], inner: tuple[Any, ...]
-    ) -> NDArray[np.float32]:
-        """Iterate over the axes of time and position, and read at each place."""
-        if not leading:
-            source = self.sources[place[1] if len(place) > 1 else 0]
-            volume = source.read(place[0], self.channel, inner, fill=np.nan)
-            return volume.astype(np.float32, copy=False)
-        one, *rest = leading
-        size = self.shape[len(place)]
-        if not isinstance(one, slice):
-            number = int(one)
-            if not -size <= number < size:
-                raise IndexError(f"index {number} is outside of 0 to {size - 1}")
-            return self._over(rest, (*place, number % size), inner)
-        chosen = [self._over(rest, (*place, number), inner) for number in range(*one.indices(size))]
-        if chosen:
-            return np.stack(chosen)
-        return self._over(rest, (*place, 0), inner)[None][:0]
+        full = expanded(index, self.ndim)
+        leading, inner = full[:-3], full[-3:]
+        chosen = [np.arange(size)[one] for one, size in zip(leading, self.shape, strict=False)]
+        places = list(product(*(one.reshape(-1).tolist() for one in chosen)))
+        found = np.empty((len(places), *np.broadcast_to(np.float32(), self.size)[inner].shape), np.float32)
+        for row, (t, *position) in enumerate(places):
+            found[row] = self.sources[sum(position)].read(t, self.channel, inner, fill=np.nan)
+        return found.reshape(*(size for one in chosen for size in one.shape), *found.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole = self[:]
@@ -133,7 +115,7 @@ def run_layers(path: Path) -> list[Layer]:
 def _layer(run: Run, channel: int, *, uncertainty: bool = False) -> Layer:
     header = run.header
     positions = range(len(header.positions))
-    length = max(settled(run), 1)  # napari needs something to show before the first volume
+    length = max(run.used, 1)  # napari needs something to show before the first volume
     levels = range(1) if uncertainty else range(len(run.pyramid))
     shown = Shown(
         tuple(

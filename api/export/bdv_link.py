@@ -120,8 +120,7 @@ def _write(positions: list[Run], finals: tuple[Path, Path], hdf5: Path, xml: Pat
     status = [one.status.reshape(-1, len(header.channels)) for one in positions]
     room = parts[-1].first + parts[-1].count
     if closed:
-        used = [int(np.flatnonzero(one.any(axis=1))[-1]) + 1 for one in status if one.any()]
-        room = max(used, default=1)
+        room = max(1, *(one.used for one in positions))
     pictures = [Picture(one, "volume", Scope(), range(room)) for one in positions]
     # During the run, a volume that is absent may still come.
     missing = [

@@ -28,6 +28,7 @@ from microdiffusion.runfile import (
     level_factors,
     level_shape,
     open_positions,
+    settled,
 )
 from microdiffusion.text import count_noun
 
@@ -185,9 +186,7 @@ class Picture:
         return self._levels(t, channel, slice(self._finest, None))
 
     def _levels(self, t: int, channel: int, wanted: slice) -> list[NDArray[Any]]:
-        place: tuple[int, ...] = (self.time_points[t],)
-        if len(self.run.header.channels) > 1:
-            place = (*place, self._numbers[channel])
+        place = self.run.place(self.time_points[t], self._numbers[channel])
         if len(self._stored) == len(self._factors):
             return [np.asarray(series[place]) for series in self._stored[wanted]]
         volume = np.asarray(self._stored[0][place])
@@ -202,11 +201,7 @@ class Picture:
         """Return the gaps, in the order of time."""
         found = []
         for t, channel in np.argwhere(~self.written).tolist():
-            code = int(self._status[t, channel])
-            status = Status(code) if code in set(Status) else Status.FAILED  # an unknown code
-            reason = bytes(self._reason[t, channel]).decode(errors="replace")
-            if status is Status.EMPTY:
-                reason = "not reconstructed when this was exported"
+            status, reason = settled(self._status[t, channel], self._reason[t, channel])
             found.append(
                 ExportGap(self.time_points[t], self.name, self.channels[channel], status.name.lower(), reason)
             )
@@ -280,11 +275,7 @@ def _kinds(run: Run) -> tuple[Kind, ...]:
 
 def _time_points(path: Path, runs: Sequence[Run], scope: Scope) -> range:
     """Return the chosen time points, of those with a status in any position."""
-    known = 0
-    for run in runs:
-        status = run.status
-        used = np.flatnonzero((status.reshape(status.shape[0], -1) != Status.EMPTY).any(axis=1))
-        known = max(known, int(used[-1]) + 1 if used.size else 0)
+    known = max(run.used for run in runs)
     first = scope.first or 0
     last = known - 1 if scope.last is None else scope.last
     if known == 0:

@@ -14,6 +14,7 @@ from microdiffusion.runfile.layout import (
 )
 from microdiffusion.runfile.pyramid import Factors, Pyramid, coarser, level_factors, level_shape
 from microdiffusion.runfile.reader import Run, open_positions, open_run
+from microdiffusion.runfile.records import settled
 from microdiffusion.runfile.schema import (
     CHECKED,
     EFFORTS,
@@ -40,7 +41,7 @@ from microdiffusion.runfile.schema import (
     runtime_code,
     segment_path,
 )
-from microdiffusion.runfile.series import TimeSeries
+from microdiffusion.runfile.series import TimeSeries, expanded
 from microdiffusion.runfile.summary import coded, summary_lines
 from microdiffusion.runfile.sweeps import FrameTable, assemble
 from microdiffusion.runfile.verify import Report, verify_run
@@ -79,6 +80,7 @@ __all__ = [
     "coarser",
     "coded",
     "create_run_file",
+    "expanded",
     "file_bytes",
     "is_run_file",
     "lacking_sentence",
@@ -95,6 +97,7 @@ __all__ = [
     "require_run_file",
     "runtime_code",
     "segment_path",
+    "settled",
     "snapshot_run",
     "summary_lines",
     "verify_run",

@@ -165,6 +165,17 @@ class Run:
         rows = (number % len(times) for number in range(max(count - len(times), 0), count))
         return [Event(float(times[row]), text_of(kinds[row]), text_of(texts[row])) for row in rows]
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the run's files by now."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def used(self) -> int:
+        """Number of time points up to the last one with a status."""
+        known = np.flatnonzero(self.status.reshape(-1, len(self.header.channels)).any(axis=1))
+        return int(known[-1]) + 1 if known.size else 0
+
     def written(self, channel: int | None = None) -> NDArray[np.intp]:
         """Return the time points that have a volume, of one channel or of all of them; ascending."""
         status = self.status.reshape(-1, len(self.header.channels))
@@ -176,12 +187,10 @@ class Run:
         status = self.status.reshape(-1, len(self.header.channels))
         reasons = self.values("reason").reshape(-1, len(self.header.channels))
         # Meanwhile the run may have got room for more time points, or have been trimmed.
-        status = status[: len(reasons)]
-        known = np.flatnonzero(np.any(status != Status.EMPTY, axis=1))
-        stop = int(known[-1]) + 1 if known.size else 0
+        status = status[: min(self.used, len(reasons))]
         return [
             Gap(t, channel, *settled(status[t, channel], reasons[t, channel]))
-            for t, channel in np.argwhere(status[:stop] != Status.WRITTEN).tolist()
+            for t, channel in np.argwhere(status != Status.WRITTEN).tolist()
         ]
 
     def values(self, name: str) -> NDArray[Any]:
@@ -193,6 +202,10 @@ class Run:
             There is no such dataset.
         """
         return np.asarray(np.concatenate([piece.data[()] for piece in self._pieces(f"mdd/{name}")]))
+
+    def place(self, time_point: int, channel: int = 0) -> tuple[int, ...]:
+        """Return the index of a time point of a channel: (t,), or (t, channel) where there are several."""
+        return (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
 
     def sweep(self, time_point: int, channel: int = 0) -> Sweep:
         """Return the recorded projections of a time point, ascending in z, the held-out ones apart."""
@@ -253,15 +266,12 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _place(self, time_point: int, channel: int) -> tuple[int, ...]:
-        return (time_point,) if len(self.header.channels) == 1 else (time_point, channel)
-
     def _number(self, time_point: int) -> int:
         """Return the sweep that a time point holds."""
         return time_point % len(self) + self._parts.plan.first_time_point
 
     def _rows(self, time_point: int, channel: int) -> FrameTable:
-        place = self._place(time_point, channel)
+        place = self.place(time_point, channel)
 
         def read(name: str) -> NDArray[Any]:
             if name == "projections":
@@ -312,7 +322,7 @@ class Run:
                 sums = part.view(f"{self._prefix}mdd/{checksum}") if self._check else None
                 yield Piece(part.view(self._prefix + name), is_there(part), sums)
 
-        leading = len(self._place(0, 0)) + (name == "projections")
+        leading = len(self.place(0, 0)) + (name == "projections")
         return TimeSeries(pieces, name=what, leading=leading, why=why)
 
 

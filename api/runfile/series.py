@@ -105,7 +105,7 @@ class TimeSeries:
         """
         pieces = list(self._pieces())
         shape = _shape(pieces)
-        full = _expanded(index, len(shape))
+        full = expanded(index, len(shape))
         leading, rest = full[: self._leading], full[self._leading :]
         chosen = [np.arange(size)[one] for one, size in zip(leading, shape, strict=False)]
         if any(one.ndim > 1 for one in chosen):
@@ -160,7 +160,7 @@ def _text(item: Item) -> str:
     return f"time point {item[0]}" if len(item) == 1 else f"{item}"
 
 
-def _expanded(index: Any, dimensions: int) -> tuple[Any, ...]:
+def expanded(index: Any, dimensions: int) -> tuple[Any, ...]:
     """Return an index with one entry for each axis."""
     parts = list(index) if isinstance(index, tuple) else [index]
     dots = [number for number, part in enumerate(parts) if part is Ellipsis]

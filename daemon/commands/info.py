@@ -63,7 +63,7 @@ def _described(path: Path) -> dict[str, Any]:
             "run_id": header.run_id,
             "source": header.source,
             "created_utc": opened.created_utc,
-            "bytes": sum(part.stat().st_size for part in opened.paths),
+            "bytes": opened.nbytes,
             "files": [part.name for part in opened.paths],
             "missing_files": [part.name for part in opened.missing_files],
             "shape": list(opened.volume.shape),
@@ -92,8 +92,7 @@ def _when(opened: Run) -> Iterator[tuple[str, str]]:
         pass
     if (length_s := duration_s(opened)) is not None:
         yield "length", f"{length_s:.4g} s by the camera's clock"
-    taken = sum(part.stat().st_size for part in opened.paths)
-    yield "on disk", f"{size(taken)} in {count_noun(len(opened.paths), 'file')}"
+    yield "on disk", f"{size(opened.nbytes)} in {count_noun(len(opened.paths), 'file')}"
 
 
 def _facts(opened: Run) -> Iterator[tuple[str, str]]:

@@ -47,8 +47,7 @@ def run(args: Namespace) -> int:
         raise UserError("Give either OUT, the name of the copy, or --in-place.")
     output = args.run if args.in_place else args.out
     with open_run(args.run, missing="refuse") as opened:
-        files = list(opened.paths)
-    before = sum(path.stat().st_size for path in files)
+        count, before = len(opened.paths), opened.nbytes
     with ProgressBar(f"repacking {args.run.name}", "time points", quiet=args.quiet) as progress:
         how: dict[str, Any] = {"compression": args.compression, "chunks": args.chunks, "progress": progress}
         report = (
@@ -56,13 +55,13 @@ def run(args: Namespace) -> int:
         )
     after = output.stat().st_size
     if args.json:
-        sizes = {"files_before": len(files), "bytes_before": before, "bytes_after": after}
+        sizes = {"files_before": count, "bytes_before": before, "bytes_after": after}
         ratio = {"compression": args.compression, "ratio": before / after}
         say_json(report, sound=report.sound, **ratio, **sizes)
     else:
         say(f"wrote {output}: {described(report)}")
         say(
-            f"  {before / 1e6:.1f} MB in {count_noun(len(files), 'file')} became {after / 1e6:.1f} MB "
+            f"  {before / 1e6:.1f} MB in {count_noun(count, 'file')} became {after / 1e6:.1f} MB "
             f"(compression {args.compression}): {before / after:.2f} to 1"
         )
     return 0

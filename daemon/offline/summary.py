@@ -57,9 +57,7 @@ def position_facts(opened: Run) -> dict[str, Any]:
         values = opened.values(name)[: stop or 1].reshape(-1)
         return [float(value) if np.isfinite(value) else None for value in values]
 
-    status = opened.status
-    used = np.flatnonzero((status.reshape(len(status), -1) != Status.EMPTY).any(axis=1))
-    stop = int(used[-1]) + 1 if used.size else 0
+    status, stop = opened.status, opened.used
     return {
         "time_points": {code.name.lower(): int(np.count_nonzero(status[:stop] == code)) for code in Status},
         "gaps": [

@@ -111,9 +111,8 @@ def _pictures(
     z, y, x = (edge * factor for edge, factor in zip(run.voxel_size_um, factors, strict=True))
     found, failures = [], []
     for t in written[some].tolist():
-        place = (t,) if len(run.header.channels) == 1 else (t, channel)
         try:
-            volume = series[place]
+            volume = series[run.place(t, channel)]
         except MddError as error:  # a damaged volume costs its picture, not the report
             failures.append(f"time point {t}: {error}")
             continue

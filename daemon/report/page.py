@@ -127,7 +127,7 @@ def _facts(run: Run, path: Path, positions: tuple[str, ...]) -> dict[str, object
             ("channels", ", ".join(header.channels)),
             ("positions", "one" if len(positions) == 1 else f"{len(positions)}: {names}"),
             ("planned", "until stopped" if header.sweeps is None else count_noun(header.sweeps, "sweep")),
-            ("file", f"{path.name}, {size(sum(file.stat().st_size for file in run.paths))}"),
+            ("file", f"{path.name}, {size(run.nbytes)}"),
         ],
     }
 
