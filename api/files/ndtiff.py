@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, InputFileError
-from microdiffusion.files.stacks import PIXEL_KEYS, Z_KEYS, Notes, choose_part, length_um
+from microdiffusion.files.stacks import (
+    PIXEL_KEYS,
+    STEP_KEYS,
+    Z_KEYS,
+    Notes,
+    choose_part,
+    length_um,
+    stated,
+)
 
 
 class Stack:
@@ -58,6 +66,7 @@ def read_ndtiff(folder: Path, part: str) -> tuple[Stack, Notes]:
     except Exception as error:  # the library lets parsing errors of any kind through
         raise InputFileError(f"{folder} cannot be read as NDTiff ({error}): copy it again.") from error
     try:
+        _refuse_partial(folder, dataset)
         rest, images = _chosen(folder, dataset.get_image_coordinates_list(), part)
         if not all("z" in image for image in images):
             raise InputFileError(
@@ -68,8 +77,9 @@ def read_ndtiff(folder: Path, part: str) -> tuple[Stack, Notes]:
             for name in ("time", "z")
             if any(name in image for image in images)
         }
+        planned = _planned_slices(dataset.summary_metadata or {})
         for name, values in axes.items():
-            _refuse_gaps(folder, name, values)
+            _refuse_gaps(folder, name, values, planned if name == "z" else 0)
         places = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
         for place in places:
             if place not in images:
@@ -105,12 +115,47 @@ def _chosen(
     return dict(chosen), found[chosen]
 
 
-def _refuse_gaps(folder: Path, name: str, values: list[Any]) -> None:
+def _refuse_partial(folder: Path, dataset: Any) -> None:
+    """Refuse a data set of which a file, or the end of its index or of a file, is not there.
+
+    An image's pixels and notes follow the directory that says where the next one begins, 20 bytes before the
+    pixels; when a file is finished, its last directory says 0.
+    """
+    last: dict[str, Any] = {}
+    for entry in sorted(dataset.index.values(), key=lambda entry: entry.pix_offset):
+        last[entry.filename] = entry
+    files = {path.name: path for path in folder.glob("*.tif")}
+    if absent := sorted(last.keys() - files.keys()):
+        raise InputFileError(
+            f"{folder} lacks the file {shorten(', '.join(absent), 200)}: copy all files of the data set."
+        )
+    for name, path in files.items():
+        entry = last.get(name)
+        with path.open("rb") as file:
+            file.seek(4 if entry is None else entry.pix_offset - 20)
+            follows = int.from_bytes(file.read(4), "little")
+            file.seek(follows)
+            more = any(file.read(2))
+        if entry is not None and follows - entry.metadata_offset - entry.metadata_length not in (0, 1):
+            continue  # it is finished, or laid out in another way
+        if more:
+            raise InputFileError(
+                f"{folder}: {name} holds more images than the index: wait until the data set is finished, or "
+                "copy NDTiff.index again."
+            )
+        if entry is not None:
+            raise InputFileError(
+                f"{folder}: {name} was not finished, so images may be missing: copy it again, or save what "
+                "there is as a stack of its own."
+            )
+
+
+def _refuse_gaps(folder: Path, name: str, values: list[Any], planned: int) -> None:
     """Refuse an axis that skips a number: nothing says that the stage skipped it, too."""
     numbers = [value for value in values if isinstance(value, int)]
     if not numbers:
         return
-    lacking = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
+    lacking = sorted({*range(planned), *range(min(numbers), max(numbers) + 1)} - set(numbers))
     if lacking:
         raise InputFileError(
             f"{folder} lacks all images of {name} = {shorten(', '.join(map(str, lacking)), 100)}: copy or "
@@ -118,16 +163,20 @@ def _refuse_gaps(folder: Path, name: str, values: list[Any]) -> None:
         )
 
 
+def _planned_slices(summary: dict[str, Any]) -> int:
+    """Return how many slices Micro-Manager was to take; 0 where the summary does not say."""
+    intended = summary.get("IntendedDimensions")
+    found = intended.get("z") if isinstance(intended, dict) else summary.get("Slices")
+    return found if isinstance(found, int) else 0
+
+
 def _notes(dataset: Any, places: list[dict[str, Any]]) -> Notes:
     """Return the edges of a voxel, along z from the summary or else from the images, and their positions."""
-    summary = getattr(dataset, "summary_metadata", None) or {}
+    summary = dataset.summary_metadata or {}
     notes = [dataset.read_metadata(**place) or {} for place in places]
 
-    def stated(source: dict[str, Any], *names: str) -> Any:
-        return next((source[name] for name in names if name in source), None)
-
     pixel = length_um(stated(notes[0] | summary, *PIXEL_KEYS), "um")
-    step = length_um(stated(notes[0] | summary, "z-step_um", "ZStepUm"), "um")
+    step = length_um(stated(notes[0] | summary, *STEP_KEYS), "um")
     depths = [stated(note, *Z_KEYS) for note in notes]
     if step is None and len(depths) > 1 and None not in depths:
         step = length_um(np.median(np.abs(np.diff(np.array(depths, dtype=np.float64)))), "um")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
@@ -25,6 +25,7 @@ Edges = tuple[float | None, float | None, float | None]
 UNKNOWN: Edges = (None, None, None)
 PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
 Z_KEYS = ("ZPosition_um_Intended", "ZPositionUm")
+STEP_KEYS = ("z-step_um", "ZStepUm")
 """Names in Micro-Manager's metadata: of pycromanager's engine, then of its own."""
 _TO_UM = {
     "µm": 1.0,
@@ -64,6 +65,11 @@ class Notes:
     edges_um: Edges = UNKNOWN
     licence: str = ""
     z_um: NDArray[np.float64] | None = None
+
+
+def stated(notes: Mapping[str, Any], *names: str) -> Any:
+    """Return what notes say under the first of these names that they have; None without any."""
+    return next((notes[name] for name in names if name in notes), None)
 
 
 def length_um(value: Any, unit: Any) -> float | None:

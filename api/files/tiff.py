@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion.errors import DependencyError, InputFileError
-from microdiffusion.files.stacks import UNKNOWN, Notes, choose_part, length_um, unit_um
+from microdiffusion.files.stacks import (
+    PIXEL_KEYS,
+    STEP_KEYS,
+    UNKNOWN,
+    Notes,
+    choose_part,
+    length_um,
+    stated,
+    unit_um,
+)
 from microdiffusion.files.whole import missing_of_tiff
 
 _DAMAGE = re.compile(
@@ -60,7 +69,15 @@ def read_tiff(path: Path, part: str) -> tuple[NDArray[Any], Notes]:
             if header:
                 ome = tifffile.xml2dict(header).get("OME", {})
                 return pixels, _ome_notes(ome, series.name, number, len(parts), place, pixels.shape)
-            return pixels, _imagej_notes(file.imagej_metadata or {}, series.keyframe.tags)
+            notes = _imagej_notes(file.imagej_metadata or {}, series.keyframe.tags)
+            own = (file.micromanager_metadata or {}).get("Summary") or {}
+            if own:  # Micro-Manager's own notes
+                own = own | (series.keyframe.tags.valueof("MicroManagerMetadata") or {})
+                step, pixel = (length_um(stated(own, *keys), "um") for keys in (STEP_KEYS, PIXEL_KEYS))
+                found = zip((step, pixel, pixel), notes.edges_um, strict=True)
+                z, y, x = (edge or other for edge, other in found)
+                notes = Notes((z, y, x))
+            return pixels, notes
     except InputFileError:
         raise
     except Exception as error:  # each decoder has its own errors for damaged data

@@ -241,7 +241,12 @@ def _open_hdf5(path: Path) -> VolumeFile:
             "an NDTiff folder or an NPY file."
         ) from error
     try:
-        dataset = file.get("volume")
+        dataset, link = file.get("volume"), file.get("volume", getlink=True)
+        if dataset is None and isinstance(link, h5py.ExternalLink):
+            raise InputFileError(
+                f"{path}: /volume is not whole (the file {link.filename} is not beside it): copy it again "
+                "with all its files."
+            )
         if not isinstance(dataset, h5py.Dataset):
             names = ", ".join(f"/{name}" for name in file) or "nothing"
             raise InputFileError(

@@ -6,7 +6,9 @@ voxel), or a refusal whose sentence holds certain words. Made by the published l
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -175,6 +177,108 @@ def ndtiff(
         return path
 
     return make
+
+
+def ndtiff_index_cut(entries: int) -> Callable[[Path], Path]:
+    """A data set whose index ends after so many images, exactly between two entries."""
+
+    def make(folder: Path) -> Path:
+        path = ndtiff()(folder)
+        index = path / "NDTiff.index"
+        data, end = index.read_bytes(), 0
+        for _ in range(entries):
+            for _ in range(2):  # its axes, the name of its file
+                end += 4 + int.from_bytes(data[end : end + 4], "little")
+            end += 32
+        index.write_bytes(data[:end])
+        return path
+
+    return make
+
+
+def ndtiff_cut_twice(folder: Path) -> Path:
+    """A data set of which index and pixels were cut after the same image: a copy made while it grew."""
+    path = ndtiff_index_cut(7)(folder)
+    (file,) = path.glob("*.tif")
+    with tifffile.TiffFile(file) as pages:
+        end = pages.pages[7].offset
+    file.write_bytes(file.read_bytes()[:end])
+    return path
+
+
+def ndtiff_without_file(folder: Path) -> Path:
+    path = ndtiff()(folder)
+    (file,) = path.glob("*.tif")
+    file.unlink()
+    return path
+
+
+def ndtiff_unlisted_file(folder: Path) -> Path:
+    """A data set whose index does not name its second file at all."""
+    path = ndtiff()(folder)
+    (file,) = path.glob("*.tif")
+    (path / "v_NDTiffStack_1.tif").write_bytes(file.read_bytes())
+    return path
+
+
+def with_dead_pixel(count: int) -> np.ndarray:
+    """Return what a program leaves that stopped, of a camera with a pixel that is always dark."""
+    pixels = stopped_after(count)
+    pixels[:, 3, 4] = 0
+    return pixels
+
+
+def padded() -> np.ndarray:
+    """Return what was registered: a row of zeros at an edge of each plane."""
+    pixels = np.pad(np.tile(PIXELS, (1, 8, 1)), ((0, 0), (0, 1), (0, 0)))
+    pixels[-1, -3:] = 0
+    return pixels
+
+
+def micro_manager(planes: int = 12, *, indexed: bool = True) -> Callable[[Path], Path]:
+    """Return what writes a file as Micro-Manager does, to be of 12 slices, without OME's header."""
+    summary = {"MicroManagerVersion": "2.0", "Slices": 12, "Frames": 1, "Channels": 1, "z-step_um": 2.0}
+
+    def block(mark: int, text: bytes) -> bytes:
+        return struct.pack("<II", mark, len(text)) + text + bytes(len(text) % 2)
+
+    def make(folder: Path) -> Path:
+        begin = block(2355492, json.dumps(summary).encode())
+        images, entries = b"", []
+        for z, plane in enumerate(PIXELS[:planes]):
+            notes = json.dumps({"PixelSizeUm": 0.25, "ZPositionUm": 2.0 * z}).encode() + b"\0"
+            notes += bytes(len(notes) % 2)
+            at = 32 + len(begin) + len(images)
+            entries.append(struct.pack("<5I", 0, z, 0, 0, at))
+            at += 162  # after the directory, with room for resolutions
+            values = {256: 20, 257: 16, 258: 16, 259: 1, 262: 1, 273: at, 278: 16, 279: plane.nbytes}
+            tags = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
+            tags.append(struct.pack("<HHII", 51123, 2, len(notes), at + plane.nbytes))
+            follows = at + plane.nbytes + len(notes)
+            link = follows if z < planes - 1 else 0
+            images += struct.pack("<H", 9) + b"".join(tags) + struct.pack("<I", link) + bytes(48)
+            images += plane.tobytes() + notes
+        settings = block(347834724, b'{"Channels":[]}')
+        comments = block(84720485, b'{"Summary":""}')
+        at = 32 + len(begin) + len(images)
+        places = (54773648, at + len(settings + comments), 483765892, at, 99384722, at + len(settings))
+        if not indexed:  # it was killed before it wrote what comes last
+            places, settings, entries = (54773648, 0, 483765892, 0, 99384722, 0), b"", []
+        header = b"II*\0" + struct.pack("<7I", 32 + len(begin), *places)
+        path = folder / "v_MMStack_Default.tif"
+        path.write_bytes(
+            header + begin + images + settings + comments + struct.pack("<II", 3453623, len(entries))
+            + b"".join(entries)
+        )  # fmt: skip
+        return path
+
+    return make
+
+
+def hdf5_elsewhere(folder: Path) -> Path:
+    with h5py.File(folder / "l.h5", "w") as file:
+        file["volume"] = h5py.ExternalLink("pixels.h5", "/volume")
+    return folder / "l.h5"
 
 
 def cut_ndtiff(folder: Path) -> Path:
@@ -362,6 +466,20 @@ ODD_STACKS: dict[str, Odd] = {
     "NDTiff that skips a z": Odd(ndtiff([0, 1, 2, 3, 5, 6, 7]), "lacks all images of z = 4"),
     "NDTiff without its index": Odd(ndtiff(index=False), "NDTiff.index"),
     "NDTiff, cut": Odd(cut_ndtiff, "cannot be read"),
+    "NDTiff, its index cut": Odd(ndtiff_index_cut(7), "v_NDTiffStack.tif holds more images than the index"),
+    "NDTiff, index and pixels cut": Odd(ndtiff_cut_twice, "v_NDTiffStack.tif was not finished"),
+    "NDTiff, its index empty": Odd(ndtiff_index_cut(0), "holds no image|more images than the index"),
+    "NDTiff, a file that lacks": Odd(ndtiff_without_file, "lacks the file v_NDTiffStack.tif"),
+    "NDTiff, a file that no index names": Odd(ndtiff_unlisted_file, "v_NDTiffStack_1.tif holds more images"),
+    "NDTiff that announces more planes": Odd(
+        ndtiff([0, 1, 2, 3], summary={"Slices": 12}), "lacks all images of z = 4, 5, 6, 7, 8, 9, 10, 11"
+    ),
+    "NDTiff that intends more planes": Odd(
+        ndtiff([0, 1, 2, 3], summary={"IntendedDimensions": {"z": 6, "time": 9}}), "lacks all .* z = 4, 5:"
+    ),
+    "NDTiff without its first planes": Odd(
+        ndtiff([1, 2, 3], summary={"Slices": 4}), "lacks all images of z = 0:"
+    ),
     "HDF5, cut": Odd(changed(hdf5(), cut(0.7)), "cannot be read as HDF5"),
     "HDF5, begun": Odd(hdf5_begun, "not whole .*never written"),
     "HDF5, linked pixels absent": Odd(hdf5_linked, "not whole .*pixels.h5"),
@@ -374,6 +492,13 @@ ODD_STACKS: dict[str, Odd] = {
     ),
     "TIFF, stopped": Odd(tiff("s.tif", stopped_after(7 * 320)), "plane 8 of 12 holds nothing but zeros"),
     "NPY, stopped in a plane": Odd(npy(stopped_after(7 * 320 + 50)), "plane 8 of 12 ends in zeros"),
+    "TIFF of Micro-Manager, aborted": Odd(micro_manager(7), "is not whole"),
+    "TIFF of Micro-Manager, killed": Odd(micro_manager(7, indexed=False), "is not whole"),
+    "TIFF, stopped, a dead pixel": Odd(
+        tiff("s.tif", with_dead_pixel(7 * 320)), "plane 8 of 12 holds nothing"
+    ),
+    "NPY, stopped in a plane, a dead pixel": Odd(npy(with_dead_pixel(7 * 320 + 50)), "plane 8 of 12 ends in"),
+    "HDF5, the volume is in another file": Odd(hdf5_elsewhere, "pixels.h5 is not beside it"),
     "NPY, a time point lacks": Odd(
         npy(np.stack([PIXELS, 0 * PIXELS])), "time point 1: it holds nothing but zeros|time points"
     ),
@@ -405,6 +530,9 @@ ODD_STACKS: dict[str, Odd] = {
     "compressed HDF5": Odd(hdf5(compression="gzip")),
     "zeros here and there": Odd(npy(with_zeros()), pixels=with_zeros()),
     "linked HDF5": Odd(hdf5_virtual()),
+    "registered": Odd(npy(padded()), pixels=padded()),
+    "TIFF of Micro-Manager": Odd(micro_manager(), edges=(2.0, 0.25, 0.25)),
+    "NDTiff as announced": Odd(ndtiff(summary={"Slices": 12, "IntendedDimensions": {"z": 12, "time": 5}})),
     "one slice": Odd(npy(PIXELS[:1]), pixels=PIXELS[:1]),
     "one pixel": Odd(npy(PIXELS[:, :1, :1]), pixels=PIXELS[:, :1, :1]),
     "one row": Odd(npy(PIXELS[:, :1]), pixels=PIXELS[:, :1]),
