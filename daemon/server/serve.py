@@ -79,6 +79,12 @@ def serve(
         raise RunError(
             "No volume was written; the run file's /mdd/reason says why for each sweep (mdd info)."
         )
+    left_out = sum(run.ledger.dropped_by_sender for run in daemon.runs.closed)
+    if left_out and feed is None and config.acquisition.driver != "none":
+        raise RunError(
+            f"{count_noun(left_out, 'image or frame is', 'images or frames are')} in no run file: the driver "
+            "had no place or no room for them; its messages (mdd info) say why."
+        )
     return 0
 
 

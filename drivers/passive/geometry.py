@@ -305,6 +305,7 @@ def _check_slabs(
         stacks = {"": next(iter(stacks.values()))}
     for name, depths in stacks.items():
         _refuse_equal_depths(name, depths, 0.01 * config.volume.voxel_z_um)
+        _refuse_skipped(name, depths)
     voxel, length = config.volume.voxel_z_um, config.sweep.length_um
     low = config.volume.z0_um - 0.5 * voxel
     high = low + config.volume.shape_z * voxel
@@ -342,6 +343,20 @@ def _refuse_fewer_slabs(stacks: Mapping[str, Mapping[Axis, float]], wanted: str,
                 f"The first time point has {count_noun(len(depths), 'slab')}{name} and {len(stacks[most])}"
                 f"{most}: take as many of each (in Micro-Manager, a z-stack for each channel); {wanted} hold "
                 "all."
+            )
+
+
+def _refuse_skipped(name: str, depths: Mapping[Axis, float]) -> None:
+    """Refuse a sweep whose numbers skip a slab, and whose depths skip it as well: its image was lost."""
+    numbers = sorted(slab for slab in depths if isinstance(slab, int))
+    steps = {pair: abs(depths[pair[1]] - depths[pair[0]]) for pair in pairwise(numbers)}
+    usual = max((step for (one, other), step in steps.items() if other == one + 1), default=math.inf)
+    for (one, other), step in steps.items():
+        if step > 1.5 * usual:
+            raise AcquisitionError(
+                f"The first time point has no slab z = {one + 1}{name}, and the stage went {step:g} µm from "
+                f"{one} to {other}, where others are {usual:g} µm apart: copy all of the data set, or record "
+                "it again."
             )
 
 

@@ -45,7 +45,7 @@ DEPTHS = ("*", "*/*")
 def acquire(task: DriverTask) -> SenderStats | None:
     """Send the data sets that are saved in `acquisition.watch`, one run each, until stopped.
 
-    Returns the sender's counters of the last one, if there was one. A data set that is unusable is reported
+    Returns the sender's counters of the last one, if there was one, and what was dropped of all. A data set that is unusable is reported
     and skipped. If `watch` is a data set itself, it is the only one, and this returns at its end.
     `task.resume` refers to the newest data set, complete or not.
 
@@ -74,7 +74,10 @@ def acquire(task: DriverTask) -> SenderStats | None:
             found = next(datasets)
             continue
         try:
-            stats = _follow(task, found) or stats
+            followed = _follow(task, found)
+            if followed is not None and stats is not None:  # what was lost before is not forgotten over it
+                followed = replace(followed, dropped=followed.dropped + stats.dropped)
+            stats = followed or stats
         except (AcquisitionError, GeometryError) as error:
             task.note(f"the data set {found.name} is skipped: {error}")
         task, found = replace(task, resume=None), next(datasets)

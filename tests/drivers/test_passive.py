@@ -185,6 +185,12 @@ REFUSED: dict[str, tuple[dict[str, Any], list[Image], type[MddError], str]] = {
         AcquisitionError,
         r"channel 'Cy5', acquisition.channels has GFP",
     ),
+    "a slab skipped": (
+        {},
+        [image_of(t, z) for t in range(2) for z in (0, 1, 3)],
+        AcquisitionError,
+        "no slab z = 2, .* 24 µm from 1 to 3, where others are 12 µm apart",
+    ),
     "too large": ({"wire": {"send_buffer_mb": 0.002}}, sweep_of(0), AcquisitionError, "wire.send_buffer_mb"),
 }
 
@@ -319,6 +325,13 @@ def test_positions_known_by_name_have_their_places_when_visited_one_after_the_ot
     assert stage.headers[0].positions == ("Pos-A", "position 1")
     assert [place[2] for place in stage.places] == 6 * [0] + 6 * [1]
     assert stage.run.unplaced == 0
+
+
+def test_slabs_may_be_numbered_by_their_depths() -> None:
+    stage = Stage()
+    stage.take([image_of(t, 12 * z, z_um=SLABS_UM[z]) for t in range(2) for z in range(4)])
+    stage.run.settle()
+    assert len(stage.outbox.put_frames) == 8
 
 
 def test_what_is_left_out_is_counted_with_its_reason() -> None:

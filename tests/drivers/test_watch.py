@@ -508,3 +508,17 @@ def test_what_is_left_out_of_a_data_set_is_in_the_account_of_its_run(
     assert (end.announced, end.dropped) == (16, 8)
     with pytest.raises(AcquisitionError, match="8 frames did not reach the daemon"):
         judge(follower.stats)
+
+
+def test_what_an_earlier_data_set_left_out_is_not_forgotten_over_the_next(
+    tmp_path: Path, daemon: Daemon, watch: Callable[..., Watch]
+) -> None:
+    follower = watch(tmp_path)
+    follower.wait_for_note("waiting for a data set")
+    write(tmp_path, [image_of(t, z) for t, slabs in ((0, 3), (1, 4)) for z in range(slabs)], name="a")
+    assert wait_until(lambda: len(daemon.ends) == 1)
+    write(tmp_path, sweeps(range(2)), name="b")
+    assert wait_until(lambda: len(daemon.ends) == 2)
+    follower.close()
+    assert follower.stats is not None
+    assert follower.stats.dropped == 1

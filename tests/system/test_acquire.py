@@ -110,6 +110,23 @@ def test_a_data_set_is_brought_in(tmp_path: Path, daemon: Daemon, acquire: Calla
     assert daemon.headers[0].voxel_size_um == (2.0, 0.25, 0.25)
 
 
+def test_a_daemon_whose_driver_left_images_out_ends_with_exit_code_3(tmp_path: Path) -> None:
+    writer = DatasetWriter(tmp_path)
+    for place in ("A", "B"):  # one after the other, and neither is configured
+        for time_point in range(2):
+            for z in range(4):
+                writer.put(image_of(time_point, z, position=place))
+    writer.finish()
+    (tmp_path / "my.toml").write_text(FOLLOWED + 'silent_s = 2\n[engine]\nmethod = "linear"\n')
+    ports = [
+        word for name in ("data", "status", "control") for word in ("--set", f"wire.{name}=tcp://127.0.0.1:*")
+    ]
+    mdd = Mdd("serve", "--config", "my.toml", *ports, "--output", "out", folder=tmp_path)
+    assert mdd.finish() == 3
+    assert "2 volumes" in mdd.out
+    assert mdd.err.splitlines()[-1].startswith("mdd: 8 images or frames are in no run file")
+
+
 def test_a_daemon_that_turns_the_run_away_is_quoted(
     tmp_path: Path, daemon: Daemon, acquire: Callable[..., Mdd], monkeypatch: pytest.MonkeyPatch
 ) -> None:
