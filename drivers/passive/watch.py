@@ -45,9 +45,9 @@ DEPTHS = ("*", "*/*")
 def acquire(task: DriverTask) -> SenderStats | None:
     """Send the data sets that are saved in `acquisition.watch`, one run each, until stopped.
 
-    Returns the sender's counters of the last one, if there was one, and what was dropped of all. A data set that is unusable is reported
-    and skipped. If `watch` is a data set itself, it is the only one, and this returns at its end.
-    `task.resume` refers to the newest data set, complete or not.
+    Returns the sender's counters of the last one, if there was one, with what was dropped of all. A data set
+    that is unusable is reported and skipped. If `watch` is a data set itself, it is the only one, and this
+    returns at its end. `task.resume` refers to the newest data set, complete or not.
 
     Raises
     ------
