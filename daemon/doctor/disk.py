@@ -12,7 +12,7 @@ import psutil
 
 from microdiffusion.config import Config
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
-from microdiffusion.daemon.doctor.requirements import Requirements, requirements_of
+from microdiffusion.daemon.engine import Requirements, requirements_of
 from microdiffusion.daemon.status import size
 from microdiffusion.daemon.system import disk_free_bytes
 from microdiffusion.files import leftovers

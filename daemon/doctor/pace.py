@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.doctor.finding import Check, Finding, ok, warning
 from microdiffusion.daemon.doctor.gpu import THEME
-from microdiffusion.daemon.doctor.requirements import Requirements, requirements_of
 from microdiffusion.daemon.doctor.subprocess_probe import Facts, probe
-from microdiffusion.daemon.engine import holding_interval_s, too_slow
+from microdiffusion.daemon.engine import Requirements, holding_interval_s, requirements_of, too_slow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

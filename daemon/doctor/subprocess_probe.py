@@ -89,18 +89,17 @@ def _tensorrt(config: Config) -> Facts:
 
 
 def _pace(config: Config) -> Facts:
-    from microdiffusion.daemon.doctor.sweep_time import measure_sweep
+    from microdiffusion.daemon.engine import requirements_of, sweep_time
 
-    rows, columns = config.camera.height, config.camera.width
-    if config.acquisition.driver == "none" or rows is None or columns is None:
+    need = requirements_of(config)
+    if need is None or need.assumed:
         return {}
-    image = rows, columns
-    taken = measure_sweep(config, image)
+    taken = sweep_time(config)
     return {
         "seconds": taken.seconds,
         "cpu_s": taken.cpu_s,
         "measured": taken.measured,
-        "whole": taken.measured == image,
+        "whole": taken.measured == (config.camera.height, config.camera.width),
     }
 
 

@@ -27,7 +27,8 @@ class EngineInfo:
     """The open engine.
 
     `device` names runtime, device and precision, `reason` says why these; `weights` is a file name, with its
-    checksum; `fallback` is a sentence where a runtime failed and torch took its place.
+    checksum; `fallback` is a sentence where a runtime failed and torch took its place, `slow` one where the
+    engine is too slow for the sweeps that are configured.
     """
 
     device: str
@@ -35,11 +36,12 @@ class EngineInfo:
     weights: str
     weights_sha256: str
     fallback: str = ""
+    slow: str = ""
 
     @classmethod
-    def of(cls, engine: Engine) -> EngineInfo:
+    def of(cls, engine: Engine, slow: str = "") -> EngineInfo:
         """Return the description of an open engine."""
-        return cls(engine.name, engine.reason, engine.weights, engine.weights_sha256, engine.fallback)
+        return cls(engine.name, engine.reason, engine.weights, engine.weights_sha256, engine.fallback, slow)
 
 
 def provenance(info: EngineInfo | None) -> dict[str, str]:

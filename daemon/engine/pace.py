@@ -1,12 +1,21 @@
 """The pace of the engine against that of the sweeps: the interval that holds, in a sentence.
 
-`PaceWatch` is used by one thread at a time; the rest are pure functions.
+`sweep_time` and `slow_engine` import torch, for a process of its own. `PaceWatch` is used by one thread at a
+time; the rest are pure functions.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from typing import TYPE_CHECKING
+
+from microdiffusion.daemon.engine.requirements import requirements_of
+
+if TYPE_CHECKING:
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.engine.sweep_time import SweepTime
+    from microdiffusion.engines.pipeline import Engine
 
 HEADROOM = 1.15
 """For what else the machine does, and for sweeps that take longer than most."""
@@ -36,6 +45,21 @@ def too_slow(sweep_s: float, sessions: int, asked_s: float) -> str:
         f"{1 - asked_s / taken_s:.0%} of them have to wait; an interval of "
         f"{holding_interval_s(sweep_s, sessions):g} s holds"
     )
+
+
+def sweep_time(config: Config, engine: Engine | None = None) -> SweepTime:
+    """Return what a sweep of `config`, which knows the camera's region, takes; see `measure_sweep`."""
+    from microdiffusion.daemon.engine.sweep_time import measure_sweep
+
+    return measure_sweep(config, (config.camera.height or 0, config.camera.width or 0), engine)
+
+
+def slow_engine(config: Config, engine: Engine) -> str:
+    """Return a sentence where an open engine, measured for a second, is too slow for `config`; else ""."""
+    need = requirements_of(config)
+    if need is None or need.assumed:
+        return ""
+    return too_slow(sweep_time(config, engine).seconds, need.sessions, need.sweep_s)
 
 
 class PaceWatch:

@@ -20,7 +20,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from microdiffusion.config import EngineConfig
+from microdiffusion.config import Config, EngineConfig
 from microdiffusion.daemon.engine.messages import Begin, Building, Configure, End, EngineInfo, Notice, Work
 from microdiffusion.daemon.engine.supervisor import Supervisor
 from microdiffusion.daemon.engine.work_queue import Note, WorkQueue
@@ -53,6 +53,8 @@ class EngineProcess:
         Takes messages for the user, of level "info" or "warning".
     opener : callable
         A module-level function that opens the engine in the process.
+    planned : Config, optional
+        The run that is about to begin: the engine says when it opens whether it is too slow for it.
 
     `info` is None until the engine is open.
     """
@@ -65,13 +67,14 @@ class EngineProcess:
         state: Path | None = None,
         on_note: Note = lambda text, level: None,
         opener: Opener = open_engine,
+        planned: Config | None = None,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.queue = WorkQueue(config, waiting_bytes=waiting_bytes, on_note=on_note, wake=self._wake)
         self.info: EngineInfo | None = None
         self._on_note = on_note
         self._state = state
-        self._supervisor = Supervisor(context, opener, state)
+        self._supervisor = Supervisor(context, opener, state, planned)
         self._wake_out, self._wake_in = context.Pipe(duplex=False)
         self._waking = threading.Lock()
         self._woken = False
@@ -247,8 +250,8 @@ class EngineProcess:
             took_s = time.monotonic() - self._build[0]
             self._on_note(f"{info.device} is open, its build took {took_s:.0f} s", "info")
             self._build = None
-        if info.fallback:
-            self._on_note(info.fallback, "warning")
+        for text in filter(None, (info.fallback, info.slow)):
+            self._on_note(text, "warning")
         self.info = info
         self.queue.set_serving(True)
 

@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from microdiffusion.config import EngineConfig
+from microdiffusion.config import Config, EngineConfig
 from microdiffusion.daemon.engine.worker import Opener, serve_engine
 from microdiffusion.errors import EngineError
 from microdiffusion.processes import keyboard_ignored
@@ -24,10 +24,13 @@ RESTARTS_WITHIN_S = 600.0
 class Supervisor:
     """One process at a time; `pipe` leads to the present one."""
 
-    def __init__(self, context: SpawnContext, opener: Opener, state: Path | None) -> None:
+    def __init__(
+        self, context: SpawnContext, opener: Opener, state: Path | None, planned: Config | None
+    ) -> None:
         self._context = context
         self._opener = opener
         self._state = state
+        self._planned = planned
         self._process: SpawnProcess | None = None
         self._died_s: deque[float] = deque()
         self.pipe: Connection | None = None
@@ -50,10 +53,11 @@ class Supervisor:
         self.pipe = ours
         self._process = self._context.Process(
             target=serve_engine,
-            args=(theirs, config, self._opener, self._state),
+            args=(theirs, config, self._opener, self._state, self._planned),
             name="mdd-engine",
             daemon=True,
         )
+        self._planned = None  # its pace is measured once
         with keyboard_ignored():
             self._process.start()
         theirs.close()

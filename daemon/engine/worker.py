@@ -18,8 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microdiffusion.config import EngineConfig
+from microdiffusion.config import Config, EngineConfig
 from microdiffusion.daemon.engine.messages import Begin, Building, Configure, End, EngineInfo, Notice, Work
+from microdiffusion.daemon.engine.pace import slow_engine
 from microdiffusion.errors import EngineError, MddError
 from microdiffusion.processes import leave_stops_to_parent
 
@@ -44,8 +45,17 @@ def open_engine(config: EngineConfig, progress: Callable[[float], None]) -> Engi
     return open_engine(config, progress=progress)
 
 
-def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: Path | None = None) -> None:
-    """Run the process: report the engine, then answer sweeps until the pipe closes."""
+def serve_engine(
+    pipe: Connection,
+    config: EngineConfig,
+    opener: Opener,
+    state: Path | None = None,
+    planned: Config | None = None,
+) -> None:
+    """Run the process: report the engine, then answer sweeps until the pipe closes.
+
+    Where a run is `planned`, the engine's pace is measured first, for a second.
+    """
     leave_stops_to_parent()
     # The terminal belongs to the dashboard; everything important goes through the pipe.
     logging.getLogger("microdiffusion").addHandler(logging.NullHandler())
@@ -67,7 +77,11 @@ def serve_engine(pipe: Connection, config: EngineConfig, opener: Opener, state: 
         except Exception as error:  # a retry would not help
             pipe.send(EngineError(f"The engine could not start ({type(error).__name__}: {error})."))
             return
-        pipe.send(EngineInfo.of(engine))
+        slow = ""
+        if planned is not None:
+            with contextlib.suppress(Exception):  # what is wrong there is wrong with the first sweep too
+                slow = slow_engine(planned, engine)
+        pipe.send(EngineInfo.of(engine, slow))
         _Worker(pipe, config, engine, state).serve()
 
 

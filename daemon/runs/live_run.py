@@ -194,7 +194,9 @@ class LiveRun:
         if job.lane == "sweep":
             session, taken_s = (job.channel, job.position), result.seconds.get("total", 0.0)
             slow = self._pace.volume(session, job.sweep_number, job.received_s, taken_s)
-            if slow:
+            if slow and self._engine.info is not None and self._engine.info.slow:
+                self.recorder.put_event("pace", slow)  # the user was told when the engine opened
+            elif slow:
                 self.warn("pace", slow)
         for stage, seconds in result.seconds.items():
             self._board.add_latency(stage, seconds)

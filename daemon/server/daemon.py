@@ -96,6 +96,7 @@ class Daemon:
             waiting_bytes=int(config.wire.receive_buffer_mb * 1e6),
             state=self._state,
             on_note=self.board.note,
+            planned=config if feed is None else None,
         )
         self._ingest = Ingest(
             config.wire.data,

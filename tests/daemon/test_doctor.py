@@ -28,9 +28,9 @@ from microdiffusion.daemon.doctor.disk import Folder
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.gpu import Driver
 from microdiffusion.daemon.doctor.page import page, report, summary
-from microdiffusion.daemon.doctor.requirements import Requirements, requirements_of
 from microdiffusion.daemon.doctor.run import run_checks
 from microdiffusion.daemon.doctor.subprocess_probe import probe
+from microdiffusion.daemon.engine import Requirements, requirements_of
 from microdiffusion.drivers.micromanager.server import ask_server
 from microdiffusion.engines.diffusion.weights import shipped_weights
 from microdiffusion.errors import AcquisitionError, ConfigError, MissingFileError
@@ -528,7 +528,7 @@ def test_a_listener_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Monkey
 
 
 def test_the_pace_is_measured_on_the_geometry_or_on_a_part_of_it(weights: Path) -> None:
-    from microdiffusion.daemon.doctor.sweep_time import measure_sweep
+    from microdiffusion.daemon.engine.sweep_time import measure_sweep
 
     engine = {"weights": weights, "threads": 1}
     config = load_config("demo", overrides={f"engine.{key}": value for key, value in engine.items()})

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from microdiffusion.daemon.engine import PaceWatch, holding_interval_s, too_slow
+import pytest
+from support.driver_support import wait_until
+from support.engine_owner import FAST
+
+from microdiffusion.config import EngineConfig, load_config
+from microdiffusion.daemon.engine import EngineProcess, PaceWatch, holding_interval_s, too_slow
 
 
 @pytest.mark.parametrize(("sweep_s", "sessions", "expected"), [(1.0, 1, 1.2), (0.1, 3, 0.35), (30.0, 2, 69)])
@@ -32,3 +37,30 @@ def test_the_first_sweeps_of_a_run_tell_once_whether_the_engine_keeps_up() -> No
     ]
     quick = PaceWatch(1)
     assert not any(quick.volume((0, 0), number, float(number), 0.6) for number in range(9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"acquisition.exposure_ms": 0.001, "acquisition.sweep_interval_s": 0}, True),
+        ({"acquisition.sweep_interval_s": 60}, False),
+        ({"acquisition.exposure_ms": 0.001, "camera.width": None}, False),
+        ({"acquisition.exposure_ms": 0.001, "acquisition.driver": "none"}, False),
+    ],
+    ids=["too slow", "fast enough", "a region that only the camera knows", "frames that come"],
+)
+def test_an_engine_says_when_it_opens_that_it_is_too_slow_for_the_run_to_come(
+    changes: dict[str, Any], told: bool
+) -> None:
+    config = load_config("demo", overrides={"camera.width": 32, "camera.height": 32, **changes})
+    warnings: list[str] = []
+    engine = EngineProcess(
+        EngineConfig(**FAST), waiting_bytes=1, on_note=lambda text, _: warnings.append(text), planned=config
+    )
+    engine.start()
+    try:
+        assert wait_until(lambda: engine.info is not None, 60.0)
+    finally:
+        engine.stop()
+    assert [text for text in warnings if "holds" in text] == warnings
+    assert len(warnings) == told

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import Config
+    from microdiffusion.engines.pipeline import Engine
     from microdiffusion.header import RunHeader
 
 _VOXELS = {"cpu": 48 * 128 * 128, "cuda": 64 * 512 * 512}
@@ -49,29 +50,33 @@ class SweepTime:
     runtime: str
 
 
-def measure_sweep(config: Config, image: tuple[int, int], *, budget_s: float = 1.0) -> SweepTime:
+def measure_sweep(
+    config: Config, image: tuple[int, int], engine: Engine | None = None, *, budget_s: float = 1.0
+) -> SweepTime:
     """Return what a sweep of `config` takes with images of (Y, X) pixels; about `budget_s` are measured.
+
+    An `engine` that is open already has a run before it: `budget_s` are all that is spent, or two sweeps.
 
     Raises
     ------
     MddError
         The engine cannot be opened, or the plan not carried out.
     """
-    engine = open_engine(config.engine.model_copy(update={"compile": False}))
+    least, first = (_COLD + _LEAST, _COLD) if engine is None else (2, 0)
+    engine = engine or open_engine(config.engine.model_copy(update={"compile": False}))
     plan = Plan(config)
     part = _part(image, _VOXELS.get(engine.device.type, _VOXELS["cpu"]) / config.volume.shape_z)
     header = plan.header(part, config.volume.pixel_um or 1.0, source="")
     reconstructor = Reconstructor(header, config.engine, engine)
     taken: list[tuple[float, float, float]] = []
-    for number, sweep in enumerate(islice(_sweeps(plan, header), _COLD + _MOST)):
+    for sweep in islice(_sweeps(plan, header), _COLD + _MOST):
         begun_s, cpu_s = time.perf_counter(), time.process_time()
         seconds = reconstructor.reconstruct(sweep).seconds
         total_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - cpu_s
-        if number >= _COLD:
-            taken.append((total_s, seconds.get("sampler", 0.0), cpu_s))
-        if len(taken) >= _LEAST and sum(total for total, *_ in taken) > budget_s:
+        taken.append((total_s, seconds.get("sampler", 0.0), cpu_s))
+        if len(taken) >= least and sum(total for total, *_ in taken[first:]) > budget_s:
             break
-    total_s, network_s, cpu_s = np.median(taken, axis=0).tolist()
+    total_s, network_s, cpu_s = np.median(taken[min(_COLD, len(taken) - 1) :], axis=0).tolist()
     tile = config.engine.tile
     network = _network_pixels(image, tile) / _network_pixels(part, tile)
     rest = image[0] * image[1] / (part[0] * part[1])
