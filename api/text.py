@@ -24,6 +24,14 @@ def in_noise(error: float) -> str:
     return f"> {IN_WORDS:g} × noise" if error > IN_WORDS else f"{error:.2f} × noise"
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean frames?)" where a known name is much like `name`; "" where none is."""
+    from difflib import get_close_matches  # not for every start of mdd
+
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def strip_control(text: str) -> str:
     """Replace control characters, which could steer a terminal, and halves of characters."""
     return _CONTROL.sub("\ufffd", text)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -27,7 +27,7 @@ from microdiffusion.config.checks import check_geometry, missing_inputs
 from microdiffusion.config.models import Config
 from microdiffusion.config.reference import Key, KeyPath, keys, tables, toml_value, unit_of
 from microdiffusion.errors import ConfigError, GeometryError, MissingFileError, UserError
-from microdiffusion.text import encodable
+from microdiffusion.text import did_you_mean, encodable
 
 CALIBRATED = {"sweep": ("length_um",), "camera": ("offset", "gain", "read_noise")}
 """Keys of a table whose values its calibration file has."""
@@ -169,7 +169,7 @@ def _read(source: str | Path | None) -> tuple[str, str, Path]:
     if isinstance(source, str) and re.fullmatch(r"[\w-]+", source):
         if source not in presets():
             raise ConfigError(
-                f"There is no preset called {source}{_did_you_mean(source, presets())}: "
+                f"There is no preset called {source}{did_you_mean(source, presets())}: "
                 f"expected a TOML file or one of {', '.join(presets())}."
             )
         return files("microdiffusion.configs").joinpath(f"{source}.toml").read_text("utf-8"), source, Path()
@@ -243,7 +243,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[KeyPath, Given]:
             given[known[name].path] = Given(_parsed(text, known[name]), f"environment variable {variable}")
         elif "__" in name or get_close_matches(name, known, cutoff=0.9):
             raise ConfigError(
-                f"The environment variable {variable} names no key{_did_you_mean(name, known)}: "
+                f"The environment variable {variable} names no key{did_you_mean(name, known)}: "
                 "expected MDD_SECTION__KEY, like MDD_SWEEP__STEP_UM."
             )
     return given
@@ -333,7 +333,7 @@ def _misplaced(given: Mapping[KeyPath, Given]) -> Iterator[str]:
             yield f"{value.origin}: {name} is a table, [{name}], and takes no value of its own."
         elif isinstance(value.value, dict):
             known = [".".join(table) for table in tables() if table]
-            yield f"{value.origin}: there is no table [{name}]{_did_you_mean(name, known)}."
+            yield f"{value.origin}: there is no table [{name}]{did_you_mean(name, known)}."
         else:
             yield f"{value.origin}: unknown key {name}{_closest_key(path)}."
 
@@ -349,15 +349,10 @@ def _closest_key(path: KeyPath) -> str:
             return f" (did you mean {other}, in {unit}?)"
     elsewhere = " or ".join(key.name for key in keys().values() if key.path[-1] == name)
     return (
-        _did_you_mean(name, here)
+        did_you_mean(name, here)
         or (elsewhere and f" (did you mean {elsewhere}?)")
-        or _did_you_mean(".".join(path), [key.name for key in keys().values()])
+        or did_you_mean(".".join(path), [key.name for key in keys().values()])
     )
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _problem(given: Mapping[KeyPath, Given], loc: tuple[int | str, ...], message: str, kind: str) -> str:
@@ -379,7 +374,7 @@ def _problem(given: Mapping[KeyPath, Given], loc: tuple[int | str, ...], message
         return f"{value.origin}: {key.name}: {message}, not {shown}."
     extra = ""
     if key.choices and isinstance(value.value, str):
-        extra = _did_you_mean(value.value, key.choices)
+        extra = did_you_mean(value.value, key.choices)
     elif isinstance(value.value, str) and not key.is_text and re.match(r"[-+.\d]", value.value):
         extra = " (without quotes, and without its unit)" if key.unit else " (without quotes)"
     meaning = key.description.removesuffix(f", {key.unit}")

@@ -132,7 +132,6 @@ class RecorderConfig(Table):
     time_points: int = key(120, "time points that one file has room for", ge=1, le=1_000_000)
     durable: bool = key(False, "flush each volume to the disk (survives a power cut)")
     pyramid: bool = key(True, "write coarser copies of each volume")
-    bigdataviewer: bool = key(False, "make a link beside the run file that BigDataViewer can open, live")
     compress_after: Literal["off", "gzip", "lz4"] = key(
         "off", "compress each run in place when it is over (`mdd repack`); such a file cannot be resumed"
     )

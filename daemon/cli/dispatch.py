@@ -18,7 +18,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile, zip_longest
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any, NoReturn
 from microdiffusion import __version__
 from microdiffusion.daemon.cli.output import complain, say
 from microdiffusion.errors import ConfigError, MddError
+from microdiffusion.text import did_you_mean
 
 # Each text has 25 characters at most: `mdd --help` shows two columns of them.
 GROUPS: dict[str, dict[str, str]] = {
@@ -206,9 +206,7 @@ def _dispatch(arguments: list[str]) -> int:
         say(f"mdd {__version__}")
         return 0
     if name not in commands():
-        close = get_close_matches(name, commands(), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        complain(f"mdd: there is no command {name}{hint}; see mdd --help")
+        complain(f"mdd: there is no command {name}{did_you_mean(name, commands())}; see mdd --help")
         return 2
     return int(_module(name).run(command_parser(name).parse_args(rest)))
 

@@ -28,7 +28,6 @@ from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder import Recorder
 from microdiffusion.daemon.runs.accounting import SenderReports
 from microdiffusion.daemon.runs.assembler import enough
-from microdiffusion.daemon.runs.bdv_link import RunLink
 from microdiffusion.daemon.runs.exposure import ExposureMonitor
 from microdiffusion.daemon.runs.health import RunHealth
 from microdiffusion.daemon.runs.sweeps import RecoveredRun, RunSweeps
@@ -115,10 +114,6 @@ class LiveRun:
             text = f"{frames} and {sweeps} were there"
             recorder.put_event("resumed", text)
             board.note(f"run {self.header.name} is resumed: {text}")
-        self._link: RunLink | None = None
-        if config.recorder.bigdataviewer:
-            self._link = RunLink(recorder.paths[0], lambda text: board.note(text, "warning"))
-            self._link.begin()
 
     def started(self, first_seq: int) -> None:
         """Note that a sender is there (again), whose numbers begin at `first_seq`."""
@@ -342,8 +337,6 @@ class LiveRun:
             self.recorder.put_event("peer", text)
         self.recorder.put_event("end", self.reason)
         self.recorder.stop()
-        if self._link is not None:
-            self._link.finish()
         # Of a run that is over only its figures are asked for, until the daemon ends.
         self.recorder.index.forget()
         self._health.forget()

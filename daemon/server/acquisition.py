@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from microdiffusion.config import Config
 from microdiffusion.daemon.ingest import RunState
@@ -26,6 +26,9 @@ from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.paths import journal_folder
 from microdiffusion.sender import deliver, in_use
 from microdiffusion.wire import own_security
+
+if TYPE_CHECKING:
+    from microdiffusion.drivers.process import DriverProcess
 
 Feed = Callable[[str, Callable[[], bool]], object]
 """Sends frames to an address until done, or until the second argument says stop; runs on a thread."""
@@ -39,28 +42,8 @@ SEQ_ROOM = 1 << 32
 _LOOK_S = 0.25
 
 
-class Source(Protocol):
-    """A source of frames; `drivers.process.DriverProcess` is one."""
-
-    @property
-    def alive(self) -> bool:
-        """True while more frames may come."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def stop(self, timeout_s: float = ...) -> None:
-        """Deliver what there is, say `end`, and be gone."""
-
-    def take_notes(self) -> list[str]:
-        """Return what the source has told since the last call."""
-
-    def raise_if_failed(self) -> None:
-        """Raise what ended it early."""
-
-
 class SourceThread:
-    """A `Source` that is a function.
+    """A source of frames that is a function, to be used as a `DriverProcess` is.
 
     Parameters
     ----------
@@ -139,7 +122,7 @@ class Acquisition:
         self._feed = feed
         self.secret = secrets.token_hex(16)
         self._address = ""
-        self._source: Source | None = None
+        self._source: SourceThread | DriverProcess | None = None
         self._resumed: LiveRun | None = None
         self._delivering = False
         self._wanted = self._started = False
@@ -230,7 +213,7 @@ class Acquisition:
             return
         self._source, self._wanted = self._new_source(where), True
 
-    def _watch(self, source: Source) -> None:
+    def _watch(self, source: SourceThread | DriverProcess) -> None:
         if self._runs.failures and not len(self._runs):
             raise next(iter(self._runs.failures.values()))  # the source has no run to send to
         run = self._hear(source)
@@ -238,7 +221,7 @@ class Acquisition:
         if not source.alive and run is not None and run.state is RunState.OPEN:
             raise AcquisitionError("The driver ended without saying so; the run was closed as it is.")
 
-    def _hear(self, source: Source) -> LiveRun | None:
+    def _hear(self, source: SourceThread | DriverProcess) -> LiveRun | None:
         """Pass on what the source tells; return its run, if that is open."""
         for text in source.take_notes():
             self._board.note(text)
@@ -251,7 +234,7 @@ class Acquisition:
             self._remarks.clear()
         return run
 
-    def _new_source(self, where: ResumeFrom | None) -> Source | None:
+    def _new_source(self, where: ResumeFrom | None) -> SourceThread | DriverProcess | None:
         """Return the driver, or what stands in for it, not started; None where there is none."""
         feed, config = self._feed, self._config
         if feed is not None:

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from scipy import ndimage
 from microdiffusion.engines.training import phantoms
 from microdiffusion.errors import ConfigError, InputFileError, MissingFileError
 from microdiffusion.files import open_volume, split_part, volume_paths
+from microdiffusion.text import did_you_mean
 
 SIZE = 64
 NOT_STATED = "not stated"
@@ -111,10 +111,9 @@ def gather(
         _read_volume(result, name, path, held=name in held_out, licence=licence)
     for name in held_out:
         if name not in seen:
-            close = get_close_matches(name, seen, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(
-                f"There is no volume {name} to hold out{hint}: expected one of {', '.join(seen) or 'none'}."
+                f"There is no volume {name} to hold out{did_you_mean(name, seen)}: "
+                f"expected one of {', '.join(seen) or 'none'}."
             )
     if morphologies is not None:
         _read_morphologies(result, morphologies)
