@@ -3,11 +3,13 @@
 The header has a line `SI.name = value` for each setting, in MATLAB's notation; a description has lines such
 as `frameNumbers = 7`. `Recording` is the layout that follows from a header, or else what does not fit is
 refused in one sentence. Slices are counted by `actualNumSlices`, because `numSlices` may be what was set
-before; flyback frames are saved whatever `discardFlybackFrames` says. Pure functions, safe on any thread.
+before; flyback frames are saved whatever `discardFlybackFrames` says; with mROI, which some microscopes never
+switch off, lines and field of view are not those of the image. Pure functions, safe on any thread.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -48,18 +50,18 @@ class Recording:
     acquisitions: int | None
 
     @classmethod
-    def of(cls, text: str) -> Recording:
-        """Return what the header `text` says.
+    def of(cls, text: str, rois: str, shape: tuple[int, int]) -> Recording:
+        """Return what the header `text` says of images of `shape` (Y, X); `rois` is the part on regions.
 
         Raises
         ------
         AcquisitionError
             The frames are not one for each slice, or their depths are missing.
         """
-        if setting(text, "hRoiManager.mroiEnable") in ("true", "1"):
+        is_mroi = setting(text, "hRoiManager.mroiEnable") in ("true", "1")
+        if is_mroi and not _is_single(rois):
             raise AcquisitionError(
-                "ScanImage saves several regions of interest in one image (mROI): switch mROI off and scan "
-                "one region."
+                "ScanImage saves several regions of interest in one image (mROI): scan one region."
             )
         z_um, flyback, average = _slices(text)
         loops = _integer(text, "acqsPerLoop") or 1 << 31  # Inf
@@ -69,7 +71,7 @@ class Recording:
             z_um=z_um,
             flyback=flyback,
             average=average,
-            pixel_um=_pixel_um(text),
+            pixel_um=None if is_mroi else _pixel_um(text, shape),
             frame_ms=1000.0 * frame_s[0] if frame_s else None,
             acquisitions=loops if setting(text, "acqState") == "loop" else None,
         )
@@ -111,13 +113,19 @@ def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
     whole = _integer(text, "hStackManager.numFramesPerVolumeWithFlyback")
     if frames is None:  # before 2020
         frames = slices * (1 if fast else _integer(text, "hStackManager.framesPerSlice") or 1)
-        whole = frames + (_integer(text, "hFastZ.numDiscardFlybackFrames") or 0 if fast else 0)
+        flyback = _integer(text, "hFastZ.numDiscardFlybackFrames") or 0
+        whole = (_integer(text, "hFastZ.numFramesPerVolume") or frames + flyback) if fast else frames
     is_slow = setting(text, "hStackManager.stackMode") == "slow"
     flyback = 0 if is_slow else max((whole or frames) - frames, 0)
     if frames != slices * average:
+        right = (
+            "set the frames per slice to 1"
+            if fast and average == 1
+            else "set the log average factor to the frames per slice"
+        )
         raise AcquisitionError(
-            f"ScanImage takes {frames} frames for {slices} slices and saves the mean of each {average}: let "
-            "it save one frame for each slice, with the log average factor at the frames per slice."
+            f"ScanImage saves {frames / average:g} images for {count_noun(slices, 'slice')}: let it save one "
+            f"for each slice, {right}."
         )
     if average > 1 and flyback:
         raise AcquisitionError(
@@ -134,13 +142,21 @@ def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
     return tuple(z_um[:slices]), flyback, average
 
 
-def _pixel_um(text: str) -> float | None:
+def _is_single(rois: str) -> bool:
+    """Return whether the images are of one region; MATLAB writes a list of one as its only element."""
+    try:
+        found = json.loads(rois)["RoiGroups"]["imagingRoiGroup"]["rois"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return isinstance(found, dict) or len(found) == 1
+
+
+def _pixel_um(text: str, shape: tuple[int, int]) -> float | None:
     """Return the size of a pixel; None where it is not said or where pixels are not square."""
     corners = np.array(_numbers(text, "hRoiManager.imagingFovUm"))
-    columns, rows = (_integer(text, f"hRoiManager.{name}") for name in ("pixelsPerLine", "linesPerFrame"))
-    if corners.size < 4 or corners.size % 2 or not columns or not rows:
+    if corners.size < 4 or corners.size % 2:
         return None
-    x_um, y_um = np.ptp(corners.reshape(-1, 2), axis=0) / (columns, rows)
+    x_um, y_um = np.ptp(corners.reshape(-1, 2), axis=0) / shape[::-1]
     return float(x_um) if abs(x_um - y_um) < 0.01 * x_um else None
 
 

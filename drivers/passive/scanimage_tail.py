@@ -72,7 +72,7 @@ def begins_recording(path: Path) -> bool | None:
     with suppress(AcquisitionError, OSError), closing(_Pages(path)) as file:
         page = file.page() if file.is_scanimage else None
         if page is not None:
-            return setting(file.text, "acqState") != "loop" or field(page.text, "acquisitionNumbers") in (
+            return setting(file.texts[0], "acqState") != "loop" or field(page.text, "acquisitionNumbers") in (
                 None,
                 1,
             )
@@ -104,10 +104,11 @@ class _Pages(GrowingTiff):
         return self.read(0, 4) == b"II+\0" and int.from_bytes(head, "little") == _MAGIC
 
     @property
-    def text(self) -> str:
-        """The part of the header that is the same for all frames."""
-        length = int.from_bytes(self.read(24, 4), "little")
-        return self._text(32, length)
+    def texts(self) -> tuple[str, str]:
+        """The parts of the header that are the same for all frames: settings, and regions."""
+        lengths = self.read(24, 8)
+        first, second = (int.from_bytes(part, "little") for part in (lengths[:4], lengths[4:]))
+        return self._text(32, first), self._text(32 + first, second)
 
     def page(self) -> _Page | None:
         """Return the next page; None where it is not complete yet."""
@@ -203,8 +204,9 @@ class GrowingSeries:
             self._file = _Pages(series_files(self._path).get(self._at, self._path))
         if self._file.is_scanimage is False:
             raise AcquisitionError(f"{self._file.path} is not a BigTIFF file of ScanImage (2016 or newer).")
-        if self._recording is None and self._file.page() is not None:
-            self._recording = Recording.of(self._file.text)
+        if self._recording is None and (page := self._file.page()) is not None:
+            height, width = page.pixels.shape
+            self._recording = Recording.of(*self._file.texts, (height, width))
         return None if self._recording is None else self._file
 
     def _next_file(self) -> Key | None:

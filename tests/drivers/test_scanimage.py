@@ -99,6 +99,37 @@ def test_flyback_frames_of_versions_before_2020_are_left_out(tmp_path: Path) -> 
     ]
 
 
+def test_an_old_header_that_discards_nothing_has_no_flyback_frames(tmp_path: Path) -> None:
+    older = {
+        "hStackManager__numFramesPerVolume": None,
+        "hStackManager__numFramesPerVolumeWithFlyback": None,
+        "hStackManager__actualNumSlices": None,
+        "hStackManager__numSlices": "4",
+        "hFastZ__discardFlybackFrames": "false",
+        "hFastZ__numDiscardFlybackFrames": "1",
+        "hFastZ__numFramesPerVolume": "4",
+    }
+    assert places(read(write(tmp_path / "scan_00001.tif", **older))) == [
+        (t, z) for t in range(3) for z in range(4)
+    ]
+
+
+@pytest.mark.parametrize("rois", ['[{"name": "a"}]', '{"name": "a"}'])
+def test_a_single_region_is_read_although_mroi_is_on(tmp_path: Path, rois: str) -> None:
+    # As on mesoscopes, where it always is; the header's lines and fields of view are of another scan then.
+    group = f'{{"RoiGroups": {{"imagingRoiGroup": {{"rois": {rois}}}}}}}'
+    images = read(write(tmp_path / "scan_00001.tif", hRoiManager__mroiEnable="1", rois=group))
+    assert places(images) == [(t, z) for t in range(3) for z in range(4)]
+    assert images[0].number(("PixelSize_um",)) is None
+
+
+def test_the_size_of_a_pixel_is_that_of_the_saved_ones(tmp_path: Path) -> None:
+    # Lines that are averaged are fewer in the image than in the header.
+    averaged = {"hScan2D__LineAveragingLineCount": "2", "hRoiManager__linesPerFrame": "32"}
+    images = read(write(tmp_path / "scan_00001.tif", **averaged))
+    assert images[0].number(("PixelSize_um",)) == 0.5
+
+
 def test_a_slow_stack_that_averages_has_a_frame_for_each_slice(tmp_path: Path) -> None:
     averaged = {
         **SLOW,
@@ -143,7 +174,7 @@ def test_the_acquisitions_of_a_loop_are_one_recording(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
     "several frames a slice": (
         {"hStackManager__framesPerSlice": "5", "hStackManager__numFramesPerVolume": "20", **SLOW},
-        "takes 20 frames for 4 slices .* log average factor",
+        "saves 20 images for 4 slices: .* log average factor",
     ),
     "averaged flyback": (
         {
@@ -153,7 +184,14 @@ REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
         },
         "set the log average factor to 1",
     ),
-    "mROI": ({"hRoiManager__mroiEnable": "1"}, "mROI"),
+    "several frames a slice of a fast stack": (
+        {"hStackManager__framesPerSlice": "2", "hStackManager__numFramesPerVolume": "8", **FLYBACK},
+        "saves 8 images for 4 slices: .* set the frames per slice to 1",
+    ),
+    "mROI": (
+        {"hRoiManager__mroiEnable": "1", "rois": '{"RoiGroups": {"imagingRoiGroup": {"rois": [{}, {}]}}}'},
+        "mROI",
+    ),
     "no depths": ({"hStackManager__zs": None}, "depth of 0 of 4 slices"),
     "an endless depth": ({"hStackManager__zs": "[6 18 30 1e999]"}, "depth of 3 of 4 slices"),
     "a negative number of slices and no depths": (

@@ -36,17 +36,17 @@ HEADER: dict[str, str] = {
 
 
 class ScanImageWriter:
-    """One file, to be filled by `put`; `settings` change `HEADER`."""
+    """One file, to be filled by `put`; `settings` change `HEADER`, `rois` is the text of its regions."""
 
-    def __init__(self, path: Path, **settings: str | None) -> None:
+    def __init__(self, path: Path, rois: str = '{"RoiGroups": {}}', **settings: str | None) -> None:
         header = {**HEADER, **{f"SI.{name.replace('__', '.')}": value for name, value in settings.items()}}
         lines = [f"{name} = {value}" for name, value in header.items() if value is not None]
-        text, rois = "\n".join(lines).encode() + b"\0", b'{"RoiGroups": {}}\0'
-        self._text_at, self._text, self._rois = 32, len(text), len(rois)
+        text, regions = "\n".join(lines).encode() + b"\0", rois.encode() + b"\0"
+        self._text_at, self._text, self._rois = 32, len(text), len(regions)
         self._file: BinaryIO = path.open("wb")
-        first = 32 + len(text) + len(rois)
+        first = 32 + len(text) + len(regions)
         self._file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, first))
-        self._file.write(struct.pack("<IIII", 117637889, 4, len(text), len(rois)) + text + rois)
+        self._file.write(struct.pack("<IIII", 117637889, 4, len(text), len(regions)) + text + regions)
         self._file.flush()
         self._link = 8
 
