@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from microdiffusion.config import SweepConfig
 from microdiffusion.drivers.plan import load_profile
 from microdiffusion.drivers.simulate import plan_positions, project_volume
-from microdiffusion.errors import AcquisitionError, AddressError, ConfigError
+from microdiffusion.errors import AcquisitionError, ConfigError
 from microdiffusion.files import VolumeFile, open_projections, open_volume, split_part
 from microdiffusion.frames import FrameInfo
 from microdiffusion.header import RunHeader
@@ -214,7 +214,7 @@ def replay(
     sender.start()
     reason, finish_s = "broken off", 0.0
     try:
-        _await_daemon(sender, address, stop, connect_timeout_s)
+        sender.meet(stop, connect_timeout_s, ", or let the replay start one with --serve")
         finish_s = HURRIED_S
         start_s = time.monotonic()
         for count, (info, pixels) in enumerate(source.frames()):
@@ -224,7 +224,7 @@ def replay(
                 break
             sender.put(info, pixels)
             sender.raise_if_failed()
-        if _drain(sender, stop):
+        if not stop() and sender.drain(stop, STANDSTILL_S):
             reason, finish_s = "finished", STANDSTILL_S
         elif stop():
             reason = "stopped"
@@ -248,18 +248,6 @@ def replay(
     return stats
 
 
-def _await_daemon(sender: Sender, address: str, stop: Callable[[], bool], timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not sender.stats.connected and not stop():
-        sender.raise_if_failed()
-        if time.monotonic() > deadline_s:
-            raise AddressError(
-                f"Nobody answered at {address} within {timeout_s:g} s: start `mdd serve` there first, "
-                f"or let the replay start one with --serve. {sender.trouble}".rstrip()
-            )
-        time.sleep(0.01)
-
-
 def _await_turn(sender: Sender, due_s: float | None, stop: Callable[[], bool]) -> bool:
     """Wait until a frame is due or, without a time, has room in the send buffer; False on `stop`."""
     while not stop():
@@ -273,16 +261,3 @@ def _await_turn(sender: Sender, due_s: float | None, stop: Callable[[], bool]) -
             return True
         time.sleep(min(left_s, POLL_S))
     return False
-
-
-def _drain(sender: Sender, stop: Callable[[], bool]) -> bool:
-    """Wait until the daemon has acknowledged everything; False on `stop` or if it makes no progress."""
-    left, since_s = -1, time.monotonic()
-    while (now_left := sender.stats.buffered_bytes) and not stop():
-        sender.raise_if_failed()
-        if now_left != left:
-            left, since_s = now_left, time.monotonic()
-        elif time.monotonic() - since_s > STANDSTILL_S:
-            return False
-        time.sleep(0.005)
-    return not stop()

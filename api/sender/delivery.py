@@ -7,7 +7,6 @@ in the caller's thread, with a `Sender` for one journal after the other.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ CONNECT_S = 10.0
 STANDSTILL_S = 60.0
 """Timeout for the next acknowledged frame."""
 END_S = 10.0
-_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ def _deliver_one(
         raise
     reason, timeout_s = "", 0.0
     try:
-        reason = _wait(sender, address, stop)
+        reason = _wait(sender, stop)
         timeout_s = 0.0 if reason else END_S
     finally:
         stats = sender.finish(reason=reason or "delivered from the journal", timeout_s=timeout_s)
@@ -142,30 +140,16 @@ def _deliver_one(
     )
 
 
-def _wait(sender: Sender, address: str, stop: Callable[[], bool]) -> str:
+def _wait(sender: Sender, stop: Callable[[], bool]) -> str:
     """Wait until the daemon has everything; return why it has not, empty where it has."""
-    began_s = moved_s = time.monotonic()
-    left = -1
-    met = False
-    while (stats := sender.stats).buffered_bytes:
-        met = met or stats.connected
-        now = time.monotonic()
-        try:
-            sender.raise_if_failed()
-        except AddressError:
-            raise
-        except MddError as error:
-            return str(error)
-        if stop():
-            return "it was stopped; deliver it again."
-        if not met and now - began_s > CONNECT_S:
-            raise AddressError(
-                f"Nobody answered at {address} within {CONNECT_S:g} s: start `mdd serve` there first. "
-                f"{sender.trouble}".rstrip()
-            )
-        if stats.buffered_bytes != left:
-            left, moved_s = stats.buffered_bytes, now
-        elif now - moved_s > STANDSTILL_S:
-            return f"the daemon took no frame for {STANDSTILL_S:g} s; try again later."
-        time.sleep(_POLL_S)
-    return ""
+    try:
+        sender.meet(stop, CONNECT_S)
+        if sender.drain(stop, STANDSTILL_S):
+            return ""
+    except AddressError:
+        raise
+    except MddError as error:
+        return str(error)
+    if stop():
+        return "it was stopped; deliver it again."
+    return f"the daemon took no frame for {STANDSTILL_S:g} s; try again later."

@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microdiffusion import wire
-from microdiffusion.errors import AcquisitionError, ConfigError, MddError, WireError
+from microdiffusion.errors import AcquisitionError, AddressError, ConfigError, MddError, WireError
 from microdiffusion.frames import Frame, FrameInfo
 from microdiffusion.header import RunHeader
 from microdiffusion.sender.buffer import SendBuffer
@@ -38,6 +39,7 @@ from microdiffusion.wire import ClientKeys
 SAVE_S = 10.0
 """Most time that the end of a sender takes to write what is left to the journal."""
 TICK_S = 0.05
+_POLL_S = 0.01
 
 
 @dataclass(slots=True)
@@ -193,6 +195,41 @@ class Sender:
         For sources that can wait (a file); a camera cannot.
         """
         return self._buffer.wait_for_room(timeout_s)
+
+    def meet(self, stop: Callable[[], bool], timeout_s: float, hint: str = "") -> None:
+        """Wait until the daemon has answered, or until `stop`.
+
+        Raises
+        ------
+        AddressError
+            It has not within `timeout_s`; the message ends with what to do, and `hint`.
+        MddError
+            What ended the run early.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not self._protocol.open and not stop():
+            self.raise_if_failed()
+            if time.monotonic() > deadline_s:
+                raise AddressError(
+                    f"Nobody answered at {self._connection.address} within {timeout_s:g} s: "
+                    f"start `mdd serve` there first{hint}. {self.trouble}".rstrip()
+                )
+            time.sleep(_POLL_S)
+
+    def drain(self, stop: Callable[[], bool], standstill_s: float = float("inf")) -> bool:
+        """Wait until the daemon has everything; False on `stop`, or if it takes nothing for `standstill_s`.
+
+        For sources that can wait. Raises what ended the run early.
+        """
+        left, since_s = -1, time.monotonic()
+        while now_left := self._buffer.stats().buffered_bytes:
+            self.raise_if_failed()
+            if now_left != left:
+                left, since_s = now_left, time.monotonic()
+            if stop() or time.monotonic() - since_s > standstill_s:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
     def finish(self, *, reason: str = "finished", timeout_s: float = 10.0) -> SenderStats:
         """Take no more frames, deliver those that are left, send `end`, and close.

@@ -166,7 +166,8 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
             )
         run.settle()
         run.leave_out(dataset.damaged)
-        if reason != "stopped" and run.sender is not None and not _await_delivery(task, run.sender):
+        sender = run.sender
+        if reason != "stopped" and sender is not None and not sender.drain(lambda: task.is_stopped(sender)):
             reason = "stopped"
     except OSError as error:  # its disk, or network folder, has gone
         raise AcquisitionError(f"The data set {folder} cannot be read any more: {error}.") from error
@@ -214,13 +215,3 @@ def _await_room(task: DriverTask, sender: Sender) -> bool:
         if sender.wanted == "pause":
             task.stop.wait(POLL_S)
     return not task.is_stopped(sender)
-
-
-def _await_delivery(task: DriverTask, sender: Sender) -> bool:
-    """Wait until the daemon has acknowledged everything; False if the run is stopped before."""
-    while sender.stats.buffered_bytes:
-        sender.raise_if_failed()
-        if task.is_stopped(sender):
-            return False
-        task.stop.wait(POLL_S)
-    return True
