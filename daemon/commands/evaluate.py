@@ -22,8 +22,6 @@ A method is NAME[:EVALUATIONS][:KEY=VALUE...]; keys are those of the table
 from __future__ import annotations
 
 import argparse
-import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion.daemon.cli import ProgressBar, complain, options, say
@@ -32,7 +30,6 @@ from microdiffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
     from pathlib import Path
 
     from microdiffusion.engines.evaluation import EvaluationPlan, Results, SessionPlan
@@ -103,12 +100,16 @@ def run(args: Namespace) -> int:
         evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)
 
     total = plan.runs() if sessions is None else evaluation.session_calls(plan, sessions)
-    with _warnings(), ProgressBar("evaluating") as bar:
+    with ProgressBar("evaluating") as bar:
 
         def progress(done: int, text: str) -> None:
             bar(done, total, text)
 
-        hooks = evaluation.Hooks(progress, resident_mb, show if args.pictures is not None else None, save)
+        def skipped(what: str) -> None:
+            complain(f"mdd: warning: left out {what}")
+
+        drawn = show if args.pictures is not None else None
+        hooks = evaluation.Hooks(progress, resident_mb, drawn, save, skipped)
         if sessions is None:
             results = evaluation.evaluate(plan, hooks)
         else:
@@ -167,25 +168,6 @@ def _plan(args: Namespace) -> EvaluationPlan:
         seeds=args.seeds,
         engine=engine,
     )
-
-
-@contextmanager
-def _warnings() -> Iterator[None]:
-    """Show the evaluation's warnings, one line each, on stderr."""
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            complain(f"mdd: warning: {record.getMessage()}")
-
-    logger, handler = logging.getLogger("microdiffusion.evaluation"), Lines(logging.WARNING)
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
 
 
 def _steps(text: str) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ time.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from microdiffusion.engines.evaluation.methods import Method
 from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case, read_truth
 from microdiffusion.engines.pipeline import Engine
 from microdiffusion.errors import MddError
-
-logger = logging.getLogger("microdiffusion.evaluation")
 
 Row = dict[str, Any]
 """Volume, step, seed, method, its scores, and the cost of the call."""
@@ -65,11 +62,6 @@ class Results:
     skipped: list[str] = field(default_factory=list)
     classical: tuple[str, ...] = ()
 
-    def leave_out(self, what: str) -> None:
-        """Note a volume or a call that has no row."""
-        self.skipped.append(what)
-        logger.warning("left out %s", what)
-
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
@@ -85,12 +77,20 @@ class Hooks:
         Gets the volume's name, step, case and answers by method, of seed 0.
     saved : callable
         Gets the results so far after each volume.
+    skipped : callable
+        Gets each volume or call that has no row, and why.
     """
 
     progress: Callable[[int, str], None] = lambda done, text: None
     resident_mb: Callable[[], float | None] = lambda: None
     show: Callable[[str, float, Case, dict[str, NDArray[Any]]], None] | None = None
     saved: Callable[[Results], None] = lambda results: None
+    skipped: Callable[[str], None] = lambda what: None
+
+    def leave_out(self, results: Results, what: str) -> None:
+        """Note a volume or a call that has no row."""
+        results.skipped.append(what)
+        self.skipped(what)
 
 
 def evaluate(plan: EvaluationPlan, hooks: Hooks | None = None) -> Results:
@@ -105,7 +105,7 @@ def evaluate(plan: EvaluationPlan, hooks: Hooks | None = None) -> Results:
     engines = {method.name: method.open(plan.engine) for method in plan.methods}
     results = Results(classical=tuple(method.name for method in plan.methods if method.classical))
     each = len(plan.methods) * plan.seeds
-    for number, name, truth in truths(plan, results):
+    for number, name, truth in truths(plan, hooks, results):
         done = number * each * len(plan.steps)
         hooks.progress(done, name)
         for place, step in enumerate(plan.steps):
@@ -115,13 +115,15 @@ def evaluate(plan: EvaluationPlan, hooks: Hooks | None = None) -> Results:
     return results
 
 
-def truths(plan: EvaluationPlan, results: Results) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
+def truths(
+    plan: EvaluationPlan, hooks: Hooks, results: Results
+) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
     """Yield number, name and truth (Z, Y, X) of each volume; what cannot be used is left out."""
     for number, path in enumerate(plan.files):
         try:
             truth = read_truth(path, plan.protocol.crop)
         except MddError as error:
-            results.leave_out(f"{path.name}: {error}")
+            hooks.leave_out(results, f"{path.name}: {error}")
         else:
             yield number, path.stem, truth
 
@@ -141,7 +143,7 @@ def _step(
         try:
             case = make_case(truth, dataclasses.replace(plan.protocol, step=step), seed)
         except MddError as error:
-            results.leave_out(f"{name}, step {step:g}: {error}")
+            hooks.leave_out(results, f"{name}, step {step:g}: {error}")
             return
         answers: dict[str, NDArray[Any]] = {}
         for method in plan.methods:
@@ -164,7 +166,9 @@ def _step(
                 scores = dataclasses.asdict(case.scores(answer.volume))
                 scores["held_out_error"] = case.held_out_error(answer.volume)
             except Exception as error:  # one method's bug or lack of memory must not affect the others
-                results.leave_out(f"{name}, step {step:g}, {method.name}: {type(error).__name__}: {error}")
+                hooks.leave_out(
+                    results, f"{name}, step {step:g}, {method.name}: {type(error).__name__}: {error}"
+                )
                 continue
             answers[method.name] = answer.volume
             key = {"volume": name, "step": step, "seed": seed, "method": method.name}

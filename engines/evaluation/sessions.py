@@ -114,7 +114,7 @@ def evaluate_sessions(plan: EvaluationPlan, sessions: SessionPlan, hooks: Hooks 
     engines = {method.name: method.open(plan.engine) for method in plan.methods}
     results = Results()
     done = 0
-    for _, volume, structure in truths(plan, results):
+    for _, volume, structure in truths(plan, hooks, results):
         hooks.progress(done, volume)
         for step in plan.steps:
             for seed in range(plan.seeds):
@@ -129,7 +129,7 @@ def evaluate_sessions(plan: EvaluationPlan, sessions: SessionPlan, hooks: Hooks 
                             done += 1
                             results.rows.append(key | row)
                     except MddError as error:
-                        results.leave_out(f"{where}: {error}")
+                        hooks.leave_out(results, f"{where}: {error}")
         hooks.saved(results)
     hooks.progress(session_calls(plan, sessions), "done")
     return results
