@@ -94,9 +94,9 @@ def snapshot_run(
     parts = RunParts(run)
     try:
         plan = parts.plan
+        parts.require_all()
         if plan.segment:
             raise InputFileError(f"{run} is a further file of a run: give the run's first file.")
-        parts.require_all()
         closed = int(parts.all()[-1].view("mdd/closed")[()]) == Closed.CLOSED
         sessions = [_CopiedSession.read(parts, number) for number in range(len(plan.header.positions))]
         used = max(1, *(session.used for session in sessions))

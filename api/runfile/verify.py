@@ -8,7 +8,7 @@ only what holds at any moment is checked. Any thread.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,8 +90,7 @@ def verify_run(
     try:
         files.extend(_parts(path, report))
         if files:
-            for lacking in missing_files(files, RunFile.read):
-                report.add(f"{lacking.name} is missing: copy all files of the run into one folder")
+            _tell_missing(files, report)
             _verify(files, report, progress)
     except DamagedError as error:
         report.add(str(error))
@@ -101,6 +100,11 @@ def verify_run(
         for part in files:
             part.close()
     return report
+
+
+def _tell_missing(files: Sequence[RunFile], report: Report) -> None:
+    for lacking in missing_files(files, RunFile.read):
+        report.add(f"{lacking.name} is missing: copy all files of the run into one folder")
 
 
 def _parts(path: Path, report: Report) -> Iterator[RunFile]:
@@ -119,6 +123,8 @@ def _parts(path: Path, report: Report) -> Iterator[RunFile]:
         plan = file.plan
         first = first or plan
         if plan.segment != number or plan.header != first.header:
+            if not number:
+                _tell_missing([file], report)
             file.close()
             report.add(f"{part.name} is not part {number} of this run: give the run's first file")
             return

@@ -117,8 +117,7 @@ class RunFiles:
     def open(cls, path: Path, *, most_bytes: int) -> RunFiles:
         """Open the files of a run that is there; nothing is written before `resume`."""
         with contextlib.closing(RunParts(path)) as parts:
-            if not parts.plan.segment:
-                parts.require_all()
+            parts.require_all()
         first = Segment.open(path)
         if first.layout.plan.segment:
             raise _foreign(first, 0, first.layout.plan)

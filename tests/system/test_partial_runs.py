@@ -146,14 +146,20 @@ def test_a_run_is_not_resumed_in_a_part_of_it(whole: Path, tmp_path: Path) -> No
     assert run.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["info RUN", "report RUN --output OUT.html", "export RUN --to nrrd"])
+@pytest.mark.parametrize("command", [*PRINTS, *REFUSES])
 def test_a_further_file_knows_of_the_others_that_are_missing(
     whole: Path, tmp_path: Path, command: str
 ) -> None:
-    run, _ = copied(whole, tmp_path, (0, 2))
-    code, said = mdd(command, segment_path(run, 2))
-    assert "run_s001.h5, run_s003.h5 of it are missing" in said
-    assert code == (2 if command.startswith("export") else 0)
+    for subset in SUBSETS:
+        folder = tmp_path / "".join(map(str, subset))
+        folder.mkdir()
+        run, lacking = copied(whole, folder, subset)
+        for number in set(subset) - {0}:
+            code, said = mdd(command, segment_path(run, number))
+            assert all(name in said for name in lacking), (command, subset, number, said)
+            assert "missing" in said, (command, subset, number, said)
+            if command in REFUSES:
+                assert code in (2, 3), (command, subset, said)
 
 
 def test_another_run_under_the_first_file_s_name_is_not_its_first_file(whole: Path, tmp_path: Path) -> None:
