@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 IN_WORDS = 5.0
 """An error that is so many times the noise says nothing: frames without noise, or of no specimen."""
@@ -53,8 +54,11 @@ def encodable(text: str) -> str:
 
 
 def command_line(*words: object) -> str:
-    """Return a command as this system's shell takes it, whatever its files are called."""
-    plain = [str(word) for word in words]
+    """Return a command as this system's shell takes it, whatever its files are called.
+
+    A `Path` that begins with a dash is no option.
+    """
+    plain = [f"./{word}" if isinstance(word, Path) and str(word)[0] == "-" else str(word) for word in words]
     if os.name != "nt":
         return shlex.join(plain)
     import subprocess  # not for every start of mdd

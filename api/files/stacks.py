@@ -123,7 +123,7 @@ def choose_part(path: Path, names: Sequence[str], wanted: str) -> int:
     raise InputFileError(
         f"{path} holds {count_noun(len(names), 'image or position', 'images or positions')}{called}, and a "
         f"volume is one ({shorten(', '.join(labels), 200)}): name it after the file, as in "
-        f"{command_line(f'{path}#{labels[0]}')}."
+        f"{command_line(Path(f'{path}#{labels[0]}'))}."
     )
 
 

@@ -11,6 +11,7 @@ anything failed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import options, say, say_json
@@ -38,7 +39,7 @@ def run(args: Namespace) -> int:
         from rich.console import Console
 
         what = (
-            command_line("mdd", "serve", "--config", args.config)
+            command_line("mdd", "serve", "--config", Path(args.config))
             if args.config
             else "the defaults (see --demo, --config)"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from microdiffusion.daemon.engine.scheduler import Dropped
@@ -84,7 +85,7 @@ class ServedRuns:
         """Say that sweeps, if there are any, were not processed when their run was closed."""
         run = self._runs.get(run_id)
         if jobs and run is not None:
-            later = command_line("mdd", "reconstruct", run.file)
+            later = command_line("mdd", "reconstruct", Path(run.file))
             reason = f"the run was closed before its turn came: {later}"
             self._call(run_id, lambda sink: sink.left(jobs, reason), None)
 

@@ -163,5 +163,16 @@ def test_every_stack_of_any_name_is_read(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="splits the line as a POSIX shell does")
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_a_command_to_paste_names_one_file(name: str) -> None:
-    assert shlex.split(command_line("mdd", "repair", Path(name) / "run.h5"))[2] == str(Path(name) / "run.h5")
+def test_a_command_to_paste_names_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder_of(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    run = Path(name) / "run.h5"
+    words = shlex.split(command_line("mdd", "info", run))
+    code, said = mdd(*words[1:])
+    assert code == 2
+    assert "There is no" in said, said
+    run.write_bytes(b"no run")
+    code, said = mdd(*words[1:])
+    assert "cannot be read" in said or "not an HDF5" in said or "no run file" in said, said
