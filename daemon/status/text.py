@@ -69,10 +69,9 @@ def log_fields(snapshot: StatusSnapshot) -> list[tuple[str, str | int | float]]:
         pairs.append(("building", snapshot.engine.building.replace(" ", "_")))
     if latency := snapshot.latencies.get(HEADLINE):
         pairs += [(f"{HEADLINE}_p50_s", round(latency.p50, 3)), (f"{HEADLINE}_p95_s", round(latency.p95, 3))]
-    if quality.held_out_error is not None:
-        pairs.append(("held_out_error", round(quality.held_out_error, 3)))
-    if quality.residual is not None:
-        pairs.append(("residual", round(quality.residual, 3)))
+    for name, error in (("held_out_error", quality.held_out_error), ("residual", quality.residual)):
+        if error is not None and error <= IN_WORDS:
+            pairs.append((name, round(error, 3)))
     if quality.served:
         pairs.append(("served", quality.served))
     pairs += [(f"queue_{name}_mb", round(part.bytes / 1e6, 1)) for name, part in snapshot.queues.items()]

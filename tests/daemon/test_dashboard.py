@@ -298,6 +298,13 @@ def test_a_pause_is_shown(told, state):
     assert page(snapshot).startswith(f"{'state':<18} {state}, ")
 
 
+def test_the_log_gives_no_number_where_noise_is_no_measure():
+    quality = busy_snapshot().quality.model_copy(update={"held_out_error": 3620.0, "residual": 0.9})
+    line = log_line(busy_snapshot().model_copy(update={"quality": quality}))
+    assert "held_out_error" not in line
+    assert " residual=0.9 " in line
+
+
 def test_the_log_line_is_one_line_of_key_and_value():
     line = log_line(busy_snapshot())
     pairs = dict(pair.split("=") for pair in line.split(" "))
