@@ -8,8 +8,8 @@ from pathlib import Path
 
 from microdiffusion.config import AcquisitionConfig
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
-from microdiffusion.daemon.doctor.network import refused
 from microdiffusion.daemon.doctor.packages import installed
+from microdiffusion.daemon.doctor.ports import refused
 from microdiffusion.drivers.micromanager import (
     Survey,
     ask_server,

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, pace, packages
+from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, pace, packages, ports
 from microdiffusion.daemon.doctor.finding import Check, Finding, Findings, warning
 from microdiffusion.daemon.doctor.subprocess_probe import Facts, probe
 
@@ -39,7 +39,7 @@ def examine(config: Config) -> Findings:
             *gpu.checks(config.engine, ask),
             *pace.checks(config, ask),
             *microscope.checks(config.acquisition),
-            *network.checks(config.wire),
+            *ports.checks(config.wire),
             *disk.checks(config),
             *computer.checks(config),
         ]

@@ -196,7 +196,7 @@ def trt_logger(trt: Any) -> Any:
 def _monitor(trt: Any, progress: Progress) -> Any:
     """Return a TensorRT progress monitor that tells `progress` the share of the whole build."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class BuildMonitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.failure: BaseException | None = None
@@ -221,7 +221,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
             with self._lock:
                 self._phases.finish(name)
 
-    return Monitor()
+    return BuildMonitor()
 
 
 class Phases:

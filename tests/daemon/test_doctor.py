@@ -23,7 +23,7 @@ from rich.console import Console
 from microdiffusion.config.load import load_config
 from microdiffusion.config.models import Config, EngineConfig, WireConfig
 from microdiffusion.daemon.cli import dispatch as cli
-from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, network, pace, packages
+from microdiffusion.daemon.doctor import computer, disk, gpu, microscope, pace, packages, ports
 from microdiffusion.daemon.doctor.disk import Folder
 from microdiffusion.daemon.doctor.finding import Check, Finding, failure, ok, warning
 from microdiffusion.daemon.doctor.gpu import Driver
@@ -76,7 +76,7 @@ def os_error(number: int) -> OSError:
 
 def port(number: int | None, at: str = "5750", name: str = "wire.data") -> Finding:
     error = None if number is None else os_error(number)
-    return network.port(name, f"tcp://127.0.0.1:{at}", lambda _: error, lambda _: True)
+    return ports.port(name, f"tcp://127.0.0.1:{at}", lambda _: error, lambda _: True)
 
 
 def camera(*, is_live: bool = False) -> Any:
@@ -307,19 +307,19 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "failure",
         "must be an address of this computer",
     ),
-    "keys, not needed": (lambda: network.keys(WireConfig(), lambda _: ()), "ok", "not needed"),
+    "keys, not needed": (lambda: ports.keys(WireConfig(), lambda _: ()), "ok", "not needed"),
     "keys": (
-        lambda: network.keys(WireConfig(data="tcp://0.0.0.0:1"), lambda _: ("scope",)),
+        lambda: ports.keys(WireConfig(data="tcp://0.0.0.0:1"), lambda _: ("scope",)),
         "ok",
         "scope",
     ),
     "keys, nobody trusted": (
-        lambda: network.keys(WireConfig(data="tcp://0.0.0.0:1"), lambda _: ()),
+        lambda: ports.keys(WireConfig(data="tcp://0.0.0.0:1"), lambda _: ()),
         "warning",
         "mdd keys trust",
     ),
     "no keys": (
-        lambda: network.keys(
+        lambda: ports.keys(
             WireConfig(data="tcp://0.0.0.0:1"),
             raising(MissingFileError("There is no key: run `mdd keys new`.")),
         ),
@@ -419,16 +419,16 @@ def test_the_shipped_weights_are_those_of_the_checksums() -> None:
 
 def test_a_port_in_use_is_seen_and_a_free_one_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = network.try_to_bind(f"tcp://127.0.0.1:{other.getsockname()[1]}")
+        taken = ports.try_to_bind(f"tcp://127.0.0.1:{other.getsockname()[1]}")
     assert taken is not None
     assert taken.errno == errno.EADDRINUSE
-    assert network.try_to_bind("tcp://127.0.0.1:0") is None
+    assert ports.try_to_bind("tcp://127.0.0.1:0") is None
 
 
 def test_keys_are_asked_for_where_others_can_come_in(tmp_path: Path) -> None:
-    assert network.required_keys(WireConfig(keys=tmp_path)) == ()
+    assert ports.required_keys(WireConfig(keys=tmp_path)) == ()
     with pytest.raises(MissingFileError, match="mdd keys new"):
-        network.required_keys(WireConfig(keys=tmp_path, data="tcp://0.0.0.0:5750"))
+        ports.required_keys(WireConfig(keys=tmp_path, data="tcp://0.0.0.0:5750"))
 
 
 def test_a_look_at_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
