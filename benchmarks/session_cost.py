@@ -27,6 +27,7 @@ from microdiffusion.engines import evaluation
 from microdiffusion.engines.inr.estimator import SessionEstimator
 from microdiffusion.engines.inr.field import default_bandwidth
 from microdiffusion.engines.pipeline import Reconstructor, open_engine
+from microdiffusion.engines.projections import slab_light
 from microdiffusion.header import RunHeader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,12 +70,13 @@ def one_projection(threads: int, repeats: int) -> dict[str, float]:
     estimator = SessionEstimator((slices, edge, edge), bandwidth=default_bandwidth(6.0), reach=6.0)
     volume = rng.random((slices, edge, edge), dtype=np.float32)
 
-    def slabs(begins: list[int]) -> tuple[NDArray[np.float64], torch.Tensor, torch.Tensor]:
+    def slabs(begins: list[int]) -> tuple[NDArray[np.float64], torch.Tensor, torch.Tensor, torch.Tensor]:
         matrix = np.zeros((len(begins), slices))
         for row, begin in enumerate(begins):
             matrix[row, begin : begin + 6] = 1 / 6
         images = torch.from_numpy(np.tensordot(matrix, volume, 1).astype(np.float32))
-        return matrix, images, torch.full_like(images, 1e-4)
+        variance = torch.full_like(images, 1e-4)
+        return matrix, images, variance, slab_light(images, variance)
 
     for offset in (0, 4):
         estimator.update(*slabs(list(range(offset, slices - 6, 8))))

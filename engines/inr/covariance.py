@@ -39,11 +39,23 @@ NOISE_SHARES = (_BROAD, 1 - 2 * _BLUR[2] ** 2 + _BROAD)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KalmanGain:
-    """Gain (Z, 2 M), variance (M,) of the prediction without noise, variance (Z,) that is left afterwards."""
+    """What a sweep does to voxels of an age.
+
+    Attributes
+    ----------
+    gain : (Z, 2 M)
+    predicted : (M,)
+        Variance of the prediction without noise.
+    left : (Z,)
+        Variance of the voxels afterwards.
+    told : (Z,) float64
+        The share of their variance that goes.
+    """
 
     gain: Tensor
     predicted: Tensor
     left: Tensor
+    told: Matrix
 
 
 class AgeCovariances:
@@ -88,9 +100,15 @@ class AgeCovariances:
             gain = np.linalg.solve(system, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
             left = covariance - gain @ cross.transpose(0, 2, 1)
             after.append((left + left.transpose(0, 2, 1)) / 2)
-            variances = (each.sum(0).diagonal() for each in (spread, left))
-            numbers = (np.concatenate([*gain], axis=1), *variances)
-            gains.append(KalmanGain(*(tensor_of(each, device) for each in numbers)))
+            before, predicted, rest = (each.sum(0).diagonal() for each in (covariance, spread, left))
+            gains.append(
+                KalmanGain(
+                    tensor_of(np.concatenate([*gain], axis=1), device),
+                    tensor_of(predicted, device),
+                    tensor_of(rest, device),
+                    1 - rest / before,
+                )
+            )
         # What was next to the oldest joins it.
         self.by_age = tuple(after) if len(after) <= OLDEST else (*after[: OLDEST - 1], after[OLDEST])
         return gains
@@ -129,11 +147,19 @@ class AgeCovariances:
 
 def banded(images: Tensor) -> Tensor:
     """Return the broad and the fine band of images (M, Y, X), one after the other (2 M, Y X)."""
-    blur = torch.tensor(_BLUR, dtype=images.dtype, device=images.device)
     edge = len(_BLUR) // 2
-    broad = F.pad(images[:, None], (edge,) * 4, mode="replicate")
-    broad = F.conv2d(F.conv2d(broad, blur.view(1, 1, 1, -1)), blur.view(1, 1, -1, 1))[:, 0]
+    padded = F.pad(images[None], (edge,) * 4, mode="replicate")[0]
+    broad = _blurred(_blurred(padded, 1), 2)
     return torch.cat([broad, images - broad]).flatten(1)
+
+
+def _blurred(images: Tensor, axis: int) -> Tensor:
+    """Return images blurred along an axis, and shorter by the blur's width; sums of shifted images."""
+    length = images.shape[axis] - len(_BLUR) + 1
+    near = [images.narrow(axis, first, length) for first in range(len(_BLUR))]
+    broad = near[2] * _BLUR[2]
+    broad.add_(near[0] + near[4], alpha=_BLUR[0])
+    return broad.add_(near[1] + near[3], alpha=_BLUR[1])
 
 
 def matern(slices: int, bandwidth: float) -> Matrix:

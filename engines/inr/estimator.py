@@ -8,18 +8,9 @@ are kept voxel by voxel, and a voxel is updated with its row of the gain of its 
 whole column has one age, and good elsewhere, because the posterior covariance hardly reaches beyond a
 slab.
 
-Three hypotheses stand beside each other in each neighbourhood of each projection, and what the state
-predicts is held against the projection (the innovation) to decide:
-
-- *still*: the innovation is noise and what was not known yet;
-- *rescaled*: a structure changed its brightness. `served = x (1 + r)`; r is a Gaussian process along z,
-  regressed on the local ratio of innovation to prediction, with a spike-and-slab prior so that what keeps
-  still does not flicker, and falls off from sweep to sweep where no slab looks;
-- *new*: the state predicts a projection hardly better than the other projections of the *same* sweep do
-  (their leave-one-out residual, Cook & Weisberg 1982, section 2.2). What the covariances say of this ratio
-  has no scale to be tuned: a still specimen has 0.2 in the second sweep and 0.01 in the tenth, and it is
-  about 1 where the state is wrong. Where it is far above, the sweep's own answer takes the state's place,
-  and the age begins anew.
+What a sweep shows is still, rescaled or new (`changes.py`): brightness is followed beside the field, and
+where the state is wrong the sweep's own answer takes its place, and the age begins anew. Darkness is
+remembered: a voxel that lay in a dark slab since it keeps still has no light.
 
 Everything here is in the frame of the specimen: `registration.py` says where that lies. Not thread-safe:
 one session, one thread.
@@ -28,7 +19,6 @@ one session, one thread.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,40 +27,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.covariance import (
-    NOISE_SHARES,
-    OLDEST,
-    AgeCovariances,
-    KalmanGain,
-    banded,
-    overlap,
+from microdiffusion.engines.inr.changes import (
+    BrightnessChanges,
+    MeasuredSweep,
+    brightness,
+    left_out,
+    news,
 )
-from microdiffusion.engines.projections import light_share, local_mean, supports, tensor_of
+from microdiffusion.engines.inr.covariance import OLDEST, AgeCovariances, KalmanGain, banded, overlap
+from microdiffusion.engines.projections import light_share, supports, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BRIGHTNESS = 0.5  # standard deviation of a change of brightness, relative
-_LASTING = 0.7  # of it, from one sweep to the next
-_CHANGES = 0.03  # prior probability that a slab's brightness changed at a place
-_WORTH_SOLVING = 0.5  # posterior probability from which on a pixel is solved for brightness
-_DARKEST = 1e-3  # a structure that is darker has no brightness to change
-_WINDOW, _WIDE_WINDOW = 5, 9  # pixels: for brightness, for the question whether anything is known at all
-_SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
-# Ratio of the state's squared misfit to the leave-one-out residual, beyond what the covariances make of it by
-# a factor: nothing is new below, everything above twice that; and within these bounds.
-_DUE = 5.0
-_LEAST_DUE, _MOST_DUE = 0.05, 0.7
-_UNTOLD = 0.05  # of that ratio is due: brightness cannot be told from what was not known yet
-_NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
-_DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
-_NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
-_ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
-_LIT_AGAIN = 0.02  # of a dark voxel's light is allowed again with each sweep that does not find it dark
+_KNOWS_BRIGHTNESS = 2  # sweeps: one sweep's structure is too coarse to tell brightness from place
+_ALL_LIGHT = 255  # of a voxel's light, as it is kept
+_LIT_AGAIN = 5  # of it, is allowed again to a dark voxel with each sweep that does not find it dark
 _PIXELS = 2048  # enough for a choice
 _UNSEEN = 1e-6  # light of all slabs together
+_TOLD = 5e-3  # of a voxel's variance: less is told it by slabs that lie far from it
 _VOXELS = 1 << 17  # that are updated one by one at a time
-_CHUNK = 4096  # pixels that are solved at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,18 +69,6 @@ class Estimate:
     age: Tensor
     still: float
     deviation: Callable[[], Tensor]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Measured:
-    """Operator (M, Z), projections (M, P), bands (2 M, P), noise variance (M,), gains, own answer (Z, P)."""
-
-    operator: Tensor
-    seen: Tensor
-    banded: Tensor
-    noise: Tensor
-    gains: list[KalmanGain]
-    alone: Callable[[], Tensor]
 
 
 class SessionEstimator:
@@ -141,27 +105,39 @@ class SessionEstimator:
         self.sweeps = 0
         self.covariances = AgeCovariances(shape[0], bandwidth)
         self._device = device or torch.device("cpu")
-        distance = np.abs(np.arange(shape[0])[:, None] - np.arange(shape[0]))
-        self._smooth = tensor_of(_BRIGHTNESS**2 * np.exp(-0.5 * (distance / (reach / 2)) ** 2), self._device)
+        self._reach = reach
         self.anew = False
-        self._field = self._relative = self._age = self._lit = torch.empty(0)
+        self._field = self._age = self._lit = torch.empty(0)
+        self._changes = BrightnessChanges.none(shape[0], self._device)
 
     @property
     def expected(self) -> Tensor:
-        """The field (Z, P) as it is expected in the next sweep."""
-        return torch.addcmul(self._field, self._field, self._relative, value=_LASTING)
+        """The field (Z, P) as it is expected in the next sweep; not to be changed in place."""
+        return self._changes.expected().applied(self._field)
+
+    @property
+    def present(self) -> Tensor:
+        """The field (Z, P) with its brightness in the last sweep; not to be changed in place."""
+        return self._changes.applied(self._field)
+
+    @property
+    def changes(self) -> BrightnessChanges:
+        """The changes of brightness in the last sweep."""
+        return self._changes
 
     @property
     def nbytes(self) -> int:
         """Of what is kept from sweep to sweep."""
-        return sum(tensor.nbytes for tensor in (self._field, self._relative, self._age, self._lit))
+        _, tensors = self.state()
+        return sum(tensor.nbytes for tensor in tensors.values())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
         numbers = {"sweeps": self.sweeps, "amplitudes": self.covariances.amplitudes}
         tensors = {
             "field": self._field,
-            "relative": self._relative,
+            "changes": self._changes.by,
+            "changed": self._changes.pixels,
             "age": self._age,
             "lit": self._lit,
         }
@@ -182,7 +158,10 @@ class SessionEstimator:
             raise ValueError("the state is of another geometry")
         self.sweeps, amplitudes = int(numbers["sweeps"]), numbers["amplitudes"]
         self.covariances.amplitudes = amplitudes and (float(amplitudes[0]), float(amplitudes[1]))
-        self._field, self._relative = field, tensors["relative"].to(self._device)
+        self._field = field
+        self._changes = BrightnessChanges(
+            tensors["changed"].to(self._device), tensors["changes"].to(self._device)
+        )
         self._age, self._lit = tensors["age"].to(self._device), tensors["lit"].to(self._device)
         kept = tensors.get("covariances")
         self.covariances.by_age = () if kept is None else tuple(kept.cpu().numpy())
@@ -195,15 +174,19 @@ class SessionEstimator:
 
     def shift(self, deeper: int, down: int, right: int) -> None:
         """Look at another part of the specimen, so many voxels further; what comes into view is not known."""
-        for name in ("_field", "_relative", "_age", "_lit"):
-            volume = getattr(self, name).unflatten(1, self.shape[1:])
+        moved = []
+        for each in (self._field, self._changes.everywhere(self._field.shape[1]), self._age, self._lit):
+            volume = each.unflatten(1, self.shape[1:])
             result = torch.zeros_like(volume)
             here, there = zip(
                 *(overlap(by, edge) for by, edge in zip((deeper, down, right), self.shape, strict=True)),
                 strict=True,
             )
             result[here] = volume[there]
-            setattr(self, name, result.flatten(1))
+            moved.append(result.flatten(1))
+        self._field, changes, self._age, lit = moved
+        self._lit = lit.masked_fill(self._age == 0, _ALL_LIGHT)  # which nothing has darkened
+        self._changes = BrightnessChanges.of(changes)
         if deeper:
             self.covariances.shift(deeper)
 
@@ -213,7 +196,8 @@ class SessionEstimator:
         matrix: NDArray[np.float64],
         images: Tensor,
         variance: Tensor,
-        own: Callable[[], Tensor] | None = None,
+        light: Tensor,
+        own: Callable[[Tensor | None], Tensor] | None = None,
     ) -> Estimate:
         """Take in a sweep.
 
@@ -223,33 +207,40 @@ class SessionEstimator:
             Operator of its slabs, in the frame of the specimen.
         images, variance : (M, Y, X)
             Projections above the level of no light, in units of their range, and their noise variance.
+        light : (M, Y, X)
+            The share of it that each pixel leaves its slab: `slab_light`.
         own : callable, optional
-            Returns what the sweep says by itself (Z, Y, X), in the same units: what the state begins with,
-            and what takes its place where nothing that was known holds any more. None: the closed form.
+            Returns what the sweep says by itself (Z, N), in the same units, of the pixels (N,) that it is
+            given, None for all: what the state begins with, and what takes its place where nothing that was
+            known holds any more. None: the closed form.
         """
-        seen = images.flatten(1)
         noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
         bands = banded(images)
         if self.covariances.amplitudes is None:
             self.covariances.choose_amplitudes(matrix, _some(bands), noise)
         gains = self.covariances.advance(matrix, noise, self._device)
-        sweep = _Measured(
+
+        def closed(pixels: Tensor | None) -> Tensor:
+            return gains[0].gain @ (bands if pixels is None else bands[:, pixels])
+
+        sweep = MeasuredSweep(
             tensor_of(matrix, self._device),
-            seen,
+            tensor_of(_slices_of(matrix), self._device),
+            np.any(matrix > 0.0, axis=0),
+            images,
             bands,
             tensor_of(noise, self._device),
             gains,
-            (lambda: gains[0].gain @ bands) if own is None else (lambda: own().flatten(1)),
+            own or closed,
         )
-        lit = light_share(supports(matrix), self.shape[0], images, variance).flatten(1)
+        share = light_share(supports(matrix), self.shape[0], _bytes_of(light.flatten(1)))
         if self.sweeps == 0:
-            self._field = sweep.alone().clone()
-            self._relative = torch.zeros_like(self._field)
+            self._field = sweep.alone(None).clone()
+            self._changes = BrightnessChanges.none(self.shape[0], self._device)
             self._age = torch.ones_like(self._field, dtype=torch.uint8)
-            self._lit = lit  # the sweep's own answer is darkened with all others
+            self._lit = share  # the sweep's own answer is darkened with all others
         else:
-            self._refine(sweep)
-            self._darken(lit)
+            self._refine(sweep, share)
         self.sweeps = 1 if self.anew else self.sweeps + 1
         return self._estimate(gains)
 
@@ -258,133 +249,50 @@ class SessionEstimator:
         self.sweeps, self.anew = 0, False
         self.covariances.forget()
 
-    def _refine(self, sweep: _Measured) -> None:
-        operator, gains = sweep.operator, sweep.gains
-        oldest = len(gains) - 1
-        age = self._age.clamp(max=oldest)
-        mean_age = (operator / operator.sum(1, keepdim=True)) @ age.float()
-        unknown = age == 0 if bool((age == 0).any()) else None  # came into view
+    def _refine(self, sweep: MeasuredSweep, light: Tensor) -> None:
+        gains, before = sweep.gains, self._field
+        unknown = self._age == 0 if int(self._age.min()) == 0 else None  # came into view
         if unknown is not None:
-            self._field = torch.where(unknown, sweep.alone(), self._field)
-        predicted = operator @ self._field
-        others, apart, due = self._apart(sweep, mean_age)
-        brighter = self._brightness(sweep, predicted, torch.maximum(others, apart), due)
-        self._relative = torch.zeros_like(self._field)
-        left = sweep.seen - predicted
+            pixels = torch.nonzero(unknown.any(0))[:, 0]
+            before = before.clone()
+            before[:, pixels] = torch.where(unknown[:, pixels], sweep.alone(pixels), before[:, pixels])
+        # Slices that the slabs lie in, and those of which they tell anything.
+        told = np.max([each.told for each in gains[1:]], axis=0) > _TOLD
+        seen = _from_first_to_last(sweep.lit)
+        rows = _from_first_to_last(sweep.lit | told | (unknown is not None))
+        operator = sweep.operator[:, seen]
+        predicted = operator @ before[seen]
+        left = left_out(sweep, (operator / operator.sum(1, keepdim=True)) @ self._age[seen].float())
+        misfit = sweep.images.flatten(1) - predicted
+        brighter = None
+        if self.sweeps >= _KNOWS_BRIGHTNESS:
+            brighter = brightness(sweep, predicted, left, self._changes.expected(), self._reach)
         if brighter is not None:
-            pixels, change = brighter
-            self._relative[:, pixels] = change
-            left[:, pixels] -= operator @ (self._field[:, pixels] * change)
-        new = self._news(sweep, left, others, due)
-        field = self._gained(age, gains, banded(left.unflatten(1, self.shape[1:])))
-        age = (age + 1).clamp(max=OLDEST)
-        if new is not None or unknown is not None:
-            share = torch.zeros_like(field) if new is None else _slices_of(operator) @ new
+            pixels = brighter.pixels
+            misfit[:, pixels] -= operator @ (before[seen][:, pixels] * brighter.by[seen])
+        new, self.anew = news(sweep, misfit, left)
+        bands = banded(misfit.view_as(sweep.images))
+        field = _gained(before[rows], self._age[rows].clamp(max=len(gains) - 1), gains, rows, bands)
+        age = (self._age + 1).clamp_(max=OLDEST)
+        begun = new.amax(0) > 0.0
+        pixels = torch.nonzero(begun if unknown is None else begun | unknown.any(0))[:, 0]
+        if len(pixels):
+            share = sweep.slices[rows] @ new[:, pixels]
             if unknown is not None:
-                share = share.masked_fill(unknown, 1.0)
-            field = torch.lerp(field, sweep.alone(), share)
+                share = share.masked_fill(unknown[:, pixels], 1.0)
+            field[:, pixels] = torch.lerp(field[:, pixels], sweep.alone(pixels)[rows], share)
+            age[rows, pixels] = torch.where(share > 0.5, 1, age[rows, pixels])
             if brighter is not None:
-                self._relative *= 1 - share
-            age = torch.where(share > 0.5, 1, age)
-        self._field, self._age = field.clamp_min(0.0), age
-
-    def _darken(self, lit: Tensor) -> None:
-        """Take the light from voxels that lay in a dark slab, in this sweep or since they keep still.
-
-        `lit` (Z, P) is the sweep's share of light. Light is never negative: a slab without any is dark all
-        over, and what a bright one shows lies where none of those that were dark did.
-        """
-        self._lit = torch.where(self._age > 1, torch.minimum(lit, self._lit + _LIT_AGAIN), lit)
-        self._field = self._field * self._lit
-
-    def _gained(self, age: Tensor, gains: list[KalmanGain], left: Tensor) -> Tensor:
-        """Return the field (Z, P) with what is left of the projections (2 M, P), by each voxel's gain."""
-        # Most of a specimen has kept still equally long: one product for it, and the others one by one.
-        common = int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
-        field = torch.addmm(self._field, gains[common].gain, left).flatten()
-        others = torch.nonzero(age.flatten() != common)[:, 0]
-        before, ages, columns = self._field.flatten(), age.flatten(), left.T.contiguous()
-        rows = torch.stack([gain.gain for gain in gains]).flatten(0, 1)  # (ages * Z, 2 M)
-        for some in others.split(_VOXELS):
-            slice_, pixel = some // left.shape[1], some % left.shape[1]
-            row = ages[some].long() * self.shape[0] + slice_
-            change = (rows.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
-            field[some] = before[some] + change
-        return field.view_as(self._field)
-
-    def _apart(self, sweep: _Measured, mean_age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the other projections of the sweep leave of each, as it is and as it is expected.
-
-        The leave-one-out residual's square (M, P), its variance (M, 1) without noise under the prior, and the
-        share of it (M, P) that the covariances expect the state to miss.
-        """
-        gains, noise = sweep.gains, sweep.noise
-        residual, apart = torch.zeros_like(sweep.seen), -noise
-        for hat, band, share in zip(
-            (sweep.operator @ gains[0].gain).chunk(2, 1), sweep.banded.chunk(2), NOISE_SHARES, strict=True
-        ):
-            kept = 1 - hat.diagonal()
-            residual += torch.addmm(band, hat, band, alpha=-1) / kept[:, None]
-            apart = apart + share * noise / kept
-        table = torch.stack([gain.predicted for gain in gains]) / apart
-        slab = torch.arange(len(apart), device=table.device)[:, None]
-        # By the nearest age: a young one expects so much more that a mean of two would be its own.
-        due = table[mean_age.round().long().clamp(1, len(gains) - 1), slab]
-        return self._local(residual.square(), _WIDE_WINDOW), apart[:, None], due
-
-    def _brightness(
-        self, sweep: _Measured, predicted: Tensor, others: Tensor, due: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return the pixels (N,) that changed and by how much their voxels are brighter (Z, N)."""
-        if self.sweeps < 2:  # one sweep's structure is too coarse to tell brightness from place
-            return None
-        operator = sweep.operator
-        lit = predicted.clamp_min(_DARKEST)
-        square = lit.square()
-        power = self._local(square, _WINDOW)
-        ratio = self._local((sweep.seen - predicted) * lit, _WINDOW) / power
-        noise = sweep.noise[:, None]
-        spread = due * others + noise
-        variance = self._local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
-        wide = variance + _BRIGHTNESS**2
-        odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
-        changed = torch.sigmoid(odds + math.log(_CHANGES / (1 - _CHANGES)))
-        changed = changed.masked_fill(due > _UNTOLD, 0.0)
-        pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
-        if not len(pixels):
-            return None
-        # A change of brightness is smooth over a slab, so the profile stands for where the light is: one
-        # kernel for all pixels, and a system of M unknowns for each.
-        share = operator / operator.sum(1, keepdim=True)
-        cross = share @ self._smooth
-        common = cross @ share.T
-        slices = _slices_of(operator)
-        result = []
-        for part in pixels.split(_CHUNK):
-            before = _LASTING * self._relative[:, part]
-            system = common + torch.diag_embed(variance[:, part].T)
-            solved = torch.linalg.solve_ex(system, (ratio[:, part] - share @ before).T[..., None]).result
-            change = before + cross.T @ solved[..., 0].T
-            result.append((change * (slices @ changed[:, part])).clamp(-0.95, 4.0))
-        return pixels, torch.cat(result, 1)
-
-    def _news(self, sweep: _Measured, left: Tensor, others: Tensor, due: Tensor) -> Tensor | None:
-        """Return how far each slab's place is to be taken anew (M, P), within 0 and 1; None for nowhere."""
-        noise = sweep.noise
-        misfit = self._local(left.square(), _WIDE_WINDOW)
-        # What the noise is taken for may be too little; where nothing else is, it shows.
-        floor = torch.quantile(misfit[:, :: max(1, misfit.shape[1] // _PIXELS)], _DARK_SHARE, dim=1)
-        noise = torch.minimum(torch.maximum(floor, noise), _NOISE_DOUBT * noise)[:, None]
-        misfit = (misfit - _NOISE_MARGIN * noise).clamp_min(0.0)
-        structure = (others - noise).clamp_min(0.0)
-        low = (_DUE * due).clamp(_LEAST_DUE, _MOST_DUE)
-        new = (misfit / (structure + noise) / low - 1).clamp(0.0, 1.0)
-        new = new * new * (3 - 2 * new)
-        total = float((new * structure).sum())
-        self.anew = total > _ALL_NEW * float(structure.sum()) > 0.0
-        if self.anew:
-            return torch.ones_like(new)
-        return new if float(new.max()) > 0.0 else None
+                brighter.by[rows] *= 1 - sweep.slices[rows] @ new[:, brighter.pixels]
+        # Light is never negative: a slab without any is dark all over, and what a bright one shows lies where
+        # none of those that were dark did since their voxels keep still.
+        known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN
+        light = torch.where(age[seen] > 1, torch.minimum(light[seen], known), light[seen])
+        field.clamp_min_(0.0)
+        field[seen.start - rows.start : seen.stop - rows.start] *= light * (1 / _ALL_LIGHT)
+        self._field, self._lit = _with_rows(before, rows, field), _with_rows(self._lit, seen, light)
+        self._age = age
+        self._changes = brighter or BrightnessChanges.none(self.shape[0], self._device)
 
     def _estimate(self, gains: list[KalmanGain]) -> Estimate:
         age = self._age.unflatten(1, self.shape[1:])
@@ -394,12 +302,8 @@ class SessionEstimator:
             row = (age.long() - 1).clamp(0, len(table) - 1)
             return table[row, torch.arange(len(row), device=row.device)[:, None, None]]
 
-        volume = torch.addcmul(self._field, self._field, self._relative).unflatten(1, self.shape[1:])
-        return Estimate(volume, age, float((age > 1).float().mean()), deviation)
-
-    def _local(self, columns: Tensor, window: int) -> Tensor:
-        """Return the mean over a square window of each image (M, P)."""
-        return local_mean(columns.unflatten(1, self.shape[1:]), window).flatten(1)
+        still = float(torch.count_nonzero(age > 1)) / age.numel()
+        return Estimate(self.present.unflatten(1, self.shape[1:]), age, still, deviation)
 
 
 def _some(images: Tensor) -> NDArray[np.float64]:
@@ -408,12 +312,45 @@ def _some(images: Tensor) -> NDArray[np.float64]:
     return pixels
 
 
-def _slices_of(operator: Tensor) -> Tensor:
+def _slices_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the matrix (Z, M) that gives each slice the mean of the slabs that see it, or lie nearest."""
-    cover = operator.sum(0)
-    result = operator.T / cover.clamp_min(_UNSEEN)[:, None]
-    seen = torch.nonzero(cover >= _UNSEEN)[:, 0]
-    for place in torch.nonzero(cover < _UNSEEN)[:, 0].tolist():
-        below, above = seen[seen < place][-1:], seen[seen > place][:1]
-        result[place] = result[torch.cat([below, above])].mean(0)
+    cover = matrix.sum(0)
+    result = np.asarray(matrix.T / cover.clip(min=_UNSEEN)[:, None], dtype=np.float64)
+    seen, unseen = np.flatnonzero(cover >= _UNSEEN), np.flatnonzero(cover < _UNSEEN)
+    above = np.searchsorted(seen, unseen)
+    below = (above - 1).clip(min=0)
+    result[unseen] = (result[seen[below]] + result[seen[above.clip(max=len(seen) - 1)]]) / 2
     return result
+
+
+def _bytes_of(light: Tensor) -> Tensor:
+    return (light * _ALL_LIGHT).round().to(torch.uint8)
+
+
+def _from_first_to_last(which: NDArray[np.bool_]) -> slice:
+    places = np.flatnonzero(which)
+    return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _with_rows(volume: Tensor, rows: slice, part: Tensor) -> Tensor:
+    """Return a volume (Z, P) with some of its slices replaced."""
+    return part if len(part) == len(volume) else torch.cat([volume[: rows.start], part, volume[rows.stop :]])
+
+
+def _gained(before: Tensor, age: Tensor, gains: list[KalmanGain], rows: slice, left: Tensor) -> Tensor:
+    """Return slices of a field (N, P) with what is left of the projections (2 M, P), by each voxel's gain.
+
+    `age` (N, P) are their ages, `rows` says which of all slices they are.
+    """
+    # Most of a specimen has kept still equally long: one product for it, and the others one by one.
+    common = int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
+    field = torch.addmm(before, gains[common].gain[rows], left).flatten()
+    others = torch.nonzero(age.flatten() != common)[:, 0]
+    before, ages, columns = before.flatten(), age.flatten(), left.T.contiguous()
+    table = torch.stack([gain.gain[rows] for gain in gains]).flatten(0, 1)  # (ages * N, 2 M)
+    for some in others.split(_VOXELS):
+        slice_, pixel = some // left.shape[1], some % left.shape[1]
+        row = ages[some].long() * len(age) + slice_
+        change = (table.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
+        field[some] = before[some] + change
+    return field.view_as(age)

@@ -32,6 +32,7 @@ _MARGIN = 4  # pixels at the border, where neighbours are missing
 # Of the robust misfit before: what explains less is no motion but the model's own error, which looks like
 # motion along z and dimming more than like motion sideways.
 _WORTH, _WORTH_MORE = 0.97, 0.93
+_HOPELESS = 0.3  # of the gain that a motion has to be worth: a first step that promises less is not followed
 UNMOVED = 0.02
 """Voxels: a smaller shift is none, so that what keeps still is not interpolated."""
 
@@ -100,65 +101,74 @@ def register(
         seen = (tensor_of(operator(motion[0]), field.device) @ field).unflatten(1, size)
         return seen, moved(images, (0.0, motion[1], motion[2])) / motion[3] - seen
 
+    def linear(motion: NDArray[np.float64], seen: Tensor, left: Tensor) -> _Linear:
+        """Return the problem about a motion, from what was `looked` there."""
+        down, right = torch.gradient(seen, dim=(1, 2)) if min(size) > 1 else (seen * 0, seen * 0)
+        along = torch.zeros_like(seen)
+        if along_z:
+            deeper = operator(motion[0] + _HALF) - operator(motion[0] - _HALF)
+            along = (tensor_of(deeper, field.device) @ field).unflatten(1, size) / (2 * _HALF)
+        jacobian = torch.stack([each[inside].flatten() for each in (along, -down, -right, seen)], 1)
+        return _Linear.of(motion, jacobian, left[inside].flatten(), _TUKEY * deviation)
+
     z, y, x = before.shift
     start = np.array([z, y / coarse, x / coarse, before.brightness])
-    _, left = looked(start)
+    seen, left = looked(start)
     deviation = max(1.4826 * float(left[inside].abs().median()), noise / coarse)
-
-    def cost(left: Tensor) -> float:
-        """Return the mean of Tukey's loss, from 0 to 1."""
-        inner = (1 - (left[inside] / (_TUKEY * deviation)).square()).clamp_min(0.0)
-        return 1.0 - float((inner**3).mean())
-
-    motion, costs = start, cost(left)
+    here = linear(start, seen, left)
     # Sideways first, which is seen best; brightness and motion along z have to be worth it by themselves, in
     # this order: dimming looks like motion along z more than the other way round.
     for free in ((1, 2), (1, 2, 3), (0, 1, 2)) if along_z else ((1, 2),):
-        tried = _fitted(looked, operator, field, inside, motion, free, deviation)
-        now = cost(looked(tried)[1])
-        if now < (_WORTH if free == (1, 2) else _WORTH_MORE) * costs:
-            motion, costs = tried, now
-    z, y, x, brightness = motion.tolist()
+        needed = (_WORTH if free == (1, 2) else _WORTH_MORE) * here.cost
+        tried = here
+        for _ in range(_STEPS):
+            change, gain = tried.step(free)
+            if change is None or (tried is here and gain < _HOPELESS * (here.cost - needed)):
+                break
+            motion = tried.motion + change
+            tried = linear(motion, *looked(motion))
+            if np.abs(change).max() < _SMALL:
+                break
+        if tried.cost < needed:
+            here = tried
+    z, y, x, brightness = here.motion.tolist()
     return Motion((z, y * coarse, x * coarse), brightness)
 
 
-def _fitted(
-    looked: Callable[[NDArray[np.float64]], tuple[Tensor, Tensor]],
-    operator: Callable[[float], NDArray[np.float64]],
-    field: Tensor,
-    inside: tuple[slice, ...],
-    motion: NDArray[np.float64],
-    free: tuple[int, ...],
-    deviation: float,
-) -> NDArray[np.float64]:
-    """Return the motion (z, y, x, brightness) after some Gauss-Newton steps in what is free."""
-    motion = motion.copy()
-    for _ in range(_STEPS):
-        seen, left = looked(motion)
-        down, right = torch.gradient(seen, dim=(1, 2)) if min(seen.shape[1:]) > 1 else (seen * 0, seen * 0)
-        deeper = operator(motion[0] + _HALF) - operator(motion[0] - _HALF) if 0 in free else None
-        along = (
-            seen
-            if deeper is None
-            else (tensor_of(deeper, field.device) @ field).unflatten(1, seen.shape[1:]) / (2 * _HALF)
-        )
-        columns = (along, -down, -right, seen)
-        jacobian = torch.stack([columns[number][inside].flatten() for number in free], 1)
-        misfit = left[inside].flatten()
-        weight = (1 - (misfit / (_TUKEY * deviation)).square()).clamp_min(0.0).square()
-        normal = jacobian.T @ (weight[:, None] * jacobian)
-        normal.diagonal().add_(1e-6 * float(normal.diagonal().max()) + 1e-12)
-        change = torch.linalg.solve_ex(normal, jacobian.T @ (weight * misfit)).result.cpu().numpy()
-        if not np.all(np.isfinite(change)):
-            return motion
-        for number, by in zip(free, change, strict=True):
-            if number == 3:
-                motion[3] *= float(np.clip(1 + by, 0.5, 2.0))
-            else:
-                motion[number] += float(np.clip(by, -_FURTHEST, _FURTHEST))
-        if np.abs(change).max() < _SMALL:
-            break
-    return motion
+@dataclass(frozen=True, slots=True, eq=False)
+class _Linear:
+    """The least-squares problem about a motion (z, y, x, brightness).
+
+    Tukey's loss there, its mean, from 0 to 1; the normal matrix (4, 4) and its right-hand side (4,) in units
+    of it.
+    """
+
+    motion: NDArray[np.float64]
+    cost: float
+    normal: NDArray[np.float64]
+    gradient: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, motion: NDArray[np.float64], jacobian: Tensor, misfit: Tensor, limit: float) -> _Linear:
+        """Return it from the Jacobian (N, 4) and the misfit (N,), which counts within `limit`."""
+        inner = (1 - (misfit / limit).square()).clamp_min(0.0)
+        weighted = inner.square()[:, None] * jacobian
+        numbers = torch.cat([weighted.T @ jacobian, (misfit @ weighted)[None]])
+        numbers *= 3 / (len(misfit) * limit**2)  # the loss's slope over the squared misfit
+        found = torch.cat([numbers.flatten(), 1.0 - (inner**3).mean()[None]]).double().cpu().numpy()
+        return cls(motion, float(found[-1]), found[:16].reshape(4, 4), found[16:20])
+
+    def step(self, free: tuple[int, ...]) -> tuple[NDArray[np.float64] | None, float]:
+        """Return the change of the motion in what is free, and by how much it should lower the loss."""
+        part, gradient = self.normal[np.ix_(free, free)], self.gradient[list(free)]
+        part = part + (1e-6 * part.diagonal().max() + 1e-12) * np.eye(len(free))
+        found = np.linalg.solve(part, gradient)
+        if not np.all(np.isfinite(found)):
+            return None, 0.0
+        change = np.zeros(4)
+        change[list(free)] = found.clip(-_FURTHEST, _FURTHEST)
+        change[3] = self.motion[3] * (np.clip(1 + change[3], 0.5, 2.0) - 1)
+        return change, float(found @ gradient)
 
 
 def moved(volume: Tensor, shift: tuple[float, float, float]) -> Tensor:

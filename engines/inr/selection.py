@@ -60,24 +60,19 @@ class View:
     Attributes
     ----------
     operator, images, variance : (M, Z), (M, Y, X), (M, Y, X)
+        Projections above the level of no light, and their noise variance.
     closed : (Z, M)
         Tikhonov's matrix with the smoothness that fits the noise.
-    floor : float
-        The level of no light.
     held_operator, held : (H, Z) and (H, Y, X), or None
         Held-out projections.
-    received_s : float
-        `time.monotonic()` when the sweep arrived; 0 offline.
     """
 
     operator: Tensor
     images: Tensor
     variance: Tensor
     closed: Tensor
-    floor: float
     held_operator: Tensor | None = None
     held: Tensor | None = None
-    received_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +121,7 @@ class SessionPrior:
         self._last: Tensor | None = None  # every so many pixels of the last volume
         self._typical_misfit = 0.0
         self._received_s = 0.0
+        self._limit_s = float("inf")
 
     @property
     def warm(self) -> bool:
@@ -174,18 +170,50 @@ class SessionPrior:
             self._field = self._new(self._shape, self.bandwidth)
             self._field.planes = tensors["planes"].to(self._device)
 
+    def arrived(self, received_s: float) -> None:
+        """Note when a sweep arrived (`time.monotonic()`, 0 offline): its fit ends before the next one."""
+        self._limit_s = self._config.deadline_s or float("inf")
+        if received_s > self._received_s > 0.0:
+            self._limit_s = min(self._limit_s, _SHARE_OF_INTERVAL * (received_s - self._received_s))
+        self._received_s = received_s
+
+    def restart(self) -> None:
+        """Forget the field: the next fit selects one and begins with it."""
+        self._field = self._last = None
+        self._chosen = self._config.bandwidth_z is not None
+        self.bandwidth, self.dark = self._widest, False
+
+    def release(self) -> None:
+        """Drop the tensors, where the next sweep is not fitted from this one's: the selection stays."""
+        self._field = self._last = None
+
+    def undecided(self, held: bool) -> bool:
+        """Return whether a field is still to be selected, now that a projection was `held` out."""
+        return held and not self._chosen
+
+    def fit_columns(self, view: View, pixels: Tensor) -> PriorFit:
+        """Return what a sweep says of some pixels (N,), (Z, 1, N), by a field that begins with it."""
+        view = self._quiet(view)
+        columns = replace(
+            view,
+            images=view.images.flatten(1)[:, None, pixels],
+            variance=view.variance.flatten(1)[:, None, pixels],
+            held=None,
+        )
+        field = self._new((self._shape[0], 1, len(pixels)), self.bandwidth)
+        return self._fit(field, self.dark, columns, self._config.cold_steps, self._limit_s)
+
     def fit(self, view: View) -> PriorFit:
         """Return the prior of a sweep; chooses the field where that is due."""
         noise = view.variance
         view = self._quiet(view)
         if self._changed(self._part(replace(view, variance=noise))):
             logger.info("%s: the specimen is another one: the INR starts anew", self._name)
-            self._field, self._chosen = None, self._config.bandwidth_z is not None
-            self.bandwidth, self.dark = self._widest, False
+            self.restart()
         steps = self._config.warm_steps if self.warm else self._config.cold_steps
-        if self._field is None or (view.held is not None and not self._chosen):
+        if self._field is None or (self.undecided(view.held is not None)):
             self._field = self._choose(view)
-        fit = self._fit(self._field, self.dark, view, steps, self._seconds(view))
+        fit = self._fit(self._field, self.dark, view, steps, self._limit_s)
         self._last = fit.volume[:, :: self._every, :: self._every].clone()
         self._field.release()
         return fit
@@ -195,16 +223,16 @@ class SessionPrior:
         images = quieten(view.images, view.variance)
         if self._config.bandwidth_xy is not None:
             images = low_pass(images, self._config.bandwidth_xy)
-        share = signal_share(view.images - view.floor, view.variance)
+        share = signal_share(view.images, view.variance)
         return replace(
             view,
-            images=view.floor + share * (images - view.floor),
+            images=share * images,
             variance=view.variance * share.clamp_min(_KNOWN_DARK).square(),
         )
 
     def _choose(self, view: View) -> SessionInr:
         """Return a cold field of the kind that predicts the held-out projection best, if there is one."""
-        if view.held is not None and not self._chosen:
+        if self.undecided(view.held is not None):
             part = self._part(view)
             shape = (self._shape[0], *part.images.shape[1:])
             least, allowed = float("inf"), float("inf")
@@ -264,13 +292,13 @@ class SessionPrior:
             view.operator,
             view.images,
             view.variance,
-            floor=view.floor,
+            floor=0.0,
             steps=steps,
             target=target,
             start=start,
             seconds=seconds,
         )
-        return PriorFit(field.volume(view.floor), fit.steps, fit.chi_square)
+        return PriorFit(field.volume(0.0), fit.steps, fit.chi_square)
 
     def _changed(self, part: View) -> bool:
         """Return whether the last volume suddenly explains far less of the projections than before."""
@@ -286,14 +314,6 @@ class SessionPrior:
             now if self._typical_misfit == 0.0 else _MEMORY * self._typical_misfit + (1 - _MEMORY) * now
         )
         return sudden
-
-    def _seconds(self, view: View) -> float:
-        """Return how long the fit may take; keep when this sweep arrived."""
-        limit = self._config.deadline_s or float("inf")
-        if view.received_s > self._received_s > 0.0:
-            limit = min(limit, _SHARE_OF_INTERVAL * (view.received_s - self._received_s))
-        self._received_s = view.received_s
-        return limit
 
 
 def signal_share(above: Tensor, variance: Tensor) -> Tensor:

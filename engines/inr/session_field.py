@@ -8,6 +8,7 @@ and what comes out is moved back to where the stage sees it. Not thread-safe: on
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,10 @@ from microdiffusion.engines.inr.smoother import Known, expected_misfit, joined, 
 from microdiffusion.engines.projections import local_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
+Own = Callable[["NDArray[np.float64]", Tensor, Tensor, Tensor | None], Tensor]
 _FAR = 2.0  # voxels of motion from which on the state is moved along, by whole voxels
 _WINDOW = 9  # pixels, in which the misfits of two runs are compared
 _REMEMBERED = 0.85  # of the doubt in a backward run, from sweep to sweep
@@ -114,7 +114,8 @@ class SessionField:
         operator: Callable[[float], NDArray[np.float64]],
         images: Tensor,
         variance: Tensor,
-        own: Tensor,
+        light: Tensor,
+        own: Own,
     ) -> FieldEstimate:
         """Take in a sweep.
 
@@ -124,8 +125,11 @@ class SessionField:
             Returns the operator (M, Z) of its slabs for a specimen that lies so many slices deeper.
         images, variance : (M, Y, X)
             Projections above the level of no light, and their noise variance.
-        own : (Z, Y, X)
-            What the sweep says by itself, above the level of no light.
+        light : (M, Y, X)
+            The share of it that each pixel leaves its slab: `slab_light`.
+        own : callable
+            Returns what the sweep says by itself (Z, N) of some pixels (N,) or all (None), from its operator
+            (M, Z), images and variance in the frame of the specimen.
         """
         if self.estimator.sweeps:
             self.motion = register(
@@ -137,11 +141,11 @@ class SessionField:
                 along_z=self.estimator.sweeps >= _KNOWS_Z,
             )
             self._follow()
-        found = self._take_in(operator, images, variance, own)
+        found = self._take_in(operator, images, variance, light, own)
         if self.estimator.anew:  # another specimen: it lies where it lies
             self.motion, self._whole = Motion(), (0, 0, 0)
             self.estimator.forget()
-            found = self._take_in(operator, images, variance, own)
+            found = self._take_in(operator, images, variance, light, own)
         return self._seen(found)
 
     def known(
@@ -160,7 +164,7 @@ class SessionField:
         if before.estimator.sweeps and before._whole == self._whole:
             misfit = self._misfit(before.estimator, operator, images)
         return Known(
-            tensors["field"] * (1 + tensors["relative"]),
+            self.estimator.present,
             tensors["age"],
             misfit,
             tensors["covariances"].numpy(),
@@ -177,7 +181,8 @@ class SessionField:
         operator: Callable[[float], NDArray[np.float64]],
         images: Tensor,
         variance: Tensor,
-        own: Tensor,
+        light: Tensor,
+        own: Own,
         known: Known,
         level: float,
     ) -> FieldEstimate:
@@ -193,7 +198,7 @@ class SessionField:
             self.estimator.shift(-by[0], -by[1], -by[2])
         self.motion, self._whole = known.motion, known.whole
         before = self.estimator.copy()
-        self._take_in(operator, images, variance, own)
+        self._take_in(operator, images, variance, light, own)
         trust = rescale = torch.ones_like(known.mean)
         if before.sweeps:
             matrix = operator(self._deeper)
@@ -230,15 +235,15 @@ class SessionField:
         operator: Callable[[float], NDArray[np.float64]],
         images: Tensor,
         variance: Tensor,
-        own: Tensor,
+        light: Tensor,
+        own: Own,
     ) -> Estimate:
         brightness = self.motion.brightness
         z, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
+        matrix, images = operator(z), moved(images, (0.0, y, x)) / brightness
+        variance, light = variance / brightness**2, moved(light, (0.0, y, x)).clamp(0.0, 1.0)
         return self.estimator.update(
-            operator(z),
-            moved(images, (0.0, y, x)) / brightness,
-            variance / brightness**2,
-            lambda: moved(own, (z, y, x)) / brightness,
+            matrix, images, variance, light, lambda pixels: own(matrix, images, variance, pixels)
         )
 
     def _seen(self, found: Estimate) -> FieldEstimate:

@@ -156,8 +156,7 @@ def joined(
     seen = both = mean
     if before.sweeps:
         _, then = before.state()
-        brightness = (1 + now["relative"]) * rescale
-        seen, both = then["field"] * brightness, now["field"] * brightness
+        seen, both = after.changes.applied(then["field"]) * rescale, after.present * rescale
         # Where the sweep is not what comes after it, that has nothing to say of it.
         later = torch.where(
             (now["age"] == 1) | (trust == 0),
@@ -251,8 +250,7 @@ def rescaled(
         Operator of the sweep.
     """
     _, then = before.state()
-    _, now = after.state()
-    seen = then["field"] * (1 + now["relative"])
+    seen = after.changes.applied(then["field"])
     expected = (tensor_of(matrix, seen.device) @ seen.clamp_min(0.0)).unflatten(1, light.shape[1:])
     ratio = (local_mean(light * expected, _WINDOW) + noise) / (local_mean(expected.square(), _WINDOW) + noise)
     return _along_z(ratio.clamp(*_BRIGHTER).flatten(1), matrix)

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from microdiffusion.engines.inr import View
+from microdiffusion.engines.projections import matched_smoothness, slab_light, tensor_of, tikhonov_matrix
 from microdiffusion.frames import AGE_UNIT, Drift, age_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from microdiffusion.engines.inr import FieldEstimate
+    from microdiffusion.engines.inr import FieldEstimate, SessionField
     from microdiffusion.engines.pipeline.task import Task
     from microdiffusion.header import RunHeader
 
@@ -29,45 +30,63 @@ _NETWORK_SHARE = (0.0, 1.0, 0.5, 0.25)
 
 def sweep_prior(task: Task) -> Tensor:
     """Return what the INR of the session, or of the sweep alone, says (Z, Y, X), and note in `task` how."""
-    geometry = task.geometry
+    light = task.light = slab_light(task.images - task.floor, task.variance)
+    task.session.prior.arrived(task.sweep.received_s)
+    above = _alone(task) if task.field is None else _learned(task, task.field, light)
+    return above + task.base
+
+
+def _alone(task: Task) -> Tensor:
+    """Return what the INR of the sweep alone says, above the level of no light."""
+    geometry, floor = task.geometry, task.base
     view = View(
         geometry.operator,
-        task.images,
+        task.images - floor,
         task.variance,
         geometry.closed(task.images, task.variance),
-        task.base,
         task.held_operator,
-        task.held,
-        task.sweep.received_s,
+        None if task.held is None else task.held - floor,
     )
     fit = task.session.prior.fit(view)
     task.prior_steps = fit.steps
-    return _learn(task, fit.volume)
+    return fit.volume
 
 
-def _learn(task: Task, own: Tensor) -> Tensor:
-    """Take the sweep into the session's field; return what is known now, `own` where nothing is kept."""
-    field = task.field
-    if field is None:
-        return own
+def _learned(task: Task, field: SessionField, light: Tensor) -> Tensor:
+    """Take the sweep into the session's field; return what is known now, above the level of no light."""
     if task.known is not None:
         field.unit = task.known.unit
-    floor = task.base
+    floor, prior = task.base, task.session.prior
     scale = task.session.span / field.unit
-    seen = (
-        task.operator_at,
-        (task.images - floor) * scale,
-        task.variance * scale**2,
-        (own - floor) * scale,
-    )
+
+    def own(matrix: NDArray[np.float64], images: Tensor, variance: Tensor, pixels: Tensor | None) -> Tensor:
+        """Return what the INR of the sweep alone says of some columns, in the field's units."""
+        if pixels is None:
+            prior.restart()
+        if not field.motion.moved and (pixels is None or prior.undecided(task.held is not None)):
+            volume = _alone(task).flatten(1) * (scale / field.motion.brightness)
+            volume = volume if pixels is None else volume[:, pixels]
+        else:
+            images, variance = images / scale, variance / scale**2
+            closed = tikhonov_matrix(matrix, matched_smoothness(matrix, images, variance))
+            operator, closed_form = (tensor_of(each, images.device) for each in (matrix, closed))
+            view = View(operator, images, variance, closed_form)
+            fit = prior.fit(view) if pixels is None else prior.fit_columns(view, pixels)
+            task.prior_steps = fit.steps
+            volume = fit.volume.flatten(1) * scale
+        prior.release()
+        return volume
+
+    images, variance = (task.images - floor) * scale, task.variance * scale**2
+    seen = (task.operator_at, images, variance, light, own)
     if task.known is None:
         task.learned = field.update(*seen)
     else:
         task.learned = field.look_back(*seen, task.known, task.level)
-    volume = task.learned.volume.clamp_min(0.0) / scale
+    volume = (task.learned.volume / scale).clamp_min_(0.0)
     if task.learned.still > 0.0:  # what the covariances did not expect
         volume = task.geometry.consistency(volume, task.images - floor, task.variance)
-    return volume + floor
+    return volume
 
 
 def drift_um(learned: FieldEstimate | None, header: RunHeader) -> Drift:

@@ -255,6 +255,8 @@ class Reconstructor:
             clock.lap("reference")
             return update, given, seconds
         given["prior"] = sweep_prior(task)
+        if task.light is not None:
+            given["light"] = task.light
         if task.learned is not None:
             given["network_share"] = network_share(task.learned.age)
         clock.lap("inr")

@@ -45,7 +45,7 @@ class Task:
     `images` and `variance` (M, Y, X); `floor` is the level of no light; `operator_at` returns the operator
     (M, Z) by how many slices deeper the specimen lies; `held`, `held_variance` (H, Y, X) and `held_operator`
     (H, Z) are the held-out projections, None where there is none; `field` is what earlier sweeps have taught,
-    a copy: the session goes on with it once the sweep has succeeded.
+    a copy: the session goes on with it once the sweep has succeeded; `light` (M, Y, X) is `slab_light`.
     """
 
     sweep: Sweep
@@ -64,6 +64,7 @@ class Task:
     prior_steps: int = 0
     learned: FieldEstimate | None = None
     known: Known | None = None
+    light: Tensor | None = None
 
     @property
     def base(self) -> float:

@@ -89,9 +89,9 @@ class Update:
         ----------
         given : dict
             Normalised: `images` and `variance` (M, Y, X), `floor` () the level of no light, `closed` (Z, M)
-            Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one, `network_share` (Z, Y, X) how
-            much of the network's correction to it counts; `held`, `held_variance` (H, Y, X) and
-            `held_operator` (H, Z) where projections were held out.
+            Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one, `light` (M, Y, X) their
+            `slab_light`, `network_share` (Z, Y, X) how much of the network's correction to it counts; `held`,
+            `held_variance` (H, Y, X) and `held_operator` (H, Z) where projections were held out.
         lap : callable
             Called with the name of each finished stage.
         """
@@ -106,7 +106,7 @@ class Update:
         if "inr" in names:
             answers["inr"] = given["prior"]
         if self._settings.consistency and "inr" in names:
-            self._darken(answers, images, variance, floor)
+            self._darken(answers, given["light"], floor)
         if "tikhonov" in names:
             answers["tikhonov"] = along_z(given["closed"], images).clamp_min(floor)
         if "linear" in names:
@@ -155,9 +155,9 @@ class Update:
         )
         return volume, missed[0]
 
-    def _darken(self, answers: Tensors, images: Tensor, variance: Tensor, floor: Tensor) -> None:
+    def _darken(self, answers: Tensors, light: Tensor, floor: Tensor) -> None:
         """Set network and INR to the level of no light where a whole slab was dark."""
         geometry = self._geometry
-        share = light_share(geometry.supports, len(geometry.linear), images - floor, variance)
+        share = light_share(geometry.supports, len(geometry.linear), light)
         for name, volume in answers.items():
             answers[name] = torch.lerp(floor, volume, share)

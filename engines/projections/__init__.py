@@ -9,7 +9,7 @@ from microdiffusion.engines.projections.closed_form import (
     tikhonov_matrix,
 )
 from microdiffusion.engines.projections.consistency import DataConsistency
-from microdiffusion.engines.projections.darkness import Supports, light_share, supports
+from microdiffusion.engines.projections.darkness import Supports, light_share, slab_light, supports
 from microdiffusion.engines.projections.filters import local_mean, window_sum
 from microdiffusion.engines.projections.noise import estimate_sigma, noise_variance, quieten, white_share
 
@@ -25,6 +25,7 @@ __all__ = [
     "nearest_slab",
     "noise_variance",
     "quieten",
+    "slab_light",
     "supports",
     "tensor_of",
     "tikhonov_matrix",

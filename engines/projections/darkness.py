@@ -41,11 +41,11 @@ def supports(operator: NDArray[np.float64]) -> Supports:
     return tuple((int(slab), int(first), int(end)) for slab, first, end in runs)
 
 
-def light_share(seen: Supports, slices: int, above: Tensor, variance: Tensor) -> Tensor:
-    """Return the share (Z, Y, X) of light to keep, 0 to 1, without synchronising with the host.
+def slab_light(above: Tensor, variance: Tensor) -> Tensor:
+    """Return the share of light (M, Y, X) that each pixel of a projection leaves its slab, 0 to 1.
 
-    `seen` is from `supports`, `slices` the volume's Z; `above` (M, Y, X) are the projections above the level
-    of no light, `variance` (M, Y, X) their noise variance.
+    `above` (M, Y, X) are the projections above the level of no light, `variance` (M, Y, X) their noise
+    variance. Does not synchronise with the host.
     """
     lit = torch.zeros_like(above)
     for scale in _SCALES:
@@ -55,11 +55,19 @@ def light_share(seen: Supports, slices: int, above: Tensor, variance: Tensor) ->
     # The median is far below the level of no light: that is wrong, and everything keeps its light.
     wrong = 2 * (figure < _WRONG_LEVEL).sum() >= figure.numel()
     # Whatever stands out lights up its surroundings: the beam's spot and the edges of faint structures.
-    lit = torch.maximum(local_max(lit), wrong.to(lit.dtype))
-    # A voxel is dark where any slab that saw it was; slices that no slab saw keep what they have.
-    share = torch.ones(slices, *above.shape[1:], device=above.device, dtype=above.dtype)
+    return torch.maximum(local_max(lit), wrong.to(lit.dtype))
+
+
+def light_share(seen: Supports, slices: int, light: Tensor) -> Tensor:
+    """Return the share (Z, ...) of light that each voxel keeps, from that of each slab (M, ...).
+
+    A voxel is dark where any slab that saw it was; slices that no slab saw keep what they have. `seen` is
+    from `supports`, `slices` the volume's Z. All light is 1 of floats, the greatest of whole numbers.
+    """
+    everything = 1.0 if light.is_floating_point() else torch.iinfo(light.dtype).max
+    share = light.new_full((slices, *light.shape[1:]), everything)
     for slab, first, end in seen:
-        torch.minimum(share[first:end], lit[slab], out=share[first:end])
+        torch.minimum(share[first:end], light[slab], out=share[first:end])
     return share
 
 

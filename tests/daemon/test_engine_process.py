@@ -100,8 +100,8 @@ def test_every_sweep_comes_back_as_its_own_volume(
         assert job.sweep is sweeps[job.sweep_number]
         assert result.volume.shape == SHAPE
         assert result.volume.dtype == np.float32
-    # One INR is kept warm: the first fit is the long one.
-    assert [result.inr_iterations for _, result in owner.volumes] == [2, 1, 1, 1, 1, 1]
+    # The session goes on: only the first sweep stands alone.
+    assert [result.merged for _, result in owner.volumes] == [False] + [True] * 5
     owner.engine.raise_if_failed()
 
 
@@ -549,7 +549,7 @@ def test_settings_that_may_change_do_so_between_two_sweeps(
     assert owner.queue.config.steps == 3
     assert owner.events == [("engine", "engine.steps = 3 from now on")]
     first, second = (result for _, result in owner.volumes)
-    assert second.inr_iterations == 1  # still warm
+    assert second.merged  # the session goes on
     assert (first.effort, second.effort) == (0, 0)
 
 

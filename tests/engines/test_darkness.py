@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from microdiffusion.engines.projections.darkness import light_share, supports
+from microdiffusion.engines.projections.darkness import light_share, slab_light, supports
 from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
 
 SLICES, SIZE, LENGTH, NOISE = 24, 48, 6.0, 0.01
@@ -22,7 +22,7 @@ def share_of(volume: np.ndarray, *, step: float = LENGTH, level: float = 0.0, se
     clean = np.tensordot(operator, volume, 1)
     noisy = clean + NOISE * np.random.default_rng(seed).standard_normal(clean.shape)
     above = torch.from_numpy((noisy - level).astype(np.float32))
-    return light_share(supports(operator), SLICES, above, torch.full_like(above, NOISE**2))
+    return light_share(supports(operator), SLICES, slab_light(above, torch.full_like(above, NOISE**2)))
 
 
 def test_a_dark_specimen_is_dark_nearly_everywhere() -> None:
@@ -71,6 +71,13 @@ def test_slices_that_no_slab_saw_keep_what_they_have() -> None:
     operator = operator_of()
     operator[1] = operator[0]  # slices 6 to 11 were not seen
     above = torch.zeros(len(operator), SIZE, SIZE)
-    share = light_share(supports(operator), SLICES, above, torch.full_like(above, NOISE**2))
+    share = light_share(supports(operator), SLICES, slab_light(above, torch.full_like(above, NOISE**2)))
     assert float(share[6:12].min()) == 1.0
     assert float(share[:6].max()) == 0.0
+
+
+def test_shares_may_be_bytes() -> None:
+    light = torch.rand((len(operator_of()), 8, 8), generator=torch.Generator().manual_seed(0))
+    seen = supports(operator_of())
+    bytes_ = light_share(seen, SLICES, (255 * light).to(torch.uint8))
+    assert torch.equal(bytes_, (255 * light_share(seen, SLICES, light)).to(torch.uint8))

@@ -60,9 +60,7 @@ def operator_of(step: float = 6.0, offset: float = 0.0) -> np.ndarray:
     return projection_operator(z, AxialProfile.box(LENGTH), z0_um=0.0, voxel_z_um=1.0, shape_z=SHAPE[0])
 
 
-def view_of(
-    truth: Tensor, seed: int = 0, *, held: bool = True, noise: float = NOISE, received_s: float = 0.0
-) -> View:
+def view_of(truth: Tensor, seed: int = 0, *, held: bool = True, noise: float = NOISE) -> View:
     """Return a sweep of a truth as the reconstructor shows it to the prior."""
     matrix = operator_of()
     operator = torch.from_numpy(matrix.astype(np.float32))
@@ -74,8 +72,6 @@ def view_of(
         images,
         torch.full_like(images, noise**2),
         torch.from_numpy(tikhonov_matrix(matrix, 0.03).astype(np.float32)),
-        0.0,
-        received_s=received_s,
     )
     if not held:
         return view
@@ -307,6 +303,16 @@ def test_a_specimen_that_changes_slowly_is_the_same_one(
     assert _others(sweeps, caplog)[1] == 0
 
 
+def test_some_columns_are_fitted_as_all_are() -> None:
+    view = view_of(neurites(), held=False)
+    pixels = torch.tensor([3, 17, 18, SHAPE[1] * SHAPE[2] - 1])
+    prior = prior_of()
+    some = prior.fit_columns(view, pixels).volume[:, 0]
+    every = prior_of().fit(view).volume.flatten(1)[:, pixels]
+    assert error(some, every) < 0.1 * NOISE
+    assert not prior.warm
+
+
 def test_projections_in_which_nothing_stands_out_are_dark() -> None:
     truth = neurites()
     truth[:12] = 0.0
@@ -351,7 +357,8 @@ def test_a_fit_has_a_quarter_of_the_time_between_sweeps(
     monkeypatch.setattr(SessionInr, "fit", spy)
     prior = prior_of(**options)
     for number, moment in enumerate(received):
-        prior.fit(view_of(neurites(), number, held=False, received_s=moment))
+        prior.arrived(moment)
+        prior.fit(view_of(neurites(), number, held=False))
     assert given[-1] == pytest.approx(expected)
 
 

@@ -303,17 +303,16 @@ def test_consistency_brings_the_answer_closer_to_the_projections(weights: Path, 
 def test_each_session_has_an_inr_of_its_own(weights: Path) -> None:
     config = configure(weights, method="inr", inr=InrConfig(cold_steps=2, warm_steps=1))
     reconstructor = Reconstructor(header(channels=("a", "b"), positions=("0", "1")), config)
-    steps = []
+    results = []
     for channel, position in ((0, 0), (1, 0), (0, 1), (0, 0), (1, 0)):
         sweep = sweep_of(specimen(seed=channel + 2 * position))
-        steps.append(
-            reconstructor.reconstruct(replace(sweep, channel=channel, position=position)).inr_iterations
-        )
-    assert steps == [2, 2, 2, 1, 1]
+        results.append(reconstructor.reconstruct(replace(sweep, channel=channel, position=position)))
+    assert [result.inr_iterations for result in results] == [2, 2, 2, 0, 0]  # nothing is new
+    assert [result.merged for result in results] == [False] * 3 + [True] * 2
 
 
 def test_a_specimen_of_quite_another_brightness_starts_anew(weights: Path) -> None:
-    config = configure(weights, method="inr", inr=InrConfig(cold_steps=2, warm_steps=1))
+    config = configure(weights, method="inr", memory="sweep", inr=InrConfig(cold_steps=2, warm_steps=1))
     reconstructor = Reconstructor(header(), config)
     steps = [
         reconstructor.reconstruct(sweep_of(gain * specimen(), number)).inr_iterations

@@ -192,6 +192,47 @@ def test_a_session_that_was_put_aside_goes_on_to_the_last_bit(tmp_path: Path) ->
         store.close()
 
 
+def test_one_projection_changes_the_slices_about_its_slab() -> None:
+    slices, rng = 96, np.random.default_rng(0)
+    truth = ndimage.gaussian_filter(rng.random((slices, 8, 8)), (1.5, 0, 0)).astype(np.float32)
+    estimator = SessionEstimator(truth.shape, bandwidth=0.07, reach=LENGTH)
+
+    def take_in(first: list[int]) -> torch.Tensor:
+        matrix = np.zeros((len(first), slices))
+        for row, begin in enumerate(first):
+            matrix[row, begin : begin + 6] = 1 / 6
+        images = torch.from_numpy(np.tensordot(matrix, truth, 1).astype(np.float32))
+        estimator.update(matrix, images, torch.full_like(images, NOISE**2), torch.ones_like(images))
+        return estimator.expected
+
+    for offset in (0, 4):
+        before = take_in(list(range(offset, slices - 6, 8)))
+    after = take_in([18])
+    changed = (after != before).any(1).numpy()
+    assert changed[18:24].all()
+    assert not changed[48:].any()
+    error = [float((each.unflatten(1, (8, 8)).numpy() - truth)[18:24].std()) for each in (before, after)]
+    assert error[1] < error[0]
+
+
+def test_what_comes_into_view_is_not_taken_for_dark() -> None:
+    estimator = SessionEstimator((12, 4, 4), bandwidth=0.07, reach=4.0)
+    matrix = np.zeros((2, 12))
+    matrix[0, 0:4] = matrix[1, 4:8] = 1 / 4
+    images = torch.full((2, 4, 4), 0.5)
+
+    def take_in() -> torch.Tensor:
+        variance = torch.full_like(images, 1e-4)
+        return estimator.update(matrix, images, variance, torch.ones_like(images)).volume
+
+    take_in()
+    estimator.shift(-4, 0, 0)
+    matrix = matrix[:, ::-1].copy()  # the slices that came into view are not looked at yet, then they are
+    take_in()
+    matrix = matrix[:, ::-1].copy()
+    assert float(take_in()[:4].mean()) == pytest.approx(0.5, abs=0.1)
+
+
 def test_rolling_updates_leave_the_session_as_it_is() -> None:
     sweeps = [sweep_of(specimen(), number) for number in range(5)]
     quiet, busy = session("session"), session("session")
@@ -223,7 +264,8 @@ def test_what_comes_into_view_is_new_and_the_rest_is_kept() -> None:
             ),
             images,
             torch.full_like(images, NOISE**2),
-            torch.from_numpy(truth),
+            torch.ones_like(images),
+            lambda *_: torch.from_numpy(truth).flatten(1),
         )
     before = field.estimator.expected.unflatten(1, SHAPE[1:]).clone()
     field.estimator.shift(1, -2, 3)
@@ -249,6 +291,6 @@ def test_a_specimen_may_go_further_than_the_volume_is_wide(by: tuple[int, int, i
     estimator = SessionEstimator((3, 2, 2), bandwidth=1.0, reach=2.0)
     matrix = np.full((1, 3), 1 / 3)
     images = torch.full((1, 2, 2), 0.5)
-    estimator.update(matrix, images, torch.full_like(images, 1e-4))
+    estimator.update(matrix, images, torch.full_like(images, 1e-4), torch.ones_like(images))
     estimator.shift(*by)
-    estimator.update(matrix, images, torch.full_like(images, 1e-4))
+    estimator.update(matrix, images, torch.full_like(images, 1e-4), torch.ones_like(images))

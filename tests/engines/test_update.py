@@ -123,6 +123,7 @@ def given_for(geometry: Geometry, *, held: bool, seed: int = 0) -> Tensors:
     given = {
         "images": some(slabs, *SHAPE[1:]),
         "variance": 0.01 + 0.001 * some(slabs, *SHAPE[1:]),
+        "light": some(slabs, *SHAPE[1:]).clamp(0.0, 1.0),
         "floor": some() * 0.01,
         "closed": geometry.tikhonov,
         "prior": some(*SHAPE),

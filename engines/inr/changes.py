@@ -1,0 +1,230 @@
+"""What a sweep shows to have changed: three hypotheses beside each other, place by place.
+
+In each neighbourhood of each projection, what the state predicts is held against the projection (the
+innovation) to decide:
+
+- *still*: the innovation is noise and what was not known yet;
+- *rescaled*: a structure changed its brightness. `served = x (1 + r)`; r is a Gaussian process along z,
+  regressed on the local ratio of innovation to prediction, with a spike-and-slab prior so that what keeps
+  still does not flicker, and falls off from sweep to sweep where no slab looks;
+- *new*: the state predicts a projection hardly better than the other projections of the *same* sweep do
+  (their leave-one-out residual, Cook & Weisberg 1982, section 2.2). What the covariances say of this ratio
+  has no scale to be tuned: a still specimen has 0.2 in the second sweep and 0.01 in the tenth, and it is
+  about 1 where the state is wrong.
+
+Pure functions of tensors; pixels are the last axis, P = Y X.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microdiffusion.engines.inr.covariance import NOISE_SHARES, KalmanGain
+from microdiffusion.engines.projections import local_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+_BRIGHTNESS = 0.5  # standard deviation of a change of brightness, relative
+_LASTING = 0.7  # of it, from one sweep to the next
+_CHANGES = 0.03  # prior probability that a slab's brightness changed at a place
+_WORTH_SOLVING = 0.5  # posterior probability from which on a pixel is solved for brightness
+_DARKEST = 1e-3  # a structure that is darker has no brightness to change
+_LIMITS = (-0.95, 4.0)  # of a change
+_WINDOW, _WIDE_WINDOW = 5, 9  # pixels: for brightness, for the question whether anything is known at all
+_SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
+# Ratio of the state's squared misfit to the leave-one-out residual, beyond what the covariances make of it by
+# a factor: nothing is new below, everything above twice that; and within these bounds.
+_DUE = 5.0
+_LEAST_DUE, _MOST_DUE = 0.05, 0.7
+_UNTOLD = 0.05  # of that ratio is due: brightness cannot be told from what was not known yet
+_NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
+_DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
+_NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
+_ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
+_PIXELS = 2048  # enough for a choice
+_CHUNK = 4096  # pixels that are solved at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredSweep:
+    """A sweep in the frame of the specimen, and what it can tell.
+
+    Attributes
+    ----------
+    operator : (M, Z)
+    slices : (Z, M)
+        The mean of the slabs that see a slice, or lie nearest to it.
+    lit : (Z,) bool
+        The slices that the slabs lie in.
+    images : (M, Y, X)
+        Projections above the level of no light.
+    bands : (2 M, P)
+        The same, `banded`.
+    noise : (M,)
+        Variance.
+    gains : list of KalmanGain
+        Of what is new, then by age.
+    alone : callable
+        Returns what the sweep says by itself of some pixels (Z, N), None for all.
+    """
+
+    operator: Tensor
+    slices: Tensor
+    lit: NDArray[np.bool_]
+    images: Tensor
+    bands: Tensor
+    noise: Tensor
+    gains: list[KalmanGain]
+    alone: Callable[[Tensor | None], Tensor]
+
+    def local(self, columns: Tensor, window: int) -> Tensor:
+        """Return the mean over a square window of each image (M, P)."""
+        return local_mean(columns.unflatten(1, self.images.shape[1:]), window).flatten(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BrightnessChanges:
+    """The pixels (N,) at which brightness changed, and by how much their voxels are brighter (Z, N)."""
+
+    pixels: Tensor
+    by: Tensor
+
+    @classmethod
+    def none(cls, slices: int, device: torch.device) -> BrightnessChanges:
+        """Return no changes."""
+        return cls(torch.empty(0, dtype=torch.long, device=device), torch.empty(slices, 0, device=device))
+
+    @classmethod
+    def of(cls, changes: Tensor) -> BrightnessChanges:
+        """Return those of all pixels (Z, P)."""
+        pixels = torch.nonzero(changes.any(0))[:, 0]
+        return cls(pixels, changes[:, pixels])
+
+    def everywhere(self, pixels: int) -> Tensor:
+        """Return them at all pixels (Z, P)."""
+        changes = self.by.new_zeros(len(self.by), pixels)
+        changes[:, self.pixels] = self.by
+        return changes
+
+    def expected(self) -> BrightnessChanges:
+        """Return what is left of them in the next sweep, where no slab looks."""
+        return BrightnessChanges(self.pixels, _LASTING * self.by)
+
+    def applied(self, field: Tensor) -> Tensor:
+        """Return a field (Z, P) with these changes: the field itself where there are none."""
+        if len(self.pixels):
+            field = field.clone()
+            field[:, self.pixels] *= 1 + self.by
+        return field
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeftOut:
+    """What the other projections of a sweep leave of each.
+
+    Attributes
+    ----------
+    residual : (M, P)
+        Square of the leave-one-out residual, locally.
+    expected : (M, 1)
+        Its variance without noise under the prior.
+    due : (M, P)
+        The share of it that the covariances expect the state to miss.
+    """
+
+    residual: Tensor
+    expected: Tensor
+    due: Tensor
+
+
+def left_out(sweep: MeasuredSweep, age: Tensor) -> LeftOut:
+    """Return what the other projections leave of each; `age` (M, P) is the mean age in the slabs."""
+    gains, noise = sweep.gains, sweep.noise
+    residual, expected = torch.zeros_like(age), -noise
+    for hat, band, share in zip(
+        (sweep.operator @ gains[0].gain).chunk(2, 1), sweep.bands.chunk(2), NOISE_SHARES, strict=True
+    ):
+        kept = 1 - hat.diagonal()
+        residual += torch.addmm(band, hat, band, alpha=-1) / kept[:, None]
+        expected = expected + share * noise / kept
+    table = torch.stack([gain.predicted for gain in gains]) / expected
+    slab = torch.arange(len(expected), device=table.device)[:, None]
+    # By the nearest age: a young one expects so much more that a mean of two would be its own.
+    due = table[age.round().long().clamp(1, len(gains) - 1), slab]
+    return LeftOut(sweep.local(residual.square(), _WIDE_WINDOW), expected[:, None], due)
+
+
+def brightness(
+    sweep: MeasuredSweep, predicted: Tensor, left: LeftOut, expected: BrightnessChanges, reach: float
+) -> BrightnessChanges | None:
+    """Return where brightness changed, and by how much; None for nowhere.
+
+    Parameters
+    ----------
+    predicted : (M, P)
+        The projections that a field which keeps still would give.
+    expected : BrightnessChanges
+        What is left of the last sweep's.
+    reach : float
+        Length of a slab, slices: a change of brightness is smooth over half of it.
+    """
+    operator = sweep.operator
+    lit = predicted.clamp_min(_DARKEST)
+    square = lit.square()
+    power = sweep.local(square, _WINDOW)
+    ratio = sweep.local((sweep.images.flatten(1) - predicted) * lit, _WINDOW) / power
+    spread = left.due * torch.maximum(left.residual, left.expected) + sweep.noise[:, None]
+    variance = sweep.local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
+    wide = variance + _BRIGHTNESS**2
+    odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
+    changed = torch.sigmoid(odds + math.log(_CHANGES / (1 - _CHANGES)))
+    changed = changed.masked_fill(left.due > _UNTOLD, 0.0)
+    pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
+    if not len(pixels):
+        return None
+    # The profile stands for where the light is: one kernel for all pixels, and a system of M unknowns each.
+    place = torch.arange(operator.shape[1], dtype=operator.dtype, device=operator.device)
+    smooth = _BRIGHTNESS**2 * (-0.5 * ((place[:, None] - place) / (reach / 2)).square()).exp()
+    share = operator / operator.sum(1, keepdim=True)
+    cross = share @ smooth
+    common = cross @ share.T
+    row = torch.full_like(changed[0], len(expected.pixels), dtype=torch.long)
+    row[expected.pixels] = torch.arange(len(expected.pixels), device=row.device)
+    last = F.pad(expected.by, (0, 1))  # and nothing, where nothing changed
+    by = []
+    for part in pixels.split(_CHUNK):
+        before = last[:, row[part]]
+        system = common + torch.diag_embed(variance[:, part].T)
+        solved = torch.linalg.solve_ex(system, (ratio[:, part] - share @ before).T[..., None]).result
+        change = before + cross.T @ solved[..., 0].T
+        by.append((change * (sweep.slices @ changed[:, part])).clamp(*_LIMITS))
+    return BrightnessChanges(pixels, torch.cat(by, 1))
+
+
+def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut) -> tuple[Tensor, bool]:
+    """Return how far each slab's place is to be taken anew (M, P), 0 to 1, and whether all of it is.
+
+    `misfit` (M, P) is what the state and the changes of its brightness leave of the projections.
+    """
+    misfit = sweep.local(misfit.square(), _WIDE_WINDOW)
+    # What the noise is taken for may be too little; where nothing else is, it shows.
+    floor = torch.quantile(misfit[:, :: max(1, misfit.shape[1] // _PIXELS)], _DARK_SHARE, dim=1)
+    noise = torch.minimum(torch.maximum(floor, sweep.noise), _NOISE_DOUBT * sweep.noise)[:, None]
+    misfit = (misfit - _NOISE_MARGIN * noise).clamp_min(0.0)
+    structure = (left.residual - noise).clamp_min(0.0)
+    low = (_DUE * left.due).clamp(_LEAST_DUE, _MOST_DUE)
+    new = (misfit / (structure + noise) / low - 1).clamp(0.0, 1.0)
+    new = new * new * (3 - 2 * new)
+    if float((new * structure).sum()) > _ALL_NEW * float(structure.sum()) > 0.0:
+        return torch.ones_like(new), True
+    return new, False
