@@ -144,6 +144,7 @@ class _Feeder:
         self._tell_progress = SenderProgress(sender, task)
         self._interval_s = task.config.acquisition.sweep_interval_s
         self._told_late = self._told_unusable = self._told_moved = False
+        self._told_failures = 0
         self._left_um: float | None = None  # where the last sweep ends
         self._frames = 0  # of a sweep
         self._over = threading.Event()  # the acquisition has ended from Micro-Manager's side
@@ -236,15 +237,16 @@ class _Feeder:
         row = self._hook.failures_in_a_row
         if row >= self._frames > 0:
             self._hook.raise_if_failed()
-        if bool(row) == self._told_unusable:
-            return
-        self._told_unusable = bool(row)
-        self._task.note(
-            f"frames cannot be used because of {self._hook.reason}; the run ends after a sweep without a "
-            "usable frame"
-            if row
-            else f"frames can be used again; {self._hook.failures} were left out"
-        )
+        if row and not self._told_unusable:
+            self._told_unusable = True
+            self._task.note(
+                f"frames cannot be used because of {self._hook.reason}; the run ends after a sweep without a "
+                "usable frame"
+            )
+        failures = self._hook.failures
+        if not row and failures > self._told_failures:  # also where they came and went between two looks
+            self._told_unusable, self._told_failures = False, failures
+            self._task.note(f"frames can be used again; {failures} were left out")
 
     def _wait(self, is_met: Callable[[], bool], *, idle: bool = False) -> bool:
         """Wait until `is_met`; False if the run was stopped or ended before.
