@@ -177,7 +177,9 @@ def _notes(dataset: Any, places: list[dict[str, Any]]) -> Notes:
 
     pixel = length_um(stated(notes[0] | summary, *PIXEL_KEYS), "um")
     step = length_um(stated(notes[0] | summary, *STEP_KEYS), "um")
+    z_um = None
     depths = [stated(note, *Z_KEYS) for note in notes]
-    if step is None and len(depths) > 1 and None not in depths:
-        step = length_um(np.median(np.abs(np.diff(np.array(depths, dtype=np.float64)))), "um")
-    return Notes((step, pixel, pixel))
+    if len(depths) > 1 and None not in depths and np.ptp(found := np.array(depths, np.float64)) > 0:
+        z_um = found
+        step = step or length_um(np.median(np.diff(np.unique(found))), "um")
+    return Notes((step, pixel, pixel), z_um=z_um)

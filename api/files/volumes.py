@@ -82,7 +82,21 @@ class VolumeFile:
         return None if z is None or y is None or x is None else (z, y, x)
 
     def assumed_voxel_um(self) -> tuple[float, float, float]:
-        """Return the voxel size (z, y, x), µm, with 1 µm for what the file does not say, which is logged."""
+        """Return the voxel size (z, y, x), µm, with 1 µm for what the file does not say, which is logged.
+
+        Raises
+        ------
+        InputFileError
+            Two planes are at one depth.
+        """
+        depths = [] if self.z_um is None else self.z_um[: self.shape[1]].tolist()
+        for number, depth in enumerate(depths, 1):
+            first = depths.index(depth) + 1
+            if first < number:
+                raise InputFileError(
+                    f"{self.path}: planes {first} and {number} are both at {depth:g} µm: average the "
+                    "frames of each depth, and save one plane for each."
+                )
         z, y, x = (edge or 1.0 for edge in self.edges_um)
         unknown = [name for name, edge in zip("zyx", self.edges_um, strict=True) if edge is None]
         if unknown:

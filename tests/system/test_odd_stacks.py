@@ -172,3 +172,16 @@ def test_a_stack_at_one_depth_is_asked_for_its_step(tmp_path: Path) -> None:
     path = ndtiff(notes=lambda z: {"ZPositionUm": 27.0})(tmp_path)
     with pytest.raises(MddError, match="give --step-um"):
         read_stack(path)
+
+
+def test_depths_of_an_ndtiff_are_those_of_its_images(tmp_path: Path) -> None:
+    """Also downwards, with irregular steps, and with two frames at each depth."""
+    depths = [50.0, 50.0, 48.0, 48.0, 46.0, 46.0, 44.0, 44.0, 42.0, 42.0, 39.0, 39.0]
+    path = ndtiff(notes=lambda z: {"ZPositionUm": depths[z]})(tmp_path)
+    assert read_stack(path).z_um.tolist() == depths
+    with open_volume(path) as file:
+        assert file.edges_um[0] == 2.0
+    with pytest.raises(MddError, match=r"planes 1 and 2 are both at 50 µm: average"):
+        simulate(path, length_um=4.0, step_um=4.0, output=tmp_path / "p.h5")
+    with pytest.raises(MddError, match=r"planes 1 and 2 are both at 50 µm: average"):
+        _replay(path)
