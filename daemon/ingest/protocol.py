@@ -26,6 +26,7 @@ from typing import TypeAlias
 
 from microdiffusion import __version__, wire
 from microdiffusion.daemon.ingest.intake import (
+    MAX_SENDERS,
     Origin,
     RunIntake,
     SenderState,
@@ -92,6 +93,7 @@ class IngestProtocol:
         self._max_frame_bytes = max_frame_bytes
         self.runs: dict[str, RunIntake] = {}  # in the order of their start
         self._starting: dict[str, _Starting] = {}
+        self._waiting: dict[str, dict[Origin, wire.RunStart]] = {}  # for the answer about a run that starts
         self.refused = Counter[str]()
 
     def received(self, origin: Origin, parts: wire.Parts, now_s: float) -> None:
@@ -113,22 +115,22 @@ class IngestProtocol:
         else:
             self.refused[wire.Reason.KIND.value] += 1  # only a daemon says this
 
-    def turn_away(self, run_id: str, error: Exception) -> None:
+    def turn_away(self, run_id: str, error: Exception, now_s: float) -> None:
         """Refuse a run that was asked for; raises `error` again where it is a mistake in the daemon."""
         asking = self._starting.pop(run_id)
-        if isinstance(error, NotYet):
-            return
         if isinstance(error, MddError):
             self._refuse(asking.origin, _declined(run_id, str(error)))
-            return
-        self._refuse(asking.origin, _declined(run_id, f"the daemon failed: {error}"))
-        raise error
+        elif not isinstance(error, NotYet):
+            self._refuse(asking.origin, _declined(run_id, f"the daemon failed: {error}"))
+            raise error
+        self._hear_next(run_id, now_s)
 
     def begin(self, run_id: str, sink: RunSink, now_s: float) -> None:
         """Open a run that was asked for."""
         asking = self._starting.pop(run_id)
         if sink.state is not RunState.OPEN:
-            return  # it was closed this very moment: its sender asks again
+            self._hear_next(run_id, now_s)  # it was closed this very moment: its sender asks again
+            return
         intake = self.runs.pop(run_id, None)
         if intake is None or intake.run is not sink:
             intake = RunIntake(sink, self._wake)
@@ -137,6 +139,16 @@ class IngestProtocol:
             del self.runs[key]
         self.runs[run_id] = intake
         self._open(intake, asking, now_s)
+        self._hear_next(run_id, now_s)
+
+    def _hear_next(self, run_id: str, now_s: float) -> None:
+        """Let those speak who wanted a run while another sender of it was asked about, in their order."""
+        waiting = self._waiting.pop(run_id, {})
+        while waiting and run_id not in self._starting:
+            origin = next(iter(waiting))
+            self._on_start(origin, waiting.pop(origin), now_s)
+        if waiting:
+            self._waiting[run_id] = waiting
 
     def tell(self, message: wire.Tell) -> None:
         """Tell a run's drivers what is wanted of them, and again until the run is over."""
@@ -211,9 +223,13 @@ class IngestProtocol:
         asking = _Starting(header, origin, owner, message.attempt, message.first_seq)
         under_way = self._starting.get(run_id)
         if under_way is not None:
-            if owner != under_way.owner:
-                return  # of two, at most one is the run's: the other one's answer comes first
-            if header == under_way.header:
+            if (
+                owner != under_way.owner
+            ):  # of two, at most one is the run's: the other one's answer comes first
+                waiting = self._waiting.setdefault(run_id, {})
+                if origin in waiting or len(waiting) < MAX_SENDERS:
+                    waiting[origin] = message
+            elif header == under_way.header:
                 self._starting[run_id] = asking
             else:
                 self._refuse(origin, _declined(run_id, "a run of the same number begins with another header"))

@@ -292,7 +292,8 @@ class Ingest:
         try:
             run = self._on_start(header, owner)
         except Exception as error:
-            self._call(partial(self._protocol.turn_away, header.run_id, error))
+            turn_away = partial(self._protocol.turn_away, header.run_id, error)
+            self._call(lambda: turn_away(time.monotonic()))
         else:
             self._call(lambda: self._protocol.begin(header.run_id, run, time.monotonic()))
 

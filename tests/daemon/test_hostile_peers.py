@@ -106,7 +106,7 @@ class Stage:
                 self.sink.state = type(self.sink.state).OPEN
                 self.protocol.begin(RUN, self.sink, 0.0)
             else:
-                self.protocol.turn_away(RUN, NotYet())
+                self.protocol.turn_away(RUN, NotYet(), 0.0)
 
     def good(self, message: wire.Control | list[bytes], peer: bytes = GOOD) -> None:
         parts = message if isinstance(message, list) else wire.encode(message)
@@ -211,6 +211,18 @@ def test_a_hostile_peer_changes_nothing_of_a_run() -> None:
 @pytest.mark.timeout(600)
 def test_a_hostile_peer_changes_nothing_of_a_run_in_ten_thousand_sequences() -> None:
     check(range(70, 3_404))
+
+
+def test_strangers_who_ask_for_a_run_all_the_time_keep_nobody_from_it() -> None:
+    stage = Stage("", quiet)
+    for number in range(9):  # the first one is asked about when the others come
+        origin = Origin(GOOD if number == 5 else b"bad %d" % (number % 4))
+        secret = PROOF if number == 5 else f"guess-{number}"
+        stage.protocol.received(origin, wire.encode(wire.RunStart(header=HEADER, secret=secret)), 0.0)
+    stage.settle_starts()
+    (answer,) = stage.outcome.answers
+    assert isinstance(answer, wire.Ack)
+    assert stage.sink.state == "open"
 
 
 def test_what_strangers_say_is_counted_apart() -> None:

@@ -170,7 +170,7 @@ def test_who_opens_runs_says_whether_another_header_is_of_the_same_run() -> None
     talk.protocol.begin(RUN, sink, 0.0)
     assert talk.say(frame_parts(0), B) == [wire.Ack(run=RUN, received=(0,))]
     talk.start(B, name="a third")
-    talk.protocol.turn_away(RUN, GeometryError("no."))
+    talk.protocol.turn_away(RUN, GeometryError("no."), 0.0)
     assert talk.answers[-1][1].reason == "declined"
 
 
@@ -267,7 +267,7 @@ def test_frames_beyond_any_measure_are_refused(
 def test_a_run_is_refused_with_the_sentence_of_who_turned_it_away() -> None:
     talk = Talk()
     talk.start()
-    talk.protocol.turn_away(RUN, GeometryError("The slab is too long."))
+    talk.protocol.turn_away(RUN, GeometryError("The slab is too long."), 0.0)
     ((_, answer),) = talk.answers
     assert (answer.reason, answer.text) == ("declined", "The slab is too long.")
     talk.start()
@@ -311,7 +311,7 @@ class Conversation(RuleBasedStateMachine):
     @rule(welcome=st.booleans())
     def the_daemon_decides(self, welcome: bool) -> None:
         if not welcome:
-            self.talk.protocol.turn_away(RUN, GeometryError("no."))
+            self.talk.protocol.turn_away(RUN, GeometryError("no."), 0.0)
         else:
             self.sink = RememberingSink(holds=True, window_bytes=self.window * FRAME_BYTES)
             for seq in self.file:
