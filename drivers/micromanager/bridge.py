@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from microdiffusion.config import AcquisitionConfig
-from microdiffusion.drivers.micromanager.server import Listener, look, message_of
+from microdiffusion.drivers.micromanager.server import PortFinding, look, message_of
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.paths import journal_folder
 
@@ -148,8 +148,8 @@ class MicroscopeWatch:
         refused = silent = 0
         while not self._closed.wait(LOOK_S):
             answer, _ = look(port, LOOK_S)
-            refused = refused + 1 if answer is Listener.NOBODY else 0
-            silent = 0 if answer is Listener.SERVER else silent + 1
+            refused = refused + 1 if answer is PortFinding.NOBODY else 0
+            silent = 0 if answer is PortFinding.SERVER else silent + 1
             if refused >= REFUSED_LOOKS or silent >= SILENT_LOOKS:
                 self._lost = self._lost or (
                     f"Micro-Manager has ended or no longer answers at port {port}: see what its window "

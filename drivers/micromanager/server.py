@@ -28,7 +28,7 @@ def server_menu(port: int) -> str:
     return f"start Micro-Manager and tick Tools > Options > Run pycro-manager server on port {port}"
 
 
-class Listener(Enum):
+class PortFinding(Enum):
     """Finding at a port: nobody, somebody who does not answer, something else, the server."""
 
     NOBODY = 0
@@ -37,26 +37,26 @@ class Listener(Enum):
     SERVER = 3
 
 
-def look(port: int, timeout_s: float) -> tuple[Listener, str]:
+def look(port: int, timeout_s: float) -> tuple[PortFinding, str]:
     """Return what answers at `port` of this computer, and its protocol version if it is the server."""
     try:
         socket.create_connection((HOST, port), timeout=timeout_s).close()
     except OSError:
-        return Listener.NOBODY, ""
+        return PortFinding.NOBODY, ""
     request: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
     with request:
         request.setsockopt(zmq.LINGER, 0)
         request.connect(f"tcp://{HOST}:{port}")
         request.send(json.dumps({"command": "connect", "debug": False}).encode("iso-8859-1"))
         if not request.poll(int(1000 * timeout_s)):
-            return Listener.SILENCE, ""
+            return PortFinding.SILENCE, ""
         try:
             reply = json.loads(request.recv_multipart()[0].decode("iso-8859-1"))
         except ValueError:
-            return Listener.OTHER, ""
+            return PortFinding.OTHER, ""
     if not isinstance(reply, dict) or "type" not in reply:
-        return Listener.OTHER, ""
-    return Listener.SERVER, str(reply.get("version", _BEFORE_VERSIONS))
+        return PortFinding.OTHER, ""
+    return PortFinding.SERVER, str(reply.get("version", _BEFORE_VERSIONS))
 
 
 def ask_server(port: int) -> str:
@@ -68,12 +68,12 @@ def ask_server(port: int) -> str:
         Nothing listens there, or something else does.
     """
     answer, protocol = look(port, TIMEOUT_S)
-    if answer is Listener.NOBODY:
+    if answer is PortFinding.NOBODY:
         raise AcquisitionError(
             f"No pycro-manager server answers at port {port} of this computer: {server_menu(port)}, or set "
             "acquisition.port to the port shown there."
         )
-    if answer is not Listener.SERVER:
+    if answer is not PortFinding.SERVER:
         raise AcquisitionError(
             f"What listens at port {port} does not answer as a pycro-manager server does: "
             f"{server_menu(port)}, and see that no other program uses that port."
