@@ -101,9 +101,6 @@ class EngineConfig(Table):
     compile: bool = key(
         True, "build TensorRT's engine before the start if none is cached; false: serve with torch instead"
     )
-    torch_compile: bool = key(
-        False, "on CUDA with torch, fuse the network (torch.compile); delays the first sweeps"
-    )
     update: Literal["sweep", "projection"] = key(
         "sweep",
         "projection: in addition to each sweep's volume, a rolling one after every projection, from the "

@@ -62,7 +62,7 @@ def open_runtime(
     """
     _check_device(config.runtime, device)
     if config.runtime == "torch":
-        return Choice(TorchRuntime(model, device, fused=config.torch_compile))
+        return Choice(TorchRuntime(model, device))
     cuda = device.type == "cuda"
     product, install = (
         ("TensorRT", install_tensorrt(device)) if cuda else ("OpenVINO", "pip install openvino")
@@ -73,7 +73,7 @@ def open_runtime(
         if asked:
             raise DependencyError(_not_installed(product, install))
         why = f"; torch, no {product} is installed"
-        return Choice(TorchRuntime(model, device, fused=config.torch_compile), why)
+        return Choice(TorchRuntime(model, device), why)
     name = f"{module.__name__} {module.__version__.partition('-')[0]}"
     fallback = ""
     try:
@@ -87,7 +87,7 @@ def open_runtime(
         why = f"; torch, {product} failed: {error}"
         fallback = f"{product} is not used, torch goes on in its place: {error}"
         logger.warning(fallback)
-    return Choice(TorchRuntime(model, device, fused=config.torch_compile), why, fallback)
+    return Choice(TorchRuntime(model, device), why, fallback)
 
 
 def _check_device(wanted: str, device: torch.device) -> None:

@@ -1,20 +1,15 @@
 """The denoiser in torch: on the CPU and on CUDA, channels-last, in the best precision of the device.
 
 On CUDA all that a call does is queued on the current stream, so that a CUDA graph can hold it. torch.compile
-fuses scales, shifts and activations there; on a CPU it gained nothing that was measurable.
+gained nothing that was measurable on a CPU; on CUDA TensorRT fuses.
 """
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import Denoiser, middle_slices
-
-logger = logging.getLogger("microdiffusion.engines")
 
 
 class TorchRuntime:
@@ -24,19 +19,9 @@ class TorchRuntime:
     ----------
     dtype : torch.dtype, optional
         By default the best of the device.
-    fused : bool
-        Let torch.compile fuse the network on CUDA: tens of seconds for each size of a batch at its first
-        use. Where it does not work the network runs without, which the log says once.
     """
 
-    def __init__(
-        self,
-        model: Denoiser,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        *,
-        fused: bool = False,
-    ) -> None:
+    def __init__(self, model: Denoiser, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.device = device
         self.multiple = model.multiple
         self.dtype = dtype or best_dtype(device)
@@ -44,27 +29,14 @@ class TorchRuntime:
         self.name = f"torch {device} {str(self.dtype).removeprefix('torch.')}"
         model = model.to(device=device, dtype=self.dtype).eval()
         self._model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._fused: Callable[..., Tensor] | None = None
-        if fused and device.type == "cuda":
-            self._fused = torch.compile(self._model.correction, dynamic=False)
 
     @torch.inference_mode()
     def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X) float32."""
         images = [t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image)]
-        correction = self._correction(*images, conditions.to(self.dtype))
+        correction: Tensor = self._model.correction(*images, conditions.to(self.dtype))
         # The prior is added back in float32: half precision then only rounds the correction.
         return correction.float() + middle_slices(prior)
-
-    def _correction(self, *inputs: Tensor) -> Tensor:
-        if self._fused is not None:
-            try:
-                return self._fused(*inputs)
-            except Exception as error:  # no compiler, no Triton, a driver that is too old: it says why
-                logger.warning("torch.compile does not work here, the network runs unfused: %s", error)
-                self._fused = None
-        result: Tensor = self._model.correction(*inputs)
-        return result
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

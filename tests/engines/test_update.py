@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,7 @@ from torch.utils._pytree import tree_leaves
 from microdiffusion.config.engine_tables import InrConfig
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.diffusion import (
-    CONDITIONS,
-    WINDOW,
     SlabUNet,
-    load_denoiser,
 )
 from microdiffusion.engines.diffusion.sampler import SamplerSettings, bridge_noise
 from microdiffusion.engines.pipeline import device as device_module
@@ -40,7 +36,6 @@ from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
 from microdiffusion.engines.projections.closed_form import along_z
-from microdiffusion.engines.runtimes import select as choose
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held
@@ -240,39 +235,6 @@ def test_the_noise_of_the_bridge_is_the_same_in_every_sweep_and_another_for_anot
     assert torch.equal(one, again)
     assert abs(float((one * other).mean())) < 0.05
     assert float(one.std()) == pytest.approx(1.0, abs=0.05)
-
-
-def test_a_network_that_cannot_be_fused_runs_unfused_which_is_said_once(
-    weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain, fused = (TorchRuntime(load_denoiser(weights), CPU, torch.float32) for _ in range(2))
-
-    def fail(*_: Tensor) -> Tensor:
-        raise RuntimeError("Cannot find a working triton")
-
-    fused._fused = fail
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(2, WINDOW, 16, 16, generator=generator) for _ in range(3)]
-    told = torch.rand(2, CONDITIONS, generator=generator)
-    with caplog.at_level(logging.WARNING):
-        answers = [fused(*inputs, told) for _ in range(2)]
-    assert all(torch.equal(answer, plain(*inputs, told)) for answer in answers)
-    assert [record.getMessage() for record in caplog.records] == [
-        "torch.compile does not work here, the network runs unfused: Cannot find a working triton"
-    ]
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_the_network_is_fused_where_that_is_asked_for_and_on_a_gpu(
-    wanted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert TorchRuntime(SlabUNet((4, 6), 1, 8), CPU, fused=True)._fused is None
-    asked = []
-    monkeypatch.setattr(
-        choose, "TorchRuntime", lambda _, device, **how: asked.append(how) or SimpleNamespace(device=device)
-    )
-    choose.open_runtime(SlabUNet(), CUDA, EngineConfig(runtime="torch", torch_compile=wanted))
-    assert asked == [{"fused": wanted}]
 
 
 # Graphs -------------------------------------------------------------------------------------------
@@ -557,13 +519,3 @@ def test_gpu_sweeps_through_graphs_are_what_they_are_step_by_step(weights: Path)
     for one, other in zip(stepwise, replayed, strict=True):
         span = float(np.ptp(one.volume))
         np.testing.assert_allclose(other.volume, one.volume, atol=1e-2 * span)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu_fused_network_computes_what_the_plain_one_does(weights: Path) -> None:
-    plain, fused = (TorchRuntime(load_denoiser(weights), CUDA, fused=fused) for fused in (False, True))
-    generator = torch.Generator().manual_seed(0)
-    stacks = [torch.rand(2, WINDOW, 32, 32, generator=generator).to(CUDA) for _ in range(3)]
-    told = torch.rand(2, CONDITIONS, generator=generator).to(CUDA)
-    torch.testing.assert_close(fused(*stacks, told), plain(*stacks, told), rtol=1e-2, atol=1e-2)
