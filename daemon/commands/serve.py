@@ -52,7 +52,7 @@ def _serve(args: Namespace, stop: StopRequest) -> int:
         from microdiffusion import open_run
 
         with open_run(args.resume, missing="refuse") as run:
-            recorded = dict(_flat(run.config)) if args.config is None else {}
+            recorded = dict(_known(run.config)) if args.config is None else {}
         vars(args)["recorder.output"] = args.resume.parent
     config = options.config_from(args, implied=recorded)
     from microdiffusion.daemon.server import serve
@@ -67,10 +67,13 @@ def _serve(args: Namespace, stop: StopRequest) -> int:
     )
 
 
-def _flat(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the dotted keys of nested tables and their values."""
+def _known(table: dict[str, Any], *above: str) -> Iterator[tuple[str, object]]:
+    """Yield the dotted keys of a recorded configuration and their values, without those of other versions."""
+    from microdiffusion.config import keys
+
     for name, value in table.items():
+        path = (*above, name)
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        elif value is not None:
-            yield f"{above}{name}", value
+            yield from _known(value, *path)
+        elif value is not None and path in keys():
+            yield ".".join(path), value

@@ -224,7 +224,9 @@ def test_serve_hands_on_what_the_command_line_says(served, tmp_path):
 def test_a_run_goes_on_as_it_was_configured_but_for_what_is_set(served, tmp_path):
     path = tmp_path / "run.h5"
     configuration = load_config("demo", overrides={"engine.steps": 3, "wire.runs": 5}, environ={})
-    recorder = run_file_writer.recorder(path, configuration=configuration.model_dump_json())
+    recorded = configuration.model_dump(mode="json")
+    recorded["engine"]["of_another_version"] = 1
+    recorder = run_file_writer.recorder(path, configuration=json.dumps(recorded))
     recorder.start()
     recorder.stop()
     given = ["--set", "wire.runs=2", "--set", "sweep.overlap=0.5"]
