@@ -203,8 +203,6 @@ class WorkQueue:
             if waited_s > later_s and all_done:
                 with self._lock:
                     left = self._scheduler.forget_put_off(run_id)
-                    if left and (run := self.runs.get(run_id)) is not None:
-                        run.behind = False  # nobody shall hear that they are caught up
                 self.runs.left(run_id, left)
                 all_done = not left
             time.sleep(0.02)

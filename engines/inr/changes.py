@@ -47,10 +47,11 @@ _SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
 _DUE = 5.0
 _LEAST_DUE, _MOST_DUE = 0.05, 0.7
 _UNTOLD = 0.05  # of that ratio is due: brightness cannot be told from what was not known yet
-_NOISE_MARGIN = 1.3  # of the noise's power, which is no misfit
+_NOISE_MARGIN = 1.6  # of the noise's power, which is no misfit
 _DARK_SHARE = 0.1  # of the pixels, in which there is little but noise
 _NOISE_DOUBT = 3.0  # how many times the noise's power may be what it is said to be
 _ALL_NEW = 0.35  # share of the structure that is new: from there on it is another specimen
+_QUIET = 0.1  # share of the structure that is new: below it a specimen keeps still
 _PIXELS = 2048  # enough for a choice
 _CHUNK = 4096  # pixels that are solved at a time
 
@@ -66,6 +67,8 @@ class MeasuredSweep:
         The mean of the slabs that see a slice, or lie nearest to it.
     lit : (Z,) bool
         The slices that the slabs lie in.
+    first : (M,) bool
+        Slabs of which much lies beyond all slabs so far.
     images : (M, Y, X)
         Projections above the level of no light.
     bands : (2 M, P)
@@ -81,6 +84,7 @@ class MeasuredSweep:
     operator: Tensor
     slices: Tensor
     lit: NDArray[np.bool_]
+    first: Tensor
     images: Tensor
     bands: Tensor
     noise: Tensor
@@ -225,6 +229,12 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut) -> tuple[Tensor, b
     low = (_DUE * left.due).clamp(_LEAST_DUE, _MOST_DUE)
     new = (misfit / (structure + noise) / low - 1).clamp(0.0, 1.0)
     new = new * new * (3 - 2 * new)
-    if float((new * structure).sum()) > _ALL_NEW * float(structure.sum()) > 0.0:
+    changed, all_of_it = (new * structure).sum(1), structure.sum(1)
+    # Where the state only guessed, being wrong says nothing of a specimen that keeps still elsewhere, and
+    # what is known of the slices around tells more than the sweep alone does.
+    known = ~sweep.first
+    if float(changed[known].sum()) <= _QUIET * float(all_of_it[known].sum()):
+        new, changed = new * known[:, None], changed * known
+    if float(changed.sum()) > _ALL_NEW * float(all_of_it.sum()) > 0.0:
         return torch.ones_like(new), True
     return new, False

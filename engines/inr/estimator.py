@@ -40,6 +40,7 @@ from microdiffusion.engines.projections import light_share, supports, tensor_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_FIRST = 0.25  # of a slab, beyond all slabs so far: it says what is there, and not what is new
 _KNOWS_BRIGHTNESS = 2  # sweeps: one sweep's structure is too coarse to tell brightness from place
 _ALL_LIGHT = 255  # of a voxel's light, as it is kept
 _LIT_AGAIN = 5  # of it, is allowed again to a dark voxel with each sweep that does not find it dark
@@ -108,6 +109,7 @@ class SessionEstimator:
         self._reach = reach
         self.anew = False
         self._field = self._age = self._lit = torch.empty(0)
+        self._unseen = np.ones(shape[0], dtype=bool)  # slices beyond all slabs so far
         self._changes = BrightnessChanges.none(shape[0], self._device)
 
     @property
@@ -133,7 +135,11 @@ class SessionEstimator:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
-        numbers = {"sweeps": self.sweeps, "amplitudes": self.covariances.amplitudes}
+        numbers = {
+            "sweeps": self.sweeps,
+            "amplitudes": self.covariances.amplitudes,
+            "unseen": np.flatnonzero(self._unseen).tolist(),
+        }
         tensors = {
             "field": self._field,
             "changes": self._changes.by,
@@ -158,6 +164,7 @@ class SessionEstimator:
             raise ValueError("the state is of another geometry")
         self.sweeps, amplitudes = int(numbers["sweeps"]), numbers["amplitudes"]
         self.covariances.amplitudes = amplitudes and (float(amplitudes[0]), float(amplitudes[1]))
+        self._unseen = np.isin(np.arange(self.shape[0]), numbers["unseen"])
         self._field = field
         self._changes = BrightnessChanges(
             tensors["changed"].to(self._device), tensors["changes"].to(self._device)
@@ -189,6 +196,10 @@ class SessionEstimator:
         self._changes = BrightnessChanges.of(changes)
         if deeper:
             self.covariances.shift(deeper)
+            here, there = overlap(deeper, self.shape[0])
+            unseen = np.ones_like(self._unseen)
+            unseen[here] = self._unseen[there]
+            self._unseen = unseen
 
     @torch.no_grad()
     def update(
@@ -223,10 +234,12 @@ class SessionEstimator:
         def closed(pixels: Tensor | None) -> Tensor:
             return gains[0].gain @ (bands if pixels is None else bands[:, pixels])
 
+        lit = np.any(matrix > 0.0, axis=0)
         sweep = MeasuredSweep(
             tensor_of(matrix, self._device),
             tensor_of(_slices_of(matrix), self._device),
-            np.any(matrix > 0.0, axis=0),
+            lit,
+            torch.from_numpy(matrix @ self._unseen > _FIRST * matrix.sum(1)).to(self._device),
             images,
             bands,
             tensor_of(noise, self._device),
@@ -241,12 +254,15 @@ class SessionEstimator:
             self._lit = share  # the sweep's own answer is darkened with all others
         else:
             self._refine(sweep, share)
+        self._unseen = self._unseen.copy()
+        self._unseen[_from_first_to_last(lit)] = False
         self.sweeps = 1 if self.anew else self.sweeps + 1
         return self._estimate(gains)
 
     def forget(self) -> None:
         """Begin with the next sweep."""
         self.sweeps, self.anew = 0, False
+        self._unseen = np.ones_like(self._unseen)
         self.covariances.forget()
 
     def _refine(self, sweep: MeasuredSweep, light: Tensor) -> None:

@@ -178,22 +178,6 @@ def test_what_is_not_caught_up_in_time_is_skipped_with_advice(
     }
 
 
-def test_what_was_left_is_not_told_to_be_caught_up(lend: Callable[[], Owner], sweeps: list[Sweep]) -> None:
-    owner = lend()
-    owner.has_room = False
-    owner.begin()
-    owner.submit(*sweeps[:3])
-    assert owner.queue._scheduler.backlog > 0
-
-    def hurry() -> bool:
-        owner.has_room = bool(owner.lost_jobs)  # the disk takes the volumes once some sweeps were left
-        return False
-
-    assert not owner.queue.drain(RUN, 60, hurry, later_s=0.0)
-    assert owner.done
-    assert "caught up" not in str(owner.events[1:])
-
-
 def test_a_sweep_that_was_put_off_and_is_not_in_the_file_fails(
     lend: Callable[[], Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:

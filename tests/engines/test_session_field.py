@@ -25,7 +25,7 @@ from support.session_scene import (
 )
 
 from microdiffusion.engines.inr.covariance import NOISE_SHARES, AgeCovariances, banded, matern
-from microdiffusion.engines.inr.estimator import SessionEstimator
+from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.inr.session_field import SessionField
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.errors import GeometryError
@@ -231,6 +231,32 @@ def test_what_comes_into_view_is_not_taken_for_dark() -> None:
     take_in()
     matrix = matrix[:, ::-1].copy()
     assert float(take_in()[:4].mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_where_no_slab_lay_before_nothing_is_new() -> None:
+    rng = np.random.default_rng(0)
+    truth = ndimage.gaussian_filter(rng.random((24, 16, 16)), (3.0, 1, 1)).astype(np.float32)
+    truth = (truth - truth.min()) / np.ptp(truth)
+    estimator = SessionEstimator(truth.shape, bandwidth=0.07, reach=LENGTH)
+
+    def take_in(first: list[int]) -> Estimate:
+        matrix = np.zeros((len(first), 24))
+        for row, begin in enumerate(first):
+            matrix[row, begin : begin + 6] = 1 / 6
+        images = torch.from_numpy(np.tensordot(matrix, truth, 1).astype(np.float32))
+        return estimator.update(
+            matrix,
+            images,
+            torch.full_like(images, NOISE**2),
+            torch.ones_like(images),
+            lambda pixels: own if pixels is None else own[:, pixels],
+        )
+
+    own = torch.from_numpy(truth).flatten(1).clone()
+    own[16:] = 0.0  # a bad guess of what no slab saw
+    take_in([0, 6, 10])
+    found = take_in([2, 8, 16])
+    assert int(found.age[:16].min()) == 2  # what was known is kept
 
 
 def test_rolling_updates_leave_the_session_as_it_is() -> None:
