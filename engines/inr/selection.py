@@ -17,6 +17,7 @@ noise as dark, so that they explain signal only. Not thread-safe.
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,12 @@ class SessionPrior:
         self._typical_misfit = 0.0
         self._received_s = 0.0
         self._limit_s = float("inf")
+
+    def copy(self) -> SessionPrior:
+        """Return an independent prior (no tensor of a field is ever changed in place)."""
+        other = copy.copy(self)
+        other._field = copy.copy(self._field)  # noqa: SLF001 its own
+        return other
 
     @property
     def warm(self) -> bool:

@@ -2,11 +2,10 @@
 
 The daemon, `mdd reconstruct` and the benchmarks use this class and nothing below it. It keeps a session of
 its own for each channel and position (`session.py`), and for each *lane*: "sweep" for time points as they
-come, "rolling" for updates of the live view, "later" for what is caught up, so that neither disturbs
-the first. A rolling update starts from what the lane "sweep" has learned, leaves it as it is, and tests
-nothing about the network: it goes by what that lane has found. The *effort* says what a volume may cost: 0
-all that the configuration asks for, 1 one evaluation of the network without guidance or tests, 2 the INR
-without the network. The way of a sweep:
+come, "later" for what is caught up, so that this does not disturb the first. A "rolling" update of the live
+view is one more update of a copy of what the lane "sweep" knows, and tests nothing about the network. The
+*effort* says what a volume may cost: 0 all that the configuration asks for, 1 one evaluation of the network
+without guidance or tests, 2 the INR without the network. The way of a sweep:
 
     normalise (`task.py`) -> INR of the sweep alone, INR of the session (`prior.py`: what all sweeps say)
     -> the update (`update.py`: few-step sampler with data consistency, scores) -> selection of network,
@@ -184,8 +183,7 @@ class Reconstructor:
         )
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         task.session.sweeps += 1
-        if lane != "rolling":
-            task.session.field = task.field
+        task.session.field = task.field
         self._sessions.keep(sweep, lane, task.session)
         clock.lap("scores")
         seconds = clock.seconds()

@@ -6,7 +6,6 @@ network was trained for, the session starts over.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from microdiffusion.engines.inr import SessionField, SessionPrior, default_bandwidth
@@ -53,7 +52,13 @@ class RunSessions:
         self._learns = learns
 
     def of(self, sweep: Sweep, lane: str, length: float) -> Session:
-        """Return the session of a sweep, whose slabs are `length` slices long."""
+        """Return the session of a sweep, whose slabs are `length` slices long.
+
+        A rolling update has none of its own: it goes by a copy of the lane "sweep"'s, which nobody keeps.
+        """
+        known = self.peek(sweep) if lane == "rolling" else None
+        if known is not None:
+            return known.copy()
         key = self._key(sweep, lane)
 
         def prior() -> SessionPrior:
@@ -88,25 +93,17 @@ class RunSessions:
             # What was learned outlasts another range: it has a unit of its own.
             field = learned(span) if session is None else session.field
             session = Session(low, span, prior(), Findings(), field=field)
-            self._store.put(key, session)
-        if lane == "rolling":
-            known = self.peek(sweep)
-            if known is not None:
-                session.findings = replace(known.findings)
+            self.keep(sweep, lane, session)
         return session
 
     def peek(self, sweep: Sweep) -> Session | None:
         """Return the session of the lane "sweep" as it is, None where it is not in memory."""
         return self._store.peek(self._key(sweep, "sweep"))
 
-    def learned(self, sweep: Sweep, lane: str, session: Session) -> SessionField | None:
-        """Return what earlier sweeps have taught; a rolling update goes by what the lane "sweep" knows."""
-        known = self.peek(sweep) if lane == "rolling" else None
-        return session.field if known is None or known.field is None else known.field
-
     def keep(self, sweep: Sweep, lane: str, session: Session) -> None:
-        """Keep a session after a sweep; others may be moved to disk for it."""
-        self._store.put(self._key(sweep, lane), session)
+        """Keep a session after a sweep, not after a rolling update; others may be moved to disk for it."""
+        if lane != "rolling":
+            self._store.put(self._key(sweep, lane), session)
 
     def _key(self, sweep: Sweep, lane: str) -> SessionKey:
         return SessionKey(self._header.run_id, sweep.channel, sweep.position, lane)

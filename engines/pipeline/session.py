@@ -6,7 +6,7 @@ memory whatever the number of sweeps. Runs on the reconstructor's thread.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,15 @@ class Session:
     def nbytes(self) -> int:
         """Of what it keeps."""
         return self.prior.nbytes + (0 if self.field is None else self.field.nbytes)
+
+    def copy(self) -> Session:
+        """Return an independent session."""
+        return replace(
+            self,
+            prior=self.prior.copy(),
+            findings=replace(self.findings),
+            field=None if self.field is None else self.field.copy(),
+        )
 
     def state(self) -> FrozenState:
         """Return it as plain data."""

@@ -113,8 +113,7 @@ class Normaliser:
             if lowest < camera.offset - 10 * noise:
                 # A wrong offset in the header must not clip what was measured.
                 floor = (lowest - session.low) / session.span
-        learned = self._sessions.learned(sweep, lane, session)
-        field = None if learned is None else learned.copy()
+        field = None if session.field is None else session.field.copy()
         task = Task(sweep, lane, effort, session, geometry, images, variance, floor, operator_at, field)
         if len(sweep.held_out_stage):
             held = upload(sweep.held_out, self._device)
