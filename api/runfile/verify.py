@@ -103,8 +103,11 @@ def verify_run(
 
 
 def _tell_missing(files: Sequence[RunFile], report: Report) -> None:
-    for lacking in missing_files(files, RunFile.read):
-        report.add(f"{lacking.name} is missing: copy all files of the run into one folder")
+    try:
+        for lacking in missing_files(files, RunFile.read):
+            report.add(f"{lacking.name} is missing: copy all files of the run into one folder")
+    except InputFileError as error:  # of a further file's first one
+        report.add(str(error))
 
 
 def _parts(path: Path, report: Report) -> Iterator[RunFile]:

@@ -9,7 +9,7 @@ except for `read_frames`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from microdiffusion.daemon.recorder.disk import free_bytes, open_files, size_text
 from microdiffusion.daemon.recorder.index import Key, PositionIndex, RunIndex
 from microdiffusion.daemon.recorder.segment import Segment
-from microdiffusion.errors import InputFileError
+from microdiffusion.errors import DiskError, InputFileError
 from microdiffusion.frames import Frame
 from microdiffusion.runfile import (
     REASON_BYTES,
@@ -163,7 +163,10 @@ class RunFiles:
             segment.check()
 
     def rescue(self) -> list[str]:
-        """Give the content of files that have lost their names other ones; return a sentence for each."""
+        """Give the content of files that have lost their names other ones; return a sentence for each.
+
+        The others follow, so that the run's files are found beside its first one.
+        """
         numbers = range(len(self.segments))
         path = self.path.with_name(f"{self.path.stem}_rescued{self.path.suffix}")
         tried = 1
@@ -171,14 +174,30 @@ class RunFiles:
             tried += 1
             path = self.path.with_name(f"{self.path.stem}_rescued_{tried}{self.path.suffix}")
         used = self.index.last_sweep + 1 - self.segments[-1].layout.plan.first_time_point
-        told = (
-            segment.rescue(
-                segment_path(path, number),
-                max(used, 1) if number == numbers[-1] else segment.layout.plan.time_points,
-            )
-            for number, segment in enumerate(self.segments)
-        )
-        return [text for text in told if text]
+        told: list[str] = []
+        there: dict[int, Segment] = {}
+        for number, segment in enumerate(self.segments):
+            room = max(used, 1) if number == numbers[-1] else segment.layout.plan.time_points
+            try:
+                told.append(segment.rescue(segment_path(path, number), room))
+                there[number] = segment
+            except DiskError as error:
+                told.append(str(error))
+        return [text for text in [*told, self._gather(there, path)] if text]
+
+    @staticmethod
+    def _gather(there: Mapping[int, Segment], other: Path) -> str:
+        """Name files after the first one, or all after `other` where such a name is taken; say so."""
+        for first in (there[0].path, other) if 0 in there else ():
+            moves = [(each, segment_path(first, number)) for number, each in there.items()]
+            moves = [(segment, target) for segment, target in moves if segment.path != target]
+            if any(target.exists() for _, target in moves):
+                continue
+            with contextlib.suppress(OSError):  # what cannot be moved stays where it is
+                for segment, target in moves:
+                    segment.move(target)
+            return f"All that there is of the run goes by {first} now." if moves else ""
+        return ""
 
     def place(self, key: Key) -> Place | None:
         """Return a time point's place; None where the run has none for it."""

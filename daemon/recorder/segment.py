@@ -245,14 +245,19 @@ class Segment:
         -------
         str
             What became of the file, in a sentence; empty where it has its name.
+
+        Raises
+        ------
+        DiskError
+            It cannot be rescued.
         """
         with contextlib.suppress(DiskError):
             self.check()
             return ""
         lost = self.path
+        if self._descriptor < 0:
+            raise DiskError(f"{lost.name} cannot be rescued: `ulimit -n` is too low to keep all files open.")
         try:
-            if self._descriptor < 0:
-                return f"{lost.name} cannot be rescued: `ulimit -n` is too low to keep all files open."
             with contextlib.suppress(OSError):
                 if self._is(lost.stat()):
                     return f"What is left of {lost.name} is there."
@@ -264,9 +269,14 @@ class Segment:
                     return f"{lost.name} is now {now}."
             self._save_as(target, time_points)
         except (OSError, RuntimeError) as error:
-            return f"{lost.name} cannot be rescued: {error}."
+            raise DiskError(f"{lost.name} cannot be rescued: {error}.") from error
         self.path = target
         return f"What {lost.name} held is in {target}."
+
+    def move(self, target: Path) -> None:
+        """Give the file another name."""
+        self.path.rename(target)
+        self.path = target
 
     def _save_as(self, target: Path, time_points: int) -> None:
         plan = self.layout.plan

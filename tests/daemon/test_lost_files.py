@@ -244,6 +244,30 @@ def test_every_file_of_a_run_is_rescued_or_named(
     assert there == {seq for seq in range(SWEEPS * FRAMES) if seq // FRAMES not in lost}
 
 
+@pytest.mark.parametrize("number", [0, 2, 5], ids=["the first", "one between", "the last"])
+@pytest.mark.parametrize("act", [remove, rename, replace_by_another], ids=lambda act: act.__name__)
+def test_where_one_of_its_files_lost_its_name_the_run_is_whole_nevertheless(
+    tmp_path: Path, act: Callable[[Path], None], number: int
+) -> None:
+    target = started(recorder(tmp_path / "run.h5", time_points=1))
+    for sweep in range(6):
+        put_sweep(target, sweep)
+    wait(lambda: target.queue_bytes == 0)
+    act(target.paths[number])
+    target.put_ledger(Ledger())
+    with pytest.raises(DiskError):
+        wait(lambda: target.raise_if_failed() is not None)
+    with pytest.raises(DiskError):
+        target.stop()
+    first = target.paths[0]
+    again = resumed(first)  # its sender's other frames find their place there
+    again.start()
+    put_sweep(again, 6)
+    again.stop()
+    assert verify_run(first).faults == []
+    assert verify_run(first).frames == 7 * FRAMES
+
+
 def older_self(path: Path) -> bytes:
     return path.with_name("backup.tmp").read_bytes()
 

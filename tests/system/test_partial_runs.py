@@ -162,6 +162,15 @@ def test_a_further_file_knows_of_the_others_that_are_missing(
                 assert code in (2, 3), (command, subset, said)
 
 
+@pytest.mark.parametrize("command", PRINTS)
+def test_a_further_file_whose_first_one_is_damaged_says_so(whole: Path, tmp_path: Path, command: str) -> None:
+    run, _ = copied(whole, tmp_path, (0, 1, 2, 3))
+    run.write_bytes(run.read_bytes()[:4000])
+    code, said = mdd(command, segment_path(run, 2))
+    assert code in (0, 2, 3)
+    assert "run.h5 cannot be read" in said
+
+
 def test_another_run_under_the_first_file_s_name_is_not_its_first_file(whole: Path, tmp_path: Path) -> None:
     run, _ = copied(whole, tmp_path, (1, 2))
     recorder(run, run=header(run_id="f" * 32)).stop()
