@@ -22,6 +22,9 @@ TIMEOUT_S = 3.0
 _BEFORE_VERSIONS = "2.0.0"
 _JAVA_CLASSES = re.compile(r"^(?:(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable)[\w$]*(?::\s*|$))+")
 
+_TRACE = re.compile(r"at |\.\.\. |[\w$./@<>-]+\([^()]*\)$")
+"""How a line of a Java trace begins: as Java prints it, or as the server does."""
+
 
 def server_menu(port: int) -> str:
     """Return instructions to start a server at `port`."""
@@ -101,8 +104,8 @@ def check_version(answered: str, expected: str) -> None:
 
 def message_of(error: BaseException) -> str:
     """Return the innermost message of an error of the core, or of Java: one line, without class names."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("at ", "... "))]
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    lines = [line for number, line in enumerate(lines) if not (number and _TRACE.match(line))]
     chain = [line.removeprefix("Caused by:").strip() for line in lines if line.startswith("Caused by:")]
     for line in (*reversed(chain), *lines):
         if message := _JAVA_CLASSES.sub("", line):

@@ -204,7 +204,12 @@ def test_java_says_one_thing(daemon: Daemon, start: Callable[[Config], DriverPro
     assert server.message_of(Exception("java.lang.NullPointerException\n\tat a.B.c(B.java:1)")) == (
         "NullPointerException"
     )
+    # What a method raises comes as the server prints it, its trace without "at".
+    trace = "mmcorej.MMCoreJJNI.CMMCore_setROI(Native Method)\njava.base/java.lang.Thread.run(Thread.java:2)"
+    assert server.message_of(Exception(f"java.lang.NullPointerException\n{trace}")) == "NullPointerException"
+    assert server.message_of(Exception(f"java.lang.Exception: Camera Busy\n{trace}")) == "Camera Busy"
     assert server.message_of(RuntimeError("Camera: busy.")) == "Camera: busy"
+    assert server.message_of(RuntimeError("Busy(1)")) == "Busy(1)"
     assert server.message_of(RuntimeError("")) == "RuntimeError"
 
 
