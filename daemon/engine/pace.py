@@ -57,7 +57,7 @@ def sweep_time(config: Config, engine: Engine | None = None) -> SweepTime:
 def slow_engine(config: Config, engine: Engine) -> str:
     """Return a sentence where an open engine, measured for a second, is too slow for `config`; else ""."""
     need = requirements_of(config)
-    if need is None or need.assumed:
+    if need is None or need.assumed or config.acquisition.driver == "watch":  # another program sets the pace
         return ""
     return too_slow(sweep_time(config, engine).seconds, need.sessions, need.sweep_s)
 

@@ -101,7 +101,9 @@ def _slices(text: str) -> tuple[tuple[float, ...], int, int]:
     """Return the depth of each slice, the number of flyback frames, and the frames averaged in one."""
     average = _integer(text, "hScan2D.logAverageFactor") or 1
     fast = setting(text, "hFastZ.enable") in ("true", "1")
-    if not fast and setting(text, "hStackManager.enable") not in ("true", "1"):
+    enabled = setting(text, "hStackManager.enable")  # newer than 2016
+    many = (_integer(text, "hStackManager.numSlices") or 1) > 1
+    if not fast and enabled not in ("true", "1") and (enabled or not many):
         return (0.0,), 0, average
     z_um = _numbers(text, "hStackManager.zs")
     slices = (
@@ -146,9 +148,9 @@ def _is_single(rois: str) -> bool:
     """Return whether the images are of one region; MATLAB writes a list of one as its only element."""
     try:
         found = json.loads(rois)["RoiGroups"]["imagingRoiGroup"]["rois"]
+        return isinstance(found, dict) or len(found) == 1
     except (ValueError, KeyError, TypeError):
         return False
-    return isinstance(found, dict) or len(found) == 1
 
 
 def _pixel_um(text: str, shape: tuple[int, int]) -> float | None:

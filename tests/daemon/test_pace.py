@@ -46,8 +46,18 @@ def test_the_first_sweeps_of_a_run_tell_once_whether_the_engine_keeps_up() -> No
         ({"acquisition.sweep_interval_s": 60}, False),
         ({"acquisition.exposure_ms": 0.001, "camera.width": None}, False),
         ({"acquisition.exposure_ms": 0.001, "acquisition.driver": "none"}, False),
+        (
+            {
+                "acquisition.exposure_ms": 0.001,
+                "acquisition.sweep_interval_s": 0,
+                "acquisition.driver": "watch",
+                "acquisition.watch": ".",
+                "acquisition.specimen": False,
+            },
+            False,
+        ),
     ],
-    ids=["too slow", "fast enough", "a region that only the camera knows", "frames that come"],
+    ids=["too slow", "fast enough", "a region that only the camera knows", "frames that come", "followed"],
 )
 def test_an_engine_says_when_it_opens_that_it_is_too_slow_for_the_run_to_come(
     changes: dict[str, Any], told: bool

@@ -114,6 +114,22 @@ def test_an_old_header_that_discards_nothing_has_no_flyback_frames(tmp_path: Pat
     ]
 
 
+@pytest.mark.parametrize(("slices", "times"), [("4", 3), ("1", 12)])
+def test_an_old_slow_stack_is_known_by_its_slices(tmp_path: Path, slices: str, times: int) -> None:
+    older = {
+        "hFastZ__enable": "false",
+        "hStackManager__enable": None,
+        "hStackManager__numFramesPerVolume": None,
+        "hStackManager__numFramesPerVolumeWithFlyback": None,
+        "hStackManager__actualNumSlices": None,
+        "hStackManager__numSlices": slices,
+        "hStackManager__framesPerSlice": "1" if slices == "4" else "600",
+    }
+    assert places(read(write(tmp_path / "scan_00001.tif", **older))) == [
+        (t, z) for t in range(times) for z in range(int(slices))
+    ]
+
+
 @pytest.mark.parametrize("rois", ['[{"name": "a"}]', '{"name": "a"}'])
 def test_a_single_region_is_read_although_mroi_is_on(tmp_path: Path, rois: str) -> None:
     # As on mesoscopes, where it always is; the header's lines and fields of view are of another scan then.
@@ -192,6 +208,7 @@ REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
         {"hRoiManager__mroiEnable": "1", "rois": '{"RoiGroups": {"imagingRoiGroup": {"rois": [{}, {}]}}}'},
         "mROI",
     ),
+    "mROI of unknown regions": ({"hRoiManager__mroiEnable": "1", "rois": '{"RoiGroups": 5}'}, "mROI"),
     "no depths": ({"hStackManager__zs": None}, "depth of 0 of 4 slices"),
     "an endless depth": ({"hStackManager__zs": "[6 18 30 1e999]"}, "depth of 3 of 4 slices"),
     "a negative number of slices and no depths": (
