@@ -23,7 +23,7 @@ _BEFORE_VERSIONS = "2.0.0"
 _JAVA_CLASSES = re.compile(r"^(?:(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable)[\w$]*(?::\s*|$))+")
 
 _TRACE = re.compile(r"at |\.\.\. |[\w$./@<>-]+\([^()]*\)$")
-"""How a line of a Java trace begins: as Java prints it, or as the server does."""
+"""Lines of a Java trace: as Java prints them, or as the server does."""
 
 
 def server_menu(port: int) -> str:
