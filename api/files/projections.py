@@ -28,6 +28,7 @@ from microdiffusion.files.projection_fields import (
     read_positions,
     read_times,
 )
+from microdiffusion.files.whole import missing_of_hdf5, missing_planes
 from microdiffusion.frames import FrameInfo, StagePositions, Sweep
 from microdiffusion.header import CameraNoise
 from microdiffusion.optics import AxialProfile
@@ -56,6 +57,7 @@ class ProjectionFile:
         self._file = file
         self._projections = find_projections(path, file)
         self.shape: tuple[int, int, int, int] = self._projections.shape
+        self._check_whole()
         fields = Fields(path, file, self._projections)
         sweeps, count = self.shape[:2]
         self._stage = read_positions(fields, sweeps, count)
@@ -147,6 +149,25 @@ class ProjectionFile:
                 f"not {getattr(truth, 'shape', 'a group')}: correct or remove it."
             )
         return truth
+
+    def _check_whole(self) -> None:
+        """Refuse what a writer left that stopped: frames that were never written, or are zeros at the end."""
+        if missing := missing_of_hdf5(self.path, self._projections):
+            raise InputFileError(
+                f"{self.path}: /projections is not whole ({missing}): copy or record it again."
+            )
+        for sweep in range(self.shape[0]):
+            if self._projections[sweep, -1].any():
+                continue
+            frames = self._projections[sweep]
+            missing = missing_planes(frames)
+            if not frames.any() and self._projections[0].all():
+                missing = "they are nothing but zeros, and those of the first have none"
+            if missing:
+                raise InputFileError(
+                    f"{self.path}: the projections of sweep {sweep} are not whole ({missing}): copy or "
+                    "record it again."
+                )
 
     def _check_values(self) -> None:
         for sweep in range(self.shape[0]):

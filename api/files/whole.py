@@ -64,7 +64,7 @@ def missing_of_tiff(pages: Any) -> list[int]:
     ]
 
 
-def missing_planes(volume: NDArray[np.float32]) -> str:
+def missing_planes(volume: NDArray[Any]) -> str:
     """Return which planes (Z, Y, X) were never written, in words: zeros, where next to nothing else is zero.
 
     A pixel in a hundred may be: dead ones, the edge of what was registered.

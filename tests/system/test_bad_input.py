@@ -89,7 +89,26 @@ class Damage:
     message: str
 
 
+def half_written(file: h5py.File) -> None:
+    """What a program leaves that stopped: room for frames that never came."""
+    pixels, attributes = file["projections"][()], dict(file["projections"].attrs)
+    del file["projections"]
+    made = file.create_dataset("projections", pixels.shape, pixels.dtype, chunks=(1, 1, *pixels.shape[2:]))
+    made[0] = pixels[0]
+    made.attrs.update(attributes)
+
+
+def zeroed(file: h5py.File) -> None:
+    pixels = file["projections"][()] + 1
+    pixels[1, 3:] = 0
+    replace(file, pixels)
+
+
 DAMAGES = {
+    "frames never written": Damage(
+        half_written, "/projections is not whole (parts of it were never written)"
+    ),
+    "frames of zeros": Damage(zeroed, "projections of sweep 1 are not whole (plane 4 of 5 holds nothing"),
     "three axes": Damage(lambda file: replace(file, file["projections"][0]), "should be (T, M, Y, X)"),
     "no sweeps": Damage(lambda file: replace(file, file["projections"][:0]), "without an empty axis"),
     "integers of another kind": Damage(
