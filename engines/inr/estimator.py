@@ -131,8 +131,8 @@ class SessionEstimator:
     @property
     def nbytes(self) -> int:
         """Of what is kept from sweep to sweep."""
-        _, tensors = self.state()
-        return sum(tensor.nbytes for tensor in tensors.values())
+        kept = (self._field, self._changes.by, self._changes.pixels, self._age, self._lit)
+        return sum(each.nbytes for each in (*kept, *self.covariances.by_age))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
