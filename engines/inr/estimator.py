@@ -58,7 +58,7 @@ class Estimate:
     Attributes
     ----------
     volume : (Z, Y, X)
-        The field with its present brightness, in the units of the projections.
+        The field with its present brightness, in the units of the projections; the caller's own.
     age : (Z, Y, X) uint8
         Sweeps since a voxel was last taken anew, this one included; `OLDEST` and more are one.
     still : float
@@ -132,7 +132,8 @@ class SessionEstimator:
     def nbytes(self) -> int:
         """Of what is kept from sweep to sweep."""
         kept = (self._field, self._changes.by, self._changes.pixels, self._age, self._lit)
-        return sum(each.nbytes for each in (*kept, *self.covariances.by_age))
+        covariances = sum(each.nbytes for each in self.covariances.by_age)
+        return covariances + sum(each.nbytes for each in kept)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
@@ -321,7 +322,8 @@ class SessionEstimator:
 
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
         still = float((some > 1).float().mean())
-        return Estimate(self.present.unflatten(1, self.shape[1:]), age, still, deviation)
+        volume = self.present if len(self._changes.pixels) else self._field.clone()
+        return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation)
 
 
 def _some(images: Tensor) -> NDArray[np.float64]:

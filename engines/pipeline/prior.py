@@ -83,7 +83,7 @@ def _learned(task: Task, field: SessionField, light: Tensor) -> Tensor:
         task.learned = field.update(*seen)
     else:
         task.learned = field.look_back(*seen, task.known, task.level)
-    volume = (task.learned.volume / scale).clamp_min_(0.0)
+    volume = task.learned.volume.div_(scale).clamp_min_(0.0)
     if task.learned.still > 0.0:  # what the covariances did not expect
         volume = task.geometry.consistency(volume, task.images - floor, task.variance)
     return volume
