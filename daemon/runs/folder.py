@@ -65,6 +65,14 @@ class RunFolder:
         alike = [path for created, path in found if created == oldest]
         return _original(alike) if len(alike) > 1 else next(iter(alike), None)
 
+    def file_of(self, path: Path) -> Path:
+        """Return the file of the run that is in `path`: itself, unless it is a copy; errors as `find`."""
+        try:
+            number, _ = peek(path)
+        except OSError:  # whoever opens it says why
+            return path
+        return (self.find(number) if number else None) or path
+
     def new_path(self, name: str) -> Path:
         """Return a path that no file has: name, UTC time, and a number where two start in one second."""
         stem = f"{_file_name(name)}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"

@@ -155,8 +155,11 @@ class OpenRuns:
         Raises
         ------
         MissingFileError, InputFileError, DiskError
-            There is no such run file, it is damaged, or another daemon writes it.
+            There is no such run file, it is damaged, a copy of one beside it, or another daemon writes it.
         """
+        own = RunFolder(path.parent).file_of(path)
+        if own != path:
+            raise InputFileError(f"{path} is a copy of {own}: resume that one, or move it away.")
         run = self._resumed(path, owner)
         self._add(run)
         return run

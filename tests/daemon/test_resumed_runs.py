@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.run_file_writer import FRAMES, frame, header, recorder, wait
+from support.run_file_writer import FRAMES, frame, header, recorder, resumed, wait
 
 from microdiffusion.config.models import Config
 from microdiffusion.daemon.engine.process import EngineProcess
@@ -23,7 +23,7 @@ from microdiffusion.daemon.runs import live_run
 from microdiffusion.daemon.runs.live_run import LiveRun
 from microdiffusion.daemon.runs.registry import OpenRuns
 from microdiffusion.daemon.status.board import StatusBoard
-from microdiffusion.errors import ConfigError, RunError, UserError
+from microdiffusion.errors import ConfigError, InputFileError, RunError, UserError
 from microdiffusion.frames import Frame
 from microdiffusion.header import RunHeader
 from microdiffusion.runfile.reader import open_run
@@ -138,6 +138,25 @@ def test_too_few_frames_of_a_sweep_that_was_put_off_are_no_volume(place: Place, 
     with pytest.raises(RunError, match="too few"):
         run.load(SweepJob(run.header.run_id, 0, 0, 0, "later"))
     assert run.load(SweepJob(run.header.run_id, 1, 0, 0, "later")) is not None
+
+
+def test_a_run_is_not_resumed_in_a_copy_where_its_own_file_is_beside_it(place: Place, tmp_path: Path) -> None:
+    target = recorder(tmp_path / "run.h5")
+    target.start()
+    target.put_frame(frame(0, 0))
+    target.stop()
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes((tmp_path / "run.h5").read_bytes())
+    target = resumed(tmp_path / "run.h5")
+    target.start()
+    target.put_frame(frame(0, 1))
+    target.stop()
+    before = copy.read_bytes()
+    with pytest.raises(InputFileError, match=r"copy\.h5 is a copy of .*run\.h5"):
+        place.runs.resume(copy)
+    assert copy.read_bytes() == before
+    (tmp_path / "run.h5").unlink()
+    assert place.runs.resume(copy).recorder.paths == [copy]
 
 
 def test_a_sender_of_another_geometry_leaves_the_file_as_it_was(place: Place, tmp_path: Path) -> None:
