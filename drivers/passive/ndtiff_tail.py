@@ -65,11 +65,14 @@ class GrowingDataset:
     Attributes
     ----------
     damaged : int
-        Images that were skipped because their metadata cannot be read.
+        Images that were skipped because their metadata cannot be read; after `finish` also those that are
+        cut, missing, or placed by nothing.
     """
 
     def __init__(self, folder: Path) -> None:
         self.damaged = 0
+        self._found = 0
+        self._is_over = False
         self._folder = folder
         self._index = _Index(folder / INDEX)
         self._number = 0  # of the file that is read
@@ -87,8 +90,9 @@ class GrowingDataset:
         while (file := self._open()) is not None:
             image = self._next(file)
             if image is not None:
+                self._found += 1
                 yield image
-            elif file.is_over and self._number + 1 in self._paths():
+            elif file.is_over and self._number < max(self._paths(), default=0):
                 self.close()
                 self._number += 1
             else:
@@ -100,7 +104,16 @@ class GrowingDataset:
 
         This is also true for a moment between two files of a large data set.
         """
-        return self._file is not None and self._file.is_over and self._number + 1 not in self._paths()
+        return self._file is not None and self._file.is_over and self._number >= max(self._paths(), default=0)
+
+    def finish(self) -> None:
+        """Count what is not there, or not whole, as damaged: no more will come."""
+        self._is_over = True
+        with suppress(AcquisitionError):
+            late = sum(1 for _ in self.images())
+            self.damaged += late
+            self._index.grow()
+        self.damaged = max(self.damaged, self._index.count - self._found)
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -128,6 +141,13 @@ class GrowingDataset:
                     f"{paths[max(paths)].name}: keep all files of a data set in its folder."
                 )
             return None
+        with suppress(AcquisitionError):  # of a damaged index, which may not be needed
+            self._index.grow()
+        if absent := sorted(name for name in self._index.files if not (self._folder / name).is_file()):
+            raise AcquisitionError(
+                f"The data set {self._folder} lacks {', '.join(absent[:5])}: keep all files of a data set in "
+                "its folder."
+            )
         file = GrowingTiff(path, big=False)
         magic, _, mark, version = struct.unpack("<4sIII", file.read(0, 16).ljust(16, b"\0"))
         if version != 0 and magic == _MAGIC and mark == _MARK:
@@ -147,7 +167,7 @@ class GrowingDataset:
             at, length = tags[_METADATA]
             metadata = _parsed(file.read(at, min(length, _MOST_TEXT)))
             if metadata is None:
-                if not file.directory(file.offset_at(link), _NEEDED)[0]:
+                if not self._is_over and not file.directory(file.offset_at(link), _NEEDED)[0]:
                     return None
                 # The next image is there already, so waiting would not repair this one.
                 file.link = link
@@ -156,6 +176,10 @@ class GrowingDataset:
             axes = metadata.get("Axes")
             if not isinstance(axes, dict):
                 axes = self._index.axes(tags[_OFFSET][0], self._number)
+            if axes is None and self._is_over:
+                file.link = link
+                self.damaged += 1
+                continue
             if axes is None:
                 return None
             pixels = self._pixels(file, {tag: value for tag, (value, _) in tags.items()})
@@ -184,16 +208,19 @@ class _Index:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read_to = 0
-        self._axes: dict[tuple[int, int], dict[str, Any]] = {}
+        self._axes: dict[tuple[int, int], bytes] = {}  # as JSON: a finished data set has many
+        self.count = 0  # of its entries
+        self.files: set[str] = set()
 
     def axes(self, pixel_offset: int, number: int) -> dict[str, Any] | None:
         """Return the axes of the image whose pixels begin there in file `number`; None: not written yet."""
         key = (number, pixel_offset)
         if key not in self._axes:
-            self._grow()
-        return self._axes.pop(key, None)
+            self.grow()
+        return _parsed(self._axes.pop(key, b""))
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
+        """Read what was added since the last time."""
         try:
             with self._path.open("rb") as file:
                 done = True
@@ -210,13 +237,15 @@ class _Index:
         place = 0
         while (entry := _entry(data, place)) is not None:
             text, name, offset, end = entry
-            match, axes = _FILE.fullmatch(name), _parsed(text)
-            if match is None or axes is None:
+            match = _FILE.fullmatch(name)
+            if match is None or _parsed(text) is None:
                 raise AcquisitionError(
                     f"{self._path} is damaged at byte {self._read_to + place}: the images after it cannot be "
                     "placed."
                 )
-            self._axes[int(match[2] or 0), offset] = axes
+            self._axes[int(match[2] or 0), offset] = text
+            self.files.add(name)
+            self.count += 1
             place = end
         self._read_to += place
         return place > 0

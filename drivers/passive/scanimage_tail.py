@@ -192,6 +192,10 @@ class GrowingSeries:
             key[0] > self._at[0] and begins_recording(path) for key, path in series_files(self._path).items()
         )
 
+    def finish(self) -> None:
+        """Count a page that was cut short as damaged: no more will come."""
+        self.damaged += self._file is not None and not self._file.is_over
+
     def close(self) -> None:
         """Close the file that is open."""
         if self._file is not None:

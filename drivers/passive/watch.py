@@ -165,6 +165,8 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
                 f"{folder} has no {INDEX}, and its images do not say their axes: copy the index as well."
             )
         run.settle()
+        if reason != "stopped":
+            dataset.finish()
         run.leave_out(dataset.damaged)
         sender = run.sender
         if reason != "stopped" and sender is not None and not sender.drain(lambda: task.is_stopped(sender)):
@@ -177,9 +179,9 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     run.raise_if_failed()
     text = f"the data set {folder.name} has ended ({reason})"
     if dataset.damaged:
-        text += f", {dataset.damaged} damaged images skipped"
+        text += f", {count_noun(dataset.damaged, 'image')} damaged or missing"
     if run.unplaced:
-        text += f", {run.unplaced} images without a place"
+        text += f", {count_noun(run.unplaced, 'image')} without a place"
     task.note(text)
     return stats
 

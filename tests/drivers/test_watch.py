@@ -522,3 +522,54 @@ def test_what_an_earlier_data_set_left_out_is_not_forgotten_over_the_next(
     follower.close()
     assert follower.stats is not None
     assert follower.stats.dropped == 1
+
+
+def _cut(folder: Path) -> None:
+    tiff_of(folder).write_bytes(tiff_of(folder).read_bytes()[:-3000])
+
+
+def _zero(folder: Path) -> None:
+    content = tiff_of(folder).read_bytes()
+    tiff_of(folder).write_bytes(content[:-3000] + bytes(3000))
+
+
+def _cut_index(folder: Path) -> None:
+    index = (folder / INDEX).read_bytes()
+    (folder / INDEX).write_bytes(index[: index.index(b'"z": 2}', len(index) // 2) + 40])
+
+
+@pytest.mark.parametrize("axes_in_metadata", [True, False], ids=["axes in the metadata", "axes in the index"])
+@pytest.mark.parametrize("harm", [_cut, _zero, _cut_index], ids=["cut", "zeroed", "index cut"])
+def test_images_that_a_data_set_lacks_are_counted(
+    tmp_path: Path,
+    daemon: Daemon,
+    watch: Callable[..., Watch],
+    harm: Callable[[Path], None],
+    axes_in_metadata: bool,
+) -> None:
+    folder = write(tmp_path, sweeps(range(3)), axes_in_metadata=axes_in_metadata)
+    harm(folder)
+    follower = watch(folder, wire={"silent_s": 0.5}, acquisition={"sweep_interval_s": 0.1})
+    follower.join()
+    assert follower.stats is not None
+    lost = 0 if harm is _cut_index and axes_in_metadata else 12 - len(daemon.frames)
+    assert (lost > 0) == (len(daemon.frames) < 12)
+    assert follower.stats.dropped == lost
+    assert (f"{lost} images damaged or missing" in follower.notes[-1]) == (lost > 0)
+
+
+@pytest.mark.parametrize("number", [1, 2, -1])
+def test_a_file_that_a_data_set_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, watch: Callable[..., Watch]
+) -> None:
+    from ndstorage import ndtiff_file
+
+    monkeypatch.setattr(ndtiff_file, "MAX_FILE_SIZE", 5_000_000 + 4000)
+    folder = write(tmp_path, sweeps(range(4)))
+    files = sorted(folder.glob("*.tif"), key=lambda path: (len(path.name), path.name))
+    assert len(files) > 3
+    files[number].unlink()
+    follower = watch(folder)
+    follower.join()
+    assert isinstance(follower.failure, AcquisitionError)
+    assert files[number].name in str(follower.failure)
