@@ -458,7 +458,7 @@ def test_sweeps_keep_their_interval() -> None:
     config = make(acquisition={"sweeps": 4, "sweep_interval_s": 0.1})
     task = DriverTask(config=config, address="", stop=threading.Event())
     hook = SimpleNamespace(
-        outstanding=0, failures_in_a_row=0, progress=threading.Event(), expect=lambda _: None
+        outstanding=0, failures=0, failures_in_a_row=0, progress=threading.Event(), expect=lambda _: None
     )
     feeder = micromanager._Feeder(task, hook, Outbox(), MicroscopeWatch(None, bool), float)  # type: ignore[arg-type]
     starts: list[float] = []
