@@ -134,7 +134,7 @@ class BrightnessChanges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeftOut:
-    """What the other projections of a sweep leave of each.
+    """Remainder of each projection of a sweep that the others do not explain.
 
     Attributes
     ----------

@@ -39,7 +39,7 @@ NOISE_SHARES = (_BROAD, 1 - 2 * _BLUR[2] ** 2 + _BROAD)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KalmanGain:
-    """What a sweep does to voxels of an age.
+    """Effect of a sweep on the voxels of an age.
 
     Attributes
     ----------
