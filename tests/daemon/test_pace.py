@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -74,3 +75,17 @@ def test_an_engine_says_when_it_opens_that_it_is_too_slow_for_the_run_to_come(
         engine.stop()
     assert [text for text in warnings if "holds" in text] == warnings
     assert len(warnings) == told
+
+
+def test_what_is_measured_is_a_specimen_that_a_session_learns() -> None:
+    # Of one that seems to change all over, each sweep would take the network as long as the first.
+    from microdiffusion.daemon.engine.sweep_time import _sweeps
+    from microdiffusion.drivers.plan import Plan
+    from microdiffusion.engines.pipeline import Reconstructor, open_engine
+
+    config = load_config("demo", overrides={"engine.method": "inr", "volume.pixel_um": 0.1})
+    plan = Plan(config)
+    header = plan.header((64, 64), 0.1, source="")
+    reconstructor = Reconstructor(header, config.engine, open_engine(config.engine))
+    still = [reconstructor.reconstruct(sweep).still for sweep in islice(_sweeps(config, plan, header), 4)]
+    assert min(still[1:]) > 0.9
