@@ -62,7 +62,7 @@ def read_ndtiff(folder: Path, part: str) -> tuple[Stack, Notes]:
         ) from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
-            dataset = ndstorage.Dataset(str(folder))
+            dataset = _full_resolution(ndstorage.Dataset(str(folder)))
     except Exception as error:  # the library lets parsing errors of any kind through
         raise InputFileError(f"{folder} cannot be read as NDTiff ({error}): copy it again.") from error
     try:
@@ -99,6 +99,17 @@ def read_ndtiff(folder: Path, part: str) -> tuple[Stack, Notes]:
         ) from error
 
 
+def _full_resolution(dataset: Any) -> Any:
+    """Return the images themselves of a pyramid, whose own `close` fails."""
+    levels = getattr(dataset, "res_levels", {})
+    if 0 not in levels or not hasattr(levels[0], "read_image"):
+        return dataset
+    for number, level in levels.items():
+        if number:
+            level.close()
+    return levels[0]
+
+
 def _chosen(
     folder: Path, images: list[dict[str, Any]], part: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -121,10 +132,14 @@ def _refuse_partial(folder: Path, dataset: Any) -> None:
     An image's pixels and notes follow the directory that says where the next one begins, 20 bytes before the
     pixels; when a file is finished, its last directory says 0.
     """
+    from ndstorage import NDTiffDataset
+
+    if not isinstance(dataset, NDTiffDataset):
+        return  # of version 1 or 2, which are laid out in another way
     last: dict[str, Any] = {}
     for entry in sorted(dataset.index.values(), key=lambda entry: entry.pix_offset):
         last[entry.filename] = entry
-    files = {path.name: path for path in folder.glob("*.tif")}
+    files = {path.name: path for path in Path(dataset.path).glob("*.tif")}
     if absent := sorted(last.keys() - files.keys()):
         raise InputFileError(
             f"{folder} lacks the file {shorten(', '.join(absent), 200)}: copy all files of the data set."

@@ -83,7 +83,7 @@ def serve(
     if left_out and feed is None and config.acquisition.driver != "none":
         raise RunError(
             f"{count_noun(left_out, 'image or frame is', 'images or frames are')} in no run file: the driver "
-            "had no place or no room for them; its messages (mdd info) say why."
+            "could not read them, or had no place or room for them; its messages (mdd info) say why."
         )
     return 0
 

@@ -179,11 +179,17 @@ def ndtiff(
     return make
 
 
-def ndtiff_index_cut(entries: int) -> Callable[[Path], Path]:
+TILES: dict[str, Any] = {
+    "summary": {"GridPixelOverlapX": 0, "GridPixelOverlapY": 0},
+    "parts": ({"row": 0, "column": 0},),
+}
+
+
+def ndtiff_index_cut(entries: int, **options: Any) -> Callable[[Path], Path]:
     """A data set whose index ends after so many images, exactly between two entries."""
 
     def make(folder: Path) -> Path:
-        path = ndtiff()(folder)
+        path = ndtiff(**options)(folder)
         index = path / "NDTiff.index"
         data, end = index.read_bytes(), 0
         for _ in range(entries):
@@ -194,6 +200,18 @@ def ndtiff_index_cut(entries: int) -> Callable[[Path], Path]:
         return path
 
     return make
+
+
+def pyramid(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """Put a data set where one with several resolutions has it."""
+
+    def moved(folder: Path) -> Path:
+        path = make(folder)
+        (folder / "pyramid").mkdir()
+        path.rename(folder / "pyramid" / "Full resolution")
+        return folder / "pyramid"
+
+    return moved
 
 
 def ndtiff_cut_twice(folder: Path) -> Path:
@@ -467,6 +485,7 @@ ODD_STACKS: dict[str, Odd] = {
     "NDTiff without its index": Odd(ndtiff(index=False), "NDTiff.index"),
     "NDTiff, cut": Odd(cut_ndtiff, "cannot be read"),
     "NDTiff, its index cut": Odd(ndtiff_index_cut(7), "v_NDTiffStack.tif holds more images than the index"),
+    "NDTiff pyramid, its index cut": Odd(pyramid(ndtiff_index_cut(7, **TILES)), "holds more images than"),
     "NDTiff, index and pixels cut": Odd(ndtiff_cut_twice, "v_NDTiffStack.tif was not finished"),
     "NDTiff, its index empty": Odd(ndtiff_index_cut(0), "holds no image|more images than the index"),
     "NDTiff, a file that lacks": Odd(ndtiff_without_file, "lacks the file v_NDTiffStack.tif"),
@@ -532,6 +551,7 @@ ODD_STACKS: dict[str, Odd] = {
     "linked HDF5": Odd(hdf5_virtual()),
     "registered": Odd(npy(padded()), pixels=padded()),
     "TIFF of Micro-Manager": Odd(micro_manager(), edges=(2.0, 0.25, 0.25)),
+    "NDTiff pyramid": Odd(pyramid(ndtiff(**TILES))),
     "NDTiff as announced": Odd(ndtiff(summary={"Slices": 12, "IntendedDimensions": {"z": 12, "time": 5}})),
     "one slice": Odd(npy(PIXELS[:1]), pixels=PIXELS[:1]),
     "one pixel": Odd(npy(PIXELS[:, :1, :1]), pixels=PIXELS[:, :1, :1]),
