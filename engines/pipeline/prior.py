@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from microdiffusion.engines.pipeline.task import Task
     from microdiffusion.header import RunHeader
 
-_NETWORK_SHARE = (0.0, 1.0, 0.5, 0.25)
+_NETWORK_SHARE = (0.0, 1.0, 0.25, 0.125)
 """Of the network's correction, by how many sweeps a voxel has kept still; none beyond."""
 
 
