@@ -162,10 +162,15 @@ class Ingest:
         self._thread.join(timeout_s)
         for start in self._starts:
             start.join(max(0.0, deadline_s - time.monotonic()))
-        if any(thread.is_alive() for thread in (self._thread, *self._starts)):
+        if self.is_stuck:
             raise RunError(
                 f"The ingest thread did not stop within {timeout_s:g} s: a callback does not return."
             )
+
+    @property
+    def is_stuck(self) -> bool:
+        """True where a thread of this runs: after `stop` one whose callback does not return."""
+        return any(thread.is_alive() for thread in (self._thread, *self._starts))
 
     def tell(self, run_id: str, what: Literal["go", "pause", "stop"], text: str = "") -> None:
         """Tell the driver of a run what is wanted of it, and again until the run is over."""

@@ -203,6 +203,11 @@ class Daemon:
             return False
         return time.monotonic() - self._began_s >= self._duration_s
 
+    @property
+    def is_stuck(self) -> bool:
+        """True where a thread that makes a run did not end, and may hold a lock that exiting waits for."""
+        return self._ingest.is_stuck
+
     def _close(self, failure: Exception | None, show: Callable[[], None]) -> Exception | None:
         """Close in the order of the stream; return the first failure."""
 

@@ -5,6 +5,7 @@ Runs on the main thread of the command.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -74,6 +75,8 @@ def serve(
         finally:
             _print("".join(map(_summary, daemon.runs.closed)))
             _print("".join(f"{text}\n" for text in daemon.runs.compressor.left()))
+            if daemon.is_stuck:
+                atexit.register(_leave, RunError.exit_code)
     stopped = stopping.is_set()  # by the user, perhaps before there was anything to write
     if daemon.runs.closed and not stopped and not daemon.runs.written:
         raise RunError(
@@ -86,6 +89,14 @@ def serve(
             "could not read them, or had no place or room for them; its messages (mdd info) say why."
         )
     return 0
+
+
+def _leave(code: int) -> None:
+    """End this process without what Python does at the end."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _print(text: str) -> None:

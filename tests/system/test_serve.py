@@ -16,10 +16,12 @@ import h5py
 import numpy as np
 import pytest
 from support.demo import DEMO, demo, engine, settings
+from support.ingest_support import Peer
 from support.mdd_process import Mdd, free_port, port_is_free
 from support.sample_data import SHAPE, write_sample
+from support.wire_support import make_header
 
-from microdiffusion import open_run
+from microdiffusion import open_run, wire
 from microdiffusion.daemon.status import subscribe
 from microdiffusion.files.projections import open_projections
 from microdiffusion.runfile.reader import Run
@@ -373,6 +375,25 @@ def test_the_same_seed_gives_the_same_file(weights: Path, tmp_path: Path) -> Non
             volumes.append(run.volume[:])
     np.testing.assert_array_equal(volumes[0], volumes[1])
     assert not np.array_equal(volumes[0], volumes[2])
+
+
+@slow
+@posix_only
+def test_a_stop_while_a_large_run_is_made_ends_the_daemon(tmp_path: Path) -> None:
+    port = free_port()
+    local = [f"wire.{name}=tcp://127.0.0.1:*" for name in ("status", "control")]
+    many = ["wire.positions=9999", "recorder.time_points=1"]
+    arguments = settings("acquisition.driver=none", *many, *local)
+    address = f"tcp://127.0.0.1:{port}"
+    with (
+        Mdd("serve", *arguments, "--set", f"wire.data={address}", "--output", "out", folder=tmp_path) as mdd,
+        Peer(address) as peer,
+    ):
+        peer.say(wire.RunStart(header=make_header(positions=tuple(f"p{n}" for n in range(7000)))))
+        mdd.wait_for(lambda: any(tmp_path.glob("out/.*.h5.tmp")))
+        mdd.send(signal.SIGINT)
+        assert mdd.finish(60) in (0, 3)
+        assert mdd.orphans() == []
 
 
 @posix_only
