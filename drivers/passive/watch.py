@@ -155,18 +155,14 @@ def _follow(task: DriverTask, folder: Path) -> SenderStats | None:
     reason = "broken off"
     try:
         reason = _pass_on(task, dataset, run)
-        if (
-            reason == "nothing new"
-            and not run.has_images
-            and folder.is_dir()
-            and not (folder / INDEX).is_file()
-        ):
-            raise AcquisitionError(
-                f"{folder} has no {INDEX}, and its images do not say their axes: copy the index as well."
-            )
-        run.settle()
         if reason != "stopped":
             dataset.finish()
+        if dataset.damaged and not run.has_images:
+            raise AcquisitionError(
+                f"{folder} has no image that is whole and says its axes, or has them in an {INDEX}: copy all "
+                "of it again."
+            )
+        run.settle()
         run.leave_out(dataset.damaged)
         sender = run.sender
         if reason != "stopped" and sender is not None and not sender.drain(lambda: task.is_stopped(sender)):

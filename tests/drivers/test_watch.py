@@ -490,7 +490,9 @@ def test_images_that_nothing_places_are_a_failure_and_finished_data_sets_are_men
     follower = watch(folder, wire={"silent_s": 1.0}, acquisition={"sweep_interval_s": 0.0})
     follower.join()
     assert isinstance(follower.failure, AcquisitionError)
-    follower.failure.args[0].index("has no NDTiff.index")
+    assert "has no image that is whole and says its axes, or has them in an NDTiff.index" in str(
+        follower.failure
+    )
     waiting = watch(tmp_path)
     waiting.wait_for_note("1 finished data set is left alone (run_1): to read one, name it in")
 
