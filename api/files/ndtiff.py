@@ -25,6 +25,7 @@ from microdiffusion.files.stacks import (
     choose_part,
     length_um,
     stated,
+    step_um,
 )
 
 
@@ -192,9 +193,7 @@ def _notes(dataset: Any, places: list[dict[str, Any]]) -> Notes:
 
     pixel = length_um(stated(notes[0] | summary, *PIXEL_KEYS), "um")
     step = length_um(stated(notes[0] | summary, *STEP_KEYS), "um")
-    z_um = None
     depths = [stated(note, *Z_KEYS) for note in notes]
-    if len(depths) > 1 and None not in depths and np.ptp(found := np.array(depths, np.float64)) > 0:
-        z_um = found
-        step = step or length_um(np.median(np.diff(np.unique(found))), "um")
-    return Notes((step, pixel, pixel), z_um=z_um)
+    z_um = None if None in depths else np.array(depths, np.float64)
+    known = step_um(z_um)  # where all are alike they say nothing
+    return Notes((step or known, pixel, pixel), z_um=z_um if known else None)

@@ -81,6 +81,13 @@ def length_um(value: Any, unit: Any) -> float | None:
     return None
 
 
+def step_um(z_um: NDArray[np.float64] | None) -> float | None:
+    """Return the usual distance of planes that are at different depths, µm; None where that is not known."""
+    if z_um is None or np.ptp(z_um) == 0:
+        return None
+    return length_um(np.median(np.diff(np.unique(z_um))), "um")
+
+
 def unit_um(unit: Any) -> float | None:
     """Return a unit in µm; None for one that is not known."""
     return _TO_UM.get(str(unit).lower().replace("\u03bc", "µ"))  # the Greek letter as well

@@ -26,6 +26,7 @@ from microdiffusion.files.stacks import (
     choose_part,
     length_um,
     stated,
+    step_um,
     unit_um,
 )
 from microdiffusion.files.whole import missing_of_tiff
@@ -181,12 +182,10 @@ def _ome_notes(
         for each in every
     }
     z, y, x = edges.pop() if len(edges) == 1 else UNKNOWN
+    z_um = _ome_z_um(every[0], place.get("C", 0), int(np.prod(shape[:-2]))) if len(every) == 1 else None
     rights = ome.get("Rights", {})
-    return Notes(
-        (z, y, x),
-        str(rights.get("RightsHeld", "")) if isinstance(rights, dict) else "",
-        _ome_z_um(every[0], place.get("C", 0), int(np.prod(shape[:-2]))) if len(every) == 1 else None,
-    )
+    licence = str(rights.get("RightsHeld", "")) if isinstance(rights, dict) else ""
+    return Notes((z or step_um(z_um), y, x), licence, z_um)
 
 
 def _ome_z_um(pixels: Any, channel: int, count: int) -> NDArray[np.float64] | None:

@@ -577,6 +577,14 @@ ODD_STACKS: dict[str, Odd] = {
         tiff("v.ome.tif", ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}),
         edges=(None, 0.5, 0.25),
     ),
+    "OME, its step in the planes' positions": Odd(
+        tiff(
+            "v.ome.tif",
+            ome=True,
+            metadata={"axes": "ZYX", "Plane": {"PositionZ": [9 - 1.5 * n for n in range(12)]}},
+        ),
+        edges=(1.5, None, None),
+    ),
     "NDTiff of pycromanager": Odd(ndtiff(notes=own_names), edges=(2.0, 0.25, 0.25)),
     "NDTiff of Micro-Manager": Odd(ndtiff(notes=core_names), edges=(2.0, 0.25, 0.25)),
     "NDTiff with a summary": Odd(
