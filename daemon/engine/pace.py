@@ -51,7 +51,8 @@ def sweep_time(config: Config, engine: Engine | None = None) -> SweepTime:
     """Return what a sweep of `config`, which knows the camera's region, takes; see `measure_sweep`."""
     from microdiffusion.daemon.engine.sweep_time import measure_sweep
 
-    return measure_sweep(config, (config.camera.height or 0, config.camera.width or 0), engine)
+    image = config.camera.height or 0, config.camera.width or 0
+    return measure_sweep(config, image, engine, budget_s=2.0 if engine is None else 1.0)
 
 
 def slow_engine(config: Config, engine: Engine) -> str:
