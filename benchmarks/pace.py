@@ -79,7 +79,7 @@ def estimate(config: Config) -> tuple[float, float]:
 def write_sweeps(config: Config, path: Path) -> None:
     """Write the projections of the virtual specimen, sweep after sweep."""
     size = (config.volume.shape_z, config.camera.height or 0, config.camera.width or 0)
-    scene = make_scene(config, size, seed=1)
+    scene = make_scene(config, size, seed=1, sweeps=LAST + 1)
     made = [scene.frames(number) for number in range(LAST + 1)]
     most = min(len(frames) for frames in made)  # a file's sweeps have as many frames each
     header = scene.header

@@ -29,7 +29,7 @@ _GROWN = 128  # pixels along an edge
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A run's header and its frames: sweep after sweep, `PERIOD` of them."""
+    """A run's header and its frames: sweep after sweep, and again from the first."""
 
     header: RunHeader
     made: tuple[tuple[Frame, ...], ...]
@@ -41,10 +41,10 @@ class Scene:
 
     def frames(self, number: int) -> list[Frame]:
         """Return the frames of sweep `number` (0, 1, ...)."""
-        first = sum(len(self.made[n % PERIOD]) for n in range(number))
+        first = sum(len(self.made[n % len(self.made)]) for n in range(number))
         return [
             Frame(replace(frame.info, seq=first + at, sweep=number), frame.pixels)
-            for at, frame in enumerate(self.made[number % PERIOD])
+            for at, frame in enumerate(self.made[number % len(self.made)])
         ]
 
     def sweep(self, number: int, made: int | None = None) -> Sweep:
@@ -70,7 +70,7 @@ def assemble(assembler: Assembler, frames: list[Frame]) -> Sweep:
     return whole[0]
 
 
-def make_scene(config: Config, size: Size, *, seed: int) -> Scene:
+def make_scene(config: Config, size: Size, *, seed: int, sweeps: int = PERIOD) -> Scene:
     """Return the sweeps of a volume of `size` (Z, Y, X), seen as `config` (the demo's) says."""
     slices, rows, columns = size
     config = config.model_copy(update={"volume": config.volume.model_copy(update={"shape_z": slices})})
@@ -85,7 +85,7 @@ def make_scene(config: Config, size: Size, *, seed: int) -> Scene:
     )
     rng = np.random.default_rng([seed, 104])
     made = []
-    for planned in islice(plan.sweeps(), PERIOD):
+    for planned in islice(plan.sweeps(), sweeps):
         start_s = planned.number * max(config.acquisition.sweep_interval_s, 1.0)
         frames = []
         for index, shot in enumerate(planned.shots):
