@@ -1,4 +1,4 @@
-"""What a sweep shows to have changed: three hypotheses beside each other, place by place.
+"""Changes that a sweep shows: three hypotheses beside each other, place by place.
 
 In each neighbourhood of each projection, what the state predicts is held against the projection (the
 innovation) to decide:
