@@ -91,7 +91,8 @@ class Specimen:
         gains = np.ones(self._compartments)
         depth = float(self._voxel_um[0]) * self.shape[0]
         z0 = self._grid.first_um[0] + (self._margin[0] - 0.5) * self._voxel_um[0]
-        centres = z0 + np.arange(0.5 * slab_um, depth, slab_um)
+        # The first slab begins with the volume, or lies about one that is thinner.
+        centres = z0 + np.arange(0.5 * min(slab_um, depth), depth, slab_um)
         slabs = [self._slab(z, AxialProfile.box(slab_um), gains) for z in centres]
         return max(float(np.percentile(slabs, 99.9)), 1e-6)
 

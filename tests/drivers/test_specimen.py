@@ -57,6 +57,13 @@ def test_a_slab_that_overhangs_sees_tissue_beyond_the_volume(lively: Specimen) -
     assert np.corrcoef(above.ravel(), inside.ravel())[0, 1] < 0.9
 
 
+def test_a_volume_thinner_than_half_a_slab_has_light() -> None:
+    thin = Specimen(SpecimenConfig(), shape=(10, 24, 24), voxel_size_um=(0.5, 0.5, 0.5), slab_um=12.0)
+    light = thin.expected(StagePosition(2.5), AxialProfile.box(12.0), 0.0)
+    assert np.isfinite(light).all()
+    assert float(light.max()) > 0.0
+
+
 def test_the_same_seed_gives_the_same_specimen_and_another_seed_another() -> None:
     first, again, other = make(seed=5), make(seed=5), make(seed=6)
     np.testing.assert_array_equal(first.volume(4.2), again.volume(4.2))
