@@ -537,7 +537,8 @@ def _zero(folder: Path) -> None:
 
 def _cut_index(folder: Path) -> None:
     index = (folder / INDEX).read_bytes()
-    (folder / INDEX).write_bytes(index[: index.index(b'"z": 2}', len(index) // 2) + 40])
+    # Axes come in any order.
+    (folder / INDEX).write_bytes(index[: index.index(b'"z": 2', len(index) // 2) + 40])
 
 
 @pytest.mark.parametrize("axes_in_metadata", [True, False], ids=["axes in the metadata", "axes in the index"])
