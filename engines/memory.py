@@ -19,27 +19,21 @@ _WORKING_PLANES = 2  # copies of the INR's planes while a sweep is fitted: curre
 _REST = 900 << 20
 
 
-def session_bytes(header: RunHeader, config: EngineConfig, *, lane: str = "sweep") -> int:
+def session_bytes(header: RunHeader, config: EngineConfig) -> int:
     """Return an upper estimate of the size of a session's state."""
     slices, rows, columns = header.shape
-    planes = (config.inr.rank or slices) * rows * columns * 4
     if config.memory == "sweep" or config.method not in ("mdd", "inr"):
-        return planes
-    # Field and change of brightness in float32, age in a byte; the first sweep until the second comes.
-    return planes + 9 * slices * rows * columns + 4 * header.frames_per_sweep * rows * columns
+        return (config.inr.rank or slices) * rows * columns * 4  # the INR's planes
+    # Field and changes of brightness in float32, age and darkness in a byte each; covariances of eight
+    # ages and two bands in float64.
+    return 10 * slices * rows * columns + 128 * slices**2
 
 
 def state_bytes(headers: Sequence[RunHeader], config: EngineConfig) -> int:
     """Return the memory of the sessions of all runs; beyond the limit they are on disk."""
-    lanes = ["sweep"]
-    if config.update == "projection":
-        lanes.append("rolling")
-    if config.policy == "archive":
-        lanes.append("later")
-    wanted = sum(
-        len(header.channels) * len(header.positions) * session_bytes(header, config, lane=lane)
-        for header in headers
-        for lane in lanes
+    lanes = 2 if config.policy == "archive" else 1  # "later" has sessions of its own
+    wanted = lanes * sum(
+        len(header.channels) * len(header.positions) * session_bytes(header, config) for header in headers
     )
     # The session in use stays in memory, whatever the limit.
     least = max((session_bytes(header, config) for header in headers), default=0)

@@ -26,8 +26,15 @@ class InrConfig(Table):
     rank: int | None = key(
         None, "maximum number of axial basis functions; none: as many as the bandwidth needs", ge=4, le=256
     )
-    cold_steps: int = key(12, "maximum number of steps for the first sweep", ge=1, le=5000)
-    warm_steps: int = key(6, "maximum number of steps for each later sweep", ge=1, le=5000)
+    cold_steps: int = key(
+        12,
+        "maximum number of steps for the first sweep, and in a session that learns for what is new",
+        ge=1,
+        le=5000,
+    )
+    warm_steps: int = key(
+        6, 'maximum number of steps for each later sweep, where engine.memory = "sweep"', ge=1, le=5000
+    )
     deadline_s: Positive | None = key(
         None,
         "a fit starts no further step after this time, s; none: a quarter of the time between two sweeps "

@@ -27,6 +27,7 @@ from support.session_scene import (
 from microdiffusion.engines.inr.covariance import NOISE_SHARES, AgeCovariances, banded, matern
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.inr.session_field import SessionField
+from microdiffusion.engines.memory import session_bytes
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.errors import GeometryError
 from microdiffusion.frames import Reconstruction, StagePositions
@@ -266,6 +267,19 @@ def test_rolling_updates_leave_the_session_as_it_is() -> None:
         busy.reconstruct(sweep, lane="rolling")
         np.testing.assert_array_equal(busy.reconstruct(sweep).volume, quiet.reconstruct(sweep).volume)
         busy.reconstruct(sweeps[0], lane="rolling")
+
+
+def test_a_session_takes_no_more_than_is_said_and_a_rolling_update_none() -> None:
+    store = SessionStore()
+    reconstructor = session("session", store)
+    structure = specimen()
+    for number in range(6):
+        bright = structure * (1 + np.float32(number % 2) * spot((16, 16, 16), 4.0))
+        reconstructor.reconstruct(sweep_of(bright, number))
+        assert 6 * structure.size <= store.nbytes <= session_bytes(HEADER, reconstructor.config)
+    before = store.nbytes
+    reconstructor.reconstruct(sweep_of(structure, 6), lane="rolling")
+    assert store.nbytes == before
 
 
 def test_what_was_learned_outlasts_another_range_of_brightness() -> None:
