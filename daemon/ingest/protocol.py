@@ -223,9 +223,8 @@ class IngestProtocol:
         asking = _Starting(header, origin, owner, message.attempt, message.first_seq)
         under_way = self._starting.get(run_id)
         if under_way is not None:
-            if (
-                owner != under_way.owner
-            ):  # of two, at most one is the run's: the other one's answer comes first
+            if owner != under_way.owner:
+                # Of two, at most one is the run's: the other one's answer comes first.
                 waiting = self._waiting.setdefault(run_id, {})
                 if origin in waiting or len(waiting) < MAX_SENDERS:
                     waiting[origin] = message
