@@ -193,9 +193,11 @@ class RunFiles:
             moves = [(segment, target) for segment, target in moves if segment.path != target]
             if any(target.exists() for _, target in moves):
                 continue
-            with contextlib.suppress(OSError):  # what cannot be moved stays where it is
-                for segment, target in moves:
+            for segment, target in moves:
+                try:
                     segment.move(target)
+                except OSError as error:
+                    return f"Rename {segment.path.name} to {target.name}: mdd could not ({error.strerror})."
             return f"All that there is of the run goes by {first} now." if moves else ""
         return ""
 

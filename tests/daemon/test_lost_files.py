@@ -29,6 +29,7 @@ from support.run_file_writer import (
 )
 
 from microdiffusion.daemon.recorder.recorder import Recorder
+from microdiffusion.daemon.recorder.segment import Segment
 from microdiffusion.errors import DiskError, MddError
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.reader import open_run
@@ -123,11 +124,12 @@ def trial(folder: Path, act: Callable[[Path], None], after: int, pause_s: float,
     return failure
 
 
-def begun(folder: Path) -> tuple[Path, Recorder]:
-    """Return a run file with one sweep, and its recorder, which waits for more."""
+def begun(folder: Path, sweeps: int = 1, **config: int) -> tuple[Path, Recorder]:
+    """Return a run file with some sweeps, and its recorder, which waits for more."""
     path = folder / "run.h5"
-    target = started(recorder(path))
-    put_sweep(target, 0)
+    target = started(recorder(path, **config))
+    for sweep in range(sweeps):
+        put_sweep(target, sweep)
     wait(lambda: target.queue_bytes == 0)
     return path, target
 
@@ -188,11 +190,7 @@ def test_a_file_that_goes_while_the_run_is_closed_is_not_closed_well(tmp_path: P
 
 
 def test_an_earlier_file_that_was_exchanged_is_not_written(tmp_path: Path) -> None:
-    path = tmp_path / "run.h5"
-    target = started(recorder(path, time_points=1))
-    for sweep in range(6):
-        put_sweep(target, sweep)
-    wait(lambda: target.queue_bytes == 0)
+    path, target = begun(tmp_path, 6, time_points=1)
     other = tmp_path / "other" / "run.h5"
     foreign = recorder(other, run=header(run_id="f" * 32), time_points=1)
     foreign.stop()
@@ -224,11 +222,7 @@ def test_every_file_of_a_run_is_rescued_or_named(
 ) -> None:
     if most:
         monkeypatch.setattr("microdiffusion.daemon.recorder.files.open_files", lambda: most)
-    path = tmp_path / "runs" / "run.h5"
-    target = started(recorder(path, time_points=1))
-    for sweep in range(SWEEPS):
-        put_sweep(target, sweep)
-    wait(lambda: target.queue_bytes == 0)
+    path, target = begun(tmp_path / "runs", SWEEPS, time_points=1)
     names = [each.name for each in target.paths]
     assert len(names) == SWEEPS
     remove_folder(path)
@@ -249,10 +243,7 @@ def test_every_file_of_a_run_is_rescued_or_named(
 def test_where_one_of_its_files_lost_its_name_the_run_is_whole_nevertheless(
     tmp_path: Path, act: Callable[[Path], None], number: int
 ) -> None:
-    target = started(recorder(tmp_path / "run.h5", time_points=1))
-    for sweep in range(6):
-        put_sweep(target, sweep)
-    wait(lambda: target.queue_bytes == 0)
+    _, target = begun(tmp_path, 6, time_points=1)
     act(target.paths[number])
     target.put_ledger(Ledger())
     with pytest.raises(DiskError):
@@ -266,6 +257,24 @@ def test_where_one_of_its_files_lost_its_name_the_run_is_whole_nevertheless(
     again.stop()
     assert verify_run(first).faults == []
     assert verify_run(first).frames == 7 * FRAMES
+
+
+def test_a_file_that_cannot_follow_the_others_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Segment, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self.path))
+
+    monkeypatch.setattr(Segment, "move", refused)
+    path, target = begun(tmp_path, 3, time_points=1)
+    rename(path)
+    target.put_ledger(Ledger())
+    with pytest.raises(DiskError) as caught:
+        wait(lambda: target.raise_if_failed() is not None)
+    with pytest.raises(DiskError):
+        target.stop()
+    assert "Rename run_s001.h5 to old_s001.h5: mdd could not (Permission denied)." in str(caught.value)
+    assert "All that there is" not in str(caught.value)
 
 
 def older_self(path: Path) -> bytes:
