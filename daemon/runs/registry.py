@@ -158,9 +158,9 @@ class OpenRuns:
             There is no such run file, it is damaged, a copy of one beside it, or another daemon writes it.
         """
         own = RunFolder(path.parent).file_of(path)
-        if own != path:
+        if own != path and not own.samefile(path):
             raise InputFileError(f"{path} is a copy of {own}: resume that one, or move it away.")
-        run = self._resumed(path, owner)
+        run = self._resumed(own, owner)
         self._add(run)
         return run
 

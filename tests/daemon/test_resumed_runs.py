@@ -159,6 +159,14 @@ def test_a_run_is_not_resumed_in_a_copy_where_its_own_file_is_beside_it(place: P
     assert place.runs.resume(copy).recorder.paths == [copy]
 
 
+def test_another_name_of_a_run_s_own_file_is_no_copy_of_it(place: Place, tmp_path: Path) -> None:
+    """As a link is one, or other letters where capitals do not count."""
+    path = tmp_path / "run.h5"
+    killed(path, *sweep(0))
+    path.with_name("run_again.h5").hardlink_to(path)
+    assert place.runs.resume(path.with_name("run_again.h5")).recorder.paths == [path]
+
+
 def test_a_sender_of_another_geometry_leaves_the_file_as_it_was(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     killed(path, *sweep(0), *sweep(1))
