@@ -10,7 +10,7 @@ from support.driver_support import wait_until
 from support.engine_owner import FAST
 
 from microdiffusion.config import EngineConfig, load_config
-from microdiffusion.daemon.engine import EngineProcess, PaceWatch, holding_interval_s, too_slow
+from microdiffusion.daemon.engine import EngineProcess, PaceWatch, holding_interval_s, pace, too_slow
 
 
 @pytest.mark.parametrize(("sweep_s", "sessions", "expected"), [(1.0, 1, 1.2), (0.1, 3, 0.35), (30.0, 2, 69)])
@@ -45,20 +45,8 @@ def test_the_first_sweeps_of_a_run_tell_once_whether_the_engine_keeps_up() -> No
     [
         ({"acquisition.exposure_ms": 0.001, "acquisition.sweep_interval_s": 0}, True),
         ({"acquisition.sweep_interval_s": 60}, False),
-        ({"acquisition.exposure_ms": 0.001, "camera.width": None}, False),
-        ({"acquisition.exposure_ms": 0.001, "acquisition.driver": "none"}, False),
-        (
-            {
-                "acquisition.exposure_ms": 0.001,
-                "acquisition.sweep_interval_s": 0,
-                "acquisition.driver": "watch",
-                "acquisition.watch": ".",
-                "acquisition.specimen": False,
-            },
-            False,
-        ),
     ],
-    ids=["too slow", "fast enough", "a region that only the camera knows", "frames that come", "followed"],
+    ids=["too slow", "fast enough"],
 )
 def test_an_engine_says_when_it_opens_that_it_is_too_slow_for_the_run_to_come(
     changes: dict[str, Any], told: bool
@@ -75,6 +63,29 @@ def test_an_engine_says_when_it_opens_that_it_is_too_slow_for_the_run_to_come(
         engine.stop()
     assert [text for text in warnings if "holds" in text] == warnings
     assert len(warnings) == told
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"camera.width": None},
+        {"acquisition.driver": "none"},
+        {"acquisition.driver": "watch", "acquisition.watch": ".", "acquisition.specimen": False},
+    ],
+    ids=["a region that only the camera knows", "frames that come", "followed"],
+)
+def test_no_pace_is_measured_where_another_program_sets_it(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(pace, "sweep_time", measured)
+    size = {"camera.width": 32, "camera.height": 32}
+    engine: Any = None
+    with pytest.raises(AssertionError, match="measured"):
+        pace.slow_engine(load_config("demo", overrides=size), engine)
+    assert pace.slow_engine(load_config("demo", overrides=size | changes), engine) == ""
 
 
 def test_what_is_measured_is_a_specimen_that_a_session_learns() -> None:
