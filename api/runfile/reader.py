@@ -184,10 +184,11 @@ class Run:
 
     def gaps(self) -> list[Gap]:
         """Return the time points without a volume, and why, up to the last one with a status."""
+        used = self.used  # first: of what is written later, the statuses may not know
         status = self.status.reshape(-1, len(self.header.channels))
         reasons = self.values("reason").reshape(-1, len(self.header.channels))
         # Meanwhile the run may have got room for more time points, or have been trimmed.
-        status = status[: min(self.used, len(reasons))]
+        status = status[: min(used, len(reasons))]
         return [
             Gap(t, channel, *settled(status[t, channel], reasons[t, channel]))
             for t, channel in np.argwhere(status != Status.WRITTEN).tolist()

@@ -332,6 +332,26 @@ def test_follow_yields_a_time_point_when_all_its_channels_are_written_or_those_o
     target.stop()
 
 
+def test_a_volume_written_while_the_gaps_are_looked_for_is_none(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = started(recorder(path))
+    put_sweep(target, 0)
+    with open_run(path) as run:
+        wait(lambda: run.status[0] == Status.WRITTEN)
+        values = run.values
+
+        def slow(name: str) -> np.ndarray:
+            if name == "reason":
+                put_sweep(target, 1)
+                wait(lambda: run.status[1] == Status.WRITTEN)
+            return values(name)
+
+        monkeypatch.setattr(run, "values", slow)
+        assert run.gaps() == []
+    target.stop()
+
+
 def test_missing_file_is_refused(path: Path) -> None:
     with pytest.raises(MissingFileError, match="no file at"):
         open_run(path)
