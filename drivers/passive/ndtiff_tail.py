@@ -109,11 +109,12 @@ class GrowingDataset:
     def finish(self) -> None:
         """Count what is not there, or not whole, as damaged: no more will come."""
         self._is_over = True
+        in_time = self._found
         with suppress(AcquisitionError):
             late = sum(1 for _ in self.images())
             self.damaged += late
             self._index.grow()
-        self.damaged = max(self.damaged, self._index.count - self._found)
+        self.damaged = max(self.damaged, self._index.count - in_time)
 
     def close(self) -> None:
         """Close the file that is open."""

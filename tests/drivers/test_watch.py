@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -555,10 +556,19 @@ def test_images_that_a_data_set_lacks_are_counted(
     follower = watch(folder, wire={"silent_s": 0.5}, acquisition={"sweep_interval_s": 0.1})
     follower.join()
     assert follower.stats is not None
-    lost = 0 if harm is _cut_index and axes_in_metadata else 12 - len(daemon.frames)
-    assert (lost > 0) == (len(daemon.frames) < 12)
+    lost = 12 - len(daemon.frames)
+    assert (lost == 0) is (harm is _cut_index and axes_in_metadata)
     assert follower.stats.dropped == lost
     assert (f"{lost} images damaged or missing" in follower.notes[-1]) == (lost > 0)
+
+
+def test_what_comes_too_late_is_counted_beside_what_never_came(tmp_path: Path) -> None:
+    folder = write(tmp_path, sweeps(range(3)))
+    _cut(folder)
+    with closing(GrowingDataset(folder)) as dataset:
+        next(dataset.images())
+        dataset.finish()
+        assert dataset.damaged == 11
 
 
 @pytest.mark.parametrize("number", [1, 2, -1])
