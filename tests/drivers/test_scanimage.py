@@ -84,44 +84,49 @@ def test_channels_vary_fastest_and_flyback_frames_are_left_out(tmp_path: Path) -
     np.testing.assert_array_equal(images[-1].pixels, counts_of(10, 1))  # frames 5, 6, 11 and 12 are flyback
 
 
-def test_flyback_frames_of_versions_before_2020_are_left_out(tmp_path: Path) -> None:
-    older = {
-        "hStackManager__numFramesPerVolume": None,
-        "hStackManager__numFramesPerVolumeWithFlyback": None,
-        "hStackManager__actualNumSlices": None,
-        "hStackManager__numSlices": "4",
-        "hFastZ__numDiscardFlybackFrames": "2",
-        "hFastZ__numFramesPerVolume": "6",
-        "hStackManager__framesPerSlice": "20",  # only of slow stacks
-    }
-    assert places(read(write(tmp_path / "scan_00001.tif", **older))) == [
-        (t, z) for t in range(2) for z in range(4)
-    ]
+BEFORE_2020: dict[str, str | None] = {
+    "hStackManager__numFramesPerVolume": None,
+    "hStackManager__numFramesPerVolumeWithFlyback": None,
+    "hStackManager__actualNumSlices": None,
+    "hStackManager__numSlices": "4",
+}
 
 
-def test_an_old_header_that_discards_nothing_has_no_flyback_frames(tmp_path: Path) -> None:
-    older = {
-        "hStackManager__numFramesPerVolume": None,
-        "hStackManager__numFramesPerVolumeWithFlyback": None,
-        "hStackManager__actualNumSlices": None,
-        "hStackManager__numSlices": "4",
-        "hFastZ__discardFlybackFrames": "false",
-        "hFastZ__numDiscardFlybackFrames": "1",
-        "hFastZ__numFramesPerVolume": "4",
-    }
-    assert places(read(write(tmp_path / "scan_00001.tif", **older))) == [
-        (t, z) for t in range(3) for z in range(4)
-    ]
+@pytest.mark.parametrize(
+    ("changes", "times"),
+    [
+        pytest.param(
+            {
+                "hFastZ__numDiscardFlybackFrames": "2",
+                "hFastZ__numFramesPerVolume": "6",
+                "hStackManager__framesPerSlice": "20",  # only of slow stacks
+            },
+            2,
+            id="two",
+        ),
+        pytest.param(
+            {
+                "hFastZ__discardFlybackFrames": "false",
+                "hFastZ__numDiscardFlybackFrames": "1",
+                "hFastZ__numFramesPerVolume": "4",
+            },
+            3,
+            id="none, whatever its number",
+        ),
+    ],
+)
+def test_flyback_frames_of_versions_before_2020_are_left_out(
+    tmp_path: Path, changes: dict[str, str], times: int
+) -> None:
+    images = read(write(tmp_path / "scan_00001.tif", **BEFORE_2020, **changes))
+    assert places(images) == [(t, z) for t in range(times) for z in range(4)]
 
 
 @pytest.mark.parametrize(("slices", "times"), [("4", 3), ("1", 12)])
 def test_an_old_slow_stack_is_known_by_its_slices(tmp_path: Path, slices: str, times: int) -> None:
-    older = {
+    older = BEFORE_2020 | {
         "hFastZ__enable": "false",
         "hStackManager__enable": None,
-        "hStackManager__numFramesPerVolume": None,
-        "hStackManager__numFramesPerVolumeWithFlyback": None,
-        "hStackManager__actualNumSlices": None,
         "hStackManager__numSlices": slices,
         "hStackManager__framesPerSlice": "1" if slices == "4" else "600",
     }
