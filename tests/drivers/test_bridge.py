@@ -159,18 +159,18 @@ def test_a_stop_ends_although_micro_manager_stands_still(
         assert daemon.ends[0].announced == len(daemon.frames)
 
 
-def test_a_daemon_that_does_not_answer_takes_no_time_from_the_microscope() -> None:
+def test_a_daemon_that_does_not_answer_takes_no_time_from_the_microscope(
+    daemon: Daemon, start: Callable[[Config], DriverProcess]
+) -> None:
     # The third time that the stage is sent somewhere by name, it goes back.
     fault = {"at": "setPosition", "count": 3, "do": "dawdle"}
-    with Daemon() as daemon, MicroManager(fault=fault) as scope:
+    with MicroManager(fault=fault) as scope:
         before = scope.state
-        driver = DriverProcess(make(scope.port), daemon.address)
-        driver.start()
+        driver = start(make(scope.port))
         assert wait_until(lambda: len(daemon.frames) > 1)
         daemon.ingest.stop()
         driver.ask_to_stop()
         ended(driver)
-        driver.stop()
         after = scope.state
         assert [after[name] for name in ("z", "roi", "exposure")] == [
             before[name] for name in ("z", "roi", "exposure")
