@@ -164,6 +164,22 @@ def test_a_daemon_that_comes_late_gets_everything() -> None:
             assert receiver.seqs == list(range(20))
 
 
+def test_a_source_that_can_wait_waits_for_the_daemon_and_for_its_answers() -> None:
+    with receiving() as receiver:
+        address = receiver.address
+    with sending(address) as sender:
+        put_all(sender, range(20))
+        with pytest.raises(AddressError, match=r"there first, or later\."):
+            sender.meet(lambda: False, 0.0, ", or later")
+        sender.meet(lambda: True, 0.0)
+        assert not sender.drain(lambda: True)
+        assert not sender.drain(lambda: False, standstill_s=0.0)
+        with receiving(address) as receiver:
+            sender.meet(lambda: False, 10.0)
+            assert sender.drain(lambda: False)
+            assert receiver.seqs == list(range(20))
+
+
 def test_a_daemon_that_restarts_gets_what_was_not_acknowledged() -> None:
     with sending_to_restarting_daemon() as (sender, first):
         put_all(sender, range(20))
