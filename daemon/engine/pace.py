@@ -14,7 +14,7 @@ from microdiffusion.daemon.engine.requirements import requirements_of
 
 if TYPE_CHECKING:
     from microdiffusion.config import Config
-    from microdiffusion.daemon.engine.sweep_time import SweepTime
+    from microdiffusion.daemon.engine.trial_sweeps import SweepTime
     from microdiffusion.engines.pipeline import Engine
 
 HEADROOM = 1.15
@@ -49,7 +49,7 @@ def too_slow(sweep_s: float, sessions: int, asked_s: float) -> str:
 
 def sweep_time(config: Config, engine: Engine | None = None) -> SweepTime:
     """Return what a sweep of `config`, which knows the camera's region, takes; see `measure_sweep`."""
-    from microdiffusion.daemon.engine.sweep_time import measure_sweep
+    from microdiffusion.daemon.engine.trial_sweeps import measure_sweep
 
     image = config.camera.height or 0, config.camera.width or 0
     return measure_sweep(config, image, engine, budget_s=2.0 if engine is None else 1.0)

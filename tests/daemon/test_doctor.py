@@ -528,7 +528,7 @@ def test_a_listener_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Monkey
 
 
 def test_the_pace_is_measured_on_the_geometry_or_on_a_part_of_it(weights: Path) -> None:
-    from microdiffusion.daemon.engine.sweep_time import measure_sweep
+    from microdiffusion.daemon.engine.trial_sweeps import measure_sweep
 
     engine = {"weights": weights, "threads": 1}
     config = load_config("demo", overrides={f"engine.{key}": value for key, value in engine.items()})

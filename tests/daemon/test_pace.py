@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.driver_support import wait_until
 from support.engine_owner import FAST
@@ -88,9 +90,39 @@ def test_no_pace_is_measured_where_another_program_sets_it(
     assert pace.slow_engine(load_config("demo", overrides=size | changes), engine) == ""
 
 
+def test_the_pace_can_be_measured_more_than_once() -> None:
+    # The module that measures had the name of the function, and took its place when it was imported.
+    import microdiffusion.daemon.engine.trial_sweeps
+    from microdiffusion.daemon.engine import sweep_time
+
+    assert microdiffusion.daemon.engine.trial_sweeps
+    assert callable(sweep_time)
+
+
+def test_of_a_large_image_only_a_part_is_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 48 x 512 x 512, less than what a GPU is measured on, took 4 s to grow, while a run waits.
+    from microdiffusion.daemon.engine import trial_sweeps
+    from microdiffusion.drivers.plan import Plan
+
+    grown: list[tuple[int, ...]] = []
+
+    def specimen(_: object, header: Any) -> Any:
+        grown.append(header.shape)
+        return SimpleNamespace(expected=lambda *_: np.full(header.shape[1:], 9.0, np.float32))
+
+    monkeypatch.setattr(trial_sweeps, "specimen_of_run", specimen)
+    config = load_config("demo")
+    for image in ((600, 300), (96, 700)):
+        plan = Plan(config)
+        (sweep,) = islice(trial_sweeps._sweeps(config, plan, plan.header(image, 1.0, source="")), 1)
+        assert sweep.projections.shape[1:] == image
+        assert sweep.projections.min(axis=(0, 1)).max() > 0
+    assert [shape[1:] for shape in grown] == [(256, 256), (96, 256)]
+
+
 def test_what_is_measured_is_a_specimen_that_a_session_learns() -> None:
     # Of one that seems to change all over, each sweep would take the network as long as the first.
-    from microdiffusion.daemon.engine.sweep_time import _sweeps
+    from microdiffusion.daemon.engine.trial_sweeps import _sweeps
     from microdiffusion.drivers.plan import Plan
     from microdiffusion.engines.pipeline import Reconstructor, open_engine
 

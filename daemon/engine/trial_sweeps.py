@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _VOXELS = {"cpu": 96 * 128 * 128, "cuda": 128 * 512 * 512}
 """Most voxels that are measured; half of them where a run waits."""
 _VOXEL_UM = (2.0, 1.0, 1.0)  # of the demo
+_GROWN = 256
+"""Pixels along an edge for which tissue is grown (0.9 s for 48 x 181 x 181, 9 s for 48 x 836 x 836); it is
+mirrored beyond."""
 _LEAST_EDGE = 48  # of the part, pixels
 _COLD, _LEAST, _MOST = 3, 4, 8
 """Sweeps that are not counted (kernels are chosen, a session begins), and that are."""
@@ -107,7 +110,10 @@ def _sweeps(config: Config, plan: Plan, header: RunHeader) -> Iterator[Sweep]:
     rng = np.random.default_rng(0)
     scale = _VOXEL_UM[0] / header.voxel_size_um[0]
     lengths = {key: scale * getattr(header, key) for key in ("z0_um", "profile_spacing_um")}
-    tissue = header.model_copy(update={"voxel_size_um": _VOXEL_UM, **lengths})
+    image = header.shape[1:]
+    shape = (header.shape[0], *(min(edge, _GROWN) for edge in image))
+    tissue = header.model_copy(update={"shape": shape, "voxel_size_um": _VOXEL_UM, **lengths})
+    beyond = [(0, edge - grown) for edge, grown in zip(image, shape[1:], strict=True)]
     specimen = specimen_of_run(SpecimenConfig(), tissue)
     interval_s = max(config.acquisition.sweep_interval_s, 1.0)
     for number in count():
@@ -115,10 +121,11 @@ def _sweeps(config: Config, plan: Plan, header: RunHeader) -> Iterator[Sweep]:
         seen, stages = [], []
         for held_out in (False, True):
             stages.append([slab.stage for slab in slabs if slab.held_out is held_out])
-            light = np.zeros((len(stages[-1]), *header.shape[1:]), np.float32)
+            light = np.zeros((len(stages[-1]), *image), np.float32)
             for index, stage in enumerate(stages[-1]):
                 place = StagePosition(scale * stage.z_um)
-                light[index] = specimen.expected(place, tissue.profile, number * interval_s)
+                part = specimen.expected(place, tissue.profile, number * interval_s)
+                light[index] = np.pad(part, beyond, mode="symmetric")
             seen.append(header.camera.expose(light, rng).astype(np.float32))
         used, held = map(StagePositions.of, stages)
         yield Sweep(number, 0, 0, used, seen[0], held, seen[1])
