@@ -63,6 +63,7 @@ def _learned(task: Task, field: SessionField, light: Tensor) -> Tensor:
         """Return what the INR of the sweep alone says of some columns, in the field's units."""
         if pixels is None:
             prior.restart()
+        # What was held out is where the stage saw it: a field is selected by it where nothing has moved.
         if not field.motion.moved and (pixels is None or prior.undecided(task.held is not None)):
             volume = _alone(task).flatten(1) * (scale / field.motion.brightness)
             volume = volume if pixels is None else volume[:, pixels]
