@@ -241,14 +241,13 @@ class _Index:
             match = _FILE.fullmatch(name)
             if match is None or _parsed(text) is None:
                 raise AcquisitionError(
-                    f"{self._path} is damaged at byte {self._read_to + place}: the images after it cannot be "
-                    "placed."
+                    f"{self._path} is damaged at byte {self._read_to}: the images after it cannot be placed."
                 )
             self._axes[int(match[2] or 0), offset] = text
             self.files.add(name)
             self.count += 1
+            self._read_to += end - place
             place = end
-        self._read_to += place
         return place > 0
 
 

@@ -562,6 +562,16 @@ def test_images_that_a_data_set_lacks_are_counted(
     assert (f"{lost} images damaged or missing" in follower.notes[-1]) == (lost > 0)
 
 
+def test_an_index_that_is_damaged_and_not_needed_counts_no_image_twice(tmp_path: Path) -> None:
+    folder = write(tmp_path, sweeps(range(3)))
+    index = (folder / INDEX).read_bytes()
+    (folder / INDEX).write_bytes(index[: (last := index.rindex(b"{"))] + b"[" + index[last + 1 :])
+    with closing(GrowingDataset(folder)) as dataset:
+        assert len(list(dataset.images())) == 12
+        dataset.finish()
+        assert dataset.damaged == 0
+
+
 def test_what_comes_too_late_is_counted_beside_what_never_came(tmp_path: Path) -> None:
     folder = write(tmp_path, sweeps(range(3)))
     _cut(folder)
