@@ -272,8 +272,8 @@ class OpenRuns:
         if needed > given:
             shape = " x ".join(map(str, header.shape))
             raise UserError(
-                f"The engine may take {needed / 1e9:.3g} GB for {shape} voxels and what else is open, and "
-                f"there are {given / 1e9:.3g} GB (engine.memory_gb): send fewer slices or a smaller region."
+                f"The engine may take {needed / 1e9:,.1f} GB for {shape} voxels and what else is open, and "
+                f"there are {given / 1e9:,.1f} GB (engine.memory_gb): send fewer slices or a smaller region."
             )
 
     def _resumed(self, path: Path, owner: str, wanted: RunHeader | None = None) -> LiveRun:

@@ -305,13 +305,22 @@ TOO_MUCH = {
     ),
     "memory for a million slices": (
         {"shape": (1_000_000, 16, 24), "sweeps": 1},
-        {"engine": {"memory_gb": 32}},
-        "may take 45.9 GB for 1000000 x 16 x 24 voxels .* there are 32 GB",
+        {"engine": {"memory_gb": 32, "memory": "sweep"}},
+        "may take 42.9 GB for 1000000 x 16 x 24 voxels .* there are 32.0 GB",
     ),
-    "memory of any machine": ({"shape": (1_000_000, 45, 45), "sweeps": 1}, {}, "may take 238 GB"),
+    "memory of any machine": (
+        {"shape": (1_000_000, 45, 45), "sweeps": 1},
+        {"engine": {"memory": "sweep"}},
+        "may take 219.6 GB",
+    ),
+    "covariances between a million slices": (  # each with each
+        {"shape": (1_000_000, 16, 24), "sweeps": 1},
+        {"engine": {"memory_gb": 32}},
+        "may take 128,0.... GB for 1000000 x 16 x 24 voxels",
+    ),
     "a time point": (
         {"shape": (100_000, 16, 24), "sweeps": 1},
-        {"recorder": {"time_point_gb": 0.05}},
+        {"recorder": {"time_point_gb": 0.05}, "engine": {"memory": "sweep"}},
         "One time point of all 1 position takes 0.0788 GB, and this daemon takes 0.05 GB",
     ),
 }
