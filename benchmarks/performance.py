@@ -1,10 +1,10 @@
-"""What a volume costs: by size, network, runtime and evaluations, and the INR warm against cold.
+"""What a volume costs: by size, runtime and evaluations, and the INR warm against cold.
 
     python benchmarks/performance.py [--only PART,PART] [--device cpu] [--quick]
 
 Each part replaces its own entry in benchmarks/results/performance.json, with machine, commit and the seconds
 it took, so a part that failed or was disturbed is run again alone. On two quiet cores: sizes ten minutes,
-growth three, networks, runtimes and INR one each. What is compared takes turns; the machine should have
+growth three, runtimes and INR one each. What is compared takes turns; the machine should have
 nothing else to do all the same. The figure docs/images/performance.png and the tables
 (performance_tables.py) come from the file alone.
 """
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from measuring import ROOT, machine
 from performance_figure import draw
-from torch import nn
+from torch import Tensor, nn
 
 from microdiffusion.config.load import load_config
 from microdiffusion.daemon.bench.measure import Bench
@@ -46,6 +46,7 @@ from microdiffusion.daemon.bench.timing import QUIET, Turn, take_turns
 from microdiffusion.engines.diffusion import Denoiser, load_denoiser, middle_slices, weights_path
 from microdiffusion.engines.diffusion.runtime import Runtime
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, export_onnx
 from microdiffusion.engines.runtimes.openvino_runtime import OpenVINORuntime, find_openvino
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import DependencyError
@@ -66,8 +67,6 @@ class OnnxRuntime:
     def __init__(self, model: Denoiser, device: torch.device) -> None:
         import onnxruntime
 
-        from microdiffusion.engines.runtimes.onnx_export import export_onnx
-
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self.device, self.multiple = device, model.multiple
@@ -77,11 +76,11 @@ class OnnxRuntime:
         )
 
     def __call__(
-        self, state: torch.Tensor, prior: torch.Tensor, image: torch.Tensor, conditions: torch.Tensor
-    ) -> torch.Tensor:
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X)."""
-        inputs = {"state": state, "prior": prior, "image": image, "conditions": conditions}
-        answer = self._session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+        inputs = zip(INPUTS, (state, prior, deviation, image, conditions), strict=True)
+        answer = self._session.run(None, {name: value.numpy() for name, value in inputs})[0]
         return middle_slices(prior) + torch.from_numpy(answer)
 
 
@@ -135,14 +134,14 @@ def byte_floor(bench: Bench, scene: Scene, copied: float) -> dict[str, float]:
 
     `bytes`: were everything fused that can be. Projections are read as they came (2 bytes a pixel) and once
     more for each consistency (4); of volumes (4 bytes a voxel) the prior is written once; each evaluation
-    reads state and prior and writes its result, the consistency reads and writes that; at last the answer is
-    read and handed over. `layer_bytes`: where each of the network's layers reads its input and weights, and
-    writes its output, once.
+    reads state, prior and deviation and writes its result, the consistency reads and writes that; at last the
+    answer is read and handed over. `layer_bytes`: where each of the network's layers reads its input and
+    weights, and writes its output, once.
     """
     evaluations = bench.settings.evaluations[0]
     slices, rows, columns = scene.header.shape
     pixels, voxels = scene.projections * rows * columns, slices * rows * columns
-    moved = float(pixels * (2 + 4 * (1 + evaluations)) + 4 * voxels * (1 + 5 * evaluations + 2))
+    moved = float(pixels * (2 + 4 * (1 + evaluations)) + 4 * voxels * (1 + 6 * evaluations + 2))
     ghost = copy.deepcopy(bench.model).to("meta")
     values = 0
 
@@ -168,21 +167,11 @@ def byte_floor(bench: Bench, scene: Scene, copied: float) -> dict[str, float]:
     }
 
 
-def networks(bench: Bench) -> dict[str, Any]:
-    """Return the small and the large network at one size, in one engine each."""
-    result = {}
-    for network in ("small", "large"):
-        engine = bench.config.engine.model_copy(update={"network": network})
-        own = Bench(bench.config.model_copy(update={"engine": engine}), bench.settings)
-        result[network] = own.size(SIZE) | {"engine": own.about_engine()}
-    return {"size": size_name(SIZE), "networks": result}
-
-
 def runtimes(bench: Bench) -> dict[str, Any]:
     """Return seconds of network and update in every runtime, all of them taking turns, and their errors."""
     scene = bench.scene(SIZE)
     calls_of = bench.network_calls(scene)
-    found = runtimes_of(weights_path(bench.config.engine, bench.device), bench.device)
+    found = runtimes_of(weights_path(bench.config.engine), bench.device)
     shape = next(iter(calls_of.batches))
     truth = found[0](*calls_of.batches[shape])
     calls = {runtime.name: calls_of.on(runtime)[shape] for runtime in found}
@@ -322,7 +311,7 @@ def growth_of(seconds: dict[str, float], voxels: list[int], *, linear: bool = Fa
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "sizes": sizes, "growth": growth, "networks": networks, "runtimes": runtimes, "inr": inr
+    "sizes": sizes, "growth": growth, "runtimes": runtimes, "inr": inr
 }  # fmt: skip
 
 

@@ -101,21 +101,6 @@ def runtimes(found: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def networks(found: dict[str, Any]) -> str:
-    """Return a row for each network."""
-    return table(
-        ["network", "parameters", "GFLOP", "volume, ms", "4 evaluations, ms", "network, % of the limit"],
-        [
-            [
-                name, f"{row['engine']['parameters'] / 1e6:.2f} M", f"{row['floors']['flop'] / 1e9:.0f}",
-                ms(row["volume_s"]), ms(row["by_evaluations"].get("4", row)["volume_s"]),
-                percent(row["limit_fraction"]),
-            ]
-            for name, row in found.items()
-        ],
-    )  # fmt: skip
-
-
 def inr(found: dict[str, Any]) -> str:
     """Return a row for each specimen."""
     return table(
@@ -142,7 +127,6 @@ def main() -> None:
     parts = {
         "sizes": lambda: sizes(found.get("sizes", found)),
         "growth": lambda: growth(results["growth"]["growth"]),
-        "networks": lambda: [networks(results["networks"]["networks"])],
         "runtimes": lambda: [runtimes(results["runtimes"]["runtimes"])],
         "inr": lambda: [inr(results["inr"]["specimens"])],
     }

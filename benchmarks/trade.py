@@ -24,10 +24,11 @@ from measuring import HELD_OUT, ROOT, machine
 from torch.utils.flop_counter import FlopCounterMode
 
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, load_denoiser
+from microdiffusion.engines.diffusion import SLICES, load_denoiser
 from microdiffusion.engines.evaluation.protocol import Protocol, make_case, read_truth
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
+from microdiffusion.engines.runtimes.onnx_export import input_shapes
 
 EVALUATIONS = (1, 2, 4, 8)
 WINDOWS, EDGE = 64 // SLICES, 128
@@ -36,8 +37,7 @@ ROUNDS = 7
 
 def timed(networks: dict[str, Path]) -> dict[str, dict[str, float]]:
     """Return for each network the seconds of one evaluation, its size and its floating-point operations."""
-    inputs = [torch.rand(WINDOWS, WINDOW, EDGE, EDGE) for _ in range(3)]
-    inputs.append(torch.rand(WINDOWS, CONDITIONS))
+    inputs = [torch.rand(shape) for shape in input_shapes(WINDOWS, EDGE, EDGE).values()]
     result, engines = {}, {}
     for name, path in networks.items():
         model = load_denoiser(path)

@@ -3,7 +3,7 @@
     python benchmarks/uncertainty.py --volumes FOLDER [--json benchmarks/results/uncertainty.json]
 
 A cold sweep of the middle of each volume, slabs of 6 slices at steps of 6 and 8, noise 0.01, one projection
-held out, shipped weights of the small network, which were trained on these volumes among others. For each:
+held out, the shipped weights, which were trained on these volumes among others. For each:
 Spearman's correlation of uncertainty and absolute error, over voxels and over the rms of blocks of 4 x 4 x
 4; the share of voxels whose error is below 1, 2 and 3 times the uncertainty; the rms error over the rms
 uncertainty. The same with nothing held out. What else could have been taken, by correlation alone, at the
@@ -37,7 +37,7 @@ from microdiffusion.engines.trust import uncertainty as measured
 CROP = (54, 64, 64)
 STEPS = (6.0, 8.0)
 SEEDS = 2
-CONFIG = EngineConfig(device="cpu", network="small", uncertainty=True)
+CONFIG = EngineConfig(device="cpu", uncertainty=True)
 _VOXELS = 60_000  # of a volume, for the rank correlation
 
 

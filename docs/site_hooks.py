@@ -15,16 +15,15 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = {"engines/weights/README.md": "weights.md", "README.md": "index.md"}
-CARDS = {"weights.md", *(path.name for path in (ROOT / "engines" / "weights").glob("slab_*.md"))}
+WEIGHTS = {"weights.md": "README.md", "slab.md": "slab.md"}
 LINK = re.compile(r"\]\((?P<up>(?:\.\./)+)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the results and the card of the weights."""
-    weights = ROOT / "engines" / "weights"
-    files.append(File.generated(config, "weights.md", content=(weights / "README.md").read_text("utf-8")))
-    for card in sorted(weights.glob("slab_*.md")):
-        files.append(File.generated(config, card.name, content=card.read_text("utf-8")))
+    for uri, name in WEIGHTS.items():
+        content = (ROOT / "engines" / "weights" / name).read_text("utf-8")
+        files.append(File.generated(config, uri, content=content))
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         uri = f"benchmarks/results/{path.name}"
         files.append(File.generated(config, uri, abs_src_path=str(path)))
@@ -41,6 +40,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         path = OUTSIDE.get(link["path"], link["path"])
         return f"]({'../' * depth}{path}{link['anchor'] or ''})"
 
-    if page.file.src_uri in CARDS:  # they lie two folders down in the repository
+    if page.file.src_uri in WEIGHTS:  # they lie two folders down in the repository
         return re.sub(r"\]\(\.\./\.\./(?:docs/)?", "](", markdown).replace("](README.md", "](weights.md")
     return LINK.sub(turned, markdown)

@@ -87,7 +87,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = SlabUNet(widths=(8, 12), blocks=1, embedding=16)
-        # A fresh network's last layers are zero; with these, state, image and conditions all matter.
+        # A fresh network's last layers are zero; with these, every input matters.
         for name, value in model.named_parameters():
             if "second" in name or "film" in name or "head" in name:
                 torch.nn.init.normal_(value, std=0.02)

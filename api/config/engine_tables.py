@@ -87,9 +87,6 @@ class EngineConfig(Table):
         "auto", "what runs the network; auto: TensorRT on CUDA, OpenVINO on a CPU, otherwise torch"
     )
     weights: Path | None = key(None, "safetensors file; none: the weights shipped with mdd")
-    network: Literal["auto", "small", "large"] = key(
-        "auto", "which shipped weights; auto: large on CUDA, small on a CPU"
-    )
     steps: int = key(1, "network evaluations per volume", ge=1, le=8)
     guidance: FiniteFloat = key(0.0, "classifier-free guidance; 0: none, half the cost", ge=0, le=4)
     interpolation: FiniteFloat = key(

@@ -42,6 +42,9 @@ REPLACES: dict[KeyPath, tuple[str, ...]] = {
 }
 """Keys that say the same thing in another way: one that is closer to the user removes these of its table."""
 
+REMOVED: dict[KeyPath, str] = {("engine", "network"): "one network ships now; engine.weights names another"}
+"""Keys of earlier versions, and what to do without them."""
+
 _MULTI_LINE_TEXT = re.compile(r'("""|\'\'\').*?\1', re.DOTALL)
 _STATEMENT = re.compile(r"\s*(?P<table>\[+)?\s*(?P<name>[\w.\"'\t -]+?)\s*[]=]")
 _ANY_UNIT = re.compile(r"_(nm|um|mm|us|ms|s|min|hz|khz|kb|mb|gb|bytes|pixels|px)$")
@@ -241,6 +244,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[KeyPath, Given]:
             continue
         if name in known:
             given[known[name].path] = Given(_parsed(text, known[name]), f"environment variable {variable}")
+        elif (path := tuple(name.removeprefix("MDD_").lower().split("__"))) in REMOVED:
+            given[path] = Given(text, f"environment variable {variable}")  # refused as in a file
         elif "__" in name or get_close_matches(name, known, cutoff=0.9):
             raise ConfigError(
                 f"The environment variable {variable} names no key{did_you_mean(name, known)}: "
@@ -339,7 +344,9 @@ def _misplaced(given: Mapping[KeyPath, Given]) -> Iterator[str]:
 
 
 def _closest_key(path: KeyPath) -> str:
-    """Return " (did you mean ...?)" for a key that does not exist, or ""."""
+    """Return " (did you mean ...?)", or why it is gone, for a key that does not exist, or ""."""
+    if path in REMOVED:
+        return f" ({REMOVED[path]})"
     name = path[-1]
     here = [key.path[-1] for key in keys().values() if key.path[:-1] == path[:-1]]
     stem = _ANY_UNIT.sub("", name)  # step_nm, step_mm, step: a key with another unit, or without one

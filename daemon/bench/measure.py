@@ -61,8 +61,8 @@ class Bench:
             raise EngineError("A bench needs the network: leave engine.method at mdd.")
         self.runtime: Runtime = self.engine.runtime
         self.device = self.engine.device
-        self.model = load_denoiser(weights_path(config.engine, self.device))
-        self.eager = EagerRuntime(load_denoiser(weights_path(config.engine, self.device)), self.device)
+        self.model = load_denoiser(weights_path(config.engine))
+        self.eager = EagerRuntime(load_denoiser(weights_path(config.engine)), self.device)
         self.dtype = precision_of(self.runtime)
         progress("the machine's limits")
         self.limits: Limits = measure_limits(self.device, self.dtype, settings.matrix_sizes)

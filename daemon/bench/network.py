@@ -35,9 +35,12 @@ class EagerRuntime:
         self._model.eval()
 
     @torch.no_grad()
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X)."""
-        result: Tensor = self._model(*(part.contiguous() for part in (state, prior, image, conditions)))
+        batch = (state, prior, deviation, image, conditions)
+        result: Tensor = self._model(*(part.contiguous() for part in batch))
         return result
 
 
@@ -51,13 +54,16 @@ class Listener:
         self._runtime = runtime
         self.heard = NetworkCalls()
 
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return what the runtime returns."""
+        batch = (state, prior, deviation, image, conditions)
         shape = tuple(state.shape)
         self.heard.counts[shape] += 1
         if shape not in self.heard.batches:
-            self.heard.batches[shape] = tuple(part.clone() for part in (state, prior, image, conditions))
-        return self._runtime(state, prior, image, conditions)
+            self.heard.batches[shape] = tuple(part.clone() for part in batch)
+        return self._runtime(*batch)
 
 
 @dataclass(slots=True)

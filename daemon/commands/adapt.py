@@ -33,11 +33,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Adapt, judge, and write."""
     config = options.config_from(args).engine
-    from microdiffusion.engines.diffusion import load_denoiser, shipped_weights
+    from microdiffusion.engines.diffusion import load_denoiser, weights_path
     from microdiffusion.engines.training import AdaptPlan, adapt, read_session, write_weights
 
     session = read_session(args.file, most=args.sweeps)
-    weights = config.weights or shipped_weights()
+    weights = weights_path(config)
     plan = AdaptPlan(args.iterations, args.minutes, args.rate, args.seed)
     with ProgressBar("adapting", every_s=10.0) as bar:
 

@@ -34,8 +34,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(what, "--size ZxYxX", "size of a volume (repeatable; 64x128x128)", _size, action="append")
     options.add(what, "--all-sizes", "64x128x128, 130x128x128, 64x256x256 and 64x512x512")
     options.add(what, "--device NAME", "auto, cpu, cuda or cuda:N", key="engine.device")
-    networks = ("auto", "small", "large")
-    options.add(what, "--network", "the shipped weights to use", choices=networks, key="engine.network")
     options.add(what, "--evaluations N,M", "of the network, per volume (1,4)", _evaluations)
     how = parser.add_argument_group("how thoroughly")
     options.add(how, "--quick", "a quarter of a minute, coarser figures")

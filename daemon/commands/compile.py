@@ -1,11 +1,10 @@
-"""Build the network's TensorRT engines ahead of time, check and keep them.
+"""Build the network's TensorRT engine ahead of time, check and keep it.
 
-  mdd compile                  what `mdd serve` would build at its first start
-  mdd compile --network all    both networks that come with mdd
+  mdd compile            what `mdd serve` would build at its first start
   mdd compile --weights mine.safetensors --set engine.tile=512
 
 An engine fits one network, engine.tile, GPU, driver and TensorRT; see
-docs/runtimes.md. Each is compared with torch before it is kept.
+docs/runtimes.md. It is compared with torch before it is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from microdiffusion.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from pathlib import Path
 
     import torch
 
@@ -30,47 +28,40 @@ _STATES = {"found": "already built", "built": "built", "healed": "rebuilt"}
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    which = parser.add_mutually_exclusive_group()
-    options.add(which, "--weights FILE", "your own weights", options.file, key="engine.weights")
-    options.add(which, "--network", "shipped weights", choices=("small", "large", "all"))
+    options.add(parser, "--weights FILE", "your own weights", options.file, key="engine.weights")
     options.add(parser, "--device NAME", "auto, cuda or cuda:N", key="engine.device")
     options.add_config(parser)
 
 
 def run(args: Namespace) -> int:
     """Compile, or say what serves without."""
-    every = args.network == "all"
-    vars(args)["engine.network"] = None if every else args.network
     config = options.config_from(args).engine
-    from microdiffusion.engines.diffusion import shipped_weights, weights_path
     from microdiffusion.engines.pipeline import pick_device
 
     device, _ = pick_device(config.device)
-    shipped = [shipped_weights(name) for name in ("small", "large")]
-    paths = shipped if every else [weights_path(config, device)]
     if device.type == "cpu" and config.device == "auto" and config.runtime != "tensorrt":
-        _open(paths, config)
+        _open(config)
     else:
-        _compile(paths, device, config)
+        _compile(device, config)
     return 0
 
 
-def _open(paths: list[Path], config: EngineConfig) -> None:
+def _open(config: EngineConfig) -> None:
     """Say what serves on a CPU, where nothing is built ahead; opening it checks it."""
+    from microdiffusion.engines.diffusion import weights_path
     from microdiffusion.engines.pipeline import open_engine
 
-    for path in paths:
-        started = time.perf_counter()
-        engine = open_engine(config.model_copy(update={"weights": path, "method": "mdd"}))
-        took_s = time.perf_counter() - started
-        say(
-            f"{path.stem}: nothing to build ahead on a CPU; {engine.name} opens in {took_s:.1f} s "
-            f"({engine.reason})"
-        )
+    started = time.perf_counter()
+    engine = open_engine(config.model_copy(update={"method": "mdd"}))
+    took_s = time.perf_counter() - started
+    say(
+        f"{weights_path(config).stem}: nothing to build ahead on a CPU; {engine.name} opens in "
+        f"{took_s:.1f} s ({engine.reason})"
+    )
 
 
-def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> None:
-    from microdiffusion.engines.diffusion import load_denoiser
+def _compile(device: torch.device, config: EngineConfig) -> None:
+    from microdiffusion.engines.diffusion import load_denoiser, weights_path
     from microdiffusion.engines.runtimes import Profile, open_tensorrt, require_tensorrt
 
     trt = require_tensorrt(device)
@@ -79,18 +70,18 @@ def _compile(paths: list[Path], device: torch.device, config: EngineConfig) -> N
             "An engine is built for one GPU, and no CUDA device was found or asked for: compile on the "
             "machine that will serve."
         )
-    for path in paths:
-        model = load_denoiser(path)
-        started = time.perf_counter()
-        with ProgressBar(path.stem, every_s=10.0) as bar:
-            engine = open_tensorrt(model, device, Profile.of(config.tile, model.multiple), trt, progress=bar)
-        took_s = time.perf_counter() - started
-        if not engine.path.exists():
-            raise EngineError(
-                f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder "
-                "must belong to this user and have free space."
-            )
-        say(
-            f"{path.stem}: {_STATES[engine.state]}, {engine.runtime.name}, agrees with torch, "
-            f"{took_s:.1f} s, {size(engine.path.stat().st_size)}, {engine.path}"
+    path = weights_path(config)
+    model = load_denoiser(path)
+    started = time.perf_counter()
+    with ProgressBar(path.stem, every_s=10.0) as bar:
+        engine = open_tensorrt(model, device, Profile.of(config.tile, model.multiple), trt, progress=bar)
+    took_s = time.perf_counter() - started
+    if not engine.path.exists():
+        raise EngineError(
+            f"{engine.runtime.name} was built but cannot be kept in {engine.path.parent}: the folder "
+            "must belong to this user and have free space."
         )
+    say(
+        f"{path.stem}: {_STATES[engine.state]}, {engine.runtime.name}, agrees with torch, "
+        f"{took_s:.1f} s, {size(engine.path.stat().st_size)}, {engine.path}"
+    )

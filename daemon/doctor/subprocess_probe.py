@@ -60,12 +60,9 @@ def _torch(config: Config) -> Facts:
 def _weights(config: Config) -> Facts:
     import hashlib
 
-    import torch
-
     from microdiffusion.engines.diffusion import load_denoiser, weights_path
 
-    on_cuda = config.engine.device != "cpu" and torch.cuda.is_available()
-    path = weights_path(config.engine, torch.device("cuda" if on_cuda else "cpu"))
+    path = weights_path(config.engine)
     try:
         parameters = sum(value.numel() for value in load_denoiser(path).parameters())
     except Exception as error:

@@ -19,7 +19,6 @@ from microdiffusion.engines.diffusion.tiling import (
     NetworkInputs,
     VolumeDenoiser,
     window_indices,
-    worth_evaluating,
 )
 from microdiffusion.engines.diffusion.weights import (
     load_denoiser,
@@ -51,5 +50,4 @@ __all__ = [
     "shipped_weights",
     "weights_path",
     "window_indices",
-    "worth_evaluating",
 ]

@@ -1,8 +1,9 @@
 """The interface of a denoiser, the architectures by name, and the one that ships: a U-Net over slabs.
 
 A denoiser sees a window of `WINDOW` neighbouring slices as channels and predicts the `SLICES` in the middle
-jointly, so a volume of 128 slices takes 16 evaluations and neighbouring slices agree by construction. Three
-stacks of slices go in: the state of the sampler, the prior it started from (the INR) and, for each slice, the
+jointly, so a volume of 128 slices takes 16 evaluations and neighbouring slices agree by construction. Four
+stacks of slices go in: the state of the sampler, the prior it started from (the INR), how surely the INR
+knows it (the standard deviation of each voxel, which falls as a session learns) and, for each slice, the
 projection whose slab centre lies closest (the image condition, E_img). The optics and the position of every
 slice within its slab (E_pos) enter as numbers.
 
@@ -28,6 +29,8 @@ WINDOW = SLICES + 2 * CONTEXT
 # Per slice of the window: sine and cosine of its phase between slabs, coverage by light. For the window: slab
 # length, step, noise, time of the bridge, noise of the bridge, image condition on or off.
 CONDITIONS = 3 * WINDOW + 6
+_SUREST, _USUAL = 1e-4, -2.0
+"""Least deviation that is told apart, in units of the projections' range; logarithm of a usual one."""
 
 
 class Denoiser(nn.Module):
@@ -54,13 +57,16 @@ class Denoiser(nn.Module):
         """Architecture and settings, for messages and model cards."""
         return ", ".join([self.architecture, *(f"{name} {value}" for name, value in self.settings.items())])
 
-    def correction(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def correction(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return what has to be added to the prior's middle slices.
 
         Parameters
         ----------
-        state, prior, image : (B, WINDOW, Y, X)
-            The sampler's state, the INR's slices, the closest projection of each slice.
+        state, prior, deviation, image : (B, WINDOW, Y, X)
+            The sampler's state, the INR's slices and their standard deviation, the closest projection of each
+            slice.
         conditions : (B, CONDITIONS)
             See `microdiffusion.engines.diffusion.conditioning`.
 
@@ -70,9 +76,11 @@ class Denoiser(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X); see `correction` for the inputs."""
-        return middle_slices(prior) + self.correction(state, prior, image, conditions)
+        return middle_slices(prior) + self.correction(state, prior, deviation, image, conditions)
 
 
 _Architecture = TypeVar("_Architecture", bound=type[Denoiser])
@@ -127,9 +135,11 @@ class Correction(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the correction."""
-        return self.model.correction(state, prior, image, conditions)
+        return self.model.correction(state, prior, deviation, image, conditions)
 
 
 class _Block(nn.Module):
@@ -151,7 +161,7 @@ class _Block(nn.Module):
         return features + self.second(nn.functional.silu(hidden))  # type: ignore[no-any-return]
 
 
-@register_denoiser("slab-unet")
+@register_denoiser("slab-unet-2")
 class SlabUNet(Denoiser):
     """A U-Net over slabs, conditioned through FiLM on the optics.
 
@@ -177,7 +187,7 @@ class SlabUNet(Denoiser):
         self.condition = nn.Sequential(
             nn.Linear(CONDITIONS, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
-        self.stem = nn.Conv2d(3 * WINDOW, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(4 * WINDOW, widths[0], 3, padding=1)
 
         def stage(width: int, count: int = blocks) -> nn.ModuleList:
             return nn.ModuleList(_Block(width, embedding) for _ in range(count))
@@ -194,10 +204,14 @@ class SlabUNet(Denoiser):
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
-    def correction(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def correction(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """See `Denoiser.correction`."""
         embedded = self.condition(conditions)
-        features = self.stem(torch.cat([state, prior, image], dim=1))
+        # Deviations span decades.
+        doubt = deviation.clamp_min(_SUREST).log10() - _USUAL
+        features = self.stem(torch.cat([state, prior, image, doubt], dim=1))
         skips = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
             for block in stage:  # type: ignore[attr-defined]

@@ -31,6 +31,8 @@ class Runtime(Protocol):
     multiple: int
     capturable: bool
 
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices; shapes as in `Denoiser.forward`, all float32 on `device`."""
         ...

@@ -22,17 +22,16 @@ BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 20}
 """Windows times pixels of one pass: bounds the memory of the features, 0.1 GB each on CUDA."""
 
 
-_BLOCK, _WORTH = 16, 0.1
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkInputs:
     """The network's inputs beside the state, normalised.
 
-    `prior` (Z, Y, X) is the INR's volume, `images` (M, Y, X) the projections, `noise` () their rms noise.
+    `prior` (Z, Y, X) is the INR's volume, `deviation` (Z, Y, X) its standard deviation, `images` (M, Y, X)
+    the projections, `noise` () their rms noise.
     """
 
     prior: Tensor
+    deviation: Tensor
     images: Tensor
     noise: Tensor
 
@@ -64,33 +63,20 @@ class VolumeDenoiser:
         self._tables = tables(image=True)
         self._blind_tables = tables(image=False) if self._guided else self._tables
 
-    def __call__(
-        self, state: Tensor, shown: NetworkInputs, time: float, wanted: Tensor | None = None
-    ) -> Tensor:
-        """Return the clean volume (Z, Y, X) predicted from the state (Z, Y, X) at `time`.
-
-        `wanted` (N,) are the windows to evaluate, see `worth_evaluating`; None for all. Elsewhere the volume
-        is the prior.
-        """
-        if wanted is not None and not len(wanted):
-            return shown.prior
+    def __call__(self, state: Tensor, shown: NetworkInputs, time: float) -> Tensor:
+        """Return the clean volume (Z, Y, X) predicted from the state (Z, Y, X) at `time`."""
         result = torch.empty_like(shown.prior)
         told = with_noise(self._tables[time], shown.noise)
         blind = with_noise(self._blind_tables[time], shown.noise) if self._guided else told
         for rows, columns, keep_rows, keep_columns, inner in self._tiles(*shown.prior.shape[1:]):
             view = (slice(None), rows, columns)
-            part = self._tile(state[view], shown.prior[view], shown.images[view], told, blind, wanted)
+            stacks = (state[view], shown.prior[view], shown.deviation[view])
+            part = self._tile(*stacks, shown.images[view], told, blind)
             result[:, keep_rows, keep_columns] = part[:, inner[0], inner[1]]
         return result
 
     def _tile(
-        self,
-        state: Tensor,
-        prior: Tensor,
-        images: Tensor,
-        told: Tensor,
-        blind: Tensor,
-        wanted: Tensor | None,
+        self, state: Tensor, prior: Tensor, deviation: Tensor, images: Tensor, told: Tensor, blind: Tensor
     ) -> Tensor:
         slices, rows, columns = prior.shape
         pad = (0, -columns % self._multiple, 0, -rows % self._multiple)
@@ -98,36 +84,28 @@ class VolumeDenoiser:
         def padded(stack: Tensor) -> Tensor:
             return torch.nn.functional.pad(stack[None], pad, mode="replicate")[0] if any(pad) else stack
 
-        state, prior, images = padded(state), padded(prior), padded(images)
-        pixels = prior.shape[1] * prior.shape[2] * (2 if self._guided else 1)
-        most = max(1, BATCH_PIXELS.get(prior.device.type, 1 << 18) // pixels)
-        every = torch.arange(len(self._windows), device=prior.device) if wanted is None else wanted
+        volumes, images = [padded(each) for each in (state, prior, deviation)], padded(images)
+        pixels = images.shape[1] * images.shape[2] * (2 if self._guided else 1)
+        most = max(1, BATCH_PIXELS.get(images.device.type, 1 << 18) // pixels)
+        count = len(self._windows)
         # Passes of equal size: a last one with a single window would cost as much as a full one on a GPU.
-        size = -(-len(every) // -(-len(every) // most))
+        size = -(-count // -(-count // most))
         parts = []
-        for some in every.split(size):
+        for some in torch.arange(count, device=images.device).split(size):
             index = self._windows[some]
-            state_w, prior_w = _gather(state, index), _gather(prior, index)
-            image_w = _gather(images, self._nearest[some])
+            inputs = [_gather(each, index) for each in volumes]
+            image = _gather(images, self._nearest[some])
             if self._guided:
                 # Both branches in one batch; condition dropout trained the blank image.
-                both = self._runtime(
-                    state_w.repeat(2, 1, 1, 1),
-                    prior_w.repeat(2, 1, 1, 1),
-                    torch.cat([image_w, torch.zeros_like(image_w)]),
-                    torch.cat([told[some], blind[some]]),
-                )
-                seen, unseen = both.unflatten(0, (2, -1)).unbind(0)
+                inputs = [each.repeat(2, 1, 1, 1) for each in inputs]
+                inputs += [torch.cat([image, torch.zeros_like(image)]), torch.cat([told[some], blind[some]])]
+                seen, unseen = self._runtime(*inputs).unflatten(0, (2, -1)).unbind(0)
                 clean = seen + self._settings.guidance * (seen - unseen)
             else:
-                clean = self._runtime(state_w, prior_w, image_w, told[some])
+                inputs += [image, told[some]]
+                clean = self._runtime(*inputs)
             parts.append(clean.flatten(0, 1))
-        clean = torch.cat(parts)
-        if wanted is not None:
-            places = (wanted[:, None] * SLICES + torch.arange(SLICES, device=wanted.device)).flatten()
-            inside = places < slices
-            clean = prior.index_copy(0, places[inside], clean[inside])
-        return clean[:slices, :rows, :columns]
+        return torch.cat(parts)[:slices, :rows, :columns]
 
     def _tiles(
         self, rows: int, columns: int
@@ -152,23 +130,6 @@ def _gather(stack: Tensor, index: Tensor) -> Tensor:
     """Return stack[index], copying whole images; indexing with a table copies pixel by pixel."""
     gathered: Tensor = stack.index_select(0, index.flatten()).unflatten(0, index.shape)
     return gathered
-
-
-def worth_evaluating(share: Tensor) -> Tensor:
-    """Return the windows (N,) in which the network has something to say, a power of two of them or all.
-
-    `share` (Z, Y, X) is how much of the network's correction counts. What is asked is the mean over blocks of
-    `SLICES` x 16 x 16 voxels: a structure that is new fills one, a scattered voxel does not. A power of two,
-    as a runtime compiles every number of windows for itself.
-    """
-    count = -(-len(share) // SLICES)
-    padded = torch.nn.functional.pad(share, (0, 0, 0, 0, 0, count * SLICES - len(share)))
-    slabs = padded.unflatten(0, (count, SLICES)).mean(1)
-    most = torch.nn.functional.avg_pool2d(slabs[:, None], _BLOCK, ceil_mode=True).amax((1, 2, 3))
-    needed = int((most > _WORTH).sum())
-    if not needed:
-        return torch.empty(0, dtype=torch.int64)
-    return most.topk(min(count, 1 << (needed - 1).bit_length())).indices.sort().values
 
 
 def window_indices(slices: int) -> Tensor:

@@ -17,11 +17,9 @@ from microdiffusion.text import encodable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
     from microdiffusion.config import EngineConfig
 
-_UNNAMED = "slab-unet"  # files of 1.0 name no architecture, and call its settings their shape
+_EARLIER = "slab-unet"  # older files still name no architecture, and call its settings their shape
 
 
 def save_denoiser(model: Denoiser, path: Path, notes: Mapping[str, str]) -> None:
@@ -37,33 +35,32 @@ def load_denoiser(path: Path) -> Denoiser:
     Raises
     ------
     MissingFileError, InputFileError
-        No such file; or its architecture is not known, or not that of the weights.
+        No such file; or its architecture is not known, of an earlier mdd, or not that of the weights.
     """
     if not path.is_file():
         raise MissingFileError(f"Weights {path} do not exist: correct engine.weights or leave it out.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        architecture = find_architecture(metadata.get("architecture", _UNNAMED))
-        model = architecture(**json.loads(metadata["settings" if "settings" in metadata else "shape"]))
+        if "shape" in metadata or metadata.get("architecture") == _EARLIER:
+            raise InputFileError(
+                "an earlier mdd made them, whose networks did not see how surely the INR knows a voxel"
+            )
+        model = find_architecture(metadata["architecture"])(**json.loads(metadata["settings"]))
         model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except Exception as error:
         raise InputFileError(
             f"{path} does not hold weights of this version's denoiser ({error}): "
-            "name a file that `mdd train` wrote."
+            "train them with this version's `mdd train`, or leave engine.weights out."
         ) from error
     return model.eval()
 
 
-def shipped_weights(network: str = "small") -> Path:
-    """Return the path of the weights that ship with mdd, of the "small" or the "large" network."""
-    return Path(str(resources.files("microdiffusion.engines.weights") / f"slab_{network}.safetensors"))
+def shipped_weights() -> Path:
+    """Return the path of the weights that ship with mdd."""
+    return Path(str(resources.files("microdiffusion.engines.weights") / "slab.safetensors"))
 
 
-def weights_path(config: EngineConfig, device: torch.device) -> Path:
-    """Return the weights that a configuration asks for on a device; large ones on CUDA, small on a CPU."""
-    if config.weights is not None:
-        return config.weights
-    if config.network != "auto":
-        return shipped_weights(config.network)
-    return shipped_weights("large" if device.type == "cuda" else "small")
+def weights_path(config: EngineConfig) -> Path:
+    """Return the weights that a configuration asks for."""
+    return config.weights or shipped_weights()

@@ -21,17 +21,24 @@ import torch
 from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction, Denoiser
 from microdiffusion.errors import DependencyError, EngineError
 
-INPUTS = ("state", "prior", "image", "conditions")
+_STACKS = ("state", "prior", "deviation", "image")
+INPUTS = (*_STACKS, "conditions")
 OUTPUT = "correction"
 # Bfloat16 convolutions and grouped normalisation are single operators from this version on.
 OPSET = 22
 
 
+def input_shapes(batch: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of `INPUTS`, in their order."""
+    return {**dict.fromkeys(_STACKS, (batch, WINDOW, rows, columns)), "conditions": (batch, CONDITIONS)}
+
+
 def export_onnx(model: Denoiser, dtype: torch.dtype = torch.float32) -> bytes:
     """Return the graph of `model.correction`; the model itself is left as it is.
 
-    Inputs `state`, `prior`, `image` (batch, WINDOW, rows, columns) and `conditions` (batch, CONDITIONS),
-    output `correction` (batch, SLICES, rows, columns), all of type `dtype`, as are the weights.
+    Inputs `state`, `prior`, `deviation`, `image` (batch, WINDOW, rows, columns) and `conditions`
+    (batch, CONDITIONS), output `correction` (batch, SLICES, rows, columns), all of type `dtype`, as are the
+    weights.
 
     Raises
     ------
@@ -47,8 +54,8 @@ def export_onnx(model: Denoiser, dtype: torch.dtype = torch.float32) -> bytes:
     rows, columns = (torch.export.Dim(name, min=1, max=1 << 13) for name in ("rows", "columns"))
     window = {0: batch, 2: multiple * rows, 3: multiple * columns}
     # Sizes that differ from each other and from one, so that the exporter cannot take one for another.
-    stack = torch.zeros(2, WINDOW, 2 * multiple, 3 * multiple, dtype=dtype)
-    arguments = (stack, stack.clone(), stack.clone(), torch.zeros(2, CONDITIONS, dtype=dtype))
+    shapes = input_shapes(2, 2 * multiple, 3 * multiple)
+    arguments = tuple(torch.zeros(shape, dtype=dtype) for shape in shapes.values())
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         # The exporter comments on its own internals and on axes that it names by another's name.
         warnings.simplefilter("ignore")
@@ -60,7 +67,7 @@ def export_onnx(model: Denoiser, dtype: torch.dtype = torch.float32) -> bytes:
             opset_version=OPSET,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
-            dynamic_shapes=(window, window, window, {0: batch}),
+            dynamic_shapes=tuple(window if name in _STACKS else {0: batch} for name in INPUTS),
         )
     proto = program.model_proto
     _strip(proto)

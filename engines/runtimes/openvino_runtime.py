@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion import CONDITIONS, WINDOW, Correction, Denoiser, middle_slices
+from microdiffusion.engines.diffusion import Correction, Denoiser, middle_slices
 from microdiffusion.engines.runtimes.engine_cache import EngineCache, network_key
-from microdiffusion.engines.runtimes.onnx_export import INPUTS
+from microdiffusion.engines.runtimes.onnx_export import input_shapes
 from microdiffusion.errors import EngineError
 
 logger = logging.getLogger("microdiffusion.engines")
@@ -100,9 +100,11 @@ class OpenVINORuntime:
             raise EngineError(f"{self.name} cannot run the denoiser: {error}") from error
 
     @torch.inference_mode()
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X) float32."""
-        inputs = [tensor.contiguous().numpy() for tensor in (state, prior, image, conditions)]
+        inputs = [tensor.contiguous().numpy() for tensor in (state, prior, deviation, image, conditions)]
         answer = self._request(state.shape).infer(inputs, share_inputs=True, share_outputs=True)[0]
         # The prior is added in float32, and by that the answer leaves OpenVINO's memory.
         return middle_slices(prior) + torch.from_numpy(answer)
@@ -114,7 +116,7 @@ class OpenVINORuntime:
             return self._any_size
         if known is None:
             graph = self._graph.clone()
-            graph.reshape({0: size, 1: size, 2: size, 3: (size[0], CONDITIONS)})
+            graph.reshape(dict(enumerate(input_shapes(size[0], *size[2:]).values())))
             known = self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
             self._sizes[size] = known
         return known
@@ -134,9 +136,9 @@ def open_graph(core: Any, openvino: Any, model: Denoiser, cache: EngineCache) ->
 
 def _convert(openvino: Any, model: Denoiser) -> bytes:
     """Return the converted graph: the length of its description in eight bytes, description and weights."""
-    stack = torch.zeros(2, WINDOW, 2 * model.multiple, 3 * model.multiple)
-    example = {**dict.fromkeys(INPUTS[:3], stack), INPUTS[3]: torch.zeros(2, CONDITIONS)}
-    shapes = {name: [-1, WINDOW, -1, -1] for name in INPUTS[:3]} | {INPUTS[3]: [-1, CONDITIONS]}
+    sizes = input_shapes(2, 2 * model.multiple, 3 * model.multiple)
+    example = {name: torch.zeros(size) for name, size in sizes.items()}
+    shapes = {name: list(shape) for name, shape in input_shapes(-1, -1, -1).items()}
     twin = Correction(copy.deepcopy(model).to(device="cpu", dtype=torch.float32)).eval()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # of torch's tracer, which OpenVINO calls

@@ -37,8 +37,9 @@ def parity_error(runtime: Runtime, model: Denoiser, batch: int, edge: int) -> Pa
     generator = torch.Generator().manual_seed(0)
     prior = torch.rand(batch, WINDOW, edge, edge, generator=generator)
     state = prior + 0.05 * torch.randn(prior.shape, generator=generator)
+    deviation = 10 ** (2 * torch.rand(prior.shape, generator=generator) - 3)
     conditions = 2 * torch.rand(batch, CONDITIONS, generator=generator) - 1
-    inputs = (state, prior, prior.roll(1, dims=1), conditions)
+    inputs = (state, prior, deviation, prior.roll(1, dims=1), conditions)
     twin = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
     with torch.inference_mode():
         wanted = twin.correction(*inputs)

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from microdiffusion.engines.diffusion import BATCH_PIXELS, CONDITIONS, HALO, WINDOW
-from microdiffusion.engines.runtimes.onnx_export import INPUTS
+from microdiffusion.engines.diffusion import BATCH_PIXELS, HALO
+from microdiffusion.engines.runtimes.onnx_export import INPUTS, input_shapes
 from microdiffusion.errors import EngineError
 
 logger = logging.getLogger("microdiffusion.engines")
@@ -101,9 +101,11 @@ def build_engine(
     if own_memory is not None:
         config.set_flag(own_memory)
     shapes = builder.create_optimization_profile()
+    sizes = [
+        input_shapes(batch, edge, edge) for batch, edge in (profile.smallest, profile.usual, profile.largest)
+    ]
     for name in INPUTS:
-        sizes = (profile.smallest, profile.usual, profile.largest)
-        shapes.set_shape(name, *(_input_shape(name, *size) for size in sizes))
+        shapes.set_shape(name, *(size[name] for size in sizes))
     if config.add_optimization_profile(shapes) < 0:
         raise EngineError(f"{trt.__name__} {trt.__version__} refused the sizes {profile}. {log.last}")
     monitor = config.progress_monitor = _monitor(trt, progress)
@@ -169,10 +171,6 @@ def gpu_name(device: torch.device) -> str:
     """Return what an engine takes for the same GPU: its name and compute capability."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
-
-
-def _input_shape(name: str, batch: int, edge: int) -> tuple[int, ...]:
-    return (batch, CONDITIONS) if name == "conditions" else (batch, WINDOW, edge, edge)
 
 
 def trt_logger(trt: Any) -> Any:

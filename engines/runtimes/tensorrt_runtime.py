@@ -24,10 +24,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion import CONDITIONS, SLICES, WINDOW, Denoiser, middle_slices
+from microdiffusion.engines.diffusion import SLICES, Denoiser, middle_slices
 from microdiffusion.engines.runtimes import onnx_export
 from microdiffusion.engines.runtimes.engine_cache import EngineCache, network_key
-from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
+from microdiffusion.engines.runtimes.onnx_export import OUTPUT, export_onnx, input_shapes
 from microdiffusion.engines.runtimes.parity import check_parity
 from microdiffusion.engines.runtimes.tensorrt_build import (
     Profile,
@@ -87,7 +87,9 @@ class TensorRTRuntime:
             self._scratch = torch.empty(scratch, dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X) float32.
 
         Raises
@@ -105,7 +107,8 @@ class TensorRTRuntime:
         # In parts of like size: one with few windows would cost as much, and a context of its own.
         count = -(-len(state) // self.profile.largest[0])
         size = -(-len(state) // count)
-        parts = zip(*(tensor.split(size) for tensor in (state, prior, image, conditions)), strict=True)
+        inputs = (state, prior, deviation, image, conditions)
+        parts = zip(*(tensor.split(size) for tensor in inputs), strict=True)
         # Each correction leaves its buffer before the next part of the same size is queued.
         corrections = [self._correction(*part).float() for part in parts]
         correction = torch.cat(corrections) if len(corrections) > 1 else corrections[0]
@@ -135,24 +138,23 @@ class TensorRTRuntime:
         return sized.output
 
     def _sized(self, batch: int, rows: int, columns: int) -> _Sized:
-        def buffer(*shape: int) -> Tensor:
+        def buffer(shape: tuple[int, ...]) -> Tensor:
             # Plain row-major memory, as TensorRT reads and writes it.
             return torch.zeros(shape, dtype=torch.float16, device=self.device)
 
-        window = (batch, WINDOW, rows, columns)
-        inputs = (buffer(*window), buffer(*window), buffer(*window), buffer(batch, CONDITIONS))
-        output = buffer(batch, SLICES, rows, columns)
+        inputs = {name: buffer(shape) for name, shape in input_shapes(batch, rows, columns).items()}
+        output = buffer((batch, SLICES, rows, columns))
         with torch.cuda.device(self.device):
             context = self._engine.create_execution_context(self._how)
         if context is None:
             raise EngineError(f"TensorRT has no memory for another size of batches. {self._log.last}")
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-        for name, tensor in zip(INPUTS, inputs, strict=True):
+        for name, tensor in inputs.items():
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise EngineError(f"TensorRT refused {name} {tuple(tensor.shape)}. {self._log.last}")
             context.set_tensor_address(name, tensor.data_ptr())
         context.set_tensor_address(OUTPUT, output.data_ptr())
-        return _Sized(context, inputs, output)
+        return _Sized(context, tuple(inputs.values()), output)
 
 
 def context_settings(trt: Any, engine: Any) -> tuple[Any, Any]:

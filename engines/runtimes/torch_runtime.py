@@ -31,9 +31,12 @@ class TorchRuntime:
         self._model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Return the clean slices (B, SLICES, Y, X) float32."""
-        images = [t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in (state, prior, image)]
+        stacks = (state, prior, deviation, image)
+        images = [t.to(dtype=self.dtype, memory_format=torch.channels_last) for t in stacks]
         correction: Tensor = self._model.correction(*images, conditions.to(self.dtype))
         # The prior is added back in float32: half precision then only rounds the correction.
         return correction.float() + middle_slices(prior)

@@ -184,10 +184,21 @@ def test_every_problem_of_a_file_is_named_at_once(write):
         ({"MDD_SWEEP_STEP_UM": "3"}, {}, "did you mean MDD_SWEEP__STEP_UM?"),
         ({"MDD_ENGINE__STEPS": "many"}, {}, "environment variable MDD_ENGINE__STEPS: engine.steps should be"),
         ({"MDD_ENGINE__STEPS": "1\nx = 2"}, {}, "engine.steps should be a whole number"),
+        ({"MDD_ENGINE__NETWORK": "large"}, {}, "unknown key engine.network (one network ships now; "),
+        ({}, {"engine.network": "large"}, "unknown key engine.network (one network ships now; "),
         ({}, {"engine.stesp": "1"}, "command line: unknown key engine.stesp (did you mean steps?)"),
         ({}, {"engine.steps": "none"}, "command line: engine.steps should be a whole number"),
     ],
-    ids=["unknown", "one underscore", "wrong type", "two lines", "unknown option", "none where not allowed"],
+    ids=[
+        "unknown",
+        "one underscore",
+        "wrong type",
+        "two lines",
+        "removed",
+        "removed option",
+        "unknown option",
+        "none where not allowed",
+    ],
 )
 def test_environment_and_command_line_are_refused_by_name(environ, overrides, message):
     with pytest.raises(ConfigError) as caught:

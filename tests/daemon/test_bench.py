@@ -190,14 +190,14 @@ def test_things_that_are_compared_take_turns():
 
 def calls(batch: int, count: int) -> NetworkCalls:
     shape = (batch, WINDOW, 16, 16)
-    images = tuple(torch.rand(shape) for _ in range(3))
-    return NetworkCalls(Counter({shape: count}), {shape: (*images, torch.zeros(batch, CONDITIONS))})
+    stacks = tuple(torch.rand(shape) for _ in range(4))
+    return NetworkCalls(Counter({shape: count}), {shape: (*stacks, torch.zeros(batch, CONDITIONS))})
 
 
 def test_operations_are_counted_for_every_batch():
     model = SlabUNet(*TINY)
     one = flop_of(model, calls(1, 1))
-    stem = 2 * 3 * WINDOW * 8 * 9 * 16 * 16
+    stem = 2 * 4 * WINDOW * 8 * 9 * 16 * 16
     head = 2 * 8 * 8 * 9 * 16 * 16
     assert one > stem + head
     assert flop_of(model, calls(3, 2)) == pytest.approx(6 * one)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.onnx_support import relative_error, some_inputs
+from support.onnx_support import relative_error, small_denoiser, some_inputs
 from support.sample_data import header, specimen, sweep_of
 from torch import Tensor, nn
 
@@ -21,22 +21,14 @@ from microdiffusion.engines.diffusion import (
     CONDITIONS,
     SLICES,
     WINDOW,
-    NetworkInputs,
-    SamplerSettings,
-    VolumeDenoiser,
     denoiser,
     load_denoiser,
-    worth_evaluating,
 )
 from microdiffusion.engines.diffusion.conditioning import SliceConditions
-from microdiffusion.engines.diffusion.weights import shipped_weights
-from microdiffusion.engines.pipeline.geometry import Geometries
 from microdiffusion.engines.runtimes.onnx_export import INPUTS, OUTPUT, export_onnx
 from microdiffusion.engines.runtimes.openvino_runtime import find_openvino
 from microdiffusion.engines.runtimes.parity import parity_error
-from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
 from microdiffusion.errors import InputFileError
-from microdiffusion.frames import StagePositions
 
 NAME = "two convolutions"
 
@@ -49,12 +41,14 @@ class TwoConvolutions(Denoiser):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.settings = {"width": width}
-        self.first = nn.Conv2d(3 * WINDOW, width, 3, padding=1)
+        self.first = nn.Conv2d(4 * WINDOW, width, 3, padding=1)
         self.scale = nn.Linear(CONDITIONS, width)
         self.second = nn.Conv2d(width, SLICES, 3, padding=1)
 
-    def correction(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
-        hidden = self.first(torch.cat([state, prior, image], dim=1))
+    def correction(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
+        hidden = self.first(torch.cat([state, prior, deviation, image], dim=1))
         hidden = hidden * torch.tanh(self.scale(conditions))[:, :, None, None]
         result: Tensor = 0.1 * self.second(nn.functional.gelu(hidden))
         return result
@@ -130,48 +124,45 @@ def test_a_process_that_has_not_registered_it_finds_it_by_its_entry_point(
 def test_an_architecture_that_nobody_knows_is_named(path: Path) -> None:
     del denoiser._ARCHITECTURES[NAME]
     with pytest.raises(
-        InputFileError, match=r"no denoiser is called 'two convolutions', there are slab-unet"
+        InputFileError, match=r"no denoiser is called 'two convolutions', there are slab-unet-2"
     ):
         load_denoiser(path)
 
 
-def test_weights_that_name_no_architecture_are_of_the_slab_unet(tmp_path: Path) -> None:
-    with safe_open(shipped_weights(), framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, tmp_path / "old.safetensors", {"shape": metadata["shape"]})
-    model = load_denoiser(tmp_path / "old.safetensors")
-    assert model.architecture == "slab-unet"
-    assert model.settings == load_denoiser(shipped_weights()).settings
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param({"shape": '{"widths": [8, 12]}'}, id="no architecture named"),
+        pytest.param({"architecture": "slab-unet", "settings": '{"widths": [8, 12]}'}, id="slab-unet"),
+    ],
+)
+def test_weights_of_an_earlier_version_are_refused_in_a_sentence(
+    metadata: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "old.safetensors"
+    save_file({"head.bias": torch.zeros(8)}, path, metadata)
+    with pytest.raises(InputFileError) as caught:
+        load_denoiser(path)
+    assert str(caught.value) == (
+        f"{path} does not hold weights of this version's denoiser (an earlier mdd made them, whose networks "
+        "did not see how surely the INR knows a voxel): train them with this version's `mdd train`, or leave "
+        "engine.weights out."
+    )
 
 
-def test_only_windows_that_count_are_evaluated(path: Path) -> None:
-    """Elsewhere the volume is the prior; a power of two, and no voxel by itself is worth an evaluation."""
-    share = torch.zeros(5 * SLICES - 3, 40, 40)
-    assert worth_evaluating(share).tolist() == []
-    share[3, 5, 7] = 1.0
-    assert worth_evaluating(share).tolist() == []
-    share[SLICES : SLICES + 4, 16:32, 16:32] = 0.5
-    assert worth_evaluating(share).tolist() == [1]
-    share[-3:, :16, :16] = 1.0
-    assert worth_evaluating(share).tolist() == [1, 4]
-    share[:3, :16, :16] = 1.0
-    assert 0 in worth_evaluating(share).tolist()
-    assert len(worth_evaluating(share)) == 4
-
-    head = header(shape=tuple(share.shape))
-    geometry = Geometries(head, torch.device("cpu")).of(StagePositions.along_z([4.0, 12.0, 20.0, 28.0]))
-    runtime = TorchRuntime(load_denoiser(path), torch.device("cpu"))
-    denoise = VolumeDenoiser(runtime, geometry.conditions, SamplerSettings(steps=1, tile=32))
-    prior, images = torch.rand(share.shape), torch.rand(4, *share.shape[1:])
-    shown = NetworkInputs(prior, images, torch.tensor(0.01))
-    whole = denoise(prior, shown, 1.0)
-    part = denoise(prior, shown, 1.0, torch.tensor([1, 4]))
-    assert torch.equal(part[:SLICES], prior[:SLICES])
-    assert torch.equal(part[2 * SLICES : 4 * SLICES], prior[2 * SLICES : 4 * SLICES])
-    torch.testing.assert_close(part[SLICES : 2 * SLICES], whole[SLICES : 2 * SLICES])
-    torch.testing.assert_close(part[4 * SLICES :], whole[4 * SLICES :])
-    assert denoise(prior, shown, 1.0, torch.empty(0, dtype=torch.int64)) is prior
+def test_how_surely_a_voxel_is_known_matters_to_the_network() -> None:
+    state, prior, deviation, image, conditions = some_inputs(1, 16, 16)
+    with torch.inference_mode():
+        answers = [
+            small_denoiser().correction(state, prior, scale * deviation, image, conditions)
+            for scale in (1.0, 10.0)
+        ]
+        sure, surer = (
+            small_denoiser().correction(state, prior, torch.full_like(prior, least), image, conditions)
+            for least in (0.0, 1e-4)
+        )
+    assert relative_error(*answers) > 0.01
+    assert torch.equal(sure, surer)  # what is surer than 1e-4 is as sure
 
 
 def test_two_slabs_at_one_depth_are_no_step() -> None:

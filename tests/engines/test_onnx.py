@@ -36,7 +36,7 @@ def test_graph_is_valid_and_free_in_batch_and_size(dtype: torch.dtype) -> None:
     batch, _, rows, columns = shapes["state"]
     assert len({batch, rows, columns}) == 3
     assert all(isinstance(name, str) for name in (batch, rows, columns))
-    for name in ("state", "prior", "image"):
+    for name in ("state", "prior", "deviation", "image"):
         assert shapes[name] == [batch, WINDOW, rows, columns]
     assert shapes["conditions"] == [batch, CONDITIONS]
     assert shapes[OUTPUT] == [batch, SLICES, rows, columns]

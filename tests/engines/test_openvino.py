@@ -49,10 +49,10 @@ def test_correction_is_that_of_torch(model: Denoiser, precision: str, limit: flo
 def test_any_order_of_memory_is_read_in_the_right_one() -> None:
     runtime = OpenVINORuntime(small_denoiser(), CPU, OPENVINO, "f32")
     inputs = some_inputs(2, 16, 34)
-    fed = [tensor.to(memory_format=torch.channels_last) for tensor in inputs[:3]]
+    fed = [tensor.to(memory_format=torch.channels_last) for tensor in inputs[:-1]]
     with torch.inference_mode():
         wanted = small_denoiser()(*inputs)
-    assert relative_error(runtime(*fed, inputs[3]), wanted) < 1e-6
+    assert relative_error(runtime(*fed, inputs[-1]), wanted) < 1e-6
 
 
 @needs_openvino

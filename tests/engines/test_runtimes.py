@@ -1,6 +1,6 @@
 """Every runtime against torch in float32: on what the network is given, and in the volume that is served.
 
-The networks are the ones that ship. TensorRT itself needs a GPU; its half-precision graph runs here on ONNX
+The network is the one that ships. TensorRT itself needs a GPU; its half-precision graph runs here on ONNX
 Runtime, and TensorRT for RTX parses and builds it.
 """
 
@@ -40,22 +40,19 @@ SHAPE = (24, 64, 64)
 needs_openvino = pytest.mark.skipif(
     OPENVINO is None, reason="openvino is not installed: pip install openvino"
 )
-networks = pytest.mark.parametrize(
-    "network", ["small", pytest.param("large", marks=pytest.mark.slow)], ids=["small", "large"]
-)
 
 
 @functools.cache
-def shipped(network: str) -> Denoiser:
-    if not shipped_weights(network).is_file():
+def shipped() -> Denoiser:
+    if not shipped_weights().is_file():
         pytest.skip("no weights are shipped with this checkout")
-    return load_denoiser(shipped_weights(network)).eval()
+    return load_denoiser(shipped_weights()).eval()
 
 
 @functools.cache
-def graph_of(network: str, dtype: torch.dtype) -> bytes:
+def graph_of(dtype: torch.dtype) -> bytes:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnx onnxscript")
-    return export_onnx(shipped(network), dtype)
+    return export_onnx(shipped(), dtype)
 
 
 class OnnxRuntime:
@@ -63,16 +60,16 @@ class OnnxRuntime:
 
     device, capturable = CPU, False
 
-    def __init__(self, network: str, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         onnxruntime = pytest.importorskip(
             "onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime"
         )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.name, self.multiple = f"onnxruntime {dtype}", shipped(network).multiple
+        self.name, self.multiple = f"onnxruntime {dtype}", shipped().multiple
         self._dtype = dtype
         self._session = onnxruntime.InferenceSession(
-            graph_of(network, dtype), options, providers=["CPUExecutionProvider"]
+            graph_of(dtype), options, providers=["CPUExecutionProvider"]
         )
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -84,8 +81,8 @@ class OnnxRuntime:
 class Recording(TorchRuntime):
     """Torch in float32, which keeps what it is given."""
 
-    def __init__(self, network: str) -> None:
-        super().__init__(copy.deepcopy(shipped(network)), CPU, torch.float32)
+    def __init__(self) -> None:
+        super().__init__(copy.deepcopy(shipped()), CPU, torch.float32)
         self.seen: list[tuple[torch.Tensor, ...]] = []
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -93,20 +90,20 @@ class Recording(TorchRuntime):
         return super().__call__(*inputs)
 
 
-def torch_in(dtype: torch.dtype) -> Callable[[str], Any]:
-    return lambda network: TorchRuntime(copy.deepcopy(shipped(network)), CPU, dtype)
+def torch_in(dtype: torch.dtype) -> Callable[[], Any]:
+    return lambda: TorchRuntime(copy.deepcopy(shipped()), CPU, dtype)
 
 
-def openvino_in(precision: str) -> Callable[[str], Any]:
-    return lambda network: OpenVINORuntime(shipped(network), CPU, OPENVINO, precision)
+def openvino_in(precision: str) -> Callable[[], Any]:
+    return lambda: OpenVINORuntime(shipped(), CPU, OPENVINO, precision)
 
 
 RUNTIMES = [
     pytest.param(torch_in(torch.bfloat16), 2e-2, id="torch bfloat16"),
     pytest.param(openvino_in("f32"), 1e-5, id="openvino float32", marks=needs_openvino),
     pytest.param(openvino_in("bf16"), 2e-2, id="openvino bfloat16", marks=needs_openvino),
-    pytest.param(lambda network: OnnxRuntime(network, torch.float32), 1e-5, id="graph float32"),
-    pytest.param(lambda network: OnnxRuntime(network, torch.float16), PARITY_LIMIT, id="graph float16"),
+    pytest.param(lambda: OnnxRuntime(torch.float32), 1e-5, id="graph float32"),
+    pytest.param(lambda: OnnxRuntime(torch.float16), PARITY_LIMIT, id="graph float16"),
 ]
 
 
@@ -127,9 +124,9 @@ def volume_of(runtime: Any) -> np.ndarray:
 
 
 @functools.cache
-def recorded(network: str) -> tuple[list[tuple[torch.Tensor, ...]], np.ndarray]:
+def recorded() -> tuple[list[tuple[torch.Tensor, ...]], np.ndarray]:
     """Return what the network is given in a reconstruction, and the volume in float32."""
-    runtime = Recording(network)
+    runtime = Recording()
     volume = volume_of(runtime)
     return runtime.seen, volume
 
@@ -140,41 +137,35 @@ def psnr(volume: np.ndarray) -> float:
     return float(20 * np.log10(truth.max() / np.sqrt(np.mean(error**2))))
 
 
-@networks
 @pytest.mark.parametrize(("make", "limit"), RUNTIMES)
-def test_the_correction_of_a_sweep_is_that_of_torch(
-    make: Callable[[str], Any], limit: float, network: str
-) -> None:
-    runtime = make(network)
-    inputs = recorded(network)[0][-1]
+def test_the_correction_of_a_sweep_is_that_of_torch(make: Callable[[], Any], limit: float) -> None:
+    runtime = make()
+    inputs = recorded()[0][-1]
     with torch.inference_mode():
-        wanted = shipped(network).correction(*inputs)
+        wanted = shipped().correction(*inputs)
     clean = runtime(*inputs)
     assert relative_error(clean - middle_slices(inputs[1]), wanted) < limit
     assert relative_error(clean, middle_slices(inputs[1]) + wanted) < PARITY_LIMIT
 
 
 @pytest.mark.parametrize(("make", "limit"), RUNTIMES)
-def test_random_inputs_pass_the_check_before_serving(make: Callable[[str], Any], limit: float) -> None:
-    found = parity_error(make("small"), shipped("small"), 2, 64)
+def test_random_inputs_pass_the_check_before_serving(make: Callable[[], Any], limit: float) -> None:
+    found = parity_error(make(), shipped(), 2, 64)
     assert found.correction < limit
     assert found.slices < PARITY_LIMIT
 
 
-@networks
 @pytest.mark.parametrize(("make", "limit"), RUNTIMES)
-def test_the_volume_is_as_good_as_that_of_torch(
-    make: Callable[[str], Any], limit: float, network: str
-) -> None:
-    wanted = recorded(network)[1]
+def test_the_volume_is_as_good_as_that_of_torch(make: Callable[[], Any], limit: float) -> None:
+    wanted = recorded()[1]
     assert psnr(wanted) > 20  # a volume that is bad anyway would hide a change
-    volume = volume_of(make(network))
+    volume = volume_of(make())
     assert abs(psnr(volume) - psnr(wanted)) < 0.05
     # Not for the same prior: the network has a say in it.
     assert np.abs(volume - wanted).max() < 0.05 * wanted.max()
 
 
-# ---- the graphs that ship, in TensorRT for RTX
+# ---- the graph that ships, in TensorRT for RTX
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +178,8 @@ def trt() -> Any:
     return module
 
 
-@networks
-def test_every_convolution_is_parsed_in_half_precision_and_the_engine_is_built(
-    network: str, trt: Any
-) -> None:
-    graph = graph_of(network, torch.float16)
+def test_every_convolution_is_parsed_in_half_precision_and_the_engine_is_built(trt: Any) -> None:
+    graph = graph_of(torch.float16)
     log = trt_logger(trt)
     parsed = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert trt.OnnxParser(parsed, log).parse(graph)
@@ -200,14 +188,14 @@ def test_every_convolution_is_parsed_in_half_precision_and_the_engine_is_built(
         layer for layer in layers if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
     ]
     kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
-    assert len(found) == sum(isinstance(module, kinds) for module in shipped(network).modules())
+    assert len(found) == sum(isinstance(module, kinds) for module in shipped().modules())
     assert {layer.get_output(0).dtype for layer in found} == {trt.DataType.HALF}
     # No layer is left in single precision, where it would cost conversions.
     assert trt.DataType.FLOAT not in {
         layer.get_output(number).dtype for layer in layers for number in range(layer.num_outputs)
     }
     shares: list[float] = []
-    profile = Profile.of(256, shipped(network).multiple)
+    profile = Profile.of(256, shipped().multiple)
     assert len(build_engine(trt, graph, profile, progress=shares.append)) > 1_000_000
     assert len(shares) > 100
     assert shares == sorted(shares)
@@ -219,7 +207,7 @@ def test_who_raises_in_the_progress_ends_the_build(trt: Any) -> None:
         raise BrokenPipeError("nobody waits any more")
 
     with pytest.raises(BrokenPipeError, match="nobody waits"):
-        build_engine(trt, graph_of("small", torch.float16), Profile.of(64, 8), progress=give_up)
+        build_engine(trt, graph_of(torch.float16), Profile.of(64, 8), progress=give_up)
 
 
 # ---- the choice on a CPU

@@ -115,7 +115,7 @@ def test_sampler_stays_within_the_profile(
     conditions = SliceConditions.of(operator, np.array([2.0, 6.0]), 8.0)
     settings = SamplerSettings(guidance=guidance, tile=tile)
     prior = torch.zeros(8, rows, columns)
-    shown = NetworkInputs(prior, torch.zeros(2, rows, columns), torch.tensor(0.1))
+    shown = NetworkInputs(prior, prior, torch.zeros(2, rows, columns), torch.tensor(0.1))
     VolumeDenoiser(Recording(), conditions, settings)(prior, shown, 1.0)
     assert seen
     assert all(seen)
@@ -377,8 +377,8 @@ def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache:
     with torch.inference_mode():
         wanted = small_denoiser().correction(*inputs)
     # Other orders of memory have to arrive in the right one.
-    fed = [tensor.to(memory_format=torch.channels_last) for tensor in inputs[:3]]
-    clean = runtime(*fed, inputs[3])
+    fed = [tensor.to(memory_format=torch.channels_last) for tensor in inputs[:-1]]
+    clean = runtime(*fed, inputs[-1])
     assert clean.dtype == torch.float32
     assert relative_error(clean - middle_slices(inputs[1]), wanted) < 2e-3
 
@@ -387,9 +387,9 @@ def test_runtime_hands_over_shapes_and_memory(size: tuple[int, int, int], cache:
 def test_prior_is_added_in_single_precision(cache: EngineCache) -> None:
     trt = _TensorRT()
     runtime = open_tensorrt(small_denoiser(), CPU, SMALL, trt, cache).runtime
-    state, prior, image, conditions = some_inputs(1, 8, 8)
+    inputs = some_inputs(1, 8, 8)
     trt.gain = 0.0
-    assert torch.equal(runtime(state, prior, image, conditions), middle_slices(prior))
+    assert torch.equal(runtime(*inputs), middle_slices(inputs[1]))
 
 
 @pytest.mark.usefixtures("no_gpu_needed")

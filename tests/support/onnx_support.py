@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from microdiffusion.engines.diffusion.denoiser import CONDITIONS, WINDOW, Denoiser, SlabUNet
-from microdiffusion.engines.runtimes.onnx_export import export_onnx
+from microdiffusion.engines.diffusion.denoiser import Denoiser, SlabUNet
+from microdiffusion.engines.runtimes.onnx_export import export_onnx, input_shapes
 
 
 @functools.cache
@@ -29,8 +29,10 @@ def small_graph(dtype: torch.dtype) -> bytes:
 
 def some_inputs(batch: int, rows: int, columns: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(batch * rows + columns)
-    stacks = (torch.rand(batch, WINDOW, rows, columns, generator=generator) for _ in range(3))
-    return (*stacks, 2 * torch.rand(batch, CONDITIONS, generator=generator) - 1)
+    state, prior, deviation, image, conditions = (
+        torch.rand(shape, generator=generator) for shape in input_shapes(batch, rows, columns).values()
+    )
+    return state, prior, 10 ** (2 * deviation - 3), image, 2 * conditions - 1
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
