@@ -11,7 +11,12 @@ from microdiffusion.engines.evaluation.protocol import Case, Protocol, make_case
 from microdiffusion.engines.evaluation.report import document, markdown, write_json
 from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
 from microdiffusion.engines.evaluation.session_report import session_document, session_markdown
-from microdiffusion.engines.evaluation.sessions import SessionPlan, evaluate_sessions, session_calls
+from microdiffusion.engines.evaluation.sessions import (
+    SessionPlan,
+    evaluate_sessions,
+    session_calls,
+    still_session,
+)
 
 __all__ = [
     "Case",
@@ -33,6 +38,7 @@ __all__ = [
     "session_calls",
     "session_document",
     "session_markdown",
+    "still_session",
     "sweep_curves",
     "volume_picture",
     "write_json",

@@ -95,6 +95,15 @@ def session_sweeps(
     return header, sweeps
 
 
+def still_session(
+    truth: NDArray[np.float32], protocol: Protocol, plan: SessionPlan, seed: int = 0
+) -> tuple[RunHeader, list[Sweep], NDArray[np.bool_]]:
+    """Return header and sweeps of a specimen (Z, Y, X) that keeps still, and the slices (Z,) seen."""
+    header, sweeps = session_sweeps(Still(truth, plan.sweeps), protocol, plan, seed)
+    seen = seen_slices(np.concatenate([header.operator_at(sweep.stage) for sweep in sweeps]))
+    return header, sweeps, seen
+
+
 def session_calls(plan: EvaluationPlan, sessions: SessionPlan) -> int:
     """Return how many sessions are reconstructed."""
     twice = sum(sessions.offline and method.learns(plan.engine) for method in plan.methods)

@@ -1,5 +1,6 @@
 """The implicit neural representation (INR) of a session."""
 
+from microdiffusion.engines.inr.estimator import sweep_deviation
 from microdiffusion.engines.inr.field import SessionInr, default_bandwidth
 from microdiffusion.engines.inr.selection import SessionPrior, View
 from microdiffusion.engines.inr.session_field import FieldEstimate, SessionField
@@ -14,4 +15,5 @@ __all__ = [
     "Trail",
     "View",
     "default_bandwidth",
+    "sweep_deviation",
 ]

@@ -227,7 +227,7 @@ class SessionEstimator:
             given, None for all: what the state begins with, and what takes its place where nothing that was
             known holds any more. None: the closed form.
         """
-        noise = variance.mean(dim=(1, 2)).double().cpu().numpy()
+        noise = _noise_of(variance)
         bands = banded(images)
         if self.covariances.amplitudes is None:
             self.covariances.choose_amplitudes(matrix, _some(bands), noise)
@@ -324,6 +324,30 @@ class SessionEstimator:
         still = float((some > 1).float().mean())
         volume = self.present if len(self._changes.pixels) else self._field.clone()
         return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation)
+
+
+@torch.no_grad()
+def sweep_deviation(
+    matrix: NDArray[np.float64], images: Tensor, variance: Tensor, bandwidth: float
+) -> Tensor:
+    """Return the standard deviation (Z,) with which a sweep alone tells each slice.
+
+    Parameters
+    ----------
+    matrix : (M, Z) float64
+    images, variance : (M, Y, X)
+        Projections, and their noise variance.
+    bandwidth : float
+        See `SessionEstimator`.
+    """
+    covariances, noise = AgeCovariances(matrix.shape[1], bandwidth), _noise_of(variance)
+    covariances.choose_amplitudes(matrix, _some(banded(images)), noise)
+    return covariances.advance(matrix, noise, images.device)[0].left.clamp_min(0.0).sqrt()
+
+
+def _noise_of(variance: Tensor) -> NDArray[np.float64]:
+    noise: NDArray[np.float64] = variance.mean(dim=(1, 2)).double().cpu().numpy()
+    return noise
 
 
 def _some(images: Tensor) -> NDArray[np.float64]:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.engines.diffusion import Denoiser, SliceConditions
+from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
 from microdiffusion.engines.pipeline import Engine, Reconstructor, pick_device
 from microdiffusion.engines.projections import along_z, estimate_sigma, noise_variance
 from microdiffusion.engines.runtimes import open_runtime
@@ -233,6 +234,7 @@ class _Adaptation:
         projections = padded((images[:, rows, columns] - self._dark) / self._scale)
         variance = padded(noise[:, rows, columns] / self._scale**2).clamp_min(1e-8)
         part = padded(self._light(prior[slices, rows, columns]), depth=True)
+        sure = sweep_deviation(matrix, projections, variance, default_bandwidth(profile.length_um))
 
         def repeated(stack: Tensor) -> Tensor:
             return stack[None].expand(CUBES, *stack.shape)
@@ -240,6 +242,7 @@ class _Adaptation:
         return Group(
             truth=repeated(part),
             prior=repeated(part),
+            deviation=repeated(sure[:, None, None].expand(part.shape)),
             projections=repeated(projections),
             variance=repeated(variance),
             floor=torch.zeros(CUBES, 1, 1, 1),

@@ -1,13 +1,14 @@
-"""Random optics for the training cubes: how a sweep with some beam, step and noise would see them.
+"""Random optics for the training cubes: how sweeps with some beam, step and noise would see them.
 
-A *group* is a few cubes seen through the same optics, with the prior that the sampler would start from
-(the INR's fit, or the closed-form answer, which stands in for a warm INR). `batches` keeps a ring of them.
+A *group* is a few cubes seen through the same optics, with the prior that the sampler would start from: what
+a session has learned from a random number of earlier sweeps and this one. `batches` keeps a ring of groups.
 A cube is cut into its windows exactly as the sampler cuts a volume, so that the loss can judge the network's
 answer after the data consistency.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,16 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import SLICES, SliceConditions, window_indices
-from microdiffusion.engines.inr import SessionInr, default_bandwidth
-from microdiffusion.engines.projections import estimate_sigma, quieten, tikhonov_matrix
+from microdiffusion.engines.projections import estimate_sigma
 from microdiffusion.engines.training.data import SIZE
-from microdiffusion.optics import AxialProfile, projection_operator, sweep_positions
+from microdiffusion.engines.training.histories import earlier_sweeps, random_history, random_offsets
+from microdiffusion.engines.training.session_priors import CubeSweep, session_prior
+from microdiffusion.optics import AxialProfile, projection_operator, sweep_offset, sweep_positions
 
 CUBES = 4
 WINDOWS = SIZE // SLICES
 """Windows of one cube: a cube's contribution to a batch."""
 KAPPA = 0.1  # largest noise of the bridge, in units of the projections' range
-_INR_SHARE = 0.35
 
 
 @dataclass(slots=True)
@@ -34,7 +35,8 @@ class Group:
 
     Attributes
     ----------
-    truth, prior : (CUBES, Z, Y, X)
+    truth, prior, deviation : (CUBES, Z, Y, X)
+        `deviation` is the standard deviation that the session knows the prior by.
     projections, variance : (CUBES, M, Y, X)
         `variance` as the engine would estimate it, not always that of the noise.
     floor : (CUBES, 1, 1, 1)
@@ -44,6 +46,7 @@ class Group:
 
     truth: Tensor
     prior: Tensor
+    deviation: Tensor
     projections: Tensor
     variance: Tensor
     floor: Tensor
@@ -74,17 +77,19 @@ class Batch:
 
     state: Tensor
     prior: Tensor
+    deviation: Tensor
     image: Tensor
     conditions: Tensor
     columns: list[CubeColumn]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        state, prior, image, conditions = (
+        state, prior, deviation, image, conditions = (
             part.to(device, non_blocking=True)
-            for part in (self.state, self.prior, self.image, self.conditions)
+            for part in (self.state, self.prior, self.deviation, self.image, self.conditions)
         )
-        return Batch(state, prior, image, conditions, [column.to(device) for column in self.columns])
+        columns = [column.to(device) for column in self.columns]
+        return Batch(state, prior, deviation, image, conditions, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +135,11 @@ def random_optics(rng: np.random.Generator) -> tuple[float, float, float]:
 
 def make_group(pool: NDArray[np.float16], rng: np.random.Generator, optics: Optics | None = None) -> Group:
     """Degrade CUBES random cubes of the pool (N, SIZE, SIZE, SIZE), by random optics or by `optics`."""
-    cubes = torch.from_numpy(pool[rng.integers(len(pool), size=CUBES)].astype(np.float32))
-    turned = torch.rot90(cubes, int(rng.integers(4)), (2, 3))
-    truth = turned.flip(1) if rng.random() < 0.5 else turned
-    truth = truth.transpose(2, 3) if rng.random() < 0.5 else truth
+    cubes = torch.from_numpy(pool[rng.integers(len(pool), size=2 * CUBES)].astype(np.float32))
+    cubes = torch.rot90(cubes, int(rng.integers(4)), (2, 3))
+    cubes = cubes.flip(1) if rng.random() < 0.5 else cubes
+    cubes = cubes.transpose(2, 3) if rng.random() < 0.5 else cubes
+    truth, others = cubes.split(CUBES)
 
     if optics is None:
         length, step, offset = random_optics(rng)
@@ -141,65 +147,76 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, optics: Opti
     else:
         profile, length, step = optics.profile, optics.profile.length_um, optics.step
         offset = float(rng.uniform(0, step))
-    z = sweep_positions(length_um=length, step_um=step, z0_um=0, voxel_z_um=1, shape_z=SIZE, offset_um=offset)
-    matrix = projection_operator(z, profile, z0_um=0, voxel_z_um=1, shape_z=SIZE)
-    operator = torch.from_numpy(matrix.astype(np.float32))
-    clean = torch.einsum("mz,bzyx->bmyx", operator, truth)
-    if optics is not None:
-        variance = (optics.read + optics.shot * clean.clamp_min(0)).clamp_min(1e-8)
-    elif rng.random() < 0.4:
-        variance = torch.full_like(clean, float(10 ** rng.uniform(-2.7, -1.3)) ** 2)
-    else:
-        photons = float(10 ** rng.uniform(1.3, 3.3))
-        variance = clean.clamp_min(0) / photons + float(10 ** rng.uniform(-3, -2)) ** 2
-    noise_seed = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    projections = clean + variance.sqrt() * torch.randn(clean.shape, generator=noise_seed)
+    seen = _exposed(rng, profile, step, offset, truth, others, _random_noise(rng, optics))
+    last = seen[-1]
 
     # The engine's own normalisation, with jitter: a small field's percentiles stand for a large field's.
-    flat = projections.flatten(1)
+    flat = last.projections.flatten(1)
     low = torch.quantile(flat[:, ::7], 0.01, dim=1) * float(rng.uniform(0, 1))
     high = torch.quantile(flat[:, ::7], 0.999, dim=1)
     span = ((high - low).clamp_min(0.05) * float(np.exp(rng.uniform(-0.2, 0.5))))[:, None, None, None]
     low = low[:, None, None, None]
-    if rng.random() < 0.5 if optics is None else not optics.calibrated:
-        # No camera numbers: one variance, and texture counts as noise in it, as it will in the engine.
-        sigma = torch.tensor([estimate_sigma(stack) for stack in projections])
-        variance = (sigma**2)[:, None, None, None].expand_as(projections)
-    truth, projections = (truth - low) / span, (projections - low) / span
-    variance = (variance / span**2).clamp_min(1e-8)
-    # Zero light lies at or below the normalised zero; the closed form is clipped where light cannot be.
+    estimated = rng.random() < 0.5 if optics is None else not optics.calibrated
+    for each in seen:
+        if estimated:
+            # No camera numbers: one variance, and texture counts as noise in it, as it will in the engine.
+            sigma = torch.tensor([estimate_sigma(stack) for stack in each.projections])
+            each.variance = (sigma**2)[:, None, None, None].expand_as(each.projections)
+        each.projections = (each.projections - low) / span
+        each.variance = (each.variance / span**2).clamp_min(1e-8)
+    truth = (truth - low) / span
+    # Zero light lies at or below the normalised zero; no answer is darker.
     floor = -low / span
-    if rng.random() < _INR_SHARE:
-        prior = _inr_prior(rng, length, operator, projections, variance, floor)
-    else:
-        inverse = tikhonov_matrix(matrix, float(10 ** rng.uniform(-2.5, -1.5))).astype(np.float32)
-        prior = torch.einsum("zm,bmyx->bzyx", torch.from_numpy(inverse), projections)
-        prior = torch.maximum(prior, floor)
-    conditions = SliceConditions.of(matrix, z, length)
-    return Group(truth, prior, projections, variance, floor, operator, conditions)
+    prior, deviation = session_prior(rng, profile, seen, floor)
+    conditions = SliceConditions.of(last.matrix, last.centres, length)
+    return Group(
+        truth,
+        prior,
+        deviation,
+        last.projections,
+        last.variance,
+        floor,
+        torch.from_numpy(last.matrix.astype(np.float32)),
+        conditions,
+    )
 
 
-def _inr_prior(
+def _random_noise(rng: np.random.Generator, optics: Optics | None) -> Callable[[Tensor], Tensor]:
+    """Return what gives the variance of the noise of clean projections."""
+    if optics is not None:
+        return lambda clean: (optics.read + optics.shot * clean.clamp_min(0)).clamp_min(1e-8)
+    if rng.random() < 0.4:
+        white = float(10 ** rng.uniform(-2.7, -1.3)) ** 2
+        return lambda clean: torch.full_like(clean, white)
+    photons, read = float(10 ** rng.uniform(1.3, 3.3)), float(10 ** rng.uniform(-3, -2)) ** 2
+    return lambda clean: clean.clamp_min(0) / photons + read
+
+
+def _exposed(
     rng: np.random.Generator,
-    length: float,
-    operator: Tensor,
-    projections: Tensor,
-    variance: Tensor,
-    floor: Tensor,
-) -> Tensor:
-    """Return the fit (CUBES, Z, Y, X) of one field over all cubes side by side: they share the optics."""
-
-    def wide(stack: Tensor) -> Tensor:
-        return stack.permute(1, 2, 0, 3).flatten(2)
-
-    bandwidth = default_bandwidth(length) * float(rng.uniform(0.35, 1.1))
-    images, spread = wide(projections), wide(variance)
-    base = wide(floor.expand(CUBES, 1, 1, SIZE))
-    field = SessionInr((SIZE, *images.shape[1:]), bandwidth=bandwidth)
-    steps = int(rng.integers(0, 7))
-    field.fit(operator, quieten(images, spread), spread, floor=base, steps=steps, target=0.1)
-    prior: Tensor = field.volume(base).unflatten(2, (CUBES, SIZE)).permute(2, 0, 1, 3)
-    return prior
+    profile: AxialProfile,
+    step: float,
+    offset: float,
+    truth: Tensor,
+    others: Tensor,
+    variance_of: Callable[[Tensor], Tensor],
+) -> list[CubeSweep]:
+    """Return the sweeps of a session, in counts; the last one shows `truth` (CUBES, Z, Y, X)."""
+    earlier = earlier_sweeps(rng)
+    history, offsets = random_history(rng, truth, others, earlier), random_offsets(rng)
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+    seen = []
+    for ago in range(earlier, -1, -1):
+        begins = (offset + sweep_offset(earlier - ago, offsets) * step) % step
+        centres = sweep_positions(
+            length_um=profile.length_um, step_um=step, z0_um=0, voxel_z_um=1, shape_z=SIZE, offset_um=begins
+        )
+        matrix = projection_operator(centres, profile, z0_um=0, voxel_z_um=1, shape_z=SIZE)
+        clean = torch.einsum("mz,bzyx->bmyx", torch.from_numpy(matrix.astype(np.float32)), history(ago))
+        variance = variance_of(clean)
+        noise = variance.sqrt() * torch.randn(clean.shape, generator=generator)
+        seen.append(CubeSweep(centres, matrix, clean + noise, variance))
+    return seen
 
 
 def batch_of(groups: list[Group], rng: np.random.Generator, *, at_start: bool = False) -> Batch:
@@ -209,7 +226,7 @@ def batch_of(groups: list[Group], rng: np.random.Generator, *, at_start: bool = 
     prior itself, without noise.
     """
     index = window_indices(SIZE)
-    states, priors, images, vectors, columns = [], [], [], [], []
+    states, priors, deviations, images, vectors, columns = [], [], [], [], [], []
     for group in groups:
         cube = int(rng.integers(CUBES))
         prior, stack, variance = group.prior[cube], group.projections[cube], group.variance[cube]
@@ -227,8 +244,16 @@ def batch_of(groups: list[Group], rng: np.random.Generator, *, at_start: bool = 
         noise = float(variance.mean().sqrt())
         states.append(state[index])
         priors.append(prior[index])
+        deviations.append(group.deviation[cube][index])
         images.append(stack[group.conditions.nearest[index]] * float(shown))
         vectors.append(group.conditions.vector(index, noise=noise, time=time, kappa=kappa, image=shown))
         truth, floor = group.truth[cube], group.floor[cube]
         columns.append(CubeColumn(state, truth, prior, stack, variance, floor, group.operator))
-    return Batch(torch.cat(states), torch.cat(priors), torch.cat(images), torch.cat(vectors), columns)
+    return Batch(
+        torch.cat(states),
+        torch.cat(priors),
+        torch.cat(deviations),
+        torch.cat(images),
+        torch.cat(vectors),
+        columns,
+    )

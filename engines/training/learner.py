@@ -60,7 +60,9 @@ class Learner:
         """Return the clean slices (B, SLICES, Y, X) of a batch on the device."""
         half = self._dtype is not torch.float32
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=half):
-            change = self.model.correction(batch.state, batch.prior, batch.image, batch.conditions)
+            change = self.model.correction(
+                batch.state, batch.prior, batch.deviation, batch.image, batch.conditions
+            )
         clean: Tensor = change.float() + middle_slices(batch.prior)
         return clean
 
@@ -156,9 +158,9 @@ def _relative_error(error: Tensor, before: Tensor, prior: Tensor) -> Tensor:
     """
     error, before, prior = (x.unflatten(0, (8, -1)).flatten(1) for x in (error, before, prior))
     start, whole = before.square().mean(1), prior.square().mean(1)
-    squares = error.square().mean(1) / (torch.minimum(start, whole) + 0.1 * whole + 1e-4)
+    squares = error.square().mean(1) / (torch.minimum(start, whole) + 0.1 * whole + 1e-5)
     start, whole = before.abs().mean(1), prior.abs().mean(1)
-    absolutes = error.abs().mean(1) / (torch.minimum(start, whole) + 0.3 * whole + 3e-3)
+    absolutes = error.abs().mean(1) / (torch.minimum(start, whole) + 0.3 * whole + 1e-3)
     return (squares + absolutes).mean()
 
 

@@ -325,7 +325,8 @@ class _TrainingRun:
         self._table = validate(network, self._sources.held, self._crew.device, self._say)
         self._reserve_s = time.monotonic() - begun_s
         for name, row in self._shipped.items():
-            self._table[name] |= {"shipped": row["network"], "shipped_ssim": row["network_ssim"]}
+            theirs = {key.replace("network", "shipped"): row[key] for key in row if "network" in key}
+            self._table[name] |= theirs
         self._curves.validations.append(
             {"iteration": self._iteration, "seconds": round(self._seconds, 1), "scores": self._table}
         )

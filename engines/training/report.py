@@ -25,6 +25,16 @@ from microdiffusion.files import write_text
 from microdiffusion.text import markdown_table
 
 _ALIKE_DB = 0.05
+_HEADS = (
+    "volume",
+    "linear",
+    "Tikhonov",
+    "shipped with mdd",
+    "these weights",
+    "learned",
+    "learned, shipped",
+    "learned, these",
+)
 
 _LIMITS = """\
 - A network fills in what no projection measured from what it was trained on. Structures unlike the data
@@ -116,7 +126,7 @@ def _data(records: Sequence[Record]) -> str:
 def _scores(table: Table) -> str:
     if not table:
         return "No volume was held out, so nothing is known about unseen specimens: evaluate before use."
-    methods = ("linear", "tikhonov", "shipped", "network")
+    methods = ("linear", "tikhonov", "shipped", "network", "learned", "learned_shipped", "learned_network")
     rows = [
         (name, *(f"{row[m]:.2f} / {row[f'{m}_ssim']:.3f}" for m in methods)) for name, row in table.items()
     ]
@@ -125,9 +135,9 @@ def _scores(table: Table) -> str:
     return (
         "PSNR (dB) / SSIM per slice, data range 1: slab 6, step 6, white noise 0.01, the middle "
         "130 × 128 × 128 voxels scaled by the percentiles 1 and 99.9; one evaluation from the Tikhonov "
-        "answer, pulled towards the projections, without the INR.\n\n"
-        + _table(("volume", "linear", "Tikhonov", "shipped with mdd", "these weights"), rows)
-        + f"\n\n{against_shipped(table)}"
+        "answer, pulled towards the projections, without the INR. *Learned*: what a session has learned "
+        "after eight sweeps at golden offsets, the middle 64 × 96 × 96 voxels, and one evaluation from "
+        "there.\n\n" + _table(_HEADS, rows) + f"\n\n{against_shipped(table)}"
     )
 
 
@@ -137,13 +147,19 @@ def against_shipped(table: Table) -> str:
         return (
             "No volume was held out, so nobody knows whether these weights are better than the shipped ones."
         )
-    ours, theirs = (sum(row[m] for row in table.values()) / len(table) for m in ("network", "shipped"))
+
+    def means(*methods: str) -> list[float]:
+        return [sum(row[method] for row in table.values()) / len(table) for method in methods]
+
+    ours, theirs = means("network", "learned_network"), means("shipped", "learned_shipped")
     text = (
-        f"On the held-out volumes these weights reach {ours:.2f} dB, those that ship with mdd {theirs:.2f} dB"
+        f"On the held-out volumes these weights reach {ours[0]:.2f} dB in one sweep and {ours[1]:.2f} dB "
+        f"after eight, those that ship with mdd {theirs[0]:.2f} and {theirs[1]:.2f} dB"
     )
-    if ours < theirs - _ALIKE_DB:
+    gain = (sum(ours) - sum(theirs)) / 2
+    if gain < -_ALIKE_DB:
         return f"{text}: keep the shipped ones, or train longer or on more volumes."
-    return f"{text}: {'better' if ours > theirs + _ALIKE_DB else 'no difference worth speaking of'}."
+    return f"{text}: {'better' if gain > _ALIKE_DB else 'no difference worth speaking of'}."
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

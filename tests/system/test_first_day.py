@@ -120,7 +120,10 @@ def test_a_new_user_gets_through_by_typing_what_stands_there(desk: Path, tmp_pat
         assert "Traceback" not in ran.stderr
         said[" ".join(line.split()[:2])] = ran.stdout
     assert "1 sweep of 9 projections, voxel 2 x 1 x 1 µm" in said["mdd simulate"]
-    assert re.search(r"these weights reach [\d.]+ dB, those that ship with mdd [\d.]+ dB", said["mdd train"])
+    assert re.search(
+        r"reach [\d.]+ dB in one sweep and [\d.]+ dB after eight, those that ship with mdd [\d.]+ and",
+        said["mdd train"],
+    )
     assert "| mdd |" in said["mdd evaluate"].replace("`", "")
     assert (desk / "timelapse.png").stat().st_size > 10_000
     with open_run(desk / "run.h5") as run:
