@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Float32 volumes: state, priors to select from, prediction, candidates, answer, and freed ones, since freed
 # memory stays with the process (`pipeline/device.py`).
 _VOLUMES = 24
+_CLAIMED_PIXELS = 9216  # at most; see `trust/claims.py`
 _WORKING_PLANES = 2  # copies of the INR's planes while a sweep is fitted: current and tried
 # Resident part of interpreter and libraries (300 MB with torch, 480 MB with OpenVINO, which keeps a network
 # for each of the first sizes), and the features of one batch of windows (up to 350 MB).
@@ -24,9 +25,10 @@ def session_bytes(header: RunHeader, config: EngineConfig) -> int:
     slices, rows, columns = header.shape
     if config.memory == "sweep" or config.method not in ("mdd", "inr"):
         return (config.inr.rank or slices) * rows * columns * 4  # the INR's planes
-    # Field and changes of brightness in float32, age and darkness in a byte each; covariances of eight
-    # ages and two bands in float64.
-    return 10 * slices * rows * columns + 128 * slices**2
+    # Field and changes of brightness in float32, age and darkness in a byte each; the network's last claim at
+    # some pixels, two numbers in float16; covariances of eight ages and two bands in float64.
+    claimed = min(rows * columns, _CLAIMED_PIXELS)
+    return (10 * rows * columns + 4 * claimed) * slices + 128 * slices**2
 
 
 def state_bytes(headers: Sequence[RunHeader], config: EngineConfig) -> int:
@@ -46,7 +48,7 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHe
     It holds for any number of sweeps: tiles and batches of windows bound the network's share; sweeps are
     processed one at a time, so the working volumes are the largest run's; `engine.session_memory_mb` bounds
     the sessions. On a CPU the resident memory (mapped files included) was 0.56 to 0.89 of it, from 48 x 128 x
-    128 to 64 x 512 x 512, with torch and with OpenVINO, whichever network.
+    128 to 64 x 512 x 512, with torch and with OpenVINO.
     """
     working = 0
     for each in (header, *others):

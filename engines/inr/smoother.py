@@ -82,7 +82,14 @@ class Trail:
     ----------
     parent : Path
         Where that folder is made.
+
+    Attributes
+    ----------
+    findings : object
+        Findings of the way there about the network, for the way back.
     """
+
+    findings: object = None
 
     def __init__(self, parent: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=".mdd-", dir=parent)

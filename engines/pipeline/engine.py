@@ -62,7 +62,7 @@ def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None
         torch.set_num_threads(config.threads)
     if config.method != "mdd":
         return Engine(device, f"torch {device} float32", reason)
-    path = weights_path(config, device)
+    path = weights_path(config)
     choice = open_runtime(load_denoiser(path), device, config, progress=progress)
     runtime = choice.runtime
     return Engine(

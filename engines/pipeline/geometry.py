@@ -39,7 +39,8 @@ class Geometry:
     """Everything that depends on the slab positions alone.
 
     `matrix` (M, Z) float64 and `operator` are the same; `tikhonov` and `linear` (Z, M) are closed forms;
-    `coarse_test` is None where there are too few projections; `supports`: the slices that each slab saw.
+    `coarse_test` is None where there are too few projections; `supports`: the slices that each slab saw;
+    `places`: the depths of its slabs, slices.
     """
 
     matrix: NDArray[np.float64]
@@ -50,6 +51,7 @@ class Geometry:
     consistency: DataConsistency
     coarse_test: CoarseTest | None
     supports: Supports
+    places: tuple[float, ...]
     _smooth: dict[float, Tensor] = field(default_factory=dict)
 
     def closed(self, images: Tensor, variance: Tensor) -> Tensor:
@@ -104,6 +106,7 @@ class Geometries:
             DataConsistency(operator),
             CoarseTest.of(matrix, centres, length),
             supports(matrix),
+            tuple(centres.tolist()),
         )
         if len(self._known) >= _MOST:
             self._known.pop(next(iter(self._known)))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from microdiffusion.engines.inr import View
+from microdiffusion.engines.inr import View, default_bandwidth, sweep_deviation
 from microdiffusion.engines.projections import matched_smoothness, slab_light, tensor_of, tikhonov_matrix
 from microdiffusion.frames import AGE_UNIT, Drift, age_shape
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from microdiffusion.engines.inr import FieldEstimate, SessionField
     from microdiffusion.engines.pipeline.task import Task
     from microdiffusion.header import RunHeader
-
-_NETWORK_SHARE = (0.0, 1.0, 0.25, 0.125)
-"""Of the network's correction, by how many sweeps a voxel has kept still; none beyond."""
 
 
 def sweep_prior(task: Task) -> Tensor:
@@ -106,8 +103,15 @@ def age_map(age: Tensor) -> NDArray[np.uint8]:
     return result
 
 
-def network_share(age: Tensor) -> Tensor:
-    """Return the share of the network's correction that each voxel takes, by its age."""
-    table = torch.zeros(256, device=age.device)
-    table[: len(_NETWORK_SHARE)] = torch.tensor(_NETWORK_SHARE, device=age.device)
-    return table[age.long()]
+def prior_deviation(task: Task) -> Tensor:
+    """Return the standard deviation (Z, Y, X) of the prior of a sweep, normalised."""
+    if task.learned is not None and task.field is not None:
+        return task.learned.deviation() * (task.field.unit / task.session.span)
+    geometry = task.geometry
+    sure = sweep_deviation(
+        geometry.matrix,
+        task.images - task.base,
+        task.variance,
+        default_bandwidth(geometry.conditions.length),
+    )
+    return sure[:, None, None].expand(-1, *task.images.shape[1:])

@@ -17,21 +17,33 @@ the engine process. Memory is bounded whatever the number of sweeps: see `engine
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
+from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
+from microdiffusion.engines.pipeline import network_worth
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
 from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
-from microdiffusion.engines.pipeline.prior import age_map, drift_um, network_share, sweep_prior
+from microdiffusion.engines.pipeline.prior import age_map, drift_um, prior_deviation, sweep_prior
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
 from microdiffusion.engines.pipeline.task import Normaliser
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
-from microdiffusion.engines.trust import COARSE_LIMITS, Scores, Selection, deviation, pattern, scale, select
+from microdiffusion.engines.trust import (
+    COARSE_LIMITS,
+    Findings,
+    Scores,
+    Selection,
+    deviation,
+    pattern,
+    scale,
+    select,
+)
 from microdiffusion.frames import Reconstruction
 
 if TYPE_CHECKING:
@@ -49,6 +61,7 @@ if TYPE_CHECKING:
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
+_SPARED = "later projections bore out nothing of what the network added"
 # Sweeps between two coarse tests, which cost half an evaluation each.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
@@ -127,12 +140,19 @@ class Reconstructor:
             As for `reconstruct`.
         """
         with on_stream(self._stream):
-            task = self._normaliser.task(sweep, "ahead", 2)
-            sweep_prior(task)
+            clock = Clock(self.device)
+            task = self._normaliser.task(sweep, "ahead", 0)
+            # What the network is worth to the session has to be known before the way back.
+            tested = self._runtime is not None and task.session.sweeps % network_worth.EVERY == 0
+            update, given, _ = self._given(task, clock, 0 if tested else 2)
+            answers = self._updated(task, update, given, clock) if tested else {}
+            network_worth.note(task, *network_worth.evidence(task).tolist())
             before, field = task.session.field, task.field
             if before is not None and field is not None:
                 images = (task.images - task.base) * (task.session.span / field.unit)
                 trail.keep(sweep.sweep, field.known(before, task.operator_at, images, task.level))
+            network_worth.keep(task, answers)
+            trail.findings = task.session.findings
             task.session.sweeps += 1
             task.session.field = task.field
             self._sessions.keep(sweep, "ahead", task.session)
@@ -161,20 +181,28 @@ class Reconstructor:
             return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0, trail)
 
     def _reconstruct(self, sweep: Sweep, lane: str, effort: int, trail: Trail | None) -> Reconstruction:
-        clock = Clock(self.device)
+        clock, config = Clock(self.device), self.config
         task = self._normaliser.task(sweep, lane, effort)
         if trail is not None:
             task.known = trail.at(sweep.sweep, self.device)
+            if isinstance(trail.findings, Findings):
+                task.session.findings = trail.findings
         clock.lap("prepare")
         coarse = self._coarse_test(task)
         if coarse is not None:
             clock.lap("sampler")
-        update, given, reference = self._given(task, clock)
+        spared = (
+            config.fallback
+            and network_worth.worthless(task.session)
+            and (trail is not None or task.session.sweeps % network_worth.EVERY > 0)
+        )
+        update, given, reference = self._given(task, clock, 2 if spared else effort)
         answers = self._updated(task, update, given, clock)
         found = answers.pop(SCORES)
         if coarse is not None:
             found = torch.cat([found, coarse[None]])
-        numbers = found.tolist()
+        numbers = torch.cat([found, network_worth.evidence(task)]).tolist()
+        network_worth.note(task, *numbers[-2:])
         scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
         selection = self._serve(task, answers, scores)
         served = selection.served
@@ -182,6 +210,7 @@ class Reconstructor:
             self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
         )
         volume = download((answers[served] * task.session.span).add_(task.session.low))
+        network_worth.keep(task, answers)
         task.session.sweeps += 1
         task.session.field = task.field
         self._sessions.keep(sweep, lane, task.session)
@@ -199,11 +228,11 @@ class Reconstructor:
             seconds=seconds,
             inr_iterations=task.prior_steps,
             network_weight=selection.weight,
-            why="there was no time for the network" if effort == 2 else selection.why,
+            why="there was no time for the network" if effort == 2 else _SPARED if spared else selection.why,
             merged=task.learned is not None and task.learned.still > 0.0,
             still=float("nan") if task.learned is None else task.learned.still,
             drift=drift_um(task.learned, self.header),
-            runtime=self.engine.name if self._runtime is not None and effort < 2 else "",
+            runtime=self.engine.name if self._runtime is not None and not (spared or effort == 2) else "",
             effort=effort,
             uncertainty=unsure,
             age=None if task.learned is None else age_map(task.learned.age),
@@ -215,19 +244,20 @@ class Reconstructor:
         coarse_test, findings, config = task.geometry.coarse_test, task.session.findings, self.config
         if self._runtime is None or coarse_test is None or not config.fallback or config.method != "mdd":
             return None
-        if task.lane == "rolling" or task.effort > 0:
+        if task.lane == "rolling" or task.effort > 0 or findings.borne_out is not None:
             return None
         # A network that failed is tested again with every held-out projection.
         again = findings.coarse_error > COARSE_LIMITS[0] and task.held is not None
         if not again and task.session.sweeps % _TEST_EVERY:
             return None
         once = SamplerSettings(1, config.guidance, 0.0, config.tile)
-        return coarse_test(self._runtime, task.images, task.variance, task.floor, once)
+        sure = partial(sweep_deviation, bandwidth=default_bandwidth(task.geometry.conditions.length))
+        return coarse_test(self._runtime, task.images, task.variance, task.floor, once, sure)
 
-    def _given(self, task: Task, clock: Clock) -> tuple[Update, Tensors, dict[str, float]]:
+    def _given(self, task: Task, clock: Clock, effort: int) -> tuple[Update, Tensors, dict[str, float]]:
         """Return the update of a sweep, its inputs, and the seconds of the reference's stages."""
         geometry, method = task.geometry, self.config.method
-        settings = UpdateSettings.of(self.config, task.effort)
+        settings = UpdateSettings.of(self.config, effort)
         update = self._updates.get((geometry, settings))
         if update is None:
             update = Update(geometry, settings, self._runtime, self._noise)
@@ -255,8 +285,8 @@ class Reconstructor:
         given["prior"] = sweep_prior(task)
         if task.light is not None:
             given["light"] = task.light
-        if task.learned is not None:
-            given["network_share"] = network_share(task.learned.age)
+        if "mdd" in update.names:
+            given["deviation"] = prior_deviation(task)
         clock.lap("inr")
         return update, given, {}
 

@@ -92,7 +92,8 @@ class RunSessions:
         if session is None or not kept:
             # What was learned outlasts another range: it has a unit of its own.
             field = learned(span) if session is None else session.field
-            session = Session(low, span, prior(), Findings(), field=field)
+            findings = Findings() if session is None else session.findings.in_another_range()
+            session = Session(low, span, prior(), findings, field=field)
             self.keep(sweep, lane, session)
         return session
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.engines.inr import SessionField, SessionPrior
-from microdiffusion.engines.trust import DEFAULT_SCALE, Findings
+from microdiffusion.engines.trust import DEFAULT_SCALE, Claim, Findings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +49,10 @@ class Session:
         What all sweeps say; None where every sweep stands alone.
     error_scale : float
         See `uncertainty.scale`.
+    claim : Claim or None
+        Of the network in the last sweep; None where it was not asked.
+    places : tuple of depths
+        Of the slabs of the last two sweeps, slices.
     """
 
     low: float
@@ -59,11 +63,13 @@ class Session:
     white_share: float = 1.0
     field: SessionField | None = None
     error_scale: float = DEFAULT_SCALE
+    claim: Claim | None = None
+    places: tuple[tuple[float, ...], ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Of what it keeps."""
-        return self.prior.nbytes + (0 if self.field is None else self.field.nbytes)
+        return sum(each.nbytes for each in (self.prior, self.field, self.claim) if each is not None)
 
     def copy(self) -> Session:
         """Return an independent session."""
@@ -83,11 +89,20 @@ class Session:
             "white_share": self.white_share,
             "findings": asdict(self.findings),
             "error_scale": self.error_scale,
+            "places": [list(each) for each in self.places],
         }
         prior, tensors = self.prior.state()
         if self.field is not None and self.field.estimator.sweeps:
             numbers["field"], learned = self.field.state()
             tensors |= learned
+        if self.claim is not None:
+            claim = self.claim
+            numbers["claim"] = {
+                "every": claim.every,
+                "shift": list(claim.shift),
+                "brightness": claim.brightness,
+            }
+            tensors |= {"claim_prior": claim.prior, "claim_correction": claim.correction}
         return FrozenState(numbers | {"prior": prior}, tensors)
 
     @classmethod
@@ -103,6 +118,17 @@ class Session:
         prior.load(numbers["prior"], state.tensors)
         if learned is not None and "field" in numbers:
             learned.load(numbers["field"], state.tensors)
+        claim = None
+        if "claim" in numbers:
+            about, device = numbers["claim"], prior.device
+            z, y, x = (float(each) for each in about["shift"])
+            claim = Claim(
+                state.tensors["claim_prior"].to(device),
+                state.tensors["claim_correction"].to(device),
+                int(about["every"]),
+                (z, y, x),
+                float(about["brightness"]),
+            )
         return cls(
             float(numbers["low"]),
             float(numbers["span"]),
@@ -112,6 +138,8 @@ class Session:
             float(numbers["white_share"]),
             learned,
             error_scale=float(numbers["error_scale"]),
+            claim=claim,
+            places=tuple(tuple(float(depth) for depth in each) for each in numbers["places"]),
         )
 
 

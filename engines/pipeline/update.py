@@ -18,7 +18,6 @@ from microdiffusion.engines.diffusion import (
     SamplerSettings,
     VolumeDenoiser,
     sample,
-    worth_evaluating,
 )
 from microdiffusion.engines.projections import along_z, light_share
 from microdiffusion.engines.trust import measure, measure_held, structured_miss
@@ -90,7 +89,7 @@ class Update:
         given : dict
             Normalised: `images` and `variance` (M, Y, X), `floor` () the level of no light, `closed` (Z, M)
             Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one, `light` (M, Y, X) their
-            `slab_light`, `network_share` (Z, Y, X) how much of the network's correction to it counts; `held`,
+            `slab_light`, `deviation` (Z, Y, X) how surely the network's prior is known; `held`,
             `held_variance` (H, Y, X) and `held_operator` (H, Z) where projections were held out.
         lap : callable
             Called with the name of each finished stage.
@@ -101,8 +100,6 @@ class Update:
         answers = {}
         if "mdd" in names:
             answers["mdd"], miss = self._sampled(given, lap)
-            if "network_share" in given:
-                answers["mdd"] = torch.lerp(given["prior"], answers["mdd"], given["network_share"])
         if "inr" in names:
             answers["inr"] = given["prior"]
         if self._settings.consistency and "inr" in names:
@@ -128,11 +125,8 @@ class Update:
             raise RuntimeError("the method mdd has no network")
         images, variance, floor = given["images"], given["variance"], given["floor"]
         geometry = self._geometry
-        shown = NetworkInputs(given["prior"], images, variance.mean().sqrt())
+        shown = NetworkInputs(given["prior"], given["deviation"], images, variance.mean().sqrt())
         above = images - floor
-        # On a GPU the operations may not depend on a value.
-        share = given.get("network_share") if floor.device.type == "cpu" else None
-        wanted = None if share is None else worth_evaluating(share)
         missed: list[Tensor] = []
 
         def consistent(volume: Tensor) -> Tensor:
@@ -147,7 +141,7 @@ class Update:
             return volume
 
         volume = sample(
-            lambda state, time: denoise(state, shown, time, wanted),
+            lambda state, time: denoise(state, shown, time),
             shown.prior,
             self._settings.sampler,
             consistent,

@@ -1,5 +1,6 @@
 """Selects the answer to serve, and measures how far to trust it."""
 
+from microdiffusion.engines.trust.claims import Claim
 from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held, structured_miss
 from microdiffusion.engines.trust.selection import COARSE_LIMITS, Findings, Selection, select
@@ -8,6 +9,7 @@ from microdiffusion.engines.trust.uncertainty import DEFAULT_SCALE, deviation, p
 __all__ = [
     "COARSE_LIMITS",
     "DEFAULT_SCALE",
+    "Claim",
     "CoarseTest",
     "Findings",
     "Scores",

@@ -29,6 +29,8 @@ from microdiffusion.engines.projections import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from microdiffusion.engines.diffusion import Runtime
@@ -73,12 +75,19 @@ class CoarseTest:
         return cls(coarse, fine, SliceConditions.of(coarse, 0.5 * (middle - 0.5), reach))
 
     def __call__(
-        self, runtime: Runtime, images: Tensor, variance: Tensor, floor: float, settings: SamplerSettings
+        self,
+        runtime: Runtime,
+        images: Tensor,
+        variance: Tensor,
+        floor: float,
+        settings: SamplerSettings,
+        deviation: Callable[[NDArray[np.float64], Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Return the network's mean squared error relative to the closed form's, ().
 
-        `images`, `variance` (M, Y, X) and `floor` are normalised. Synchronises with the host once, at the
-        beginning, for the closed form's smoothness.
+        `images`, `variance` (M, Y, X) and `floor` are normalised; `deviation` tells how surely a sweep tells
+        each slice (Z,), from its operator, images and variance. Synchronises with the host at the beginning,
+        for the closed form's smoothness and the deviation.
         """
         count = len(self.fine)
         fine_images = images[:count]
@@ -91,7 +100,8 @@ class CoarseTest:
         closed = closed.clamp_min(floor)
         denoise = VolumeDenoiser(runtime, self.conditions, settings)
         pull = DataConsistency(tensor_of(self.coarse, images.device))
-        raw = denoise(closed, NetworkInputs(closed, pairs, noise.mean().sqrt()), 1.0)
+        sure = deviation(self.coarse, pairs - floor, noise)[:, None, None].expand(closed.shape)
+        raw = denoise(closed, NetworkInputs(closed, sure, pairs, noise.mean().sqrt()), 1.0)
         answer = pull(raw - floor, pairs - floor, noise) + floor
         fine = tensor_of(self.fine, images.device)
 

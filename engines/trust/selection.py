@@ -11,6 +11,10 @@ The least trust counts.
 - *held out*: the network's share in the mixture that best predicts a held-out projection. It tracks the best
   share for the whole volume, a little above it.
 
+In a session the next sweep's projections say more than all of these, see `claims.py`: where they tell
+anything, and nothing displaces the INR, the share of the network's corrections that they bore out is its
+weight.
+
 Fallbacks are the INR, Tikhonov and, where it explains its own projections, linear interpolation. The INR
 starts from Tikhonov's answer, so a held-out projection, which tests a single position, must be clear to
 displace it. Findings last until the next of their kind. `scores.py` measures.
@@ -18,6 +22,7 @@ displace it. Findings last until the next of their kind. `scores.py` measures.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from microdiffusion.engines.trust.scores import Scores
@@ -32,6 +37,9 @@ _CLEARLY = 0.8  # rms error relative to the INR's at which one projection displa
 _EXPLAINS = 1.25  # residual relative to the noise and to the INR's, up to which an answer may be the fallback
 # An answer whose residual is so many times the best one (or the noise) is broken.
 _UNSOUND = 4.0
+_MEMORY = 0.4  # of what earlier sweeps bore out: as a session learns, the network's task becomes another
+# Squared correction in units of the noise, from which on a session tells its share, and one sweep all it can.
+_TELLING, _TELLS_ALL = 100.0, 1000.0
 
 
 @dataclass(slots=True)
@@ -46,12 +54,43 @@ class Findings:
         Of the network in the blend that predicts the held-out projection.
     fallback : str or None
         The best of the other answers; None before the first test.
+    explained, claimed : float
+        Of the projections that followed, by the network's corrections, and all that these said; see `Claim`.
     """
 
     coarse_error: float = 1.0
     held_out: float = 1.0
     share: float = 1.0
     fallback: str | None = None
+    explained: float = 0.0
+    claimed: float = 0.0
+
+    @property
+    def borne_out(self) -> float | None:
+        """The share of the network's corrections that later projections bore out; None: not known yet."""
+        if self.claimed < _TELLING:
+            return None
+        return min(1.0, max(0.0, self.explained / self.claimed))
+
+    def note(self, explained: float, claimed: float) -> None:
+        """Take in what the projections of a sweep say of the last one's correction."""
+        if not claimed > 0.0 or not math.isfinite(explained + claimed):
+            # Nothing new was told, or nothing that is a number: what is known grows old.
+            self.explained *= _MEMORY
+            self.claimed *= _MEMORY
+        else:
+            # A sweep that claimed much must not outweigh all later ones.
+            counts = min(1.0, _TELLS_ALL / claimed)
+            self.explained = _MEMORY * self.explained + counts * explained
+            self.claimed = _MEMORY * self.claimed + counts * claimed
+
+    def in_another_range(self) -> Findings:
+        """Return the findings of the same session with another normalisation."""
+        return Findings(explained=self.explained, claimed=self.claimed)
+
+    def forget_claims(self) -> None:
+        """Begin anew, with another specimen."""
+        self.explained = self.claimed = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +124,9 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
     if own != "mdd" or own not in sound:
         broken = "the network's answer is far from its own projections"
         return Selection(fallback, 0.0, fallback, broken if own == "mdd" else "")
+    if findings.borne_out is not None and fallback == first:
+        weight = findings.borne_out
+        return _weighed(weight, first, f"later projections bore out {weight:.0%} of what the network added")
     # A clearly better prediction of a projection says more than the size of the correction. But a single
     # position can be lucky: it does not excuse a network that is far off everywhere.
     proven = findings.held_out < _PROVEN and scores.miss < _FAR_OFF
@@ -96,9 +138,12 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
         f"{fallback} predicts a held-out projection about as well, or better": findings.share,
     }
     why = min(trust, key=lambda reason: trust[reason])
-    weight = trust[why]
-    served = own if weight >= 1.0 else fallback if weight <= 0.0 else "blend"
-    return Selection(served, weight, fallback, "" if served == own else why)
+    return _weighed(trust[why], fallback, why)
+
+
+def _weighed(weight: float, fallback: str, why: str) -> Selection:
+    served = "mdd" if weight >= 1.0 else fallback if weight <= 0.0 else "blend"
+    return Selection(served, weight, fallback, "" if served == "mdd" else why)
 
 
 def _fallback(first: str, others: list[str], scores: Scores) -> str:

@@ -91,9 +91,11 @@ class _Meddling:
         self.name, self.capturable = "meddling", True
         self._runtime, self._meddle = runtime, meddle
 
-    def __call__(self, state: Tensor, prior: Tensor, image: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
         self._meddle(prior)
-        return self._runtime(state, prior, image, conditions)
+        return self._runtime(state, prior, deviation, image, conditions)
 
 
 def some_runtime() -> TorchRuntime:
@@ -122,7 +124,7 @@ def given_for(geometry: Geometry, *, held: bool, seed: int = 0) -> Tensors:
         "floor": some() * 0.01,
         "closed": geometry.tikhonov,
         "prior": some(*SHAPE),
-        "network_share": some(*SHAPE),
+        "deviation": 0.05 * some(*SHAPE),
     }
     if held:
         given |= {
@@ -182,7 +184,7 @@ def test_what_leaves_the_device_is_found(
             update(given)
 
 
-def test_the_coarse_test_asks_for_its_smoothness_and_for_nothing_after(
+def test_the_coarse_test_asks_for_smoothness_and_deviation_and_for_nothing_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("microdiffusion.engines.trust.coarse_test.matched_smoothness", lambda *_: 0.01)
@@ -192,7 +194,8 @@ def test_the_coarse_test_asks_for_its_smoothness_and_for_nothing_after(
         coarse = CoarseTest.of(geometry.matrix, centres, 6.0)
         assert coarse is not None
         given = given_for(geometry, held=False)
-        error = coarse(runtime, given["images"], given["variance"], 0.0, SETTINGS)
+        sure = lambda matrix, *_: torch.full(matrix.shape[1:], 0.05, device=META)  # noqa: E731
+        error = coarse(runtime, given["images"], given["variance"], 0.0, SETTINGS, sure)
     assert error.device == META
     assert error.shape == ()
 

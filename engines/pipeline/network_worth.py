@@ -1,0 +1,80 @@
+"""What the network is worth to a session: its claims, and what the sweeps that follow say of them.
+
+See `trust/claims.py`. The evidence goes into the session's findings before an answer is selected; the claim
+of a sweep is kept once the sweep has succeeded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from microdiffusion.engines.trust import Claim
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from microdiffusion.engines.pipeline.session import Session
+    from microdiffusion.engines.pipeline.task import Task
+    from microdiffusion.engines.pipeline.update import Tensors
+
+EVERY = 4
+"""Sweeps between two tests of a network that a session is better without; the next sweep tells the result."""
+_WORTHLESS = 0.05  # share of its corrections
+_MOVED = 0.5  # voxels between two sweeps, beyond which the claim lies elsewhere
+_SAME_PLACE = 0.1  # of a step
+
+
+def worthless(session: Session) -> bool:
+    """Return whether later projections bore out next to nothing of what the network added to a session."""
+    share = session.findings.borne_out
+    return share is not None and share < _WORTHLESS
+
+
+def evidence(task: Task) -> Tensor:
+    """Return what a sweep explains of the network's last correction, and all that this said (2,)."""
+    claim, learned = task.session.claim, task.learned
+    nothing = torch.zeros(2, device=task.images.device)
+    if claim is None or learned is None or task.known is not None or _just_seen(task):
+        return nothing
+    motion = learned.motion
+    if max(abs(now - before) for now, before in zip(motion.shift, claim.shift, strict=True)) > _MOVED:
+        return nothing
+    brighter = motion.brightness / claim.brightness
+    # The claim's light, as bright as this sweep's; the level of no light stays.
+    images = (task.images - task.base) / brighter + task.base
+    return claim.held_against(task.geometry.operator, images, task.variance / brighter**2, learned.age)
+
+
+def note(task: Task, explained: float, claimed: float) -> None:
+    """Take the evidence of a sweep into its session's findings."""
+    findings, learned = task.session.findings, task.learned
+    if learned is None or task.known is not None:
+        return
+    if learned.still == 0.0:
+        findings.forget_claims()
+    if task.session.claim is not None and (claimed > 0.0 or _just_seen(task)):
+        findings.note(explained, claimed)
+
+
+def keep(task: Task, answers: Tensors) -> None:
+    """Keep the claim that the network's answer to a sweep makes, and where the sweep's slabs lay."""
+    session, learned = task.session, task.learned
+    if learned is None or task.known is not None:
+        return
+    session.places = (*session.places[-1:], task.geometry.places)
+    session.claim = None
+    if "mdd" in answers:
+        motion = learned.motion
+        session.claim = Claim.of(answers["inr"], answers["mdd"], motion.shift, motion.brightness)
+
+
+def _just_seen(task: Task) -> bool:
+    """Return whether all slabs of a sweep lie where one of the last two sweeps had some."""
+    seen = np.array([place for places in task.session.places for place in places])
+    if not seen.size:
+        return False
+    apart = np.abs(np.array(task.geometry.places)[:, None] - seen).min(1)
+    return bool(apart.max() < _SAME_PLACE * task.geometry.conditions.step)

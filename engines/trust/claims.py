@@ -1,0 +1,80 @@
+"""What the network added to a sweep, held against the projections of the next one.
+
+The next sweep's slabs lie elsewhere, and nobody had seen its projections when the network spoke. So in what
+keeps still, the share of its correction that explains them best,
+
+    w = <A c, p - A x> / <A c, A c>,
+
+tells which share of it is right: x is the prior, c the network's correction to it, p the projections and A
+their operator (least squares). No frame has to be held out for it, and all projections of a sweep answer.
+Numerator and denominator are summed up over the session, with a memory of a few sweeps.
+
+A sweep at places that the session has just seen tells nothing: there the prior is known, and what the network
+says of the gaps between them does not show. Nor does one of a specimen that has moved since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_PIXELS = 1 << 12  # of an image: enough for one number
+_MOST = 6e4  # that float16 holds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """The prior and the network's correction to it (Z, Y, X) float16, at every so many pixels of a sweep.
+
+    `shift` (voxels) and `brightness` say where the specimen was, and how bright: see `inr.Motion`.
+    """
+
+    prior: Tensor
+    correction: Tensor
+    every: int
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    brightness: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        prior: Tensor,
+        corrected: Tensor,
+        shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        brightness: float = 1.0,
+    ) -> Claim:
+        """Return the claim that `corrected` (Z, Y, X) makes beyond `prior`."""
+        every = max(1, round((prior[0].numel() / _PIXELS) ** 0.5))
+        some = (slice(None), slice(None, None, every), slice(None, None, every))
+        kept = (_half(prior[some]), _half(corrected[some] - prior[some]))
+        return cls(*kept, every, shift, brightness)
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it keeps."""
+        return self.prior.nbytes + self.correction.nbytes
+
+    def held_against(self, operator: Tensor, images: Tensor, variance: Tensor, age: Tensor) -> Tensor:
+        """Return what of the next sweep it explains and all that it says (2,), in units of the noise.
+
+        Parameters
+        ----------
+        operator : (M, Z)
+        images, variance : (M, Y, X)
+            The next sweep's projections, normalised as the claim is, and their noise variance.
+        age : (Z, Y, X)
+            Sweeps since a voxel was last taken anew, the next one included: no claim was made of what is new.
+        """
+        some = (slice(None), slice(None, None, self.every), slice(None, None, self.every))
+        new = torch.einsum("mz,zyx->myx", (operator > 0).float(), (age[some] < 2).float())
+        still = (new == 0) / variance[some]
+        left = images[some] - torch.einsum("mz,zyx->myx", operator, self.prior.float())
+        said = torch.einsum("mz,zyx->myx", operator, self.correction.float())
+        return torch.stack([(still * said * left).sum(), (still * said.square()).sum()])
+
+
+def _half(volume: Tensor) -> Tensor:
+    """Return a volume in float16, without overflow."""
+    return volume.clamp(-_MOST, _MOST).half()

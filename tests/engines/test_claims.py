@@ -1,0 +1,283 @@
+"""What the network adds, held against the projections of the next sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.sample_data import header, look, specimen
+from torch import Tensor
+
+from microdiffusion.config.models import EngineConfig
+from microdiffusion.engines.inr import Trail
+from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine
+from microdiffusion.engines.pipeline.session_store import SessionStore
+from microdiffusion.engines.trust.claims import Claim
+from microdiffusion.engines.trust.scores import Scores
+from microdiffusion.engines.trust.selection import Findings, select
+from microdiffusion.frames import Reconstruction, StagePositions, Sweep
+from microdiffusion.optics import sweep_offset, sweep_positions
+
+Network = Callable[[Tensor], Tensor]
+
+
+class Stand:
+    """A runtime whose correction is a function of the prior's middle slices; counts its windows."""
+
+    device = torch.device("cpu")
+    name = "stand-in"
+    multiple = 1
+    capturable = False
+
+    def __init__(self, correction: Network) -> None:
+        self.correction = correction
+        self.windows = 0
+
+    def __call__(
+        self, state: Tensor, prior: Tensor, deviation: Tensor, image: Tensor, conditions: Tensor
+    ) -> Tensor:
+        self.windows += len(prior)
+        assert float(deviation.min()) > 0.0
+        return prior[:, 4:12] + self.correction(prior[:, 4:12])
+
+
+def invented(middle: Tensor) -> Tensor:
+    """Return structures that are not there."""
+    generator = torch.Generator().manual_seed(5)
+    return 0.2 * torch.rand(middle.shape, generator=generator)
+
+
+def sweeps_of(count: int, offsets: str = "golden") -> list[Sweep]:
+    """Return sweeps of a specimen that keeps still."""
+    volume, sweeps = specimen(), []
+    head = header()
+    length, step = head.profile.length_um, 4.0 * head.voxel_size_um[0]
+    for number in range(count):
+        centres = sweep_positions(
+            length_um=length,
+            step_um=step,
+            z0_um=0.0,
+            voxel_z_um=head.voxel_size_um[0],
+            shape_z=volume.shape[0],
+            offset_um=sweep_offset(number, offsets) * step % step,
+        )
+        images = look(volume, centres, seed=number).astype(np.float32)
+        none = np.empty((0, *images.shape[1:]), np.float32)
+        stage = StagePositions.along_z(centres)
+        sweeps.append(Sweep(number, 0, 0, stage, images, stage[:0], none))
+    return sweeps
+
+
+def reconstructor(
+    correction: Network, *, sessions: SessionStore | None = None, **changes: object
+) -> tuple[Reconstructor, Stand]:
+    config = EngineConfig.model_validate(
+        {"method": "mdd", "device": "cpu", "steps": 1, "interpolation": 0.0, **changes}
+    )
+    stand = Stand(correction)
+    engine = replace(open_engine(config.model_copy(update={"method": "inr"})), runtime=stand, name="stand-in")
+    assert isinstance(engine, Engine)
+    return Reconstructor(header(), config, engine, sessions=sessions), stand
+
+
+def serve(correction: Network, count: int) -> tuple[list[Reconstruction], Stand]:
+    made, stand = reconstructor(correction)
+    return [made.reconstruct(sweep) for sweep in sweeps_of(count)], stand
+
+
+@pytest.mark.parametrize("share", [-0.3, 0.0, 0.4, 1.0])
+def test_the_next_sweep_tells_which_share_of_a_correction_is_right(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior, correction = (torch.rand(16, 20, 20, generator=generator) for _ in range(2))
+    operator = torch.rand(4, 16, generator=generator)
+    seen = torch.einsum("mz,zyx->myx", operator, prior + share * correction)
+    noisy = seen + 0.02 * torch.randn(seen.shape, generator=generator)
+    claim = Claim.of(prior, prior + correction)
+    age = torch.full(prior.shape, 3, dtype=torch.uint8)
+    explained, claimed = claim.held_against(operator, noisy, torch.full_like(seen, 4e-4), age).tolist()
+    assert explained / claimed == pytest.approx(share, abs=0.01)
+    # Nothing was claimed of what is new.
+    assert claim.held_against(operator, noisy, seen, torch.ones_like(age)).tolist() == [0.0, 0.0]
+
+
+def test_a_large_image_answers_by_some_of_its_pixels() -> None:
+    claim = Claim.of(torch.zeros(2, 512, 512), torch.ones(2, 512, 512))
+    assert claim.every == 8
+    assert claim.nbytes < 2 * 2 * 512 * 512 * 4 / 10
+    age = torch.full((2, 512, 512), 2, dtype=torch.uint8)
+    images = torch.full((1, 512, 512), 0.5)
+    explained, claimed = claim.held_against(torch.ones(1, 2), images, images, age).tolist()
+    assert explained / claimed == pytest.approx(0.25)
+
+
+def test_what_later_projections_bore_out_outweighs_every_other_finding() -> None:
+    scores = Scores({"mdd": 1.0, "inr": 1.0, "tikhonov": 1.0}, {}, miss=0.5)
+    findings = Findings(coarse_error=3.0)
+    assert select("mdd", findings, scores).served == "inr"
+    findings.note(900.0, 1000.0)
+    chosen = select("mdd", findings, scores)
+    assert (chosen.served, chosen.fallback) == ("blend", "inr")
+    assert chosen.weight == pytest.approx(0.9)
+    assert "90%" in chosen.why
+    findings.forget_claims()
+    assert findings.borne_out is None
+
+
+def test_a_network_that_invents_is_served_for_one_sweep_at_most_and_spared_from_then_on() -> None:
+    answers, stand = serve(invented, 8)
+    assert [answer.network_weight for answer in answers[1:]] == [0.0] * 7
+    assert all("bore out" in answer.why for answer in answers[1:])
+    windows = stand.windows
+    _, everytime = serve(torch.zeros_like, 8)
+    assert windows < 0.6 * everytime.windows
+    made, _ = reconstructor(torch.zeros_like)
+    plain = [made.reconstruct(sweep, effort=2) for sweep in sweeps_of(8)]
+    np.testing.assert_allclose(answers[-1].volume, plain[-1].volume, rtol=1e-5)
+
+
+def half_way(first: Sweep) -> Network:
+    """Return the correction of a network that goes half of the way to the truth, in units of a session."""
+    truth = torch.from_numpy(specimen()) + header().camera.offset
+    low, high = (float(each) for each in np.percentile(first.projections, [1.0, 99.9]))
+    count = -(-len(truth) // 8) * 8
+    padded = torch.nn.functional.pad(truth, (0, 0, 0, 0, 0, count - len(truth)))
+    windows = ((padded - low) / (high - low)).unflatten(0, (-1, 8))
+
+    def correction(middle: Tensor) -> Tensor:
+        # The test on slabs twice as thick has fewer windows.
+        return 0.5 * (windows - middle) if windows.shape == middle.shape else torch.zeros_like(middle)
+
+    return correction
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["whole", "a frame lost"])
+@pytest.mark.parametrize("offsets", ["fixed", "alternate"])
+def test_places_that_were_just_seen_tell_nothing(offsets: str, lost: bool) -> None:
+    made, _ = reconstructor(invented)
+    claimed = []
+    for sweep in sweeps_of(5, offsets):
+        if lost and sweep.sweep > 1:
+            kept = np.arange(len(sweep.stage)) != sweep.sweep % len(sweep.stage)
+            sweep = replace(sweep, stage=sweep.stage[kept], projections=sweep.projections[kept])
+        made.reconstruct(sweep)
+        session = made._sessions.peek(sweep)
+        assert session is not None
+        claimed.append(session.findings.claimed)
+    # Alternating, the second sweep is the last one at new places; what it told grows old.
+    assert claimed[0] == 0.0
+    assert (claimed[1] > 0.0) == (offsets == "alternate")
+    assert all(after <= before for before, after in itertools.pairwise(claimed[1:]))
+
+
+def test_a_specimen_that_bleaches_bears_out_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    for bleaching in (1.0, 0.93):
+        sweeps = sweeps_of(4)
+        made, _ = reconstructor(half_way(sweeps[0]))
+        dark = header().camera.offset
+        for sweep in sweeps:
+            faded = (sweep.projections - dark) * bleaching**sweep.sweep + dark
+            made.reconstruct(replace(sweep, projections=faded.astype(np.float32)))
+        session = made._sessions.peek(sweeps[0])
+        assert session is not None
+        shares.append(session.findings.explained / session.findings.claimed)
+    assert shares[1] == pytest.approx(shares[0], abs=0.15)
+
+
+def test_a_claim_about_a_specimen_that_has_moved_is_not_held_against_it() -> None:
+    made, _ = reconstructor(invented)
+    first, second = sweeps_of(2)
+    made.reconstruct(first)
+    session = made._sessions.peek(first)
+    assert session is not None
+    assert session.claim is not None
+    session.claim = replace(session.claim, shift=(0.0, 2.0, 0.0))
+    made.reconstruct(second)
+    assert session.findings.claimed == 0.0
+
+
+def test_counts_without_end_or_number_poison_nothing() -> None:
+    claim = Claim.of(torch.full((2, 4, 4), 1e9), torch.full((2, 4, 4), -1e9))
+    assert bool(torch.isfinite(claim.prior).all() and torch.isfinite(claim.correction).all())
+    findings = Findings()
+    findings.note(500.0, 1000.0)
+    findings.note(float("nan"), 1000.0)
+    findings.note(float("inf"), float("inf"))
+    findings.note(500.0, 1000.0)
+    assert findings.borne_out == pytest.approx(0.5)
+
+
+def test_a_network_that_is_right_is_served() -> None:
+    sweeps, truth = sweeps_of(6), specimen() + header().camera.offset
+    made, _ = reconstructor(half_way(sweeps[0]))
+    weights, gains = [], []
+    for sweep in sweeps:
+        inr = made.reconstruct(sweep, lane="rolling", effort=2).volume
+        answer = made.reconstruct(sweep)
+        weights.append(answer.network_weight)
+        gains.append(np.square(inr - truth).mean() / np.square(answer.volume - truth).mean())
+    assert min(weights[1:]) > 0.6
+    assert min(gains[2:]) > 1.5
+
+
+def test_a_network_that_recovers_is_served_again() -> None:
+    sweeps = sweeps_of(9)
+    made, stand = reconstructor(invented)
+    weights = []
+    for sweep in sweeps:
+        weights.append(made.reconstruct(sweep).network_weight)
+        if sweep.sweep == 1:
+            stand.correction = half_way(sweeps[0])
+    assert weights[1:4] == [0.0] * 3
+    assert weights[-1] > 0.5
+
+
+def test_a_claim_outlives_the_session_being_put_aside() -> None:
+    made, _ = reconstructor(invented)
+    first = sweeps_of(1)[0]
+    made.reconstruct(first)
+    session = made._sessions.peek(first)
+    assert session is not None
+    state = session.state().on_the_host()
+    fresh, _ = reconstructor(invented)
+    fresh.reconstruct(first)
+    other = fresh._sessions.peek(first)
+    assert other is not None
+    revived = type(session).of(state, other.prior, other.field)
+    assert revived.claim is not None
+    assert session.claim is not None
+    torch.testing.assert_close(revived.claim.correction, session.claim.correction)
+    assert session.nbytes > session.claim.nbytes
+
+
+def test_a_rolling_update_claims_nothing() -> None:
+    made, _ = reconstructor(invented)
+    first, second = sweeps_of(2)
+    made.reconstruct(first)
+    before = made._sessions.peek(first)
+    assert before is not None
+    claim, findings = before.claim, replace(before.findings)
+    made.reconstruct(second, lane="rolling")
+    assert before.claim is claim
+    assert before.findings == findings
+
+
+@pytest.mark.parametrize("room", [1e9, 1.0], ids=["room", "none"])
+def test_offline_the_way_there_tells_what_the_network_is_worth(tmp_path: Path, room: float) -> None:
+    # Little enough for the other findings to trust it.
+    made, stand = reconstructor(lambda middle: 0.1 * invented(middle), sessions=SessionStore(most_bytes=room))
+    sweeps = sweeps_of(6)
+    with Trail(tmp_path) as trail:
+        for sweep in sweeps:
+            made.look_ahead(sweep, trail)
+        asked = stand.windows
+        answers = [made.reconstruct(sweep, trail=trail) for sweep in reversed(sweeps)]
+    assert asked > 0
+    assert [answer.network_weight for answer in answers] == [0.0] * 6
+    assert all("bore out" in answer.why for answer in answers)
+    assert not any(answer.runtime for answer in answers)
