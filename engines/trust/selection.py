@@ -27,8 +27,10 @@ from dataclasses import dataclass
 
 from microdiffusion.engines.trust.scores import Scores
 
-MISS_LIMITS = (0.015, 0.0175)
-"""Rms over 3 x 3 pixels, share of the projections' range. Recorded volumes are missed by up to 0.015."""
+MISS_LIMITS = (0.01, 0.0125)
+"""Rms over 3 x 3 pixels, share of the projections' range. Recorded volumes are missed by up to 0.009, but for
+three of 23 (cell walls, chromosomes, pollen: 0.018); gratings and checkers that come out worse, by 0.012 on.
+"""
 COARSE_LIMITS = (1.1, 1.25)
 """Mean squared error of the network relative to the closed form's."""
 _PROVEN = 0.95  # relative error on the held-out projection below which the miss does not count
