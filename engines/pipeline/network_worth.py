@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 EVERY = 4
 """Sweeps between two tests of a network that a session is better without; the next sweep tells the result."""
 _WORTHLESS = 0.05  # share of its corrections
+# After one sweep the prior is coarse: about half of what the network is right to add to it is in the second
+# sweep, too.
+_FIRST_COUNTS = 0.5
 _MOVED = 0.5  # voxels between two sweeps, beyond which the claim lies elsewhere
 _SAME_PLACE = 0.1  # of a step
 
@@ -55,6 +58,9 @@ def note(task: Task, explained: float, claimed: float) -> None:
         return
     if learned.still == 0.0:
         findings.forget_claims()
+    field = task.session.field
+    if field is not None and field.estimator.sweeps == 1:
+        explained *= _FIRST_COUNTS
     if task.session.claim is not None and (claimed > 0.0 or _just_seen(task)):
         findings.note(explained, claimed)
 
