@@ -1,4 +1,4 @@
-"""What the network is worth to a session: its claims, and what the sweeps that follow say of them.
+"""Worth of the network to a session: its claims, and the evidence of the sweeps that follow.
 
 See `trust/claims.py`. The evidence goes into the session's findings before an answer is selected; the claim
 of a sweep is kept once the sweep has succeeded.

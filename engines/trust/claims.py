@@ -1,4 +1,4 @@
-"""What the network added to a sweep, held against the projections of the next one.
+"""Claims: the network's corrections to a sweep, held against the projections of the next one.
 
 The next sweep's slabs lie elsewhere, and nobody had seen its projections when the network spoke. So in what
 keeps still, the share of its correction that explains them best,

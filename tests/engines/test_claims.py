@@ -1,4 +1,4 @@
-"""What the network adds, held against the projections of the next sweep."""
+"""Claims: the network's additions, held against the projections of the next sweep."""
 
 from __future__ import annotations
 
