@@ -108,9 +108,14 @@ def start(weights: Path, tmp_path: Path) -> Iterator[Callable[[Any], Owner]]:
     owners: list[Owner] = []
 
     def starter(opener: Any) -> Owner:
-        inr = InrConfig(cold_steps=2, warm_steps=1)
         owner = Owner(
-            state=tmp_path / "state", opener=opener, method="mdd", weights=weights, backlog=20, inr=inr
+            state=tmp_path / "state",
+            opener=opener,
+            method="mdd",
+            weights=weights,
+            backlog=20,
+            inr=InrConfig(cold_steps=2, warm_steps=1),
+            fallback=False,  # a network that was hardly trained would not be asked again
         )
         owners.append(owner)
         owner.begin()
