@@ -1,9 +1,9 @@
 """Seconds that this engine takes for a sweep of a configuration: a second of measurement, before a run.
 
 Sweeps of the plan, of the demo's tissue, through a reconstructor of their own. That flickers, drifts and
-bleaches: as the network leaves out what its session knows, a still one takes less. Of a large image a part is
-measured: what the network takes goes with the pixels of its tiles (which overlap), all else with those of the
-image. Imports torch: for a process of its own.
+bleaches, and the network adds to it: a specimen that keeps still, or that the network is worth nothing to,
+takes less. Of a large image a part is measured: what the network takes goes with the pixels of its tiles
+(which overlap), all else with those of the image. Imports torch: for a process of its own.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ mirrored beyond."""
 _LEAST_EDGE = 48  # of the part, pixels
 _COLD, _LEAST, _MOST = 3, 4, 8
 """Sweeps that are not counted (kernels are chosen, a session begins), and that are."""
-_SPIKE = 2.5
-"""So many times the median: a runtime has compiled another number of windows in the longest sweep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +79,7 @@ def measure_sweep(
         taken.append((total_s, seconds.get("sampler", 0.0), cpu_s))
         if len(taken) >= least and sum(total for total, *_ in taken[first:]) > budget_s:
             break
-    counted = sorted(taken[min(_COLD, len(taken) - 1) :])
-    if counted[-1][0] > _SPIKE * counted[len(counted) // 2][0]:
-        counted.pop()
+    counted = taken[min(_COLD, len(taken) - 1) :]
     total_s, network_s, cpu_s = np.mean(counted, axis=0).tolist()
     tile = config.engine.tile
     network = _network_pixels(image, tile) / _network_pixels(part, tile)

@@ -317,8 +317,7 @@ class SessionEstimator:
         table = torch.stack([gain.left for gain in gains]).clamp_min(0.0).sqrt()  # (ages, Z), from age 1
 
         def deviation() -> Tensor:
-            row = (age.long() - 1).clamp(0, len(table) - 1)
-            return table[row, torch.arange(len(row), device=row.device)[:, None, None]]
+            return _by_age(table, age)
 
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
         still = float((some > 1).float().mean())
@@ -330,7 +329,7 @@ class SessionEstimator:
 def sweep_deviation(
     matrix: NDArray[np.float64], images: Tensor, variance: Tensor, bandwidth: float
 ) -> Tensor:
-    """Return the standard deviation (Z,) with which a sweep alone tells each slice.
+    """Return the standard deviation (Z, Y, X) with which a sweep alone tells each slice.
 
     Parameters
     ----------
@@ -342,7 +341,20 @@ def sweep_deviation(
     """
     covariances, noise = AgeCovariances(matrix.shape[1], bandwidth), _noise_of(variance)
     covariances.choose_amplitudes(matrix, _some(banded(images)), noise)
-    return covariances.advance(matrix, noise, images.device)[0].left.clamp_min(0.0).sqrt()
+    left = covariances.advance(matrix, noise, images.device)[0].left
+    return left.clamp_min(0.0).sqrt()[:, None, None].expand(-1, *images.shape[1:])
+
+
+def _by_age(table: Tensor, age: Tensor) -> Tensor:
+    """Return the numbers (Z, Y, X) of a table (ages, Z), from age 1, for the ages of voxels (Z, Y, X)."""
+    if age.device.type != "cpu":
+        row = (age.long() - 1).clamp_(0, len(table) - 1)
+        return table[row, torch.arange(len(row), device=row.device)[:, None, None]]
+    # numpy looks bytes up four times as fast as torch does
+    result = torch.empty(age.shape)
+    for numbers, ages, out in zip(table.T, age, result, strict=True):
+        np.take(numbers[[0, *range(len(table))]].numpy(), ages.numpy(), out=out.numpy(), mode="clip")
+    return result
 
 
 def _noise_of(variance: Tensor) -> NDArray[np.float64]:

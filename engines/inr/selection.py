@@ -98,10 +98,6 @@ class SessionPrior:
         nothing to select by the held-out projection.
     name : str
         Of the session, for the log.
-
-    Attributes
-    ----------
-    device : torch.device
     """
 
     def __init__(
@@ -115,7 +111,7 @@ class SessionPrior:
     ) -> None:
         self._shape = shape
         self._config = config
-        self.device = device
+        self._device = device
         self._name = name
         self._widest = config.bandwidth_z or bandwidth
         self.bandwidth = self._widest
@@ -176,10 +172,10 @@ class SessionPrior:
         self._chosen, self._typical_misfit = bool(numbers["chosen"]), float(numbers["usual"])
         self._received_s = float(numbers["received_s"])
         if "last" in tensors:
-            self._last = tensors["last"].to(self.device)
+            self._last = tensors["last"].to(self._device)
         if "planes" in tensors:
             self._field = self._new(self._shape, self.bandwidth)
-            self._field.planes = tensors["planes"].to(self.device)
+            self._field.planes = tensors["planes"].to(self._device)
 
     def arrived(self, received_s: float) -> None:
         """Note when a sweep arrived (`time.monotonic()`, 0 offline): its fit ends before the next one."""
@@ -273,7 +269,7 @@ class SessionPrior:
         return self._new(self._shape, self.bandwidth)
 
     def _new(self, shape: tuple[int, int, int], bandwidth: float) -> SessionInr:
-        return SessionInr(shape, bandwidth=bandwidth, rank=self._config.rank, device=self.device)
+        return SessionInr(shape, bandwidth=bandwidth, rank=self._config.rank, device=self._device)
 
     def _part(self, view: View) -> View:
         """Return the view of a subset of pixels: columns are independent, so their fit is the same."""

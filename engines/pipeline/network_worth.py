@@ -40,21 +40,21 @@ def evidence(task: Task) -> Tensor:
     """Return what a sweep explains of the network's last correction, and all that this said (2,)."""
     claim, learned = task.session.claim, task.learned
     nothing = torch.zeros(2, device=task.images.device)
-    if claim is None or learned is None or task.known is not None or _just_seen(task):
+    # A rolling update goes by what is known; offline the way there has told it.
+    if claim is None or learned is None or task.lane == "rolling" or task.known is not None:
         return nothing
     motion = learned.motion
-    if max(abs(now - before) for now, before in zip(motion.shift, claim.shift, strict=True)) > _MOVED:
+    moved = max(abs(now - before) for now, before in zip(motion.shift, claim.shift, strict=True))
+    if moved > _MOVED or _just_seen(task):
         return nothing
-    brighter = motion.brightness / claim.brightness
-    # The claim's light, as bright as this sweep's; the level of no light stays.
-    images = (task.images - task.base) / brighter + task.base
-    return claim.held_against(task.geometry.operator, images, task.variance / brighter**2, learned.age)
+    seen = (task.geometry.operator, task.images, task.variance, learned.age)
+    return claim.held_against(*seen, brightness=motion.brightness, dark=task.base)
 
 
 def note(task: Task, explained: float, claimed: float) -> None:
     """Take the evidence of a sweep into its session's findings."""
     findings, learned = task.session.findings, task.learned
-    if learned is None or task.known is not None:
+    if learned is None or task.lane == "rolling" or task.known is not None:
         return
     if learned.still == 0.0:
         findings.forget_claims()

@@ -107,11 +107,5 @@ def prior_deviation(task: Task) -> Tensor:
     """Return the standard deviation (Z, Y, X) of the prior of a sweep, normalised."""
     if task.learned is not None and task.field is not None:
         return task.learned.deviation() * (task.field.unit / task.session.span)
-    geometry = task.geometry
-    sure = sweep_deviation(
-        geometry.matrix,
-        task.images - task.base,
-        task.variance,
-        default_bandwidth(geometry.conditions.length),
-    )
-    return sure[:, None, None].expand(-1, *task.images.shape[1:])
+    bandwidth = default_bandwidth(task.geometry.conditions.length)
+    return sweep_deviation(task.geometry.matrix, task.images - task.base, task.variance, bandwidth)

@@ -120,11 +120,11 @@ class Session:
             learned.load(numbers["field"], state.tensors)
         claim = None
         if "claim" in numbers:
-            about, device = numbers["claim"], prior.device
+            about = numbers["claim"]
             z, y, x = (float(each) for each in about["shift"])
             claim = Claim(
-                state.tensors["claim_prior"].to(device),
-                state.tensors["claim_correction"].to(device),
+                state.tensors["claim_prior"],
+                state.tensors["claim_correction"],
                 int(about["every"]),
                 (z, y, x),
                 float(about["brightness"]),

@@ -242,7 +242,7 @@ class _Adaptation:
         return Group(
             truth=repeated(part),
             prior=repeated(part),
-            deviation=repeated(sure[:, None, None].expand(part.shape)),
+            deviation=repeated(sure),
             projections=repeated(projections),
             variance=repeated(variance),
             floor=torch.zeros(CUBES, 1, 1, 1),

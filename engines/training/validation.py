@@ -81,7 +81,7 @@ def _answers(runtime: TorchRuntime, case: Case) -> dict[str, NDArray[np.float32]
     level = torch.tensor(noise, device=device)
     variance = torch.full_like(images, noise**2)
     sure = sweep_deviation(case.operator, images - floor, variance, default_bandwidth(_PROTOCOL.length))
-    shown = NetworkInputs(prior, sure[:, None, None].expand(prior.shape), images, level)
+    shown = NetworkInputs(prior, sure, images, level)
     predicted = denoise(prior, shown, 1.0)
     pull = DataConsistency(tensor_of(case.operator, device))
     answers = {

@@ -47,8 +47,8 @@ class Claim:
     ) -> Claim:
         """Return the claim that `corrected` (Z, Y, X) makes beyond `prior`."""
         every = max(1, round((prior[0].numel() / _PIXELS) ** 0.5))
-        some = (slice(None), slice(None, None, every), slice(None, None, every))
-        kept = (_half(prior[some]), _half(corrected[some] - prior[some]))
+        some = prior[:, ::every, ::every]
+        kept = (_half(some), _half(corrected[:, ::every, ::every] - some))
         return cls(*kept, every, shift, brightness)
 
     @property
@@ -56,7 +56,16 @@ class Claim:
         """Of what it keeps."""
         return self.prior.nbytes + self.correction.nbytes
 
-    def held_against(self, operator: Tensor, images: Tensor, variance: Tensor, age: Tensor) -> Tensor:
+    def held_against(
+        self,
+        operator: Tensor,
+        images: Tensor,
+        variance: Tensor,
+        age: Tensor,
+        *,
+        brightness: float = 1.0,
+        dark: float = 0.0,
+    ) -> Tensor:
         """Return what of the next sweep it explains and all that it says (2,), in units of the noise.
 
         Parameters
@@ -66,12 +75,16 @@ class Claim:
             The next sweep's projections, normalised as the claim is, and their noise variance.
         age : (Z, Y, X)
             Sweeps since a voxel was last taken anew, the next one included: no claim was made of what is new.
+        brightness, dark : float
+            Of the specimen in the next sweep; the level of no light.
         """
-        some = (slice(None), slice(None, None, self.every), slice(None, None, self.every))
-        new = torch.einsum("mz,zyx->myx", (operator > 0).float(), (age[some] < 2).float())
-        still = (new == 0) / variance[some]
-        left = images[some] - torch.einsum("mz,zyx->myx", operator, self.prior.float())
-        said = torch.einsum("mz,zyx->myx", operator, self.correction.float())
+        images, variance, age = (each[:, :: self.every, :: self.every] for each in (images, variance, age))
+        new = torch.einsum("mz,zyx->myx", (operator > 0).float(), (age < 2).float())
+        still = (new == 0) / variance
+        brighter = brightness / self.brightness
+        prior, correction = (each.to(operator) for each in (self.prior, self.correction))
+        left = images - dark - brighter * torch.einsum("mz,zyx->myx", operator, prior - dark)
+        said = brighter * torch.einsum("mz,zyx->myx", operator, correction)
         return torch.stack([(still * said * left).sum(), (still * said.square()).sum()])
 
 

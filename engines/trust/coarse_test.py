@@ -86,7 +86,7 @@ class CoarseTest:
         """Return the network's mean squared error relative to the closed form's, ().
 
         `images`, `variance` (M, Y, X) and `floor` are normalised; `deviation` tells how surely a sweep tells
-        each slice (Z,), from its operator, images and variance. Synchronises with the host at the beginning,
+        each voxel, from its operator, images and variance. Synchronises with the host at the beginning,
         for the closed form's smoothness and the deviation.
         """
         count = len(self.fine)
@@ -100,7 +100,7 @@ class CoarseTest:
         closed = closed.clamp_min(floor)
         denoise = VolumeDenoiser(runtime, self.conditions, settings)
         pull = DataConsistency(tensor_of(self.coarse, images.device))
-        sure = deviation(self.coarse, pairs - floor, noise)[:, None, None].expand(closed.shape)
+        sure = deviation(self.coarse, pairs - floor, noise)
         raw = denoise(closed, NetworkInputs(closed, sure, pairs, noise.mean().sqrt()), 1.0)
         answer = pull(raw - floor, pairs - floor, noise) + floor
         fine = tensor_of(self.fine, images.device)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.inr import Trail
-from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine
+from microdiffusion.engines.pipeline import Engine, Reconstructor, network_worth, open_engine
+from microdiffusion.engines.pipeline.session import Session
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.engines.trust.claims import Claim
 from microdiffusion.engines.trust.scores import Scores
@@ -85,6 +86,13 @@ def reconstructor(
     return Reconstructor(header(), config, engine, sessions=sessions), stand
 
 
+def session_of(made: Reconstructor, sweep: Sweep) -> Session:
+    """Return the session that a sweep belongs to."""
+    session = made._sessions.peek(sweep)
+    assert session is not None
+    return session
+
+
 def serve(correction: Network, count: int) -> tuple[list[Reconstruction], Stand]:
     made, stand = reconstructor(correction)
     return [made.reconstruct(sweep) for sweep in sweeps_of(count)], stand
@@ -128,6 +136,37 @@ def test_what_later_projections_bore_out_outweighs_every_other_finding() -> None
     assert findings.borne_out is None
 
 
+def test_a_held_out_projection_that_displaces_the_inr_outweighs_later_ones() -> None:
+    errors = {"mdd": 3.0, "inr": 3.0, "tikhonov": 1.0}
+    shares = {"inr": 1.0, "tikhonov": 0.0}
+    findings = Findings(explained=900.0, claimed=1000.0)
+    residuals = {"mdd": 1.0, "inr": 1.0, "tikhonov": 1.0}
+    assert select("mdd", findings, Scores(residuals, errors, shares=shares)).served == "tikhonov"
+
+
+def test_what_was_borne_out_outlasts_another_range() -> None:
+    findings = Findings(coarse_error=3.0, explained=900.0, claimed=1000.0)
+    other = findings.in_another_range()
+    assert other.borne_out == pytest.approx(0.9)
+    assert other.coarse_error == 1.0
+
+
+def test_the_second_sweep_counts_half_and_no_sweep_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps = sweeps_of(3)
+    told = []
+    for counts in (0.5, 1.0):
+        monkeypatch.setattr(network_worth, "_FIRST_COUNTS", counts)
+        made, _ = reconstructor(half_way(sweeps[0]))
+        for sweep in sweeps:
+            made.reconstruct(sweep)
+            findings = session_of(made, sweep).findings
+            told.append((findings.explained, findings.claimed))
+    (_, (half, claimed), _), (_, (whole, _), (_, both)) = told[:3], told[3:]
+    assert half == pytest.approx(whole / 2)
+    assert claimed <= 1000.0
+    assert both <= 1400.0
+
+
 def test_a_network_that_invents_is_served_for_one_sweep_at_most_and_spared_from_then_on() -> None:
     answers, stand = serve(invented, 8)
     assert [answer.network_weight for answer in answers[1:]] == [0.0] * 7
@@ -165,8 +204,7 @@ def test_places_that_were_just_seen_tell_nothing(offsets: str, lost: bool) -> No
             kept = np.arange(len(sweep.stage)) != sweep.sweep % len(sweep.stage)
             sweep = replace(sweep, stage=sweep.stage[kept], projections=sweep.projections[kept])
         made.reconstruct(sweep)
-        session = made._sessions.peek(sweep)
-        assert session is not None
+        session = session_of(made, sweep)
         claimed.append(session.findings.claimed)
     # Alternating, the second sweep is the last one at new places; what it told grows old.
     assert claimed[0] == 0.0
@@ -174,7 +212,7 @@ def test_places_that_were_just_seen_tell_nothing(offsets: str, lost: bool) -> No
     assert all(after <= before for before, after in itertools.pairwise(claimed[1:]))
 
 
-def test_a_specimen_that_bleaches_bears_out_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_specimen_that_bleaches_bears_out_as_much() -> None:
     shares = []
     for bleaching in (1.0, 0.93):
         sweeps = sweeps_of(4)
@@ -183,8 +221,7 @@ def test_a_specimen_that_bleaches_bears_out_as_much(monkeypatch: pytest.MonkeyPa
         for sweep in sweeps:
             faded = (sweep.projections - dark) * bleaching**sweep.sweep + dark
             made.reconstruct(replace(sweep, projections=faded.astype(np.float32)))
-        session = made._sessions.peek(sweeps[0])
-        assert session is not None
+        session = session_of(made, sweeps[0])
         shares.append(session.findings.explained / session.findings.claimed)
     assert shares[1] == pytest.approx(shares[0], abs=0.15)
 
@@ -193,8 +230,7 @@ def test_a_claim_about_a_specimen_that_has_moved_is_not_held_against_it() -> Non
     made, _ = reconstructor(invented)
     first, second = sweeps_of(2)
     made.reconstruct(first)
-    session = made._sessions.peek(first)
-    assert session is not None
+    session = session_of(made, first)
     assert session.claim is not None
     session.claim = replace(session.claim, shift=(0.0, 2.0, 0.0))
     made.reconstruct(second)
@@ -241,13 +277,11 @@ def test_a_claim_outlives_the_session_being_put_aside() -> None:
     made, _ = reconstructor(invented)
     first = sweeps_of(1)[0]
     made.reconstruct(first)
-    session = made._sessions.peek(first)
-    assert session is not None
+    session = session_of(made, first)
     state = session.state().on_the_host()
     fresh, _ = reconstructor(invented)
     fresh.reconstruct(first)
-    other = fresh._sessions.peek(first)
-    assert other is not None
+    other = session_of(fresh, first)
     revived = type(session).of(state, other.prior, other.field)
     assert revived.claim is not None
     assert session.claim is not None
@@ -259,8 +293,7 @@ def test_a_rolling_update_claims_nothing() -> None:
     made, _ = reconstructor(invented)
     first, second = sweeps_of(2)
     made.reconstruct(first)
-    before = made._sessions.peek(first)
-    assert before is not None
+    before = session_of(made, first)
     claim, findings = before.claim, replace(before.findings)
     made.reconstruct(second, lane="rolling")
     assert before.claim is claim

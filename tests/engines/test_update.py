@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from support.sample_data import SHAPE, header, positions, specimen, sweep_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -194,7 +195,10 @@ def test_the_coarse_test_asks_for_smoothness_and_deviation_and_for_nothing_after
         coarse = CoarseTest.of(geometry.matrix, centres, 6.0)
         assert coarse is not None
         given = given_for(geometry, held=False)
-        sure = lambda matrix, *_: torch.full(matrix.shape[1:], 0.05, device=META)  # noqa: E731
+
+        def sure(matrix: NDArray[np.float64], images: Tensor, _: Tensor) -> Tensor:
+            return torch.full((matrix.shape[1], *images.shape[1:]), 0.05, device=META)
+
         error = coarse(runtime, given["images"], given["variance"], 0.0, SETTINGS, sure)
     assert error.device == META
     assert error.shape == ()
