@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +18,11 @@ from torch import Tensor
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.inr import Trail
 from microdiffusion.engines.pipeline import Engine, Reconstructor, network_worth, open_engine
+from microdiffusion.engines.pipeline.prior import prior_deviation
 from microdiffusion.engines.pipeline.session import Session
 from microdiffusion.engines.pipeline.session_store import SessionStore
+from microdiffusion.engines.pipeline.task import Task
+from microdiffusion.engines.trust import CoarseTest
 from microdiffusion.engines.trust.claims import Claim
 from microdiffusion.engines.trust.scores import Scores
 from microdiffusion.engines.trust.selection import Findings, select
@@ -121,6 +126,53 @@ def test_a_large_image_answers_by_some_of_its_pixels() -> None:
     images = torch.full((1, 512, 512), 0.5)
     explained, claimed = claim.held_against(torch.ones(1, 2), images, images, age).tolist()
     assert explained / claimed == pytest.approx(0.25)
+
+
+def test_a_claim_is_as_bright_as_the_sweep_that_it_is_held_against() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior, correction = (0.1 + torch.rand(8, 12, 12, generator=generator) for _ in range(2))
+    operator = torch.full((2, 8), 0.125)
+    dark, fades = 0.1, 0.6
+    seen = dark + fades * torch.einsum("mz,zyx->myx", operator, prior + 0.5 * correction - dark)
+    claim = Claim.of(prior, prior + correction, brightness=0.8)
+    age = torch.full(prior.shape, 3, dtype=torch.uint8)
+    told = claim.held_against(
+        operator, seen, torch.ones_like(seen), age, brightness=0.8 * fades, dark=dark
+    ).tolist()
+    assert told[0] / told[1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_another_specimen_begins_anew() -> None:
+    findings = Findings(explained=900.0, claimed=1000.0)
+    session = SimpleNamespace(findings=findings, claim=None, field=None, places=())
+    task = SimpleNamespace(session=session, learned=SimpleNamespace(still=0.3), lane="sweep", known=None)
+    network_worth.note(cast("Task", task), 0.0, 0.0)
+    assert findings.borne_out == pytest.approx(0.9)
+    task.learned.still = 0.0
+    network_worth.note(cast("Task", task), 0.0, 0.0)
+    assert findings.borne_out is None
+
+
+def test_the_deviation_is_in_units_of_the_session() -> None:
+    learned = SimpleNamespace(deviation=lambda: torch.ones(2, 3, 3))
+    session, field = SimpleNamespace(span=4.0), SimpleNamespace(unit=2.0)
+    task = cast("Task", SimpleNamespace(learned=learned, session=session, field=field))
+    assert float(prior_deviation(task).mean()) == 0.5
+
+
+def test_the_coarse_test_is_spared_once_the_session_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps, asked = sweeps_of(9), []
+    told = CoarseTest.__call__
+
+    def counted(*arguments: Any) -> Tensor:
+        asked.append(1)
+        return told(*arguments)
+
+    monkeypatch.setattr(CoarseTest, "__call__", counted)
+    made, _ = reconstructor(half_way(sweeps[0]))
+    for sweep in sweeps:
+        made.reconstruct(sweep)
+    assert len(asked) == 1
 
 
 def test_what_later_projections_bore_out_outweighs_every_other_finding() -> None:
@@ -289,12 +341,17 @@ def test_a_claim_outlives_the_session_being_put_aside() -> None:
     assert session.nbytes > session.claim.nbytes
 
 
-def test_a_rolling_update_claims_nothing() -> None:
+def test_a_rolling_update_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = reconstructor(invented)
     first, second = sweeps_of(2)
     made.reconstruct(first)
     before = session_of(made, first)
     claim, findings = before.claim, replace(before.findings)
+
+    def held_against(*_: object, **__: object) -> Tensor:
+        raise AssertionError("a rolling update tests nothing about the network")
+
+    monkeypatch.setattr(Claim, "held_against", held_against)
     made.reconstruct(second, lane="rolling")
     assert before.claim is claim
     assert before.findings == findings

@@ -24,6 +24,7 @@ from support.session_scene import (
     sweep_of,
 )
 
+from microdiffusion.engines.inr import estimator
 from microdiffusion.engines.inr.covariance import NOISE_SHARES, AgeCovariances, banded, matern
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.inr.session_field import SessionField
@@ -334,3 +335,10 @@ def test_a_specimen_may_go_further_than_the_volume_is_wide(by: tuple[int, int, i
     estimator.update(matrix, images, torch.full_like(images, 1e-4), torch.ones_like(images))
     estimator.shift(*by)
     estimator.update(matrix, images, torch.full_like(images, 1e-4), torch.ones_like(images))
+
+
+def test_every_age_is_looked_up_as_it_is_whatever_the_way() -> None:
+    table = torch.rand(3, 2)
+    age = torch.tensor([[[0, 1, 2]], [[3, 4, 255]]], dtype=torch.uint8)
+    wanted = [[[table[0, 0], table[0, 0], table[1, 0]]], [[table[2, 1], table[2, 1], table[2, 1]]]]
+    assert estimator._by_age(table, age).tolist() == torch.tensor(wanted).tolist()

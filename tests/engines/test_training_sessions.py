@@ -83,6 +83,16 @@ def test_a_history_ends_with_the_cubes_as_they_were_drawn(kind: str, monkeypatch
     assert all(changed) == (kind != "still")  # some of these bleach
 
 
+def test_light_is_never_negative_however_many_spots_dim_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "_KINDS", {"active": 1.0})
+    cubes = torch.ones(1, 6, 6, 6)  # so small that spots overlap
+    for seed in range(300):
+        history = random_history(np.random.default_rng(seed), cubes, cubes, 4)
+        light = torch.stack([history(ago) for ago in range(5)])
+        assert float(light.min()) > 0.0, seed
+        assert float(light.max()) < 200.0, seed
+
+
 def test_a_third_of_all_sweeps_is_the_first_of_its_session() -> None:
     rng = np.random.default_rng(0)
     earlier = np.array([earlier_sweeps(rng) for _ in range(4000)])
