@@ -47,8 +47,8 @@ def reconstruction_bytes(header: RunHeader, config: EngineConfig, *others: RunHe
 
     It holds for any number of sweeps: tiles and batches of windows bound the network's share; sweeps are
     processed one at a time, so the working volumes are the largest run's; `engine.session_memory_mb` bounds
-    the sessions. On a CPU the resident memory (mapped files included) was 0.56 to 0.89 of it, from 48 x 128 x
-    128 to 64 x 512 x 512, with torch and with OpenVINO.
+    the sessions. On a CPU the most resident memory (mapped files and the test's own volumes included) was
+    0.49 to 0.95 of it, from 48 x 128 x 128 to 64 x 512 x 512, with torch and with OpenVINO.
     """
     working = 0
     for each in (header, *others):
