@@ -14,6 +14,11 @@ methods.
 With --sweeps it is a session of so many sweeps: how each sweep sharpens the
 next, and how truly activity and drift are told.
 
+  mdd evaluate volumes/ --hallucinations --methods tv,inr,mdd,mdd:4
+
+With --hallucinations objects are removed from the volumes and added to them:
+how often does a volume show what is not there, or hide what is.
+
 A method is NAME[:EVALUATIONS][:KEY=VALUE...]; keys are those of the table
 [engine] (mdd:consistency=false, inr:inr.bandwidth_z=0.05), or a baseline's own
 (tv:weight=0.1).
@@ -35,13 +40,18 @@ if TYPE_CHECKING:
     from microdiffusion.engines.evaluation import EvaluationPlan, Results, SessionPlan
 
 DEFAULT = "nearest,linear,tikhonov,tv,rl,inr,mdd"
+DEFAULT_HALLUCINATIONS = "linear,tv,inr,mdd"
+OBJECTS = 5
 DEFAULT_OVER_TIME = "linear,tv,inr:memory=sweep,mdd:memory=sweep,inr,mdd"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     options.add(parser, "VOLUMES", "a volume, or a folder of volumes", options.file)
-    about = f"methods to compare ({DEFAULT}; with --sweeps {DEFAULT_OVER_TIME})"
+    about = (
+        f"methods to compare ({DEFAULT}; with --sweeps {DEFAULT_OVER_TIME}; with --hallucinations "
+        f"{DEFAULT_HALLUCINATIONS})"
+    )
     options.add(parser, "--methods A,B", about)
     session = parser.add_argument_group("over time")
     options.add(session, "--sweeps N", "a session of so many sweeps, 8 or more", options.count)
@@ -50,6 +60,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(session, "--activity", "spots that brighten as well")
     options.add(session, "--drift", "a specimen that drifts 0.1 voxels a sweep along z and y as well")
     options.add(session, "--offline", "what learns, in both directions as well (mdd reconstruct)")
+    hidden = parser.add_argument_group("hallucinations")
+    options.add(hidden, "--hallucinations", "spines, vessels and nuclei removed and added (8 sweeps)")
+    about = "objects of each kind in each volume, of its own and added (5)"
+    options.add(hidden, "--objects N", about, options.count)
     results = parser.add_argument_group("results")
     options.add(results, "--json FILE", "everything", options.output)
     options.add(results, "--markdown FILE", "the tables", options.output)
@@ -84,12 +98,17 @@ def run(args: Namespace) -> int:
     machine = about()
 
     def tables(results: Results) -> str:
+        if args.hallucinations:
+            return evaluation.hallucination_markdown(results)
         if sessions is not None:
             return evaluation.session_markdown(sessions, results)
         return evaluation.markdown(evaluation.document(plan, results, machine), results)
 
     def save(results: Results) -> None:
-        if args.json is not None and sessions is not None:
+        if args.json is not None and sessions is not None and args.hallucinations:
+            content = evaluation.hallucination_document(plan, sessions, results, machine)
+            evaluation.write_json(args.json, content)
+        elif args.json is not None and sessions is not None:
             evaluation.write_json(args.json, evaluation.session_document(plan, sessions, results, machine))
         elif args.json is not None:
             evaluation.write_json(args.json, evaluation.document(plan, results, machine))
@@ -99,7 +118,10 @@ def run(args: Namespace) -> int:
     def show(name: str, step: float, case: Any, answers: Any) -> None:
         evaluation.volume_picture(args.pictures / f"{name}_step{step:g}.png", name, step, case, answers)
 
-    total = plan.runs() if sessions is None else evaluation.session_calls(plan, sessions)
+    if args.hallucinations:
+        total = evaluation.hallucination_calls(plan)
+    else:
+        total = plan.runs() if sessions is None else evaluation.session_calls(plan, sessions)
     with ProgressBar("evaluating") as bar:
 
         def progress(done: int, text: str) -> None:
@@ -112,13 +134,17 @@ def run(args: Namespace) -> int:
         hooks = evaluation.Hooks(progress, resident_mb, drawn, save, skipped)
         if sessions is None:
             results = evaluation.evaluate(plan, hooks)
+        elif args.hallucinations:
+            results = evaluation.evaluate_hallucinations(plan, sessions, args.objects or OBJECTS, hooks)
         else:
             results = evaluation.evaluate_sessions(plan, sessions, hooks)
     if not results.rows:
         complain("mdd: nothing could be evaluated: see the warnings above.")
         return 3
     save(results)
-    if args.pictures is not None and sessions is not None:
+    if args.pictures is not None and args.hallucinations:
+        _draw_objects(args.pictures, results)
+    elif args.pictures is not None and sessions is not None:
         _draw_sessions(args.pictures, results)
     say(tables(results))
     for path in outputs + ([args.pictures] if args.pictures is not None else []):
@@ -139,9 +165,31 @@ def _draw_sessions(folder: Path, results: Results) -> None:
             evaluation.cell_traces(folder / f"{volume}_step{step:g}_traces.png", title, active)
 
 
-def _session_plan(args: Namespace) -> SessionPlan | None:
-    from microdiffusion.engines.evaluation import SessionPlan
+def _draw_objects(folder: Path, results: Results) -> None:
+    """Draw each volume and step of seed 0, first sweep and last."""
+    from microdiffusion.engines import evaluation
 
+    shown = [row for row in results.rows if row["seed"] == 0]
+    sweeps = {min(row["sweep"] for row in shown), max(row["sweep"] for row in shown)}
+    for volume, step in dict.fromkeys((row["volume"], row["step"]) for row in shown):
+        for sweep in sorted(sweeps):
+            key = (volume, step, sweep)
+            rows = [row for row in shown if (row["volume"], row["step"], row["sweep"]) == key]
+            path = folder / f"{volume}_step{step:g}_objects_sweep{sweep}.png"
+            evaluation.object_views(path, f"{volume}, step {step:g}, sweep {sweep}", rows)
+
+
+def _session_plan(args: Namespace) -> SessionPlan | None:
+    from microdiffusion.engines.evaluation import FEWEST, SessionPlan
+
+    if args.objects and not args.hallucinations:
+        raise ConfigError("--objects is of the hallucination test: give --hallucinations as well.")
+    if args.hallucinations:
+        if args.activity or args.drift or args.offline:
+            raise ConfigError(
+                "--hallucinations is of specimens that keep still: leave out --activity, --drift, --offline."
+            )
+        return SessionPlan(args.sweeps or FEWEST, args.offsets or "golden")
     if args.sweeps is None:
         if args.activity or args.drift or args.offline or args.offsets:
             raise ConfigError(
@@ -158,8 +206,11 @@ def _plan(args: Namespace) -> EvaluationPlan:
     engine: dict[str, Any] = {"device": args.device}
     if args.weights is not None:
         engine["weights"] = args.weights
+    usual = DEFAULT if args.sweeps is None else DEFAULT_OVER_TIME
+    if args.hallucinations:
+        usual = DEFAULT_HALLUCINATIONS
     return EvaluationPlan(
-        methods=parse_methods(args.methods or (DEFAULT if args.sweeps is None else DEFAULT_OVER_TIME)),
+        methods=parse_methods(args.methods or usual),
         files=volume_paths(args.volumes),
         protocol=Protocol(
             length=args.length, noise=args.noise, photons=args.photons, crop=args.crop, held_out=args.held_out

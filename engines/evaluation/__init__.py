@@ -1,9 +1,15 @@
 """Scores reconstruction methods on volumes whose truth is known."""
 
+from microdiffusion.engines.evaluation.hallucination_report import (
+    hallucination_document,
+    hallucination_markdown,
+)
+from microdiffusion.engines.evaluation.hallucinations import evaluate_hallucinations, hallucination_calls
 from microdiffusion.engines.evaluation.methods import measured, parse_methods
 from microdiffusion.engines.evaluation.pictures import (
     cell_traces,
     check_matplotlib,
+    object_views,
     sweep_curves,
     volume_picture,
 )
@@ -12,6 +18,7 @@ from microdiffusion.engines.evaluation.report import document, markdown, write_j
 from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, evaluate
 from microdiffusion.engines.evaluation.session_report import session_document, session_markdown
 from microdiffusion.engines.evaluation.sessions import (
+    FEWEST,
     SessionPlan,
     evaluate_sessions,
     session_calls,
@@ -19,6 +26,7 @@ from microdiffusion.engines.evaluation.sessions import (
 )
 
 __all__ = [
+    "FEWEST",
     "Case",
     "EvaluationPlan",
     "Hooks",
@@ -29,11 +37,16 @@ __all__ = [
     "check_matplotlib",
     "document",
     "evaluate",
+    "evaluate_hallucinations",
     "evaluate_sessions",
+    "hallucination_calls",
+    "hallucination_document",
+    "hallucination_markdown",
     "make_case",
     "markdown",
     "measured",
     "normalise",
+    "object_views",
     "parse_methods",
     "session_calls",
     "session_document",

@@ -92,6 +92,40 @@ def cell_traces(path: Path, title: str, rows: Sequence[Row]) -> None:
     figure.savefig(path, dpi=130)
 
 
+def object_views(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Draw the brightest object of each kind and origin, there and not there: truth and answers (XZ)."""
+    shown = [row for row in rows if "view" in row]
+    objects = list(dict.fromkeys((row["kind"], row["origin"]) for row in shown))
+    methods = list(dict.fromkeys(row["method"] for row in shown))
+    columns = len(methods) + 1
+    figure, axes = _figure(len(objects), 2 * columns, 2.2 * columns + 0.6, 1.1 * len(objects) + 0.7)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for row in shown:
+        line, first = objects.index((row["kind"], row["origin"])), 0 if row["there"] else columns
+        places = (first, first + 1 + methods.index(row["method"]))
+        for column, view in zip(places, row["view"], strict=True):
+            panel = axes[line, column]
+            panel.imshow(view, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+            where = "there" if row["there"] else "not there"
+            title_of = f"truth, {where}" if column == first else row["method"]
+            if line == 0:
+                panel.set_title(title_of, fontsize=6)
+    for line, (kind, origin) in enumerate(objects):
+        axes[line, 0].text(
+            -0.1,
+            0.5,
+            f"{kind}, {origin}",
+            fontsize=6,
+            rotation=90,
+            ha="right",
+            va="center",
+            transform=axes[line, 0].transAxes,
+        )
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
 def check_matplotlib() -> None:
     """Raise DependencyError now rather than after hours of computing."""
     _figure(1, 1, 1, 1)
