@@ -19,6 +19,13 @@ next, and how truly activity and drift are told.
 With --hallucinations objects are removed from the volumes and added to them:
 how often does a volume show what is not there, or hide what is.
 
+  mdd evaluate --against dense.h5
+  mdd evaluate run.h5 --against dense.h5
+
+With --against a dense recording of a still specimen (a run or projection file,
+slabs a third of their length apart or less) is the truth: for sparse sweeps
+taken out of it, or for the volumes of another run of the same specimen.
+
 A method is NAME[:EVALUATIONS][:KEY=VALUE...]; keys are those of the table
 [engine] (mdd:consistency=false, inr:inr.bandwidth_z=0.05), or a baseline's own
 (tv:weight=0.1).
@@ -42,12 +49,15 @@ if TYPE_CHECKING:
 DEFAULT = "nearest,linear,tikhonov,tv,rl,inr,mdd"
 DEFAULT_HALLUCINATIONS = "linear,tv,inr,mdd"
 OBJECTS = 5
+SPARSE_SWEEPS = 8
 DEFAULT_OVER_TIME = "linear,tv,inr:memory=sweep,mdd:memory=sweep,inr,mdd"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    options.add(parser, "VOLUMES", "a volume, or a folder of volumes", options.file)
+    about = "a volume, or a folder of volumes; with --against a run, or nothing"
+    options.add(parser, "VOLUMES", about, options.file, nargs="?")
+    options.add(parser, "--against DENSE", "a dense recording is the truth", options.file)
     about = (
         f"methods to compare ({DEFAULT}; with --sweeps {DEFAULT_OVER_TIME}; with --hallucinations "
         f"{DEFAULT_HALLUCINATIONS})"
@@ -90,6 +100,12 @@ def run(args: Namespace) -> int:
     from microdiffusion.engines import evaluation
     from microdiffusion.files import write_text
 
+    if args.against is not None:
+        return _against(args)
+    if args.volumes is None:
+        raise ConfigError(
+            "Expected a volume, or a folder of volumes: mdd evaluate volumes/ --methods linear,mdd"
+        )
     plan, sessions = _plan(args), _session_plan(args)
     outputs = [path for path in (args.json, args.markdown) if path is not None]
     if args.pictures is not None:
@@ -165,6 +181,55 @@ def _draw_sessions(folder: Path, results: Results) -> None:
             evaluation.cell_traces(folder / f"{volume}_step{step:g}_traces.png", title, active)
 
 
+def _against(args: Namespace) -> int:
+    """Score sparse parts of a dense recording, or the volumes of a run, against it."""
+    from microdiffusion.daemon.offline import hold_against, read_dense
+    from microdiffusion.daemon.system import about
+    from microdiffusion.engines import evaluation
+    from microdiffusion.files import write_text
+
+    if args.hallucinations or args.activity or args.drift or args.offline or args.pictures is not None:
+        raise ConfigError(
+            "--against goes with --methods, --steps, --sweeps, --crop, --json, --markdown: leave out others."
+        )
+    methods = evaluation.parse_methods(args.methods or DEFAULT_HALLUCINATIONS)
+    with ProgressBar("evaluating") as bar:
+        bar(0, 1, "the reference")
+        dense = read_dense(args.against, args.crop and args.crop[1:])
+        rows = hold_against(
+            dense,
+            args.volumes,
+            methods,
+            steps=args.steps,
+            most=args.sweeps or SPARSE_SWEEPS,
+            engine=_engine(args),
+            progress=bar,
+        )
+    tables = evaluation.against_markdown(dense, rows)
+    say(tables)
+    if args.json is not None:
+        reference = {
+            "own_error": dense.own_error,
+            "apart": dense.apart,
+            "slab": dense.slab,
+            "frames": len(dense.stage),
+        }
+        evaluation.write_json(args.json, {"machine": about(), "reference": reference, "rows": rows})
+        say(f"wrote {args.json}")
+    if args.markdown is not None:
+        write_text(args.markdown, tables)
+        say(f"wrote {args.markdown}")
+    return 0
+
+
+def _engine(args: Namespace) -> dict[str, Any]:
+    """Return the keys of the table [engine] that hold for all methods."""
+    engine: dict[str, Any] = {"device": args.device}
+    if args.weights is not None:
+        engine["weights"] = args.weights
+    return engine
+
+
 def _draw_objects(folder: Path, results: Results) -> None:
     """Draw each volume and step of seed 0, first sweep and last."""
     from microdiffusion.engines import evaluation
@@ -203,9 +268,6 @@ def _plan(args: Namespace) -> EvaluationPlan:
     from microdiffusion.engines.evaluation import EvaluationPlan, Protocol, parse_methods
     from microdiffusion.files import volume_paths
 
-    engine: dict[str, Any] = {"device": args.device}
-    if args.weights is not None:
-        engine["weights"] = args.weights
     usual = DEFAULT if args.sweeps is None else DEFAULT_OVER_TIME
     if args.hallucinations:
         usual = DEFAULT_HALLUCINATIONS
@@ -217,7 +279,7 @@ def _plan(args: Namespace) -> EvaluationPlan:
         ),
         steps=args.steps,
         seeds=args.seeds,
-        engine=engine,
+        engine=_engine(args),
     )
 
 

@@ -1,11 +1,13 @@
 """Scores reconstruction methods on volumes whose truth is known."""
 
+from microdiffusion.engines.evaluation.against import against_markdown, compare_run, evaluate_against
+from microdiffusion.engines.evaluation.dense import Dense, dense_reference, in_the_middle, same_grid
 from microdiffusion.engines.evaluation.hallucination_report import (
     hallucination_document,
     hallucination_markdown,
 )
 from microdiffusion.engines.evaluation.hallucinations import evaluate_hallucinations, hallucination_calls
-from microdiffusion.engines.evaluation.methods import measured, parse_methods
+from microdiffusion.engines.evaluation.methods import Method, measured, parse_methods
 from microdiffusion.engines.evaluation.pictures import (
     cell_traces,
     check_matplotlib,
@@ -28,26 +30,34 @@ from microdiffusion.engines.evaluation.sessions import (
 __all__ = [
     "FEWEST",
     "Case",
+    "Dense",
     "EvaluationPlan",
     "Hooks",
+    "Method",
     "Protocol",
     "Results",
     "SessionPlan",
+    "against_markdown",
     "cell_traces",
     "check_matplotlib",
+    "compare_run",
+    "dense_reference",
     "document",
     "evaluate",
+    "evaluate_against",
     "evaluate_hallucinations",
     "evaluate_sessions",
     "hallucination_calls",
     "hallucination_document",
     "hallucination_markdown",
+    "in_the_middle",
     "make_case",
     "markdown",
     "measured",
     "normalise",
     "object_views",
     "parse_methods",
+    "same_grid",
     "session_calls",
     "session_document",
     "session_markdown",

@@ -69,10 +69,7 @@ def plant(
     def free(place: NDArray[np.int64]) -> bool:
         return all(np.linalg.norm(place - np.array(each.place)) >= apart for each in objects)
 
-    # Smoothed, so that noise is no object and stays where one is removed.
-    smooth = ndimage.gaussian_filter(specimen, _SMOOTH)
-    lower = ndimage.grey_opening(smooth, footprint=_ball(kind.radius))
-    stands_out = np.minimum(smooth - lower, specimen)
+    stands_out = standing_out(specimen, kind.radius)
     for place in _own_places(stands_out, inside, kind, rng):
         if len(objects) < count and free(place):
             light = _cut(stands_out, place, kind.reach) * _window(kind.reach)
@@ -95,6 +92,14 @@ def plant(
         if np.sum(light**2) >= _KEPT * np.sum(drawn**2):
             objects.append(ProbeObject(_place(place), light.astype(np.float32), "added"))
     return bare, objects
+
+
+def standing_out(volume: Volume, radius: int) -> Volume:
+    """Return what a ball of `radius` voxels does not fit into: the white top-hat, smoothed against noise."""
+    smooth = ndimage.gaussian_filter(volume, _SMOOTH)
+    # Noise stays where an object is removed, as it is no object.
+    lower = ndimage.grey_opening(smooth, footprint=_ball(radius))
+    return np.asarray(np.minimum(smooth - lower, volume), np.float32)
 
 
 def _own_places(
