@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microdiffusion import export
-    from microdiffusion.adapters import to_dask, to_xarray
+    from microdiffusion.adapters import to_dask, to_pandas, to_xarray
     from microdiffusion.config import Config, load_config
     from microdiffusion.errors import DamagedError, GapError
     from microdiffusion.files import open_projections
     from microdiffusion.frames import Frame, FrameInfo, StagePosition
     from microdiffusion.header import RunHeader
-    from microdiffusion.runfile import Run, Status, open_run
+    from microdiffusion.runfile import Run, RunEntry, Status, list_runs, open_run
     from microdiffusion.sender import Sender
 
 __version__ = "0.1.0"
@@ -29,16 +29,19 @@ __all__ = [
     "FrameInfo",
     "GapError",
     "Run",
+    "RunEntry",
     "RunHeader",
     "Sender",
     "StagePosition",
     "Status",
     "__version__",
     "export",
+    "list_runs",
     "load_config",
     "open_projections",
     "open_run",
     "to_dask",
+    "to_pandas",
     "to_xarray",
 ]
 
@@ -49,14 +52,17 @@ _HOMES = {
     "FrameInfo": "frames",
     "GapError": "errors",
     "Run": "runfile",
+    "RunEntry": "runfile",
     "RunHeader": "header",
     "Sender": "sender",
     "StagePosition": "frames",
     "Status": "runfile",
+    "list_runs": "runfile",
     "load_config": "config",
     "open_projections": "files",
     "open_run": "runfile",
     "to_dask": "adapters",
+    "to_pandas": "adapters",
     "to_xarray": "adapters",
 }
 

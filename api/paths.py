@@ -1,4 +1,4 @@
-"""User directories: where keys, journals and built engines of this user are on this machine.
+"""User directories: where keys, journals, built engines and indexes of this user are on this machine.
 
 They are the folders that each system provides for this (XDG on Linux, AppData on Windows, Library on macOS);
 run files go where the user says. No state; any thread.
@@ -26,3 +26,8 @@ def journal_folder() -> Path:
 def engines_folder() -> Path:
     """Return the folder of built engines and converted graphs; it need not exist, and may be deleted."""
     return Path(platformdirs.user_cache_path(_NAME, appauthor=False)) / "engines"
+
+
+def catalogue_folder() -> Path:
+    """Return the folder of the indexes of `list_runs`; it need not exist, and may be deleted."""
+    return Path(platformdirs.user_cache_path(_NAME, appauthor=False)) / "catalogues"

@@ -8,6 +8,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from microdiffusion.errors import DiskError, InputFileError
+from microdiffusion.runfile import lock_path
+
+_LOOKED_AT_S = 0.2  # `mdd list` holds a lock for a moment, to see whether it is free
 
 
 class RunLock:
@@ -15,7 +18,7 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, thread_local=False)
+        self._lock = FileLock(lock_path(path), timeout=_LOOKED_AT_S, thread_local=False)
 
     def acquire(self) -> None:
         """Take the lock, unless it is held here already.

@@ -1,7 +1,9 @@
 """The run file: its schema and layout, its reader, verification and copies."""
 
 from microdiffusion.runfile.attributes import attribute_of
+from microdiffusion.runfile.catalogue import list_runs
 from microdiffusion.runfile.copy import snapshot_run
+from microdiffusion.runfile.entry import RunEntry, RunState, lock_path
 from microdiffusion.runfile.files import RunParts, is_run_file, lacking_sentence, require_run_file
 from microdiffusion.runfile.layout import (
     Chunks,
@@ -70,9 +72,11 @@ __all__ = [
     "Pyramid",
     "Report",
     "Run",
+    "RunEntry",
     "RunLayout",
     "RunParts",
     "RunPlan",
+    "RunState",
     "Status",
     "TimeSeries",
     "assemble",
@@ -86,6 +90,8 @@ __all__ = [
     "lacking_sentence",
     "level_factors",
     "level_shape",
+    "list_runs",
+    "lock_path",
     "open_hdf5",
     "open_positions",
     "open_run",

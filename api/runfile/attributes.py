@@ -98,22 +98,24 @@ def set_attributes(where: h5py.Group | h5py.Dataset, attributes: Mapping[str, An
 
 def attribute_of(path: Path, where: h5py.Group, name: str) -> Any:
     """Return an attribute, None where it is absent."""
-    if name not in where.attrs:
+    attributes = where.attrs  # each look for them opens the group again
+    if name not in attributes:
         return None
-    kind = where.attrs.get_id(name).get_type()
+    kind = attributes.get_id(name).get_type()
     if isinstance(kind, h5py.h5t.TypeVlenID) or (
         isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
     ):
         raise InputFileError(f"{path}: the attribute {name} was changed: use an untouched copy.")
-    value = where.attrs[name]
+    value = attributes[name]
     return value.decode() if isinstance(value, bytes) else value
 
 
 def read_plan(path: Path, file: h5py.File) -> RunPlan:
     """Return the plan of an open run file."""
+    root = file["/"]  # of a file h5py opens it for each attribute
 
     def attribute(name: str) -> Any:
-        value = attribute_of(path, file, name)
+        value = attribute_of(path, root, name)
         if value is None:
             raise KeyError(name)
         return value
@@ -124,7 +126,7 @@ def read_plan(path: Path, file: h5py.File) -> RunPlan:
             raise ValueError(name)
         return bytes(dataset[()])
 
-    version = _check_version(path, attribute_of(path, file, "mdd_layout"))
+    version = _check_version(path, attribute_of(path, root, "mdd_layout"))
     try:
         provenance = file["mdd/provenance"]
         storage = str(attribute("storage"))

@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "deliver": "send undelivered frames",
     },
     "Run files": {
+        "list": "all runs below a folder",
         "info": "describe a run",
         "verify": "check every byte of a run",
         "repair": "recover after a crash",

@@ -34,8 +34,8 @@ SIDE_DOORS = {
 """Modules that another room imports as modules, mostly because they are heavy. Shrink, don't extend."""
 
 PUBLIC = {
-    microdiffusion: "open_run Run Status GapError DamagedError load_config Config Sender RunHeader Frame "
-    "FrameInfo StagePosition open_projections to_dask to_xarray export __version__",
+    microdiffusion: "open_run list_runs Run RunEntry Status GapError DamagedError load_config Config Sender "
+    "RunHeader Frame FrameInfo StagePosition open_projections to_dask to_pandas to_xarray export __version__",
     drivers: "attach",
     engines: "Denoiser Reconstructor open_engine register_denoiser save_denoiser",
 }
