@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microdiffusion.engines.diffusion import Denoiser, register_denoiser, save_denoiser
-    from microdiffusion.engines.pipeline import Reconstructor, open_engine
+    from microdiffusion.engines.pipeline import Reconstructor, lazy_projections, map_sweeps, open_engine
 
-__all__ = ["Denoiser", "Reconstructor", "open_engine", "register_denoiser", "save_denoiser"]
+__all__ = [
+    "Denoiser",
+    "Reconstructor",
+    "lazy_projections",
+    "map_sweeps",
+    "open_engine",
+    "register_denoiser",
+    "save_denoiser",
+]
 
 # torch's OpenMP threads spin while they wait for each other. Beside an acquisition and a recorder that
 # also want a core, spinning made a reconstruction 6 to 15 times slower on 2 cores; sleeping costs next to

@@ -37,7 +37,7 @@ PUBLIC = {
     microdiffusion: "open_run list_runs Run RunEntry Status GapError DamagedError load_config Config Sender "
     "RunHeader Frame FrameInfo StagePosition open_projections to_dask to_pandas to_xarray export __version__",
     drivers: "attach",
-    engines: "Denoiser Reconstructor open_engine register_denoiser save_denoiser",
+    engines: "Denoiser Reconstructor lazy_projections map_sweeps open_engine register_denoiser save_denoiser",
 }
 
 
