@@ -2,6 +2,6 @@
 
 from microdiffusion.daemon.cli.dispatch import commands, main
 from microdiffusion.daemon.cli.output import complain, say, say_json
-from microdiffusion.daemon.cli.progress import ProgressBar
+from microdiffusion.daemon.cli.progress import ProgressBar, duration
 
-__all__ = ["ProgressBar", "commands", "complain", "main", "say", "say_json"]
+__all__ = ["ProgressBar", "commands", "complain", "duration", "main", "say", "say_json"]

@@ -36,6 +36,7 @@ NOT_RUN = {
     r"mdd serve --config (bessel|my.toml --set engine.weights)": "waits for a microscope, or for weights",
     r"mdd (train|adapt) ": "takes minutes: tests/engines/test_training.py, tests/engines/test_adapt.py",
     r"mdd reconstruct .*engine.weights=mine": "needs what the training wrote: tests/system/test_first_day.py",
+    r"mdd reconstruct .*(--local|--scheduler|--slurm)": "tests/daemon/test_farm.py opens clusters",
     r"mdd bench": "takes a minute and more: tests/daemon/test_bench.py",
     r"mdd compile( --weights|$)": "takes a minute: tests/engines/test_compile.py",
     r"mdd calibrate beam --acquire": "a core of its own: tests/daemon/test_calibrate.py",

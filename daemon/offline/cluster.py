@@ -1,0 +1,165 @@
+"""Dask clusters that reconstruct: workers on this machine, a scheduler that runs, or jobs of SLURM.
+
+Dask is imported when a cluster is opened. A worker has one thread of Dask's: it does one piece at a time,
+with the threads that the engine is given, on a device of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from microdiffusion.errors import AddressError, ConfigError, DependencyError, EngineError
+from microdiffusion.text import count_noun
+
+_CONNECT_S = 30.0
+_LIVES = 10  # workers that may die over a piece before Dask gives it up: they are killed for many reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The cluster to use: one of `local` and `scheduler`, or else SLURM.
+
+    Attributes
+    ----------
+    local : int, optional
+        Workers on this machine.
+    scheduler : str
+        Address of a scheduler, tcp://host:port or tls://host:port.
+    jobs : int
+        Of SLURM, each a worker.
+    memory_gb : float, optional
+        Of a worker that is started here; None: an equal share of this machine's, or what Dask's settings say.
+    threads : int, optional
+        Of the engine in each worker; None: an equal share of this machine's cores, or one.
+    """
+
+    local: int | None = None
+    scheduler: str = ""
+    jobs: int = 1
+    memory_gb: float | None = None
+    threads: int | None = None
+
+    @property
+    def threads_each(self) -> int | None:
+        """Threads of the engine in a worker; None: what the worker has."""
+        if self.threads is not None or self.local is None:
+            return self.threads
+        return max((os.cpu_count() or 1) // self.local, 1)
+
+    @property
+    def memory_each(self) -> int | None:
+        """Bytes of a worker that is started here; None: unknown."""
+        if self.memory_gb is not None:
+            return int(self.memory_gb * 1e9)
+        if self.local is None:
+            return None
+        import psutil
+
+        return int(psutil.virtual_memory().total) // self.local
+
+
+@contextlib.contextmanager
+def open_cluster(where: Where) -> Iterator[Any]:
+    """Yield a `dask.distributed.Client`; what was started for it ends with the block.
+
+    Raises
+    ------
+    DependencyError
+        Dask, or dask-jobqueue, is not installed.
+    AddressError
+        Nobody answers at the scheduler's address.
+    ConfigError, EngineError
+        Dask's settings lack something that SLURM needs; the cluster cannot be started.
+    """
+    distributed = _import("distributed")
+    import dask
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": _LIVES}))
+        for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # of workers that die the summary tells
+        if where.scheduler:
+            try:
+                yield stack.enter_context(distributed.Client(where.scheduler, timeout=_CONNECT_S))
+            except (OSError, ValueError) as error:
+                raise AddressError(
+                    f"No scheduler of Dask answers at {where.scheduler} ({error}): start one with `dask "
+                    "scheduler`, and workers with `dask worker ADDRESS --nthreads 1`."
+                ) from error
+            return
+        start = _local if where.local is not None else _slurm
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # another program has the dashboard's usual port
+                cluster = stack.enter_context(start(where, distributed))
+            client = stack.enter_context(distributed.Client(cluster, timeout=_CONNECT_S))
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise EngineError(f"Dask's cluster cannot be started ({error}).") from error
+        yield client
+
+
+def describe(client: Any, where: Where) -> list[str]:
+    """Return what is known of a cluster, in sentences."""
+    lines = []
+    threads = where.threads_each
+    if where.local is not None:
+        each = f"{count_noun(threads or 1, 'thread')} and {(where.memory_each or 0) / 1e9:.1f} GB each"
+        lines.append(f"{count_noun(where.local, 'worker')} on this machine, {each}")
+    elif where.scheduler:
+        lines.append(f"{count_noun(len(client.nthreads()), 'worker')} of {where.scheduler}")
+    else:
+        lines.append(f"{count_noun(where.jobs, 'job')} of SLURM, each a worker")
+    shared = [address for address, count in client.nthreads().items() if count > 1]
+    if shared:
+        lines.append(
+            f"{count_noun(len(shared), 'worker')} of several threads, where pieces wait for each other: "
+            "start workers with --nthreads 1, and set engine.threads"
+        )
+    if client.dashboard_link:
+        lines.append(f"Dask's dashboard: {client.dashboard_link}")
+    return lines
+
+
+def _local(where: Where, distributed: Any) -> Any:
+    # With pickles on its sockets, whoever can connect can do anything: other users of this machine too.
+    safe = importlib.util.find_spec("cryptography") is not None
+    return distributed.LocalCluster(
+        n_workers=where.local,
+        threads_per_worker=1,
+        memory_limit=where.memory_each,
+        silence_logs=logging.ERROR,
+        security=safe or None,
+    )
+
+
+def _slurm(where: Where, distributed: Any) -> Any:
+    jobqueue = _import("dask_jobqueue")
+    given = {} if where.memory_gb is None else {"memory": f"{where.memory_gb:g}GB"}
+    try:
+        # One thread of Dask's; the engine's are what the job asks the system for.
+        cluster = jobqueue.SLURMCluster(cores=1, processes=1, job_cpu=where.threads_each or 1, **given)
+    except ValueError as error:
+        raise ConfigError(
+            f"SLURM's jobs cannot be described ({error}): give --memory GB, and what else your cluster wants "
+            "in ~/.config/dask/jobqueue.yaml."
+        ) from error
+    cluster.scale(jobs=where.jobs)
+    return cluster
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.replace("_", "-")
+        raise DependencyError(
+            f"{package} is not installed: pip install 'microdiffusion-daemon[dask]'."
+        ) from error

@@ -1,0 +1,263 @@
+"""Many pieces over a Dask cluster, or one after the other here: what is next, what failed, what is left.
+
+`work_through` submits each piece when those that it needs are done. A piece whose worker dies is done again
+by another; one that raises has failed, and those that need it with it, the others go on. Where the scheduler
+is lost, what is done stays done: the client waits for it to come back, and submits the rest again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microdiffusion import __version__
+from microdiffusion.daemon.offline.pieces import Piece, PieceDone, Work, check_version, run_piece
+from microdiffusion.errors import MddError
+
+if TYPE_CHECKING:
+    from microdiffusion.config import Config
+    from microdiffusion.daemon.offline.cluster import Where
+    from microdiffusion.engines.pipeline import Engine
+
+_TOPIC = "mdd-pieces"
+_TELL_EVERY_S = 0.5
+_RESUBMISSIONS = 2
+_RECONNECT_S = 60.0
+_one_at_a_time = threading.Lock()  # in a worker of several threads
+
+Tell = Callable[[float, float, int], None]
+"""Called with the steps that are done, all steps, and the pieces that are done."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Pieces that were done and that failed.
+
+    Attributes
+    ----------
+    done : list of Piece
+    failed : dict of str to str
+        Names of pieces that were not done, and why.
+    seconds : dict of str to float
+        What each piece took its worker.
+    opening_s : float
+        Seconds in which workers opened their engines.
+    served : dict of str to str
+        Answers that were served in the network's place, and why.
+    """
+
+    done: list[Piece] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    opening_s: float = 0.0
+    served: dict[str, str] = field(default_factory=dict)
+
+    def take(self, piece: Piece, answer: PieceDone) -> None:
+        """Note a piece that is done."""
+        self.done.append(piece)
+        self.seconds[piece.name] = answer.seconds
+        self.opening_s += answer.opening_s
+        for name, why in answer.served:
+            self.served.setdefault(name, why)
+
+
+class _Steps:
+    """The steps that are done; a piece's count once, however often it was begun."""
+
+    def __init__(self, pieces: Sequence[Piece], tell: Tell) -> None:
+        self._steps = {str(piece.output): piece.steps for piece in pieces}
+        self._done = dict.fromkeys(self._steps, 0)
+        self._pieces = 0
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def take(self, output: str, done: int) -> None:
+        with self._lock:
+            if output in self._done:
+                self._done[output] = max(self._done[output], done)
+            self._tell(sum(self._done.values()), sum(self._steps.values()), self._pieces)
+
+    def finish(self, piece: Piece) -> None:
+        self._pieces += 1
+        self.take(str(piece.output), piece.steps)
+
+
+def work_through_here(
+    pieces: Sequence[Piece], work: Work, tell: Tell = lambda done, steps, pieces: None
+) -> Outcome:
+    """Do pieces one after the other in this process."""
+    outcome, steps, lost = Outcome(), _Steps(pieces, tell), set[Path]()
+    for piece in pieces:
+        if _lacks(piece, lost, outcome):
+            continue
+        try:
+            outcome.take(piece, run_piece(piece, work, _engine, _teller(steps.take, piece)))
+            steps.finish(piece)
+        except Exception as error:  # the others do not suffer
+            _fail(piece, _reason(error), lost, outcome)
+    return outcome
+
+
+def work_through(
+    pieces: Sequence[Piece],
+    work: Work,
+    client: Any,
+    where: Where,
+    tell: Tell = lambda done, steps, pieces: None,
+) -> Outcome:
+    """Do pieces on a cluster.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        In an order that works: those that one needs come before it.
+    client : dask.distributed.Client
+    """
+    from dask.distributed import as_completed
+
+    if where.threads_each is not None:
+        engine = work.config.engine.model_copy(update={"threads": where.threads_each})
+        work = replace(work, config=work.config.model_copy(update={"engine": engine}))
+    outcome, steps, lost = Outcome(), _Steps(pieces, tell), set[Path]()
+    waiting, running = list(pieces), dict[Any, Piece]()
+    undone = {piece.output for piece in pieces}
+    tries: dict[Path, int] = {}
+    client.subscribe_topic(_TOPIC, lambda event: steps.take(*event[1]))
+    completed = as_completed()
+
+    def submit(piece: Piece) -> None:
+        # The longest first: none is left alone at the end. Not pure: a piece may be submitted again.
+        future = client.submit(_do, piece, work, __version__, where.local, pure=False, priority=piece.steps)
+        running[future] = piece
+        completed.add(future)
+
+    def submit_what_can() -> None:
+        for piece in list(waiting):
+            if _lacks(piece, lost, outcome):
+                waiting.remove(piece)
+            elif undone.isdisjoint(piece.needs):
+                waiting.remove(piece)
+                submit(piece)
+
+    submit_what_can()
+    while running:
+        future = next(completed)
+        piece = running.pop(future)
+        status = future.status
+        if status == "finished":
+            outcome.take(piece, future.result())
+            undone.discard(piece.output)
+            steps.finish(piece)
+        else:
+            again = tries.get(piece.output, 0) < _RESUBMISSIONS
+            if status == "cancelled" and _connected(client):
+                submit(piece)  # the scheduler was lost, and is there again
+                continue
+            reason = _reason(future.exception()) if status == "error" else "the scheduler was lost"
+            if again and status == "error" and _is_killed(future.exception()):
+                tries[piece.output] = tries.get(piece.output, 0) + 1
+                submit(piece)
+                continue
+            _fail(piece, reason, lost, outcome)
+        submit_what_can()
+    for piece in waiting:
+        _lacks(piece, lost, outcome)
+    with contextlib.suppress(Exception):  # it may be gone
+        client.unsubscribe_topic(_TOPIC)
+    return outcome
+
+
+def _do(piece: Piece, work: Work, version: str, local: int | None) -> PieceDone:
+    """Do a piece in a worker."""
+    from dask.distributed import get_worker
+
+    check_version(version)
+    worker = get_worker()
+    if local is not None:
+        device = _own_device(work.config, str(worker.name))
+        engine = work.config.engine.model_copy(update={"device": device})
+        work = replace(work, config=work.config.model_copy(update={"engine": engine}))
+
+    def told(output: str, done: int) -> None:
+        worker.log_event(_TOPIC, (output, done))
+
+    with _one_at_a_time:
+        return run_piece(piece, work, _engine, _teller(told, piece))
+
+
+def _own_device(config: Config, worker: str) -> str:
+    """Return the device of a worker of this machine: GPUs are dealt out in turn."""
+    import torch
+
+    wanted = config.engine.device
+    if wanted != "auto" or not torch.cuda.is_available() or not worker.isdigit():
+        return wanted
+    return f"cuda:{int(worker) % torch.cuda.device_count()}"
+
+
+_engines: dict[str, Engine] = {}
+
+
+def _engine(config: Config) -> Engine:
+    """Return this process's engine, opened for its first piece."""
+    key = config.engine.model_dump_json()
+    if key not in _engines:
+        from microdiffusion.engines.pipeline import open_engine
+
+        _engines.clear()
+        _engines[key] = open_engine(config.engine)
+    return _engines[key]
+
+
+def _teller(tell: Callable[[str, int], None], piece: Piece) -> Callable[[int, int], None]:
+    """Return a function that tells of a piece's steps, not too often."""
+    told_s = float("-inf")
+
+    def step(done: int, steps: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _TELL_EVERY_S:
+            told_s = time.monotonic()
+            tell(str(piece.output), done)
+
+    return step
+
+
+def _lacks(piece: Piece, lost: set[Path], outcome: Outcome) -> bool:
+    """Note a piece that needs a failed one."""
+    if lost.isdisjoint(piece.needs):
+        return False
+    _fail(piece, "pieces that it needs were not done", lost, outcome)
+    return True
+
+
+def _fail(piece: Piece, reason: str, lost: set[Path], outcome: Outcome) -> None:
+    lost.add(piece.output)
+    outcome.failed[piece.name] = reason
+
+
+def _is_killed(error: BaseException | None) -> bool:
+    return type(error).__name__ == "KilledWorker"
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return why a piece failed, one sentence."""
+    if _is_killed(error):
+        return "its worker died each time: too little memory? Give workers more, or cut by time with --cut"
+    if isinstance(error, MddError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _connected(client: Any) -> bool:
+    """Wait for a client to be connected again; False where it is not in time."""
+    until_s = time.monotonic() + _RECONNECT_S
+    while time.monotonic() < until_s and client.status in ("connecting", "running"):
+        if client.status == "running":
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,237 @@
+"""`mdd reconstruct` in pieces: the same volumes as in one go, over a cluster, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from support.recorded_sessions import write_recording
+from support.sample_data import CAMERA, write_sample
+
+from microdiffusion import open_run
+from microdiffusion.config.engine_tables import InrConfig
+from microdiffusion.config.models import Config, EngineConfig
+from microdiffusion.daemon.cli import dispatch as cli
+from microdiffusion.daemon.offline.cluster import Where, describe, open_cluster
+from microdiffusion.daemon.offline.farm import work_through, work_through_here
+from microdiffusion.daemon.offline.pieces import Piece, Work, plan_pieces
+from microdiffusion.daemon.offline.reconstruct import reconstruct_file
+from microdiffusion.errors import DependencyError, InputFileError
+from microdiffusion.frames import FIGURES
+
+ENGINE = EngineConfig(method="inr", device="cpu", threads=1, inr=InrConfig(cold_steps=3))
+CONFIG = Config(engine=ENGINE)
+SET = ["--method", "inr", "--device", "cpu", "--set", "engine.threads=1", "--set", "engine.inr.cold_steps=3"]
+
+
+def contents(path: Path) -> Iterator[Any]:
+    """Yield what was made: frames, volumes, figures, ages, events but for their times."""
+    with open_run(path) as first:
+        count = len(first.header.positions)
+    for position in range(count):
+        with open_run(path, position=position) as run:
+            yield from (run.volume.filled(0)[:], run.projections.filled(0)[:], run.status, run.values("age"))
+            yield from (run.values(figure.name) for figure in FIGURES)
+            yield np.array(sorted(f"{event.kind}: {event.text}" for event in run.events))
+            yield np.array(sorted(run.provenance.items() - {("job", run.provenance.get("job", ""))}))
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for left, right in zip(contents(one), contents(other), strict=True):
+        assert left.dtype == right.dtype
+        assert np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+
+
+def here(pieces: list[Piece], work: Work) -> None:
+    outcome = work_through_here(pieces, work)
+    assert (len(outcome.done), outcome.failed) == (len(pieces), {})
+
+
+def whole(source: Path, *, causal: bool = False) -> Path:
+    path = source.with_name("whole.h5")
+    reconstruct_file(source, path, config=CONFIG, causal=causal)
+    return path
+
+
+def test_sessions_are_pieces_and_give_the_same_file(tmp_path: Path) -> None:
+    source = write_recording(tmp_path / "run.h5", 3, channels=2, positions=2, cut_off=True)
+    work, output = Work(CONFIG), tmp_path / "assembled.h5"
+    pieces, _ = plan_pieces(source, output, work)
+    assert len(pieces) == 5
+    told: list[tuple[float, float, int]] = []
+    assert not work_through_here(pieces, work, lambda *now: told.append(now)).failed
+    assert told[-1] == (told[-1][1], told[-1][1], 5)
+    assert_same(whole(source), output)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["assembled.h5", "run.h5", "whole.h5"]
+    assert plan_pieces(source, output, work)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("causal", "warm_up"), [(True, None), (True, 9), (False, 9)], ids=["checkpoints", "causal", "both ways"]
+)
+def test_a_session_cut_by_time_is_the_same_where_pieces_know_all_of_it(
+    causal: bool, warm_up: int | None, tmp_path: Path
+) -> None:
+    source = write_recording(tmp_path / "run.h5", 7)
+    work, output = Work(CONFIG, causal, cut=3, warm_up=warm_up), tmp_path / "assembled.h5"
+    pieces, _ = plan_pieces(source, output, work)
+    assert [len(piece.keys) for piece in pieces] == [3, 3, 1, 0]
+    here(pieces, work)
+    assert_same(whole(source, causal=causal), output)
+
+
+def test_a_short_warm_up_changes_volumes_by_less_than_the_noise(tmp_path: Path) -> None:
+    source = write_recording(tmp_path / "run.h5", 14)
+    work, output = Work(CONFIG, cut=7, warm_up=6), tmp_path / "assembled.h5"
+    here(plan_pieces(source, output, work)[0], work)
+    with open_run(whole(source)) as one, open_run(output) as other:
+        apart = np.abs(one.volume[:].astype(float) - other.volume[:])
+        assert 0 < apart.mean() < CAMERA.read_noise
+        drifted = [run.values("drift_x_um") for run in (one, other)]
+        assert drifted[0][-1] > 0.4
+        assert abs(drifted[0][-1] - drifted[1][-1]) < 0.05
+
+
+def test_what_is_done_stays_done(tmp_path: Path) -> None:
+    source = write_recording(tmp_path / "run.h5", 3, positions=2)
+    work, output = Work(CONFIG), tmp_path / "assembled.h5"
+    pieces, _ = plan_pieces(source, output, work)
+    here(pieces[:1], work)
+    before = pieces[0].output.read_bytes()
+    left, _ = plan_pieces(source, output, work)
+    assert left == pieces[1:]
+    # Of another method nothing is there.
+    other = Work(CONFIG.model_copy(update={"engine": ENGINE.model_copy(update={"method": "linear"})}))
+    assert len(plan_pieces(source, output, other)[0]) == 3
+    assert pieces[0].output.read_bytes() == before
+    here(left, work)
+    with pytest.raises(InputFileError, match=r"was not made of run\.h5 with these settings"):
+        plan_pieces(source, output, other)
+
+
+def test_a_piece_that_fails_fails_alone(tmp_path: Path) -> None:
+    good = write_recording(tmp_path / "good.h5", 2)
+    bad = write_recording(tmp_path / "bad.h5", 2, positions=2)
+    work = Work(CONFIG)
+    pieces = [
+        *plan_pieces(bad, tmp_path / "bad_out.h5", work)[0],
+        *plan_pieces(good, tmp_path / "good_out.h5", work)[0],
+    ]
+    bad.unlink()
+    outcome = work_through_here(pieces, work)
+    assert [piece.name for piece in outcome.done] == ["good_out.h5"]
+    assert outcome.failed.pop("bad_out.h5, assembly") == "pieces that it needs were not done"
+    assert all("bad.h5" in why for why in outcome.failed.values())
+    assert len(outcome.failed) == 2
+
+
+def test_several_recordings_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = [str(write_sample(tmp_path / f"{name}.h5", sweeps=2)) for name in "ab"]
+    folder = tmp_path / "out"
+    command = ["reconstruct", *sources, "--output", str(folder), *SET]
+    assert cli.main(command) == 0
+    assert "2 of 2 pieces done" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.count("is there already") == 2
+    assert_same(whole(tmp_path / "a.h5"), folder / "a.h5")
+    (tmp_path / "c").mkdir()
+    shutil.copy(tmp_path / "a.h5", tmp_path / "c")
+    for wrong, reason in (
+        ([*sources], "need --output"),
+        ([*sources, "--output", sources[0]], "has to be a folder"),
+        ([*sources, str(tmp_path / "c" / "a.h5"), "--output", str(folder)], "would both become"),
+        ([sources[0], "--output", str(folder), "--warm-up", "3"], "give --cut N too"),
+        ([sources[0], "--output", str(tmp_path / "x.h5"), "--local", "2", "--memory", "0.1"], "--memory GB"),
+    ):
+        assert cli.main(["reconstruct", *wrong, *SET]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_without_dask_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with (
+        pytest.raises(DependencyError, match=r"pip install 'microdiffusion-daemon\[dask\]'"),
+        open_cluster(Where(2)),
+    ):
+        pass
+
+
+def test_jobs_of_slurm_ask_for_what_a_worker_needs() -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    scripts: list[str] = []
+
+    class Asked(jobqueue.SLURMCluster):  # type: ignore[misc,name-defined] # no SLURM here: only its script
+        def scale(self, n: int | None = None, jobs: int = 0) -> None:
+            scripts.extend([self.job_script()] * jobs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobqueue, "SLURMCluster", Asked)
+        where = Where(jobs=3, memory_gb=6, threads=4)
+        with open_cluster(where) as client:
+            assert describe(client, where)[0] == "3 jobs of SLURM, each a worker"
+    assert len(scripts) == 3
+    assert "#SBATCH --cpus-per-task=4" in scripts[0]
+    assert "--nthreads 1 " in scripts[0]
+    assert "#SBATCH --mem=6G" in scripts[0]
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[tuple[Any, Where]]:
+    pytest.importorskip("distributed")
+    where = Where(local=2, threads=1)
+    with open_cluster(where) as client:
+        yield client, where
+    deadline = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)[1]
+    assert not [each for each in deadline if "dask" in " ".join(each.cmdline())]
+
+
+@pytest.mark.timeout(300)  # two processes import torch, on a machine that may be busy
+def test_a_cluster_gives_what_one_process_gives(two_workers: tuple[Any, Where], tmp_path: Path) -> None:
+    client, where = two_workers
+    source = write_recording(tmp_path / "run.h5", 3, positions=2)
+    work, output = Work(CONFIG), tmp_path / "assembled.h5"
+    pieces, _ = plan_pieces(source, output, work)
+    outcome = work_through(pieces, work, client, where)
+    assert (len(outcome.done), outcome.failed) == (3, {})
+    assert_same(whole(source), output)
+    assert describe(client, where)[0].startswith("2 workers on this machine, 1 thread and ")
+
+
+@pytest.mark.timeout(300)  # two processes import torch, on a machine that may be busy
+def test_a_worker_that_is_killed_costs_its_piece(two_workers: tuple[Any, Where], tmp_path: Path) -> None:
+    client, where = two_workers
+    source = write_recording(tmp_path / "run.h5", 6, positions=2)
+    work, output = Work(CONFIG), tmp_path / "assembled.h5"
+    pieces, _ = plan_pieces(source, output, work)
+    victims = list(client.run(os.getpid).values())
+    killed: list[int] = []
+
+    def kill(done: float, steps: float, ready: int) -> None:
+        if done > 0 and victims:
+            psutil.Process(victims[0]).kill()
+            killed.append(victims.pop(0))
+            victims.clear()
+
+    outcome = work_through(pieces, work, client, where, kill)
+    assert killed
+    assert (len(outcome.done), outcome.failed) == (3, {})
+    assert_same(whole(source), output)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["assembled.h5", "run.h5", "whole.h5"]
+
+
+def test_a_piece_that_fails_in_a_worker_says_why(two_workers: tuple[Any, Where], tmp_path: Path) -> None:
+    client, where = two_workers
+    source = write_recording(tmp_path / "run.h5", 2)
+    work = Work(CONFIG)
+    pieces, _ = plan_pieces(source, tmp_path / "out.h5", work)
+    source.unlink()
+    outcome = work_through(pieces, work, client, where)
+    assert list(outcome.failed) == ["out.h5"]
+    assert "run.h5" in outcome.failed["out.h5"]
