@@ -27,6 +27,8 @@ from microdiffusion.text import did_you_mean
 
 SIZE = 64
 NOT_STATED = "not stated"
+_OVERLAID = 0.2
+"""Share of the recorded cubes that another one is laid over: denser specimens, and of two kinds."""
 PROVENANCE = "PROVENANCE.csv"
 """Beside morphologies: a table with the columns file, repository and licence."""
 
@@ -201,7 +203,14 @@ def build_pool(
         "textures": lambda: finish(phantoms.texture(rng, SIZE), rng),
     }
     if volumes:
-        makers["recorded"] = lambda: crop(volumes[rng.integers(len(volumes))], rng)
+
+        def recorded() -> NDArray[np.float32]:
+            cube = crop(volumes[rng.integers(len(volumes))], rng)
+            if rng.random() < _OVERLAID:
+                cube = cube + rng.uniform(0.2, 1.0) * crop(volumes[rng.integers(len(volumes))], rng)
+            return np.asarray(cube.clip(0, 1.5), dtype=np.float32)
+
+        makers["recorded"] = recorded
     if trees:
         makers["neurites"] = lambda: finish(
             phantoms.neurites(trees[rng.integers(len(trees))], rng, SIZE), rng
@@ -230,7 +239,7 @@ def build_pool(
 
 
 def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return a random cube of a recorded volume, stretched by up to half in each direction."""
+    """Return a random cube of a recorded volume, stretched by up to half, often with other contrast."""
     low, high = np.percentile(
         volume[:: max(1, volume.shape[0] // 32), ::4, ::4], [1, rng.choice([99.9, 99.97])]
     )
@@ -240,7 +249,10 @@ def crop(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
     part = volume[tuple(slice(s, s + w) for s, w in zip(start, wanted, strict=True))]
     part = ndimage.zoom((part - low) / max(high - low, 1e-6), zoom, order=1)
     part = np.pad(part, [(0, max(0, SIZE - n)) for n in part.shape], mode="symmetric")
-    return np.asarray(part[:SIZE, :SIZE, :SIZE].clip(0, 1.5), dtype=np.float32)
+    part = part[:SIZE, :SIZE, :SIZE].clip(0, 1.5)
+    # Other stains and cameras: bright against dim structures of the same shape.
+    part = part ** rng.uniform(0.7, 1.4) if rng.random() < 0.5 else part
+    return np.asarray(part, dtype=np.float32)
 
 
 def finish(cube: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

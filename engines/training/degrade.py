@@ -232,7 +232,7 @@ def batch_of(groups: list[Group], rng: np.random.Generator, *, at_start: bool = 
         prior, stack, variance = group.prior[cube], group.projections[cube], group.variance[cube]
         time, kappa = 1.0, 0.0
         # Most of the training at the start: one evaluation has to be good by itself.
-        if not at_start and rng.random() >= 0.6:
+        if not at_start and rng.random() >= 0.8:
             time = float(rng.uniform(0.05, 1.0))
         if time < 1.0:
             # On the way the state is always noisy: prior and a noiseless state would give the truth away.

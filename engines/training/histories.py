@@ -18,7 +18,7 @@ from torch import Tensor
 History = Callable[[int], Tensor]
 """The cubes (N, Z, Y, X) as they were so many sweeps before the last one."""
 MOST_EARLIER = 16
-_ALONE = 0.35  # of all sweeps: the first of their session
+_ALONE = 0.5  # of all sweeps: the first of their session
 _KINDS = {"still": 0.45, "active": 0.25, "replaced": 0.15, "drifting": 0.15}
 _OFFSETS = {"golden": 0.7, "alternate": 0.15, "fixed": 0.15}
 _SPOTS = 8
