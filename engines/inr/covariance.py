@@ -87,6 +87,11 @@ class AgeCovariances:
         prior = varied + np.array([_LEVEL, 0.0])[:, None, None]
         return [prior, *(each + _FORGETTING * varied for each in self.by_age)]
 
+    def total(self, age: int) -> Matrix:
+        """Return the covariance (Z, Z) of both bands together after the last sweep, for an age from 1 on."""
+        covariance: Matrix = self.by_age[min(age, len(self.by_age)) - 1].sum(0)
+        return covariance
+
     def advance(self, matrix: Matrix, noise: Matrix, device: torch.device) -> list[KalmanGain]:
         """Take a sweep in, and return the gains, on a device: of what is new, then by age.
 

@@ -35,6 +35,7 @@ from microdiffusion.engines.inr.changes import (
     news,
 )
 from microdiffusion.engines.inr.covariance import OLDEST, AgeCovariances, KalmanGain, banded, overlap
+from microdiffusion.engines.inr.nonnegative import nonnegative
 from microdiffusion.engines.projections import light_share, supports, tensor_of
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ class SessionEstimator:
         # none of those that were dark did since their voxels keep still.
         known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN
         light = torch.where(age[seen] > 1, torch.minimum(light[seen], known), light[seen])
-        field.clamp_min_(0.0)
+        field = nonnegative(field, self.covariances.total(_common_age(age[rows]))[rows, rows])
         field[seen.start - rows.start : seen.stop - rows.start] *= light * (1 / _ALL_LIGHT)
         self._field, self._lit = _with_rows(before, rows, field), _with_rows(self._lit, seen, light)
         self._age = age
@@ -399,7 +400,7 @@ def _gained(before: Tensor, age: Tensor, gains: list[KalmanGain], rows: slice, l
     `age` (N, P) are their ages, `rows` says which of all slices they are.
     """
     # Most of a specimen has kept still equally long: one product for it, and the others one by one.
-    common = int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
+    common = _common_age(age)
     field = torch.addmm(before, gains[common].gain[rows], left).flatten()
     others = _places_of_others(age, common)
     before, ages, columns = before.flatten(), age.flatten(), left.T.contiguous()
@@ -410,6 +411,11 @@ def _gained(before: Tensor, age: Tensor, gains: list[KalmanGain], rows: slice, l
         change = (table.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
         field[some] = before[some] + change
     return field.view_as(age)
+
+
+def _common_age(age: Tensor) -> int:
+    """Return the most frequent of the ages (N, P)."""
+    return int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
 
 
 def _places_of_others(age: Tensor, common: int) -> Tensor:
