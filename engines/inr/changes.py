@@ -41,6 +41,8 @@ _WORTH_SOLVING = 0.5  # posterior probability from which on a pixel is solved fo
 _DARKEST = 1e-3  # a structure that is darker has no brightness to change
 _LIMITS = (-0.95, 4.0)  # of a change
 _WINDOW, _WIDE_WINDOW = 5, 9  # pixels: for brightness, for the question whether anything is known at all
+_SIGNAL_WINDOW = 7  # pixels
+_NOISE_SHARE = 0.5  # of the noise: where it is estimated, texture counts as noise
 _SURE = 1e-4  # variance of a ratio, at least: the optics are not known better
 # Ratio of the state's squared misfit to the leave-one-out residual, beyond what the covariances make of it by
 # a factor: nothing is new below, everything above twice that; and within these bounds.
@@ -149,6 +151,18 @@ class LeftOut:
     residual: Tensor
     expected: Tensor
     due: Tensor
+
+
+def signal(misfit: Tensor, noise: Tensor, predicted: Tensor) -> Tensor:
+    """Return the innovation (M, Y, X) without what is noise, where there is little else.
+
+    The covariances expect the same variance everywhere, `predicted` (M,) without that of the noise (M,); a
+    neighbourhood that is darker or better known shows less, and there the gain would let noise in. Local
+    Wiener filter (Lee 1980), as a share of the gain's own.
+    """
+    noise = _NOISE_SHARE * noise[:, None, None]
+    wanted = 1 - noise / local_mean(misfit.square(), _SIGNAL_WINDOW).clamp_min(_SURE**2)
+    return misfit * (wanted * (1 + noise / predicted[:, None, None].clamp_min(_SURE**2))).clamp_(0.0, 1.0)
 
 
 def left_out(sweep: MeasuredSweep, age: Tensor) -> LeftOut:

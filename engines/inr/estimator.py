@@ -33,6 +33,7 @@ from microdiffusion.engines.inr.changes import (
     brightness,
     left_out,
     news,
+    signal,
 )
 from microdiffusion.engines.inr.covariance import OLDEST, AgeCovariances, KalmanGain, banded, overlap
 from microdiffusion.engines.inr.nonnegative import nonnegative
@@ -290,7 +291,8 @@ class SessionEstimator:
             pixels = brighter.pixels
             misfit[:, pixels] -= operator @ (before[seen][:, pixels] * brighter.by[seen])
         new, self.anew = news(sweep, misfit, left)
-        bands = banded(misfit.view_as(sweep.images))
+        expected = gains[min(_common_age(self._age), len(gains) - 1)].predicted
+        bands = banded(signal(misfit.view_as(sweep.images), sweep.noise, expected))
         field = _gained(before[rows], self._age[rows].clamp(max=len(gains) - 1), gains, rows, bands)
         age = (self._age + 1).clamp_(max=OLDEST)
         begun = new.amax(0) > 0.0
