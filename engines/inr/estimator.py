@@ -263,6 +263,10 @@ class SessionEstimator:
         self.sweeps = 1 if self.anew else self.sweeps + 1
         return self._estimate(gains)
 
+    def lift(self, by: float) -> None:
+        """Add light everywhere, in the units of the projections; less of it where `by` is negative."""
+        self._field = (self._field + by).clamp_min_(0.0)
+
     def forget(self) -> None:
         """Begin with the next sweep."""
         self.sweeps, self.anew = 0, False

@@ -58,7 +58,7 @@ class SessionField:
         unit: float = 1.0,
         device: torch.device,
     ) -> None:
-        self.unit = unit
+        self.unit, self.level = unit, 0.0
         self.estimator = SessionEstimator(shape, bandwidth=bandwidth, reach=reach, device=device)
         self.motion = Motion()
         self._doubt = 0.0  # squared misfit of a backward run, relative to what it says of itself
@@ -73,9 +73,8 @@ class SessionField:
         """Return what is kept from sweep to sweep: numbers (plain data) and tensors by name."""
         numbers, tensors = self.estimator.state()
         motion = {"shift": list(self.motion.shift), "brightness": self.motion.brightness}
-        return numbers | motion | {"unit": self.unit, "whole": list(self._whole)}, {
-            f"field_{name}": tensor for name, tensor in tensors.items()
-        }
+        about = {"unit": self.unit, "level": self.level, "whole": list(self._whole)}
+        return numbers | motion | about, {f"field_{name}": tensor for name, tensor in tensors.items()}
 
     def load(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Resume from a state.
@@ -89,7 +88,7 @@ class SessionField:
             name.removeprefix("field_"): each for name, each in tensors.items() if name.startswith("field_")
         }
         self.estimator.load(numbers, mine)
-        self.unit = float(numbers["unit"])
+        self.unit, self.level = float(numbers["unit"]), float(numbers["level"])
         z, y, x = (float(each) for each in numbers["shift"])
         self.motion = Motion((z, y, x), float(numbers["brightness"]))
         z, y, x = (int(each) for each in numbers["whole"])
@@ -107,6 +106,12 @@ class SessionField:
         other = copy.copy(self)
         other.estimator = self.estimator.copy()
         return other
+
+    def rest_on(self, level: float) -> None:
+        """Begin at another level of no light, counts; what is known keeps its place in counts."""
+        if self.estimator.sweeps and level != self.level:
+            self.estimator.lift((self.level - level) / self.unit / self.motion.brightness)
+        self.level = level
 
     @torch.no_grad()
     def update(

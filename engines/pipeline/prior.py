@@ -54,6 +54,7 @@ def _learned(task: Task, field: SessionField, light: Tensor) -> Tensor:
     if task.known is not None:
         field.unit = task.known.unit
     floor, prior = task.base, task.session.prior
+    field.rest_on(task.level)
     scale = task.session.span / field.unit
 
     def own(matrix: NDArray[np.float64], images: Tensor, variance: Tensor, pixels: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ from microdiffusion.engines.pipeline.session_store import SessionKey, SessionSto
 from microdiffusion.engines.trust import Findings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from microdiffusion.config import InrConfig
@@ -59,7 +61,34 @@ class RunSessions:
         known = self.peek(sweep) if lane == "rolling" else None
         if known is not None:
             return known.copy()
-        key = self._key(sweep, lane)
+        prior, learned = self._makers(sweep, length)
+
+        def revive(state: FrozenState) -> Session | None:
+            try:
+                return Session.of(state, prior(), learned())
+            except (KeyError, TypeError, ValueError):
+                return None  # of another geometry or version
+
+        session = self._store.get(self._key(sweep, lane), revive)
+        kept, low, span = _range(sweep, session)
+        if session is None or not kept:
+            # What was learned outlasts another range: it has a unit of its own.
+            field = learned(span) if session is None else session.field
+            findings = Findings() if session is None else session.findings.in_another_range()
+            session = Session(low, span, prior(), findings, field=field)
+            self.keep(sweep, lane, session)
+        return session
+
+    def begin(self, sweep: Sweep, lane: str, length: float) -> None:
+        """Begin the session of a sweep anew: it shows another specimen, with its own range and texture."""
+        prior, learned = self._makers(sweep, length)
+        _, low, span = _range(sweep, None)
+        self.keep(sweep, lane, Session(low, span, prior(), field=learned(span)))
+
+    def _makers(
+        self, sweep: Sweep, length: float
+    ) -> tuple[Callable[[], SessionPrior], Callable[..., SessionField | None]]:
+        """Return what makes an empty prior, and an empty field of a unit, for the session of a sweep."""
 
         def prior() -> SessionPrior:
             return SessionPrior(
@@ -81,21 +110,7 @@ class RunSessions:
                 device=self._device,
             )
 
-        def revive(state: FrozenState) -> Session | None:
-            try:
-                return Session.of(state, prior(), learned())
-            except (KeyError, TypeError, ValueError):
-                return None  # of another geometry or version
-
-        session = self._store.get(key, revive)
-        kept, low, span = _range(sweep, session)
-        if session is None or not kept:
-            # What was learned outlasts another range: it has a unit of its own.
-            field = learned(span) if session is None else session.field
-            findings = Findings() if session is None else session.findings.in_another_range()
-            session = Session(low, span, prior(), findings, field=field)
-            self.keep(sweep, lane, session)
-        return session
+        return prior, learned
 
     def peek(self, sweep: Sweep) -> Session | None:
         """Return the session of the lane "sweep" as it is, None where it is not in memory."""

@@ -72,6 +72,11 @@ class Task:
         return max(self.floor, _LOWEST_BASE)
 
     @property
+    def another_specimen(self) -> bool:
+        """Whether nothing that the session knew holds in this sweep."""
+        return self.field is not None and self.session.sweeps > 0 and self.field.estimator.sweeps == 1
+
+    @property
     def level(self) -> float:
         """That level in counts."""
         return self.session.low + self.base * self.session.span
@@ -114,6 +119,9 @@ class Normaliser:
                 # A wrong offset in the header must not clip what was measured.
                 floor = (lowest - session.low) / session.span
         field = None if session.field is None else session.field.copy()
+        if field is not None and field.estimator.sweeps:
+            # Each sweep has another darkest pixel, and what was learned shall not move with it.
+            floor = min(floor, (field.level - session.low) / session.span)
         task = Task(sweep, lane, effort, session, geometry, images, variance, floor, operator_at, field)
         if len(sweep.held_out_stage):
             held = upload(sweep.held_out, self._device)
