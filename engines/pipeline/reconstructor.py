@@ -199,7 +199,7 @@ class Reconstructor:
         update, given, reference = self._given(task, clock, 2 if spared else effort)
         if trail is None and lane != "rolling" and task.another_specimen:
             # Its range, its texture and what the network is worth to it are not those of the one before.
-            self._sessions.begin(sweep, lane, task.geometry.conditions.length)
+            self._sessions.begin(sweep, lane, task.geometry.conditions.length, task.session.noise)
             return self._reconstruct(sweep, lane, effort, trail)
         answers = self._updated(task, update, given, clock)
         found = answers.pop(SCORES)

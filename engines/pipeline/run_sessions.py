@@ -79,11 +79,14 @@ class RunSessions:
             self.keep(sweep, lane, session)
         return session
 
-    def begin(self, sweep: Sweep, lane: str, length: float) -> None:
-        """Begin the session of a sweep anew: it shows another specimen, with its own range and texture."""
+    def begin(self, sweep: Sweep, lane: str, length: float, noise: float | None) -> None:
+        """Begin the session of a sweep anew: it shows another specimen, with its own range and texture.
+
+        `noise` is that of the session before, counts².
+        """
         prior, learned = self._makers(sweep, length)
         _, low, span = _range(sweep, None)
-        self.keep(sweep, lane, Session(low, span, prior(), field=learned(span)))
+        self.keep(sweep, lane, Session(low, span, prior(), noise=noise, field=learned(span)))
 
     def _makers(
         self, sweep: Sweep, length: float

@@ -45,6 +45,8 @@ class Session:
         Number reconstructed so far.
     white_share : float
         Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
+    noise : float or None
+        Its variance, counts², when projections were last held out; None where none were.
     field : SessionField or None
         What all sweeps say; None where every sweep stands alone.
     error_scale : float
@@ -61,6 +63,7 @@ class Session:
     findings: Findings = field(default_factory=Findings)
     sweeps: int = 0
     white_share: float = 1.0
+    noise: float | None = None
     field: SessionField | None = None
     error_scale: float = DEFAULT_SCALE
     claim: Claim | None = None
@@ -87,6 +90,7 @@ class Session:
             "span": self.span,
             "sweeps": self.sweeps,
             "white_share": self.white_share,
+            "noise": self.noise,
             "findings": asdict(self.findings),
             "error_scale": self.error_scale,
             "places": [list(each) for each in self.places],
@@ -136,6 +140,7 @@ class Session:
             Findings(**numbers["findings"]),
             int(numbers["sweeps"]),
             float(numbers["white_share"]),
+            None if numbers["noise"] is None else float(numbers["noise"]),
             learned,
             error_scale=float(numbers["error_scale"]),
             claim=claim,

@@ -144,6 +144,10 @@ class Normaliser:
             return noise_variance(counts, camera)
         if len(sweep.held_out_stage):
             session.white_share = self._held_out_share(sweep, counts)
+            session.noise = session.white_share * estimate_sigma(counts) ** 2
+        elif session.sweeps == 0 and session.noise is not None:
+            # Another specimen has other texture, and the camera's noise stays.
+            session.white_share = min(1.0, session.noise / max(estimate_sigma(counts) ** 2, 1e-30))
         variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
         field = session.field
         if field is None or field.estimator.sweeps < _KNOWS_TEXTURE:
