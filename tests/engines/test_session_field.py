@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, optimize
 from support.session_scene import (
     HEADER,
     LENGTH,
@@ -24,14 +24,19 @@ from support.session_scene import (
     sweep_of,
 )
 
+from microdiffusion.config.models import EngineConfig
 from microdiffusion.engines.inr import estimator
+from microdiffusion.engines.inr.changes import signal
 from microdiffusion.engines.inr.covariance import NOISE_SHARES, AgeCovariances, banded, matern
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
+from microdiffusion.engines.inr.nonnegative import nonnegative
 from microdiffusion.engines.inr.session_field import SessionField
 from microdiffusion.engines.memory import session_bytes
+from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.errors import GeometryError
 from microdiffusion.frames import Reconstruction, StagePositions
+from microdiffusion.header import CameraNoise
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +109,69 @@ def test_another_specimen_costs_nothing() -> None:
     learned, alone = (run(truth, 10, memory) for memory in ("session", "sweep"))
     for number in range(10):
         assert psnr(learned[number], truth(number)) > psnr(alone[number], truth(number)) - 0.3, number
+
+
+def test_another_specimen_is_learned_as_if_it_were_the_first() -> None:
+    # Texture without correlation along z, which held-out projections tell from noise; then something sparse.
+    texture = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
+    sparse = 0.5 * specimen(seed=1) ** 2
+    reconstructor, fresh = session("session"), session("session")
+    for number in range(4):
+        seen, between = sweep_of(texture, number), sweep_of(texture, number + 20)
+        reconstructor.reconstruct(replace(seen, held_out_stage=between.stage, held_out=between.projections))
+    for number in range(4, 9):
+        sweep = sweep_of(sparse, number)
+        result, expected = reconstructor.reconstruct(sweep), fresh.reconstruct(sweep)
+        assert psnr(result, sparse) > psnr(expected, sparse) - 1.0, number
+
+
+def test_an_offset_that_is_too_high_costs_a_session_little() -> None:
+    # The level of no light is then the darkest pixel, and each sweep has another one.
+    truth, scale, pedestal = specimen(), 1000.0, 100.0
+    config = EngineConfig.model_validate({"method": "inr", "device": "cpu", "threads": 1})
+    right, wrong = (
+        Reconstructor(HEADER.model_copy(update={"camera": CameraNoise(offset=offset)}), config)
+        for offset in (pedestal, 400.0)
+    )
+    scores = []
+    for number in range(8):
+        sweep = sweep_of(truth, number, scale)
+        sweep = replace(sweep, projections=sweep.projections + np.float32(pedestal))
+        results = [each.reconstruct(sweep) for each in (right, wrong)]
+        above = [replace(result, volume=result.volume - np.float32(pedestal)) for result in results]
+        scores.append([psnr(each, truth, scale) for each in above])
+    assert scores[-1][1] > scores[-1][0] - 1.3
+    assert scores[-1][1] > scores[0][1] + 2.0
+
+
+def test_light_is_never_negative_and_none_is_added() -> None:
+    rng, slices = np.random.default_rng(0), 24
+    covariances = AgeCovariances(slices, bandwidth=0.07)
+    covariances.amplitudes = (0.1, 0.1)
+    matrix = np.kron(np.eye(3), np.full((1, 8), 1 / 8))
+    (gain, *_) = covariances.advance(matrix, np.full(3, 1e-4), torch.device("cpu"))
+    covariance = covariances.total(1)
+    truth = np.maximum(rng.standard_normal((slices, 40)), 0.0) * (rng.random((slices, 40)) < 0.2)
+    mean = (gain.gain[:, :3].double().numpy() + gain.gain[:, 3:].double().numpy()) @ matrix @ truth
+    mean += np.linalg.cholesky(covariance) @ rng.standard_normal(mean.shape)
+    found = nonnegative(torch.from_numpy(mean).float(), covariance).double().numpy()
+    assert found.min() >= 0.0
+    root = np.linalg.cholesky(np.linalg.inv(covariance)).T
+    exact = np.stack([optimize.nnls(root, root @ column)[0] for column in mean.T], axis=1)
+    clipped = mean.clip(min=0.0)
+    assert np.abs(found - exact).mean() < 0.3 * np.abs(clipped - exact).mean()
+    assert np.square(matrix @ (found - mean)).mean() < 0.1 * np.square(matrix @ (clipped - mean)).mean()
+    kept = np.abs(mean) + 1.0
+    np.testing.assert_allclose(nonnegative(torch.from_numpy(kept), covariance), kept)
+
+
+def test_an_innovation_of_noise_teaches_little_and_one_of_structure_all() -> None:
+    rng = np.random.default_rng(0)
+    noise, predicted = torch.tensor([1e-4, 1e-4]), torch.tensor([1e-2, 1e-2])
+    dark = torch.from_numpy(0.01 * rng.standard_normal((2, 32, 32))).float()
+    bright = 10 * dark
+    assert float(signal(dark, noise, predicted).square().mean() / dark.square().mean()) < 0.35
+    assert float(signal(bright, noise, predicted).square().mean() / bright.square().mean()) > 0.98
 
 
 @pytest.mark.parametrize("drift", [(0.1, 0.1, 0.0), (0.0, 0.5, -0.3)], ids=["slow", "sideways"])
