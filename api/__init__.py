@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from microdiffusion.files import open_projections
     from microdiffusion.frames import Frame, FrameInfo, StagePosition
     from microdiffusion.header import RunHeader
-    from microdiffusion.runfile import Run, RunEntry, Status, list_runs, open_run
+    from microdiffusion.runfile import Run, RunEntry, Status, list_runs, open_run, traces_of
     from microdiffusion.sender import Sender
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ __all__ = [
     "to_dask",
     "to_pandas",
     "to_xarray",
+    "traces_of",
 ]
 
 _HOMES = {
@@ -64,6 +65,7 @@ _HOMES = {
     "to_dask": "adapters",
     "to_pandas": "adapters",
     "to_xarray": "adapters",
+    "traces_of": "runfile",
 }
 
 

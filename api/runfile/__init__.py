@@ -46,6 +46,7 @@ from microdiffusion.runfile.schema import (
 from microdiffusion.runfile.series import TimeSeries, expanded
 from microdiffusion.runfile.summary import coded, summary_lines
 from microdiffusion.runfile.sweeps import FrameTable, assemble
+from microdiffusion.runfile.traces import RoiTraces, traces_of
 from microdiffusion.runfile.verify import Report, verify_run
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "FrameTable",
     "Pyramid",
     "Report",
+    "RoiTraces",
     "Run",
     "RunEntry",
     "RunLayout",
@@ -106,5 +108,6 @@ __all__ = [
     "settled",
     "snapshot_run",
     "summary_lines",
+    "traces_of",
     "verify_run",
 ]

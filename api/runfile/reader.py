@@ -15,12 +15,12 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from microdiffusion.errors import InputFileError, MissingFileError
 from microdiffusion.frames import Frame, Sweep
@@ -34,6 +34,7 @@ from microdiffusion.runfile.schema import LEVEL_ZERO, Closed, Status, position_p
 from microdiffusion.runfile.series import Item, Piece, TimeSeries
 from microdiffusion.runfile.summary import summary_lines
 from microdiffusion.runfile.sweeps import FrameTable, assemble
+from microdiffusion.runfile.traces import RoiTraces, run_traces
 from microdiffusion.text import count_noun
 
 _NO_FRAME = "it never arrived; run.sweep() holds those that did, .filled(value) puts a value there."
@@ -215,6 +216,16 @@ class Run:
     def frames(self, time_point: int, channel: int = 0) -> list[Frame]:
         """Return the recorded frames of a time point, in the order of their places in the sweep."""
         return self._rows(time_point, channel).frames(self._number(time_point), channel, self.position)
+
+    def traces(
+        self, rois: ArrayLike, channel: int = 0, *, baseline: slice | Sequence[int] | None = None
+    ) -> RoiTraces:
+        """Return ΔF/F of regions over time, with its standard deviation and the share of it that is data.
+
+        `rois` is a label image (Z, Y, X), 0 is background, or balls (N, 4): z, y, x and radius, voxels; F0 is
+        the median over the time points `baseline`, by default all. Anything else is an `InputFileError`.
+        """
+        return run_traces(self, rois, channel, baseline)
 
     def frame_numbers(self) -> NDArray[np.int64]:
         """Return `seq` of every recorded frame, of all positions; (N,) ascending."""

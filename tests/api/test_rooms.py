@@ -35,7 +35,8 @@ SIDE_DOORS = {
 
 PUBLIC = {
     microdiffusion: "open_run list_runs Run RunEntry Status GapError DamagedError load_config Config Sender "
-    "RunHeader Frame FrameInfo StagePosition open_projections to_dask to_pandas to_xarray export __version__",
+    "RunHeader Frame FrameInfo StagePosition open_projections to_dask to_pandas to_xarray traces_of export "
+    "__version__",
     drivers: "attach",
     engines: "Denoiser Reconstructor lazy_projections map_sweeps open_engine register_denoiser save_denoiser",
 }
