@@ -37,8 +37,9 @@ _PROVEN = 0.95  # relative error on the held-out projection below which the miss
 _FAR_OFF = 0.03  # a miss that nothing excuses
 _CLEARLY = 0.8  # rms error relative to the INR's at which one projection displaces the INR
 _EXPLAINS = 1.25  # residual relative to the noise and to the INR's, up to which an answer may be the fallback
-# An answer whose residual is so many times the best one (or the noise) is broken.
-_UNSOUND = 4.0
+# An answer whose squared residual is so many times the best one's (or the noise) is broken. A session in
+# which a part of the specimen moved otherwise than the rest has four times, and the best answer still.
+_UNSOUND = 9.0
 _MEMORY = 0.4  # of what earlier sweeps bore out: as a session learns, the network's task becomes another
 # Squared correction in units of the noise, from which on a session tells its share, and one sweep all it can.
 _TELLING, _TELLS_ALL = 100.0, 1000.0

@@ -387,7 +387,8 @@ def test_a_training_leaves_weights_card_curves_and_checkpoint(trained: tuple[Pat
     assert load_denoiser(output).settings == TINY
     assert "training on 2 volumes, 0 trees; held out: judge; starting from nothing" in said
     assert said[-1].startswith("On the held-out volumes these weights reach ")
-    assert said[-1].endswith("keep the shipped ones, or train longer or on more volumes.")
+    # A few iterations from nothing.
+    assert not said[-1].endswith(": better.")
 
 
 def test_training_starts_from_the_shipped_weights_unless_it_is_told_otherwise(tmp_path: Path) -> None:
