@@ -1,5 +1,6 @@
 """The denoising network and the few-step sampler around it."""
 
+from microdiffusion.engines.diffusion.belonging import Belonging
 from microdiffusion.engines.diffusion.conditioning import SliceConditions
 from microdiffusion.engines.diffusion.denoiser import (
     CONDITIONS,
@@ -24,6 +25,7 @@ from microdiffusion.engines.diffusion.weights import (
     load_denoiser,
     save_denoiser,
     shipped_weights,
+    weights_notes,
     weights_path,
 )
 
@@ -33,6 +35,7 @@ __all__ = [
     "HALO",
     "SLICES",
     "WINDOW",
+    "Belonging",
     "Correction",
     "Denoiser",
     "NetworkInputs",
@@ -48,6 +51,7 @@ __all__ = [
     "sample",
     "save_denoiser",
     "shipped_weights",
+    "weights_notes",
     "weights_path",
     "window_indices",
 ]

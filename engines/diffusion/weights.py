@@ -56,6 +56,23 @@ def load_denoiser(path: Path) -> Denoiser:
     return model.eval()
 
 
+def weights_notes(path: Path) -> dict[str, str]:
+    """Return the notes of a weights file, architecture and settings among them; empty where it has none.
+
+    Raises
+    ------
+    MissingFileError, InputFileError
+        No such file; or it is none of weights.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"Weights {path} do not exist: correct engine.weights or leave it out.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # whatever a damaged header leads to
+        raise InputFileError(f"{path} holds no weights ({error}): name a file of `mdd train`.") from error
+
+
 def shipped_weights() -> Path:
     """Return the path of the weights that ship with mdd."""
     return Path(str(resources.files("microdiffusion.engines.weights") / "slab.safetensors"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microdiffusion.engines.diffusion import load_denoiser, weights_path
+from microdiffusion.engines.diffusion import Belonging, load_denoiser, shipped_weights, weights_path
 from microdiffusion.engines.pipeline.device import keep_freed_memory
 from microdiffusion.engines.runtimes import open_runtime
 from microdiffusion.errors import ConfigError
@@ -33,6 +33,10 @@ class Engine:
         File name and checksum; empty without a network.
     fallback : str
         A sentence where a runtime failed and torch took its place.
+    belonging : Belonging or None
+        The specimen that the weights are adapted to; None: they are for all.
+    general : Runtime or None
+        Of weights that belong to a specimen: the network that ships, their rival (see `rivals.py`).
     """
 
     device: torch.device
@@ -42,6 +46,8 @@ class Engine:
     weights: str = ""
     weights_sha256: str = ""
     fallback: str = ""
+    belonging: Belonging | None = None
+    general: Runtime | None = None
 
 
 def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None) -> Engine:
@@ -65,6 +71,10 @@ def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None
     path = weights_path(config)
     choice = open_runtime(load_denoiser(path), device, config, progress=progress)
     runtime = choice.runtime
+    belonging, general = Belonging.of(path), None
+    if belonging is not None and config.fallback:
+        rival = open_runtime(load_denoiser(shipped_weights()), device, config, progress=progress)
+        general = rival.runtime
     return Engine(
         device,
         runtime.name,
@@ -73,6 +83,8 @@ def open_engine(config: EngineConfig, *, progress: Progress = lambda share: None
         path.name,
         hashlib.sha256(path.read_bytes()).hexdigest(),
         choice.fallback,
+        belonging,
+        general,
     )
 
 

@@ -37,8 +37,16 @@ def worthless(session: Session) -> bool:
 
 
 def evidence(task: Task) -> Tensor:
-    """Return what a sweep explains of the network's last correction, and all that this said (2,)."""
-    claim, learned = task.session.claim, task.learned
+    """Return what a sweep explains of the network's last correction, and all that this said (2,).
+
+    Then the same of the other network's, where two were asked: (4,).
+    """
+    session = task.session
+    return torch.cat([_evidence(task, claim) for claim in (session.claim, session.rival_claim)])
+
+
+def _evidence(task: Task, claim: Claim | None) -> Tensor:
+    learned = task.learned
     nothing = torch.zeros(2, device=task.images.device)
     # A rolling update goes by what is known; offline the way there has told it.
     if claim is None or learned is None or task.lane == "rolling" or task.known is not None:
@@ -65,13 +73,16 @@ def note(task: Task, explained: float, claimed: float) -> None:
         findings.note(explained, claimed)
 
 
-def keep(task: Task, answers: Tensors) -> None:
-    """Keep the claim that the network's answer to a sweep makes, and where the sweep's slabs lay."""
+def keep(task: Task, answers: Tensors, rival: Claim | None) -> None:
+    """Keep the claims that the answers to a sweep make, and where the sweep's slabs lay.
+
+    `rival` is that of the other network.
+    """
     session, learned = task.session, task.learned
     if learned is None or task.known is not None:
         return
     session.places = (*session.places[-1:], task.geometry.places)
-    session.claim = None
+    session.claim, session.rival_claim = None, rival
     if "mdd" in answers:
         motion = learned.motion
         session.claim = Claim.of(answers["inr"], answers["mdd"], motion.shift, motion.brightness)

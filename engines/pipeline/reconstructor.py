@@ -25,7 +25,7 @@ from torch import Tensor
 
 from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
 from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
-from microdiffusion.engines.pipeline import network_worth
+from microdiffusion.engines.pipeline import network_worth, rivals
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
@@ -36,6 +36,7 @@ from microdiffusion.engines.pipeline.task import Normaliser
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
 from microdiffusion.engines.trust import (
     COARSE_LIMITS,
+    Claim,
     Findings,
     Scores,
     Selection,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.diffusion import Runtime
     from microdiffusion.engines.inr import Trail
     from microdiffusion.engines.pipeline.session_store import SessionStore
     from microdiffusion.engines.pipeline.task import Task
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
 
+_NO_TIME = "there was no time for the network"
 _SPARED = "later projections bore out nothing of what the network added"
 # Sweeps between two coarse tests, which cost half an evaluation each.
 _TEST_EVERY = 8
@@ -102,7 +105,7 @@ class Reconstructor:
         self.config = config
         self.engine = engine or open_engine(config)
         self.device = self.engine.device
-        self._runtime = self.engine.runtime
+        self._runtime, self._rival, self._left_out = rivals.contenders(self.engine, header, config)
         self._geometries = Geometries(header, self.device)
         self.learns = config.memory == "session" and config.method in ("mdd", "inr")
         self._sessions = RunSessions(header, config.inr, self.device, sessions, learns=self.learns)
@@ -115,7 +118,7 @@ class Reconstructor:
         # The same for all sessions and sweeps of a run: what the network invents does not flicker.
         noisy = config.method == "mdd" and config.interpolation > 0
         self._noise = bridge_noise(header.shape, config.seed, self.device) if noisy else None
-        self._updates: dict[tuple[Geometry, UpdateSettings], Update] = {}
+        self._updates: dict[tuple[Geometry, UpdateSettings, bool], Update] = {}
         self._graphs = Graphs() if self.device.type == "cuda" and config.cuda_graphs else None
 
     def configure(self, config: EngineConfig) -> None:
@@ -145,13 +148,18 @@ class Reconstructor:
             # What the network is worth to the session has to be known before the way back.
             tested = self._runtime is not None and task.session.sweeps % network_worth.EVERY == 0
             update, given, _ = self._given(task, clock, 0 if tested else 2)
-            answers = self._updated(task, update, given, clock) if tested else {}
-            network_worth.note(task, *network_worth.evidence(task).tolist())
+            self._note(task, network_worth.evidence(task).tolist())
+            rival: Claim | None = None
+            answers: Tensors = {}
+            if tested:
+                update = self._update(task.geometry, 0, self._network(task))
+                rival = self._rival_claim(task, given, clock)
+                answers = self._updated(task, update, given, clock)
             before, field = task.session.field, task.field
             if before is not None and field is not None:
                 images = (task.images - task.base) * (task.session.span / field.unit)
                 trail.keep(sweep.sweep, field.known(before, task.operator_at, images, task.level))
-            network_worth.keep(task, answers)
+            network_worth.keep(task, answers, rival)
             trail.findings = task.session.findings
             task.session.sweeps += 1
             task.session.field = task.field
@@ -196,17 +204,26 @@ class Reconstructor:
             and network_worth.worthless(task.session)
             and (trail is not None or task.session.sweeps % network_worth.EVERY > 0)
         )
-        update, given, reference = self._given(task, clock, 2 if spared else effort)
+        allowed = 2 if spared else effort
+        update, given, reference = self._given(task, clock, allowed)
         if trail is None and lane != "rolling" and task.another_specimen:
             # Its range, its texture and what the network is worth to it are not those of the one before.
             self._sessions.begin(sweep, lane, task.geometry.conditions.length, task.session.noise)
             return self._reconstruct(sweep, lane, effort, trail)
+        told = task.session.rival_claim is not None
+        if told:  # which of two networks is the better one, in time for this sweep
+            self._note(task, network_worth.evidence(task).tolist())
+            update = self._update(task.geometry, allowed, self._network(task))
+        rival = None if spared else self._rival_claim(task, given, clock)
         answers = self._updated(task, update, given, clock)
         found = answers.pop(SCORES)
         if coarse is not None:
             found = torch.cat([found, coarse[None]])
-        numbers = torch.cat([found, network_worth.evidence(task)]).tolist()
-        network_worth.note(task, *numbers[-2:])
+        if not told:
+            found = torch.cat([found, network_worth.evidence(task)])
+        numbers = found.tolist()
+        if not told:
+            self._note(task, numbers[-4:])
         scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
         selection = self._serve(task, answers, scores)
         served = selection.served
@@ -214,11 +231,13 @@ class Reconstructor:
             self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
         )
         volume = download((answers[served] * task.session.span).add_(task.session.low))
-        network_worth.keep(task, answers)
+        network_worth.keep(task, answers, rival)
         task.session.sweeps += 1
         task.session.field = task.field
         self._sessions.keep(sweep, lane, task.session)
         clock.lap("scores")
+        why = _NO_TIME if effort == 2 else _SPARED if spared else selection.why
+        whose = self._left_out or task.session.findings.why_general
         seconds = clock.seconds()
         if reference:  # the stages it consists of
             del seconds["reference"]
@@ -232,7 +251,7 @@ class Reconstructor:
             seconds=seconds,
             inr_iterations=task.prior_steps,
             network_weight=selection.weight,
-            why="there was no time for the network" if effort == 2 else _SPARED if spared else selection.why,
+            why="; ".join(filter(None, (why, whose))),
             merged=task.learned is not None and task.learned.still > 0.0,
             still=float("nan") if task.learned is None else task.learned.still,
             drift=drift_um(task.learned, self.header),
@@ -256,18 +275,21 @@ class Reconstructor:
             return None
         once = SamplerSettings(1, config.guidance, 0.0, config.tile)
         sure = partial(sweep_deviation, bandwidth=default_bandwidth(task.geometry.conditions.length))
-        return coarse_test(self._runtime, task.images, task.variance, task.floor, once, sure)
+
+        def error(runtime: Runtime) -> Tensor:
+            return coarse_test(runtime, task.images, task.variance, task.floor, once, sure)
+
+        whose = self.engine.belonging
+        if self._rival is None or whose is None or task.session.sweeps:
+            return error(self._network(task) or self._runtime)
+        both = [error(self._runtime), error(self._rival)]
+        rivals.first_choice(findings, whose, *torch.stack(both).tolist())
+        return both[findings.general]
 
     def _given(self, task: Task, clock: Clock, effort: int) -> tuple[Update, Tensors, dict[str, float]]:
         """Return the update of a sweep, its inputs, and the seconds of the reference's stages."""
         geometry, method = task.geometry, self.config.method
-        settings = UpdateSettings.of(self.config, effort)
-        update = self._updates.get((geometry, settings))
-        if update is None:
-            update = Update(geometry, settings, self._runtime, self._noise)
-            if len(self._updates) >= _MOST_UPDATES:
-                del self._updates[next(iter(self._updates))]
-            self._updates[geometry, settings] = update
+        update = self._update(geometry, effort, self._network(task))
         given = {
             "images": task.images,
             "variance": task.variance,
@@ -294,9 +316,42 @@ class Reconstructor:
         clock.lap("inr")
         return update, given, {}
 
+    def _network(self, task: Task) -> Runtime | None:
+        """Return the network that serves a session."""
+        return self._rival if self._rival is not None and task.session.findings.general else self._runtime
+
+    def _update(self, geometry: Geometry, effort: int, network: Runtime | None) -> Update:
+        settings = UpdateSettings.of(self.config, effort)
+        key = geometry, settings, network is self._rival
+        update = self._updates.get(key)
+        if update is None:
+            update = Update(geometry, settings, network, self._noise)
+            if len(self._updates) >= _MOST_UPDATES:
+                del self._updates[next(iter(self._updates))]
+            self._updates[key] = update
+        return update
+
+    def _rival_claim(self, task: Task, given: Tensors, clock: Clock) -> Claim | None:
+        """Return the claim of the network that does not serve, where it is asked, too.
+
+        Before the one that serves: answers of a recorded graph are valid until the next one.
+        """
+        if self._rival is None or not rivals.due(task) or "deviation" not in given:
+            return None
+        other = self._runtime if task.session.findings.general else self._rival
+        return rivals.claim_of(task, self._updated(task, self._update(task.geometry, 0, other), given, clock))
+
+    def _note(self, task: Task, told: list[float]) -> None:
+        """Take in what a sweep says of the last corrections (4,); see `network_worth.evidence`."""
+        explained, claimed, theirs, they_claimed = told
+        network_worth.note(task, explained, claimed)
+        if self._rival is not None and self.engine.belonging is not None:
+            both = (explained, claimed), (theirs, they_claimed)
+            rivals.compare(task.session.findings, self.engine.belonging, *both)
+
     def _updated(self, task: Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
         """Return the update's answers and scores, on CUDA from a recorded graph where there is one."""
-        runtime = self._runtime
+        runtime = self._runtime  # that of a rival can do the same
         # A rolling window has as many geometries as projections: they would displace the graphs of the
         # sweeps.
         lasting = task.lane != "rolling"

@@ -53,6 +53,8 @@ class Session:
         See `uncertainty.scale`.
     claim : Claim or None
         Of the network in the last sweep; None where it was not asked.
+    rival_claim : Claim or None
+        Of the other network, where two were asked; see `rivals.py`. A session from disk has none.
     places : tuple of depths
         Of the slabs of the last two sweeps, slices.
     """
@@ -67,12 +69,17 @@ class Session:
     field: SessionField | None = None
     error_scale: float = DEFAULT_SCALE
     claim: Claim | None = None
+    rival_claim: Claim | None = None
     places: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def _parts(self) -> tuple[SessionPrior | SessionField | Claim | None, ...]:
+        return self.prior, self.field, self.claim, self.rival_claim
 
     @property
     def nbytes(self) -> int:
         """Of what it keeps."""
-        return sum(each.nbytes for each in (self.prior, self.field, self.claim) if each is not None)
+        return sum(each.nbytes for each in self._parts if each is not None)
 
     def copy(self) -> Session:
         """Return an independent session."""

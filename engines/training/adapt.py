@@ -33,33 +33,19 @@ from microdiffusion.config import EngineConfig
 from microdiffusion.engines.diffusion import Denoiser, SliceConditions
 from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
 from microdiffusion.engines.pipeline import Engine, Reconstructor, pick_device
-from microdiffusion.engines.projections import along_z, estimate_sigma, noise_variance
+from microdiffusion.engines.projections import along_z, noise_variance
 from microdiffusion.engines.runtimes import open_runtime
 from microdiffusion.engines.training.adapt_data import AdaptSession, Verdict, judge_errors, verdict
 from microdiffusion.engines.training.data import SIZE
-from microdiffusion.engines.training.degrade import CUBES, Group, Optics, batch_of, make_group
+from microdiffusion.engines.training.degrade import CUBES, Group, batch_of
+from microdiffusion.engines.training.fine_tune import SPECIMENS, AdaptPlan, Watch, cut_cube, fine_tune
 from microdiffusion.engines.training.learner import Learner
 from microdiffusion.engines.training.parallel import training_dtype
-from microdiffusion.errors import GeometryError
-from microdiffusion.optics import AxialProfile, projection_operator
+from microdiffusion.engines.training.session_optics import SessionOptics
+from microdiffusion.optics import projection_operator
 
 _CONSISTENCY = 0.1
 """Weight of the measurement consistency."""
-_REFRESH = 200
-"""Iterations after which the session is reconstructed again, into so many specimens:"""
-_SPECIMENS = 32
-_RING, _RENEW_EVERY, _BATCH = 12, 8, 2
-"""Groups that are kept, iterations after which one is renewed, and cubes of a batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptPlan:
-    """Length (iterations, or minutes in all), and the learning rate before the cosine."""
-
-    iterations: int = 200
-    minutes: float = 15.0
-    rate: float = 3e-4
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +63,7 @@ def adapt(
     config: EngineConfig,
     plan: AdaptPlan,
     say: Callable[[str], None],
-    watch: Callable[[int, float, float, float], None] = lambda iteration, share, loss, seconds: None,
+    watch: Watch = lambda iteration, share, loss, seconds: None,
 ) -> Adapted:
     """Return `model` adapted to a session; the argument is left as it is.
 
@@ -118,34 +104,9 @@ class _Adaptation:
         start = copy.deepcopy(model).float()
         self.learner = Learner(start, self._device, dtype, rate=plan.rate, weight_decay=0.0)
         self._sweeps = session.for_fitting()
-        counts = np.stack([np.percentile(sweep.projections, [1.0, 99.9]) for sweep in self._sweeps]).mean(0)
-        self._dark = min(session.header.camera.offset, float(counts[0]))
-        self._scale = max(float(counts[1]) - self._dark, 1e-6)
-        self._optics = self._session_optics()
+        found = SessionOptics.of(session.header, self._sweeps)
+        self._optics, self._dark, self._scale = found.optics, found.dark, found.scale
         self._priors: dict[int, NDArray[np.float32]] = {}
-
-    def _session_optics(self) -> Optics:
-        header, sweep = self._session.header, self._sweeps[0]
-        voxel = header.voxel_size_um[0]
-        profile = AxialProfile.sampled(header.profile.weights, header.profile.spacing_um / voxel)
-        length = step = profile.length_um
-        if len(sweep.stage) > 1:
-            step = sweep.stage.step_um / voxel
-        if length + step > SIZE:
-            raise GeometryError(
-                f"A slab of {length:.0f} slices at a step of {step:.0f} does not fit into cubes of {SIZE} "
-                "slices: adapt with thicker slices."
-            )
-        camera = header.camera
-        if camera.gain is None:
-            sigma = max(estimate_sigma(torch.from_numpy(sweep.projections)), camera.read_noise)
-            read, shot = sigma**2, 0.0
-        else:
-            # Counts: variance = read² + gain (p - offset); cubes: light = (p - dark) / scale.
-            read = camera.read_noise**2 + camera.gain * max(0.0, self._dark - camera.offset)
-            shot = camera.gain * self._scale
-        calibrated = camera.gain is not None
-        return Optics(profile, step, read / self._scale**2, shot / self._scale**2, calibrated=calibrated)
 
     def _reconstructor(self, model: Denoiser, **changes: Any) -> Reconstructor:
         config = self._config.model_copy(update=changes)
@@ -164,30 +125,19 @@ class _Adaptation:
         self._judging_s = time.monotonic() - begun_s
         return errors
 
-    def train(self, watch: Callable[[int, float, float, float], None]) -> int:
+    def train(self, watch: Watch) -> int:
         """Fine-tune; return the iterations that were taken."""
-        plan, rng, learner = self._plan, self._rng, self.learner
-        pool = self._specimens()
-        ring = [make_group(pool, rng, self._optics) for _ in range(_RING)]
-        iteration = 0
-        while True:
-            seconds = time.monotonic() - self._begun_s
-            # Its end is judged once more, within the time.
-            share = max(iteration / plan.iterations, (seconds + self._judging_s) / (60 * plan.minutes))
-            if share >= 1:
-                return iteration
-            if iteration and iteration % _REFRESH == 0:
-                pool = self._specimens()
-            if iteration and iteration % _RENEW_EVERY == 0:
-                ring[(iteration // _RENEW_EVERY) % _RING] = make_group(pool, rng, self._optics)
-            chosen = rng.integers(len(ring), size=_BATCH)
-            torch.manual_seed(int(rng.integers(1 << 62)))
-            loss = learner.loss(batch_of([ring[number] for number in chosen], rng))
-            loss = loss + _CONSISTENCY * self._misfit()
-            learner.update(loss, iteration, share, warm_up=20, least=0.05, memory=0.98)
-            iteration += 1
-            if iteration % 10 == 0:
-                watch(iteration, share, float(loss.detach()), seconds)
+        return fine_tune(
+            self.learner,
+            self._plan,
+            self._optics,
+            self._specimens,
+            self._rng,
+            watch,
+            begun_s=self._begun_s,
+            reserve_s=self._judging_s,  # its end is judged once more
+            more=lambda: _CONSISTENCY * self._misfit(),
+        )
 
     # --- equivariance ---------------------------------------------------------------------------------
 
@@ -197,7 +147,7 @@ class _Adaptation:
         reconstructor = self._reconstructor(self.learner.average)
         volumes = [self._light(reconstructor.reconstruct(sweep).volume) for sweep in self._sweeps]
         return np.stack(
-            [cut_cube(volumes[self._rng.integers(len(volumes))], self._rng) for _ in range(_SPECIMENS)]
+            [cut_cube(volumes[self._rng.integers(len(volumes))], self._rng) for _ in range(SPECIMENS)]
         )
 
     def _light(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -257,16 +207,6 @@ class _Adaptation:
             reconstructor = Reconstructor(self._session.header, config)
             self._priors[number] = reconstructor.reconstruct(self._sweeps[number]).volume
         return self._priors[number]
-
-
-def cut_cube(volume: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float16]:
-    """Return a random cube of SIZE, of three the one with most structure; mirrored where that is smaller."""
-    parts = []
-    for _ in range(3):
-        start = [int(rng.integers(0, max(1, n - SIZE + 1))) for n in volume.shape]
-        parts.append(volume[tuple(slice(s, s + SIZE) for s in start)])
-    cube = max(parts, key=lambda part: float(part.std()))
-    return np.pad(cube, [(0, SIZE - n) for n in cube.shape], mode="symmetric").astype(np.float16)
 
 
 def padded(stack: NDArray[Any], *, depth: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ leaves has to be bridged), but the same one before and after.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,14 @@ class AdaptSession:
     header: RunHeader
     sweeps: tuple[Sweep, ...]
     left_out: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the projections."""
+        digest = hashlib.sha256()
+        for sweep in self.sweeps:
+            digest.update(np.ascontiguousarray(sweep.projections).tobytes())
+        return digest.hexdigest()[:16]
 
     def for_fitting(self) -> list[Sweep]:
         """Return the sweeps without their judges."""

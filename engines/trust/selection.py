@@ -23,7 +23,7 @@ displace it. Findings last until the next of their kind. `scores.py` measures.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from microdiffusion.engines.trust.scores import Scores
 
@@ -59,6 +59,11 @@ class Findings:
         The best of the other answers; None before the first test.
     explained, claimed : float
         Of the projections that followed, by the network's corrections, and all that these said; see `Claim`.
+    general : bool
+        Whether the network that ships serves in place of one that is adapted to a specimen; `why_general`
+        says why.
+    general_ahead, at_stake : float
+        How much more of the projections the one that ships explains, and how much the better one does.
     """
 
     coarse_error: float = 1.0
@@ -67,6 +72,10 @@ class Findings:
     fallback: str | None = None
     explained: float = 0.0
     claimed: float = 0.0
+    general: bool = False
+    why_general: str = ""
+    general_ahead: float = 0.0
+    at_stake: float = 0.0
 
     @property
     def borne_out(self) -> float | None:
@@ -89,11 +98,11 @@ class Findings:
 
     def in_another_range(self) -> Findings:
         """Return the findings of the same session with another normalisation."""
-        return Findings(explained=self.explained, claimed=self.claimed)
+        return replace(self, coarse_error=1.0, held_out=1.0, share=1.0, fallback=None)
 
     def forget_claims(self) -> None:
         """Begin anew, with another specimen."""
-        self.explained = self.claimed = 0.0
+        self.explained = self.claimed = self.general_ahead = self.at_stake = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from support.sample_data import CAMERA, LENGTH_UM, SHAPE, VOXEL_UM, look, positi
 from microdiffusion.config.models import EngineConfig
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.engines import training
-from microdiffusion.engines.diffusion import load_denoiser
+from microdiffusion.engines.diffusion import Belonging, load_denoiser
 from microdiffusion.engines.training import adapt_data as sessions
-from microdiffusion.engines.training.adapt import Adapted, AdaptPlan, adapt, cut_cube
+from microdiffusion.engines.training.adapt import Adapted, adapt
 from microdiffusion.engines.training.adapt_data import Verdict, judge_errors, read_session, verdict
+from microdiffusion.engines.training.fine_tune import AdaptPlan, cut_cube, fine_tune
 from microdiffusion.errors import GeometryError, InputFileError, MissingFileError
 from microdiffusion.files.projections import write_projections
 from microdiffusion.optics import AxialProfile
@@ -128,8 +129,8 @@ def test_cubes_have_the_training_s_size(shape: tuple[int, int, int]) -> None:
 
 @pytest.fixture(autouse=True)
 def _few_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_SPECIMENS": 2, "_RING": 1}.items():
-        monkeypatch.setattr(sys.modules[adapt.__module__], name, value)
+    monkeypatch.setattr(sys.modules[adapt.__module__], "SPECIMENS", 2)
+    monkeypatch.setattr(sys.modules[fine_tune.__module__], "_RING", 1)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,9 @@ def test_worse_weights_are_written_by_force_only(
     assert ("kept the old weights" in said) == (not written)
     if written:
         load_denoiser(output)
+        whose = Belonging.of(output)
+        assert whose is not None
+        assert (whose.specimen, whose.length_um) == ("p", LENGTH_UM)
 
 
 def test_a_session_without_a_complete_sweep_is_refused(tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,100 @@
+"""Two networks for one specimen: the one that was adapted to it, and the one that ships.
+
+Adapted weights are better for their specimen and worse for others, and a session doesn't know which one it
+sees. So in a session's first sweeps, and in some of the later ones, both networks are asked, and the
+projections of the next sweep, which nobody had seen, say which corrections were the better ones: what is
+left of the misfit once a correction counts as much as it is worth is smaller by explained² / claimed (see
+`trust/claims.py`). In a first sweep, with nothing to follow yet, both do the coarse test.
+
+Weights adapted under other optics do not take part: the network that ships serves instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microdiffusion.engines.trust import Claim
+
+if TYPE_CHECKING:
+    from microdiffusion.config import EngineConfig
+    from microdiffusion.engines.diffusion import Belonging, Runtime
+    from microdiffusion.engines.pipeline.engine import Engine
+    from microdiffusion.engines.pipeline.task import Task
+    from microdiffusion.engines.pipeline.update import Tensors
+    from microdiffusion.engines.trust import Findings
+    from microdiffusion.header import RunHeader
+
+_FIRST, _EVERY = 2, 8
+"""Sweeps in which both are asked: the first ones of a session, and one in so many."""
+_MEMORY = 0.4  # of earlier comparisons
+_CLEARLY = 0.05  # share of what either explains, by which the other one has to be better
+_COARSE_CLEARLY = 1.05  # times the other's error in the coarse test
+
+
+def contenders(
+    engine: Engine, header: RunHeader, config: EngineConfig
+) -> tuple[Runtime | None, Runtime | None, str]:
+    """Return the network to begin with, its rival, and why the adapted one is left out (a sentence).
+
+    There is a rival only where the weights belong to a specimen, and `engine.fallback` is on.
+    """
+    belonging = engine.belonging
+    if belonging is None or engine.general is None or not config.fallback:
+        return engine.runtime, None, ""
+    other = belonging.other_optics(header)
+    if other:
+        text = f"the weights adapted to {belonging.specimen} are for {other}: those that ship with mdd serve"
+        return engine.general, None, text
+    return engine.runtime, engine.general, ""
+
+
+def due(task: Task) -> bool:
+    """Return whether both networks are asked in a sweep."""
+    sweeps = task.session.sweeps
+    asked = sweeps < _FIRST or sweeps % _EVERY == 0
+    return asked and task.effort == 0 and task.lane != "rolling" and task.known is None
+
+
+def first_choice(findings: Findings, belonging: Belonging, adapted: float, general: float) -> None:
+    """Choose by the networks' errors in the coarse test."""
+    if adapted > _COARSE_CLEARLY * general:
+        findings.general = True
+        findings.why_general = (
+            f"on slabs twice as thick the weights adapted to {belonging.specimen} err "
+            f"{adapted / general:.2f} times as much as those that ship, which serve"
+        )
+
+
+def claim_of(task: Task, answers: Tensors) -> Claim | None:
+    """Return the claim of the network that is asked beside the one that serves."""
+    if task.learned is None:
+        return None
+    motion = task.learned.motion
+    return Claim.of(answers["inr"], answers["mdd"], motion.shift, motion.brightness)
+
+
+def compare(
+    findings: Findings, belonging: Belonging, serving: tuple[float, float], other: tuple[float, float]
+) -> None:
+    """Take in what a sweep explains of both networks' corrections, and all that these said.
+
+    `serving` and `other` are `Claim.held_against` of the network that serves and of the other one.
+    """
+    if not (serving[1] > 0.0 and other[1] > 0.0):
+        return
+    mine, theirs = (max(0.0, explained) ** 2 / claimed for explained, claimed in (serving, other))
+    ahead = theirs - mine if not findings.general else mine - theirs
+    findings.general_ahead = _MEMORY * findings.general_ahead + ahead
+    findings.at_stake = _MEMORY * findings.at_stake + max(mine, theirs)
+    lead = findings.general_ahead if not findings.general else -findings.general_ahead
+    if lead <= _CLEARLY * findings.at_stake:
+        return
+    findings.general = not findings.general
+    findings.explained, findings.claimed = other
+    findings.why_general = ""
+    if findings.general:
+        shares = (100 * max(0.0, explained) / claimed for explained, claimed in (serving, other))
+        findings.why_general = (
+            f"later projections bore out {next(shares):.0f} % of what the weights adapted to "
+            f"{belonging.specimen} added and {next(shares):.0f} % of what those that ship did, which serve"
+        )

@@ -1,0 +1,102 @@
+"""Fine-tuning to a slow, dense stack of the user's own specimen: `mdd adapt --volume`.
+
+The stack is the truth: it is seen through the session's own beam, step and noise, after a random number of
+sweeps, and the network learns to find it again, with the loss of the ordinary training. Whether that helps
+is told by a session on a part of the stack that was kept aside, and so is how far to go: the mean of old and
+new weights forgets less, and is often better than either (Wortsman et al., CVPR 2022). Runs on one thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from microdiffusion.config import EngineConfig
+from microdiffusion.engines.diffusion import Denoiser
+from microdiffusion.engines.pipeline import pick_device
+from microdiffusion.engines.training.degrade import Optics
+from microdiffusion.engines.training.fine_tune import SPECIMENS, AdaptPlan, Watch, fine_tune
+from microdiffusion.engines.training.learner import Learner
+from microdiffusion.engines.training.parallel import training_dtype
+from microdiffusion.engines.training.specimen import Specimen, cube_pool
+from microdiffusion.engines.training.trial import Worth, make_trial, run_trial
+
+_WAYS = (1.0, 0.5)
+"""Shares of the way from the old weights to the new ones that are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedToVolume:
+    """The network after adapting, and what it is worth on the part that was kept aside."""
+
+    model: Denoiser
+    worth: Worth
+    iterations: int
+
+
+def adapt_to_volume(
+    specimen: Specimen,
+    optics: Optics,
+    model: Denoiser,
+    config: EngineConfig,
+    plan: AdaptPlan,
+    say: Callable[[str], None],
+    watch: Watch = lambda iteration, share, loss, seconds: None,
+) -> AdaptedToVolume:
+    """Return `model` adapted to a specimen; the argument is left as it is.
+
+    Parameters
+    ----------
+    optics : Optics
+        Of the session that the network will serve.
+    config : EngineConfig
+        Device, evaluations, fallback and so on, as the result will be used.
+
+    Raises
+    ------
+    GeometryError
+        Fewer than two slabs fit into the stack.
+    """
+    begun_s = time.monotonic()
+    device, _ = pick_device(config.device)
+    trial = make_trial(specimen.aside, optics)
+    trained = sum(volume.size for volume in specimen.volumes)
+    say(
+        f"{specimen.name}: {trained / 1e6:.2f} million voxels to train on, "
+        f"{' x '.join(str(edge) for edge in specimen.aside.shape)} kept aside to judge by"
+    )
+    before = run_trial(trial, model, config, device)
+    judging_s = (time.monotonic() - begun_s) * len(_WAYS)
+    rng = np.random.default_rng(plan.seed)
+    dtype = training_dtype(device, "auto")
+    learner = Learner(copy.deepcopy(model).float(), device, dtype, rate=plan.rate, weight_decay=0.0)
+    iterations = fine_tune(
+        learner,
+        plan,
+        optics,
+        lambda: cube_pool(specimen, SPECIMENS, rng),
+        rng,
+        watch,
+        begun_s=begun_s,
+        reserve_s=judging_s,
+    )
+    results = []
+    for share in _WAYS:
+        network = between(model, learner.average, share)
+        results.append((network, run_trial(trial, network, config, device)))
+    best, after = max(results, key=lambda result: result[1].first + result[1].later)
+    return AdaptedToVolume(best, Worth(before, after), iterations)
+
+
+@torch.no_grad()
+def between(old: Denoiser, new: Denoiser, share: float) -> Denoiser:
+    """Return the network whose weights are a share of the way from `old` to `new`."""
+    network = copy.deepcopy(old).float()
+    for mine, theirs in zip(network.parameters(), new.parameters(), strict=True):
+        mine.lerp_(theirs.to(mine), share)
+    return network
