@@ -28,7 +28,6 @@ _FIRST, _EVERY = 2, 8
 """Sweeps in which both are asked: the first ones of a session, and one in so many."""
 _MEMORY = 0.4  # of earlier comparisons
 _CLEARLY = 0.05  # share of what either explains, by which the other one has to be better
-_COARSE_CLEARLY = 1.05  # times the other's error in the coarse test
 
 
 def contenders(
@@ -57,7 +56,7 @@ def due(task: Task) -> bool:
 
 def first_choice(findings: Findings, belonging: Belonging, adapted: float, general: float) -> None:
     """Choose by the networks' errors in the coarse test."""
-    if adapted > _COARSE_CLEARLY * general:
+    if adapted > general:
         findings.general = True
         findings.why_general = (
             f"on slabs twice as thick the weights adapted to {belonging.specimen} err "

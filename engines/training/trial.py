@@ -121,7 +121,7 @@ def trial_scores(trial: Trial, reconstructor: Reconstructor) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What adapting gained on the part that was kept aside."""
+    """Gain of adapting, on the part that was kept aside."""
 
     before: Served
     after: Served
