@@ -148,7 +148,7 @@ class Reconstructor:
             # What the network is worth to the session has to be known before the way back.
             tested = self._runtime is not None and task.session.sweeps % network_worth.EVERY == 0
             update, given, _ = self._given(task, clock, 0 if tested else 2)
-            self._note(task, network_worth.evidence(task).tolist())
+            rivals.note(task, network_worth.evidence(task).tolist(), self.engine.belonging)
             rival: Claim | None = None
             answers: Tensors = {}
             if tested:
@@ -212,7 +212,7 @@ class Reconstructor:
             return self._reconstruct(sweep, lane, effort, trail)
         told = task.session.rival_claim is not None
         if told:  # which of two networks is the better one, in time for this sweep
-            self._note(task, network_worth.evidence(task).tolist())
+            rivals.note(task, network_worth.evidence(task).tolist(), self.engine.belonging)
             update = self._update(task.geometry, allowed, self._network(task))
         rival = None if spared else self._rival_claim(task, given, clock)
         answers = self._updated(task, update, given, clock)
@@ -223,7 +223,7 @@ class Reconstructor:
             found = torch.cat([found, network_worth.evidence(task)])
         numbers = found.tolist()
         if not told:
-            self._note(task, numbers[-4:])
+            rivals.note(task, numbers[-4:], self.engine.belonging)
         scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
         selection = self._serve(task, answers, scores)
         served = selection.served
@@ -340,14 +340,6 @@ class Reconstructor:
             return None
         other = self._runtime if task.session.findings.general else self._rival
         return rivals.claim_of(task, self._updated(task, self._update(task.geometry, 0, other), given, clock))
-
-    def _note(self, task: Task, told: list[float]) -> None:
-        """Take in what a sweep says of the last corrections (4,); see `network_worth.evidence`."""
-        explained, claimed, theirs, they_claimed = told
-        network_worth.note(task, explained, claimed)
-        if self._rival is not None and self.engine.belonging is not None:
-            both = (explained, claimed), (theirs, they_claimed)
-            rivals.compare(task.session.findings, self.engine.belonging, *both)
 
     def _updated(self, task: Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
         """Return the update's answers and scores, on CUDA from a recorded graph where there is one."""

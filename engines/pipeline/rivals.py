@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from microdiffusion.engines.pipeline import network_worth
 from microdiffusion.engines.trust import Claim
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def first_choice(findings: Findings, belonging: Belonging, adapted: float, gener
     if adapted > general:
         findings.general = True
         findings.why_general = (
-            f"on slabs twice as thick the weights adapted to {belonging.specimen} err "
-            f"{adapted / general:.2f} times as much as those that ship, which serve"
+            "in a first sweep only slabs twice as thick tell, where the weights adapted to "
+            f"{belonging.specimen} err {adapted / general:.2f} times as much as those that ship, which serve"
         )
 
 
@@ -70,6 +71,14 @@ def claim_of(task: Task, answers: Tensors) -> Claim | None:
         return None
     motion = task.learned.motion
     return Claim.of(answers["inr"], answers["mdd"], motion.shift, motion.brightness)
+
+
+def note(task: Task, told: list[float], belonging: Belonging | None) -> None:
+    """Take in what a sweep says of the last corrections (4,); see `network_worth.evidence`."""
+    explained, claimed, theirs, they_claimed = told
+    network_worth.note(task, explained, claimed)
+    if belonging is not None:
+        compare(task.session.findings, belonging, (explained, claimed), (theirs, they_claimed))
 
 
 def compare(
