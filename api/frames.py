@@ -139,6 +139,11 @@ class StagePositions:
         return np.asarray(np.linalg.norm(self.values[:, None] - other.values[None], axis=-1), np.float64)
 
 
+_REFOCUS = "how far the stage stood beyond z_um, following the specimen"
+DECISION_LETTERS = 160
+"""Most that a sweep says of how an adaptive acquisition planned it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameInfo:
     """One camera image's place in its run.
@@ -157,6 +162,10 @@ class FrameInfo:
         Left out of the reconstruction, to measure its error.
     exposure_ms, camera_time_s : float
         Exposure, and seconds since the start of the run by the camera's clock.
+    refocus_um : float
+        How far the focus stage stood beyond `stage`, µm, because it followed the specimen.
+    decision : str
+        What an adaptive acquisition decided for this sweep, and why; with its first frame, else empty.
     """
 
     seq: Annotated[Number, Column("<i8", -1, content="-1: absent")]
@@ -169,6 +178,8 @@ class FrameInfo:
     held_out: Annotated[bool, Column("u1")] = False
     exposure_ms: Annotated[FiniteFloat, Field(ge=0), Column("<f8", np.nan, "ms", since=1)] = 0.0
     camera_time_s: Annotated[FiniteFloat, Column("<f8", np.nan, "s")] = 0.0
+    refocus_um: Annotated[FiniteFloat, Column("<f8", np.nan, "um", _REFOCUS, since=3)] = 0.0
+    decision: Annotated[str, Field(max_length=DECISION_LETTERS)] = ""
 
 
 @dataclass(slots=True)

@@ -89,6 +89,8 @@ class RunHeader(BaseModel):
         Number of sweeps (time points), None where the end is open.
     frames_per_sweep : int
         Most frames of one sweep of one session, held-out ones included: the room kept in the run file.
+    adaptive : bool
+        Whether its driver plans the next sweeps by what the engine says of the last ones (`SweepFeedback`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +109,7 @@ class RunHeader(BaseModel):
     frames_per_sweep: Count = 64
     camera: CameraNoise = CameraNoise()
     source: Annotated[Name, Field(max_length=2000)] = ""
+    adaptive: Annotated[bool, Field(exclude_if=lambda wanted: not wanted)] = False
 
     @model_validator(mode="after")
     def _volume_of_sane_size(self) -> Self:

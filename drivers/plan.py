@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import gcd
 from typing import Any
@@ -86,6 +86,24 @@ class PlannedSweep:
     start_s: float
     shots: tuple[Shot, ...]
 
+    def through(self, slabs: Sequence[Slab], *, refocus_um: float = 0.0, decision: str = "") -> PlannedSweep:
+        """Return the sweep through other slabs, as many as it has, with the stage so much beyond them.
+
+        `decision` says why, with the first frame of each channel and position.
+        """
+        shots = []
+        for shot in self.shots:
+            slab = slabs[shot.info.index]
+            info = replace(
+                shot.info,
+                stage=slab.stage,
+                held_out=slab.held_out,
+                refocus_um=refocus_um,
+                decision="" if shot.info.index else decision,
+            )
+            shots.append(Shot(info, shot.event | {"z": slab.stage.z_um + refocus_um}))
+        return replace(self, shots=tuple(shots))
+
 
 class Plan:
     """The sweeps that a configuration asks for.
@@ -155,11 +173,15 @@ class Plan:
             frames_per_sweep=frames_per_sweep or self.frames_per_sweep_max,
             camera=self._config.camera.noise,
             source=source[:2000],
+            adaptive=self._acquisition.adaptive.policy != "off",
         )
 
     def slabs(self, sweep: int) -> tuple[Slab, ...]:
         """Return the slabs of a sweep, in the order of acquisition."""
-        depths = self._depths(sweep)
+        return self.slabs_at(sweep, self._depths(sweep))
+
+    def slabs_at(self, sweep: int, depths: NDArray[np.float64]) -> tuple[Slab, ...]:
+        """Return the slabs of a sweep at depths (M,) µm, ascending, and the one that is held out."""
         slabs = [Slab(StagePosition(float(z))) for z in depths]
         if self._can_hold_out(depths) and sweep % self._sweep.hold_out_every == 0:
             pair = _scattered(sweep // self._sweep.hold_out_every, len(depths) - 1)

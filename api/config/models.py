@@ -22,6 +22,38 @@ _PUBLIC_KEY = re.compile(r"[0-9A-Fa-f]{64}|[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{
 """As people write one, or as ZeroMQ does (Z85)."""
 
 
+class AdaptiveConfig(Table):
+    """An acquisition that plans its next sweep by what the engine says of the last ones."""
+
+    policy: Literal["off", "learn", "changes"] = key(
+        "off",
+        "off: every sweep as planned; learn: each sweep begins where it tells most; changes: denser slabs "
+        "where something changes, as many frames",
+    )
+    least_interval_s: NonNegative | None = key(
+        None,
+        "shortest sweep_interval_s while something changes, s; none: always sweep_interval_s",
+    )
+    frames_per_min: Positive | None = key(
+        None,
+        "light dose: most frames of a channel and position in any minute; none: no limit but the interval",
+    )
+    lowest_um: FiniteFloat | None = key(
+        None,
+        "least position that the focus stage may take, µm; none: what the plan needs, and refocus_um beyond",
+    )
+    highest_um: FiniteFloat | None = key(None, "greatest position that it may take, µm; none: likewise")
+    refocus_um: NonNegative = key(
+        0.0, "how far the stage may follow a drift of the specimen along z, µm; 0: it stays"
+    )
+    sparsest: FiniteFloat = key(
+        2.0, "widest step where nothing changes, in planned steps (changes)", ge=1, le=4
+    )
+    wait: NonNegative = key(
+        0.5, "longest wait for the engine's word on a sweep, as a share of that sweep's time", le=1
+    )
+
+
 class AcquisitionConfig(Table):
     """The source of the frames and their acquisition."""
 
@@ -47,6 +79,7 @@ class AcquisitionConfig(Table):
     sweeps: int | None = key(None, "number of sweeps; none: until stopped", ge=1)
     sweep_interval_s: NonNegative = key(0.0, "time from the start of one sweep to the next, s")
     specimen: bool = key(False, "replace the camera's pixels with projections of the virtual specimen")
+    adaptive: AdaptiveConfig = AdaptiveConfig()
 
 
 class SweepConfig(Table):

@@ -19,6 +19,7 @@ from microdiffusion.runfile.reader import Run, open_positions, open_run
 from microdiffusion.runfile.records import settled
 from microdiffusion.runfile.schema import (
     CHECKED,
+    DECISION_BYTES,
     EFFORTS,
     ENGINE_BYTES,
     EVENT_KIND_BYTES,
@@ -51,6 +52,7 @@ from microdiffusion.runfile.verify import Report, verify_run
 
 __all__ = [
     "CHECKED",
+    "DECISION_BYTES",
     "EFFORTS",
     "ENGINE_BYTES",
     "EVENT_KIND_BYTES",

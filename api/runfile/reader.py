@@ -205,6 +205,13 @@ class Run:
         """
         return np.asarray(np.concatenate([piece.data[()] for piece in self._pieces(f"mdd/{name}")]))
 
+    def decisions(self, channel: int = 0) -> list[str]:
+        """Return what an adaptive acquisition decided for each time point, and why; "" where it did not."""
+        if self._parts.plan.minor < 3:
+            return [""] * len(self)
+        texts = self.values("decision").reshape(-1, len(self.header.channels))
+        return [text_of(text) for text in texts[:, channel]]
+
     def place(self, time_point: int, channel: int = 0) -> tuple[int, ...]:
         """Return the index of a time point of a channel: (t,), or (t, channel) where there are several."""
         return (time_point,) if len(self.header.channels) == 1 else (time_point, channel)

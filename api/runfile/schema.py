@@ -25,7 +25,7 @@ from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.pyramid import Factors, level_shape
 
-LAYOUT_MAJOR, LAYOUT_MINOR = 1, 2
+LAYOUT_MAJOR, LAYOUT_MINOR = 1, 3
 LAYOUT_VERSION = f"{LAYOUT_MAJOR}.{LAYOUT_MINOR}"
 LEVEL_ZERO: Factors = (1, 1, 1)
 SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
@@ -34,6 +34,7 @@ RUNTIMES = ("none", "torch", "openvino", "tensorrt")
 STAGES = ("inr", "sampler", "consistency", "other", "total")
 EFFORTS = ("full", "one evaluation", "INR alone")
 REASON_BYTES = 160
+DECISION_BYTES = 240
 EVENT_ROOM = 4096
 EVENT_KIND_BYTES = 16
 ENGINE_BYTES = 16384
@@ -342,6 +343,8 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     yield figure("frames_received", "<u4")
     yield figure("frames_missing", "<u4")
     yield figure("frames_expected", "<u4", content="as its frames say, 0: none came")
+    about = "what an adaptive acquisition decided for this sweep, and why; empty: the plan as configured"
+    yield Dataset("mdd/decision", lead, f"S{DECISION_BYTES}", None, {"content": about}, since=3)
     for name, dtype in (("recipe", "u1"), ("state", "<i8"), ("from_state", "<i8")):
         yield figure(name, dtype, content=_RETIRED)
     yield of_frame("used", "u1", codes="1 the volume is made of it, or judged by it")

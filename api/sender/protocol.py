@@ -17,11 +17,12 @@ from typing import Literal
 
 from microdiffusion import wire
 from microdiffusion.errors import AcquisitionError, AddressError, WireError
-from microdiffusion.header import RunHeader
+from microdiffusion.header import MOST_SESSIONS, RunHeader
 from microdiffusion.sender.buffer import SendBuffer
 from microdiffusion.sender.buffered import BufferedFrame
 from microdiffusion.sender.connection import Connection
 from microdiffusion.sender.faults import Fault, FaultSource
+from microdiffusion.wire import SweepFeedback
 
 WINDOW_BYTES = 32 << 20
 """Limit for what is sent and unanswered, until the daemon sets one."""
@@ -58,7 +59,7 @@ class SenderProtocol:
         The daemon answers; it has, at some time; it has acknowledged the end of the run, or refused it.
     finishing : str or None
         The reason why the run ends; None while more frames may come.
-    wanted, wanted_text, server
+    wanted, wanted_text, feedback, server
         As of `Sender`.
     up_s : float
         `time.monotonic()` when the daemon was last known to be there.
@@ -79,6 +80,7 @@ class SenderProtocol:
         self.finishing: str | None = None
         self.wanted: Literal["go", "pause", "stop"] = "go"
         self.wanted_text = ""
+        self.feedback: dict[tuple[int, int], SweepFeedback] = {}
         self.server = ""
         self.up_s = time.monotonic()
         self.sent = self.resent = 0
@@ -265,6 +267,10 @@ class SenderProtocol:
                 self._on_refusal(message)
             elif isinstance(message, wire.Tell) and message.run == self._header.run_id:
                 self.wanted, self.wanted_text = message.what, message.text
+            elif isinstance(message, wire.Feedback) and message.run == self._header.run_id:
+                told = message.feedback
+                if (told.channel, told.position) in self.feedback or len(self.feedback) < MOST_SESSIONS:
+                    self.feedback[told.channel, told.position] = told
 
     def _on_ack(self, ack: wire.Ack) -> None:
         if ack.received:

@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from microdiffusion.sender.faults import Faults, FaultSource
 from microdiffusion.sender.journal import Journal
 from microdiffusion.sender.protocol import SenderProtocol
 from microdiffusion.sender.spill import Spill
-from microdiffusion.wire import ClientKeys
+from microdiffusion.wire import ClientKeys, SweepFeedback
 
 SAVE_S = 10.0
 """Most time that the end of a sender takes to write what is left to the journal."""
@@ -270,6 +270,11 @@ class Sender:
     def wanted_text(self) -> str:
         """The reason for that request, one sentence, or empty."""
         return self._protocol.wanted_text
+
+    @property
+    def feedback(self) -> Mapping[tuple[int, int], SweepFeedback]:
+        """The engine's last word on each session (channel, position) of an adaptive run."""
+        return dict(self._protocol.feedback)
 
     @property
     def server(self) -> str:

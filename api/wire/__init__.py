@@ -10,6 +10,7 @@ from microdiffusion.wire.codec import (
     encode,
     encode_frame,
 )
+from microdiffusion.wire.feedback import SweepFeedback
 from microdiffusion.wire.handshake import HANDSHAKE_FAILED, why_refused
 from microdiffusion.wire.messages import (
     MAX_HELD,
@@ -17,6 +18,7 @@ from microdiffusion.wire.messages import (
     Answer,
     Command,
     Control,
+    Feedback,
     Reason,
     Refuse,
     RunEnd,
@@ -52,6 +54,7 @@ __all__ = [
     "ClientKeys",
     "Command",
     "Control",
+    "Feedback",
     "Gate",
     "Parts",
     "Reason",
@@ -61,6 +64,7 @@ __all__ = [
     "RunProgress",
     "RunStart",
     "ServerKeys",
+    "SweepFeedback",
     "Tell",
     "Value",
     "ask",

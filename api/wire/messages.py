@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, create_model
 
 from microdiffusion.frames import FRAME_FIELDS, Number
 from microdiffusion.header import RunHeader
+from microdiffusion.wire.feedback import SweepFeedback
 
 MAX_HELD = 1024
 """Most frames that an answer to `start` can name as held."""
@@ -107,6 +108,14 @@ class Tell(WireModel):
     text: Text = ""
 
 
+class Feedback(WireModel):
+    """Findings of a sweep, to a run's driver that asked for it (`RunHeader.adaptive`); nobody answers."""
+
+    kind: Literal["feedback"] = "feedback"
+    run: RunId
+    feedback: SweepFeedback
+
+
 class Command(WireModel):
     """A request on the control socket; `key` and `value` of a setting, empty where it needs none."""
 
@@ -177,4 +186,4 @@ FrameHeader = create_model("FrameHeader", __base__=FrameBody, **_PLACE)
 """Header of a frame: `FrameBody`, and each field of `FrameInfo` as it is declared there."""
 
 
-Control: TypeAlias = RunStart | RunProgress | RunEnd | Ack | Refuse | Tell | Command | Answer
+Control: TypeAlias = RunStart | RunProgress | RunEnd | Ack | Refuse | Tell | Feedback | Command | Answer

@@ -118,6 +118,8 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     others = {name: getattr(ledger, name) for name in ("duplicates", "refused", "unplaced")}
     if any(others.values()):
         yield "besides", ", ".join(f"{number} {name}" for name, number in others.items() if number)
+    if decided := [(t, text) for t, text in enumerate(opened.decisions()) if text]:
+        yield "adaptive", f"{count_noun(len(decided), 'sweep')}, the last, {decided[-1][0]}: {decided[-1][1]}"
     if events := opened.events:
         last = events[-1]
         yield "events", f"{len(events)}, the last after {last.time_s:.0f} s: {last.kind}, {last.text}"

@@ -2,6 +2,7 @@
 
   mdd serve --demo                   Micro-Manager's demo devices and a virtual
                                      specimen
+  mdd serve --demo --adaptive        the same, with slabs where something changes
   mdd serve --config my.toml         your microscope
   mdd serve --config remote-engine   frames that come over the network
   mdd serve --resume runs/demo.h5    resume an interrupted run, configured as it
@@ -31,6 +32,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     off: dict[str, Any] = {"action": "store_false", "default": None}
     about = "the camera's own pixels, not the virtual specimen's"
     options.add(parser, "--no-specimen", about, key="acquisition.specimen", **off)
+    about = "denser slabs where something changes (acquisition.adaptive)"
+    adaptive: dict[str, Any] = {"action": "store_const", "const": "changes", "default": None}
+    options.add(parser, "--adaptive", about, key="acquisition.adaptive.policy", **adaptive)
     options.add(parser, "--resume RUN", "resume this run", options.file)
     about = "use torch if TensorRT's engine is not built yet"
     options.add(parser, "--no-compile", about, key="engine.compile", **off)

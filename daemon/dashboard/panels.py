@@ -158,6 +158,7 @@ def run(snapshot: StatusSnapshot, space: Space) -> Section:
     method = f"{engine.method}, {count_noun(engine.steps, 'step')}, guidance {engine.guidance:g}"
     rows = [
         Row("served", ", as ".join(filter(None, (snapshot.quality.served, snapshot.quality.why)))),
+        Row("adaptive", snapshot.adaptive),
         Row("source", run.source),
         Row("volume", f"{shape}, voxel {voxel} µm" if shape else ""),
         Row("sweeps", str(run.sweeps or "")),

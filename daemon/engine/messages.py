@@ -2,7 +2,8 @@
 
 The daemon sends `Begin`, `Work`, `End` and `Configure`. The process sends `Building` while an engine of
 TensorRT is built, `EngineInfo` once it is open, one answer to each `Work` (a `Reconstruction` or an
-`EngineError`), and a `Notice` whenever something changes by itself.
+`EngineError`), before it a `SweepFeedback` where the run is adaptive, and a `Notice` whenever something
+changes by itself.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from microdiffusion.daemon.engine.supervisor import Supervisor
 from microdiffusion.daemon.engine.work_queue import Note, WorkQueue
 from microdiffusion.daemon.engine.worker import Opener, open_engine
 from microdiffusion.errors import EngineError, MddError
+from microdiffusion.wire import SweepFeedback
 
 TENSORRT = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 """Modules that build engines; the list in `engines.runtimes` would bring torch."""
@@ -225,6 +226,8 @@ class EngineProcess:
             self._change(answer.changes)
             self._on_note(answer.text, "warning")
             self.queue.runs.tell_all("engine", answer.text)
+        elif isinstance(answer, SweepFeedback):
+            self.queue.hear(answer)
         elif isinstance(answer, MddError) and self.info is None:
             raise answer  # it could not even start
         elif self._handed_s is not None:

@@ -16,6 +16,7 @@ from microdiffusion.errors import EngineError, MddError
 from microdiffusion.frames import Reconstruction
 from microdiffusion.header import RunHeader
 from microdiffusion.text import command_line
+from microdiffusion.wire import SweepFeedback
 
 _T = TypeVar("_T")
 
@@ -76,6 +77,10 @@ class ServedRuns:
     def live(self, job: SweepJob, result: Reconstruction) -> None:
         """Hand over a rolling volume."""
         self._call(job.run_id, lambda sink: sink.live(job, result), None)
+
+    def feedback(self, run_id: str, feedback: SweepFeedback) -> None:
+        """Hand over what a sweep of an adaptive run showed."""
+        self._call(run_id, lambda sink: sink.feedback(feedback), None)
 
     def lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
         """Say that a sweep gets no volume."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from microdiffusion.frames import Reconstruction, Sweep
+from microdiffusion.wire import SweepFeedback
 
 Lane = Literal["sweep", "rolling", "later"]
 
@@ -73,6 +74,9 @@ class EngineSink(Protocol):
 
     def live(self, job: SweepJob, result: Reconstruction) -> object:
         """Take a rolling volume, or drop it where there is no room."""
+
+    def feedback(self, feedback: SweepFeedback) -> None:
+        """Take what a sweep of an adaptive run showed, before its volume is there."""
 
     def lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
         """Note that a sweep gets no volume."""

@@ -27,6 +27,7 @@ from microdiffusion.engines.memory import memory_statement
 from microdiffusion.errors import ConfigError, EngineError, MddError
 from microdiffusion.frames import Reconstruction, Sweep
 from microdiffusion.header import RunHeader
+from microdiffusion.wire import SweepFeedback
 
 Note = Callable[[str, Literal["info", "warning"]], None]
 """Takes a message for the user."""
@@ -278,6 +279,13 @@ class WorkQueue:
                     break
         self._tell_effort(job)
         return job, run.header
+
+    def hear(self, feedback: SweepFeedback) -> None:
+        """Pass on what the sweep in progress showed."""
+        with self._lock:
+            job = self._running
+        if job is not None:
+            self.runs.feedback(job.run_id, feedback)
 
     def done(self, answer: object, seconds: float) -> None:
         """Settle the sweep in progress: its answer, and the engine time it took."""

@@ -149,7 +149,9 @@ class _Worker:
 
         header = request.header
         try:
-            run = Reconstructor(header, self._config, self._engine, sessions=self._store)
+            run = Reconstructor(
+                header, self._config, self._engine, sessions=self._store, on_feedback=self._pipe.send
+            )
             self._runs[header.run_id] = run
         except Exception as error:  # such as a volume that is too large: no concern of the other runs
             if _is_lost(self._engine):

@@ -40,7 +40,7 @@ from microdiffusion.header import RunHeader
 
 REMEMBERED_RUNS = 32
 
-Answer: TypeAlias = wire.Ack | wire.Refuse | wire.Tell
+Answer: TypeAlias = wire.Ack | wire.Refuse | wire.Tell | wire.Feedback
 _FOREIGN = "it belongs to another sender, and only that one can resume it: begin a run of your own."
 
 
@@ -155,6 +155,12 @@ class IngestProtocol:
         intake = self.runs.get(message.run)
         if intake is not None and intake.is_open:
             intake.told = message
+            self._answer_all(intake, message)
+
+    def pass_on(self, message: wire.Feedback) -> None:
+        """Send a run's drivers what a sweep showed, if the run is open."""
+        intake = self.runs.get(message.run)
+        if intake is not None and intake.is_open:
             self._answer_all(intake, message)
 
     def close_run(self, run_id: str, reason: str) -> None:

@@ -34,7 +34,7 @@ from microdiffusion.daemon.ingest.protocol import Answer, IngestProtocol
 from microdiffusion.daemon.ingest.sink import RunSink
 from microdiffusion.errors import AddressError, MddError, RunError
 from microdiffusion.header import RunHeader
-from microdiffusion.wire import Gate, ServerKeys, secure_server
+from microdiffusion.wire import Gate, ServerKeys, SweepFeedback, secure_server
 
 TICK_S = 1.0
 AT_ONCE = 8
@@ -175,6 +175,11 @@ class Ingest:
     def tell(self, run_id: str, what: Literal["go", "pause", "stop"], text: str = "") -> None:
         """Tell the driver of a run what is wanted of it, and again until the run is over."""
         self._call(partial(self._protocol.tell, wire.Tell(run=run_id, what=what, text=text[:2000])))
+
+    def feedback(self, run_id: str, feedback: SweepFeedback) -> None:
+        """Tell the driver of an adaptive run what a sweep showed; lost where its line is down."""
+        message = wire.Feedback(run=run_id, feedback=feedback)
+        self._call(partial(self._protocol.pass_on, message))
 
     def close_run(self, run_id: str, reason: str) -> None:
         """Abort a run and tell its senders `reason`; takes effect shortly.

@@ -33,6 +33,7 @@ from microdiffusion.frames import FIGURES, Frame, FrameInfo, Reconstruction, Swe
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import (
     CHECKED,
+    DECISION_BYTES,
     REASON_BYTES,
     SERVED,
     STAGES,
@@ -128,6 +129,8 @@ class RunWriter:
                 _write(place, f"mdd/frames/{name}", value, slot)
         checked = np.array(tuple(kept[name] for name in CHECKED.names or ()), CHECKED)
         _write(place, "mdd/frames/check", crc32(checked.tobytes()), slot)
+        if info.decision and self.files.plan.minor >= 3:
+            _write(place, "mdd/decision", cut(info.decision, DECISION_BYTES))
         _write(place, "mdd/frames_received", received)
         if expected != place.expected:
             _write(place, "mdd/frames_expected", expected)

@@ -37,7 +37,7 @@ from microdiffusion.frames import Frame, Reconstruction, Sweep
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import Status
 from microdiffusion.text import count_noun
-from microdiffusion.wire import RunEnd, RunProgress
+from microdiffusion.wire import RunEnd, RunProgress, SweepFeedback
 
 WINDOW_BYTES = 32 << 20
 """Frames of a run that may be unacknowledged: what a crash of the daemon makes its sender send again."""
@@ -129,6 +129,8 @@ class LiveRun:
         self.recorder.put_frame(frame, receipt)
         self._health.frame(frame)
         self._exposure.look(frame)
+        if frame.info.decision:
+            self._board.put(adaptive=f"sweep {frame.info.sweep}: {frame.info.decision}")
         self._sweeps.add(frame)
 
     def repeated(self, frame: Frame, receipt: Receipt) -> bool:
@@ -216,6 +218,10 @@ class LiveRun:
             self.recorder.put_live(job.sweep, result, job.newest_seq)
         self._board.add_latency(LIVE, time.monotonic() - job.received_s)
         self._show(job, result)
+
+    def feedback(self, feedback: SweepFeedback) -> None:
+        """Pass on what a sweep of an adaptive run showed to its driver."""
+        self._ingest.feedback(self.header.run_id, feedback)
 
     def lost(self, job: SweepJob, outcome: Literal["skipped", "failed"], reason: str) -> None:
         """Note that the engine gives no volume for this sweep (now)."""

@@ -31,6 +31,7 @@ from microdiffusion.header import RunHeader
 from microdiffusion.ledger import Ledger
 from microdiffusion.runfile import Status
 
+_MAY_DIFFER = ("sweeps", "source", "adaptive")  # in the header of a run that is resumed
 _NAMES = 10  # that are tried for a new run
 REMEMBERED = 1000
 """Runs that are over and still named at the end: a service runs for months."""
@@ -352,7 +353,7 @@ def _require_same(recorder: Recorder, wanted: RunHeader, owner: str) -> None:
         raise ConfigError(
             f"The run in {path} belongs to another sender, and only that one can resume it: begin a new run."
         )
-    if wanted != header.model_copy(update={"sweeps": wanted.sweeps, "source": wanted.source}):
+    if wanted != header.model_copy(update={name: getattr(wanted, name) for name in _MAY_DIFFER}):
         raise ConfigError(
             f"The run in {path} has another geometry or beam than its sender says: begin a new run."
         )

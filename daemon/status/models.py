@@ -173,8 +173,9 @@ class StatusSnapshot(StatusModel):
 
     `daemon` is a new number at each start of a daemon: answers of different daemons can be told apart by it.
     `history` has the latest values of frame_rate_hz, latency_s, residual and held_out_error; `clock_step_s`
-    is by how much the clock of the daemon's computer was set since the start. `preview` belongs to `session`,
-    one of `sessions`; it is None unless it is new: the one before still holds.
+    is by how much the clock of the daemon's computer was set since the start. `preview` belongs to
+    `session`, one of `sessions`; it is None unless it is new: the one before still holds. `adaptive` is the
+    last decision of an adaptive acquisition, empty where there is none.
     """
 
     mdd: int = 1
@@ -196,6 +197,7 @@ class StatusSnapshot(StatusModel):
     volumes: VolumeCounts = VolumeCounts()
     quality: Quality = Quality()
     learned: Learned | None = None
+    adaptive: str = ""
     memory_mb: dict[str, float] = {}
     disk_free_bytes: int | None = None
     history: dict[str, tuple[float, ...]] = {}

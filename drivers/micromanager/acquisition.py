@@ -25,8 +25,9 @@ from typing import Any
 
 from microdiffusion.config import AcquisitionConfig
 from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch, watched
-from microdiffusion.drivers.micromanager.core import open_core, prepare
+from microdiffusion.drivers.micromanager.core import open_core, prepare, stage_limits
 from microdiffusion.drivers.micromanager.hook import FrameHook
+from microdiffusion.drivers.micromanager.planner import AdaptivePlanner
 from microdiffusion.drivers.micromanager.preflight import (
     TOLERANCE,
     check_free,
@@ -78,12 +79,16 @@ def acquire(task: DriverTask) -> SenderStats:
                 f"{header.source}; {header.shape[2]} x {header.shape[1]} pixels of "
                 f"{header.voxel_size_um[1]:g} µm"
             )
+            stage = watch.call("name its stage", core.get_focus_device)
+            planner = None
+            if config.acquisition.adaptive.policy != "off":
+                travel_um = watch.call("say how far its stage goes", stage_limits, core, stage)
+                planner = AdaptivePlanner(config, plan, travel_um=travel_um)
             watch.call("move its stage", check_travel, core, plan, config.volume.voxel_z_um)
             if remark := watch.call("say its exposure", exposure_remark, core, config):
                 note(remark)
-            stage = watch.call("name its stage", core.get_focus_device)
             where = partial(core.get_position, stage)
-            return _acquire(task, plan, header, watch, where, found)
+            return _acquire(task, plan, header, watch, where, found, planner)
 
 
 def _acquire(
@@ -93,6 +98,7 @@ def _acquire(
     watch: MicroscopeWatch,
     where: Callable[[], float],
     found: ExitStack,
+    planner: AdaptivePlanner | None = None,
 ) -> SenderStats:
     """Acquire, leave the microscope as it was `found`, and deliver what remains, which may take a while."""
     config, resume, note = task.config, task.resume, task.note
@@ -116,7 +122,7 @@ def _acquire(
         with found:
             sender.start()
             sweeps = plan.sweeps(first=resume.sweep, seq=resume.seq) if resume else plan.sweeps()
-            reason = _Feeder(task, hook, sender, watch, where).run(sweeps)
+            reason = _Feeder(task, hook, sender, watch, where, planner).run(sweeps)
     finally:
         stats = sender.finish(reason=reason, timeout_s=task.finish_s())
         if stats.unsent:
@@ -139,7 +145,9 @@ class _Feeder:
         sender: Sender,
         watch: MicroscopeWatch,
         where: Callable[[], float],
+        planner: AdaptivePlanner | None = None,
     ) -> None:
+        self._planner = planner
         self._task, self._hook, self._sender, self._watch, self._where = task, hook, sender, watch, where
         self._tell_progress = SenderProgress(sender, task)
         self._interval_s = task.config.acquisition.sweep_interval_s
@@ -189,7 +197,13 @@ class _Feeder:
             # The engine works on one sweep while the next is queued.
             if not self._wait(partial(self._has_room_for, sweep)):
                 return False
-            if not self._wait(partial(_is_past, began_s + sweep.start_s), idle=True):
+            due_s = began_s + sweep.start_s
+            if self._planner is not None:
+                planned = self._planned(self._planner, sweep)
+                if planned is None:
+                    return False
+                sweep, due_s = planned
+            if not self._wait(partial(_is_past, due_s), idle=True):
                 return False
             if self._sender.wanted == "pause":
                 self._task.note("paused: no further sweep is acquired until the daemon says go")
@@ -197,13 +211,32 @@ class _Feeder:
                     return False
                 self._task.note("resumed")
                 began_s = time.monotonic() - sweep.start_s
-            self._tell_late(time.monotonic() - began_s - sweep.start_s)
+            if self._planner is None:
+                self._tell_late(time.monotonic() - began_s - sweep.start_s)
             self._tell_moved()
-            self._left_um = sweep.shots[-1].info.stage.z_um
+            self._left_um = float(sweep.shots[-1].event["z"])
             self._frames = len(sweep.shots)
             self._hook.expect(sweep)
+            if self._planner is not None:
+                self._planner.start(sweep, time.monotonic())
             self._watch.call("take a sweep", acquisition.acquire, [shot.event for shot in sweep.shots])
         return True
+
+    def _planned(self, planner: AdaptivePlanner, sweep: PlannedSweep) -> tuple[PlannedSweep, float] | None:
+        """Return what to take instead of a planned sweep, and when; None if the run was stopped or ended.
+
+        The last sweep is over first, and the engine has a moment to say what it showed.
+        """
+        if not self._wait(lambda: self._hook.outstanding == 0):
+            return None
+        planner.over(time.monotonic())
+        sender = self._sender
+        if not self._wait(lambda: planner.is_ready(sender.feedback, time.monotonic()), idle=True):
+            return None
+        result = planner.plan(sweep, sender.feedback, time.monotonic())
+        for text in planner.take_notes():
+            self._task.note(text)
+        return result
 
     def _has_room_for(self, sweep: PlannedSweep) -> bool:
         return self._hook.outstanding <= len(sweep.shots)

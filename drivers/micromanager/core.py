@@ -155,6 +155,16 @@ def named_devices(core: Any) -> tuple[str, str]:
     )
 
 
+def stage_limits(core: Any, stage: str) -> tuple[float, float] | None:
+    """Return least and greatest position of a stage, µm; None where it does not report them."""
+    if not (core.has_property(stage, "Position") and core.has_property_limits(stage, "Position")):
+        return None
+    return (
+        float(core.get_property_lower_limit(stage, "Position")),
+        float(core.get_property_upper_limit(stage, "Position")),
+    )
+
+
 def _named(device: object, what: str, label: str) -> str:
     if not device:
         raise AcquisitionError(

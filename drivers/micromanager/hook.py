@@ -153,19 +153,24 @@ class FrameHook:
         time_s = time.monotonic() - self._began_s if elapsed_ms is None else float(elapsed_ms) / 1000.0
         info = replace(
             planned,
-            stage=replace(
-                planned.stage, z_um=float(metadata.get("ZPosition_um_Intended", planned.stage.z_um))
-            ),
+            stage=replace(planned.stage, z_um=self._depth(planned, metadata)),
             exposure_ms=float(metadata.get("Exposure", planned.exposure_ms)),
             camera_time_s=self._time_s + time_s,
         )
         self._sender.put(info, self._pixels(image, metadata, info))
 
+    @staticmethod
+    def _depth(planned: FrameInfo, metadata: dict[str, Any]) -> float:
+        """Return the slab's centre in the volume, µm: the stage may have followed the specimen beyond it."""
+        found = metadata.get("ZPosition_um_Intended")
+        return planned.stage.z_um if found is None else float(found) - planned.refocus_um
+
     def _pixels(self, image: NDArray[Any], metadata: dict[str, Any], info: FrameInfo) -> NDArray[np.uint16]:
         if self._specimens:
             rng = np.random.default_rng([self._seed, 103, info.seq])
             specimen = self._specimens[info.position]
-            light = specimen.expected(info.stage, self._profile, info.camera_time_s)
+            stage = replace(info.stage, z_um=info.stage.z_um + info.refocus_um)
+            light = specimen.expected(stage, self._profile, info.camera_time_s)
             return self._header.camera.expose(light, rng)
         self._check_settings(image, metadata)
         return image.astype(np.uint16, copy=False)

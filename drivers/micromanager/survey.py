@@ -10,7 +10,7 @@ import multiprocessing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from microdiffusion.drivers.micromanager.core import named_devices, names_of, open_core
+from microdiffusion.drivers.micromanager.core import named_devices, names_of, open_core, stage_limits
 from microdiffusion.drivers.micromanager.server import message_of
 from microdiffusion.errors import AcquisitionError, MddError
 from microdiffusion.processes import redirect_output
@@ -81,12 +81,6 @@ def survey(acquisition: AcquisitionConfig, *, timeout_s: float = TIMEOUT_S) -> S
 def ask(core: Any) -> Survey:
     """Return what a core reports; raise `AcquisitionError` without camera or focus stage."""
     camera, stage = named_devices(core)
-    limits = None
-    if core.has_property(stage, "Position") and core.has_property_limits(stage, "Position"):
-        limits = (
-            float(core.get_property_lower_limit(stage, "Position")),
-            float(core.get_property_upper_limit(stage, "Position")),
-        )
     return Survey(
         core=str(core.get_version_info()),
         camera=camera,
@@ -100,7 +94,7 @@ def ask(core: Any) -> Survey:
         pixel_um=float(core.get_pixel_size_um()),
         exposure_ms=float(core.get_exposure()),
         stage_um=float(core.get_position(stage)),
-        stage_limits_um=limits,
+        stage_limits_um=stage_limits(core, stage),
         groups={
             group: tuple(names_of(core.get_available_configs(group)))
             for group in names_of(core.get_available_config_groups())

@@ -118,6 +118,32 @@ class AgeCovariances:
         self.by_age = tuple(after) if len(after) <= OLDEST else (*after[: OLDEST - 1], after[OLDEST])
         return gains
 
+    def information(self, matrix: Matrix, noise: float, shares: Matrix) -> float:
+        """Return what a sweep is expected to tell of the field, bits per pixel: the mutual information.
+
+        It is half the log-determinant of the innovation's covariance in units of the noise's (Cover &
+        Thomas 2006, section 9.4), and each band counts by its share of independent pixels.
+
+        Parameters
+        ----------
+        matrix : (M, Z)
+            The operator of its slabs.
+        noise : float
+            Variance of their noise, in units of the range.
+        shares : (ages,)
+            Of the voxels, from age 0 on; those beyond the last known age count as that.
+        """
+        bits = 0.0
+        known = self.predicted
+        shares = np.append(shares[: len(known) - 1], shares[len(known) - 1 :].sum())
+        for covariance, share in zip(known, shares, strict=True):
+            if share <= 0.0:
+                continue
+            for band, weight in zip(covariance, NOISE_SHARES, strict=True):
+                system = np.eye(len(matrix)) + matrix @ band @ matrix.T / (weight * noise)
+                bits += share * weight * 0.5 * np.linalg.slogdet(system)[1] / np.log(2.0)
+        return float(bits)
+
     def choose_amplitudes(self, matrix: Matrix, banded: Matrix, noise: Matrix) -> None:
         """Choose the amplitudes that explain how much neighbouring slabs of a sweep differ (the variogram).
 

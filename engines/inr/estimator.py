@@ -40,7 +40,7 @@ from microdiffusion.engines.inr.nonnegative import nonnegative
 from microdiffusion.engines.projections import light_share, supports, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _FIRST = 0.25  # of a slab, beyond all slabs so far: it says what is there, and not what is new
 _KNOWS_BRIGHTNESS = 2  # sweeps: one sweep's structure is too coarse to tell brightness from place
@@ -50,6 +50,7 @@ _PIXELS = 2048  # enough for a choice
 _MANY_PIXELS = 1 << 14  # enough for a share of all
 _UNSEEN = 1e-6  # light of all slabs together
 _TOLD = 5e-3  # of a voxel's variance: less is told it by slabs that lie far from it
+_LEAST_NOISE = 1e-12  # variance
 _VOXELS = 1 << 17  # that are updated one by one at a time
 
 
@@ -95,6 +96,10 @@ class SessionEstimator:
         Their amplitudes are chosen by the first sweep, unless they are known.
     anew : bool
         Whether the last sweep showed another specimen altogether.
+    innovation, changed, told : (Z,) float64
+        Of the last sweep, for each slice: the mean square by which its voxels had changed from what they are
+        while nothing changes, in units of the noise's variance, and the share of voxels that had; and the
+        mean variance that the sweep took from them, in those units.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class SessionEstimator:
         self._device = device or torch.device("cpu")
         self._reach = reach
         self.anew = False
+        self.innovation = self.changed = self.told = np.zeros(shape[0])
         self._field = self._age = self._lit = torch.empty(0)
         self._unseen = np.ones(shape[0], dtype=bool)  # slices beyond all slabs so far
         self._changes = BrightnessChanges.none(shape[0], self._device)
@@ -251,6 +257,7 @@ class SessionEstimator:
             own or closed,
         )
         share = light_share(supports(matrix), self.shape[0], _bytes_of(light.flatten(1)))
+        self.innovation = self.changed = np.zeros(self.shape[0])
         if self.sweeps == 0:
             self._field = sweep.alone(None).clone()
             self._changes = BrightnessChanges.none(self.shape[0], self._device)
@@ -261,11 +268,23 @@ class SessionEstimator:
         self._unseen = self._unseen.copy()
         self._unseen[_from_first_to_last(lit)] = False
         self.sweeps = 1 if self.anew else self.sweeps + 1
+        unit = max(float(noise.mean()), _LEAST_NOISE)
+        self.told, self.innovation = self._told(gains) / unit, self.innovation / unit
         return self._estimate(gains)
 
     def lift(self, by: float) -> None:
         """Add light everywhere, in the units of the projections; less of it where `by` is negative."""
         self._field = (self._field + by).clamp_min_(0.0)
+
+    def expected_information(self, matrices: Iterable[NDArray[np.float64]], noise: float) -> list[float]:
+        """Return what each of some sweeps would tell next, bits per pixel: see `AgeCovariances.information`.
+
+        `matrices` are their operators (M, Z), in the frame of the specimen; `noise` is the variance.
+        """
+        some = self._age[:, :: max(1, self._age.shape[1] // _PIXELS)].flatten().long()
+        ages = torch.bincount(some, minlength=OLDEST + 1).double().cpu().numpy()
+        shares = ages / max(ages.sum(), 1.0)
+        return [self.covariances.information(matrix, noise, shares) for matrix in matrices]
 
     def forget(self) -> None:
         """Begin with the next sweep."""
@@ -305,10 +324,17 @@ class SessionEstimator:
             share = sweep.slices[rows] @ new[:, pixels]
             if unknown is not None:
                 share = share.masked_fill(unknown[:, pixels], 1.0)
-            field[:, pixels] = torch.lerp(field[:, pixels], sweep.alone(pixels)[rows], share)
+            difference = (sweep.alone(pixels)[rows] - field[:, pixels]) * share
+            field[:, pixels] += difference
+            if unknown is not None:  # that it came into view is no change
+                difference = difference.masked_fill(unknown[rows][:, pixels], 0.0)
+            self._count(difference, sweep.noise, rows)
             age[rows, pixels] = torch.where(share > 0.5, 1, age[rows, pixels])
             if brighter is not None:
                 brighter.by[rows] *= 1 - sweep.slices[rows] @ new[:, brighter.pixels]
+        if brighter is not None:
+            change = before[:, brighter.pixels] * brighter.by
+            self._count(change, sweep.noise, slice(0, self.shape[0]))
         # Light is never negative: a slab without any is dark all over, and what a bright one shows lies where
         # none of those that were dark did since their voxels keep still.
         known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN
@@ -318,6 +344,22 @@ class SessionEstimator:
         self._field, self._lit = _with_rows(before, rows, field), _with_rows(self._lit, seen, light)
         self._age = age
         self._changes = brighter or BrightnessChanges.none(self.shape[0], self._device)
+
+    def _count(self, difference: Tensor, noise: Tensor, rows: slice) -> None:
+        """Add the square of what changed in some voxels (N, pixels) to the innovation, and count them."""
+        pixels, square = self._field.shape[1], difference.square()
+        power, share = np.zeros((2, self.shape[0]))
+        power[rows] = square.sum(1).double().cpu().numpy() / pixels
+        share[rows] = (square > noise.mean()).sum(1).double().cpu().numpy() / pixels
+        self.innovation, self.changed = self.innovation + power, np.minimum(self.changed + share, 1.0)
+
+    def _told(self, gains: list[KalmanGain]) -> NDArray[np.float64]:
+        """Return the mean variance (Z,) that a sweep took from the voxels of a slice."""
+        taken = np.stack([g.left.double().cpu().numpy() * g.told / (1 - g.told).clip(1e-6) for g in gains])
+        some = self._age[:, :: max(1, self._age.shape[1] // _PIXELS)].long().cpu().numpy()
+        row = (some - 1).clip(0, len(taken) - 1)
+        result: NDArray[np.float64] = np.take_along_axis(taken.T, row, 1).mean(1)
+        return result
 
     def _estimate(self, gains: list[KalmanGain]) -> Estimate:
         age = self._age.unflatten(1, self.shape[1:])

@@ -29,6 +29,7 @@ from microdiffusion.engines.pipeline import network_worth, rivals
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
+from microdiffusion.engines.pipeline.feedback import feedback_of
 from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
 from microdiffusion.engines.pipeline.prior import age_map, drift_um, prior_deviation, sweep_prior
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from microdiffusion.engines.reference import ReferenceMethod
     from microdiffusion.frames import Sweep
     from microdiffusion.header import RunHeader
+    from microdiffusion.wire import SweepFeedback
 
 _NO_TIME = "there was no time for the network"
 _SPARED = "later projections bore out nothing of what the network added"
@@ -83,6 +85,8 @@ class Reconstructor:
         Keeps the sessions, also those of other runs; by default one of its own, in memory.
     report : callable
         Progress of the method "microdiffusion", whose sweeps take hours: stage, amount done, total.
+    on_feedback : callable
+        Takes what each sweep of an adaptive run showed, before the network works on it.
 
     Raises
     ------
@@ -100,6 +104,7 @@ class Reconstructor:
         *,
         sessions: SessionStore | None = None,
         report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        on_feedback: Callable[[SweepFeedback], None] = lambda feedback: None,
     ) -> None:
         self.header = header
         self.config = config
@@ -111,6 +116,7 @@ class Reconstructor:
         self._sessions = RunSessions(header, config.inr, self.device, sessions, learns=self.learns)
         self._normaliser = Normaliser(header, self._geometries, self._sessions, self.device)
         self._report = report
+        self._on_feedback = on_feedback
         self._references: dict[tuple[int, int], ReferenceMethod] = {}
         settle(self.device)
         self._stream = own_stream(self.device)
@@ -309,6 +315,8 @@ class Reconstructor:
             clock.lap("reference")
             return update, given, seconds
         given["prior"] = sweep_prior(task)
+        if self.header.adaptive and task.lane == "sweep" and task.field is not None:
+            self._on_feedback(feedback_of(task, task.field, self.header))
         if task.light is not None:
             given["light"] = task.light
         if "mdd" in update.names:

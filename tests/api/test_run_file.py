@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -407,3 +408,22 @@ def test_a_copy_with_the_name_of_a_further_file_is_none(tmp_path: Path) -> None:
     segment_path(path, 1).write_bytes(path.read_bytes())
     with open_run(path) as run:
         assert run.written().tolist() == [0]
+
+
+def test_what_an_adaptive_acquisition_decided_is_in_the_file_and_where_the_stage_stood(path: Path) -> None:
+    target = started(recorder(path))
+    for sweep in range(2):
+        for index in range(FRAMES):
+            made = frame(sweep, index)
+            decision = "" if index or sweep == 0 else f"denser at 3 to 9 µm {'x' * 140}"
+            target.put_frame(
+                replace(made, info=replace(made.info, refocus_um=0.5 * sweep, decision=decision))
+            )
+    target.stop()
+    with open_run(path) as run:
+        first, second = run.decisions()[:2]
+        assert first == ""
+        assert second.startswith("denser at 3 to 9 µm xxx")
+        assert [each.info.refocus_um for each in run.frames(1)] == [0.5] * FRAMES
+        np.testing.assert_array_equal(run.values("frames/refocus_um")[0], 0.0)
+        assert all(not each.info.decision for each in run.frames(1))

@@ -447,3 +447,14 @@ def test_a_sender_survives_a_daemon_that_talks_nonsense() -> None:
 def test_faults_that_add_up_to_more_than_all_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="add up to at most 1"):
         Faults(drop=0.6, corrupt=0.6)
+
+
+def test_a_driver_hears_what_the_engine_says_of_each_session() -> None:
+    words = [wire.SweepFeedback(sweep=sweep, position=sweep % 2, innovation=(0.0, 2.5)) for sweep in range(3)]
+    with receiving() as receiver, sending(receiver.address) as sender:
+        wait_until(lambda: sender.stats.connected)
+        assert not sender.feedback
+        for word in words:
+            receiver.ingest.feedback(RUN, word)
+        wait_until(lambda: sender.feedback == {(0, 0): words[2], (0, 1): words[1]})
+        assert sender.wanted == "go"
