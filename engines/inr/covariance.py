@@ -176,6 +176,18 @@ class AgeCovariances:
         self.by_age = tuple(shifted)
 
 
+def leeway(covariance: Matrix) -> Matrix:
+    """Return what the sweeps so far leave open to other knowledge (Z, Z).
+
+    `covariance` (Z, Z) is that of a column. Of what something else would change, it is the part to believe if
+    that errs as much as the field does on average: P (P + mean variance)^-1. What the sweeps have told stays
+    as it is, and what lies between the slabs of all of them is free.
+    """
+    variance = float(covariance.diagonal().mean())
+    result: Matrix = covariance @ np.linalg.inv(covariance + variance * np.eye(len(covariance)))
+    return result
+
+
 def banded(images: Tensor) -> Tensor:
     """Return the broad and the fine band of images (M, Y, X), one after the other (2 M, Y X)."""
     edge = len(_BLUR) // 2

@@ -35,7 +35,14 @@ from microdiffusion.engines.inr.changes import (
     news,
     signal,
 )
-from microdiffusion.engines.inr.covariance import OLDEST, AgeCovariances, KalmanGain, banded, overlap
+from microdiffusion.engines.inr.covariance import (
+    OLDEST,
+    AgeCovariances,
+    KalmanGain,
+    banded,
+    leeway,
+    overlap,
+)
 from microdiffusion.engines.inr.nonnegative import nonnegative
 from microdiffusion.engines.projections import light_share, supports, tensor_of
 
@@ -68,12 +75,15 @@ class Estimate:
         Share of voxels that are older than this sweep.
     deviation : callable
         Returns the posterior standard deviation (Z, Y, X).
+    leeway : callable
+        Returns the `covariance.leeway` (Z, Z) of most columns; after one sweep the identity.
     """
 
     volume: Tensor
     age: Tensor
     still: float
     deviation: Callable[[], Tensor]
+    leeway: Callable[[], Tensor]
 
 
 class SessionEstimator:
@@ -371,7 +381,12 @@ class SessionEstimator:
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
         still = float((some > 1).float().mean())
         volume = self.present if len(self._changes.pixels) else self._field.clone()
-        return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation)
+        return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation, self._leeway)
+
+    def _leeway(self) -> Tensor:
+        if self.sweeps == 1:  # the network has seen what there is
+            return torch.eye(self.shape[0], device=self._device)
+        return tensor_of(leeway(self.covariances.total(_common_age(self._age))), self._device)
 
 
 @torch.no_grad()

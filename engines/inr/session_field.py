@@ -264,6 +264,7 @@ class SessionField:
             age,
             found.still,
             lambda: moved_labels(found.deviation(), (z, y, x)) * brightness,
+            found.leeway,
             Motion((deeper, down, right), brightness),
         )
 

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microdiffusion.engines.inr.covariance import OLDEST, Amplitudes, banded
+from microdiffusion.engines.inr.covariance import OLDEST, Amplitudes, banded, leeway
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
 from microdiffusion.engines.projections import interpolation_matrix, local_mean, tensor_of
 
@@ -176,6 +176,7 @@ def joined(
     bands = [banded(each.unflatten(1, edges)).chunk(2) for each in (mean, seen)]
     volume, variance = mean.clone(), torch.empty_like(mean)
     pairs = age.long() * (OLDEST + 1) + later.long()
+    common, most = known.covariances[0], 0
     for pair in torch.unique(pairs).tolist():
         here, there = divmod(pair, OLDEST + 1)
         members = pairs == pair
@@ -191,6 +192,8 @@ def joined(
                 for weight, part in zip(left @ precisions, parts, strict=True):
                     mixed += tensor_of(weight, mean.device) @ part[:, columns]
             volume[:, columns] = torch.where(members[:, columns], mixed, volume[:, columns])
+        if (count := int(members.sum())) > most:
+            common, most = left, count
         variance = torch.where(members, tensor_of(left.sum(0).diagonal(), mean.device)[:, None], variance)
     volume = torch.lerp(mean, volume, trust)
     ages = torch.where(trust > 0.5, age + later, age).clamp(max=OLDEST)
@@ -199,6 +202,7 @@ def joined(
         ages.unflatten(1, edges),
         float((ages > 1).float().mean()),
         lambda: variance.clamp_min(0.0).sqrt().unflatten(1, edges),
+        lambda: tensor_of(leeway(common.sum(0)), mean.device),
     )
 
 

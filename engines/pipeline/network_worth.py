@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVERY = 4
 """Sweeps between two tests of a network that a session is better without; the next sweep tells the result."""
-_WORTHLESS = 0.05  # share of its corrections
+_WORTHLESS = 0.02  # share of its corrections
 # After one sweep the prior is coarse: about half of what the network is right to add to it is in the second
 # sweep, too.
 _FIRST_COUNTS = 0.5

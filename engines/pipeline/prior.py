@@ -104,6 +104,13 @@ def age_map(age: Tensor) -> NDArray[np.uint8]:
     return result
 
 
+def prior_leeway(task: Task) -> Tensor:
+    """Return what the sweeps so far leave open to the network (Z, Z); see `inr.leeway`."""
+    if task.learned is not None:
+        return task.learned.leeway()
+    return torch.eye(task.geometry.operator.shape[1], device=task.images.device)
+
+
 def prior_deviation(task: Task) -> Tensor:
     """Return the standard deviation (Z, Y, X) of the prior of a sweep, normalised."""
     if task.learned is not None and task.field is not None:

@@ -31,7 +31,13 @@ from microdiffusion.engines.pipeline.device import Clock, download, on_stream, o
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
 from microdiffusion.engines.pipeline.feedback import feedback_of
 from microdiffusion.engines.pipeline.geometry import Geometries, Geometry
-from microdiffusion.engines.pipeline.prior import age_map, drift_um, prior_deviation, sweep_prior
+from microdiffusion.engines.pipeline.prior import (
+    age_map,
+    drift_um,
+    prior_deviation,
+    prior_leeway,
+    sweep_prior,
+)
 from microdiffusion.engines.pipeline.run_sessions import RunSessions
 from microdiffusion.engines.pipeline.task import Normaliser
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
@@ -320,7 +326,7 @@ class Reconstructor:
         if task.light is not None:
             given["light"] = task.light
         if "mdd" in update.names:
-            given["deviation"] = prior_deviation(task)
+            given |= {"deviation": prior_deviation(task), "leeway": prior_leeway(task)}
         clock.lap("inr")
         return update, given, {}
 

@@ -89,7 +89,8 @@ class Update:
         given : dict
             Normalised: `images` and `variance` (M, Y, X), `floor` () the level of no light, `closed` (Z, M)
             Tikhonov's matrix; `prior` (Z, Y, X) of the methods that have one, `light` (M, Y, X) their
-            `slab_light`, `deviation` (Z, Y, X) how surely the network's prior is known; `held`,
+            `slab_light`, `deviation` (Z, Y, X) how surely the network's prior is known, `leeway` (Z, Z) what
+            the session leaves of its correction; `held`,
             `held_variance` (H, Y, X) and `held_operator` (H, Z) where projections were held out.
         lap : callable
             Called with the name of each finished stage.
@@ -147,7 +148,8 @@ class Update:
             consistent,
             self._noise,
         )
-        return volume, missed[0]
+        believed = along_z(given["leeway"], volume - shown.prior)
+        return believed.add_(shown.prior).clamp_min_(floor), missed[0]
 
     def _darken(self, answers: Tensors, light: Tensor, floor: Tensor) -> None:
         """Set network and INR to the level of no light where a whole slab was dark."""

@@ -197,6 +197,7 @@ class _Adaptation:
             variance=repeated(variance),
             floor=torch.zeros(CUBES, 1, 1, 1),
             operator=torch.from_numpy(matrix.astype(np.float32)),
+            leeway=torch.eye(SIZE),
             conditions=SliceConditions.of(matrix, place, profile.length_um),
         )
 

@@ -42,6 +42,8 @@ class Group:
     floor : (CUBES, 1, 1, 1)
         Level of zero light.
     operator : (M, Z)
+    leeway : (Z, Z)
+        What the session leaves open to the network; see `inr.leeway`.
     """
 
     truth: Tensor
@@ -51,6 +53,7 @@ class Group:
     variance: Tensor
     floor: Tensor
     operator: Tensor
+    leeway: Tensor
     conditions: SliceConditions
 
 
@@ -65,6 +68,7 @@ class CubeColumn:
     variance: Tensor
     floor: Tensor
     operator: Tensor
+    leeway: Tensor
 
     def to(self, device: torch.device) -> CubeColumn:
         """Return the column on `device`."""
@@ -167,7 +171,7 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, optics: Opti
     truth = (truth - low) / span
     # Zero light lies at or below the normalised zero; no answer is darker.
     floor = -low / span
-    prior, deviation = session_prior(rng, profile, seen, floor)
+    prior, deviation, leeway = session_prior(rng, profile, seen, floor)
     conditions = SliceConditions.of(last.matrix, last.centres, length)
     return Group(
         truth,
@@ -177,6 +181,7 @@ def make_group(pool: NDArray[np.float16], rng: np.random.Generator, optics: Opti
         last.variance,
         floor,
         torch.from_numpy(last.matrix.astype(np.float32)),
+        leeway,
         conditions,
     )
 
@@ -248,7 +253,7 @@ def batch_of(groups: list[Group], rng: np.random.Generator, *, at_start: bool = 
         images.append(stack[group.conditions.nearest[index]] * float(shown))
         vectors.append(group.conditions.vector(index, noise=noise, time=time, kappa=kappa, image=shown))
         truth, floor = group.truth[cube], group.floor[cube]
-        columns.append(CubeColumn(state, truth, prior, stack, variance, floor, group.operator))
+        columns.append(CubeColumn(state, truth, prior, stack, variance, floor, group.operator, group.leeway))
     return Batch(
         torch.cat(states),
         torch.cat(priors),

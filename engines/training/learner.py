@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdiffusion.engines.diffusion import Denoiser, middle_slices
-from microdiffusion.engines.projections import DataConsistency
+from microdiffusion.engines.projections import DataConsistency, along_z
 from microdiffusion.engines.training.degrade import Batch, CubeColumn
 
 _RAW_SHARE = 0.3
@@ -141,7 +141,8 @@ def loss_of(batch: Batch, predicted: Tensor) -> Tensor:
 def _column_loss(column: CubeColumn, predicted: Tensor) -> Tensor:
     truth, floor = column.truth, column.floor
     pull = DataConsistency(column.operator)
-    answer = pull(predicted - floor, column.projections - floor, column.variance) + floor
+    pulled = pull(predicted - floor, column.projections - floor, column.variance) + floor
+    answer = (along_z(column.leeway, pulled - column.prior) + column.prior).clamp_min(floor)
     before, prior = column.state - truth, column.prior - truth
     served = _relative_error(answer - truth, before, prior)
     raw = _relative_error(predicted - truth, before, prior)

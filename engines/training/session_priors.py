@@ -33,8 +33,8 @@ class CubeSweep:
 
 def session_prior(
     rng: np.random.Generator, profile: AxialProfile, seen: list[CubeSweep], floor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what a session knows after its last sweep, and its standard deviation (CUBES, Z, Y, X).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a session knows after its last sweep, its deviation (CUBES, Z, Y, X), and leeway (Z, Z).
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def session_prior(
     volume = known.volume.clamp_min_(0.0)
     if known.still > 0.0:
         volume = DataConsistency(torch.from_numpy(sweep.matrix.astype(np.float32)))(volume, images, variance)
-    return _apart(volume, count) + floor, _apart(known.deviation(), count)
+    return _apart(volume, count) + floor, _apart(known.deviation(), count), known.leeway()
 
 
 def _side_by_side(stacks: Tensor) -> Tensor:

@@ -137,8 +137,11 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
         broken = "the network's answer is far from its own projections"
         return Selection(fallback, 0.0, fallback, broken if own == "mdd" else "")
     if findings.borne_out is not None and fallback == first:
-        weight = findings.borne_out
-        return _weighed(weight, first, f"later projections bore out {weight:.0%} of what the network added")
+        # A projection shows the broad part of a correction, which the session knows best and the network
+        # least; more of the fine part is right.
+        weight = findings.borne_out**0.5
+        why = f"later projections bore out {findings.borne_out:.0%} of what the network added"
+        return _weighed(weight, first, why)
     # A clearly better prediction of a projection says more than the size of the correction. But a single
     # position can be lucky: it does not excuse a network that is far off everywhere.
     proven = findings.held_out < _PROVEN and scores.miss < _FAR_OFF

@@ -182,7 +182,7 @@ def test_what_later_projections_bore_out_outweighs_every_other_finding() -> None
     findings.note(900.0, 1000.0)
     chosen = select("mdd", findings, scores)
     assert (chosen.served, chosen.fallback) == ("blend", "inr")
-    assert chosen.weight == pytest.approx(0.9)
+    assert chosen.weight == pytest.approx(0.9**0.5)
     assert "90%" in chosen.why
     findings.forget_claims()
     assert findings.borne_out is None

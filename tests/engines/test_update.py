@@ -126,6 +126,7 @@ def given_for(geometry: Geometry, *, held: bool, seed: int = 0) -> Tensors:
         "closed": geometry.tikhonov,
         "prior": some(*SHAPE),
         "deviation": 0.05 * some(*SHAPE),
+        "leeway": torch.eye(SHAPE[0], device=device) + 0.01 * some(SHAPE[0], SHAPE[0]),
     }
     if held:
         given |= {
