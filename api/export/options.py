@@ -27,24 +27,24 @@ class Exported:
 
     Attributes
     ----------
-    outputs : list of Path
-        Files or folders; a viewer opens the last one.
+    outputs : list of Path or str
+        Files, folders, or the address in an object store; a viewer opens the last one.
     volumes : int
     gaps : list of ExportGap
     notes : list of str
         Remarks for those who open the output.
     """
 
-    outputs: list[Path]
+    outputs: Sequence[Path | str]
     volumes: int = 0
     gaps: list[ExportGap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def needs(package: str, error: ImportError) -> DependencyError:
+def needs(package: str, error: ImportError, extra: str = "export") -> DependencyError:
     """Return the error with the install line of a format's library."""
     return DependencyError(
-        f'This format needs {package}: python -m pip install "microdiffusion-daemon[export]" ({error}).'
+        f'This format needs {package}: python -m pip install "microdiffusion-daemon[{extra}]" ({error}).'
     )
 
 

@@ -3,7 +3,7 @@
 from microdiffusion.runfile.attributes import attribute_of
 from microdiffusion.runfile.catalogue import list_runs
 from microdiffusion.runfile.copy import snapshot_run
-from microdiffusion.runfile.entry import RunEntry, RunState, lock_path
+from microdiffusion.runfile.entry import RunEntry, RunState, is_locked, lock_path
 from microdiffusion.runfile.files import RunParts, is_run_file, lacking_sentence, require_run_file
 from microdiffusion.runfile.layout import (
     Chunks,
@@ -90,6 +90,7 @@ __all__ = [
     "create_run_file",
     "expanded",
     "file_bytes",
+    "is_locked",
     "is_run_file",
     "lacking_sentence",
     "level_factors",

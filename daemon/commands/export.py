@@ -7,6 +7,8 @@ mdd export runs/demo.h5 --to nrrd --time-points 10-19
                                            3D Slicer
 mdd export runs/demo.h5 --to bdv           BigDataViewer, BigStitcher, Mastodon
 mdd export runs/demo.h5 --to bdv --link    BigDataViewer on the run file itself
+mdd export runs/demo.h5 --to ome-zarr --output s3://bucket/demo.ome.zarr --follow
+                                           an object store, until the run ends
 """
 
 from __future__ import annotations
@@ -21,23 +23,27 @@ from microdiffusion.text import count_noun
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from pathlib import Path
 
     from microdiffusion.export import Exported
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    from microdiffusion.export import FORMATS
+    from microdiffusion.export import FORMATS, VERSIONS
 
     options.add_run(parser)
     options.add(parser, "--to", "the format", required=True, choices=tuple(FORMATS))
-    options.add(parser, "--output PATH", "file or folder; default: beside RUN", options.file)
+    options.add(parser, "--output PATH", "file, folder or s3://BUCKET/NAME; default: beside RUN", _place)
     options.add(parser, "--time-points A-B", "from A to B inclusive; A alone; A- to the end", _range)
     options.add(parser, "--channel NAME", "this channel only (repeatable)", action="append", default=[])
     about = "this position only, by name or number (repeatable)"
     options.add(parser, "--position NAME", about, action="append", default=[])
     options.add(parser, "--level N", "level of the pyramid; 0 is the finest", options.seed, default=0)
     options.add(parser, "--compress", "smaller and slower")
+    about = "version of OME-Zarr; default: 0.4, to an object store 0.5, which has shards"
+    options.add(parser, "--ngff VERSION", about, choices=VERSIONS, default="")
+    options.add(parser, "--follow", "to an object store: until the run is closed")
     options.add(parser, "--link", "bdv: a small file that refers to the run file, instead of a copy")
 
 
@@ -52,7 +58,14 @@ def run(args: Namespace) -> int:
         scope = Scope(first, last, tuple(args.channel), tuple(args.position), args.level)
         with ProgressBar(f"{args.run.name} to {args.to}", "volumes", quiet=args.quiet) as progress:
             exported = export_run(
-                args.run, args.to, args.output, scope=scope, compress=args.compress, progress=progress
+                args.run,
+                args.to,
+                args.output,
+                scope=scope,
+                compress=args.compress,
+                ngff=args.ngff,
+                follow=args.follow,
+                progress=progress,
             )
     if args.json:
         say_json(exported)
@@ -66,9 +79,18 @@ def _link(args: Namespace) -> Exported:
 
     if args.to != "bdv":
         raise ConfigError(f"--link is for --to bdv: --to {args.to} is always a copy.")
+    if isinstance(args.output, str):
+        raise ConfigError("--link refers to a run file by its name, so it cannot be in an object store.")
     if args.time_points or args.channel or args.position or args.level or args.compress:
         raise ConfigError("--link refers to the whole run: leave out what selects a part, or make a copy.")
     return link_run(args.run, args.output)
+
+
+def _place(text: str) -> Path | str:
+    """Return a path, or the address in an object store as it is."""
+    from microdiffusion.export import is_url
+
+    return text if is_url(text) else options.file(text)
 
 
 def _range(text: str) -> tuple[int | None, int | None]:
