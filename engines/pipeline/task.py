@@ -73,7 +73,7 @@ class Task:
 
     @property
     def another_specimen(self) -> bool:
-        """Whether nothing that the session knew holds in this sweep."""
+        """True where nothing that the session knew holds in this sweep."""
         return self.field is not None and self.session.sweeps > 0 and self.field.estimator.sweeps == 1
 
     @property
