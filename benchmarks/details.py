@@ -1,6 +1,6 @@
 """What PSNR does not say of a volume: brightness, seams between windows, sharpness where no slab lay.
 
-  python benchmarks/details.py --volumes FOLDER [--only A,B] [--sweeps 1,4,10] [--crop 64,96,96]
+  python benchmarks/details.py --volumes FOLDER [--only A,B] [--sweeps 1,4,10] [--weights FILE]
 
 Sessions of specimens that keep still, golden offsets, slab 6, noise 0.01 that nobody declares; the INR and
 what mdd serves, at some of the sweeps. Writes benchmarks/results/details.json:
@@ -101,13 +101,18 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--sweeps", default="1,4,10")
     parser.add_argument("--crop", default="64,96,96")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "details.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     crop = tuple(int(edge) for edge in arguments.crop.split(","))
     sweeps = [int(number) for number in arguments.sweeps.split(",")]
     engines = {
-        method: open_engine(EngineConfig.model_validate({"device": "cpu", "threads": 1, "method": method}))
+        method: open_engine(
+            EngineConfig.model_validate(
+                {"device": "cpu", "threads": 1, "method": method, "weights": arguments.weights}
+            )
+        )
         for method in ("inr", "mdd")
     }
     table: list[dict] = []

@@ -40,7 +40,7 @@ class Geometry:
 
     `matrix` (M, Z) float64 and `operator` are the same; `tikhonov` and `linear` (Z, M) are closed forms;
     `coarse_test` is None where there are too few projections; `supports`: the slices that each slab saw;
-    `places`: the depths of its slabs, slices.
+    `places`: the depths of its slabs, slices; `between` (B, Z): operator of slabs half way between them.
     """
 
     matrix: NDArray[np.float64]
@@ -52,6 +52,7 @@ class Geometry:
     coarse_test: CoarseTest | None
     supports: Supports
     places: tuple[float, ...]
+    between: Tensor
     _smooth: dict[float, Tensor] = field(default_factory=dict)
 
     def closed(self, images: Tensor, variance: Tensor) -> Tensor:
@@ -107,11 +108,18 @@ class Geometries:
             CoarseTest.of(matrix, centres, length),
             supports(matrix),
             tuple(centres.tolist()),
+            self._between(stage.z_um),
         )
         if len(self._known) >= _MOST:
             self._known.pop(next(iter(self._known)))
         self._known[key] = geometry
         return geometry
+
+    def _between(self, z_um: NDArray[np.float64]) -> Tensor:
+        depths = np.unique(z_um)
+        return self.operator(
+            StagePositions.along_z((depths[1:] + depths[:-1]) / 2 if len(depths) > 1 else z_um)
+        )
 
     def operator(self, stage: StagePositions) -> Tensor:
         """Return the operator (M, Z) of stage positions alone, as for held-out projections."""

@@ -114,7 +114,8 @@ class Update:
         volumes = [answers[name] for name in names]
         scores = measure(volumes, geometry.operator, images, variance, miss)
         if "held" in given:
-            held = measure_held(volumes, given["held_operator"], given["held"], given["held_variance"])
+            seen = (given["held_operator"], given["held"], given["held_variance"])
+            held = measure_held(volumes, *seen, geometry.between)
             scores = torch.cat([scores, held])
         lap("scores")
         return {**answers, SCORES: scores}

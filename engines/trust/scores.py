@@ -86,11 +86,20 @@ def measure(
     return torch.cat([miss[None], *_misfits([along_z(operator, each) for each in answers], images, variance)])
 
 
-def measure_held(answers: Sequence[Tensor], operator: Tensor, held: Tensor, variance: Tensor) -> Tensor:
-    """Return the misfits on held-out projections (H, Y, X), and the first answer's best shares: (3 N,)."""
+def measure_held(
+    answers: Sequence[Tensor], operator: Tensor, held: Tensor, variance: Tensor, between: Tensor
+) -> Tensor:
+    """Return the misfits on held-out projections (H, Y, X), and the first answer's best shares: (3 N,).
+
+    `operator` (H, Z) is theirs, `between` (B, Z) that of slabs between those of the sweep, where answers may
+    differ.
+    """
     seen = [along_z(operator, each) for each in answers]
-    shares = torch.stack([best_share(seen[0], each, held, variance) for each in seen])
-    return torch.cat([*_misfits(seen, held, variance), shares])
+    shares = []
+    for answer, each in zip(answers, seen, strict=True):
+        elsewhere = along_z(between, answers[0] - answer).square().mean() / variance.mean()
+        shares.append(best_share(seen[0], each, held, variance, elsewhere))
+    return torch.cat([*_misfits(seen, held, variance), torch.stack(shares)])
 
 
 def _misfits(seen: Sequence[Tensor], images: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,16 +109,19 @@ def _misfits(seen: Sequence[Tensor], images: Tensor, variance: Tensor) -> tuple[
     return products.diagonal().sqrt(), products[0]
 
 
-def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+def best_share(mine: Tensor, other: Tensor, target: Tensor, variance: Tensor, elsewhere: Tensor) -> Tensor:
     """Return w () of `w mine + (1 - w) other` that is closest to `target`, all (H, Y, X).
 
     Least squares in units of the noise; a little less, since a single position flatters, and close to 1 where
-    the two hardly differ.
+    the two hardly differ: there, or where they differ less than at other depths (`elsewhere` (), their mean
+    squared difference in units of the noise), the target says little.
     """
     apart = (mine - other) / variance.sqrt()
     informative = apart.square().sum()
     explained = (apart * (target - other) / variance.sqrt()).sum()
-    return (explained - _FLATTERED * informative + _INFORMATIVE) / (informative + _INFORMATIVE)
+    share = (explained - _FLATTERED * informative + _INFORMATIVE) / (informative + _INFORMATIVE)
+    judged = (informative / (elsewhere * apart.numel()).clamp_min(1e-12)).clamp_max(1.0)
+    return torch.lerp(torch.ones_like(share), share, judged)
 
 
 def structured_miss(operator: Tensor, raw: Tensor, images: Tensor, variance: Tensor) -> Tensor:

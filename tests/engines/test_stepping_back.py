@@ -176,13 +176,19 @@ def test_the_best_share_is_found_a_little_below_what_one_place_says(share: float
     mine, other = torch.rand(1, 32, 32, generator=rng), torch.rand(1, 32, 32, generator=rng)
     target = share * mine + (1 - share) * other
     noisy = target + 0.05 * torch.randn(target.shape, generator=rng)
-    found = best_share(mine, other, noisy, torch.full_like(mine, 0.05**2))
+    variance = torch.full_like(mine, 0.05**2)
+    usual = ((mine - other).square() / variance).mean()
+    found = best_share(mine, other, noisy, variance, usual)
     assert float(found) == pytest.approx(share - 0.1, abs=0.02)
+    # A place where the answers differ four times less than elsewhere judges a quarter of it.
+    little = best_share(mine, other, noisy, variance, 4 * usual)
+    assert float(little) == pytest.approx(0.75 + (share - 0.1) / 4, abs=0.02)
 
 
 def test_answers_that_do_not_differ_are_the_networks() -> None:
     same = torch.rand(1, 8, 8)
-    assert best_share(same, same, torch.zeros_like(same), torch.ones_like(same)) == 1.0
+    zeros, ones = torch.zeros_like(same), torch.ones_like(same)
+    assert best_share(same, same, zeros, ones, torch.tensor(0.0)) == 1.0
 
 
 # The prior ----------------------------------------------------------------------------------------

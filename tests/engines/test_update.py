@@ -220,7 +220,13 @@ def test_the_figures_of_a_blend_are_those_that_are_measured() -> None:
         found = torch.cat(
             [
                 measure(answers, geometry.operator, given["images"], given["variance"], miss),
-                measure_held(answers, given["held_operator"], given["held"], given["held_variance"]),
+                measure_held(
+                    answers,
+                    given["held_operator"],
+                    given["held"],
+                    given["held_variance"],
+                    geometry.between,
+                ),
                 torch.tensor([1.5]),
             ]
         )
