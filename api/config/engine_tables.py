@@ -83,6 +83,12 @@ class EngineConfig(Table):
         "mdd", "reconstruction method; microdiffusion: the reference, for files only"
     )
     device: str = key("auto", "auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")], ...] = key(
+        (),
+        "devices that share the sessions of a daemon, an engine process on each: cuda:0, cuda:1; none: "
+        "engine.device alone",
+        max_length=64,
+    )
     runtime: Literal["auto", "torch", "tensorrt", "openvino"] = key(
         "auto", "what runs the network; auto: TensorRT on CUDA, OpenVINO on a CPU, otherwise torch"
     )

@@ -1,9 +1,9 @@
 """The messages between the daemon and the engine process. Plain data on a private pipe.
 
-The daemon sends `Begin`, `Work`, `End` and `Configure`. The process sends `Building` while an engine of
-TensorRT is built, `EngineInfo` once it is open, one answer to each `Work` (a `Reconstruction` or an
-`EngineError`), before it a `SweepFeedback` where the run is adaptive, and a `Notice` whenever something
-changes by itself.
+The daemon sends `Begin`, `Work`, `Release`, `End` and `Configure`. The process sends `Building` while an
+engine of TensorRT is built, `EngineInfo` once it is open, one answer to each `Work` (a `Reconstruction` or an
+`EngineError`), before it a `SweepFeedback` where the run is adaptive, `Released`, and a `Notice` whenever
+something changes by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from microdiffusion import __version__
+from microdiffusion.daemon.engine.placement import SessionName
 from microdiffusion.daemon.system import package_versions
 
 if TYPE_CHECKING:
@@ -92,6 +93,20 @@ class Work:
     sweep: Sweep
     lane: Lane
     effort: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Put a session aside, on the disk: another process goes on with it."""
+
+    session: SessionName
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The state of a session is on the disk, and not in this process any more."""
+
+    session: SessionName
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,8 @@ def slow_engine(config: Config, engine: Engine) -> str:
     need = requirements_of(config)
     if need is None or need.assumed or config.acquisition.driver == "watch":  # another program sets the pace
         return ""
-    return too_slow(sweep_time(config, engine).seconds, need.sessions, need.sweep_s)
+    sessions = -(-need.sessions // max(len(config.engine.devices), 1))  # of the device that has most
+    return too_slow(sweep_time(config, engine).seconds, sessions, need.sweep_s)
 
 
 class PaceWatch:

@@ -1,10 +1,11 @@
-"""The engine in a process of its own: a crash there costs no frame, only time.
+"""The engine in processes of its own, one on each device: a crash there costs no frame, only time.
 
 `EngineProcess` lives in the daemon and serves all of its runs. Runs put their sweeps into its `WorkQueue` as
-soon as they begin; its thread hands them to the process one at a time, and volumes back to the queue. Only
-this thread ever waits for the process. A process that dies is replaced: its sweep is tried once more, its
-sessions resume from their checkpoints. Where an engine of TensorRT has to be built, the process does so while
-it opens; `building` tells how far it is.
+soon as they begin; its thread hands them to the processes, one at a time each, and volumes back to the queue.
+Only this thread ever waits for a process. One that dies is replaced: its sweep is tried once more, its
+sessions resume from their checkpoints, on another device where there is one. Sessions belong to a device
+(`placement`) and move with their state, which one process leaves on the disk and the other takes up. Where an
+engine of TensorRT has to be built, the process does so while it opens; `building` tells how far it is.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ import shutil
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection, wait
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from microdiffusion.config import Config, EngineConfig
-from microdiffusion.daemon.engine.messages import Begin, Building, Configure, End, EngineInfo, Notice, Work
-from microdiffusion.daemon.engine.supervisor import Supervisor
+from microdiffusion.daemon.engine.device_process import DeviceProcess, forget_stale
+from microdiffusion.daemon.engine.messages import (
+    Begin,
+    Building,
+    Configure,
+    End,
+    EngineInfo,
+    Notice,
+    Release,
+    Released,
+    Work,
+)
+from microdiffusion.daemon.engine.placement import Placement, SessionName
 from microdiffusion.daemon.engine.work_queue import Note, WorkQueue
 from microdiffusion.daemon.engine.worker import Opener, open_engine
 from microdiffusion.errors import EngineError, MddError
@@ -38,7 +52,7 @@ _WATCHED_S = 5.0  # after the timeout: the thread is stuck as well
 _IDLE_S = 0.5
 _AGAIN_S = 0.01  # until a volume is offered again for which there was no room
 _HURRY_S = 0.5  # for a process to end whose work nobody waits for
-_STALE_S = 7 * 86400.0  # age of the state of runs that nobody resumed
+_BALANCE_S = 10.0  # between two looks at who has how much to do
 
 
 class EngineProcess:
@@ -57,7 +71,7 @@ class EngineProcess:
     planned : Config, optional
         The run that is about to begin: the engine says when it opens whether it is too slow for it.
 
-    `info` is None until the engine is open.
+    `info` is None until the engine is open, on one device at least.
     """
 
     def __init__(
@@ -72,31 +86,45 @@ class EngineProcess:
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.queue = WorkQueue(config, waiting_bytes=waiting_bytes, on_note=on_note, wake=self._wake)
-        self.info: EngineInfo | None = None
         self._on_note = on_note
         self._state = state
-        self._supervisor = Supervisor(context, opener, state, planned)
+        count = max(len(config.devices), 1)
+        self._devices = [
+            DeviceProcess(number, count, config, context, opener, state, None if number else planned)
+            for number in range(count)
+        ]
+        self._placement = Placement()
+        self._moving: dict[SessionName, tuple[int, int]] = {}  # from which device to which
+        self._balanced_s = time.monotonic()
         self._wake_out, self._wake_in = context.Pipe(duplex=False)
         self._waking = threading.Lock()
         self._woken = False
         self._may_build = may_build(config)
-        self._build: tuple[float, float] | None = None  # when it began, and the share that is done
-        self._begun: set[str] = set()  # runs that the present process knows
-        self._configured = config  # its settings
-        self._handed_s: float | None = None  # when it got its sweep; None while it is idle
-        self._longest_s = 0.0
         self._stop_requested = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mdd-engine", daemon=True)
 
     @property
+    def info(self) -> EngineInfo | None:
+        """The open engine; of several devices their names together."""
+        infos = [served.info for served in self._devices if served.info is not None]
+        if len(infos) < 2:
+            return infos[0] if infos else None
+        return replace(infos[0], device="; ".join(info.device for info in infos))
+
+    @property
     def pid(self) -> int | None:
-        """Process id."""
-        return self._supervisor.pid
+        """Process id, of the first device."""
+        return self._devices[0].supervisor.pid
+
+    @property
+    def pids(self) -> list[int | None]:
+        """Process ids, by device."""
+        return [served.supervisor.pid for served in self._devices]
 
     @property
     def restarts(self) -> int:
-        """Number of times the process was replaced."""
-        return self._supervisor.restarts
+        """Number of times a process was replaced."""
+        return sum(served.supervisor.restarts for served in self._devices)
 
     @property
     def may_build(self) -> bool:
@@ -106,26 +134,31 @@ class EngineProcess:
     @property
     def building(self) -> tuple[float, float] | None:
         """The share of a build that is done and the seconds left; None without a build."""
-        if self.info is not None or self._build is None:
+        builds = [
+            served.build for served in self._devices if served.info is None and served.build is not None
+        ]
+        if self.info is not None or not builds:
             return None
-        began_s, share = self._build
+        began_s, share = min(builds, key=lambda build: build[1])
         return share, (time.monotonic() - began_s) * (1 - share) / max(share, 1e-3)
 
     def start(self) -> None:
-        """Start process and thread; returns at once."""
+        """Start processes and thread; returns at once."""
         if self._state is not None:
             forget_stale(self._state)
-        self._supervisor.start(self._configured)
+        for served in self._devices:
+            served.start(self.queue.config)
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the process; kill it if it does not end in time."""
+        """End the processes; kill those that do not end in time."""
         self._stop_requested.set()
         self._wake()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        at_something = self._handed_s is not None or self.info is None
-        self._supervisor.stop(_HURRY_S if at_something else timeout_s)
+        for served in self._devices:
+            at_something = served.handed_s is not None or served.info is None
+            served.supervisor.stop(_HURRY_S if at_something else timeout_s)
         for run_id in self.queue.close():
             self._forget_files(run_id)
 
@@ -136,13 +169,9 @@ class EngineProcess:
         here.
         """
         self.queue.raise_if_failed()
-        handed_s = self._handed_s
-        if handed_s is not None and time.monotonic() - handed_s > self._patience_s + _WATCHED_S:
-            self._supervisor.kill()
-
-    @property
-    def _patience_s(self) -> float:
-        return max(HANG_S, 20 * self._longest_s)
+        for served in self._devices:
+            if served.busy_s > _patience_s(served) + _WATCHED_S:
+                served.supervisor.kill()
 
     def _wake(self) -> None:
         with self._waking:
@@ -155,23 +184,26 @@ class EngineProcess:
     def _run(self) -> None:
         try:
             while not self._stop_requested.is_set():
-                pipe = self._supervisor.pipe
-                if pipe is None:
+                pipes = [served.pipe for served in self._devices if served.pipe is not None]
+                if not pipes:
                     return
-                wait([pipe, self._wake_out], timeout=_AGAIN_S if self.queue.has_undelivered else _IDLE_S)
+                wait([*pipes, self._wake_out], timeout=_AGAIN_S if self.queue.has_undelivered else _IDLE_S)
                 while self._wake_out.poll():
                     self._wake_out.recv_bytes()
                 # After reading the byte: a wake in between sends none, but is served by this turn.
                 with self._waking:
                     self._woken = False
-                try:
-                    self._turn(pipe)
-                except MddError:
-                    raise  # sent by the process; some of them are OSErrors
-                except (EOFError, OSError):
-                    if self._stop_requested.is_set():
-                        return
-                    self._restart()
+                self._end_runs()
+                self._balance()
+                for served in self._devices:
+                    try:
+                        self._turn(served)
+                    except MddError:
+                        raise  # sent by the process; some of them are OSErrors
+                    except (EOFError, OSError):
+                        if self._stop_requested.is_set():
+                            return
+                        self._restart(served)
         except MddError as error:
             self.queue.fail(error)
         except Exception as error:  # raise_if_failed raises it on the owner's thread
@@ -179,68 +211,70 @@ class EngineProcess:
             failure.__cause__ = error
             self.queue.fail(failure)
 
-    def _turn(self, pipe: Connection) -> None:
-        """Take the messages of the process, and send it what is next."""
+    def _turn(self, served: DeviceProcess) -> None:
+        """Take the messages of a process, and send it what is next."""
+        pipe = served.pipe
+        if pipe is None:
+            return
         while pipe.poll():
-            self._take(pipe.recv())
+            self._take(pipe.recv(), served)
         self.queue.deliver()
-        if self.info is None:
+        if served.info is None:
             return
-        for run_id in self.queue.take_ended():
-            if run_id in self._begun:
-                self._begun.discard(run_id)
-                pipe.send(End(run_id))
-            elif run_id not in self.queue.runs:
-                self._forget_files(run_id)
+        while served.outbox:
+            pipe.send(served.outbox.pop(0))
         config = self.queue.config
-        if config is not self._configured:
-            self._configured = config
-            pipe.send(Configure(config))
-        if self._handed_s is not None:
-            self._check_for_hang(time.monotonic() - self._handed_s)
+        if config is not served.configured:
+            served.configured = config
+            pipe.send(Configure(served.config(config)))
+        if served.handed_s is not None:
+            self._check_for_hang(served)
             return
-        taken = self.queue.next()
+        taken = self.queue.next(served.number, partial(self._serves, served.number))
         if taken is None:
             return
         job, header = taken
-        self._handed_s = time.monotonic()
-        if job.run_id not in self._begun:
-            self._begun.add(job.run_id)
+        served.handed_s, served.job = time.monotonic(), job
+        if job.run_id not in served.begun:
+            served.begun.add(job.run_id)
             pipe.send(Begin(header))
         if job.sweep is not None:
             pipe.send(Work(job.run_id, job.sweep, job.lane, job.effort))
 
-    def _check_for_hang(self, taken_s: float) -> None:
+    def _check_for_hang(self, served: DeviceProcess) -> None:
         """Kill a process that has been at one sweep for far too long; it is replaced as one that died."""
-        if taken_s > self._patience_s:
-            self._on_note(f"the engine has not answered for {taken_s:.0f} s: it is ended", "warning")
-            self._supervisor.stop(0.0)
+        if served.busy_s > _patience_s(served):
+            self._on_note(f"the engine has not answered for {served.busy_s:.0f} s: it is ended", "warning")
+            served.supervisor.stop(0.0)
             raise EOFError
 
-    def _take(self, answer: object) -> None:
+    def _take(self, answer: object, served: DeviceProcess) -> None:
         if isinstance(answer, Building):
-            self._take_share(answer.share)
+            self._take_share(answer.share, served)
         elif isinstance(answer, EngineInfo):
-            self._opened(answer)
+            self._opened(answer, served)
         elif isinstance(answer, Notice):
-            self._change(answer.changes)
+            self._change(answer.changes, served)
             self._on_note(answer.text, "warning")
             self.queue.runs.tell_all("engine", answer.text)
         elif isinstance(answer, SweepFeedback):
-            self.queue.hear(answer)
-        elif isinstance(answer, MddError) and self.info is None:
+            self.queue.hear(answer, served.number)
+        elif isinstance(answer, Released):
+            self._moved(answer.session)
+        elif isinstance(answer, MddError) and served.info is None:
             raise answer  # it could not even start
-        elif self._handed_s is not None:
-            seconds, self._handed_s = time.monotonic() - self._handed_s, None
-            self._longest_s = max(self._longest_s, seconds)
-            self.queue.done(answer, seconds)
+        elif served.handed_s is not None:
+            job, seconds = served.answered()
+            if job is not None and job.lane == "sweep":
+                self._placement.took(job.session, seconds, job.queued_s)
+            self.queue.done(answer, seconds, served.number)
 
-    def _take_share(self, share: float) -> None:
+    def _take_share(self, share: float, served: DeviceProcess) -> None:
         now_s = time.monotonic()
-        if self._build is not None:
-            self._build = (self._build[0], share)
+        if served.build is not None:
+            served.build = (served.build[0], share)
         elif share < 1:
-            self._build = (now_s, share)
+            served.build = (now_s, share)
             self._on_note(
                 "TensorRT's engine is built first, which takes a while once; --no-compile serves with torch",
                 "info",
@@ -248,61 +282,121 @@ class EngineProcess:
         else:
             self._may_build = False
 
-    def _opened(self, info: EngineInfo) -> None:
-        if self._build is not None:
-            took_s = time.monotonic() - self._build[0]
+    def _opened(self, info: EngineInfo, served: DeviceProcess) -> None:
+        if served.build is not None:
+            took_s = time.monotonic() - served.build[0]
             self._on_note(f"{info.device} is open, its build took {took_s:.0f} s", "info")
-            self._build = None
+            served.build = None
         for text in filter(None, (info.fallback, info.slow)):
             self._on_note(text, "warning")
-        self.info = info
+        served.info = info
         self.queue.set_serving(True)
 
-    def _change(self, changes: dict[str, object]) -> None:
-        """Adopt settings that the process has changed by itself."""
+    def _change(self, changes: dict[str, object], served: DeviceProcess) -> None:
+        """Adopt settings that a process has changed by itself."""
         before, after = self.queue.change(changes)
-        if self._configured is before:  # else it still has to get what was set meanwhile
-            self._configured = after
+        if served.configured is before:  # else it still has to get what was set meanwhile
+            served.configured = after
 
-    def _restart(self) -> None:
-        """Replace a process that died; its sweep is tried once more."""
-        code = self._supervisor.reap()
-        self.queue.died(code)
-        self._supervisor.check(code)
+    # Several devices ------------------------------------------------------------------------------
+
+    @property
+    def _alive(self) -> list[int]:
+        return [served.number for served in self._devices if served.info is not None]
+
+    def _serves(self, device: int, run_id: str, channel: int, position: int) -> bool:
+        """Return whether a device serves a session."""
+        if len(self._devices) == 1:
+            return True
+        session = SessionName(run_id, channel, position)
+        return session not in self._moving and self._placement.device_of(session, self._alive) == device
+
+    def _balance(self) -> None:
+        """Let sessions move from devices with more to do than others."""
+        alive = self._alive
+        if len(alive) < 2 or time.monotonic() - self._balanced_s < _BALANCE_S or self._moving:
+            return
+        self._balanced_s = time.monotonic()
+        for session, device in self._placement.moves(alive):
+            home = self._placement.device_of(session, alive)
+            self._moving[session] = home, device
+            self._devices[home].outbox.append(Release(session))
+
+    def _moved(self, session: SessionName) -> None:
+        """Note that a session's state is there for another device."""
+        home, device = self._moving.pop(session, (0, None))
+        if device is not None:
+            self._placement.put(session, device)
+            text = f"channel {session.channel}, position {session.position} moves to {self._devices[device].name}"
+            self.queue.runs.event(
+                session.run_id, "engine", f"{text}, as {self._devices[home].name} has more to do"
+            )
+
+    def _end_runs(self) -> None:
+        """Let the processes forget the runs that are over."""
+        if self.info is None:
+            return
+        for run_id in self.queue.take_ended():
+            self._placement.forget(run_id)
+            self._moving = {name: move for name, move in self._moving.items() if name.run_id != run_id}
+            known = [served for served in self._devices if run_id in served.begun]
+            for served in known:
+                served.begun.discard(run_id)
+                served.outbox.append(End(run_id))
+            if not known and run_id not in self.queue.runs:
+                self._forget_files(run_id)
+
+    def _restart(self, served: DeviceProcess) -> None:
+        """Replace a process that died; its sweep is tried once more, its sessions go on elsewhere."""
+        code = served.supervisor.reap()
+        self.queue.died(code, served.number)
+        often = served.info is None or served.supervisor.died_lately > 1
+        served.info = None
+        for session in [name for name, (home, _) in self._moving.items() if home == served.number]:
+            del self._moving[session]  # its last checkpoint is on the disk
+        others = bool(self._alive)
+        self.queue.set_serving(others)
+        name = "" if len(self._devices) == 1 else f" of {served.name}"
+        elsewhere = ", and its sessions go on elsewhere" if others else ""
+        try:
+            served.supervisor.check(code)
+        except EngineError as error:
+            if not any(other.pipe is not None for other in self._devices if other is not served):
+                raise
+            served.given_up, served.handed_s, served.job = True, None, None
+            self._on_note(f"{served.name} is not used any more{elsewhere}: {error}", "warning")
+            self.queue.runs.tell_all("engine", f"the engine process{name} is given up{elsewhere}")
+            return
         config = self.queue.config
-        often = self.info is None or self._supervisor.died_lately > 1
         if often and config.method == "mdd" and config.runtime != "torch":
             # The runtime may have killed it, and would again.
             self.queue.change({"runtime": "torch"})
             self._on_note(f"the engine process died (exit code {code}): from now on torch serves", "warning")
-        self.info, self._build, self._handed_s = None, None, None
         self._may_build = False
-        self._begun.clear()
-        self.queue.runs.tell_all("engine", f"the engine process died (exit code {code}): it is started again")
-        self._configured = self.queue.config
-        self._supervisor.start(self._configured)
+        self.queue.runs.tell_all(
+            "engine", f"the engine process{name} died (exit code {code}): it is started again{elsewhere}"
+        )
+        served.start(self.queue.config)
 
     def _forget_files(self, run_id: str) -> None:
         if self._state is not None:
             shutil.rmtree(self._state / run_id, ignore_errors=True)
 
 
+def _patience_s(served: DeviceProcess) -> float:
+    return max(HANG_S, 20 * served.longest_s)
+
+
 def may_build(config: EngineConfig) -> bool:
     """Return whether opening may have to build an engine of TensorRT; asks neither torch nor the GPU."""
     if not config.compile or config.method != "mdd" or config.runtime not in ("auto", "tensorrt"):
         return False
-    if config.device == "cpu" or not any(importlib.util.find_spec(name) for name in TENSORRT):
+    if {*(config.devices or (config.device,))} == {"cpu"} or not any(
+        importlib.util.find_spec(name) for name in TENSORRT
+    ):
         return False
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return False
     return True
-
-
-def forget_stale(state: Path) -> None:
-    """Remove the state of runs that nobody resumed for a week; without it they start cold."""
-    for folder in state.iterdir() if state.is_dir() else ():
-        with contextlib.suppress(OSError):
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ on. Beyond the limit in bytes rolling updates go first, then the oldest sweep of
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,8 @@ from microdiffusion.daemon.engine.effort import Ladder
 from microdiffusion.daemon.engine.sinks import Lane, SweepJob
 
 Policy = Literal["archive", "live", "wait"]
+Mine = Callable[[str, int, int], bool]
+"""Tells of a session, by run, channel and position, whether its sweeps are asked for."""
 LANES: tuple[Lane, ...] = ("sweep", "rolling", "later")
 
 _RETRY_S = 1.0
@@ -199,25 +201,32 @@ class Scheduler:
         full = any(len(session.sweeps) >= self._backlog for session in self._sessions(run_id))
         return not full and self.waiting_bytes < self._most_bytes
 
-    def next(self, now_s: float, blocked: Collection[str] = ()) -> SweepJob | None:
+    def next(
+        self, now_s: float, blocked: Collection[str] = (), mine: Mine = lambda run_id, channel, position: True
+    ) -> SweepJob | None:
         """Take the next job; one of lane "later" comes without its projections.
 
-        `blocked` are runs that cannot take a volume now.
+        `blocked` are runs that cannot take a volume now; `mine` tells whose sessions are asked for.
         """
         for job in self._again:
-            if job.run_id not in blocked:
+            if job.run_id not in blocked and mine(job.run_id, job.channel, job.position):
                 self._again.remove(job)
                 return job
+
+        def ready_of(run_id: str, lane: Lane) -> list[_SessionQueue]:
+            every = self._runs[run_id].sessions.values()
+            return [s for s in every if s.has(lane, now_s) and mine(run_id, s.channel, s.position)]
+
         for lane in LANES:
-            ready = [
-                (run_id, run)
-                for run_id, run in self._runs.items()
-                if run_id not in blocked and any(s.has(lane, now_s) for s in run.sessions.values())
-            ]
+            ready = {
+                run_id: sessions
+                for run_id in self._runs
+                if run_id not in blocked and (sessions := ready_of(run_id, lane))
+            }
             if ready:
-                run_id, run = min(ready, key=lambda each: each[1].used_s)
+                run_id = min(ready, key=lambda each: self._runs[each].used_s)
+                run, sessions = self._runs[run_id], ready[run_id]
                 self._reached_s = max(self._reached_s, run.used_s)
-                sessions = [s for s in run.sessions.values() if s.has(lane, now_s)]
                 session = min(sessions, key=lambda s: (s.put_off[0] if lane == "later" else 0, s.used_s))
                 run.reached_s = max(run.reached_s, session.used_s)
                 return self._take(run_id, session, lane, now_s)

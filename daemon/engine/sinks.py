@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from microdiffusion.daemon.engine.placement import SessionName
 from microdiffusion.frames import Reconstruction, Sweep
 from microdiffusion.wire import SweepFeedback
 
@@ -59,6 +60,11 @@ class SweepJob:
             sweep=sweep,
             queued_s=now_s,
         )
+
+    @property
+    def session(self) -> SessionName:
+        """Its session."""
+        return SessionName(self.run_id, self.channel, self.position)
 
     @property
     def nbytes(self) -> int:

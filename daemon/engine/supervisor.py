@@ -25,12 +25,18 @@ class Supervisor:
     """One process at a time; `pipe` leads to the present one."""
 
     def __init__(
-        self, context: SpawnContext, opener: Opener, state: Path | None, planned: Config | None
+        self,
+        context: SpawnContext,
+        opener: Opener,
+        state: Path | None,
+        planned: Config | None,
+        cores: tuple[int, ...] = (),
     ) -> None:
         self._context = context
         self._opener = opener
         self._state = state
         self._planned = planned
+        self._cores = cores
         self._process: SpawnProcess | None = None
         self._died_s: deque[float] = deque()
         self.pipe: Connection | None = None
@@ -53,7 +59,7 @@ class Supervisor:
         self.pipe = ours
         self._process = self._context.Process(
             target=serve_engine,
-            args=(theirs, config, self._opener, self._state, self._planned),
+            args=(theirs, config, self._opener, self._state, self._planned, self._cores),
             name="mdd-engine",
             daemon=True,
         )

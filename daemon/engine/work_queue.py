@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.daemon.engine.effort import efforts
-from microdiffusion.daemon.engine.scheduler import Scheduler
+from microdiffusion.daemon.engine.scheduler import Mine, Scheduler
 from microdiffusion.daemon.engine.served_runs import ServedRuns
 from microdiffusion.daemon.engine.sinks import EngineSink, Lane, SweepJob
 from microdiffusion.engines.memory import memory_statement
@@ -64,7 +64,7 @@ class WorkQueue:
         )
         self.runs = ServedRuns(self._run_failed)
         self._ended: list[str] = []  # runs whose end the engine process does not know yet
-        self._running: SweepJob | None = None
+        self._running: dict[int, SweepJob] = {}  # by device
         self._undelivered: list[tuple[SweepJob, Reconstruction]] = []
         self._delivering: SweepJob | None = None
         self._efforts: dict[tuple[str, int, int], int] = {}
@@ -107,7 +107,8 @@ class WorkQueue:
         with self._lock:
             self.runs.add(header, sink, file)
             self._scheduler.begin(header.run_id)
-        self._on_note(memory_statement(self.runs.headers, self._config), "info")
+        each = f", on each of {len(devices)} devices" if len(devices := self._config.devices) > 1 else ""
+        self._on_note(memory_statement(self.runs.headers, self._config) + each, "info")
         self._wake()
 
     def submit(self, run_id: str, sweep: Sweep, *, lane: Lane = "sweep", newest_seq: int = -1) -> None:
@@ -216,10 +217,11 @@ class WorkQueue:
         with self._lock:
             left = [job for job, _ in self._undelivered if job.run_id == run_id]
             self._undelivered = [each for each in self._undelivered if each[0].run_id != run_id]
-            if self._running is not None and self._running.run_id == run_id:
-                if self._running.lane != "rolling":
-                    left.append(self._running)
-                self._running = None
+            for device, job in list(self._running.items()):
+                if job.run_id == run_id:
+                    if job.lane != "rolling":
+                        left.append(job)
+                    del self._running[device]
             left.extend(self._scheduler.end(run_id))
             if run_id in self.runs:
                 self._scheduler.begin(run_id)
@@ -263,34 +265,41 @@ class WorkQueue:
             self.give_up(run_id)
         return self.take_ended()
 
-    def next(self) -> tuple[SweepJob, RunHeader] | None:
-        """Take the next sweep, with its frames in memory, and its run; None where nothing waits."""
+    def next(
+        self, device: int = 0, mine: Mine = lambda run_id, channel, position: True
+    ) -> tuple[SweepJob, RunHeader] | None:
+        """Take the next sweep for a device, with its frames in memory, and its run; None where none waits.
+
+        `mine` tells which sessions the device serves.
+        """
         while True:
             with self._lock:
                 full = {job.run_id for job, _ in self._undelivered}
-                job = self._running = self._scheduler.next(time.monotonic(), full)
-            if job is None:
-                return None
-            if job.sweep is None and not self._load(job):
+                job = self._scheduler.next(time.monotonic(), full, mine)
+                if job is None:
+                    self._running.pop(device, None)
+                    return None
+                self._running[device] = job
+            if job.sweep is None and not self._load(job, device):
                 continue
             with self._lock:
                 run = self.runs.get(job.run_id)
-                if self._running is job and run is not None:
+                if self._running.get(device) is job and run is not None:
                     break
         self._tell_effort(job)
         return job, run.header
 
-    def hear(self, feedback: SweepFeedback) -> None:
-        """Pass on what the sweep in progress showed."""
+    def hear(self, feedback: SweepFeedback, device: int = 0) -> None:
+        """Pass on what the sweep that a device is at showed."""
         with self._lock:
-            job = self._running
+            job = self._running.get(device)
         if job is not None:
             self.runs.feedback(job.run_id, feedback)
 
-    def done(self, answer: object, seconds: float) -> None:
-        """Settle the sweep in progress: its answer, and the engine time it took."""
+    def done(self, answer: object, seconds: float, device: int = 0) -> None:
+        """Settle the sweep that a device was at: its answer, and the engine time it took."""
         with self._lock:
-            job, self._running = self._running, None
+            job = self._running.pop(device, None)
             if job is None:  # given up meanwhile
                 return
             self._scheduler.used(job, seconds)
@@ -302,11 +311,10 @@ class WorkQueue:
         elif job.lane != "rolling":
             self.runs.lost(job, "failed", str(answer))
 
-    def died(self, code: object) -> None:
-        """Note that the engine process died: its sweep is tried once more."""
+    def died(self, code: object, device: int = 0) -> None:
+        """Note that the engine process of a device died: its sweep is tried once more."""
         with self._lock:
-            job, self._running = self._running, None
-            self._scheduler.set_serving(False, time.monotonic())
+            job = self._running.pop(device, None)
             if job is not None:
                 job.attempts += 1
                 if job.attempts < MAX_ATTEMPTS:
@@ -335,7 +343,7 @@ class WorkQueue:
             if caught_up:
                 self.runs.event(job.run_id, "backlog", "the sweeps that waited in the run file are caught up")
 
-    def _load(self, job: SweepJob) -> bool:
+    def _load(self, job: SweepJob, device: int) -> bool:
         """Load the frames of a sweep that was put off; return False where they are absent."""
         run = self.runs.get(job.run_id)
         reason = ""
@@ -350,7 +358,7 @@ class WorkQueue:
             job.time_s = job.sweep.time_s
             return True
         with self._lock:
-            given_up, self._running = self._running is None, None
+            given_up = self._running.pop(device, None) is None
             if not reason and not given_up:
                 dropped = self._scheduler.not_there(job, time.monotonic())
                 reason = "" if dropped is None else dropped.reason
@@ -362,7 +370,7 @@ class WorkQueue:
 
     def _in_hand(self, run_id: str | None) -> int:
         """Return the number of sweeps (of a run) taken from the scheduler; with the lock held."""
-        hand = [*(job for job, _ in self._undelivered), self._running, self._delivering]
+        hand = [*(job for job, _ in self._undelivered), *self._running.values(), self._delivering]
         return sum(job is not None and job.lane != "rolling" and run_id in (None, job.run_id) for job in hand)
 
     def _run_failed(self, run_id: str, failure: MddError) -> None:

@@ -18,8 +18,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from microdiffusion.config import Config, EngineConfig
-from microdiffusion.daemon.engine.messages import Begin, Building, Configure, End, EngineInfo, Notice, Work
+from microdiffusion.daemon.engine.messages import (
+    Begin,
+    Building,
+    Configure,
+    End,
+    EngineInfo,
+    Notice,
+    Release,
+    Released,
+    Work,
+)
 from microdiffusion.daemon.engine.pace import slow_engine
 from microdiffusion.errors import EngineError, MddError
 from microdiffusion.processes import leave_stops_to_parent
@@ -51,12 +63,17 @@ def serve_engine(
     opener: Opener,
     state: Path | None = None,
     planned: Config | None = None,
+    cores: tuple[int, ...] = (),
 ) -> None:
     """Run the process: report the engine, then answer sweeps until the pipe closes.
 
-    Where a run is `planned`, the engine's pace is measured first, for a second.
+    Where a run is `planned`, the engine's pace is measured first, for a second. `cores` are those that the
+    process keeps to; none: all.
     """
     leave_stops_to_parent()
+    if cores:
+        with contextlib.suppress(OSError, psutil.Error):  # a core that was taken away
+            psutil.Process().cpu_affinity(list(cores))
     # The terminal belongs to the dashboard; everything important goes through the pipe.
     logging.getLogger("microdiffusion").addHandler(logging.NullHandler())
     told_s = float("-inf")
@@ -129,6 +146,9 @@ class _Worker:
             self._runs.pop(request.run_id, None)
             self._unfit.pop(request.run_id, None)
             self._store.forget(request.run_id)
+        elif isinstance(request, Release):
+            self._store.release(*request.session)
+            self._pipe.send(Released(request.session))
         elif isinstance(request, Configure):
             self._configure(request.config)
         elif isinstance(request, Work):

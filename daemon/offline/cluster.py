@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from microdiffusion.errors import AddressError, ConfigError, DependencyError, En
 from microdiffusion.text import count_noun
 
 _CONNECT_S = 30.0
+_STARTS = 3
 _LIVES = 10  # workers that may die over a piece before Dask gives it up: they are killed for many reasons
 
 
@@ -99,7 +100,7 @@ def open_cluster(where: Where) -> Iterator[Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # another program has the dashboard's usual port
-                cluster = stack.enter_context(start(where, distributed))
+                cluster = stack.enter_context(_started(lambda: start(where, distributed)))
             client = stack.enter_context(distributed.Client(cluster, timeout=_CONNECT_S))
         except (OSError, RuntimeError, TimeoutError) as error:
             raise EngineError(f"Dask's cluster cannot be started ({error}).") from error
@@ -126,6 +127,17 @@ def describe(client: Any, where: Where) -> list[str]:
     if client.dashboard_link:
         lines.append(f"Dask's dashboard: {client.dashboard_link}")
     return lines
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    """Return a cluster; where one of its workers dies as it starts, it is started again."""
+    for left in reversed(range(_STARTS)):
+        try:
+            return start()
+        except RuntimeError:
+            if not left:
+                raise
+    return None
 
 
 def _local(where: Where, distributed: Any) -> Any:

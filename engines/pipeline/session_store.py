@@ -132,6 +132,11 @@ class SessionStore:
             self._wait()
             shutil.rmtree(self._folder / run_id, ignore_errors=True)
 
+    def release(self, run_id: str, channel: int, position: int) -> None:
+        """Put a channel and position aside: another store of this folder goes on with its sessions."""
+        for key in [key for key in self._sessions if key[:3] == (run_id, channel, position)]:
+            self._put_aside(key)
+
     def close(self) -> None:
         """Write what has changed, and end the writer's thread."""
         self._wait()

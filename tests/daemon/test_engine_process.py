@@ -430,14 +430,15 @@ def test_what_cannot_be_opened_is_raised_as_it_is(start: Callable[..., Owner]) -
 
 def test_what_was_set_while_the_engine_took_smaller_tiles_reaches_it() -> None:
     engine = EngineProcess(EngineConfig(**FAST, steps=4), waiting_bytes=1 << 30)
-    known = engine._configured
+    (served,) = engine._devices
+    known = served.configured
     engine.queue.set("engine.steps", 2)
-    engine._take(Notice("the GPU's memory is too small", {"tile": 64}))
+    engine._take(Notice("the GPU's memory is too small", {"tile": 64}), served)
     assert (engine.queue.config.steps, engine.queue.config.tile) == (2, 64)
-    assert engine._configured is known, "the child has yet to hear of it"
-    engine._configured = engine.queue.config
-    engine._take(Notice("the GPU's memory is too small", {"tile": 64}))
-    assert engine._configured is engine.queue.config
+    assert served.configured is known, "the child has yet to hear of it"
+    served.configured = engine.queue.config
+    engine._take(Notice("the GPU's memory is too small", {"tile": 64}), served)
+    assert served.configured is engine.queue.config
     engine.stop()
 
 

@@ -23,7 +23,7 @@ from support.sample_data import SHAPE, header, specimen, sweep_of
 
 from microdiffusion.config.engine_tables import InrConfig
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.daemon.engine.process import forget_stale
+from microdiffusion.daemon.engine.device_process import forget_stale
 from microdiffusion.engines.memory import memory_statement, reconstruction_bytes, session_bytes, state_bytes
 from microdiffusion.engines.pipeline.engine import open_engine
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
