@@ -327,10 +327,9 @@ class EngineProcess:
         home, device = self._moving.pop(session, (0, None))
         if device is not None:
             self._placement.put(session, device)
-            text = f"channel {session.channel}, position {session.position} moves to {self._devices[device].name}"
-            self.queue.runs.event(
-                session.run_id, "engine", f"{text}, as {self._devices[home].name} has more to do"
-            )
+            old, new = self._devices[home].name, self._devices[device].name
+            text = f"channel {session.channel}, position {session.position} moves to {new}, as {old}"
+            self.queue.runs.event(session.run_id, "engine", f"{text} has more to do")
 
     def _end_runs(self) -> None:
         """Let the processes forget the runs that are over."""
