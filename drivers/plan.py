@@ -45,6 +45,8 @@ class ResumeFrom:
         Camera time at which its frames continue, s since the start of the run.
     secret : str
         What proves to the daemon that its sender may resume it.
+    refocus_um : float
+        How far the stage had followed the specimen.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class ResumeFrom:
     seq: int
     time_s: float
     secret: str = field(default="", repr=False)
+    refocus_um: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ class Assembler:
         if before is None or current.last_s - kept.built_s < kept.took_s / WINDOW_SHARE:
             return None
         begun = time.perf_counter()
-        frames = before.frames | current.frames
+        frames = _joined(before.frames, current.frames)
         sweep = _sweep_of(number, session, frames, missing=max(0, before.count - len(frames)))
         kept.built_s, kept.took_s = current.last_s, time.perf_counter() - begun
         return sweep
@@ -291,6 +291,20 @@ class Assembler:
         return LostSweep(
             number, *session, missing, f"only {len(found.frames)} of {found.count} frames came, {why}"
         )
+
+
+def _joined(before: Mapping[int, Frame], current: Mapping[int, Frame]) -> Mapping[int, Frame]:
+    """Return the frames of a sweep, and of the one before what it has not reached yet.
+
+    By their places in the sweep; where these lie at other depths from sweep to sweep, by their depths.
+    """
+    if not any(frame.info.decision for frame in (*before.values(), *current.values())):
+        return {**before, **current}
+    deepest = max(
+        frame.info.stage for frame in current.values() if not frame.info.held_out or len(current) == 1
+    )
+    left = {-1 - place: frame for place, frame in before.items() if frame.info.stage > deepest}
+    return {**left, **current}
 
 
 def _sweep_of(

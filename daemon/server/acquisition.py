@@ -277,4 +277,13 @@ def _resume_from(run: LiveRun, secret: str) -> ResumeFrom:
         seq=(used // SEQ_ROOM + 1) * SEQ_ROOM if used >= 0 else 0,
         time_s=run.recorder.last_time_s,
         secret=secret,
+        refocus_um=_refocus_um(run),
     )
+
+
+def _refocus_um(run: LiveRun) -> float:
+    """Return how far the stage had followed the specimen in the last sweep that the file knows, µm."""
+    if not run.header.adaptive:
+        return 0.0
+    frames = run.recorder.load_frames(run.recorder.index.next_sweep - 1, 0, 0)
+    return frames[-1].info.refocus_um if frames else 0.0

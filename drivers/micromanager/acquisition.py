@@ -83,7 +83,9 @@ def acquire(task: DriverTask) -> SenderStats:
             planner = None
             if config.acquisition.adaptive.policy != "off":
                 travel_um = watch.call("say how far its stage goes", stage_limits, core, stage)
-                planner = AdaptivePlanner(config, plan, travel_um=travel_um)
+                planner = AdaptivePlanner(
+                    config, plan, travel_um=travel_um, refocus_um=resume.refocus_um if resume else 0.0
+                )
             watch.call("move its stage", check_travel, core, plan, config.volume.voxel_z_um)
             if remark := watch.call("say its exposure", exposure_remark, core, config):
                 note(remark)

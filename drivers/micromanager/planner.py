@@ -48,6 +48,8 @@ class AdaptivePlanner:
         What the focus stage says of its own limits.
     policy : Policy, optional
         By default the configured one.
+    refocus_um : float
+        How far the stage had followed the specimen when the run was interrupted, µm.
 
     Raises
     ------
@@ -62,6 +64,7 @@ class AdaptivePlanner:
         *,
         travel_um: tuple[float, float] | None = None,
         policy: Policy | None = None,
+        refocus_um: float = 0.0,
     ) -> None:
         adaptive, volume = config.acquisition.adaptive, config.volume
         self._config, self._plan = config, plan
@@ -79,7 +82,7 @@ class AdaptivePlanner:
         self._sessions = max(len(config.acquisition.channels), 1) * max(
             len(config.acquisition.positions_um), 1
         )
-        self._refocus_um = 0.0
+        self._refocus_um = refocus_um if adaptive.refocus_um > 0.0 else 0.0
         self._refocused: OrderedDict[int, float] = OrderedDict()
         self._last: PlannedSweep | None = None
         self._started_s = self._over_s = 0.0

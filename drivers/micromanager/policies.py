@@ -100,9 +100,10 @@ class LookWhereItChanges:
         steps = np.diff(depths)
         where = state.slices_um[power > 0.5 * power.max()]
         share = 100 * float(_largest(state, "changed").max())
+        found = f"{share:.2g} % changed in sweep {self._counted}" if active else "changes were"
         why = (
-            f"denser at {where.min():.4g} to {where.max():.4g} µm, where {share:.2g} % of the pixels "
-            f"{'change' if active else 'changed'}: steps of {steps.min():.3g} to {steps.max():.3g} µm"
+            f"denser at {where.min():.4g} to {where.max():.4g} µm, where {found}: steps of "
+            f"{steps.min():.3g} to {steps.max():.3g} µm"
         )
         return at_depths(state, depths, interval_s, why)
 

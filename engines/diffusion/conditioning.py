@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NOISE = 3 * WINDOW + 2  # index among the conditions
+_AFTER_STEP = 5  # conditions from the step on, which ends with a window's scalars
+_EVEN = 1e-3  # of a step: gaps that differ by less are alike
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,12 +36,15 @@ class SliceConditions:
         Index of the projection whose slab centre lies closest.
     length, step : float
         Slab length and median distance of slabs, slices.
+    spacing : (Z,) float32 tensor or None
+        Distance of the two slabs that each slice lies between, slices; None where all are `step`.
     """
 
     per_slice: Tensor
     nearest: Tensor
     length: float
     step: float
+    spacing: Tensor | None = None
 
     @classmethod
     def of(
@@ -50,10 +55,21 @@ class SliceConditions:
         depths = np.unique(centres)  # two frames at one depth are no step
         step = float(np.median(np.diff(depths))) if depths.size > 1 else length
         nearest = nearest_slab(centres, slices)
-        phase = 2 * np.pi * (np.arange(slices) - centres[nearest]) / step
+        gaps = np.diff(depths)
+        spacing = np.full(slices, step)
+        uneven = gaps.size > 1 and float(np.ptp(gaps)) > _EVEN * step
+        if uneven:  # the phase is one between two neighbours, however far apart those are
+            spacing = gaps[(np.searchsorted(depths, np.arange(slices)) - 1).clip(0, gaps.size - 1)]
+        phase = 2 * np.pi * (np.arange(slices) - centres[nearest]) / spacing
         coverage = np.clip(operator.sum(axis=0) * length, 0.0, 4.0)
         numbers = np.stack([np.sin(phase), np.cos(phase), coverage], axis=1).astype(np.float32)
-        return cls(torch.from_numpy(numbers), torch.from_numpy(nearest.astype(np.int64)), length, step)
+        return cls(
+            torch.from_numpy(numbers),
+            torch.from_numpy(nearest.astype(np.int64)),
+            length,
+            step,
+            torch.from_numpy(spacing.astype(np.float32)) if uneven else None,
+        )
 
     def table(self, windows: Tensor, *, time: float, kappa: float, image: bool) -> Tensor:
         """Return (B, CONDITIONS) for windows (B, WINDOW) of slice numbers, on the CPU.
@@ -67,6 +83,8 @@ class SliceConditions:
             dtype=torch.float32,
         )
         result = torch.cat([self.per_slice[windows].reshape(count, -1), scalars.expand(count, -1)], dim=1)
+        if self.spacing is not None:
+            result[:, -_AFTER_STEP] = (self.spacing[windows] / 6).log().mean(1)
         if result.shape[1] != CONDITIONS:
             raise ValueError(f"expected {CONDITIONS} conditions, made {result.shape[1]}")
         return result

@@ -243,7 +243,9 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut) -> tuple[Tensor, b
     low = (_DUE * left.due).clamp(_LEAST_DUE, _MOST_DUE)
     new = (misfit / (structure + noise) / low - 1).clamp(0.0, 1.0)
     new = new * new * (3 - 2 * new)
-    changed, all_of_it = (new * structure).sum(1), structure.sum(1)
+    # Slabs that crowd at one depth speak for few slices: what changes there is not all of the specimen.
+    slices = sweep.slices[torch.from_numpy(sweep.lit).to(sweep.slices.device)].sum(0)
+    changed, all_of_it = (new * structure).sum(1) * slices, structure.sum(1) * slices
     # Where the state only guessed, being wrong says nothing of a specimen that keeps still elsewhere, and
     # what is known of the slices around tells more than the sweep alone does.
     known = ~sweep.first

@@ -402,3 +402,15 @@ class Assembly(RuleBasedStateMachine):
 
 
 TestAssembly = Assembly.TestCase
+
+
+def test_a_window_over_uneven_sweeps_takes_what_the_current_one_has_not_reached() -> None:
+    assembler = Assembler(TIMEOUT_S)
+    depths = {0: [0.0, 20.0, 40.0, 60.0, 80.0], 1: [50.0, 55.0, 60.0, 65.0, 70.0]}
+    window = None
+    for sweep, index in (*((0, index) for index in range(COUNT)), (1, 0), (1, 1)):
+        z_um = depths[sweep][index]
+        assembler.add(frame(sweep, index, float(index), z_um=z_um, held_out=False, decision="denser"))
+        window = assembler.window(0, 0)
+    assert window is not None
+    assert window.stage.z_um.tolist() == [50.0, 55.0, 60.0, 80.0]

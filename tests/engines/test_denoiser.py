@@ -172,3 +172,23 @@ def test_two_slabs_at_one_depth_are_no_step() -> None:
     alike = SliceConditions.of(operator, np.full(4, 3.0), 8.0)
     assert alike.step == 8.0
     assert np.isfinite(alike.per_slice.numpy()).all()
+
+
+def test_a_phase_lies_between_the_two_slabs_of_a_slice_however_uneven_the_steps_are() -> None:
+    def seen(centres: np.ndarray) -> SliceConditions:
+        return SliceConditions.of(np.ones((len(centres), 24)) / 24, centres, 6.0)
+
+    even, uneven = seen(np.arange(2.0, 24.0, 4.0)), seen(np.array([2.0, 4.0, 6.0, 14.0, 22.0]))
+    assert even.spacing is None
+    assert uneven.spacing is not None
+    assert uneven.spacing[[3, 5, 8, 12, 18]].tolist() == [2.0, 2.0, 8.0, 8.0, 8.0]
+    sine, cosine = uneven.per_slice[:, 0], uneven.per_slice[:, 1]
+    assert cosine[[2, 4, 6, 14, 22]].tolist() == [1.0] * 5  # at a slab's centre
+    np.testing.assert_allclose(cosine[[3, 5, 10, 18]], -1.0, atol=1e-6)  # half-way between two
+    np.testing.assert_allclose(sine[[8, 12]], [1.0, -1.0], atol=1e-6)  # a quarter of a wide step
+    windows = torch.arange(24)[None, :WINDOW]
+    step = uneven.table(windows, time=1.0, kappa=0.1, image=True)[0, 3 * WINDOW + 1]
+    assert float(step) == pytest.approx(float((uneven.spacing[:WINDOW] / 6).log().mean()))
+    assert float(even.table(windows, time=1.0, kappa=0.1, image=True)[0, 3 * WINDOW + 1]) == pytest.approx(
+        np.log(4 / 6)
+    )
