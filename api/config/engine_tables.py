@@ -166,7 +166,7 @@ class TrainingConfig(Table):
     embedding: int = key(128, "channels of the condition", ge=8, le=1024)
     iterations: int = key(20_000, "maximum number of iterations", ge=1)
     minutes: Positive = key(60.0, "time limit, minutes, preparing included; whichever comes first")
-    batch: int = key(16, "windows per iteration and process, 8 per cube", ge=8, le=4096, multiple_of=8)
+    batch: int = key(16, "windows per iteration, of all processes, 8 per cube", ge=8, le=4096, multiple_of=8)
     rate: Positive | None = key(
         None, "learning rate, before the cosine; none: 1e-3 from nothing, 2e-4 from weights", le=0.1
     )

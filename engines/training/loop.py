@@ -2,8 +2,8 @@
 
 AdamW, a cosine over iterations or minutes (whichever ends first), averaged weights (EMA), the network's
 products in the fastest precision of the device, validation on volumes that the pool never sees. A resumed
-run continues with the batches that the uninterrupted one would have seen. Under torchrun every process has a
-its own pool and batches; rank 0 validates, writes and reports. Runs on the main thread of each process.
+run continues with the batches that the uninterrupted one would have seen. Under torchrun the processes share
+the batches of one; rank 0 validates, writes and reports. Runs on the main thread of each process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from microdiffusion.config import TrainingConfig
 from microdiffusion.engines.diffusion import Denoiser, SlabUNet, load_denoiser, shipped_weights
-from microdiffusion.engines.training.batches import Batches
+from microdiffusion.engines.training.batches import Batches, cubes_of
 from microdiffusion.engines.training.checkpoint import (
     identity,
     load_checkpoint,
@@ -40,6 +40,7 @@ from microdiffusion.engines.training.parallel import Team, team, training_dtype
 from microdiffusion.engines.training.report import Curves, Outcome, against_shipped, write_card
 from microdiffusion.engines.training.validation import Table, validate
 from microdiffusion.errors import ConfigError, EngineError, MissingFileError
+from microdiffusion.text import count_noun
 
 _LOOK_EVERY, _LOOK_EVERY_S = 50, 10.0
 """Iterations and seconds between looks at the losses, whichever is sooner: each look waits for the device."""
@@ -154,6 +155,7 @@ class _TrainingRun:
         self._command, self._machine = command, machine
         self._checkpoint = config.output.with_suffix(".checkpoint.pt")
         self._check_output(resume)
+        cubes_of(config.batch, crew.size)  # before anything takes long
         self._dtype = training_dtype(crew.device, config.precision)
         self._sources = gather(
             config.volumes, config.morphologies, held_out=config.held_out, licence=config.licence
@@ -193,10 +195,13 @@ class _TrainingRun:
         self._cubes = state.get("cubes", self._cubes)
         self._curves = Curves.of_json(state["curves"])
         self._say(f"resumed at iteration {self._iteration}")
-        if (state["processes"], state["precision"]) != (self._crew.size, str(self._dtype)):
+        if state["precision"] != str(self._dtype):
+            self._say(f"not the same as an uninterrupted run: {state['precision']} before, {self._dtype} now")
+        if state["processes"] != self._crew.size:
+            before = count_noun(state["processes"], "process", "processes")
             self._say(
-                f"not the same as an uninterrupted run: {state['processes']} process(es) in "
-                f"{state['precision']} before, {self._crew.size} in {self._dtype} now"
+                f"the same to rounding as an uninterrupted run: {before} before, {self._crew.size} now, with "
+                "the same batches"
             )
 
     def go(self) -> Table:
@@ -248,19 +253,19 @@ class _TrainingRun:
         begun = time.monotonic()
         pool = build_pool(
             sources,
-            count=max(1, self._cubes // crew.size),
-            # Every process draws other cubes.
-            rng=np.random.default_rng(config.seed if crew.size == 1 else [config.seed, crew.rank]),
+            count=self._cubes,
+            rng=np.random.default_rng(config.seed),  # every process has all cubes: groups are made of any
             shares=config.shares.model_dump(),
             # At most a third of the time; a resumed training needs the cubes that it had.
             until_s=math.inf if self._iteration else self._began_s + 20 * config.minutes,
         )
-        self._cubes = len(pool) * crew.size
+        pool = pool[: min(crew.gather(len(pool)))]  # one may have had less time
+        self._cubes = len(pool)
         batches = Batches(
             pool,
             size=config.batch,
             seed=config.seed + 1,  # not that of network and pool
-            rank=crew.rank,
+            crew=crew,
             ring=config.ring,
             renew_every=config.renew_every,
             workers=config.workers,
@@ -279,7 +284,7 @@ class _TrainingRun:
                 return share == _STOP
             loss = self._learner.loss(next(batches))
             self._learner.update(loss, self._iteration, share, warm_up=_WARM_UP, least=0.01, memory=0.999)
-            self._fresh.append(loss.detach())
+            self._fresh.append(self._crew.mean(loss.detach()))
             self._iteration += 1
             if self._iteration % _LOOK_EVERY == 0 or time.monotonic() - looked_s > _LOOK_EVERY_S:
                 self._look()

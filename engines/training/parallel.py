@@ -3,7 +3,8 @@
 `torchrun --nproc-per-node 4 -m microdiffusion.daemon.cli train ...` sets WORLD_SIZE, RANK and LOCAL_RANK;
 where WORLD_SIZE is above 1 the team is joined (nccl on CUDA, gloo on CPUs), gradients are averaged by
 DistributedDataParallel, and the process of rank 0 alone validates, writes and reports. Whatever every process
-has to do alike (when to stop) is decided by rank 0 and broadcast.
+has to do alike (when to stop) is decided by rank 0 and broadcast. A team takes the steps that one process
+would take: the work on a batch and on the groups that it is drawn from is divided, their contents are not.
 
 The CUDA path (nccl, half precision with a scaler) is complete but has not been run.
 """
@@ -15,16 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from microdiffusion.engines.pipeline import pick_device
 from microdiffusion.engines.runtimes import best_dtype
 from microdiffusion.errors import ConfigError
 
+T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)
 """Longest wait of the others while rank 0 validates."""
 
@@ -53,6 +56,22 @@ class Team:
         tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.broadcast(tensor, src=0)
         return float(tensor)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of each process, in the order of their ranks; on CUDA through the device."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
 
     def wait(self) -> None:
         """Wait for all the others."""

@@ -74,7 +74,7 @@ def model_card(config: TrainingConfig, records: Sequence[Record], outcome: Outco
     facts = {
         "network": f"{outcome.network}, {outcome.parameters / 1e6:.2f} M parameters",
         "trained": f"{outcome.iterations:,} iterations of {config.batch} windows"
-        + (f" on each of {outcome.processes} processes" if outcome.processes > 1 else "")
+        + (f" shared by {outcome.processes} processes" if outcome.processes > 1 else "")
         + f", {outcome.seconds / 60:.1f} minutes, AdamW, cosine from {config.rate:g}, averaged weights (EMA)",
         "last loss": f"{outcome.loss:.4f}",
         "started from": outcome.start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import socket
@@ -29,7 +30,7 @@ from microdiffusion.engines.diffusion import (
     shipped_weights,
 )
 from microdiffusion.engines.training import learner, loop, phantoms
-from microdiffusion.engines.training.batches import Batches
+from microdiffusion.engines.training.batches import Batches, cubes_of
 from microdiffusion.engines.training.checkpoint import (
     identity,
     load_checkpoint,
@@ -37,6 +38,7 @@ from microdiffusion.engines.training.checkpoint import (
     start_from,
 )
 from microdiffusion.engines.training.data import NOT_STATED, Record, Sources, build_pool, gather
+from microdiffusion.engines.training.degrade import Group
 from microdiffusion.engines.training.loop import train
 from microdiffusion.engines.training.parallel import training_dtype
 from microdiffusion.engines.training.report import Curves, Outcome, model_card
@@ -305,9 +307,34 @@ def test_beginning_in_the_middle_gives_the_same_batches(pool: np.ndarray) -> Non
             assert torch.equal(found.conditions, expected.conditions)
 
 
-def test_processes_see_different_batches(pool: np.ndarray) -> None:
-    first, second = (next(Batches(pool, size=8, seed=0, rank=rank, ring=1)) for rank in (0, 1))
-    assert not torch.equal(first.state, second.state)
+def test_processes_share_the_batches_of_one(pool: np.ndarray) -> None:
+    settings: dict[str, Any] = {"size": 16, "seed": 3, "ring": 3, "renew_every": 1, "first": 2}
+    alone = Batches(pool, **settings)
+    expected = [next(alone) for _ in range(4)]
+    for rank in range(2):
+        first = itertools.count(2, 2)
+
+        def gather(mine: Group, first: itertools.count[int] = first, rank: int = rank) -> list[Group]:
+            number = next(first)
+            both = [alone._make(number), alone._make(number + 1)]
+            assert torch.equal(mine.prior, both[rank].prior)
+            return both
+
+        crew: Any = SimpleNamespace(rank=rank, size=2, gather=gather)
+        shared = Batches(pool, **settings, crew=crew)
+        for whole in expected:
+            part = next(shared)
+            assert [len(part.columns), len(part.state)] == [1, len(whole.state) // 2]
+            half = slice(rank * len(part.state), (rank + 1) * len(part.state))
+            for name in ("state", "prior", "deviation", "image", "conditions"):
+                assert torch.equal(getattr(part, name), getattr(whole, name)[half])
+            assert torch.equal(part.columns[0].truth, whole.columns[rank].truth)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    assert cubes_of(32, 2) == 4
+    with pytest.raises(ConfigError, match=r"32 windows are 4 cubes, which 3 processes .* a multiple of 24"):
+        cubes_of(32, 3)
 
 
 def test_groups_made_ahead_are_those_that_were_due(pool: np.ndarray) -> None:
@@ -517,24 +544,25 @@ def test_a_loss_that_is_no_number_ends_the_training(
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_two_processes_write_one_file(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "w.safetensors"
+def test_two_processes_take_the_steps_of_one_and_one_goes_on(
+    config: TrainingConfig, folder: Path, tmp_path: Path
+) -> None:
+    """The same losses and weights to rounding, and after a resume with another number of processes, too."""
+    team, alone = tmp_path / "team.safetensors", tmp_path / "alone.safetensors"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = ["widths=[8,12]", "embedding=16", "batch=8", "pool=4", "ring=1", "precision=float32"]
-    command = [
-        sys.executable,
-        "-m",
-        "microdiffusion.daemon.cli",
-        "train",
-        str(folder),
-        "--held-out",
-        "judge",
+    same = {"batch": 16, "pool": 4, "ring": 3, "renew_every": 1, "precision": "float32", "iterations": 4}
+    settings = [
+        "widths=[8,12]",
+        "embedding=16",
+        "blocks=1",
+        *(f"{key}={value}" for key, value in same.items()),
     ]
-    command += ["--output", str(output), "--iterations", "3", "--device", "cpu"]
+    command = [sys.executable, "-m", "microdiffusion.daemon.cli", "train", str(folder), "--device", "cpu"]
+    command += ["--output", str(team)]
     command += [word for setting in settings for word in ("--set", f"training.{setting}")]
-    team = [
+    crew = [
         subprocess.Popen(
             command,
             env={
@@ -552,13 +580,27 @@ def test_two_processes_write_one_file(folder: Path, tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]
-    told = [process.communicate(timeout=100)[0] for process in team]
-    assert [process.returncode for process in team] == [0, 0], told
+    told = [process.communicate(timeout=100)[0] for process in crew]
+    assert [process.returncode for process in crew] == [0, 0], told
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
-    assert "on each of 2 processes" in output.with_suffix(".md").read_text(encoding="utf-8")
-    assert "pool of 2 cubes" in told[0]
+    assert "shared by 2 processes" in team.with_suffix(".md").read_text(encoding="utf-8")
+    assert "pool of 4 cubes" in told[0]
     assert "wrote" in told[0]
     assert told[1] == ""
+
+    plain = changed(config, held_out=(), minutes=1000.0, **same)
+    train(changed(plain, output=alone), Said())
+    said = Said()
+    train(changed(plain, output=team, iterations=6), said, resume=True)
+    train(changed(plain, output=alone, iterations=6), Said(), resume=True)
+    assert "the same to rounding" in "\n".join(said)
+    assert "2 processes before, 1 now" in "\n".join(said)
+    losses = [json.loads(path.with_suffix(".curves.json").read_text())["loss"] for path in (team, alone)]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(*losses, rtol=2e-4)
+    ours, theirs = (load_denoiser(path).state_dict() for path in (team, alone))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=2e-2, atol=1e-3)
 
 
 def test_half_precision_is_refused_where_it_cannot_train() -> None:
