@@ -243,6 +243,23 @@ class Drift:
     drift_x_um: Annotated[float, Column("<f8", np.nan, "um", _DRIFT, since=1)] = np.nan
 
 
+_RMS = "root mean square of the voxels' standard deviations"
+_WIDTH = "half width of the interval of 90 %, in standard deviations, from earlier held-out projections"
+_COVERED = "share of a held-out projection's pixels within the interval of the earlier ones; 0.9 is right"
+_SLOPE = "estimated slope of reconstructed on true intensity, over all voxels; 1 is right"
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """Figures of how far a volume may be off; NaN where nobody looked, or nothing tells yet."""
+
+    uncertainty_rms: Annotated[float, Column("<f8", np.nan, "counts", _RMS, since=3)] = np.nan
+    interval_width: Annotated[float, Column("<f8", np.nan, content=_WIDTH, since=3)] = np.nan
+    interval_coverage: Annotated[float, Column("<f8", np.nan, content=_COVERED, since=3)] = np.nan
+    brightness_slope: Annotated[float, Column("<f8", np.nan, content=_SLOPE, since=3)] = np.nan
+    brightness_slope_sd: Annotated[float, Column("<f8", np.nan, content="its deviation", since=3)] = np.nan
+
+
 AGE_UNIT = 1 / 16
 """Sweeps that 1 stands for in a map of ages."""
 _AGE_EDGE = 32
@@ -291,6 +308,10 @@ class Reconstruction:
         What it was allowed to cost: 0 full, 1 one evaluation of the network, 2 the INR without it.
     uncertainty : (Z, Y, X) float32, optional
         Standard deviation of each voxel, in the volume's units; None where it was not asked for.
+    uncertainty_map : `age_shape` float32, optional
+        Its root mean square over blocks; None where nobody looked.
+    confidence : Confidence
+        Its figures.
     age : `age_shape` uint8, optional
         For how many sweeps the voxels have kept still: the mean over a block, in `AGE_UNIT`; None where every
         sweep stands alone.
@@ -312,6 +333,8 @@ class Reconstruction:
     runtime: str = ""
     effort: int = 0
     uncertainty: NDArray[np.float32] | None = None
+    uncertainty_map: NDArray[np.float32] | None = None
+    confidence: Confidence = Confidence()
     age: NDArray[np.uint8] | None = None
     slots: NDArray[np.int64] | None = None
     why: str = ""

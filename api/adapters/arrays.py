@@ -44,7 +44,7 @@ class BlockSource:
     position, level : int
         Position of the stage; level of the pyramid, 0 the volume itself.
     uncertainty : bool
-        The volume's uncertainty in its place.
+        The volume's uncertainty in its place; the map of it where the file has no more.
     """
 
     path: str
@@ -79,9 +79,10 @@ class BlockSource:
         """Return the series of the run that this refers to."""
         if not self.uncertainty:
             return run.pyramid[self.level]
-        if run.uncertainty is None:
-            raise InputFileError(f"{self.path} has no uncertainty: engine.uncertainty was off.")
-        return run.uncertainty
+        series = run.uncertainty if run.uncertainty is not None else run.uncertainty_map
+        if series is None:
+            raise InputFileError(f"{self.path} has no uncertainty: it is of an mdd before layout 1.3.")
+        return series
 
     def read(
         self, time_point: int, channel: int, index: Any = (), *, fill: float | None = None

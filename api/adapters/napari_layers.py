@@ -107,7 +107,7 @@ def run_layers(path: Path) -> list[Layer]:
     """
     with open_run(path) as run:
         layers = [_layer(run, channel) for channel in range(len(run.header.channels))]
-        if run.uncertainty is not None:
+        if run.uncertainty is not None or run.uncertainty_map is not None:
             layers += [_layer(run, channel, uncertainty=True) for channel in range(len(run.header.channels))]
     return layers
 
@@ -116,7 +116,8 @@ def _layer(run: Run, channel: int, *, uncertainty: bool = False) -> Layer:
     header = run.header
     positions = range(len(header.positions))
     length = max(run.used, 1)  # napari needs something to show before the first volume
-    levels = range(1) if uncertainty else range(len(run.pyramid))
+    doubts = run.uncertainty if run.uncertainty is not None else run.uncertainty_map
+    levels = [(0, doubts)] if uncertainty and doubts is not None else list(enumerate(run.pyramid))
     shown = Shown(
         tuple(
             LayerData(
@@ -125,18 +126,22 @@ def _layer(run: Run, channel: int, *, uncertainty: bool = False) -> Layer:
                 ),
                 channel,
                 length,
-                _size(run.pyramid[level].shape),
+                _size(series.shape),
             )
-            for level in levels
+            for level, series in levels
         )
     )
+    # A map of blocks lies where its voxels do.
+    blocks = [whole / part for whole, part in zip(header.shape, shown.levels[0].size, strict=True)]
+    scale = [edge * block for edge, block in zip(header.voxel_size_um, blocks, strict=True)]
+    corner = [(block - 1) / 2 * edge for edge, block in zip(header.voxel_size_um, blocks, strict=True)]
     leading = ["t"] if len(positions) == 1 else ["t", "position"]
     name = header.name if len(header.channels) == 1 else f"{header.name} {header.channels[channel]}"
     several = len(header.channels) > 1
     arguments: dict[str, Any] = {
         "name": f"{name} uncertainty" if uncertainty else name,
-        "scale": [*[1.0] * len(leading), *header.voxel_size_um],
-        "translate": [*[0.0] * len(leading), header.z0_um, 0.0, 0.0],
+        "scale": [*[1.0] * len(leading), *scale],
+        "translate": [*[0.0] * len(leading), header.z0_um + corner[0], *corner[1:]],
         "units": [*["pixel"] * len(leading), "um", "um", "um"],
         "axis_labels": [*leading, "z", "y", "x"],
         "contrast_limits": brightness(shown, from_zero=uncertainty),

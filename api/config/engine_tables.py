@@ -105,7 +105,9 @@ class EngineConfig(Table):
         "session: earlier sweeps count as well, wherever the specimen has not changed since; sweep: every "
         "sweep stands alone",
     )
-    uncertainty: bool = key(False, "also write the uncertainty of each voxel")
+    uncertainty: bool = key(
+        False, "also write the uncertainty of each voxel, not only its map: as much room again as the volumes"
+    )
     tile: int = key(256, "edge of the lateral tiles, pixels", ge=32, le=4096, multiple_of=16)
     cuda_graphs: bool = key(True, "on CUDA, replay the update of a sweep as one graph; false: step by step")
     compile: bool = key(

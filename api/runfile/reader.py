@@ -61,6 +61,8 @@ class Run:
         How many voxels of the volume make one of each level; the first is (1, 1, 1).
     uncertainty : TimeSeries or None
         (T, [C,] Z, Y, X), standard deviation of each voxel, in units of the volume; None where it was off.
+    uncertainty_map : TimeSeries or None
+        (T, [C,] z, y, x), its root mean square over at most 32 blocks along each edge; since layout 1.3.
     """
 
     def __init__(self, path: Path, position: int = 0, *, check: bool = True) -> None:
@@ -90,6 +92,8 @@ class Run:
         if plan.uncertainty:
             sums, flag = "uncertainty_crc32", "has_uncertainty"
             self.uncertainty = self._images("uncertainty", sums, "uncertainty", flag)
+        mapped = plan.minor > 2
+        self.uncertainty_map = self._images("mdd/uncertainty_map", "", "uncertainty") if mapped else None
 
     def __str__(self) -> str:
         """Return the run in five lines, as `mdd info` says it at greater length."""
@@ -338,7 +342,7 @@ class Run:
     ) -> TimeSeries:
         def pieces() -> Iterator[Piece]:
             for part in self._parts.all():
-                sums = part.view(f"{self._prefix}mdd/{checksum}") if self._check else None
+                sums = part.view(f"{self._prefix}mdd/{checksum}") if self._check and checksum else None
                 yield Piece(part.view(self._prefix + name), is_there(part), sums)
 
         leading = len(self.place(0, 0)) + (name == "projections")

@@ -340,6 +340,8 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     about = "mean over a block of how many sweeps its voxels have kept still, in sixteenths; 0: not known"
     ages = (*lead, *age_shape(header.shape))
     yield Dataset("mdd/age", ages, "u1", None, {"content": about}, since=1)
+    about = "root mean square over a block of its voxels' standard deviations; 0: not known"
+    yield Dataset("mdd/uncertainty_map", ages, "<f4", None, {"content": about, "units": "counts"}, since=3)
     yield figure("frames_received", "<u4")
     yield figure("frames_missing", "<u4")
     yield figure("frames_expected", "<u4", content="as its frames say, 0: none came")

@@ -139,12 +139,7 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         else:
             text = f"median {in_noise(p50)} ({USUAL_ERROR}), p95 {p95:.3g}"
         yield label, f"{text}  {sparkline(opened.values(dataset))}"
-    if opened.uncertainty is not None:
-        there = np.argwhere(opened.values("has_uncertainty") != 0)
-        if len(there):  # one of them: each is as large as a volume
-            place = tuple(int(each) for each in there[-1])
-            mean = float(opened.uncertainty[place].mean())
-            yield "uncertain by", f"mean {mean:.3g} counts at time point {place[0]}"
+    yield from _sureness(opened, written)
     if later := int(np.count_nonzero(opened.values("later")[written])):
         yield "later", f"{later} of them reconstructed later, from the recorded frames"
     yield "served", lines["served"]
@@ -156,3 +151,22 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
     for name in ("device", "weights"):
         if name in opened.provenance:
             yield name, opened.provenance[name]
+
+
+def _sureness(opened: Run, written: Any) -> Iterator[tuple[str, str]]:
+    """Yield how far the volumes at the places `written` may be off, from layout 1.3 on."""
+    import numpy as np
+
+    try:
+        sizes, slopes, covered = (
+            opened.values(name)[written]
+            for name in ("uncertainty_rms", "brightness_slope", "interval_coverage")
+        )
+    except KeyError:
+        return
+    if np.isfinite(sizes).any():
+        size, slope = sizes[np.isfinite(sizes)][-1], slopes[np.isfinite(sizes)][-1]
+        text = f"{size:.3g} counts in the last volume, slope of its brightness {slope:.2f}, estimated"
+        if np.isfinite(covered).any():
+            text += f"; {np.nanmean(covered):.0%} of held-out pixels in intervals of 90 %"
+        yield "uncertain by", text

@@ -204,16 +204,24 @@ def source(snapshot: StatusSnapshot, space: Space) -> Section | None:
 
 
 def session(snapshot: StatusSnapshot, space: Space) -> Section | None:
-    """Show what the session has learned: what keeps still, and where the specimen drifts."""
-    learned = snapshot.learned
-    if learned is None:
-        return None
-    drift = ", ".join(f"{axis} {um:+.2f}" for axis, um in zip("zyx", learned.drift_um, strict=True))
-    rows = [
-        Row("still", f"{100 * learned.still:.0f} % of the voxels", f"{100 * learned.still:.0f} %"),
-        Row("drift", f"{drift} µm"),
-    ]
-    return Section("session", rows)
+    """Show what the session has learned: what keeps still, where it drifts, and how sure the volume is."""
+    learned, sure = snapshot.learned, snapshot.sureness
+    rows = []
+    if learned is not None:
+        drift = ", ".join(f"{axis} {um:+.2f}" for axis, um in zip("zyx", learned.drift_um, strict=True))
+        rows += [
+            Row("still", f"{100 * learned.still:.0f} % of the voxels", f"{100 * learned.still:.0f} %"),
+            Row("drift", f"{drift} µm"),
+        ]
+    if sure is not None:
+        slope = f"brightness {sure.brightness_slope:.2f} ± {sure.brightness_slope_sd:.2f}"
+        short = f"± {sure.uncertainty_rms:.3g} counts"
+        covered = sure.interval_coverage
+        held = (
+            "" if covered is None else f", {100 * covered:.0f} % of a held-out projection where 90 % is right"
+        )
+        rows.append(Row("sure", f"{short}, {slope}{held}", short))
+    return Section("session", rows) if rows else None
 
 
 PANELS = (stages, queues, source, answers, session, run, runs)

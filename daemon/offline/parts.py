@@ -17,12 +17,12 @@ import numpy as np
 
 from microdiffusion.daemon.offline.sweeps import SweepKey
 from microdiffusion.errors import DamagedError
-from microdiffusion.frames import Drift, Reconstruction
+from microdiffusion.frames import Confidence, Drift, Reconstruction
 
 Made = tuple[SweepKey, Reconstruction | None, float]
 """A sweep, its volume or None, and the camera time of its last frame, s."""
 
-_ARRAYS = ("volume", "uncertainty", "age", "slots")
+_ARRAYS = ("volume", "uncertainty", "uncertainty_map", "age", "slots")
 
 
 def write_part(path: Path, made: Iterable[Made], about: Mapping[str, str]) -> None:
@@ -37,7 +37,7 @@ def write_part(path: Path, made: Iterable[Made], about: Mapping[str, str]) -> No
                 array = values.pop(name)
                 if array is not None:
                     group.create_dataset(name, data=array)
-            values["drift"] = asdict(result.drift)
+            values |= {"drift": asdict(result.drift), "confidence": asdict(result.confidence)}
             group.attrs["figures"] = json.dumps(values, default=np.ndarray.item)
             group.attrs["acquired_s"] = acquired_s
         file.attrs["about"] = json.dumps(dict(about))
@@ -57,6 +57,7 @@ def read_part(path: Path) -> Iterator[Made]:
             group = file["{}/{}/{}".format(*key)]
             values: dict[str, Any] = json.loads(group.attrs["figures"])
             values["drift"] = Drift(**values["drift"])
+            values["confidence"] = Confidence(**values["confidence"])
             values |= {name: group[name][()] for name in _ARRAYS if name in group}
             yield key, Reconstruction(**values), float(group.attrs["acquired_s"])
 

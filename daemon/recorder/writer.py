@@ -321,6 +321,11 @@ def _figures(result: Reconstruction, minor: int) -> dict[str, Any]:
         **{f"seconds/{stage}": value for stage, value in seconds.items()},
         **{f"held_out_errors/{name}": error for name, error in errors.items()},
         **({"age": result.age} if result.age is not None and minor > 0 else {}),
+        **(
+            {"uncertainty_map": result.uncertainty_map}
+            if result.uncertainty_map is not None and minor > 2
+            else {}
+        ),
     }
 
 

@@ -24,6 +24,8 @@ GAPS_SHOWN = 200
 
 Triple = tuple["NDArray[np.float32]", "NDArray[np.float32]", "NDArray[np.float32]"]
 
+_CONFIDENCE = ("uncertainty_rms", "brightness_slope", "interval_coverage")
+
 
 @dataclass(frozen=True, slots=True)
 class Channel:
@@ -73,8 +75,11 @@ def _channel(run: Run, number: int, name: str) -> Channel:
     chosen = np.flatnonzero(status != Status.EMPTY)
     written = status[chosen] == Status.WRITTEN
     figures = {}
-    for figure in ("latency_s", "residual", "held_out_error", "seconds/total"):
-        values = np.asarray(column(figure)[chosen], np.float64)
+    for figure in ("latency_s", "residual", "held_out_error", "seconds/total", *_CONFIDENCE):
+        try:
+            values = np.asarray(column(figure)[chosen], np.float64)
+        except KeyError:  # layout 1.2 or before
+            values = np.full(len(chosen), np.nan)
         # In a damaged file they may be anything.
         figures[figure] = np.where(written & (np.abs(values) < FARTHEST), values, np.nan)
     counts = {}

@@ -229,6 +229,20 @@ def _figures(channel: Channel) -> list[tuple[str, str]]:
         count = count_noun(held_out.size, "projection")
         median = in_noise(float(np.median(held_out)))
         pairs.append(("held-out error", f"median {median} ({USUAL_ERROR}), from {count}"))
+    sizes, slopes, covered = (
+        channel.figures[name][np.isfinite(channel.figures[name])]
+        for name in ("uncertainty_rms", "brightness_slope", "interval_coverage")
+    )
+    if sizes.size:
+        text = f"{sizes[0]:.3g} counts at first, {sizes[-1]:.3g} at last (root mean square of a voxel)"
+        pairs.append(("uncertain by", text))
+    if slopes.size:
+        text = f"slope of reconstructed on true {slopes[0]:.2f} at first, {slopes[-1]:.2f} at last, estimated"
+        pairs.append(("brightness", text))
+    if covered.size:
+        count = count_noun(covered.size, "held-out projection")
+        text = f"{covered.mean():.0%} of the pixels of {count}; 90 % is right"
+        pairs.append(("intervals held", text))
     return pairs
 
 

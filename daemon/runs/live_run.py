@@ -208,6 +208,7 @@ class LiveRun:
         if math.isfinite(result.still):
             drift_um = (result.drift.drift_z_um, result.drift.drift_y_um, result.drift.drift_x_um)
             self._board.put(learned=Learned(still=result.still, drift_um=drift_um))
+        self._board.set_confidence(result.confidence)
         if job.lane == "sweep":
             self._show(job, result)
         return True

@@ -16,6 +16,7 @@ from microdiffusion.daemon.status.models import (
     RunSummary,
     State,
     StatusSnapshot,
+    Sureness,
     SweepProgress,
 )
 from microdiffusion.daemon.status.previews import (
@@ -62,6 +63,7 @@ __all__ = [
     "StatusBoard",
     "StatusPublisher",
     "StatusSnapshot",
+    "Sureness",
     "SweepProgress",
     "Tile",
     "duration",

@@ -31,10 +31,12 @@ from microdiffusion.daemon.status.models import (
     Quality,
     RunSummary,
     StatusSnapshot,
+    Sureness,
     VolumeCounts,
 )
 from microdiffusion.daemon.status.previews import LatestPreviews, Preview
 from microdiffusion.daemon.system import disk_free_bytes, resident_mb
+from microdiffusion.frames import Confidence
 
 RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 256
@@ -137,6 +139,23 @@ class StatusBoard:
                 or before.candidates,
             )
             self._figures = self._figures.model_copy(update={"quality": quality})
+
+    def set_confidence(self, confidence: Confidence) -> None:
+        """Set how far the last volume may be off; the coverage stays until it is measured again."""
+        if not math.isfinite(confidence.uncertainty_rms + confidence.brightness_slope):
+            return
+        covered: float | None = confidence.interval_coverage
+        with self._lock:
+            if covered is None or not math.isfinite(covered):
+                before = self._figures.sureness
+                covered = None if before is None else before.interval_coverage
+            sureness = Sureness(
+                uncertainty_rms=confidence.uncertainty_rms,
+                brightness_slope=confidence.brightness_slope,
+                brightness_slope_sd=confidence.brightness_slope_sd,
+                interval_coverage=covered,
+            )
+            self._figures = self._figures.model_copy(update={"sureness": sureness})
 
     def set_preview(self, preview: Preview | None, session: str = "") -> None:
         """Set the newest preview of `session` (see `make_preview`); None: it has none."""

@@ -149,6 +149,15 @@ class Learned(StatusModel):
     drift_um: tuple[float, float, float]
 
 
+class Sureness(StatusModel):
+    """How far the last volume may be off: see `frames.Confidence`; None: not known."""
+
+    uncertainty_rms: float
+    brightness_slope: float
+    brightness_slope_sd: float
+    interval_coverage: float | None = None
+
+
 class Note(StatusModel):
     """A message to the user: its number, counted from 0, and its time since the start, s."""
 
@@ -198,6 +207,7 @@ class StatusSnapshot(StatusModel):
     quality: Quality = Quality()
     learned: Learned | None = None
     adaptive: str = ""
+    sureness: Sureness | None = None
     memory_mb: dict[str, float] = {}
     disk_free_bytes: int | None = None
     history: dict[str, tuple[float, ...]] = {}

@@ -26,6 +26,7 @@ from torch import Tensor
 from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
 from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
 from microdiffusion.engines.pipeline import network_worth, rivals
+from microdiffusion.engines.pipeline.confidence import confidence, uncertainty_map
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
@@ -47,18 +48,12 @@ from microdiffusion.engines.trust import (
     Findings,
     Scores,
     Selection,
-    deviation,
-    pattern,
-    scale,
     select,
 )
-from microdiffusion.frames import Reconstruction
+from microdiffusion.frames import Confidence, Reconstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from microdiffusion.config import EngineConfig
     from microdiffusion.engines.diffusion import Runtime
@@ -239,9 +234,10 @@ class Reconstructor:
         scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
         selection = self._serve(task, answers, scores)
         served = selection.served
-        unsure = (
-            self._unsure(task, answers, served) if self.config.uncertainty and lane != "rolling" else None
-        )
+        spread, sure = None, Confidence()
+        if lane != "rolling":
+            spread, sure = confidence(task, answers[served])
+            spread.mul_(task.session.span)
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         network_worth.keep(task, answers, rival)
         task.session.sweeps += 1
@@ -269,7 +265,9 @@ class Reconstructor:
             drift=drift_um(task.learned, self.header),
             runtime=self.engine.name if self._runtime is not None and not (spared or effort == 2) else "",
             effort=effort,
-            uncertainty=unsure,
+            uncertainty=download(spread) if spread is not None and self.config.uncertainty else None,
+            uncertainty_map=None if spread is None else uncertainty_map(spread),
+            confidence=sure,
             age=None if task.learned is None else age_map(task.learned.age),
             slots=sweep.slots,
         )
@@ -383,14 +381,6 @@ class Reconstructor:
             answers["blend"] = torch.lerp(answers[fallback], answers["mdd"], weight)
             scores.blend("blend", "mdd", fallback, weight)
         return selection
-
-    def _unsure(self, task: Task, answers: dict[str, Tensor], served: str) -> NDArray[np.float32]:
-        """Return the standard deviation of each served voxel, in the units of the projections."""
-        volume, session = answers[served], task.session
-        doubt = pattern(volume, (each for name, each in answers.items() if name != "blend"), task.floor)
-        if task.held is not None and task.held_operator is not None and task.held_variance is not None:
-            session.error_scale = scale(doubt, volume, task.held_operator, task.held, task.held_variance)
-        return download(deviation(doubt, session.error_scale, task.variance).mul_(session.span))
 
     def _reference(self, task: Task) -> tuple[Tensor, int, dict[str, float]]:
         """Return the reference's volume (normalised), trained for the sweep, its INR's updates, seconds."""

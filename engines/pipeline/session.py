@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.engines.inr import SessionField, SessionPrior
-from microdiffusion.engines.trust import DEFAULT_SCALE, Claim, Findings
+from microdiffusion.engines.trust import Claim, Findings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +49,8 @@ class Session:
         Its variance, counts², when projections were last held out; None where none were.
     field : SessionField or None
         What all sweeps say; None where every sweep stands alone.
-    error_scale : float
-        See `uncertainty.scale`.
+    scores : tuple of quantiles
+        Of the latest held-out projections: see `trust/intervals.py`.
     claim : Claim or None
         Of the network in the last sweep; None where it was not asked.
     rival_claim : Claim or None
@@ -67,7 +67,7 @@ class Session:
     white_share: float = 1.0
     noise: float | None = None
     field: SessionField | None = None
-    error_scale: float = DEFAULT_SCALE
+    scores: tuple[tuple[float, ...], ...] = ()
     claim: Claim | None = None
     rival_claim: Claim | None = None
     places: tuple[tuple[float, ...], ...] = ()
@@ -99,7 +99,7 @@ class Session:
             "white_share": self.white_share,
             "noise": self.noise,
             "findings": asdict(self.findings),
-            "error_scale": self.error_scale,
+            "scores": [list(each) for each in self.scores],
             "places": [list(each) for each in self.places],
         }
         prior, tensors = self.prior.state()
@@ -149,7 +149,7 @@ class Session:
             float(numbers["white_share"]),
             None if numbers["noise"] is None else float(numbers["noise"]),
             learned,
-            error_scale=float(numbers["error_scale"]),
+            scores=tuple(tuple(float(score) for score in each) for each in numbers.get("scores", ())),
             claim=claim,
             places=tuple(tuple(float(depth) for depth in each) for each in numbers["places"]),
         )

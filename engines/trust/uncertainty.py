@@ -1,57 +1,107 @@
-"""Uncertainty: a standard deviation per voxel, calibrated by held-out projections.
+"""Uncertainty: a standard deviation per voxel, from the estimator's posterior and what a sweep shows.
 
-A slab's sum leaves the distribution along z unknown, so an answer errs where there is light to be put into
-the wrong slice, where it changes along z, and where different answers disagree. The pattern is made of these
-three, from what a sweep computes anyway:
+The posterior (`inr/estimator.py`) knows how many sweeps a voxel has kept still and where their slabs lay, and
+nothing of what lies there. What does: where there is light, where the volume is fine, where the projections
+of this sweep were not what the last ones had let expect (the innovation), and which share of the network's
+corrections later projections bore out. With m the mean of a quantity over the volume,
 
-    pattern² = sqrt( <|each answer - volume|² + |∂volume/∂z|²> ) · <volume - floor>
+    log σ² = log m(P) + a + b share + c log(m(I) / m(P)) + Σ_f k_f log(f / m(f)) + k log²(light / m(light)),
 
-with < > means over a neighbourhood. The size of errors differs from specimen to specimen; a held-out
-projection measures it: the session's *scale* is the error on it, beyond its noise, over the pattern's
-prediction for that slab. Errors of neighbouring slices cancel in a projection, which costs a factor that was
-measured on recorded volumes (docs/uncertainty.md).
+P the posterior's variance, I the squared innovation beyond the noise, f = P, light, fine structure and
+innovation: a regression whose constants are those of greatest likelihood for the errors of volumes that no
+weights have seen. The first sweep of a session, which nothing precedes, has its own. Chosen by experiment:
+decision 0030; the constants are what `benchmarks/uncertainty.py --fit` prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdiffusion.engines.projections import along_z, local_mean
+from microdiffusion.engines.projections import local_mean
 
-DEFAULT_SCALE = 0.36
-"""The scale before the first held-out projection: the usual one of recorded volumes."""
-_CANCELLED = 1.79  # error of a voxel over that of a projection, both in units of the pattern
-_NOISE = 0.1  # of the projections' noise variance, at least, everywhere
-_LEAST = 0.02  # of the noise variance: smaller held-out errors cannot be measured
-
-
-def pattern(volume: Tensor, answers: Iterable[Tensor], floor: float) -> Tensor:
-    """Return the pattern of a volume's (Z, Y, X) errors, up to a scale; `answers` are its candidates."""
-    slope = torch.gradient(volume, dim=0)[0] if len(volume) > 1 else torch.zeros_like(volume)
-    doubt = slope.square_()
-    others = list(answers)
-    for each in others:
-        doubt.add_((each - volume).square_(), alpha=1.0 / len(others))
-    light = _mean(volume.sub(floor).clamp_min_(0.0), 5, 3)
-    return _mean(doubt, 3, 5).clamp_min_(0.0).sqrt_().mul_(light.clamp_min_(0.0)).sqrt_()
+# a, share, log(m(I) / m(P)), then P, light, light², fine structure, innovation.
+_FIRST = (0.874, 0.0, 0.0, 0.840, 0.676, -0.105, 0.655, 0.0)
+_LATER = (1.916, -1.146, 0.266, 0.815, 0.575, -0.129, 0.391, 0.226)
+_UNKNOWN_SHARE = 0.45  # of the network, before a sweep has told
+_LEAST = 0.02  # of its mean: a quantity is not taken to be smaller
+_LEAST_INNOVATION = 0.1  # of the noise's variance: less cannot be told from it
+_TINY = 1e-12
+LEVEL_SPREAD = 0.3
+"""Standard deviation, between specimens, of the logarithm of error over uncertainty: no session tells it."""
 
 
-def scale(doubt: Tensor, volume: Tensor, operator: Tensor, held: Tensor, variance: Tensor) -> float:
-    """Return the session's scale from held-out projections (H, Y, X) of `operator` (H, Z)."""
-    noise = variance.mean()
-    missed = (along_z(operator, volume) - held).square().mean() - noise
-    said = along_z(operator, doubt.square()).mean()
-    return float((torch.maximum(missed, _LEAST * noise) / said.clamp_min(1e-20)).sqrt())
+@dataclass(frozen=True, slots=True, eq=False)
+class Clues:
+    """Clues of a sweep to the errors of its volume, all in the same units.
+
+    Attributes
+    ----------
+    volume : (Z, Y, X)
+        What is served, above the level of no light.
+    posterior : (Z, Y, X)
+        The estimator's standard deviation.
+    noise : ()
+        Mean variance of the projections' noise.
+    innovation : (Z, Y, X), optional
+        Squared difference of the projections and what earlier sweeps let expect, locally, spread over the
+        slices; None: there was no earlier one.
+    share : float, optional
+        Of the network's corrections that later projections bore out; None: not known.
+    """
+
+    volume: Tensor
+    posterior: Tensor
+    noise: Tensor
+    innovation: Tensor | None = None
+    share: float | None = None
 
 
-def deviation(doubt: Tensor, session_scale: float, variance: Tensor) -> Tensor:
-    """Return the standard deviation (Z, Y, X) of each voxel; `variance` is that of the projections' noise."""
-    size = _CANCELLED * session_scale
-    return doubt.square().mul_(size * size).add_(_NOISE * variance.mean()).sqrt_()
+def deviation(clues: Clues) -> Tensor:
+    """Return the standard deviation (Z, Y, X) of each voxel."""
+    later = clues.innovation is not None
+    bias, share, surprise, *weights = _LATER if later else _FIRST
+    level, parts = relative(clues)
+    result = (level + _TINY).log() + bias
+    if clues.innovation is not None:
+        told = (clues.innovation.mean() - clues.noise).clamp_min(_LEAST_INNOVATION * clues.noise)
+        result = result + surprise * ((told + _TINY) / (level + _TINY)).log()
+        result = result + share * (_UNKNOWN_SHARE if clues.share is None else clues.share)
+    total = result.expand_as(clues.volume).clone()
+    for part, weight in zip(parts, weights, strict=False):
+        total.add_(part, alpha=weight)
+    return total.mul_(0.5).exp_()
+
+
+def relative(clues: Clues) -> tuple[Tensor, list[Tensor]]:
+    """Return the mean variance () of the posterior, and the logarithms of each quantity over its mean."""
+    variance, bright = clues.posterior.square(), clues.volume.clamp_min(0.0)
+    light = _log_ratio(_mean(bright, 5, 3))
+    fine = _mean((clues.volume - local_mean(clues.volume, 3)).square_(), 3, 7)
+    parts = [_log_ratio(variance), light, light.square(), _log_ratio(fine)]
+    if clues.innovation is not None:
+        parts.append(_log_ratio(clues.innovation))
+    return variance.mean(), parts
+
+
+def brightness_slope(volume: Tensor, deviation: Tensor) -> Tensor:
+    """Return the slope of reconstructed on true intensity over all voxels, and its deviation, (2,).
+
+    A posterior mean x of the truth t has Cov(x, t) = Var(x), and Var(t) = Var(x) + E σ²; so the slope of x on
+    t is Var(x) / (Var(x) + E σ²). Its deviation is that of σ² between specimens (`LEVEL_SPREAD`).
+    """
+    power = volume.var()
+    slope = power / (power + deviation.square().mean()).clamp_min(_TINY)
+    return torch.stack([slope, 2 * LEVEL_SPREAD * slope * (1 - slope)])
+
+
+def _log_ratio(quantity: Tensor) -> Tensor:
+    """Return the logarithm of a quantity that is not negative over its mean."""
+    mean = quantity.mean()
+    return ((quantity.clamp_min(0.0) + (_LEAST * mean + _TINY)) / ((1 + _LEAST) * mean + _TINY)).log_()
 
 
 def _mean(volume: Tensor, along: int, across: int) -> Tensor:

@@ -54,7 +54,7 @@ def test_only_run_files_are_ours(tmp_path: Path) -> None:
 
 def test_a_layer_is_a_channel_in_um(tmp_path: Path) -> None:
     layers = read(str(write(tmp_path / "run.h5", channels=("GFP", "RFP"), positions=("a", "b", "c"))))
-    assert [kind for _, _, kind in layers] == ["image", "image"]
+    assert [kind for _, _, kind in layers] == ["image"] * 4  # and the hidden uncertainty of each
     data, arguments, _ = layers[1]
     assert isinstance(data, LayerData)  # too small for a pyramid
     assert data.shape == (3, 3, *SHAPE)
@@ -63,6 +63,20 @@ def test_a_layer_is_a_channel_in_um(tmp_path: Path) -> None:
     assert arguments["scale"] == [1.0, 1.0, 2.0, 0.5, 0.25]
     assert arguments["translate"] == [0.0, 0.0, -5.0, 0.0, 0.0]
     np.testing.assert_array_equal(data[1, 2], volume(1, channel=1, position=2))
+
+
+def test_the_map_of_uncertainty_lies_where_its_voxels_do(tmp_path: Path) -> None:
+    path, shape, edge = tmp_path / "run.h5", (4, 64, 64), 32
+    target = started(recorder(path, run=header(shape=shape)))
+    blocks = np.arange(4 * edge * edge, dtype=np.float32).reshape(4, edge, edge) + 1
+    put_volume(target, 0, volume=volume(0, shape=shape), uncertainty_map=blocks)
+    target.stop()
+    data, arguments, _ = read(str(path))[1]
+    assert arguments["name"] == "run uncertainty"
+    assert not arguments["visible"]
+    np.testing.assert_array_equal(np.asarray(data)[0], blocks)
+    assert arguments["scale"] == [1.0, 2.0, 1.0, 0.5]  # a block is two voxels wide
+    assert arguments["translate"] == [0.0, -5.0, 0.25, 0.125]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +123,7 @@ def test_the_manifest_is_found_and_valid(tmp_path: Path) -> None:
     )
     names, layers = ran.stdout.splitlines() or ("", "")
     assert "microdiffusion-daemon" in names, ran.stderr
-    assert layers == "1"
+    assert layers == "2"
 
 
 def _screen() -> list[str] | None:

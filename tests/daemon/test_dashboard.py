@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 
@@ -38,6 +39,7 @@ from microdiffusion.daemon.status import (
     times,
 )
 from microdiffusion.errors import UserError
+from microdiffusion.frames import Confidence
 
 RNG = np.random.default_rng(0)
 PREVIEW = make_preview(RNG.random((24, 64, 64), np.float32), (2, 1, 1), sweep=7, served="mdd")
@@ -512,3 +514,13 @@ def test_the_page_says_what_the_session_has_learned() -> None:
     assert re.search(r"still +97 % of the voxels", said)
     assert re.search(r"drift +z \+0\.50, y -0\.25, x \+0\.00 µm", said)
     assert "% of the voxels" not in page(busy_snapshot())
+
+
+def test_the_page_says_how_sure_the_volume_is_and_the_coverage_stays() -> None:
+    board = StatusBoard()
+    board.set_confidence(Confidence())  # nobody looked
+    assert board.snapshot().sureness is None
+    board.set_confidence(Confidence(12.3456, 1.2, 0.88, 0.93, 0.04))
+    board.set_confidence(Confidence(11.0, 1.2, math.nan, 0.94, 0.03))  # nothing was held out
+    said = page(busy_snapshot(sureness=board.snapshot().sureness))
+    assert re.search(r"sure +± 11 counts, brightness 0\.94 ± 0\.03, 88 % of a held-out projection", said)
