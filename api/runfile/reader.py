@@ -92,8 +92,9 @@ class Run:
         if plan.uncertainty:
             sums, flag = "uncertainty_crc32", "has_uncertainty"
             self.uncertainty = self._images("uncertainty", sums, "uncertainty", flag)
-        mapped = plan.minor > 2
-        self.uncertainty_map = self._images("mdd/uncertainty_map", "", "uncertainty") if mapped else None
+        self.uncertainty_map: TimeSeries | None = None
+        if plan.minor > 2:
+            self.uncertainty_map = self._images("mdd/uncertainty_map", "", "uncertainty")
 
     def __str__(self) -> str:
         """Return the run in five lines, as `mdd info` says it at greater length."""

@@ -150,7 +150,7 @@ class Learned(StatusModel):
 
 
 class Sureness(StatusModel):
-    """How far the last volume may be off: see `frames.Confidence`; None: not known."""
+    """Confidence in the last volume, see `frames.Confidence`; None: not known."""
 
     uncertainty_rms: float
     brightness_slope: float
