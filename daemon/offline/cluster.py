@@ -89,12 +89,13 @@ def open_cluster(where: Where) -> Iterator[Any]:
             logging.getLogger(name).setLevel(logging.ERROR)  # of workers that die the summary tells
         if where.scheduler:
             try:
-                yield stack.enter_context(distributed.Client(where.scheduler, timeout=_CONNECT_S))
+                client = stack.enter_context(distributed.Client(where.scheduler, timeout=_CONNECT_S))
             except (OSError, ValueError) as error:
                 raise AddressError(
                     f"No scheduler of Dask answers at {where.scheduler} ({error}): start one with `dask "
                     "scheduler`, and workers with `dask worker ADDRESS --nthreads 1`."
                 ) from error
+            yield client  # not within the try: what fails later is another thing
             return
         start = _local if where.local is not None else _slurm
         try:

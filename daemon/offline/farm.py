@@ -7,6 +7,7 @@ is lost, what is done stays done: the client waits for it to come back, and subm
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion import __version__
-from microdiffusion.daemon.offline.pieces import Piece, PieceDone, Work, check_version, run_piece
+from microdiffusion.daemon.offline.pieces import Piece, PieceDone, Work, check_version, is_done, run_piece
 from microdiffusion.errors import MddError
 
 if TYPE_CHECKING:
@@ -148,28 +149,40 @@ def work_through(
     while running:
         future = next(completed)
         piece = running.pop(future)
-        status = future.status
-        if status == "finished":
-            outcome.take(piece, future.result())
+        answer = _answer(future, piece)
+        if answer is not None:
+            outcome.take(piece, answer)
             undone.discard(piece.output)
             steps.finish(piece)
-        else:
-            again = tries.get(piece.output, 0) < _RESUBMISSIONS
-            if status == "cancelled" and _connected(client):
-                submit(piece)  # the scheduler was lost, and is there again
-                continue
-            reason = _reason(future.exception()) if status == "error" else "the scheduler was lost"
-            if again and status == "error" and _is_killed(future.exception()):
+        elif future.status == "error":
+            again = _is_killed(future.exception()) and tries.get(piece.output, 0) < _RESUBMISSIONS
+            if again:
                 tries[piece.output] = tries.get(piece.output, 0) + 1
                 submit(piece)
                 continue
-            _fail(piece, reason, lost, outcome)
+            _fail(piece, _reason(future.exception()), lost, outcome)
+        elif _connected(client):  # the scheduler was lost, and is there again
+            submit(piece)
+            continue
+        else:
+            _fail(piece, "Dask's scheduler was lost", lost, outcome)
         submit_what_can()
     for piece in waiting:
         _lacks(piece, lost, outcome)
     with contextlib.suppress(Exception):  # it may be gone
         client.unsubscribe_topic(_TOPIC)
     return outcome
+
+
+def _answer(future: Any, piece: Piece) -> PieceDone | None:
+    """Return a worker's report; None where the piece is not done, as the file says if a report is lost."""
+    if future.status == "error":
+        return None
+    try:
+        report: PieceDone = future.result(timeout=_RECONNECT_S)
+        return report
+    except (Exception, asyncio.CancelledError):  # of the connection
+        return PieceDone(0.0) if is_done(piece) else None
 
 
 def _do(piece: Piece, work: Work, version: str, local: int | None) -> PieceDone:
