@@ -598,9 +598,17 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on(
     losses = [json.loads(path.with_suffix(".curves.json").read_text())["loss"] for path in (team, alone)]
     assert len(losses[0]) == 6
     np.testing.assert_allclose(*losses, rtol=2e-4)
-    ours, theirs = (load_denoiser(path).state_dict() for path in (team, alone))
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=2e-2, atol=1e-3)
+    # Steps are small at first; that the gradients are the same, the optimiser's moments say.
+    kept = [torch.load(path.with_suffix(".checkpoint.pt"), weights_only=True) for path in (team, alone)]
+    for name, value in kept[0]["model"].items():
+        torch.testing.assert_close(value, kept[1]["model"][name], rtol=1e-5, atol=1e-6)
+    moments = [
+        torch.cat([one[key].flatten() for one in state["optimiser"]["state"].values()])
+        for key in ("exp_avg", "exp_avg_sq")
+        for state in kept
+    ]
+    for ours, theirs in zip(moments[::2], moments[1::2], strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
 def test_half_precision_is_refused_where_it_cannot_train() -> None:
