@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     options.add(parser, "--specimen NAME", "name of the specimen (default: the file's)")
     about = "weights to write"
     options.add(parser, "--output FILE.safetensors", about, options.output, required=True)
-    options.add(parser, "--iterations N", "stop after N", options.count, default=200)
+    options.add(parser, "--iterations N", "stop after N", options.count, default=100)
     options.add(parser, "--minutes M", "stop after M minutes in all", options.positive, default=15.0)
     options.add(parser, "--rate R", "learning rate", options.positive, default=3e-4)
     options.add(parser, "--sweeps N", "sweeps to use at most", options.count, default=4)

@@ -33,7 +33,7 @@ Watch = Callable[[int, float, float, float], None]
 class AdaptPlan:
     """Length (iterations, or minutes in all), and the learning rate before the cosine."""
 
-    iterations: int = 200
+    iterations: int = 100
     minutes: float = 15.0
     rate: float = 3e-4
     seed: int = 0
