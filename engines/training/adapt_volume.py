@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from microdiffusion.config import EngineConfig
 from microdiffusion.engines.diffusion import Denoiser
@@ -24,7 +25,7 @@ from microdiffusion.engines.training.fine_tune import SPECIMENS, AdaptPlan, Watc
 from microdiffusion.engines.training.learner import Learner
 from microdiffusion.engines.training.parallel import training_dtype
 from microdiffusion.engines.training.specimen import Specimen, cube_pool
-from microdiffusion.engines.training.trial import Worth, make_trial, run_trial
+from microdiffusion.engines.training.trial import Served, Trial, Worth, make_trial, run_trial
 
 _WAYS = (1.0, 0.5)
 """Shares of the way from the old weights to the new ones that are tried."""
@@ -72,25 +73,43 @@ def adapt_to_volume(
     )
     before = run_trial(trial, model, config, device)
     judging_s = (time.monotonic() - begun_s) * len(_WAYS)
+    new, iterations = learn(
+        specimen, optics, model, device, plan, watch, begun_s=begun_s, reserve_s=judging_s
+    )
+    network, after = best_way(trial, model, new, config, device)
+    return AdaptedToVolume(network, Worth(before, after), iterations)
+
+
+def learn(
+    specimen: Specimen,
+    optics: Optics,
+    model: Denoiser,
+    device: torch.device,
+    plan: AdaptPlan,
+    watch: Watch = lambda iteration, share, loss, seconds: None,
+    *,
+    begun_s: float,
+    reserve_s: float = 0.0,
+) -> tuple[Denoiser, int]:
+    """Return the network that a specimen made of `model`, and the iterations; see `fine_tune`."""
     rng = np.random.default_rng(plan.seed)
     dtype = training_dtype(device, "auto")
     learner = Learner(copy.deepcopy(model).float(), device, dtype, rate=plan.rate, weight_decay=0.0)
-    iterations = fine_tune(
-        learner,
-        plan,
-        optics,
-        lambda: cube_pool(specimen, SPECIMENS, rng),
-        rng,
-        watch,
-        begun_s=begun_s,
-        reserve_s=judging_s,
-    )
-    results = []
-    for share in _WAYS:
-        network = between(model, learner.average, share)
-        results.append((network, run_trial(trial, network, config, device)))
-    best, after = max(results, key=lambda result: result[1].first + result[1].later)
-    return AdaptedToVolume(best, Worth(before, after), iterations)
+
+    def cubes() -> NDArray[np.float16]:
+        return cube_pool(specimen, SPECIMENS, rng)
+
+    iterations = fine_tune(learner, plan, optics, cubes, rng, watch, begun_s=begun_s, reserve_s=reserve_s)
+    return learner.average, iterations
+
+
+def best_way(
+    trial: Trial, old: Denoiser, new: Denoiser, config: EngineConfig, device: torch.device
+) -> tuple[Denoiser, Served]:
+    """Return the best network on the way from `old` to `new`, and what it serves."""
+    networks = [between(old, new, share) for share in _WAYS]
+    results = [(network, run_trial(trial, network, config, device)) for network in networks]
+    return max(results, key=lambda result: result[1].first + result[1].later)
 
 
 @torch.no_grad()
