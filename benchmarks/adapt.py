@@ -3,11 +3,12 @@
     python benchmarks/adapt.py --volumes FOLDER [FOLDER ...] [--iterations 100]
 
 Each volume is cut in two across its longer lateral axis, with a gap of 8 pixels. The network is adapted to
-the first half as `mdd adapt --volume` does (64 x 200 x 200 voxels at most), and serves a session of ten sweeps
-of the second one (64 x 96 x 96 at most): slab of 6 slices, step of 8, white noise of 0.01 that is not
+the first half as `mdd adapt --volume` does (64 x 200 x 200 voxels at most), and serves a session of ten
+sweeps of the second one (64 x 96 x 96 at most): slab of 6 slices, step of 8, white noise of 0.01 that is not
 declared, golden offsets, still. Then it serves the other specimens' second halves, alone and with the shipped
 weights for a rival. PSNR of what is served in the first sweep, and mean of sweeps 4 to 10; one seed, one
-thread. Writes benchmarks/results/adapt.json.
+thread. What was learned is kept in --keep, so that a call that is stopped goes on. Writes
+benchmarks/results/adapt.json.
 """
 
 from __future__ import annotations
@@ -26,15 +27,30 @@ import torch
 from measuring import ROOT, machine
 
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.engines.diffusion import Belonging, load_denoiser, save_denoiser, shipped_weights
+from microdiffusion.engines.diffusion import (
+    Belonging,
+    load_denoiser,
+    save_denoiser,
+    shipped_weights,
+    weights_notes,
+)
 from microdiffusion.engines.pipeline import Engine, Reconstructor, open_engine
-from microdiffusion.engines.training import AdaptPlan, adapt_to_volume, planned_optics, read_specimen
-from microdiffusion.engines.training.trial import LATER, Trial, make_trial, trial_scores
+from microdiffusion.engines.training import AdaptPlan, planned_optics, read_specimen
+from microdiffusion.engines.training.adapt_volume import best_way, learn
+from microdiffusion.engines.training.trial import (
+    LATER,
+    Trial,
+    Worth,
+    make_trial,
+    run_trial,
+    trial_scores,
+)
 from microdiffusion.optics import AxialProfile
 
 VOLUMES = ("vessels_octa", "purkinje_neuron", "nuclei_dense_lightsheet", "vesicles_lattice_lightsheet")
 SWEEPS, GAP, MOST = 10, 8, (64, 200, 200)
 LENGTH, STEP = 6.0, 8.0
+CPU = torch.device("cpu")
 CONFIG = EngineConfig(device="cpu", runtime="torch")
 
 
@@ -82,6 +98,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, nargs="+", required=True)
     parser.add_argument("--only", nargs="*", default=VOLUMES)
     parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--keep", type=Path, help="folder for what was learned")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "adapt.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -102,9 +119,8 @@ def main() -> None:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
         for name in arguments.only:
-            (found,) = (
-                place / f"{name}.h5" for place in arguments.volumes if (place / f"{name}.h5").is_file()
-            )
+            files = (place / f"{name}.h5" for place in arguments.volumes)
+            (found,) = (path for path in files if path.is_file())
             with h5py.File(found) as file:
                 first, second = halves(file["volume"][()].astype(np.float32))
             stack = Path(folder) / f"{name}.h5"
@@ -112,20 +128,22 @@ def main() -> None:
                 file["volume"] = first
             trials[name] = make_trial(second, optics, sweeps=SWEEPS)
             shipped[name] = session(trials[name], alone(shipped_weights()))
-            begun = time.process_time()
             specimen = read_specimen(stack, (1.0, None, None))
-            result = adapt_to_volume(
-                specimen,
-                optics,
-                load_denoiser(shipped_weights()),
-                CONFIG,
-                AdaptPlan(arguments.iterations, 1e6),
-                lambda text: None,
-            )
-            seconds = time.process_time() - begun
+            start, plan = load_denoiser(shipped_weights()), AdaptPlan(arguments.iterations, 1e6)
+            learned = (arguments.keep or Path(folder)) / f"{name}.{plan.iterations}.safetensors"
+            if not learned.is_file():
+                begun = time.process_time()
+                model, _ = learn(specimen, optics, start, CPU, plan, begun_s=time.monotonic())
+                save_denoiser(model, learned, {"cpu_seconds": f"{time.process_time() - begun:.1f}"})
+            seconds = float(weights_notes(learned)["cpu_seconds"])
+            begun = time.process_time()
+            trial = make_trial(specimen.aside, optics)
+            before = run_trial(trial, start, CONFIG, CPU)
+            model, after = best_way(trial, start, load_denoiser(learned), CONFIG, CPU)
+            seconds, worth = seconds + time.process_time() - begun, Worth(before, after)
             adapted[name] = Path(folder) / f"{name}.safetensors"
             whose = Belonging(name, specimen.fingerprint, LENGTH, STEP, 1.0)
-            save_denoiser(result.model, adapted[name], whose.notes())
+            save_denoiser(model, adapted[name], whose.notes())
             by_itself = session(trials[name], alone(adapted[name]))
             engine = open_engine(CONFIG.model_copy(update={"weights": adapted[name]}))
             protected = session(trials[name], engine)
@@ -133,7 +151,7 @@ def main() -> None:
                 "volume": name,
                 "trained_on": first.shape,
                 "cpu_minutes": seconds / 60,
-                "kept_aside": {"verdict": result.worth.word, **asdict(result.worth)},
+                "kept_aside": {"verdict": worth.word, **asdict(worth)},
                 "shipped": shipped[name],
                 "alone": by_itself,
                 "with_rival": protected,
@@ -143,7 +161,7 @@ def main() -> None:
             results["own"].append(row)
             write()
             print(
-                f"{name:28s} {seconds / 60:.1f} min  {result.worth.sentence}\n  other half: alone "
+                f"{name:28s} {seconds / 60:.1f} min  {worth.sentence}\n  other half: alone "
                 f"{shown(row['gain_alone'])}, with a rival {shown(row['gain_with_rival'])}",
                 flush=True,
             )

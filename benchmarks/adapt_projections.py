@@ -35,6 +35,7 @@ from microdiffusion.optics import AxialProfile, projection_operator, sweep_posit
 
 VOLUMES = ("axons_trailmap_b", "axon_olfactory_pn", "pollen_confocal", "vessels_octa")
 LENGTH = STEP = 6.0
+RESULTS = ROOT / "benchmarks" / "results" / "adapt_projections.json"
 NOISE = 0.01
 
 
@@ -96,9 +97,7 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=80)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--no-hold-out", action="store_true", help="judge by a projection that is left out")
-    parser.add_argument(
-        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "adapt_projections.json"
-    )
+    parser.add_argument("--json", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     results: dict[str, Any] = {
         "machine": machine(),
