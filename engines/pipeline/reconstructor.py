@@ -351,7 +351,8 @@ class Reconstructor:
         if self._rival is None or not rivals.due(task) or "deviation" not in given:
             return None
         other = self._runtime if task.session.findings.general else self._rival
-        return rivals.claim_of(task, self._updated(task, self._update(task.geometry, 0, other), given, clock))
+        update = self._update(task.geometry, task.effort, other)
+        return rivals.claim_of(task, self._updated(task, update, given, clock))
 
     def _updated(self, task: Task, update: Update, given: Tensors, clock: Clock) -> Tensors:
         """Return the update's answers and scores, on CUDA from a recorded graph where there is one."""

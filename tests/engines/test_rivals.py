@@ -141,6 +141,14 @@ def test_a_network_that_is_right_stays() -> None:
     assert not any("brain7" in result.why for result in results)
 
 
+@pytest.mark.parametrize(("effort", "asked"), [(0, True), (1, True), (2, False)])
+def test_a_busy_engine_asks_both_as_long_as_it_asks_one(effort: int, asked: bool) -> None:
+    general = Adds(0.0)
+    reconstructor = Reconstructor(header(), CONFIG, engine(Adds(0.0), general))
+    reconstructor.reconstruct(moving(1)[0], effort=effort)
+    assert (general.asked > 0) == asked
+
+
 def test_without_fallback_nobody_competes() -> None:
     own, general = Adds(-0.8), Adds(0.0)
     served(own, general, 2, fallback=False)
