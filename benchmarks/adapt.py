@@ -40,7 +40,6 @@ from microdiffusion.engines.training.adapt_volume import best_way, learn
 from microdiffusion.engines.training.trial import (
     LATER,
     Trial,
-    Worth,
     make_trial,
     run_trial,
     trial_scores,
@@ -139,8 +138,8 @@ def main() -> None:
             begun = time.process_time()
             trial = make_trial(specimen.aside, optics)
             before = run_trial(trial, start, CONFIG, CPU)
-            model, after = best_way(trial, start, load_denoiser(learned), CONFIG, CPU)
-            seconds, worth = seconds + time.process_time() - begun, Worth(before, after)
+            model, worth = best_way(trial, before, (start, load_denoiser(learned)), CONFIG, CPU)
+            seconds += time.process_time() - begun
             adapted[name] = Path(folder) / f"{name}.safetensors"
             whose = Belonging(name, specimen.fingerprint, LENGTH, STEP, 1.0)
             save_denoiser(model, adapted[name], whose.notes())

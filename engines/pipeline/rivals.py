@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _FIRST, _EVERY = 2, 8
 """Sweeps in which both are asked: the first ones of a session, and one in so many."""
 _MEMORY = 0.4  # of earlier comparisons
+_ERRS_MORE = 1.03  # times in the coarse test: closer than that it hardly tells
 _CLEARLY = 0.05  # share of what either explains, by which the other one has to be better
 
 
@@ -57,7 +58,7 @@ def due(task: Task) -> bool:
 
 def first_choice(findings: Findings, belonging: Belonging, adapted: float, general: float) -> None:
     """Choose by the networks' errors in the coarse test."""
-    if adapted > general:
+    if adapted > _ERRS_MORE * general:
         findings.general = True
         findings.why_general = (
             "in a first sweep only slabs twice as thick tell, where the weights adapted to "

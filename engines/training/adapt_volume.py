@@ -76,8 +76,8 @@ def adapt_to_volume(
     new, iterations = learn(
         specimen, optics, model, device, plan, watch, begun_s=begun_s, reserve_s=judging_s
     )
-    network, after = best_way(trial, model, new, config, device)
-    return AdaptedToVolume(network, Worth(before, after), iterations)
+    network, worth = best_way(trial, before, (model, new), config, device)
+    return AdaptedToVolume(network, worth, iterations)
 
 
 def learn(
@@ -104,12 +104,19 @@ def learn(
 
 
 def best_way(
-    trial: Trial, old: Denoiser, new: Denoiser, config: EngineConfig, device: torch.device
-) -> tuple[Denoiser, Served]:
-    """Return the best network on the way from `old` to `new`, and what it serves."""
-    networks = [between(old, new, share) for share in _WAYS]
-    results = [(network, run_trial(trial, network, config, device)) for network in networks]
-    return max(results, key=lambda result: result[1].first + result[1].later)
+    trial: Trial,
+    before: Served,
+    ends: tuple[Denoiser, Denoiser],
+    config: EngineConfig,
+    device: torch.device,
+) -> tuple[Denoiser, Worth]:
+    """Return the best network on the way from old to new (`ends`), and what it is worth.
+
+    One that helps, if there is any; `before` is what the old one serves.
+    """
+    networks = [between(*ends, share) for share in _WAYS]
+    results = [(each, Worth(before, run_trial(trial, each, config, device))) for each in networks]
+    return max(results, key=lambda result: (result[1].word == "helps", result[1].gain))
 
 
 @torch.no_grad()

@@ -127,9 +127,19 @@ class Worth:
     after: Served
 
     @property
+    def gains(self) -> tuple[float, float]:
+        """Gain in dB, in a first sweep and in later ones."""
+        return self.after.first - self.before.first, self.after.later - self.before.later
+
+    @property
+    def gain(self) -> float:
+        """Mean gain, dB."""
+        return sum(self.gains) / 2
+
+    @property
     def word(self) -> str:
         """Return "helps", "hurts" or "no change": neither sweep may lose what the other gains."""
-        gains = (self.after.first - self.before.first, self.after.later - self.before.later)
+        gains = self.gains
         if min(gains) < -_HARM:
             return "hurts"
         return "helps" if max(gains) > _MATTERS else "no change"

@@ -79,7 +79,7 @@ def test_more_weight_does_not_win_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapted", "general", "chosen"), [(1.0, 0.9, True), (0.9, 1.0, False), (1.0, 1.0, False)]
+    ("adapted", "general", "chosen"), [(1.0, 0.9, True), (0.9, 1.0, False), (1.02, 1.0, False)]
 )
 def test_the_coarse_test_chooses_for_the_first_sweep(adapted: float, general: float, chosen: bool) -> None:
     findings = Findings()
