@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 from support.sample_data import write_sample
 
 from microdiffusion.config.models import EngineConfig
@@ -18,7 +19,7 @@ from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.engines import training
 from microdiffusion.engines.diffusion import Belonging, load_denoiser, save_denoiser
 from microdiffusion.engines.training import specimen as specimens
-from microdiffusion.engines.training.adapt_volume import AdaptedToVolume, adapt_to_volume, between
+from microdiffusion.engines.training.adapt_volume import AdaptedToVolume, adapt_to_volume, best_way, between
 from microdiffusion.engines.training.degrade import Optics
 from microdiffusion.engines.training.fine_tune import AdaptPlan, fine_tune
 from microdiffusion.engines.training.session_optics import PLANNED_NOISE, planned_optics
@@ -173,6 +174,17 @@ def test_adapting_changes_a_copy_and_judges_both(tmp_path: Path, weights: Path) 
     assert "40 x 24 x 24 kept aside" in lines[0]
     again = adapt_to_volume(found, OPTICS, model, CONFIG, replace(plan, minutes=1e-9), lines.append)
     assert again.worth.before == again.worth.after == replace(result.worth.before)
+
+
+def test_a_way_that_helps_is_preferred_to_one_that_gains_more_and_costs(weights: Path, monkeypatch) -> None:
+    adapting = sys.modules[adapt_to_volume.__module__]
+    served = iter([Served(32.0, 32.5), Served(30.2, 33.1)])
+    monkeypatch.setattr(adapting, "run_trial", lambda *_: next(served))
+    monkeypatch.setattr(adapting, "_WAYS", (1.0, 0.5))
+    model = load_denoiser(weights)
+    trial = make_trial(stack((40, 24, 24)), OPTICS, sweeps=1)
+    _, worth = best_way(trial, Served(30.0, 33.0), (model, model), CONFIG, torch.device("cpu"))
+    assert worth.after == Served(30.2, 33.1)
 
 
 def test_half_of_the_way_is_the_mean_of_both(weights: Path) -> None:
