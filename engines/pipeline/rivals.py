@@ -2,9 +2,10 @@
 
 Adapted weights are better for their specimen and worse for others, and a session doesn't know which one it
 sees. So in a session's first sweeps, and in some of the later ones, both networks are asked, and the
-projections of the next sweep, which nobody had seen, say which corrections were the better ones: what is
-left of the misfit once a correction counts as much as it is worth is smaller by explained² / claimed (see
-`trust/claims.py`). In a first sweep, with nothing to follow yet, both do the coarse test.
+projections of the next sweep, which nobody had seen, say which corrections were the better ones: with a
+weight w that is the share borne out, 1 at most, the misfit falls by w (2 explained - w claimed); see
+`trust/claims.py`. The latest comparison counts: as a session learns, the networks' task becomes another. In
+a first sweep, with nothing to follow yet, both do the coarse test.
 
 Weights adapted under other optics do not take part: the network that ships serves instead.
 """
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
     from microdiffusion.engines.trust import Findings
     from microdiffusion.header import RunHeader
 
-_FIRST, _EVERY = 2, 8
+_FIRST, _EVERY = 3, 8
 """Sweeps in which both are asked: the first ones of a session, and one in so many."""
-_MEMORY = 0.4  # of earlier comparisons
 _ERRS_MORE = 1.03  # times in the coarse test: closer than that it hardly tells
-_CLEARLY = 0.05  # share of what either explains, by which the other one has to be better
+_CLEARLY = 1.3  # times what the one that serves is worth: projections do not tell all of it
 
 
 def contenders(
@@ -82,6 +82,12 @@ def note(task: Task, told: list[float], belonging: Belonging | None) -> None:
         compare(task.session.findings, belonging, (explained, claimed), (theirs, they_claimed))
 
 
+def _worth(explained: float, claimed: float) -> float:
+    """Return by how much a misfit falls once a correction counts as much as it would be served."""
+    weight = min(1.0, max(0.0, explained / claimed))
+    return weight * (2 * explained - weight * claimed)
+
+
 def compare(
     findings: Findings, belonging: Belonging, serving: tuple[float, float], other: tuple[float, float]
 ) -> None:
@@ -91,12 +97,8 @@ def compare(
     """
     if not (serving[1] > 0.0 and other[1] > 0.0):
         return
-    mine, theirs = (max(0.0, explained) ** 2 / claimed for explained, claimed in (serving, other))
-    ahead = theirs - mine if not findings.general else mine - theirs
-    findings.general_ahead = _MEMORY * findings.general_ahead + ahead
-    findings.at_stake = _MEMORY * findings.at_stake + max(mine, theirs)
-    lead = findings.general_ahead if not findings.general else -findings.general_ahead
-    if lead <= _CLEARLY * findings.at_stake:
+    mine, theirs = _worth(*serving), _worth(*other)
+    if theirs <= _CLEARLY * mine:
         return
     findings.general = not findings.general
     findings.explained, findings.claimed = other

@@ -62,8 +62,6 @@ class Findings:
     general : bool
         Whether the network that ships serves in place of one that is adapted to a specimen; `why_general`
         says why.
-    general_ahead, at_stake : float
-        How much more of the projections the one that ships explains, and how much the better one does.
     """
 
     coarse_error: float = 1.0
@@ -74,8 +72,6 @@ class Findings:
     claimed: float = 0.0
     general: bool = False
     why_general: str = ""
-    general_ahead: float = 0.0
-    at_stake: float = 0.0
 
     @property
     def borne_out(self) -> float | None:
@@ -102,7 +98,7 @@ class Findings:
 
     def forget_claims(self) -> None:
         """Begin anew, with another specimen."""
-        self.explained = self.claimed = self.general_ahead = self.at_stake = 0.0
+        self.explained = self.claimed = 0.0
 
 
 @dataclass(frozen=True, slots=True)

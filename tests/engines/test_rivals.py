@@ -48,8 +48,7 @@ def test_the_network_whose_corrections_explain_more_serves() -> None:
     assert (findings.explained, findings.claimed) == (800.0, 1000.0)
     assert "bore out 10 % of what the weights adapted to brain7 added and 80 %" in findings.why_general
     # Now it is the adapted one that is asked beside it.
-    for _ in range(3):
-        rivals.compare(findings, WHOSE, (100.0, 1000.0), (800.0, 1000.0))
+    rivals.compare(findings, WHOSE, (100.0, 1000.0), (800.0, 1000.0))
     assert not findings.general
     assert findings.why_general == ""
 
@@ -57,7 +56,7 @@ def test_the_network_whose_corrections_explain_more_serves() -> None:
 @pytest.mark.parametrize(
     ("serving", "other"),
     [
-        ((500.0, 1000.0), (505.0, 1000.0)),
+        ((500.0, 1000.0), (550.0, 1000.0)),
         ((800.0, 1000.0), (100.0, 1000.0)),
         ((-10.0, 100.0), (-5.0, 100.0)),
         ((0.0, 0.0), (800.0, 1000.0)),
@@ -71,11 +70,21 @@ def test_the_adapted_network_stays(serving: tuple[float, float], other: tuple[fl
     assert not findings.general
 
 
-def test_more_weight_does_not_win_by_itself() -> None:
+@pytest.mark.parametrize(("other", "chosen"), [((2200.0, 4000.0), False), ((2400.0, 4000.0), True)])
+def test_a_larger_correction_does_not_win_by_its_size(other: tuple[float, float], chosen: bool) -> None:
     # Twice the correction, half of it right: as good as the correction itself.
     findings = Findings()
-    rivals.compare(findings, WHOSE, (1000.0, 1000.0), (2000.0, 4000.0))
-    assert findings.general_ahead == 0.0
+    rivals.compare(findings, WHOSE, (1000.0, 1000.0), other)
+    assert findings.general == chosen
+
+
+def test_a_correction_that_is_too_small_is_not_served_larger_than_it_is() -> None:
+    findings = Findings()
+    rivals.compare(findings, WHOSE, (1000.0, 1000.0), (900.0, 300.0))
+    assert findings.general
+    findings = Findings()
+    rivals.compare(findings, WHOSE, (1000.0, 1000.0), (600.0, 200.0))
+    assert not findings.general
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,7 @@ def test_the_coarse_test_chooses_for_the_first_sweep(adapted: float, general: fl
 
 
 def test_the_choice_outlasts_a_restart_and_another_range() -> None:
-    findings = Findings(general=True, why_general="so", general_ahead=2.0, at_stake=3.0)
+    findings = Findings(general=True, why_general="so")
     assert Findings(**asdict(findings)) == findings
     assert findings.in_another_range().general
 
