@@ -220,7 +220,9 @@ def run_piece(
                 causal=work.causal,
                 marks=marks,
             )
-            shutil.rmtree(piece.parts[0].parent, ignore_errors=True)
+            for folder in piece.final.parent.iterdir():  # of other settings, too: the run file is there
+                if folder.name.startswith(f".{piece.final.name}.") and folder.suffix == ".pieces":
+                    shutil.rmtree(folder, ignore_errors=True)
             return PieceDone(time.monotonic() - began_s)
         opened = engine(work.config)
         opening_s = time.monotonic() - began_s
