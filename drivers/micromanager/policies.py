@@ -92,7 +92,8 @@ class LookWhereItChanges:
         power, told = self._remembered(state), _largest(state, "told")
         planned = state.planned_um
         if len(planned) < _FEWEST or not _matters(power, told):
-            return Proposal(0.0, np.diff(planned).tolist(), interval_s, "as planned: nothing changes")
+            found = "nothing changes" if state.feedback else "the engine has not spoken yet"
+            return Proposal(0.0, np.diff(planned).tolist(), interval_s, f"as planned: {found}")
         depths = self._depths(state, power + told)
         if np.abs(depths - planned).max() < _SAME * state.step_um:
             why = "as planned: it changes everywhere alike"

@@ -425,3 +425,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(weights: Path, tmp_path:
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith("mdd: ")
     assert list(output.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_adaptive_demo_says_in_its_file_what_it_decided(weights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    with Mdd(*demo(weights, output, "--adaptive", "--volumes", 4), folder=tmp_path) as mdd:
+        assert mdd.finish() == 0, mdd.err
+    (path,) = run_files(output)
+    with open_run(path) as run:
+        decisions = run.decisions()[: run.used]
+        assert run.header.adaptive
+        assert len(decisions) >= 4
+        assert all(decisions)
+        assert decisions[0] == "as planned: the engine has not spoken yet"
+        assert run.ledger.missing == 0
