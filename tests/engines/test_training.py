@@ -560,7 +560,7 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on(
         *(f"{key}={value}" for key, value in same.items()),
     ]
     command = [sys.executable, "-m", "microdiffusion.daemon.cli", "train", str(folder), "--device", "cpu"]
-    command += ["--output", str(team)]
+    command += ["--output", str(team), "--minutes", "1000"]
     command += [word for setting in settings for word in ("--set", f"training.{setting}")]
     crew = [
         subprocess.Popen(
@@ -588,7 +588,7 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on(
     assert "wrote" in told[0]
     assert told[1] == ""
 
-    plain = changed(config, held_out=(), minutes=1000.0, **same)
+    plain = changed(config, held_out=(), minutes=1000.0, device="cpu", **same)
     train(changed(plain, output=alone), Said())
     said = Said()
     train(changed(plain, output=team, iterations=6), said, resume=True)
