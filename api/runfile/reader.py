@@ -13,7 +13,6 @@ checksum (`series`). A `Run` may be used on any one thread.
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from microdiffusion.ledger import Ledger
 from microdiffusion.runfile.files import RunFile, RunParts, lacking_sentence
 from microdiffusion.runfile.follow import LiveVolume, follow, follow_live, read_live
 from microdiffusion.runfile.pyramid import Factors
-from microdiffusion.runfile.records import Event, Gap, settled, text_of
+from microdiffusion.runfile.records import Event, Gap, json_object, settled, text_of
 from microdiffusion.runfile.schema import LEVEL_ZERO, Closed, Status, position_prefix
 from microdiffusion.runfile.series import Item, Piece, TimeSeries
 from microdiffusion.runfile.summary import summary_lines
@@ -79,7 +78,7 @@ class Run:
             )
         self._prefix = position_prefix(position)
         self.header: RunHeader = plan.header
-        self.config: dict[str, Any] = _json(plan.configuration)
+        self.config: dict[str, Any] = json_object(plan.configuration)
         self.volume = self._images("volume", "crc32", "volume")
         self.projections = self._frames()
         coarser = (
@@ -124,7 +123,7 @@ class Run:
     def provenance(self) -> dict[str, str]:
         """Versions, checksum of the weights, device ...; the engine's part as soon as it is known."""
         first = self._parts.first()
-        engine = {} if first.plan.segment else _json(bytes(first.view("mdd/engine")[()]))
+        engine = {} if first.plan.segment else json_object(bytes(first.view("mdd/engine")[()]))
         return dict(first.plan.provenance) | {key: str(value) for key, value in engine.items()}
 
     @property
@@ -348,15 +347,6 @@ class Run:
 
         leading = len(self.place(0, 0)) + (name == "projections")
         return TimeSeries(pieces, name=what, leading=leading, why=why)
-
-
-def _json(text: str | bytes) -> dict[str, Any]:
-    """Return a JSON object; empty where the text is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):  # the latter by brackets without end
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def open_run(

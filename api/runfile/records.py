@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +48,12 @@ def settled(status: Any, reason: Any) -> tuple[Status, str]:
 def text_of(value: Any) -> str:
     """Return a text of the file, whatever bytes it has."""
     return bytes(value).decode(errors="replace")
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object; empty where the text is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # the latter by brackets without end
+        return {}
+    return value if isinstance(value, dict) else {}
