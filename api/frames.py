@@ -317,6 +317,9 @@ class Reconstruction:
         sweep stands alone.
     slots : (N,) int64, optional
         Places of the frames that it was made of; None where the sweep does not say.
+    alarms, symptoms : dict
+        What looks wrong with the sweep, a sentence by kind, and the numbers that say so; empty where it was
+        not watched.
     """
 
     volume: NDArray[np.float32]
@@ -338,6 +341,8 @@ class Reconstruction:
     age: NDArray[np.uint8] | None = None
     slots: NDArray[np.int64] | None = None
     why: str = ""
+    alarms: dict[str, str] = field(default_factory=dict)
+    symptoms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

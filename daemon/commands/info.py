@@ -120,6 +120,9 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
         yield "besides", ", ".join(f"{number} {name}" for name, number in others.items() if number)
     if decided := [(t, text) for t, text in enumerate(opened.decisions()) if text]:
         yield "adaptive", f"{count_noun(len(decided), 'sweep')}, the last, {decided[-1][0]}: {decided[-1][1]}"
+    if alarms := [event.text for event in opened.events if event.kind == "quality"]:
+        more = f"; and {len(alarms) - 3} more" if len(alarms) > 3 else ""
+        yield "alarms", "; ".join(alarms[:3]) + more
     if events := opened.events:
         last = events[-1]
         yield "events", f"{len(events)}, the last after {last.time_s:.0f} s: {last.kind}, {last.text}"

@@ -206,6 +206,16 @@ def _held_out(now: StatusSnapshot, past: Past) -> Found:
     return "warning", f"held-out error {in_noise(latest)}, was {before:.2f} ({USUAL_ERROR})"
 
 
+def _quality(kind: str) -> Find:
+    """Return what finds a sweep that looks wrong in this way."""
+
+    def find(now: StatusSnapshot, past: Past) -> Found:
+        text = now.quality.alarms.get(kind)
+        return None if text is None else ("warning", text)
+
+    return find
+
+
 def _clock(now: StatusSnapshot, past: Past) -> Found:
     text = f"the clock was set by {now.clock_step_s:+.0f} s, or the computer slept"
     return ("warning", text) if abs(now.clock_step_s) > CLOCK_STEP_S else None
@@ -237,6 +247,13 @@ RULES = (
     Rule("behind", _behind, 'they are caught up later; engine.policy = "live" keeps up'),
     Rule("disk-slow", _disk_slow, "use a faster disk for the runs, and keep other programs off it"),
     Rule("held-out", _held_out, "check focus, drift, bleaching; a smaller sweep.step_um helps"),
+    Rule("stage", _quality("stage"), "check the stage: direction, speed, backlash, what else moves it"),
+    Rule("column", _quality("column"), "a line of the camera, or dirt on it: look at the raw frames"),
+    Rule("blurred", _quality("blurred"), "check the focus and the objective's immersion"),
+    Rule("dimmed", _quality("dimmed"), "bleaching, the shutter, or the laser: less light, or stop"),
+    Rule("spot", _quality("spot"), "a bubble, dirt, or a strong event: look at the raw frames"),
+    Rule("unexpected", _quality("unexpected"), "moved, changed, or the optics are not as configured"),
+    Rule("unfamiliar", _quality("unfamiliar"), "trust the network less; compare with engine.method = inr"),
     Rule("queue-engine", _engine_queue, "raise wire.receive_buffer_mb, or let the engine do less"),
     Rule("clock", _clock, "switch on time synchronisation (NTP); files keep relative times"),
 )

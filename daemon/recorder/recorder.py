@@ -83,7 +83,7 @@ class Recorder:
         self._lock = lock
         self._resumes = resumes
         self._queue = WriteQueue(int(config.queue_mb * 1e6))
-        self._told: set[tuple[int, int, str]] = set()  # why the network was not served
+        self._told: set[tuple[int, int, str]] = set()  # why the network was not served, and alarms
         self._left = 0  # frames that a disk still full at the end kept from being written
         self._failure: Exception | None = None
         self._rescues = False
@@ -224,13 +224,19 @@ class Recorder:
         self.call(partial(self._writer.settle, (sweep, channel, position), status, reason))
 
     def _tell_why(self, sweep: int, channel: int, position: int, result: Reconstruction) -> None:
-        """Put down, once for each session and answer, why it was served in the network's place."""
+        """Put down, once for each session and answer, why it was served, and once each alarm about it."""
         answer = channel, position, result.served
         if result.why and answer not in self._told:
             self._told.add(answer)
             text = f"sweep {sweep}: {result.served}, as {result.why}"
             tell("served", text, self.header.name)
             self._retried(partial(self._writer.data.write_event, "served", text))
+        for kind, sentence in result.alarms.items():
+            if (channel, position, f"alarm {kind}") not in self._told:
+                self._told.add((channel, position, f"alarm {kind}"))
+                text = f"sweep {sweep}: {sentence}"
+                tell("quality", text, self.header.name)
+                self._retried(partial(self._writer.data.write_event, "quality", text))
 
     def put_ledger(self, ledger: Ledger, senders: NDArray[np.int64] | None = None) -> None:
         """Record what became of the frames, and what each sender said; the sums are made here."""

@@ -33,6 +33,7 @@ from microdiffusion.text import IN_WORDS, USUAL_ERROR, count_noun, in_noise
 SESSIONS_MOST = 24
 """Positions and channels that are shown in full; further ones are counted."""
 EVENTS_MOST = 300
+ALARMS_MOST = 10
 CONFIGURATION_MOST = 200_000
 POSITIONS_MOST = 40
 
@@ -128,8 +129,14 @@ def _facts(run: Run, path: Path, positions: tuple[str, ...]) -> dict[str, object
             ("positions", "one" if len(positions) == 1 else f"{len(positions)}: {names}"),
             ("planned", "until stopped" if header.sweeps is None else count_noun(header.sweeps, "sweep")),
             ("file", f"{path.name}, {size(run.nbytes)}"),
+            *(("alarm", text) for text in _alarms(run)),
         ],
     }
+
+
+def _alarms(run: Run) -> list[str]:
+    """Return the first alarms about the quality of sweeps."""
+    return [event.text for event in run.events if event.kind == "quality"][:ALARMS_MOST]
 
 
 def _records(run: Run) -> dict[str, object]:

@@ -204,6 +204,7 @@ class LiveRun:
             result.held_out_error,
             result.candidate_errors,
             result.why,
+            result.alarms,
         )
         if math.isfinite(result.still):
             drift_um = (result.drift.drift_z_um, result.drift.drift_y_um, result.drift.drift_x_um)

@@ -119,6 +119,7 @@ class StatusBoard:
         held_out_error: float = math.nan,
         candidates: Mapping[str, float] | None = None,
         why: str = "",
+        alarms: Mapping[str, str] | None = None,
     ) -> None:
         """Set the quality of the volume of `sweep`; NaN where it was not measured.
 
@@ -137,6 +138,7 @@ class StatusBoard:
                 held_out_sweep=sweep if measured else before.held_out_sweep,
                 candidates={name: error for name, error in (candidates or {}).items() if math.isfinite(error)}
                 or before.candidates,
+                alarms=dict(alarms or {}),
             )
             self._figures = self._figures.model_copy(update={"quality": quality})
 

@@ -132,7 +132,10 @@ class VolumeCounts(StatusModel):
 
 
 class Quality(StatusModel):
-    """The last volume: which answer was served (and why), how well it explains the frames in noise units."""
+    """The last volume: which answer was served (and why), how well it explains the frames in noise units.
+
+    `alarms` has what looks wrong with its sweep, a sentence by kind.
+    """
 
     served: str = ""
     why: str = ""
@@ -140,6 +143,7 @@ class Quality(StatusModel):
     held_out_error: float | None = None
     held_out_sweep: int | None = None
     candidates: dict[str, float] = {}
+    alarms: dict[str, str] = {}
 
 
 class Learned(StatusModel):

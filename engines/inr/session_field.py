@@ -101,6 +101,18 @@ class SessionField:
         seen = (matrix @ self.estimator.expected).unflatten(1, self.estimator.shape[1:])
         return moved(seen, (0.0, -y, -x)) * self.motion.brightness
 
+    def foretold(
+        self, operator: Callable[[float], NDArray[np.float64]], images: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor, Tensor, NDArray[np.float64]]:
+        """Return images (M, Y, X) where the specimen is, the field expected, variance about it, operator.
+
+        The variance (M, P) is that of the images; `noise` that of their noise. Operator and images as for
+        `update`; the specimen is where it was in the last sweep.
+        """
+        matrix = operator(self._deeper)
+        variance = expected_misfit(self.estimator, matrix, noise / self.motion.brightness**2)
+        return self._light(images), self.estimator.expected, variance, matrix
+
     def copy(self) -> SessionField:
         """Return an independent field (no tensor of a state is ever changed in place)."""
         other = copy.copy(self)

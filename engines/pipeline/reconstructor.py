@@ -25,7 +25,7 @@ from torch import Tensor
 
 from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
 from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
-from microdiffusion.engines.pipeline import network_worth, rivals
+from microdiffusion.engines.pipeline import network_worth, rivals, watch
 from microdiffusion.engines.pipeline.confidence import confidence, uncertainty_map
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
@@ -195,7 +195,9 @@ class Reconstructor:
         with on_stream(self._stream):
             return self._reconstruct(sweep, lane, effort if self.config.method == "mdd" else 0, trail)
 
-    def _reconstruct(self, sweep: Sweep, lane: str, effort: int, trail: Trail | None) -> Reconstruction:
+    def _reconstruct(
+        self, sweep: Sweep, lane: str, effort: int, trail: Trail | None, before: watch.Watched | None = None
+    ) -> Reconstruction:
         clock, config = Clock(self.device), self.config
         task = self._normaliser.task(sweep, lane, effort)
         if trail is not None:
@@ -203,6 +205,7 @@ class Reconstructor:
             if isinstance(trail.findings, Findings):
                 task.session.findings = trail.findings
         clock.lap("prepare")
+        watched = before or watch.look(task)
         coarse = self._coarse_test(task)
         if coarse is not None:
             clock.lap("sampler")
@@ -216,7 +219,7 @@ class Reconstructor:
         if trail is None and lane != "rolling" and task.another_specimen:
             # Its range, its texture and what the network is worth to it are not those of the one before.
             self._sessions.begin(sweep, lane, task.geometry.conditions.length, task.session.noise)
-            return self._reconstruct(sweep, lane, effort, trail)
+            return self._reconstruct(sweep, lane, effort, trail, watched)
         told = task.session.rival_claim is not None
         if told:  # which of two networks is the better one, in time for this sweep
             rivals.note(task, network_worth.evidence(task).tolist(), self.engine.belonging)
@@ -240,6 +243,7 @@ class Reconstructor:
             spread.mul_(task.session.span)
         volume = download((answers[served] * task.session.span).add_(task.session.low))
         network_worth.keep(task, answers, rival)
+        alarms = watch.settle(task, watched, scores, served)
         task.session.sweeps += 1
         task.session.field = task.field
         self._sessions.keep(sweep, lane, task.session)
@@ -270,6 +274,8 @@ class Reconstructor:
             confidence=sure,
             age=None if task.learned is None else age_map(task.learned.age),
             slots=sweep.slots,
+            alarms=alarms,
+            symptoms=watched.symptoms,
         )
 
     def _coarse_test(self, task: Task) -> Tensor | None:

@@ -75,7 +75,8 @@ class RunSessions:
             # What was learned outlasts another range: it has a unit of its own.
             field = learned(span) if session is None else session.field
             findings = Findings() if session is None else session.findings.in_another_range()
-            session = Session(low, span, prior(), findings, field=field)
+            watched = {} if session is None else session.watched
+            session = Session(low, span, prior(), findings, watched, field=field)
             self.keep(sweep, lane, session)
         return session
 

@@ -57,12 +57,15 @@ class Session:
         Of the other network, where two were asked; see `rivals.py`. A session from disk has none.
     places : tuple of depths
         Of the slabs of the last two sweeps, slices.
+    watched : dict
+        Symptoms of the last sweeps by name, oldest first; see `watch.py`. Never changed in place.
     """
 
     low: float
     span: float
     prior: SessionPrior
     findings: Findings = field(default_factory=Findings)
+    watched: dict[str, list[float]] = field(default_factory=dict)
     sweeps: int = 0
     white_share: float = 1.0
     noise: float | None = None
@@ -101,6 +104,7 @@ class Session:
             "findings": asdict(self.findings),
             "scores": [list(each) for each in self.scores],
             "places": [list(each) for each in self.places],
+            "watched": self.watched,
         }
         prior, tensors = self.prior.state()
         if self.field is not None and self.field.estimator.sweeps:
@@ -145,6 +149,7 @@ class Session:
             float(numbers["span"]),
             prior,
             Findings(**numbers["findings"]),
+            {str(name): [float(each) for each in past] for name, past in numbers["watched"].items()},
             int(numbers["sweeps"]),
             float(numbers["white_share"]),
             None if numbers["noise"] is None else float(numbers["noise"]),

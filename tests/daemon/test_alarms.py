@@ -12,11 +12,13 @@ from microdiffusion.daemon.runs.exposure import saturated_share
 from microdiffusion.daemon.status.models import (
     Alarm,
     FrameTotals,
+    Quality,
     QueueDepth,
     RunSummary,
     StatusSnapshot,
     VolumeCounts,
 )
+from microdiffusion.engines.trust.quality_watch import TEXTS
 from microdiffusion.metrics import saturation_level
 
 
@@ -62,6 +64,10 @@ CASES = {
         "1.90 × noise, was 1.00 (1 to 3 is usual)",
     ),
     "clock": ({"clock_step_s": 3600.0}, "warning", "set by +3600 s"),
+    **{
+        kind: ({"quality": Quality(alarms={kind: sentence})}, "warning", sentence)
+        for kind, sentence in TEXTS.items()
+    },
 }
 
 

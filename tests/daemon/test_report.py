@@ -277,3 +277,15 @@ def test_a_date_that_cannot_be_is_shown_as_it_is(tmp_path, capsys, monkeypatch, 
     capsys.readouterr()
     monkeypatch.undo()
     time.tzset()
+
+
+def test_an_alarm_about_a_sweep_is_an_event_once_and_on_the_page(tmp_path, capsys):
+    target = recorder(tmp_path / "run.h5")
+    sentence = "slabs look as if they lay elsewhere than the stage said"
+    for sweep in range(2):
+        put_sweep(target, sweep, alarms={"stage": sentence})
+    target.stop()
+    assert write_page(tmp_path / "run.h5").count(f"sweep 0: {sentence}") >= 2, "a fact, and an event"
+    assert f"sweep 1: {sentence}" not in write_page(tmp_path / "run.h5")
+    assert cli.main(["info", str(tmp_path / "run.h5")]) == 0
+    assert f"sweep 0: {sentence}" in " ".join(capsys.readouterr().out.split())
