@@ -1,4 +1,4 @@
-"""Which device serves which session, by what sessions cost. Pure state and functions; its owner's thread.
+"""Devices of sessions, by what the sessions cost. Pure state and functions; for its owner's thread.
 
 A session stays where it is, as it is warm there, until its device is lost or the load is uneven. Its cost is
 the engine time that it wants of each second: the seconds of its sweeps over the time between them, both
