@@ -371,6 +371,16 @@ def judge(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]]) -> dict
     return report
 
 
+def _at(played: dict[str, list[dict[str, Any]]], margin: float) -> dict[str, float]:
+    """Return the rates of false alarm and of detection at another margin."""
+    levels = _levels(played["learn"], margin)
+    above = [row for row in played["bad"] if row["change_db"] > 1.0]
+    return {
+        "false_alarms": round(float(np.mean([bool(_kinds(row, levels)) for row in played["good"]])), 4),
+        "detected_above_1_db": round(float(np.mean([bool(_kinds(row, levels)) for row in above])), 4),
+    }
+
+
 def _counted(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     kinds = sorted({kind for row in rows for kind in row["kinds"]})
     return {kind: sum(kind in row["kinds"] for row in rows) for kind in kinds}
@@ -397,7 +407,8 @@ def main() -> int:
         "learn": [(pick(places, n), n, None) for n in range(options.learn)],
         "good": [(str(pick(unseen, n)), 10_000 + n, None) for n in range(options.cases)],
         "bad": [
-            (str(pick(unseen, n // len(FAULTS))), 20_000 + n, pick(FAULTS, n)) for n in range(options.cases)
+            (str(pick(unseen, n // len(FAULTS) + n)), 20_000 + n, pick(FAULTS, n))
+            for n in range(options.cases)
         ],
     }
     played: dict[str, list[dict[str, Any]]] = {}
@@ -425,6 +436,7 @@ def main() -> int:
         "learned": learned,
         **judge(played["good"], played["bad"]),
     }
+    report["by_margin"] = {f"{each:g}": _at(played, each) for each in MARGINS}
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
     return 0
