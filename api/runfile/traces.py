@@ -210,7 +210,7 @@ def measure_traces(
             light[number, t] = region.brightness(volume)
             if view is not None:
                 share[number, t] = region.data_share(volume, view)
-    quiet = light[:, slice(None) if baseline is None else baseline]
+    quiet = _at_baseline(light, baseline)
     if not np.isfinite(quiet).any(axis=1).all():
         raise InputFileError("No time point of the baseline has a volume: give others, or wait for one.")
     base = np.nanmedian(quiet, axis=1)
@@ -222,6 +222,26 @@ def measure_traces(
     sizes = np.sqrt(_variance(dff, np.nan_to_num(share, nan=1.0)) + first**2)
     seconds = np.full(count, np.nan) if times is None else np.asarray(times, np.float64)
     return RoiTraces(np.array(list(regions), np.int64), seconds, light, base, dff, sizes, share)
+
+
+def _at_baseline(light: NDArray[np.float64], baseline: slice | Sequence[int] | None) -> NDArray[np.float64]:
+    """Return the part (N, B) at the time points of the baseline."""
+    points = np.arange(light.shape[1])
+    try:
+        chosen = (
+            points
+            if baseline is None
+            else points[baseline if isinstance(baseline, slice) else list(baseline)]
+        )
+    except (IndexError, TypeError) as error:
+        raise InputFileError(
+            f"The baseline {baseline!r} does not fit {len(points)} time points: {error}"
+        ) from None
+    if chosen.ndim != 1:  # of a nested list
+        raise InputFileError(
+            f"A baseline is several time points, slice(0, 8) or [0, 1, 2], not {baseline!r}."
+        )
+    return light[:, chosen]
 
 
 def run_traces(run: Run, rois: ArrayLike, channel: int, baseline: slice | Sequence[int] | None) -> RoiTraces:
@@ -329,6 +349,8 @@ def _labelled(image: NDArray[np.int64]) -> dict[int, Region]:
 
 
 def _ball(ball: NDArray[np.float64], number: int, shape: tuple[int, int, int]) -> Region:
+    if not np.isfinite(ball).all():
+        raise InputFileError(f"Ball {number} has a number that is not finite: correct it, or leave it out.")
     centre, radius = ball[:3], ball[3]
     edges = zip(centre, shape, strict=True)
     z, y, x = (

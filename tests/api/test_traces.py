@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ def test_an_export_has_the_same_traces(tmp_path: Path) -> None:
         (np.zeros((2, 2, 2), int), r"label image of integers of the shape \(6, 16, 20\)"),
         (np.ones(SHAPE), "not an array of float64"),
         ([(50, 8, 8, 2)], "Ball 1 .* no voxel"),
+        ([(3, 8, 8, 2), (3, np.nan, 8, 2)], "Ball 2 .* not finite"),
         ([], "label image"),
     ],
 )
@@ -110,6 +112,18 @@ def test_a_baseline_without_a_volume_and_a_series_of_channels_are_refused() -> N
         traces_of(volumes, LABELS)
     with pytest.raises(InputFileError, match="the axes t, z, y, x"):
         traces_of(volumes[:, None], LABELS)
+
+
+@pytest.mark.parametrize("baseline", [3, [0, 99], "first", [[0, 1]]])
+def test_a_baseline_that_is_no_time_points_of_the_run_is_refused(baseline: Any) -> None:
+    with pytest.raises(InputFileError, match="baseline"):
+        traces_of(np.ones((4, *SHAPE), np.float32), LABELS, baseline=baseline)
+
+
+def test_a_baseline_is_a_slice_or_any_sequence_of_time_points() -> None:
+    volumes = np.multiply.outer([1.0, 2.0, 4.0, 8.0], np.ones(SHAPE)).astype(np.float32)
+    for baseline in (slice(1, 2), [1], (1,), np.array([1]), np.arange(4) == 1):
+        np.testing.assert_allclose(traces_of(volumes, LABELS, baseline=baseline).baseline, 2.0)
 
 
 def test_what_is_dark_has_no_relative_brightness() -> None:
