@@ -91,7 +91,10 @@ class LookWhereItChanges:
         interval_s, active = self._pace.interval(state)
         power, told = self._remembered(state), _largest(state, "told")
         planned = state.planned_um
-        if len(planned) < _FEWEST or not _matters(power, told):
+        if len(planned) < _FEWEST:
+            why = f"as planned: {len(planned)} slabs are too few to place, {_FEWEST} are needed"
+            return Proposal(0.0, np.diff(planned).tolist(), interval_s, why)
+        if not _matters(power, told):
             found = "nothing changes" if state.feedback else "the engine has not spoken yet"
             return Proposal(0.0, np.diff(planned).tolist(), interval_s, f"as planned: {found}")
         depths = self._depths(state, power + told)
