@@ -51,7 +51,8 @@ def add(
     elif "action" not in more and "choices" not in more:
         more["action"] = "store_true"
     default = more.get("default")
-    if about is not None and isinstance(default, str | int | float) and not isinstance(default, bool):
+    named = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
+    if about is not None and named:
         about += f" ({default:g})" if isinstance(default, float) else f" ({default})"
     parser.add_argument(name, help=about, **more)
 
