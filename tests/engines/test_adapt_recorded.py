@@ -30,6 +30,7 @@ OPTICS = planned_optics(AxialProfile.box(6.0), 8.0, 1.0)
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(
         not (MINE.is_file() and OTHER.is_file()), reason=f"no {MINE.name} and {OTHER.name} in TEST_VOLUMES"
     ),
