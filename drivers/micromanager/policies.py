@@ -95,7 +95,11 @@ class LookWhereItChanges:
             why = f"as planned: {len(planned)} slabs are too few to place, {_FEWEST} are needed"
             return Proposal(0.0, np.diff(planned).tolist(), interval_s, why)
         if not _matters(power, told):
-            found = "nothing changes" if state.feedback else "the engine has not spoken yet"
+            found = (
+                f"nothing changed in sweep {self._counted}"
+                if state.feedback
+                else "the engine has not spoken yet"
+            )
             return Proposal(0.0, np.diff(planned).tolist(), interval_s, f"as planned: {found}")
         depths = self._depths(state, power + told)
         if np.abs(depths - planned).max() < _SAME * state.step_um:

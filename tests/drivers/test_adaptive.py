@@ -82,7 +82,7 @@ def test_what_changed_is_remembered_for_a_while_and_then_forgotten():
     decisions = [sweep.shots[0].info.decision for sweep in after(config, *words)]
     assert decisions[2].startswith("denser")
     assert decisions[3].startswith("denser")
-    assert decisions[-1] == "as planned: nothing changes"
+    assert decisions[-1] == "as planned: nothing changed in sweep 23"
 
 
 def test_the_rate_rises_with_activity_and_falls_back():
