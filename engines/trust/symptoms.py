@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 APPEARANCE = ("coarse", "middle", "fine", "median", "bright", "spread", "alike", "uneven", "oriented")
-"""What of a sweep's appearance is compared with that of the training's specimens; no noise, no brightness."""
+"""Parts of a sweep's appearance that are compared with the training's specimens; no noise, no brightness."""
 _FRAMES, _EDGE = 16, 192  # of a sweep, and pixels of the middle of the field
 _PIXELS = 4096  # of an image, for the depths
 _BANDS = (0.02, 0.06, 0.12, 0.25, 0.5)  # cycles per pixel
