@@ -48,7 +48,7 @@ def test_before_the_engine_has_spoken_and_where_nothing_changes_sweeps_are_as_pl
 def test_why_a_sweep_is_as_planned_does_not_claim_what_nobody_knows():
     first, second = after(adaptive_config(), feedback(0))
     assert first.shots[0].info.decision == "as planned: the engine has not spoken yet"
-    assert second.shots[0].info.decision == "as planned: nothing changes"
+    assert second.shots[0].info.decision == "as planned: nothing changed in sweep 0"
     few = after(adaptive_config(volume={"shape_z": 18}), feedback(0, at=9, slices=18))[-1]
     assert few.shots[0].info.decision == "as planned: 2 slabs are too few to place, 4 are needed"
 
