@@ -1,4 +1,4 @@
-"""List every run below a folder: when, what, in which state; damaged and running ones are named.
+"""List every run below a folder, and its state.
 
 mdd list runs
 mdd list /data --state damaged --state interrupted

@@ -321,7 +321,7 @@ TOO_MUCH = {
     "a time point": (
         {"shape": (100_000, 16, 24), "sweeps": 1},
         {"recorder": {"time_point_gb": 0.05}, "engine": {"memory": "sweep"}},
-        "One time point of all 1 position takes 0.0788 GB, and this daemon takes 0.05 GB",
+        "One time point of all 1 position takes 0.0789 GB, and this daemon takes 0.05 GB",
     ),
 }
 
