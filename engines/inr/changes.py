@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +32,6 @@ from microdiffusion.engines.projections import local_mean
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
 _BRIGHTNESS = 0.5  # standard deviation of a change of brightness, relative
@@ -56,6 +56,7 @@ _ALL_NEW = 0.35  # share of the structure that is new: from there on it is anoth
 _QUIET = 0.1  # share of the structure that is new: below it a specimen keeps still
 _PIXELS = 2048  # enough for a choice
 _CHUNK = 4096  # pixels that are solved at a time
+_UNSEEN = 1e-6  # light of all slabs together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -254,3 +255,14 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut) -> tuple[Tensor, b
     if float(changed.sum()) > _ALL_NEW * float(all_of_it.sum()) > 0.0:
         return torch.ones_like(new), True
     return new, False
+
+
+def slices_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the matrix (Z, M) that gives each slice the mean of the slabs that see it, or lie nearest."""
+    cover = matrix.sum(0)
+    result = np.asarray(matrix.T / cover.clip(min=_UNSEEN)[:, None], dtype=np.float64)
+    seen, unseen = np.flatnonzero(cover >= _UNSEEN), np.flatnonzero(cover < _UNSEEN)
+    above = np.searchsorted(seen, unseen)
+    below = (above - 1).clip(min=0)
+    result[unseen] = (result[seen[below]] + result[seen[above.clip(max=len(seen) - 1)]]) / 2
+    return result

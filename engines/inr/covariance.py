@@ -31,6 +31,7 @@ _AMPLITUDE = 0.05  # of the field's variation along z, in units of the range, wh
 _SMOOTHER = 0.7  # of the amplitude that neighbouring slabs tell: between them the field varies less
 _LEAST = 1e-3  # amplitude
 _FORGETTING = 1e-3  # of the prior's variance, per sweep: bounds what an old sweep is believed
+_PIXELS = 2048  # enough for a choice
 _BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # binomial, standard deviation 1 pixel
 _BROAD = float(np.square(_BLUR).sum() ** 2)
 NOISE_SHARES = (_BROAD, 1 - 2 * _BLUR[2] ** 2 + _BROAD)
@@ -215,3 +216,35 @@ def overlap(by: int, edge: int) -> tuple[slice, slice]:
     """Return what of an axis stays in view when looked at from so many voxels further, and where it was."""
     by = max(-edge, min(by, edge))  # nothing stays where it went further than it is wide
     return slice(max(-by, 0), edge - max(by, 0)), slice(max(by, 0), edge - max(-by, 0))
+
+
+@torch.no_grad()
+def sweep_deviation(
+    matrix: NDArray[np.float64], images: Tensor, variance: Tensor, bandwidth: float
+) -> Tensor:
+    """Return the standard deviation (Z, Y, X) with which a sweep alone tells each slice.
+
+    Parameters
+    ----------
+    matrix : (M, Z) float64
+    images, variance : (M, Y, X)
+        Projections, and their noise variance.
+    bandwidth : float
+        See `SessionEstimator`.
+    """
+    covariances, noise = AgeCovariances(matrix.shape[1], bandwidth), noise_of(variance)
+    covariances.choose_amplitudes(matrix, some_pixels(banded(images)), noise)
+    left = covariances.advance(matrix, noise, images.device)[0].left
+    return left.clamp_min(0.0).sqrt()[:, None, None].expand(-1, *images.shape[1:])
+
+
+def noise_of(variance: Tensor) -> Matrix:
+    """Return the noise (M,) of projections, from the variance (M, Y, X) of their pixels."""
+    noise: Matrix = variance.mean(dim=(1, 2)).double().cpu().numpy()
+    return noise
+
+
+def some_pixels(images: Tensor) -> Matrix:
+    """Return enough of the pixels of images (M, P)."""
+    pixels: Matrix = images[:, :: max(1, images.shape[1] // _PIXELS)].double().cpu().numpy()
+    return pixels

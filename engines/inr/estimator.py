@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from microdiffusion.engines.inr.ages import age_shares, by_age, common_age, gained
 from microdiffusion.engines.inr.changes import (
     BrightnessChanges,
     MeasuredSweep,
@@ -34,6 +35,7 @@ from microdiffusion.engines.inr.changes import (
     left_out,
     news,
     signal,
+    slices_of,
 )
 from microdiffusion.engines.inr.covariance import (
     OLDEST,
@@ -41,9 +43,12 @@ from microdiffusion.engines.inr.covariance import (
     KalmanGain,
     banded,
     leeway,
+    noise_of,
     overlap,
+    some_pixels,
 )
 from microdiffusion.engines.inr.nonnegative import nonnegative
+from microdiffusion.engines.inr.slice_changes import SliceChanges
 from microdiffusion.engines.projections import light_share, supports, tensor_of
 
 if TYPE_CHECKING:
@@ -53,12 +58,8 @@ _FIRST = 0.25  # of a slab, beyond all slabs so far: it says what is there, and 
 _KNOWS_BRIGHTNESS = 2  # sweeps: one sweep's structure is too coarse to tell brightness from place
 _ALL_LIGHT = 255  # of a voxel's light, as it is kept
 _LIT_AGAIN = 5  # of it, is allowed again to a dark voxel with each sweep that does not find it dark
-_PIXELS = 2048  # enough for a choice
 _MANY_PIXELS = 1 << 14  # enough for a share of all
-_UNSEEN = 1e-6  # light of all slabs together
 _TOLD = 5e-3  # of a voxel's variance: less is told it by slabs that lie far from it
-_LEAST_NOISE = 1e-12  # variance
-_VOXELS = 1 << 17  # that are updated one by one at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +98,8 @@ class SessionEstimator:
     reach : float
         Length of a slab, slices: a change of brightness is smooth over half of it.
     device : torch.device
+    by_slice : bool
+        Whether to note what a sweep changed and told, slice by slice.
 
     Attributes
     ----------
@@ -106,10 +109,8 @@ class SessionEstimator:
         Their amplitudes are chosen by the first sweep, unless they are known.
     anew : bool
         Whether the last sweep showed another specimen altogether.
-    innovation, changed, told : (Z,) float64
-        Of the last sweep, for each slice: the mean square by which its voxels had changed from what they are
-        while nothing changes, in units of the noise's variance, and the share of voxels that had; and the
-        mean variance that the sweep took from them, in those units.
+    by_slice : SliceChanges, optional
+        What the last sweep changed and told, slice by slice; None where nobody asks.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class SessionEstimator:
         bandwidth: float,
         reach: float,
         device: torch.device | None = None,
+        by_slice: bool = False,
     ) -> None:
         self.shape = shape
         self.sweeps = 0
@@ -126,7 +128,7 @@ class SessionEstimator:
         self._device = device or torch.device("cpu")
         self._reach = reach
         self.anew = False
-        self.innovation = self.changed = self.told = np.zeros(shape[0])
+        self.by_slice = SliceChanges.none(shape[0]) if by_slice else None
         self._field = self._age = self._lit = torch.empty(0)
         self._unseen = np.ones(shape[0], dtype=bool)  # slices beyond all slabs so far
         self._changes = BrightnessChanges.none(shape[0], self._device)
@@ -245,10 +247,10 @@ class SessionEstimator:
             given, None for all: what the state begins with, and what takes its place where nothing that was
             known holds any more. None: the closed form.
         """
-        noise = _noise_of(variance)
+        noise = noise_of(variance)
         bands = banded(images)
         if self.covariances.amplitudes is None:
-            self.covariances.choose_amplitudes(matrix, _some(bands), noise)
+            self.covariances.choose_amplitudes(matrix, some_pixels(bands), noise)
         gains = self.covariances.advance(matrix, noise, self._device)
 
         def closed(pixels: Tensor | None) -> Tensor:
@@ -257,7 +259,7 @@ class SessionEstimator:
         lit = np.any(matrix > 0.0, axis=0)
         sweep = MeasuredSweep(
             tensor_of(matrix, self._device),
-            tensor_of(_slices_of(matrix), self._device),
+            tensor_of(slices_of(matrix), self._device),
             lit,
             torch.from_numpy(matrix @ self._unseen > _FIRST * matrix.sum(1)).to(self._device),
             images,
@@ -267,7 +269,8 @@ class SessionEstimator:
             own or closed,
         )
         share = light_share(supports(matrix), self.shape[0], _bytes_of(light.flatten(1)))
-        self.innovation = self.changed = np.zeros(self.shape[0])
+        if self.by_slice is not None:
+            self.by_slice = SliceChanges.none(self.shape[0], float(noise.mean()))
         if self.sweeps == 0:
             self._field = sweep.alone(None).clone()
             self._changes = BrightnessChanges.none(self.shape[0], self._device)
@@ -278,8 +281,8 @@ class SessionEstimator:
         self._unseen = self._unseen.copy()
         self._unseen[_from_first_to_last(lit)] = False
         self.sweeps = 1 if self.anew else self.sweeps + 1
-        unit = max(float(noise.mean()), _LEAST_NOISE)
-        self.told, self.innovation = self._told(gains) / unit, self.innovation / unit
+        if self.by_slice is not None:
+            self.by_slice.tell(gains, self._age)
         return self._estimate(gains)
 
     def lift(self, by: float) -> None:
@@ -291,9 +294,7 @@ class SessionEstimator:
 
         `matrices` are their operators (M, Z), in the frame of the specimen; `noise` is the variance.
         """
-        some = self._age[:, :: max(1, self._age.shape[1] // _PIXELS)].flatten().long()
-        ages = torch.bincount(some, minlength=OLDEST + 1).double().cpu().numpy()
-        shares = ages / max(ages.sum(), 1.0)
+        shares = age_shares(self._age)
         return [self.covariances.information(matrix, noise, shares) for matrix in matrices]
 
     def forget(self) -> None:
@@ -324,9 +325,9 @@ class SessionEstimator:
             pixels = brighter.pixels
             misfit[:, pixels] -= operator @ (before[seen][:, pixels] * brighter.by[seen])
         new, self.anew = news(sweep, misfit, left)
-        expected = gains[min(_common_age(self._age), len(gains) - 1)].predicted
+        expected = gains[min(common_age(self._age), len(gains) - 1)].predicted
         bands = banded(signal(misfit.view_as(sweep.images), sweep.noise, expected))
-        field = _gained(before[rows], self._age[rows].clamp(max=len(gains) - 1), gains, rows, bands)
+        field = gained(before[rows], self._age[rows].clamp(max=len(gains) - 1), gains, rows, bands)
         age = (self._age + 1).clamp_(max=OLDEST)
         begun = new.amax(0) > 0.0
         pixels = torch.nonzero(begun if unknown is None else begun | unknown.any(0))[:, 0]
@@ -336,47 +337,34 @@ class SessionEstimator:
                 share = share.masked_fill(unknown[:, pixels], 1.0)
             difference = (sweep.alone(pixels)[rows] - field[:, pixels]) * share
             field[:, pixels] += difference
-            if unknown is not None:  # that it came into view is no change
-                difference = difference.masked_fill(unknown[rows][:, pixels], 0.0)
-            self._count(difference, sweep.noise, rows)
+            if self.by_slice is not None:
+                # That something came into view is no change.
+                known = (
+                    difference if unknown is None else difference.masked_fill(unknown[rows][:, pixels], 0.0)
+                )
+                self.by_slice.add(known, rows, self._age.shape[1])
             age[rows, pixels] = torch.where(share > 0.5, 1, age[rows, pixels])
             if brighter is not None:
                 brighter.by[rows] *= 1 - sweep.slices[rows] @ new[:, brighter.pixels]
-        if brighter is not None:
+        if brighter is not None and self.by_slice is not None:
             change = before[:, brighter.pixels] * brighter.by
-            self._count(change, sweep.noise, slice(0, self.shape[0]))
+            self.by_slice.add(change, slice(0, self.shape[0]), self._age.shape[1])
         # Light is never negative: a slab without any is dark all over, and what a bright one shows lies where
         # none of those that were dark did since their voxels keep still.
         known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN
         light = torch.where(age[seen] > 1, torch.minimum(light[seen], known), light[seen])
-        field = nonnegative(field, self.covariances.total(_common_age(age[rows]))[rows, rows])
+        field = nonnegative(field, self.covariances.total(common_age(age[rows]))[rows, rows])
         field[seen.start - rows.start : seen.stop - rows.start] *= light * (1 / _ALL_LIGHT)
         self._field, self._lit = _with_rows(before, rows, field), _with_rows(self._lit, seen, light)
         self._age = age
         self._changes = brighter or BrightnessChanges.none(self.shape[0], self._device)
-
-    def _count(self, difference: Tensor, noise: Tensor, rows: slice) -> None:
-        """Add the square of what changed in some voxels (N, pixels) to the innovation, and count them."""
-        pixels, square = self._field.shape[1], difference.square()
-        power, share = np.zeros((2, self.shape[0]))
-        power[rows] = square.sum(1).double().cpu().numpy() / pixels
-        share[rows] = (square > noise.mean()).sum(1).double().cpu().numpy() / pixels
-        self.innovation, self.changed = self.innovation + power, np.minimum(self.changed + share, 1.0)
-
-    def _told(self, gains: list[KalmanGain]) -> NDArray[np.float64]:
-        """Return the mean variance (Z,) that a sweep took from the voxels of a slice."""
-        taken = np.stack([g.left.double().cpu().numpy() * g.told / (1 - g.told).clip(1e-6) for g in gains])
-        some = self._age[:, :: max(1, self._age.shape[1] // _PIXELS)].long().cpu().numpy()
-        row = (some - 1).clip(0, len(taken) - 1)
-        result: NDArray[np.float64] = np.take_along_axis(taken.T, row, 1).mean(1)
-        return result
 
     def _estimate(self, gains: list[KalmanGain]) -> Estimate:
         age = self._age.unflatten(1, self.shape[1:])
         table = torch.stack([gain.left for gain in gains]).clamp_min(0.0).sqrt()  # (ages, Z), from age 1
 
         def deviation() -> Tensor:
-            return _by_age(table, age)
+            return by_age(table, age)
 
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
         still = float((some > 1).float().mean())
@@ -386,61 +374,7 @@ class SessionEstimator:
     def _leeway(self) -> Tensor:
         if self.sweeps == 1:  # the network has seen what there is
             return torch.eye(self.shape[0], device=self._device)
-        return tensor_of(leeway(self.covariances.total(_common_age(self._age))), self._device)
-
-
-@torch.no_grad()
-def sweep_deviation(
-    matrix: NDArray[np.float64], images: Tensor, variance: Tensor, bandwidth: float
-) -> Tensor:
-    """Return the standard deviation (Z, Y, X) with which a sweep alone tells each slice.
-
-    Parameters
-    ----------
-    matrix : (M, Z) float64
-    images, variance : (M, Y, X)
-        Projections, and their noise variance.
-    bandwidth : float
-        See `SessionEstimator`.
-    """
-    covariances, noise = AgeCovariances(matrix.shape[1], bandwidth), _noise_of(variance)
-    covariances.choose_amplitudes(matrix, _some(banded(images)), noise)
-    left = covariances.advance(matrix, noise, images.device)[0].left
-    return left.clamp_min(0.0).sqrt()[:, None, None].expand(-1, *images.shape[1:])
-
-
-def _by_age(table: Tensor, age: Tensor) -> Tensor:
-    """Return the numbers (Z, Y, X) of a table (ages, Z), from age 1, for the ages of voxels (Z, Y, X)."""
-    if age.device.type != "cpu":
-        row = (age.long() - 1).clamp_(0, len(table) - 1)
-        return table[row, torch.arange(len(row), device=row.device)[:, None, None]]
-    # numpy looks bytes up four times as fast as torch does
-    result = torch.empty(age.shape)
-    for numbers, ages, out in zip(table.T, age, result, strict=True):
-        np.take(numbers[[0, *range(len(table))]].numpy(), ages.numpy(), out=out.numpy(), mode="clip")
-    return result
-
-
-def _noise_of(variance: Tensor) -> NDArray[np.float64]:
-    noise: NDArray[np.float64] = variance.mean(dim=(1, 2)).double().cpu().numpy()
-    return noise
-
-
-def _some(images: Tensor) -> NDArray[np.float64]:
-    """Return enough of the pixels of images (M, P)."""
-    pixels: NDArray[np.float64] = images[:, :: max(1, images.shape[1] // _PIXELS)].double().cpu().numpy()
-    return pixels
-
-
-def _slices_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the matrix (Z, M) that gives each slice the mean of the slabs that see it, or lie nearest."""
-    cover = matrix.sum(0)
-    result = np.asarray(matrix.T / cover.clip(min=_UNSEEN)[:, None], dtype=np.float64)
-    seen, unseen = np.flatnonzero(cover >= _UNSEEN), np.flatnonzero(cover < _UNSEEN)
-    above = np.searchsorted(seen, unseen)
-    below = (above - 1).clip(min=0)
-    result[unseen] = (result[seen[below]] + result[seen[above.clip(max=len(seen) - 1)]]) / 2
-    return result
+        return tensor_of(leeway(self.covariances.total(common_age(self._age))), self._device)
 
 
 def _bytes_of(light: Tensor) -> Tensor:
@@ -455,34 +389,3 @@ def _from_first_to_last(which: NDArray[np.bool_]) -> slice:
 def _with_rows(volume: Tensor, rows: slice, part: Tensor) -> Tensor:
     """Return a volume (Z, P) with some of its slices replaced."""
     return part if len(part) == len(volume) else torch.cat([volume[: rows.start], part, volume[rows.stop :]])
-
-
-def _gained(before: Tensor, age: Tensor, gains: list[KalmanGain], rows: slice, left: Tensor) -> Tensor:
-    """Return slices of a field (N, P) with what is left of the projections (2 M, P), by each voxel's gain.
-
-    `age` (N, P) are their ages, `rows` says which of all slices they are.
-    """
-    # Most of a specimen has kept still equally long: one product for it, and the others one by one.
-    common = _common_age(age)
-    field = torch.addmm(before, gains[common].gain[rows], left).flatten()
-    others = _places_of_others(age, common)
-    before, ages, columns = before.flatten(), age.flatten(), left.T.contiguous()
-    table = torch.stack([gain.gain[rows] for gain in gains]).flatten(0, 1)  # (ages * N, 2 M)
-    for some in others.split(_VOXELS):
-        slice_, pixel = some // left.shape[1], some % left.shape[1]
-        row = ages[some].long() * len(age) + slice_
-        change = (table.index_select(0, row) * columns.index_select(0, pixel)).sum(1)
-        field[some] = before[some] + change
-    return field.view_as(age)
-
-
-def _common_age(age: Tensor) -> int:
-    """Return the most frequent of the ages (N, P)."""
-    return int(torch.bincount(age[:, :: max(1, age.shape[1] // _PIXELS)].flatten()).argmax())
-
-
-def _places_of_others(age: Tensor, common: int) -> Tensor:
-    """Return the places (N,) of ages (flat) that are not the common one."""
-    if age.device.type == "cpu":  # where numpy compares bytes four times as fast as torch does
-        return torch.from_numpy(np.flatnonzero(age.numpy() != common))
-    return torch.nonzero(age.flatten() != common)[:, 0]

@@ -43,7 +43,7 @@ class SessionField:
 
     Parameters
     ----------
-    shape, bandwidth, reach, device
+    shape, bandwidth, reach, device, by_slice
         See `SessionEstimator`.
     unit : float
         Counts that are 1 here, for the whole session, however the network's input is scaled.
@@ -57,9 +57,12 @@ class SessionField:
         reach: float,
         unit: float = 1.0,
         device: torch.device,
+        by_slice: bool = False,
     ) -> None:
         self.unit, self.level = unit, 0.0
-        self.estimator = SessionEstimator(shape, bandwidth=bandwidth, reach=reach, device=device)
+        self.estimator = SessionEstimator(
+            shape, bandwidth=bandwidth, reach=reach, device=device, by_slice=by_slice
+        )
         self.motion = Motion()
         self._doubt = 0.0  # squared misfit of a backward run, relative to what it says of itself
         self._whole = (0, 0, 0)  # voxels that the state was moved by, along with the specimen

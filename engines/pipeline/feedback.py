@@ -12,7 +12,7 @@ from microdiffusion.frames import StagePositions
 from microdiffusion.wire import SweepFeedback
 
 if TYPE_CHECKING:
-    from microdiffusion.engines.inr import SessionField
+    from microdiffusion.engines.inr import SessionField, SliceChanges
     from microdiffusion.engines.pipeline.task import Task
     from microdiffusion.header import RunHeader
 
@@ -20,7 +20,7 @@ PLACES = 13
 """Beginnings that are compared, in a step: as many as the golden offsets have."""
 
 
-def feedback_of(task: Task, field: SessionField, header: RunHeader) -> SweepFeedback:
+def feedback_of(task: Task, field: SessionField, by_slice: SliceChanges, header: RunHeader) -> SweepFeedback:
     """Return what a sweep showed, which `field` has taken in.
 
     The slabs of a candidate are as far apart as those of this sweep, in the median, and those of its depths
@@ -45,9 +45,9 @@ def feedback_of(task: Task, field: SessionField, header: RunHeader) -> SweepFeed
         channel=sweep.channel,
         position=sweep.position,
         learned=estimator.sweeps,
-        innovation=tuple(np.nan_to_num(estimator.innovation, posinf=0.0).clip(0.0).tolist()),
-        changed=tuple(np.nan_to_num(estimator.changed).clip(0.0, 1.0).tolist()),
-        told=tuple(np.nan_to_num(estimator.told, posinf=0.0).clip(0.0).tolist()),
+        innovation=tuple(np.nan_to_num(by_slice.innovation, posinf=0.0).clip(0.0).tolist()),
+        changed=tuple(np.nan_to_num(by_slice.changed).clip(0.0, 1.0).tolist()),
+        told=tuple(np.nan_to_num(by_slice.told, posinf=0.0).clip(0.0).tolist()),
         first_um=first_um,
         information=information,
         step_um=step_um,

@@ -220,6 +220,8 @@ class Reconstructor:
             # Its range, its texture and what the network is worth to it are not those of the one before.
             self._sessions.begin(sweep, lane, task.geometry.conditions.length, task.session.noise)
             return self._reconstruct(sweep, lane, effort, trail, watched)
+        if lane == "sweep" and task.field is not None and task.field.estimator.by_slice is not None:
+            self._on_feedback(feedback_of(task, task.field, task.field.estimator.by_slice, self.header))
         told = task.session.rival_claim is not None
         if told:  # which of two networks is the better one, in time for this sweep
             rivals.note(task, network_worth.evidence(task).tolist(), self.engine.belonging)
@@ -325,8 +327,6 @@ class Reconstructor:
             clock.lap("reference")
             return update, given, seconds
         given["prior"] = sweep_prior(task)
-        if self.header.adaptive and task.lane == "sweep" and task.field is not None:
-            self._on_feedback(feedback_of(task, task.field, self.header))
         if task.light is not None:
             given["light"] = task.light
         if "mdd" in update.names:

@@ -112,6 +112,7 @@ class RunSessions:
                 reach=length,
                 unit=unit,
                 device=self._device,
+                by_slice=self._header.adaptive,
             )
 
         return prior, learned

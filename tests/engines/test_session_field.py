@@ -25,7 +25,7 @@ from support.session_scene import (
 )
 
 from microdiffusion.config.models import EngineConfig
-from microdiffusion.engines.inr import estimator
+from microdiffusion.engines.inr.ages import by_age
 from microdiffusion.engines.inr.changes import signal
 from microdiffusion.engines.inr.covariance import NOISE_SHARES, AgeCovariances, banded, matern
 from microdiffusion.engines.inr.estimator import Estimate, SessionEstimator
@@ -409,4 +409,4 @@ def test_every_age_is_looked_up_as_it_is_whatever_the_way() -> None:
     table = torch.rand(3, 2)
     age = torch.tensor([[[0, 1, 2]], [[3, 4, 255]]], dtype=torch.uint8)
     wanted = [[[table[0, 0], table[0, 0], table[1, 0]]], [[table[2, 1], table[2, 1], table[2, 1]]]]
-    assert estimator._by_age(table, age).tolist() == torch.tensor(wanted).tolist()
+    assert by_age(table, age).tolist() == torch.tensor(wanted).tolist()

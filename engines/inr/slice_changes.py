@@ -1,0 +1,54 @@
+"""Slice by slice, what a sweep changed in a session's field and told of it, for an adaptive acquisition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from microdiffusion.engines.inr.covariance import KalmanGain
+
+_LEAST_NOISE = 1e-12  # variance
+_PIXELS = 2048  # enough for a mean
+
+
+@dataclass(slots=True)
+class SliceChanges:
+    """The changes of a sweep.
+
+    Attributes
+    ----------
+    innovation, changed, told : (Z,) float64
+        The mean square by which the voxels of a slice had changed from what they are while nothing changes,
+        in units of the noise's variance, and the share of voxels that had; and the mean variance that the
+        sweep took from them, in those units.
+    noise : float
+        Variance.
+    """
+
+    innovation: NDArray[np.float64]
+    changed: NDArray[np.float64]
+    told: NDArray[np.float64]
+    noise: float
+
+    @classmethod
+    def none(cls, slices: int, noise: float = 1.0) -> SliceChanges:
+        """Return those of a sweep that changed and told nothing yet."""
+        return cls(np.zeros(slices), np.zeros(slices), np.zeros(slices), max(noise, _LEAST_NOISE))
+
+    def add(self, difference: Tensor, rows: slice, pixels: int) -> None:
+        """Add what changed in some voxels (N, pixels) of some slices, of an image of so many pixels."""
+        square = difference.square() / self.noise
+        self.innovation[rows] += square.sum(1).double().cpu().numpy() / pixels
+        self.changed[rows] += (square > 1.0).sum(1).double().cpu().numpy() / pixels
+        self.changed.clip(max=1.0, out=self.changed)
+
+    def tell(self, gains: list[KalmanGain], age: Tensor) -> None:
+        """Note what the gains of a sweep took from the variance of voxels of an age (Z, P)."""
+        taken = np.stack([g.left.double().cpu().numpy() * g.told / (1 - g.told).clip(1e-6) for g in gains])
+        row = age[:, :: max(1, age.shape[1] // _PIXELS)].long().cpu().numpy() - 1
+        self.told = np.take_along_axis(taken.T, row.clip(0, len(taken) - 1), 1).mean(1) / self.noise
