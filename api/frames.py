@@ -253,11 +253,11 @@ _SLOPE = "estimated slope of reconstructed on true intensity, over all voxels; 1
 class Confidence:
     """Figures of how far a volume may be off; NaN where nobody looked, or nothing tells yet."""
 
-    uncertainty_rms: Annotated[float, Column("<f8", np.nan, "counts", _RMS, since=3)] = np.nan
-    interval_width: Annotated[float, Column("<f8", np.nan, content=_WIDTH, since=3)] = np.nan
-    interval_coverage: Annotated[float, Column("<f8", np.nan, content=_COVERED, since=3)] = np.nan
-    brightness_slope: Annotated[float, Column("<f8", np.nan, content=_SLOPE, since=3)] = np.nan
-    brightness_slope_sd: Annotated[float, Column("<f8", np.nan, content="its deviation", since=3)] = np.nan
+    uncertainty_rms: Annotated[float, Column("<f8", np.nan, "counts", _RMS, since=4)] = np.nan
+    interval_width: Annotated[float, Column("<f8", np.nan, content=_WIDTH, since=4)] = np.nan
+    interval_coverage: Annotated[float, Column("<f8", np.nan, content=_COVERED, since=4)] = np.nan
+    brightness_slope: Annotated[float, Column("<f8", np.nan, content=_SLOPE, since=4)] = np.nan
+    brightness_slope_sd: Annotated[float, Column("<f8", np.nan, content="its deviation", since=4)] = np.nan
 
 
 AGE_UNIT = 1 / 16

@@ -81,7 +81,7 @@ class BlockSource:
             return run.pyramid[self.level]
         series = run.uncertainty if run.uncertainty is not None else run.uncertainty_map
         if series is None:
-            raise InputFileError(f"{self.path} has no uncertainty: it is of an mdd before layout 1.3.")
+            raise InputFileError(f"{self.path} has no uncertainty: it is of an mdd before layout 1.4.")
         return series
 
     def read(

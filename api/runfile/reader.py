@@ -61,7 +61,7 @@ class Run:
     uncertainty : TimeSeries or None
         (T, [C,] Z, Y, X), standard deviation of each voxel, in units of the volume; None where it was off.
     uncertainty_map : TimeSeries or None
-        (T, [C,] z, y, x), its root mean square over at most 32 blocks along each edge; since layout 1.3.
+        (T, [C,] z, y, x), its root mean square over at most 32 blocks along each edge; since layout 1.4.
     """
 
     def __init__(self, path: Path, position: int = 0, *, check: bool = True) -> None:
@@ -92,7 +92,7 @@ class Run:
             sums, flag = "uncertainty_crc32", "has_uncertainty"
             self.uncertainty = self._images("uncertainty", sums, "uncertainty", flag)
         self.uncertainty_map: TimeSeries | None = None
-        if plan.minor > 2:
+        if plan.minor > 3:
             self.uncertainty_map = self._images("mdd/uncertainty_map", "", "uncertainty")
 
     def __str__(self) -> str:

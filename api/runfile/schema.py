@@ -25,7 +25,7 @@ from microdiffusion.header import RunHeader
 from microdiffusion.ledger import LEDGER_COLUMNS, Ledger
 from microdiffusion.runfile.pyramid import Factors, level_shape
 
-LAYOUT_MAJOR, LAYOUT_MINOR = 1, 3
+LAYOUT_MAJOR, LAYOUT_MINOR = 1, 4
 LAYOUT_VERSION = f"{LAYOUT_MAJOR}.{LAYOUT_MINOR}"
 LEVEL_ZERO: Factors = (1, 1, 1)
 SERVED = ("none", "mdd", "inr", "tikhonov", "linear", "microdiffusion", "blend")
@@ -341,7 +341,7 @@ def _figures(plan: RunPlan) -> Iterator[Dataset]:
     ages = (*lead, *age_shape(header.shape))
     yield Dataset("mdd/age", ages, "u1", None, {"content": about}, since=1)
     about = "root mean square over a block of its voxels' standard deviations; 0: not known"
-    yield Dataset("mdd/uncertainty_map", ages, "<f4", None, {"content": about, "units": "counts"}, since=3)
+    yield Dataset("mdd/uncertainty_map", ages, "<f4", None, {"content": about, "units": "counts"}, since=4)
     yield figure("frames_received", "<u4")
     yield figure("frames_missing", "<u4")
     yield figure("frames_expected", "<u4", content="as its frames say, 0: none came")

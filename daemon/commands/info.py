@@ -157,7 +157,7 @@ def _facts(opened: Run) -> Iterator[tuple[str, str]]:
 
 
 def _sureness(opened: Run, written: Any) -> Iterator[tuple[str, str]]:
-    """Yield how far the volumes at the places `written` may be off, from layout 1.3 on."""
+    """Yield how far the volumes at the places `written` may be off, from layout 1.4 on."""
     import numpy as np
 
     try:

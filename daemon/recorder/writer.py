@@ -323,7 +323,7 @@ def _figures(result: Reconstruction, minor: int) -> dict[str, Any]:
         **({"age": result.age} if result.age is not None and minor > 0 else {}),
         **(
             {"uncertainty_map": result.uncertainty_map}
-            if result.uncertainty_map is not None and minor > 2
+            if result.uncertainty_map is not None and minor > 3
             else {}
         ),
     }

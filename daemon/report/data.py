@@ -78,7 +78,7 @@ def _channel(run: Run, number: int, name: str) -> Channel:
     for figure in ("latency_s", "residual", "held_out_error", "seconds/total", *_CONFIDENCE):
         try:
             values = np.asarray(column(figure)[chosen], np.float64)
-        except KeyError:  # layout 1.2 or before
+        except KeyError:  # layout 1.3 or before
             values = np.full(len(chosen), np.nan)
         # In a damaged file they may be anything.
         figures[figure] = np.where(written & (np.abs(values) < FARTHEST), values, np.nan)

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.run_file_writer import frame, put_sweep, recorder, resumed, started
+from support.run_file_writer import frame, header, put_sweep, recorder, resumed, started
 
 from microdiffusion import open_run
 from microdiffusion.export import export_run
@@ -27,6 +27,20 @@ from microdiffusion.runfile.schema import datasets
 DATA = Path(__file__).parents[1] / "data"
 KNOWN: dict[str, tuple[list[int], str]] = json.loads((DATA / "datasets_1_0.json").read_text(encoding="utf-8"))
 SHAPE, FRAMES = (4, 66, 66), 3
+ADDED = {
+    "1.1": {"age", "drift_x_um", "drift_y_um", "drift_z_um", "frames/exposure_ms", "still"},
+    "1.2": {"files", "owners"},
+    "1.3": {"decision", "frames/refocus_um"},
+    "1.4": {
+        "brightness_slope",
+        "brightness_slope_sd",
+        "interval_coverage",
+        "interval_width",
+        "uncertainty_map",
+        "uncertainty_rms",
+    },
+}
+"""Datasets below /mdd that each version brought: files of it are there, and have no others."""
 KEYS = [(sweep, channel, position) for sweep in range(4) for channel in range(2) for position in range(2)]
 SKIPPED = (2, 1, 0)
 
@@ -129,6 +143,16 @@ def test_every_dataset_of_1_0_is_still_there(old: Path) -> None:
     for version in ("1.0", LAYOUT_VERSION):
         made = {one.path: [list(one.shape), one.dtype] for one in datasets(replace(plan, version=version))}
         assert made.items() >= KNOWN.items() if version != "1.0" else made == KNOWN
+
+
+def test_a_version_is_not_given_more_datasets_later() -> None:
+    plan = RunPlan(header(), 3, FRAMES, live=True, pyramid=((1, 2, 2),), uncertainty=True)
+    before = set(KNOWN)
+    for version, names in ADDED.items():
+        made = {one.path for one in datasets(replace(plan, version=version))}
+        assert made - before == {f"mdd/{name}" for name in names}
+        before = made
+    assert version == LAYOUT_VERSION
 
 
 def test_a_reader_that_knows_only_1_0_reads_a_file_of_today(
