@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from microdiffusion.engines.inr import SessionField, SessionPrior, default_bandwidth
 from microdiffusion.engines.pipeline.session import FrozenState, Session, light_range
 from microdiffusion.engines.pipeline.session_store import SessionKey, SessionStore
-from microdiffusion.engines.trust import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,13 +70,13 @@ class RunSessions:
 
         session = self._store.get(self._key(sweep, lane), revive)
         kept, low, span = _range(sweep, session)
-        if session is None or not kept:
-            # What was learned outlasts another range: it has a unit of its own.
-            field = learned(span) if session is None else session.field
-            findings = Findings() if session is None else session.findings.in_another_range()
-            watched = {} if session is None else session.watched
-            session = Session(low, span, prior(), findings, watched, field=field)
-            self.keep(sweep, lane, session)
+        if session is None:
+            session = Session(low, span, prior(), field=learned(span))
+        elif not kept:
+            session = session.in_another_range(low, span, prior())
+        else:
+            return session
+        self.keep(sweep, lane, session)
         return session
 
     def begin(self, sweep: Sweep, lane: str, length: float, noise: float | None) -> None:

@@ -84,6 +84,23 @@ class Session:
         """Of what it keeps."""
         return sum(each.nbytes for each in self._parts if each is not None)
 
+    def in_another_range(self, low: float, span: float, prior: SessionPrior) -> Session:
+        """Return the session of the same specimen with another normalisation, and an empty prior.
+
+        What has a unit of its own, or none, outlasts it; what is normalised does not.
+        """
+        return replace(
+            self,
+            low=low,
+            span=span,
+            prior=prior,
+            findings=self.findings.in_another_range(),
+            sweeps=0,
+            white_share=1.0,
+            claim=None,
+            rival_claim=None,
+        )
+
     def copy(self) -> Session:
         """Return an independent session."""
         return replace(
@@ -154,7 +171,7 @@ class Session:
             float(numbers["white_share"]),
             None if numbers["noise"] is None else float(numbers["noise"]),
             learned,
-            scores=tuple(tuple(float(score) for score in each) for each in numbers.get("scores", ())),
+            scores=tuple(tuple(float(score) for score in each) for each in numbers["scores"]),
             claim=claim,
             places=tuple(tuple(float(depth) for depth in each) for each in numbers["places"]),
         )

@@ -74,7 +74,13 @@ class Task:
     @property
     def another_specimen(self) -> bool:
         """True where nothing that the session knew holds in this sweep."""
-        return self.field is not None and self.session.sweeps > 0 and self.field.estimator.sweeps == 1
+        before, after = self.session.field, self.field
+        return (
+            before is not None
+            and after is not None
+            and before.estimator.sweeps > 0
+            and after.estimator.sweeps == 1
+        )
 
     @property
     def level(self) -> float:

@@ -35,7 +35,7 @@ from microdiffusion.engines.memory import session_bytes
 from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.errors import GeometryError
-from microdiffusion.frames import Reconstruction, StagePositions
+from microdiffusion.frames import Reconstruction, StagePositions, Sweep
 from microdiffusion.header import CameraNoise
 
 
@@ -359,6 +359,43 @@ def test_what_was_learned_outlasts_another_range_of_brightness() -> None:
     ]
     assert psnr(last, truth, 2.0) > psnr(first, truth) + 2.0
     assert last.merged
+
+
+def textured(scale: float = 1.0) -> tuple[Reconstructor, Sweep]:
+    """Return a session of texture that held-out projections told from noise, and a sweep of it that follows."""
+    texture = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
+    reconstructor = session("session")
+    for number in range(3):
+        seen, between = sweep_of(texture, number), sweep_of(texture, number + 20)
+        reconstructor.reconstruct(replace(seen, held_out_stage=between.stage, held_out=between.projections))
+    return reconstructor, sweep_of(texture, 3, scale)
+
+
+def test_the_cameras_noise_and_the_intervals_outlast_another_range() -> None:
+    reconstructor, sweep = textured(scale=2.0)
+    before = reconstructor._sessions.peek(sweep)
+    assert before is not None
+    assert before.noise is not None
+    reconstructor.reconstruct(sweep)
+    after = reconstructor._sessions.peek(sweep)
+    assert after is not None
+    assert after.span > 1.5 * before.span
+    assert after.noise == before.noise
+    assert after.scores == before.scores
+    assert after.white_share < 0.6 * before.white_share  # of twice the texture noise is less
+
+
+def test_another_specimen_of_another_range_begins_anew_as_well() -> None:
+    reconstructor, sweep = textured()
+    before = reconstructor._sessions.peek(sweep)
+    assert before is not None
+    before.findings.general = True  # an adapted network was not for that specimen
+    reconstructor.reconstruct(sweep_of(0.3 * specimen(seed=1) ** 2, 4))
+    after = reconstructor._sessions.peek(sweep)
+    assert after is not None
+    assert after.span < 0.6 * before.span
+    assert after.noise == before.noise
+    assert not after.findings.general
 
 
 def test_what_comes_into_view_is_new_and_the_rest_is_kept() -> None:
