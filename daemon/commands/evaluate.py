@@ -192,6 +192,11 @@ def _against(args: Namespace) -> int:
         raise ConfigError(
             "--against goes with --methods, --steps, --sweeps, --crop, --json, --markdown: leave out others."
         )
+    if args.volumes is not None and args.volumes.resolve() == args.against.resolve():
+        raise ConfigError(
+            f"{args.volumes} cannot be held against itself: give a run of the same specimen that was recorded "
+            "beside it, or none, for sparse sweeps out of the dense recording."
+        )
     methods = evaluation.parse_methods(args.methods or DEFAULT_HALLUCINATIONS)
     with ProgressBar("evaluating") as bar:
         bar(0, 1, "the reference")

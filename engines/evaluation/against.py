@@ -49,7 +49,7 @@ def evaluate_against(
         The recording holds no sparse sweep.
     """
     rows: list[Row] = []
-    total = len(steps) * len(methods)
+    done, total = 0, len(steps) * len(methods)
     for step in steps:
         made = sparse_sweeps(dense, step, most)
         sweeps = [sweep for sweep, _ in made]
@@ -57,7 +57,8 @@ def evaluate_against(
         operator = dense.header.operator_at(dense.stage)
         slices = seen_slices(operator[made[0][1]])
         for method in methods:
-            progress(len(rows) and len({(row["step"], row["method"]) for row in rows}), total, method.name)
+            progress(done, total, method.name)
+            done += 1
             wanted = sweeps if method.learns(engine) else [sweeps[number] for number in shown]
             opened = method.open(engine)
             for number, volume in method.over_time(dense.header, wanted, engine, engine=opened):

@@ -142,4 +142,7 @@ def test_command_refuses_what_does_not_fit(
     assert cli.main(["evaluate"]) == 2
     assert "folder of volumes" in capsys.readouterr().err
     assert cli.main(["evaluate", str(recorded), "--against", str(recorded)]) == 2
-    assert "run" in capsys.readouterr().err
+    assert "cannot be held against itself" in capsys.readouterr().err
+    other = write_projections(tmp_path / "other.h5", truth, "1")
+    assert cli.main(["evaluate", str(other), "--against", str(recorded)]) == 2
+    assert "is not a run file" in capsys.readouterr().err
