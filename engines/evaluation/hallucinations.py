@@ -22,7 +22,6 @@ One thread; one specimen in memory at a time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ from scipy import ndimage
 from microdiffusion.engines.evaluation.courses import Still
 from microdiffusion.engines.evaluation.objects import KINDS, ORIGINS, ObjectKind, ProbeObject, plant
 from microdiffusion.engines.evaluation.protocol import Protocol
-from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, truths
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, cases
 from microdiffusion.engines.evaluation.sessions import SessionPlan, session_sweeps
 from microdiffusion.engines.pipeline import Engine
 from microdiffusion.errors import MddError
@@ -170,24 +169,19 @@ def evaluate_hallucinations(
         A method's device or weights cannot be opened. (Not for what a single volume lacks.)
     """
     hooks = hooks or Hooks()
-    engines = {method.name: method.open(plan.engine) for method in plan.methods}
-    results = Results()
+    engines, results = plan.open(), Results()
     done = 0
-    for _, volume, structure in truths(plan, hooks, results):
-        for step in plan.steps:
-            protocol = dataclasses.replace(plan.protocol, step=step)
-            for seed in range(plan.seeds):
-                for kind in KINDS:
-                    where = f"{volume}, step {step:g}, {kind.name}"
-                    key = {"volume": volume, "step": step, "seed": seed, "kind": kind.name}
-                    try:
-                        for row in _rows(plan, sessions, engines, structure, protocol, kind, objects, seed):
-                            hooks.progress(done, f"{where}: {row['method']}")
-                            results.rows.append(key | row)
-                    except MddError as error:
-                        hooks.leave_out(results, f"{where}: {error}")
-                    done += 2 * len(plan.methods)
-        hooks.saved(results)
+    for volume, structure, protocol, seed in cases(plan, hooks, results):
+        for kind in KINDS:
+            where = f"{volume}, step {protocol.step:g}, {kind.name}"
+            key = {"volume": volume, "step": protocol.step, "seed": seed, "kind": kind.name}
+            try:
+                for row in _rows(plan, sessions, engines, structure, protocol, kind, objects, seed):
+                    hooks.progress(done, f"{where}: {row['method']}")
+                    results.rows.append(key | row)
+            except MddError as error:
+                hooks.leave_out(results, f"{where}: {error}")
+            done += 2 * len(plan.methods)
     hooks.progress(hallucination_calls(plan), "done")
     return results
 

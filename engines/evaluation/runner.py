@@ -53,6 +53,10 @@ class EvaluationPlan:
         """Return how many calls of methods that makes."""
         return len(self.files) * len(self.methods) * len(self.steps) * self.seeds
 
+    def open(self) -> dict[str, Engine | None]:
+        """Return the engine of each method by name, as for `Method.open`."""
+        return {method.name: method.open(self.engine) for method in self.methods}
+
 
 @dataclass(slots=True)
 class Results:
@@ -102,7 +106,7 @@ def evaluate(plan: EvaluationPlan, hooks: Hooks | None = None) -> Results:
         A method's device or weights cannot be opened. (Not for what a single volume lacks.)
     """
     hooks = hooks or Hooks()
-    engines = {method.name: method.open(plan.engine) for method in plan.methods}
+    engines = plan.open()
     results = Results(classical=tuple(method.name for method in plan.methods if method.classical))
     each = len(plan.methods) * plan.seeds
     for number, name, truth in truths(plan, hooks, results):
@@ -126,6 +130,17 @@ def truths(
             hooks.leave_out(results, f"{path.name}: {error}")
         else:
             yield number, path.stem, truth
+
+
+def cases(
+    plan: EvaluationPlan, hooks: Hooks, results: Results
+) -> Iterator[tuple[str, NDArray[np.float32], Protocol, int]]:
+    """Yield name and truth (Z, Y, X) of each volume, at each step and with each seed."""
+    for _, name, truth in truths(plan, hooks, results):
+        for step in plan.steps:
+            for seed in range(plan.seeds):
+                yield name, truth, dataclasses.replace(plan.protocol, step=step), seed
+        hooks.saved(results)
 
 
 def _step(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from microdiffusion.engines.evaluation.courses import Active, Drifting, Still, Watch
 from microdiffusion.engines.evaluation.protocol import Protocol, expose, make_header, slab_centres
-from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, truths
+from microdiffusion.engines.evaluation.runner import EvaluationPlan, Hooks, Results, cases
 from microdiffusion.engines.pipeline import Engine
 from microdiffusion.errors import ConfigError, MddError
 from microdiffusion.frames import StagePositions, Sweep
@@ -120,26 +120,21 @@ def evaluate_sessions(plan: EvaluationPlan, sessions: SessionPlan, hooks: Hooks 
         A method's device or weights cannot be opened. (Not for what a single volume lacks.)
     """
     hooks = hooks or Hooks()
-    engines = {method.name: method.open(plan.engine) for method in plan.methods}
-    results = Results()
+    engines, results = plan.open(), Results()
     done = 0
-    for _, volume, structure in truths(plan, hooks, results):
-        hooks.progress(done, volume)
-        for step in plan.steps:
-            for seed in range(plan.seeds):
-                for name in sessions.courses:
-                    where = f"{volume}, step {step:g}, {name}"
-                    key = {"volume": volume, "step": step, "seed": seed, "course": name}
-                    try:
-                        course = sessions.course(name, structure, seed)
-                        protocol = dataclasses.replace(plan.protocol, step=step)
-                        for row in _rows(plan, sessions, engines, course, protocol, seed):
-                            hooks.progress(done, f"{where}: {row['method']}")
-                            done += 1
-                            results.rows.append(key | row)
-                    except MddError as error:
-                        hooks.leave_out(results, f"{where}: {error}")
-        hooks.saved(results)
+    for volume, structure, protocol, seed in cases(plan, hooks, results):
+        for name in sessions.courses:
+            where = f"{volume}, step {protocol.step:g}, {name}"
+            key = {"volume": volume, "step": protocol.step, "seed": seed, "course": name}
+            hooks.progress(done, where)
+            try:
+                course = sessions.course(name, structure, seed)
+                for row in _rows(plan, sessions, engines, course, protocol, seed):
+                    hooks.progress(done, f"{where}: {row['method']}")
+                    done += 1
+                    results.rows.append(key | row)
+            except MddError as error:
+                hooks.leave_out(results, f"{where}: {error}")
     hooks.progress(session_calls(plan, sessions), "done")
     return results
 
