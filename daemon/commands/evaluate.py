@@ -194,8 +194,8 @@ def _against(args: Namespace) -> int:
         )
     if args.volumes is not None and args.volumes.resolve() == args.against.resolve():
         raise ConfigError(
-            f"{args.volumes} cannot be held against itself: give a run of the same specimen that was recorded "
-            "beside it, or none, for sparse sweeps out of the dense recording."
+            f"{args.volumes} cannot be held against itself: give a run of the same specimen that was "
+            "recorded beside it, or none, for sparse sweeps out of the dense recording."
         )
     methods = evaluation.parse_methods(args.methods or DEFAULT_HALLUCINATIONS)
     with ProgressBar("evaluating") as bar:

@@ -362,7 +362,7 @@ def test_what_was_learned_outlasts_another_range_of_brightness() -> None:
 
 
 def textured(scale: float = 1.0) -> tuple[Reconstructor, Sweep]:
-    """Return a session of texture that held-out projections told from noise, and a sweep of it that follows."""
+    """Return a session of texture that held-out projections told from noise, and its next sweep."""
     texture = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
     reconstructor = session("session")
     for number in range(3):
