@@ -31,7 +31,7 @@ class SweepFeedback(BaseModel):
         Mean square by which the voxels of a slice changed from what they are while nothing changes, in units
         of the noise's variance of a projection; 0 everywhere in the first sweep.
     changed : (Z,)
-        Share of its voxels that did, 0 to 1.
+        Share of its voxels that did by more than they are known to, 0 to 1.
     told : (Z,)
         Mean variance that the sweep took from the voxels of a slice, in the units of `innovation`: what there
         still is to be learned of a specimen that keeps still.

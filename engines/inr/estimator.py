@@ -325,8 +325,8 @@ class SessionEstimator:
             pixels = brighter.pixels
             misfit[:, pixels] -= operator @ (before[seen][:, pixels] * brighter.by[seen])
         new, self.anew = news(sweep, misfit, left)
-        expected = gains[min(common_age(self._age), len(gains) - 1)].predicted
-        bands = banded(signal(misfit.view_as(sweep.images), sweep.noise, expected))
+        common = gains[min(common_age(self._age), len(gains) - 1)]
+        bands = banded(signal(misfit.view_as(sweep.images), sweep.noise, common.predicted))
         field = gained(before[rows], self._age[rows].clamp(max=len(gains) - 1), gains, rows, bands)
         age = (self._age + 1).clamp_(max=OLDEST)
         begun = new.amax(0) > 0.0
@@ -342,13 +342,13 @@ class SessionEstimator:
                 known = (
                     difference if unknown is None else difference.masked_fill(unknown[rows][:, pixels], 0.0)
                 )
-                self.by_slice.add(known, rows, self._age.shape[1])
+                self.by_slice.add(known, rows, self._age.shape[1], common.left)
             age[rows, pixels] = torch.where(share > 0.5, 1, age[rows, pixels])
             if brighter is not None:
                 brighter.by[rows] *= 1 - sweep.slices[rows] @ new[:, brighter.pixels]
         if brighter is not None and self.by_slice is not None:
             change = before[:, brighter.pixels] * brighter.by
-            self.by_slice.add(change, slice(0, self.shape[0]), self._age.shape[1])
+            self.by_slice.add(change, slice(0, self.shape[0]), self._age.shape[1], common.left)
         # Light is never negative: a slab without any is dark all over, and what a bright one shows lies where
         # none of those that were dark did since their voxels keep still.
         known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from microdiffusion.engines.inr.covariance import KalmanGain
 
 _LEAST_NOISE = 1e-12  # variance
+_SURE = 3.0  # standard deviations of noise and field: what differs by less is corrected and has not changed
 _PIXELS = 2048  # enough for a mean
 
 
@@ -24,8 +25,8 @@ class SliceChanges:
     ----------
     innovation, changed, told : (Z,) float64
         The mean square by which the voxels of a slice had changed from what they are while nothing changes,
-        in units of the noise's variance, and the share of voxels that had; and the mean variance that the
-        sweep took from them, in those units.
+        in units of the noise's variance, and the share of voxels that had by more than noise and field are
+        sure of; and the mean variance that the sweep took from them, in those units.
     noise : float
         Variance.
     """
@@ -40,11 +41,14 @@ class SliceChanges:
         """Return those of a sweep that changed and told nothing yet."""
         return cls(np.zeros(slices), np.zeros(slices), np.zeros(slices), max(noise, _LEAST_NOISE))
 
-    def add(self, difference: Tensor, rows: slice, pixels: int) -> None:
-        """Add what changed in some voxels (N, pixels) of some slices, of an image of so many pixels."""
-        square = difference.square() / self.noise
+    def add(self, difference: Tensor, rows: slice, pixels: int, variance: Tensor) -> None:
+        """Add what changed in some voxels (N, pixels) of some slices, of an image of so many pixels.
+
+        `variance` (Z,) is with what voxels are known that kept still.
+        """
+        square, doubt = difference.square() / self.noise, 1.0 + variance[rows, None] / self.noise
         self.innovation[rows] += square.sum(1).double().cpu().numpy() / pixels
-        self.changed[rows] += (square > 1.0).sum(1).double().cpu().numpy() / pixels
+        self.changed[rows] += (square > _SURE**2 * doubt).sum(1).double().cpu().numpy() / pixels
         self.changed.clip(max=1.0, out=self.changed)
 
     def tell(self, gains: list[KalmanGain], age: Tensor) -> None:
