@@ -33,8 +33,8 @@ class SweepFeedback(BaseModel):
     changed : (Z,)
         Share of its voxels that did by more than they are known to, 0 to 1.
     told : (Z,)
-        Mean variance that the sweep took from the voxels of a slice, in the units of `innovation`: what there
-        still is to be learned of a specimen that keeps still.
+        Median variance that the sweep took from the voxels of a slice, in the units of `innovation`: what
+        there still is to be learned of a specimen that keeps still, also while some of its voxels change.
     first_um : (K,)
         Depths, µm, at which a sweep of even steps may begin: its first slab's centre, between the top of the
         volume and one step below.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LEAST_NOISE = 1e-12  # variance
 _SURE = 3.0  # standard deviations of noise and field: what differs by less is corrected and has not changed
-_PIXELS = 2048  # enough for a mean
+_PIXELS = 2048  # enough for a median
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class SliceChanges:
     innovation, changed, told : (Z,) float64
         The mean square by which the voxels of a slice had changed from what they are while nothing changes,
         in units of the noise's variance, and the share of voxels that had by more than noise and field are
-        sure of; and the mean variance that the sweep took from them, in those units.
+        sure of; and the median variance that the sweep took from them, in those units.
     noise : float
         Variance.
     """
@@ -52,7 +52,12 @@ class SliceChanges:
         self.changed.clip(max=1.0, out=self.changed)
 
     def tell(self, gains: list[KalmanGain], age: Tensor) -> None:
-        """Note what the gains of a sweep took from the variance of voxels of an age (Z, P)."""
+        """Note what the gains of a sweep took from the variance of voxels of an age (Z, P).
+
+        The few that began anew were told thousands of times as much as those that keep still, and would be
+        all of a mean.
+        """
         taken = np.stack([g.left.double().cpu().numpy() * g.told / (1 - g.told).clip(1e-6) for g in gains])
         row = age[:, :: max(1, age.shape[1] // _PIXELS)].long().cpu().numpy() - 1
-        self.told = np.take_along_axis(taken.T, row.clip(0, len(taken) - 1), 1).mean(1) / self.noise
+        told = np.take_along_axis(taken.T, row.clip(0, len(taken) - 1), 1)
+        self.told = np.median(told, axis=1) / self.noise

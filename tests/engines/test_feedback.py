@@ -63,6 +63,12 @@ def test_what_changes_is_said_of_the_slices_in_which_it_does() -> None:
     assert 0.005 < max(event.changed) < 0.7
 
 
+def test_what_is_left_to_learn_of_the_still_part_does_not_rise_with_what_changes() -> None:
+    heard = words(Flaring(begins=5))
+    assert max(heard[5].told) < 2 * max(heard[4].told)
+    assert np.median(heard[5].told) < 1.5 * np.median(heard[4].told)
+
+
 def test_a_specimen_that_keeps_still_has_ever_less_to_tell() -> None:
     heard = words(Flaring())
     told = [float(np.mean(each.told)) for each in heard]
