@@ -33,7 +33,7 @@ import microdiffusion
 from microdiffusion import open_run
 from microdiffusion.config import Config
 from microdiffusion.daemon.system import about
-from microdiffusion.drivers.micromanager import AdaptivePlanner
+from microdiffusion.drivers.adaptive import AdaptivePlanner
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.drivers.specimen import Specimen
 from microdiffusion.engines import evaluation

@@ -24,10 +24,10 @@ from functools import partial
 from typing import Any
 
 from microdiffusion.config import AcquisitionConfig
+from microdiffusion.drivers.adaptive import AdaptivePlanner
 from microdiffusion.drivers.micromanager.bridge import MicroscopeWatch, watched
 from microdiffusion.drivers.micromanager.core import open_core, prepare, stage_limits
 from microdiffusion.drivers.micromanager.hook import FrameHook
-from microdiffusion.drivers.micromanager.planner import AdaptivePlanner
 from microdiffusion.drivers.micromanager.preflight import (
     TOLERANCE,
     check_free,

@@ -10,7 +10,7 @@ from support.adaptive_runs import FAULTS, adaptive_config, faulty_run, feedback,
 from support.driver_support import Daemon, changed, wait_until
 
 from microdiffusion.config import Config
-from microdiffusion.drivers.micromanager import AcquisitionState, AdaptivePlanner, Proposal
+from microdiffusion.drivers.adaptive import AcquisitionState, AdaptivePlanner, Proposal
 from microdiffusion.drivers.plan import Plan, PlannedSweep
 from microdiffusion.drivers.process import DriverProcess
 from microdiffusion.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from microdiffusion.config import Config
-from microdiffusion.drivers.micromanager import AcquisitionState, AdaptivePlanner, Proposal
+from microdiffusion.drivers.adaptive import AcquisitionState, AdaptivePlanner, Proposal
 from microdiffusion.drivers.plan import Plan
 from microdiffusion.wire import SweepFeedback
 

@@ -18,13 +18,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from microdiffusion.config import Config
-from microdiffusion.drivers.micromanager.limits import Limits
-from microdiffusion.drivers.micromanager.policies import (
+from microdiffusion.drivers.adaptive.limits import Limits
+from microdiffusion.drivers.adaptive.policies import (
     LearnFastest,
     LookWhereItChanges,
     has_settled,
 )
-from microdiffusion.drivers.micromanager.policy import STALE_SWEEPS, AcquisitionState, Policy
+from microdiffusion.drivers.adaptive.policy import STALE_SWEEPS, AcquisitionState, Policy
 from microdiffusion.drivers.plan import Plan, PlannedSweep
 from microdiffusion.errors import ConfigError
 from microdiffusion.frames import DECISION_LETTERS

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.drivers.micromanager.policy import AcquisitionState, Proposal, as_planned
+from microdiffusion.drivers.adaptive.policy import AcquisitionState, Proposal, as_planned
 
 MINUTE_S = 60.0
 _SLACK_UM = 1e-6

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from microdiffusion.drivers.micromanager.policy import (
+from microdiffusion.drivers.adaptive.policy import (
     AcquisitionState,
     Proposal,
     as_planned,
