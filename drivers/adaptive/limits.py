@@ -54,7 +54,7 @@ class Limits:
         """
         fault = self._fault(proposal, state)
         if fault or not isinstance(proposal, Proposal):
-            proposal = as_planned(state, "as planned")
+            proposal = as_planned(state, state.interval_s, fault)
         steps = np.asarray(proposal.steps_um, np.float64)
         depths = state.planned_um[0] + proposal.offset_um + np.concatenate([[0.0], np.cumsum(steps)])
         depths = depths.clip(state.low_um, state.high_um)  # by a rounding

@@ -24,7 +24,7 @@ from microdiffusion.drivers.adaptive.policies import (
     LookWhereItChanges,
     has_settled,
 )
-from microdiffusion.drivers.adaptive.policy import STALE_SWEEPS, AcquisitionState, Policy
+from microdiffusion.drivers.adaptive.policy import STALE_SWEEPS, AcquisitionState, Policy, as_planned
 from microdiffusion.drivers.plan import Plan, PlannedSweep
 from microdiffusion.errors import ConfigError
 from microdiffusion.frames import DECISION_LETTERS
@@ -130,14 +130,13 @@ class AdaptivePlanner:
         state = self._state(sweep, told)
         try:
             proposal: object = self._policy.propose(state)
-            failed = ""
         except Exception as error:  # a policy may be the user's own
-            proposal, failed = None, f"the policy failed ({type(error).__name__}: {error})"
+            fault = f"the policy failed ({type(error).__name__}: {error})"
+            self._complain(fault)
+            proposal = as_planned(state, state.interval_s, fault)
         depths, interval_s, why, fault = self.limits.checked(proposal, state)
-        fault = failed or fault
         if fault:
             self._complain(fault)
-            why = f"as planned: {fault}"
         if self._config.acquisition.adaptive.refocus_um > 0.0:
             self._follow(told, depths)
         slabs = self._plan.slabs_at(sweep.number, depths)

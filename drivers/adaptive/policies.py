@@ -22,6 +22,7 @@ from microdiffusion.wire import SweepFeedback
 _GAIN = 0.01  # of the information, that another beginning has to be worth
 _LEARNED = 2  # sweeps, before which the engine knows too little to choose
 _FALL = 2.0  # by which the interval grows with every quiet sweep
+_SLOWEST = 1 / 16  # of the configured interval, that it grows to at least with the first one
 _REMEMBERED = 0.6  # of the power, from sweep to sweep: what changed may change again
 _GRID = 20  # places for a slab in a planned step
 _DENSEST = 4.0  # slabs in the place of one
@@ -41,22 +42,22 @@ class LearnFastest:
     def propose(self, state: AcquisitionState) -> Proposal:
         """Return the next sweep."""
         interval_s, _ = self._pace.interval(state)
+        slabs, planned_um = len(state.planned_um), float(state.planned_um[0])
         first = np.array([each.first_um for each in state.feedback if each.learned >= _LEARNED])
         if first.ndim != 2 or not first.size or np.ptp(first, axis=0).max() > 1e-6:
-            return as_planned(state, "as planned: too little is known yet")
+            return as_planned(state, interval_s, "too little is known yet")
         bits = np.mean([each.information for each in state.feedback if each.learned >= _LEARNED], axis=0)
-        slabs = len(state.planned_um)
         room_um = state.high_um - first[0] + 1e-6 * state.step_um
         # Of a beginning that leaves room for more slabs than are planned, the engine counted those as well.
         fits = (room_um >= (slabs - 1) * state.step_um) & (first[0] >= state.low_um - 1e-6)
         fits &= room_um < slabs * state.step_um
         if not fits.any():
-            return as_planned(state, "as planned: no other beginning has room")
+            return as_planned(state, interval_s, "no other beginning has room")
         best = int(np.argmax(np.where(fits, bits, -np.inf)))
-        at_plan = float(np.interp(state.planned_um[0], first[0], bits))
+        at_plan = float(np.interp(planned_um, first[0], bits))
         if bits[best] < (1 + _GAIN) * at_plan:
-            why = f"as planned: no beginning tells more than {at_plan:.3g} bits per pixel"
-            return Proposal(0.0, np.diff(state.planned_um).tolist(), interval_s, why)
+            why = f"no beginning tells more than {at_plan:.3g} bits per pixel"
+            return as_planned(state, interval_s, why)
         depths = first[0][best] + state.step_um * np.arange(slabs)
         why = (
             f"begins at {first[0][best]:.4g} µm: {bits[best]:.3g} bits per pixel expected, as planned "
@@ -92,25 +93,23 @@ class LookWhereItChanges:
         power, told = self._remembered(state), _largest(state, "told")
         planned = state.planned_um
         if len(planned) < _FEWEST:
-            why = f"as planned: {len(planned)} slabs are too few to place, {_FEWEST} are needed"
-            return Proposal(0.0, np.diff(planned).tolist(), interval_s, why)
+            why = f"{len(planned)} slabs are too few to place, {_FEWEST} are needed"
+            return as_planned(state, interval_s, why)
         if not _matters(power, told):
             found = (
                 f"nothing changed in sweep {self._counted}"
                 if state.feedback
                 else "the engine has not spoken yet"
             )
-            return Proposal(0.0, np.diff(planned).tolist(), interval_s, f"as planned: {found}")
+            return as_planned(state, interval_s, found)
         depths = self._depths(state, power + told)
         if np.abs(depths - planned).max() < _SAME * state.step_um:
-            why = "as planned: it changes everywhere alike"
-            return Proposal(0.0, np.diff(planned).tolist(), interval_s, why)
+            return as_planned(state, interval_s, "it changes everywhere alike")
         steps = np.diff(depths)
-        where = state.slices_um[power > 0.5 * power.max()]
         share = 100 * float(_largest(state, "changed").max())
         found = f"{share:.2g} % changed in sweep {self._counted}" if active else "changes were"
         why = (
-            f"denser at {where.min():.4g} to {where.max():.4g} µm, where {found}: steps of "
+            f"denser at {_where(state.slices_um, power)}, where {found}: steps of "
             f"{steps.min():.3g} to {steps.max():.3g} µm"
         )
         return at_depths(state, depths, interval_s, why)
@@ -147,25 +146,27 @@ class _Pace:
     """The interval of sweeps: short while something changes, and longer again with every quiet sweep."""
 
     def __init__(self) -> None:
-        self._interval_s: float | None = None
-        self._sweep = -1
+        self._interval_s = float("inf")
 
     def interval(self, state: AcquisitionState) -> tuple[float, bool]:
         """Return the interval to the next sweep, s, and whether something changes."""
         active = _matters(_power(state), _largest(state, "told"))
-        last_s = state.interval_s if self._interval_s is None else self._interval_s
-        if active:
-            interval_s = min(state.least_interval_s, state.interval_s)
-        else:
-            interval_s = min(max(_FALL * last_s, state.least_interval_s), state.interval_s)
-        if state.sweep != self._sweep:
-            self._interval_s, self._sweep = interval_s, state.sweep
-        return interval_s, active
+        longer_s = max(_FALL * self._interval_s, _SLOWEST * state.interval_s)  # also from none at all
+        wanted_s = state.least_interval_s if active else longer_s
+        self._interval_s = min(max(wanted_s, state.least_interval_s), state.interval_s)
+        return self._interval_s, active
 
 
 def _power(state: AcquisitionState) -> NDArray[np.float64]:
     """Return the error (Z,) that changes leave in a slice at the plan's density, in units of the noise."""
     return _LEFT * _largest(state, "innovation")
+
+
+def _where(slices_um: NDArray[np.float64], power: NDArray[np.float64]) -> str:
+    """Return the depths that change most: each stretch, from its first slice to its last."""
+    edges = np.flatnonzero(np.diff(power > 0.5 * power.max(), prepend=False, append=False))
+    stretches = [f"{slices_um[a]:.4g} to {slices_um[b - 1]:.4g}" for a, b in edges.reshape(-1, 2)]
+    return " and ".join(stretches) + " µm"
 
 
 def _matters(power: NDArray[np.float64], told: NDArray[np.float64]) -> bool:

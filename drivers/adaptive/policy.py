@@ -85,14 +85,14 @@ class Policy(Protocol):
         """Return what the next sweep should be."""
 
 
-def as_planned(state: AcquisitionState, why: str) -> Proposal:
-    """Return the sweep as it was configured."""
-    return Proposal(0.0, np.diff(state.planned_um).tolist(), state.interval_s, why)
-
-
 def at_depths(
     state: AcquisitionState, depths_um: NDArray[np.float64], interval_s: float, why: str
 ) -> Proposal:
     """Return a proposal of slabs at depths (M,), ascending, µm."""
     offset_um = float(depths_um[0] - state.planned_um[0])
     return Proposal(offset_um, np.diff(depths_um).tolist(), interval_s, why)
+
+
+def as_planned(state: AcquisitionState, interval_s: float, why: str) -> Proposal:
+    """Return a proposal of the slabs as they were configured."""
+    return at_depths(state, state.planned_um, interval_s, f"as planned: {why}")

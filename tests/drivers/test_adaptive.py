@@ -102,6 +102,29 @@ def test_the_rate_rises_with_activity_and_falls_back():
     np.testing.assert_allclose(intervals[6:10], [1.0, 2.0, 4.0, 4.0])
 
 
+def test_the_rate_falls_back_also_where_sweeps_followed_each_other_without_a_pause():
+    config = adaptive_config(acquisition={"adaptive": {"least_interval_s": 0.0}, "sweep_interval_s": 4.0})
+    plan = Plan(config)
+    planner, told, starts, now_s = AdaptivePlanner(config, plan), {}, [], 0.0
+    for planned in plan.sweeps():
+        sweep, now_s = planner.plan(planned, told, now_s)
+        planner.start(sweep, now_s)
+        starts.append(now_s)
+        planner.over(now_s + 0.2)
+        told[0, 0] = feedback(planned.number, at=24 if 3 <= planned.number < 6 else None)
+        now_s += 0.2
+    intervals = np.diff(starts)
+    np.testing.assert_allclose(intervals[3:6], 0.2)
+    np.testing.assert_allclose(intervals[6:12], [0.25, 0.5, 1.0, 2.0, 4.0, 4.0])
+
+
+def test_each_place_that_changes_is_named():
+    innovation = np.zeros(48)
+    innovation[4:8] = innovation[38:41] = 50.0
+    sweep = after(adaptive_config(), feedback(0), feedback(1, innovation=tuple(innovation.tolist())))[-1]
+    assert sweep.shots[0].info.decision.startswith("denser at 4 to 7 and 38 to 40 µm, where")
+
+
 def test_learning_fastest_begins_where_most_is_expected():
     config = adaptive_config("learn")
     firsts = tuple(2.5 + 6.0 * k / 13 for k in range(13))
