@@ -56,6 +56,12 @@ _ALL_NEW = 0.35  # share of the structure that is new: from there on it is anoth
 _QUIET = 0.1  # share of the structure that is new: below it a specimen keeps still
 _PIXELS = 2048  # enough for a choice
 _CHUNK = 4096  # pixels that are solved at a time
+# Doubt of what the covariances say: of the upper quartile of a squared normal deviate.
+_QUARTILE = 1.323
+_FEW = 20  # places: too few for a quartile
+_GROWS, _MOST_DOUBT = 2.0, 4.0  # from sweep to sweep, and at most
+UNDOUBTED = 2.0
+"""Of a state that nothing was held against yet."""
 _UNSEEN = 1e-6  # light of all slabs together
 
 
@@ -147,11 +153,14 @@ class LeftOut:
         Its variance without noise under the prior.
     due : (M, P)
         The share of it that the covariances expect the state to miss.
+    hat : (M, M)
+        What the sweep says by itself of its own projections, of their broad band.
     """
 
     residual: Tensor
     expected: Tensor
     due: Tensor
+    hat: Tensor
 
 
 def signal(misfit: Tensor, noise: Tensor, predicted: Tensor) -> Tensor:
@@ -170,9 +179,8 @@ def left_out(sweep: MeasuredSweep, age: Tensor) -> LeftOut:
     """Return what the other projections leave of each; `age` (M, P) is the mean age in the slabs."""
     gains, noise = sweep.gains, sweep.noise
     residual, expected = torch.zeros_like(age), -noise
-    for hat, band, share in zip(
-        (sweep.operator @ gains[0].gain).chunk(2, 1), sweep.bands.chunk(2), NOISE_SHARES, strict=True
-    ):
+    hats = (sweep.operator @ gains[0].gain).chunk(2, 1)
+    for hat, band, share in zip(hats, sweep.bands.chunk(2), NOISE_SHARES, strict=True):
         kept = 1 - hat.diagonal()
         residual += torch.addmm(band, hat, band, alpha=-1) / kept[:, None]
         expected = expected + share * noise / kept
@@ -180,13 +188,18 @@ def left_out(sweep: MeasuredSweep, age: Tensor) -> LeftOut:
     slab = torch.arange(len(expected), device=table.device)[:, None]
     # By the nearest age: a young one expects so much more that a mean of two would be its own.
     due = table[age.round().long().clamp(1, len(gains) - 1), slab]
-    return LeftOut(sweep.local(residual.square(), _WIDE_WINDOW), expected[:, None], due)
+    return LeftOut(sweep.local(residual.square(), _WIDE_WINDOW), expected[:, None], due, hats[0])
 
 
 def brightness(
-    sweep: MeasuredSweep, predicted: Tensor, left: LeftOut, expected: BrightnessChanges, reach: float
-) -> BrightnessChanges | None:
-    """Return where brightness changed, and by how much; None for nowhere.
+    sweep: MeasuredSweep,
+    predicted: Tensor,
+    left: LeftOut,
+    expected: BrightnessChanges,
+    reach: float,
+    doubt: float,
+) -> tuple[BrightnessChanges | None, float]:
+    """Return where brightness changed, and by how much; None for nowhere; and the doubt of the state.
 
     Parameters
     ----------
@@ -196,6 +209,8 @@ def brightness(
         What is left of the last sweep's.
     reach : float
         Length of a slab, slices: a change of brightness is smooth over half of it.
+    doubt : float
+        How many times more than its covariances say the state's squared error was in the last sweep.
     """
     operator = sweep.operator
     lit = predicted.clamp_min(_DARKEST)
@@ -204,13 +219,16 @@ def brightness(
     ratio = sweep.local((sweep.images.flatten(1) - predicted) * lit, _WINDOW) / power
     spread = left.due * torch.maximum(left.residual, left.expected) + sweep.noise[:, None]
     variance = sweep.local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
+    bright = (lit > predicted.mean(1, keepdim=True)) & (left.due <= _UNTOLD)
+    doubt = _doubt((ratio.square() / variance)[bright], doubt)
+    variance *= doubt
     wide = variance + _BRIGHTNESS**2
     odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
     changed = torch.sigmoid(odds + math.log(_CHANGES / (1 - _CHANGES)))
-    changed = changed.masked_fill(left.due > _UNTOLD, 0.0)
+    changed = changed.masked_fill(doubt * left.due > _UNTOLD, 0.0)
     pixels = torch.nonzero(changed.amax(0) > _WORTH_SOLVING)[:, 0]
     if not len(pixels):
-        return None
+        return None, doubt
     # The profile stands for where the light is: one kernel for all pixels, and a system of M unknowns each.
     place = torch.arange(operator.shape[1], dtype=operator.dtype, device=operator.device)
     smooth = _BRIGHTNESS**2 * (-0.5 * ((place[:, None] - place) / (reach / 2)).square()).exp()
@@ -227,21 +245,23 @@ def brightness(
         solved = torch.linalg.solve_ex(system, (ratio[:, part] - share @ before).T[..., None]).result
         change = before + cross.T @ solved[..., 0].T
         by.append((change * (sweep.slices @ changed[:, part])).clamp(*_LIMITS))
-    return BrightnessChanges(pixels, torch.cat(by, 1))
+    return BrightnessChanges(pixels, torch.cat(by, 1)), doubt
 
 
-def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut) -> tuple[Tensor, bool]:
+def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut, doubt: float) -> tuple[Tensor, bool]:
     """Return how far each slab's place is to be taken anew (M, P), 0 to 1, and whether all of it is.
 
-    `misfit` (M, P) is what the state and the changes of its brightness leave of the projections.
+    `misfit` (M, P) is what the state and the changes of its brightness leave of the projections, `doubt` is
+    as of `brightness`.
     """
+    structure = _structure(sweep, sweep.images.flatten(1) - misfit, left)
     misfit = sweep.local(misfit.square(), _WIDE_WINDOW)
     # What the noise is taken for may be too little; where nothing else is, it shows.
     floor = torch.quantile(misfit[:, :: max(1, misfit.shape[1] // _PIXELS)], _DARK_SHARE, dim=1)
     noise = torch.minimum(torch.maximum(floor, sweep.noise), _NOISE_DOUBT * sweep.noise)[:, None]
     misfit = (misfit - _NOISE_MARGIN * noise).clamp_min(0.0)
-    structure = (left.residual - noise).clamp_min(0.0)
-    low = (_DUE * left.due).clamp(_LEAST_DUE, _MOST_DUE)
+    structure = (structure - noise).clamp_min(0.0)
+    low = (_DUE * doubt * left.due).clamp(_LEAST_DUE, _MOST_DUE)
     new = (misfit / (structure + noise) / low - 1).clamp(0.0, 1.0)
     new = new * new * (3 - 2 * new)
     # Slabs that crowd at one depth speak for few slices: what changes there is not all of the specimen.
@@ -255,6 +275,31 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut) -> tuple[Tensor, b
     if float(changed.sum()) > _ALL_NEW * float(all_of_it.sum()) > 0.0:
         return torch.ones_like(new), True
     return new, False
+
+
+def _doubt(squares: Tensor, before: float) -> float:
+    """Return how many times more than its covariances say the squared error of the state is.
+
+    `squares` (N,) are those of bright places, in units of their variance. Errors are everywhere, and grow
+    slowly; changes are in few places, or come at once. The quartile of a normal error's square is known.
+    """
+    if len(squares) < _FEW:
+        return before
+    found = torch.quantile(squares[:: max(1, len(squares) // _PIXELS)], 0.75) / _QUARTILE
+    return min(max(1.0, float(found)), _GROWS * before, _MOST_DOUBT)
+
+
+def _structure(sweep: MeasuredSweep, predicted: Tensor, left: LeftOut) -> Tensor:
+    """Return the squared leave-one-out residual (M, P), locally, of what is there or is predicted (M, P).
+
+    The larger one: where the state varies more along z than what is there, it is that which may be wrong.
+    """
+    hat = left.hat
+    residual = torch.addmm(predicted, hat, predicted, alpha=-1) / (1 - hat.diagonal())[:, None]
+    foretold = sweep.local(residual.square(), _WIDE_WINDOW)
+    # A state that holds foretells in all no more of it than is there.
+    there = (left.residual - sweep.noise[:, None]).clamp_min(0.0).sum() / foretold.sum().clamp_min(_UNSEEN)
+    return torch.maximum(left.residual, foretold * there.clamp_max(1.0) + sweep.noise[:, None])
 
 
 def slices_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from microdiffusion.engines.inr.ages import age_shares, by_age, common_age, gained
 from microdiffusion.engines.inr.changes import (
+    UNDOUBTED,
     BrightnessChanges,
     MeasuredSweep,
     brightness,
@@ -132,6 +133,7 @@ class SessionEstimator:
         self._field = self._age = self._lit = torch.empty(0)
         self._unseen = np.ones(shape[0], dtype=bool)  # slices beyond all slabs so far
         self._changes = BrightnessChanges.none(shape[0], self._device)
+        self._doubt = UNDOUBTED
 
     @property
     def expected(self) -> Tensor:
@@ -161,6 +163,7 @@ class SessionEstimator:
             "sweeps": self.sweeps,
             "amplitudes": self.covariances.amplitudes,
             "unseen": np.flatnonzero(self._unseen).tolist(),
+            "doubt": self._doubt,
         }
         tensors = {
             "field": self._field,
@@ -187,6 +190,7 @@ class SessionEstimator:
         self.sweeps, amplitudes = int(numbers["sweeps"]), numbers["amplitudes"]
         self.covariances.amplitudes = amplitudes and (float(amplitudes[0]), float(amplitudes[1]))
         self._unseen = np.isin(np.arange(self.shape[0]), numbers["unseen"])
+        self._doubt = float(numbers["doubt"])
         self._field = field
         self._changes = BrightnessChanges(
             tensors["changed"].to(self._device), tensors["changes"].to(self._device)
@@ -299,7 +303,7 @@ class SessionEstimator:
 
     def forget(self) -> None:
         """Begin with the next sweep."""
-        self.sweeps, self.anew = 0, False
+        self.sweeps, self.anew, self._doubt = 0, False, UNDOUBTED
         self._unseen = np.ones_like(self._unseen)
         self.covariances.forget()
 
@@ -320,11 +324,13 @@ class SessionEstimator:
         misfit = sweep.images.flatten(1) - predicted
         brighter = None
         if self.sweeps >= _KNOWS_BRIGHTNESS:
-            brighter = brightness(sweep, predicted, left, self._changes.expected(), self._reach)
+            brighter, self._doubt = brightness(
+                sweep, predicted, left, self._changes.expected(), self._reach, self._doubt
+            )
         if brighter is not None:
             pixels = brighter.pixels
             misfit[:, pixels] -= operator @ (before[seen][:, pixels] * brighter.by[seen])
-        new, self.anew = news(sweep, misfit, left)
+        new, self.anew = news(sweep, misfit, left, self._doubt)
         common = gains[min(common_age(self._age), len(gains) - 1)]
         bands = banded(signal(misfit.view_as(sweep.images), sweep.noise, common.predicted))
         field = gained(before[rows], self._age[rows].clamp(max=len(gains) - 1), gains, rows, bands)

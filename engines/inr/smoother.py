@@ -263,7 +263,11 @@ def rescaled(
     _, then = before.state()
     seen = after.changes.applied(then["field"])
     expected = (tensor_of(matrix, seen.device) @ seen.clamp_min(0.0)).unflatten(1, light.shape[1:])
-    ratio = (local_mean(light * expected, _WINDOW) + noise) / (local_mean(expected.square(), _WINDOW) + noise)
+    # Of the ratio, a difference that is expected anyway tells nothing.
+    unsure = expected_misfit(before, matrix, noise).unflatten(1, light.shape[1:])
+    ratio = (local_mean(light * expected, _WINDOW) + unsure) / (
+        local_mean(expected.square(), _WINDOW) + unsure
+    )
     return _along_z(ratio.clamp(*_BRIGHTER).flatten(1), matrix)
 
 

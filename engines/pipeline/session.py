@@ -46,7 +46,7 @@ class Session:
     white_share : float
         Of the fine structure of the projections, what is noise and not texture; see `noise.white_share`.
     noise : float or None
-        Its variance, counts², when projections were last held out; None where none were.
+        Its variance in the last sweep, counts²; None before, and where the camera's gain is known.
     field : SessionField or None
         What all sweeps say; None where every sweep stands alone.
     scores : tuple of quantiles

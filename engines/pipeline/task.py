@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # that starts there never converges.
 _LOWEST_BASE = -1.0
 _KNOWS_TEXTURE = 3  # sweeps after which what was learned tells texture from noise
+_RISES = 1.1  # of the noise's variance, from sweep to sweep, at most: more is a specimen that moved
 
 
 @dataclass(slots=True, eq=False)
@@ -148,20 +149,24 @@ class Normaliser:
         camera = self._header.camera
         if camera.gain is not None:
             return noise_variance(counts, camera)
+        raw, known = estimate_sigma(counts) ** 2, session.noise
         if len(sweep.held_out_stage):
-            session.white_share = self._held_out_share(sweep, counts)
-            session.noise = session.white_share * estimate_sigma(counts) ** 2
-        elif session.sweeps == 0 and session.noise is not None:
+            share = self._held_out_share(sweep, counts)
+            # Three images tell it badly.
+            session.white_share = (session.white_share + share) / 2 if session.sweeps else share
+        elif session.sweeps == 0 and known is not None:
             # Another specimen has other texture, and the camera's noise stays.
-            session.white_share = min(1.0, session.noise / max(estimate_sigma(counts) ** 2, 1e-30))
+            session.white_share = min(1.0, known / max(raw, 1e-30))
         variance = noise_variance(counts, camera, min(white_share(counts, matrix), session.white_share))
         field = session.field
-        if field is None or field.estimator.sweeps < _KNOWS_TEXTURE:
-            return variance
-        # Texture is in what was learned, too, and cancels; where the specimen moved, more is left.
-        expected = field.predict(operator_at) * field.unit
-        repeated = estimate_sigma(counts - expected) ** 2
-        return variance.clamp_max(max(repeated, camera.read_noise**2, 1e-6 * session.span**2))
+        if field is not None and field.estimator.sweeps >= _KNOWS_TEXTURE:
+            # Texture is in what was learned, too, and cancels; where the specimen moved, more is left.
+            repeated = estimate_sigma(counts - field.predict(operator_at) * field.unit) ** 2
+            limit = float("inf") if known is None else _RISES * known
+            noise = min(repeated, session.white_share * raw, limit)
+            variance.fill_(max(noise, camera.read_noise**2, 1e-6 * session.span**2))
+        session.noise = float(variance[0, 0, 0])
+        return variance
 
     def _held_out_share(self, sweep: Sweep, counts: Tensor) -> float:
         """Return the share of noise in the fine structure, from held-out projections and their neighbours."""
