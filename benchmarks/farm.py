@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import socket
 import subprocess
@@ -41,7 +40,8 @@ from microdiffusion.daemon.offline import (
 )
 
 RESULT = ROOT / "benchmarks" / "results" / "farm.json"
-RUNS, SWEEPS, TURNS = 20, 10, 1
+RUNS, SWEEPS, TURNS = 20, 10, 2
+SPEED_SWEEPS, KILLED_RUNS, KILLED_SWEEPS = 60, 120, 60
 KILL_EVERY_S = 10.0
 MDD = Path(sys.executable).with_name("mdd")
 ONE_THREAD = ("--device", "cpu", "--set", "engine.threads=1")
@@ -55,20 +55,14 @@ def recordings(folder: Path, count: int = RUNS, sweeps: int = SWEEPS, **layout: 
     return [first, *(Path(shutil.copy(first, folder / f"run{n:02d}.h5")) for n in range(1, count))]
 
 
-def command(*words: object) -> tuple[float, float, list[float]]:
-    """Return the seconds of a command, its processor time, s, and the load before and after."""
-    before, began_s, spent_s = os.getloadavg()[0], time.monotonic(), processor_s()
+def command(*words: object) -> tuple[float, list[float]]:
+    """Return the seconds of a command, and the load before and after."""
+    before, began_s = os.getloadavg()[0], time.monotonic()
     done = subprocess.run([MDD, "reconstruct", *map(str, words), *ONE_THREAD], capture_output=True, text=True)
     seconds = time.monotonic() - began_s
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    return seconds, processor_s() - spent_s, [round(before, 1), round(os.getloadavg()[0], 1)]
-
-
-def processor_s() -> float:
-    """Return the processor time of the commands so far, their workers included."""
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return spent.ru_utime + spent.ru_stime
+    return seconds, [round(before, 1), round(os.getloadavg()[0], 1)]
 
 
 def same(one: Path, other: Path) -> bool:
@@ -79,31 +73,20 @@ def same(one: Path, other: Path) -> bool:
 
 def speed(folder: Path) -> dict[str, Any]:
     """Time one process against two workers, one thread each."""
-    runs = recordings(folder)
-    rows: dict[str, list[float]] = {
-        f"{name}{what}_s": [] for name in ("one_process", "two_workers") for what in ("", "_processor")
-    }
+    runs = recordings(folder, RUNS, SPEED_SWEEPS)
+    rows: dict[str, list[float]] = {"one_process_s": [], "two_workers_s": []}
     loads = []
     for turn in range(TURNS):
         for name, more in (("one_process_s", []), ("two_workers_s", ["--local", 2])):
-            seconds, spent_s, load = command(*runs, "--output", folder / f"{name}{turn}", *more)
+            seconds, load = command(*runs, "--output", folder / f"{name}{turn}", *more)
             rows[name].append(round(seconds, 1))
-            rows[name.removesuffix("_s") + "_processor_s"].append(round(spent_s, 1))
             loads.append(load)
             print(rows, load, flush=True)
     identical = all(
         same(folder / "one_process_s0" / run.name, folder / "two_workers_s0" / run.name) for run in runs
     )
     ratio = np.mean(rows["one_process_s"]) / np.mean(rows["two_workers_s"])
-    # What two cores of its own would give at best: all the work on one against half of it on each.
-    spent = 2 * np.mean(rows["one_process_processor_s"]) / np.mean(rows["two_workers_processor_s"])
-    about = {
-        "ratio_by_processor_time": round(float(spent), 2),
-        "runs": RUNS,
-        "sweeps": SWEEPS,
-        "load": loads,
-        "identical": identical,
-    }
+    about = {"runs": RUNS, "sweeps": SPEED_SWEEPS, "load": loads, "identical": identical}
     return {**rows, **about, "ratio": round(float(ratio), 2), "bar": 1.7}
 
 
@@ -137,10 +120,17 @@ def overhead(folder: Path) -> dict[str, Any]:
     }
 
 
+def workers_of(command: int) -> list[psutil.Process]:
+    """Return the workers of a command, whether they were forked or started, also those that only start."""
+    children = psutil.Process(command).children()
+    forked = [each for child in children for each in child.children()]
+    return forked or [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+
+
 def killed(folder: Path) -> dict[str, Any]:
     """Kill one of two workers every ten seconds."""
-    runs = recordings(folder)
-    calm_s, _, load = command(*runs, "--output", folder / "calm", "--local", 2)
+    runs = recordings(folder, KILLED_RUNS, KILLED_SWEEPS)
+    calm_s, load = command(*runs, "--output", folder / "calm", "--local", 2)
     draw, kills = random.Random(0), 0  # noqa: S311 no secret
     began_s = time.monotonic()
     job = subprocess.Popen(
@@ -154,12 +144,7 @@ def killed(folder: Path) -> dict[str, Any]:
         time.sleep(0.1)
         if time.monotonic() >= due_s:
             due_s += KILL_EVERY_S
-            workers = [
-                each
-                for each in psutil.Process(job.pid).children()
-                if "spawn_main" in " ".join(each.cmdline())
-            ]
-            if workers:
+            if workers := workers_of(job.pid):
                 draw.choice(workers).kill()
                 kills += 1
     seconds = time.monotonic() - began_s
@@ -167,6 +152,8 @@ def killed(folder: Path) -> dict[str, Any]:
     return {
         "undisturbed_s": round(calm_s, 1),
         "killed_s": round(seconds, 1),
+        "runs": KILLED_RUNS,
+        "sweeps": KILLED_SWEEPS,
         "kills": kills,
         "load": [*load, round(os.getloadavg()[0], 1)],
         "exit_code": job.returncode,

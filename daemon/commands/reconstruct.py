@@ -26,6 +26,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.cli import ProgressBar, complain, duration, options, say
+from microdiffusion.daemon.signals import StopRequest, interrupting
 from microdiffusion.errors import ConfigError
 from microdiffusion.text import count_noun
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from microdiffusion.header import RunHeader
 
 METHODS = ("mdd", "inr", "tikhonov", "linear", "microdiffusion")
+_STAYS = "what is done stays done: the same command again does the rest"
 _WARM_UP = 32  # sweeps: see docs/reprocessing.md
 
 
@@ -81,8 +83,16 @@ def run(args: Namespace) -> int:
     if args.output is not None and config.engine.method == "microdiffusion":
         say(_cost(config.engine.reference))
     if on_cluster or len(args.file) > 1 or args.cut is not None:
-        return _run_many(args, config, on_cluster=on_cluster)
-    return _run_one(args.file[0], args, config)
+        try:
+            return _run_many(args, config, on_cluster=on_cluster)
+        except SystemExit:  # of `say`
+            complain("nobody reads what mdd reconstruct prints any more, so it ended; " + _STAYS)
+            return 3
+        except KeyboardInterrupt:
+            complain(_STAYS)
+            raise
+    with interrupting():
+        return _run_one(args.file[0], args, config)
 
 
 def _check(args: Namespace, *, on_cluster: bool) -> None:
@@ -155,6 +165,8 @@ def _run_many(args: Namespace, config: Config, *, on_cluster: bool) -> int:
         learns,
         open_cluster,
         plan_pieces,
+        prepare_workers,
+        remove_unfinished,
         work_through,
         work_through_here,
     )
@@ -164,6 +176,7 @@ def _run_many(args: Namespace, config: Config, *, on_cluster: bool) -> int:
         warm_up = _WARM_UP
     work = Work(config, args.causal, args.cut, warm_up)
     where = Where(args.local, args.scheduler, args.jobs, args.memory, config.engine.threads)
+    prepare_workers(where)
     pieces = []
     for file, output in _outputs(args.file, args.output):
         more, header = plan_pieces(file, output, work)
@@ -173,8 +186,13 @@ def _run_many(args: Namespace, config: Config, *, on_cluster: bool) -> int:
             say(f"{output} is there already")
     if not pieces:
         return 0
+    stop = StopRequest()
     with contextlib.ExitStack() as stack:
         client = None
+        if args.local is not None:
+            stack.callback(remove_unfinished, pieces)  # when the workers are gone
+        # Begun in order, a cluster ends in order; here only the work itself can be interrupted.
+        stack.enter_context(stop.heard() if on_cluster else interrupting())
         if on_cluster:
             client = stack.enter_context(open_cluster(where))
             for line in describe(client, where):
@@ -187,7 +205,7 @@ def _run_many(args: Namespace, config: Config, *, on_cluster: bool) -> int:
         if client is None:
             outcome = work_through_here(pieces, work, tell)
         else:
-            outcome = work_through(pieces, work, client, where, tell)
+            outcome = work_through(pieces, work, client, where, tell, stop)
     _say_served(outcome.served)
     for name, why in outcome.failed.items():
         complain(f"{name}: {why}")
@@ -195,7 +213,7 @@ def _run_many(args: Namespace, config: Config, *, on_cluster: bool) -> int:
     said = f"{len(outcome.done)} of {count_noun(len(pieces), 'piece')} done{spent}"
     say(f"{said}, {len(outcome.failed)} failed")
     if outcome.failed:
-        say("what is done stays done: the same command again does the rest")
+        say(_STAYS)
         return 3
     return 0
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from microdiffusion.daemon.doctor.finding import Check, Finding, ok, warning
 from microdiffusion.daemon.doctor.gpu import THEME
 from microdiffusion.daemon.doctor.subprocess_probe import Facts, probe
-from microdiffusion.daemon.engine import Requirements, holding_interval_s, requirements_of, too_slow
+from microdiffusion.daemon.engine import (
+    Requirements,
+    holding_interval_s,
+    requirements_of,
+    sessions_of_a_device,
+    too_slow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +30,7 @@ _LIMIT_S = 60.0
 
 def checks(config: Config, ask: Callable[[str], Facts]) -> list[Check]:
     """Return the checks of this theme; `ask` gives the facts of a subject from the probe's process."""
-    return [Check(THEME, "pace", lambda: pace(ask("pace"), requirements_of(config)))]
+    return [Check(THEME, "pace", lambda: pace(ask("pace"), _of_a_device(config)))]
 
 
 def pace(measured: Facts, need: Requirements | None) -> Finding:
@@ -49,4 +56,12 @@ def measured_pace(config: Config) -> Finding:
     facts = probe(config, timeout_s=_LIMIT_S, subjects=("pace",))["pace"]
     if isinstance(facts, str):
         return warning(f"the pace was not measured ({facts})", "Run mdd doctor.")
-    return pace(facts, requirements_of(config))
+    return pace(facts, _of_a_device(config))
+
+
+def _of_a_device(config: Config) -> Requirements | None:
+    """Return the demands on the device that has most sessions."""
+    need = requirements_of(config)
+    if need is None:
+        return None
+    return replace(need, sessions=sessions_of_a_device(need.sessions, config.engine))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from microdiffusion.daemon.engine.requirements import requirements_of
 
 if TYPE_CHECKING:
-    from microdiffusion.config import Config
+    from microdiffusion.config import Config, EngineConfig
     from microdiffusion.daemon.engine.trial_sweeps import SweepTime
     from microdiffusion.engines.pipeline import Engine
 
@@ -60,8 +60,13 @@ def slow_engine(config: Config, engine: Engine) -> str:
     need = requirements_of(config)
     if need is None or need.assumed or config.acquisition.driver == "watch":  # another program sets the pace
         return ""
-    sessions = -(-need.sessions // max(len(config.engine.devices), 1))  # of the device that has most
+    sessions = sessions_of_a_device(need.sessions, config.engine)
     return too_slow(sweep_time(config, engine).seconds, sessions, need.sweep_s)
+
+
+def sessions_of_a_device(sessions: int, config: EngineConfig) -> int:
+    """Return how many of a run's sessions the device has that has most."""
+    return -(-sessions // max(len(config.devices), 1))
 
 
 class PaceWatch:

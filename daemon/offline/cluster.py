@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,16 @@ from microdiffusion.text import count_noun
 
 _CONNECT_S = 30.0
 _STARTS = 3
-_LIVES = 10  # workers that may die over a piece before Dask gives it up: they are killed for many reasons
+_SETUP = "microdiffusion.daemon.offline.worker_setup"
+_HEAVY = ["distributed", "microdiffusion.daemon.offline", "microdiffusion.engines.pipeline"]
+_FORKS = sys.platform == "linux"  # elsewhere there is no fork, or the system's libraries do not stand it
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_SETTINGS = {
+    # Each death is told at once: whose fault it was is decided by what the piece had done (`farm`).
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.worker.preload": [_SETUP],
+    "distributed.worker.profile.enabled": False,  # a look at every thread's stack, a hundred times a second
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,28 @@ class Where:
         return int(psutil.virtual_memory().total) // self.local
 
 
+def prepare_workers(where: Where) -> None:
+    """Begin to start what workers on this machine are forked from, while other things are done.
+
+    A process that has imported torch: workers are there at once, and so is one in the place of one that died.
+    """
+    if where.local is None or not _FORKS:
+        return
+    from multiprocessing import forkserver, get_context
+
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # as Dask does; the engine has `engine.threads`
+    try:
+        get_context("forkserver").set_forkserver_preload(_HEAVY)
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 @contextlib.contextmanager
 def open_cluster(where: Where) -> Iterator[Any]:
     """Yield a `dask.distributed.Client`; what was started for it ends with the block.
@@ -84,9 +116,12 @@ def open_cluster(where: Where) -> Iterator[Any]:
     import dask
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": _LIVES}))
+        if where.local is not None:
+            prepare_workers(where)
+            method = {"distributed.worker.multiprocessing-method": "forkserver"} if _FORKS else {}
+            stack.enter_context(dask.config.set(_SETTINGS | method))
         for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # of workers that die the summary tells
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # of workers that die the summary tells
         if where.scheduler:
             try:
                 client = stack.enter_context(distributed.Client(where.scheduler, timeout=_CONNECT_S))
@@ -148,7 +183,7 @@ def _local(where: Where, distributed: Any) -> Any:
         n_workers=where.local,
         threads_per_worker=1,
         memory_limit=where.memory_each,
-        silence_logs=logging.ERROR,
+        silence_logs=logging.CRITICAL,
         security=safe or None,
     )
 

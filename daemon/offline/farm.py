@@ -1,8 +1,10 @@
 """Many pieces over a Dask cluster, or one after the other here: what is next, what failed, what is left.
 
-`work_through` submits each piece when those that it needs are done. A piece whose worker dies is done again
-by another; one that raises has failed, and those that need it with it, the others go on. Where the scheduler
-is lost, what is done stays done: the client waits for it to come back, and submits the rest again.
+`work_through` submits a piece when those that it needs are done and a worker is free, so that a worker has
+one piece and no other suffers where it dies. A piece whose worker dies is done again by another: that is held
+against it only where it had begun and came no farther than ever before, and so many times in a row. One that
+raises has failed, and those that need it with it, the others go on. Where the scheduler is lost, what is done
+stays done: the client waits for it to come back, and submits the rest again.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from microdiffusion import __version__
@@ -23,12 +26,15 @@ from microdiffusion.errors import MddError
 if TYPE_CHECKING:
     from microdiffusion.config import Config
     from microdiffusion.daemon.offline.cluster import Where
+    from microdiffusion.daemon.signals import StopRequest
     from microdiffusion.engines.pipeline import Engine
 
 _TOPIC = "mdd-pieces"
 _TELL_EVERY_S = 0.5
-_RESUBMISSIONS = 2
+_LIVES = 5  # workers that may die over a piece, one after the other, without a step further
 _RECONNECT_S = 60.0
+_NEW_S = 1.0  # between two looks for more workers than there were
+_LOOK_S = 0.1  # between two looks at who is there, and at a request to stop
 _one_at_a_time = threading.Lock()  # in a worker of several threads
 
 Tell = Callable[[float, float, int], None]
@@ -68,24 +74,53 @@ class Outcome:
 
 
 class _Steps:
-    """The steps that are done; a piece's count once, however often it was begun."""
+    """The steps that are done; a piece's count once, however often it was begun.
+
+    `take` is for any thread, the others for the main one, which alone prints: it may raise.
+    """
 
     def __init__(self, pieces: Sequence[Piece], tell: Tell) -> None:
         self._steps = {str(piece.output): piece.steps for piece in pieces}
         self._done = dict.fromkeys(self._steps, 0)
+        self._begun: set[str] = set()
+        self._before: dict[str, int] = {}
+        self._deaths: dict[str, int] = {}
         self._pieces = 0
         self._tell = tell
-        self._lock = threading.Lock()
+        self._told: tuple[int, int] | None = None
 
     def take(self, output: str, done: int) -> None:
-        with self._lock:
-            if output in self._done:
-                self._done[output] = max(self._done[output], done)
-            self._tell(sum(self._done.values()), sum(self._steps.values()), self._pieces)
+        """Note how far a piece is."""
+        if output in self._done:
+            self._begun.add(output)
+            self._done[output] = max(self._done[output], done)
+
+    def tell(self) -> None:
+        """Tell of what is new."""
+        now = sum(self._done.values()), self._pieces
+        if now != self._told:
+            self._told = now
+            self._tell(now[0], sum(self._steps.values()), now[1])
 
     def finish(self, piece: Piece) -> None:
+        """Note that a piece is done, and tell."""
         self._pieces += 1
         self.take(str(piece.output), piece.steps)
+        self.tell()
+
+    def submitted(self, piece: Piece) -> None:
+        """Note that a worker is to do a piece."""
+        name = str(piece.output)
+        self._begun.discard(name)
+        self._before[name] = self._done[name]
+
+    def is_deadly(self, piece: Piece) -> bool:
+        """Note that a piece's worker died; return whether the piece is given up for it."""
+        name = str(piece.output)
+        if name in self._begun:
+            farther = self._done[name] > self._before[name]
+            self._deaths[name] = 0 if farther else self._deaths.get(name, 0) + 1
+        return self._deaths.get(name, 0) >= _LIVES
 
 
 def work_through_here(
@@ -93,11 +128,16 @@ def work_through_here(
 ) -> Outcome:
     """Do pieces one after the other in this process."""
     outcome, steps, lost = Outcome(), _Steps(pieces, tell), set[Path]()
+
+    def now(output: str, done: int) -> None:
+        steps.take(output, done)
+        steps.tell()
+
     for piece in pieces:
         if _lacks(piece, lost, outcome):
             continue
         try:
-            outcome.take(piece, run_piece(piece, work, _engine, _teller(steps.take, piece)))
+            outcome.take(piece, run_piece(piece, work, _engine, _teller(now, piece)))
             steps.finish(piece)
         except Exception as error:  # the others do not suffer
             _fail(piece, _reason(error), lost, outcome)
@@ -110,6 +150,7 @@ def work_through(
     client: Any,
     where: Where,
     tell: Tell = lambda done, steps, pieces: None,
+    stop: StopRequest | None = None,
 ) -> Outcome:
     """Do pieces on a cluster.
 
@@ -118,60 +159,103 @@ def work_through(
     pieces : sequence of Piece
         In an order that works: those that one needs come before it.
     client : dask.distributed.Client
-    """
-    from dask.distributed import as_completed
+    stop : StopRequest, optional
+        Looked at again and again.
 
+    Raises
+    ------
+    KeyboardInterrupt
+        A stop was requested: what is done stays done.
+    """
     if where.threads_each is not None:
         engine = work.config.engine.model_copy(update={"threads": where.threads_each})
         work = replace(work, config=work.config.model_copy(update={"engine": engine}))
     outcome, steps, lost = Outcome(), _Steps(pieces, tell), set[Path]()
-    waiting, running = list(pieces), dict[Any, Piece]()
+    # The longest first: none is left alone at the end.
+    waiting, running = sorted(pieces, key=lambda piece: -piece.steps), dict[Any, Piece]()
     undone = {piece.output for piece in pieces}
-    tries: dict[Path, int] = {}
-    client.subscribe_topic(_TOPIC, lambda event: steps.take(*event[1]))
-    completed = as_completed()
-
-    def submit(piece: Piece) -> None:
-        # The longest first: none is left alone at the end. Not pure: a piece may be submitted again.
-        future = client.submit(_do, piece, work, __version__, where.local, pure=False, priority=piece.steps)
-        running[future] = piece
-        completed.add(future)
+    ended: SimpleQueue[Any] = SimpleQueue()
+    workers = _Workers(client)
 
     def submit_what_can() -> None:
         for piece in list(waiting):
             if _lacks(piece, lost, outcome):
                 waiting.remove(piece)
-            elif undone.isdisjoint(piece.needs):
+            elif undone.isdisjoint(piece.needs) and len(running) < workers.count(len(running)):
                 waiting.remove(piece)
-                submit(piece)
+                steps.submitted(piece)
+                # Not pure: a piece may be submitted again.
+                future = client.submit(_do, piece, work, __version__, where.local, pure=False)
+                running[future] = piece
+                future.add_done_callback(ended.put)
 
-    submit_what_can()
-    while running:
-        future = next(completed)
-        piece = running.pop(future)
+    def take(piece: Piece, future: Any) -> None:
         answer = _answer(future, piece)
         if answer is not None:
             outcome.take(piece, answer)
             undone.discard(piece.output)
             steps.finish(piece)
         elif future.status == "error":
-            again = _is_killed(future.exception()) and tries.get(piece.output, 0) < _RESUBMISSIONS
-            if again:
-                tries[piece.output] = tries.get(piece.output, 0) + 1
-                submit(piece)
-                continue
-            _fail(piece, _reason(future.exception()), lost, outcome)
+            error = future.exception()
+            if not _is_killed(error) or steps.is_deadly(piece):
+                _fail(piece, _reason(error), lost, outcome)
+            else:
+                workers.forget()
+                waiting.insert(0, piece)
         elif _connected(client):  # the scheduler was lost, and is there again
-            submit(piece)
-            continue
+            waiting.insert(0, piece)
         else:
             _fail(piece, "Dask's scheduler was lost", lost, outcome)
-        submit_what_can()
-    for piece in waiting:
-        _lacks(piece, lost, outcome)
-    with contextlib.suppress(Exception):  # it may be gone
-        client.unsubscribe_topic(_TOPIC)
+
+    client.subscribe_topic(_TOPIC, lambda event: steps.take(*event[1]))
+    try:
+        while running or waiting:
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            submit_what_can()
+            if not running and waiting and where.local is not None and workers.gone_s > _RECONNECT_S:
+                for piece in waiting:
+                    _fail(piece, "no worker starts any more: see what else this machine does", lost, outcome)
+                break
+            with contextlib.suppress(Empty):
+                future = ended.get(timeout=_LOOK_S)
+                take(running.pop(future), future)
+            steps.tell()
+    finally:
+        with contextlib.suppress(Exception):  # the scheduler may be gone
+            client.cancel(list(running))
+            client.unsubscribe_topic(_TOPIC)
     return outcome
+
+
+class _Workers:
+    """The workers of a cluster, looked at now and then."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._count = 0
+        self._looked_s = float("-inf")
+        self._there_s = time.monotonic()
+
+    def count(self, busy: int) -> int:
+        """Return how many pieces they can do at a time; `busy` they do."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= (_LOOK_S if busy < self._count else _NEW_S):
+            with contextlib.suppress(Exception):  # of the connection: as many as there were
+                self._count = sum(self._client.nthreads().values())
+            self._looked_s = now_s
+            if self._count:
+                self._there_s = now_s
+        return self._count
+
+    def forget(self) -> None:
+        """Look again at the next question: one has died."""
+        self._looked_s, self._count = float("-inf"), 0
+
+    @property
+    def gone_s(self) -> float:
+        """Seconds without any."""
+        return time.monotonic() - self._there_s
 
 
 def _answer(future: Any, piece: Piece) -> PieceDone | None:
@@ -200,6 +284,7 @@ def _do(piece: Piece, work: Work, version: str, local: int | None) -> PieceDone:
         worker.log_event(_TOPIC, (output, done))
 
     with _one_at_a_time:
+        told(str(piece.output), 0)  # it has begun
         return run_piece(piece, work, _engine, _teller(told, piece))
 
 
@@ -260,7 +345,10 @@ def _is_killed(error: BaseException | None) -> bool:
 def _reason(error: BaseException | None) -> str:
     """Return why a piece failed, one sentence."""
     if _is_killed(error):
-        return "its worker died each time: too little memory? Give workers more, or cut by time with --cut"
+        return (
+            "worker after worker died over it, without a step further: too little memory? Give them more "
+            "with --memory, or cut by time with --cut"
+        )
     if isinstance(error, MddError):
         return str(error)
     return f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from microdiffusion.daemon.offline.assembly import assemble_file, reconstruct_pa
 from microdiffusion.daemon.offline.reconstruct import learns, reconstruct_file
 from microdiffusion.daemon.offline.sweeps import SweepKey, open_recorded
 from microdiffusion.errors import EngineError, InputFileError, MddError
+from microdiffusion.files import leftovers
 from microdiffusion.runfile import is_run_file, open_run
 
 if TYPE_CHECKING:
@@ -269,6 +270,15 @@ def run_piece(
         if is_done(piece):  # by a worker that was taken for lost
             return PieceDone(time.monotonic() - began_s)
         raise
+
+
+def remove_unfinished(pieces: Collection[Piece]) -> None:
+    """Remove what processes that are gone have left of pieces in the making."""
+    for folder in {piece.output.parent for piece in pieces}:
+        names = {piece.output.name for piece in pieces if piece.output.parent == folder}
+        for name in names if folder.is_dir() else ():
+            for left in leftovers(folder, name):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def check_version(version: str) -> None:

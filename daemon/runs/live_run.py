@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 from microdiffusion.config import Config
-from microdiffusion.daemon.engine import EngineProcess, PaceWatch, SweepJob
+from microdiffusion.daemon.engine import EngineProcess, PaceWatch, SweepJob, sessions_of_a_device
 from microdiffusion.daemon.ingest import Ingest, RunState
 from microdiffusion.daemon.receipt import Receipt
 from microdiffusion.daemon.recorder import Recorder
@@ -89,7 +89,8 @@ class LiveRun:
         self.received = recorder.received
         self.window_bytes = WINDOW_BYTES
         self.state = RunState.OPEN
-        self._pace = PaceWatch(len(self.header.channels) * len(self.header.positions))
+        sessions = len(self.header.channels) * len(self.header.positions)
+        self._pace = PaceWatch(sessions_of_a_device(sessions, config.engine))
         self._skipped = 0
         self.reason = ""
         self._engine = engine

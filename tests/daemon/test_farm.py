@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from microdiffusion.config.models import Config, EngineConfig
 from microdiffusion.daemon.cli import dispatch as cli
 from microdiffusion.daemon.offline.cluster import Where, describe, open_cluster
 from microdiffusion.daemon.offline.farm import work_through, work_through_here
-from microdiffusion.daemon.offline.pieces import Piece, Work, plan_pieces
+from microdiffusion.daemon.offline.pieces import Piece, PieceDone, Work, plan_pieces
 from microdiffusion.daemon.offline.reconstruct import reconstruct_file
 from microdiffusion.errors import DependencyError, InputFileError
 from microdiffusion.frames import FIGURES
@@ -183,14 +186,168 @@ def test_jobs_of_slurm_ask_for_what_a_worker_needs() -> None:
     assert "#SBATCH --mem=6G" in scripts[0]
 
 
+class KilledWorker(Exception):
+    """As Dask says that a task's worker died."""
+
+
+class Cluster:
+    """Workers that die as a script says: by piece, the steps that each attempt tells before its death.
+
+    None: it dies before it has begun. After the last death a piece is done.
+    """
+
+    def __init__(self, deaths: dict[str, list[int | None]]) -> None:
+        self.deaths = deaths
+        self.most = self.running = 0
+        self.tell: Any = None
+
+    def subscribe_topic(self, topic: str, handler: Any) -> None:
+        self.tell = handler
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        pass
+
+    def cancel(self, futures: list[Any]) -> None:
+        assert futures == []
+
+    def nthreads(self) -> dict[str, int]:
+        return {"one": 1, "other": 1}
+
+    def submit(self, do: Any, piece: Piece, *rest: Any, pure: bool) -> Any:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        return Attempt(self, piece)
+
+
+class Attempt:
+    """A future of such a cluster."""
+
+    def __init__(self, cluster: Cluster, piece: Piece) -> None:
+        self.cluster, self.piece = cluster, piece
+        self.status = "error" if cluster.deaths.get(piece.output.name) else "finished"
+
+    def add_done_callback(self, ended: Any) -> None:
+        self.cluster.running -= 1
+        if self.status == "error":
+            steps = self.cluster.deaths[self.piece.output.name].pop(0)
+            for done in () if steps is None else (0, steps):
+                self.cluster.tell((0.0, (str(self.piece.output), done)))
+        ended(self)
+
+    def exception(self) -> Exception:
+        return KilledWorker()
+
+    def result(self, timeout: float) -> PieceDone:
+        return PieceDone(1.0)
+
+
+def test_a_death_is_held_against_the_piece_that_comes_no_farther(tmp_path: Path) -> None:
+    deaths: dict[str, list[int | None]] = {
+        "had_not_begun.h5": [None] * 50,
+        "comes_farther.h5": list(range(50)),
+        "stays_where_it_was.h5": [3] * 50,
+        "dies_at_once.h5": [0] * 50,
+        "is_let_alone.h5": [],
+    }
+    pieces = [Piece(tmp_path / "run.h5", tmp_path / name, tmp_path / name, 100, "mark") for name in deaths]
+    cluster = Cluster(deaths)
+    told: list[tuple[float, float, int]] = []
+    outcome = work_through(pieces, Work(CONFIG), cluster, Where(2), lambda *now: told.append(now))
+    done = {"had_not_begun.h5", "comes_farther.h5", "is_let_alone.h5"}
+    assert {piece.name for piece in outcome.done} == done
+    assert outcome.failed.keys() == deaths.keys() - done
+    assert all("worker after worker died over it" in why for why in outcome.failed.values())
+    assert (len(deaths["stays_where_it_was.h5"]), len(deaths["dies_at_once.h5"])) == (50 - 6, 50 - 5)
+    assert told[-1][2] == 3
+
+
+def test_a_worker_has_one_piece(tmp_path: Path) -> None:
+    names = [f"{number}.h5" for number in range(6)]
+    pieces = [Piece(tmp_path / "run.h5", tmp_path / name, tmp_path / name, 10, "mark") for name in names]
+    cluster = Cluster({})
+    cluster.most = 0
+    waiting: list[Any] = []
+    cluster.submit = lambda do, piece, *rest, pure: waiting.append(piece) or Attempt(cluster, piece)  # type: ignore
+    seen: list[int] = []
+
+    def tell(done: float, steps: float, ready: int) -> None:
+        seen.append(len(waiting) - ready)
+
+    work_through(pieces, Work(CONFIG), cluster, Where(2), tell)
+    assert max(seen) <= 2
+
+
+def _command(folder: Path, *more: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start `mdd reconstruct` with a worker, on what takes minutes."""
+    folder.mkdir(exist_ok=True)
+    source = write_recording(folder / "run.h5", 400)
+    words = ["reconstruct", str(source), "--output", str(folder / "out.h5"), "--local", "1", *SET]
+    program = [sys.executable, "-m", "microdiffusion.daemon.cli", *words, *more]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True), folder / "out.h5"
+
+
+def _family(command: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(command.pid).children(recursive=True)
+
+
+def _ended(command: subprocess.Popen[str], family: list[psutil.Process], output: Path) -> tuple[int, str]:
+    """Return exit code and last line of a command that leaves no process and no file behind."""
+    assert command.stderr is not None
+    with command.stderr:
+        said = command.stderr.read()
+    code = command.wait(60)
+    if command.stdout is not None:
+        command.stdout.close()
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert sorted(each.name for each in output.parent.iterdir()) == ["run.h5"]
+    return code, said
+
+
+@pytest.mark.timeout(300)  # processes import torch, on a machine that may be busy
+def test_a_reader_that_goes_away_ends_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    command, output = _command(tmp_path)
+    assert command.stdout is not None
+    assert command.stdout.readline().startswith("1 worker on this machine")
+    family = _family(command)
+    command.stdout.close()
+    code, said = _ended(command, family, output)
+    assert code == 3
+    assert "the same command again does the rest" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal there ends a process at once")
+@pytest.mark.timeout(300)  # processes import torch, on a machine that may be busy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_command_that_is_stopped_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    command, output = _command(tmp_path)
+    while not list(tmp_path.glob(".out.h5.part-*/*")):
+        assert command.poll() is None
+        time.sleep(0.02)
+    family = _family(command)
+    # As a terminal does: all of them at once.
+    for each in [*family, psutil.Process(command.pid)] if number == signal.SIGINT else ():
+        each.send_signal(number)
+    if number != signal.SIGINT:
+        command.send_signal(number)
+    code, said = _ended(command, family, output)
+    assert code == 130
+    assert said.splitlines() == [
+        "what is done stays done: the same command again does the rest",
+        "mdd: interrupted",
+    ]
+
+
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[tuple[Any, Where]]:
     pytest.importorskip("distributed")
     where = Where(local=2, threads=1)
     with open_cluster(where) as client:
         yield client, where
-    deadline = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)[1]
-    assert not [each for each in deadline if "dask" in " ".join(each.cmdline())]
+        workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 @pytest.mark.timeout(300)  # two processes import torch, on a machine that may be busy

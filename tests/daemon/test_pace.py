@@ -42,6 +42,20 @@ def test_the_first_sweeps_of_a_run_tell_once_whether_the_engine_keeps_up() -> No
     assert not any(quick.volume((0, 0), number, float(number), 0.6) for number in range(9))
 
 
+def test_of_several_devices_the_one_with_most_sessions_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from microdiffusion.daemon.doctor import pace as doctor
+
+    shape = {"camera.width": 32, "camera.height": 32, "acquisition.sweep_interval_s": 2.0}
+    stage = {"acquisition.positions_um": [[0.0, 0.0], [9.0, 0.0], [18.0, 0.0]]}
+    facts = {"seconds": 1.0, "measured": (32, 32), "whole": True}
+    monkeypatch.setattr(doctor, "probe", lambda *_, **__: {"pace": facts})
+    one = load_config("demo", overrides=shape | stage)
+    two = load_config("demo", overrides=shape | stage | {"engine.devices": ["cpu", "cpu"]})
+    assert "of each of 3 sessions" in doctor.measured_pace(one).text
+    assert "an interval of 2.3 s holds" not in doctor.measured_pace(one).text
+    assert "2.3 s holds" in doctor.measured_pace(two).text
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
