@@ -29,7 +29,7 @@ _GO_ON = "what was written stays: run the same command again, and it goes on the
 
 
 def open_store(url: str) -> tuple[Any, Callable[[], set[str]]]:
-    """Return zarr's store at an address, and a function that lists the keys below it.
+    """Return zarr's store at an address, for whole chunks and shards, and what lists the keys below it.
 
     Raises
     ------
@@ -60,8 +60,15 @@ def open_store(url: str) -> tuple[Any, Callable[[], set[str]]]:
     def keys() -> set[str]:
         return {str(key).removeprefix(path).lstrip("/") for key in fs.find(path)}
 
+    class WholeObjects(storage.WrapperStore):  # type: ignore[misc]
+        """A store that is not asked for a shard before one is written: that is a request or two for each."""
+
+        async def get(self, key: str, *more: Any, **named: Any) -> Any:
+            is_part = key.rpartition("/")[2].isdigit()
+            return None if is_part else await super().get(key, *more, **named)
+
     # One instance for zarr and for us, which closes its connections when it is no longer needed.
-    return storage.FsspecStore(wrapper(fs, asynchronous=True), path=path), keys
+    return WholeObjects(storage.FsspecStore(wrapper(fs, asynchronous=True), path=path)), keys
 
 
 @contextlib.contextmanager

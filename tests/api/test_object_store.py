@@ -134,6 +134,15 @@ def test_every_voxel_is_there_and_none_of_a_gap(run: Path, files: Any, server: S
         assert image["0"].metadata.dimension_names == tuple("tczyx")
 
 
+def test_of_a_shard_nothing_is_asked_before_it_is_written(run: Path, server: S3Server, files: Any) -> None:
+    export_run(run, "ome-zarr", URL, ngff="0.5")
+    of_shards = [(method, path) for method, path in server.requests if "/c/" in path]
+    assert {method for method, _ in of_shards} == {"PUT"}
+    listings = [path for method, path in server.requests if (method, path) == ("GET", "/mine")]
+    assert len(listings) < len(of_shards)  # none for each
+    check(opened())
+
+
 def test_dask_opens_it_from_there(run: Path, files: Any) -> None:
     array = pytest.importorskip("dask.array")
     export_run(run, "ome-zarr", URL)
