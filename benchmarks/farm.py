@@ -41,7 +41,7 @@ from microdiffusion.daemon.offline import (
 
 RESULT = ROOT / "benchmarks" / "results" / "farm.json"
 RUNS, SWEEPS, TURNS = 20, 10, 2
-SPEED_SWEEPS, KILLED_RUNS, KILLED_SWEEPS = 60, 120, 60
+SPEED_SWEEPS, KILLED_RUNS, KILLED_SWEEPS = 60, 100, 60
 KILL_EVERY_S = 10.0
 MDD = Path(sys.executable).with_name("mdd")
 ONE_THREAD = ("--device", "cpu", "--set", "engine.threads=1")

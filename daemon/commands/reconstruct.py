@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 METHODS = ("mdd", "inr", "tikhonov", "linear", "microdiffusion")
 _STAYS = "what is done stays done: the same command again does the rest"
+_LINE_EVERY_S = 10.0  # where there is no terminal
 _WARM_UP = 32  # sweeps: see docs/reprocessing.md
 
 
@@ -119,7 +120,7 @@ def _run_one(file: Path, args: Namespace, config: Config) -> int:
     from microdiffusion.daemon.offline import catch_up, reconstruct_file
 
     reasons: dict[str, str] = {}
-    with ProgressBar("reconstructing", every_s=10.0) as bar:
+    with ProgressBar("reconstructing", every_s=_LINE_EVERY_S) as bar:
 
         def building(share: float) -> None:
             bar(share, title="building the TensorRT engine")
@@ -197,7 +198,7 @@ def _run_many(args: Namespace, config: Config, *, on_cluster: bool) -> int:
             client = stack.enter_context(open_cluster(where))
             for line in describe(client, where):
                 say(line)
-        bar = stack.enter_context(ProgressBar("reconstructing", "steps", every_s=10.0))
+        bar = stack.enter_context(ProgressBar("reconstructing", "steps", every_s=_LINE_EVERY_S))
 
         def tell(done: float, steps: float, ready: int) -> None:
             bar(done, steps, f"{ready} of {count_noun(len(pieces), 'piece')}")

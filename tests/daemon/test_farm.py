@@ -280,14 +280,23 @@ def test_a_worker_has_one_piece(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def long_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a recording that takes a worker far longer than a test."""
-    return write_recording(tmp_path_factory.mktemp("long") / "run.h5", 200)
+    return write_recording(tmp_path_factory.mktemp("long") / "run.h5", 100)
+
+
+_PROGRAM = """
+import sys
+from microdiffusion.daemon.cli import main
+from microdiffusion.daemon.commands import reconstruct
+reconstruct._LINE_EVERY_S = 0.5
+sys.exit(main())
+"""
 
 
 def _command(source: Path, folder: Path) -> tuple[subprocess.Popen[str], Path]:
     """Start `mdd reconstruct` with a worker."""
     slow = ["--set", "engine.inr.cold_steps=2000"]
     words = ["reconstruct", str(source), "--output", str(folder / "out.h5"), "--local", "1", *SET, *slow]
-    program = [sys.executable, "-m", "microdiffusion.daemon.cli", *words]
+    program = [sys.executable, "-c", _PROGRAM, *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True), folder / "out.h5"
 
@@ -315,8 +324,11 @@ def test_a_reader_that_goes_away_ends_the_command(long_one: Path, tmp_path: Path
     command, output = _command(long_one, tmp_path)
     assert command.stdout is not None
     assert command.stdout.readline().startswith("1 worker on this machine")
+    while not list(tmp_path.glob(".out.h5.part-*/*")):
+        assert command.poll() is None
+        time.sleep(0.02)
     family = _family(command)
-    command.stdout.close()
+    command.stdout.close()  # before a line of progress
     code, said = _ended(command, family, output)
     assert code == 3
     assert "the same command again does the rest" in said
