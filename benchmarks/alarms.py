@@ -1,15 +1,16 @@
 """Alarms about quality: their levels, learned on good sessions, and how often they find what is wrong.
 
-    python benchmarks/alarms.py --volumes FOLDER --unseen FOLDER [--cases 200] [--jobs 2]
+    python benchmarks/alarms.py --volumes FOLDER [--also FOLDER ...] --unseen FOLDER [--cases 200] [--jobs 2]
 
 A session is six sweeps of 40 x 40 x 40 voxels of a recorded volume (or of nuclei that are drawn, in an
 eighth of those to learn from): slab 5, 6 or 8 slices, step 6 or 8, golden offsets, 100 to 1,500 photons,
 a camera of which the gain is declared or not, bleaching of up to 2 % a sweep; the specimen keeps still,
 is active or drifts. The INR, without the network, whose own findings have limits already. Levels come
-from good sessions of `--volumes` alone: for each symptom and age of the session the largest value, or the
-median and so many standard deviations, whichever is more; how many, is the least number at which volumes
-that are left out in turn raise an alarm in one session of 200 at most. Written to
-engines/trust/alarm_levels.py.
+from good sessions of `--volumes` and `--also` alone: for each symptom and age of the session the largest
+value, or the median and so many standard deviations, whichever is more. How many, is for each symptom the
+least number at which no volume that is left out in turn raises its alarm, times a slack for all of them: the
+least at which volumes of which neither these numbers nor the levels know raise an alarm in one session of
+200 at most. Written to engines/trust/alarm_levels.py.
 
 Then `--cases` good sessions of the unseen volumes tell false alarms, and as many with one of nine faults,
 from the fourth sweep on or (profile, reversed, kind, column) from the first, how many are found. By how
@@ -24,7 +25,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -68,9 +69,10 @@ FAULTS = (
 )
 FROM_THE_START = (FAULTS[0], FAULTS[1], FAULTS[7], FAULTS[8])
 SATURATED = 0.002  # share of pixels: the exposure alarm's own limit
-LEARNED_FROM = 200
-MARGINS = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)  # standard deviations
+LEARNED_FROM = 120
 ALLOWED = 0.005  # of the sessions of volumes left out
+SLACKS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+MARGINS = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)  # standard deviations
 LEVELS = ROOT / "engines" / "trust" / "alarm_levels.py"
 OFFSET = 100.0
 
@@ -260,22 +262,25 @@ def learn(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     looks = np.array([[each[name] for name in APPEARANCE] for row in rows for each in row["symptoms"]])
     middle = looks.mean(0)
     spread = np.cov(looks.T)
-    # Ridge: nine numbers of some hundred sessions of fifteen specimens.
-    whitening = np.linalg.cholesky(np.linalg.inv(spread + 0.02 * np.diag(np.diag(spread)))).T
+    whitening = _whitening(spread)
     quality_watch.FAMILIAR, quality_watch.WHITENING = tuple(middle), tuple(map(tuple, whitening))
-    for row in rows:
-        for each in row["symptoms"]:
-            each["strange"] = quality_watch.strangeness(each)
+    steps = np.array([step for row in rows for step in _steps(row)])
+    steadiness = _whitening(steps.T @ steps / len(steps))
+    quality_watch.STEADY = tuple(map(tuple, steadiness))
+    _compare(rows)
     names = sorted({row["volume"] for row in rows})
+    alone = {name: _margins([row for row in rows if row["volume"] != name]) for name in names}
     rates = {}
-    for margin in MARGINS:
+    for slack in SLACKS:
         raised = 0
         for name in names:
-            levels = _levels([row for row in rows if row["volume"] != name], margin)
+            others = [row for row in rows if row["volume"] != name]
+            levels = _levels(others, alone[name], slack)
             raised += sum(bool(_kinds(row, levels)) for row in rows if row["volume"] == name)
-        rates[margin] = raised / len(rows)
-    margin = next((each for each in MARGINS if rates[each] <= ALLOWED), MARGINS[-1])
-    levels = _levels(rows, margin)
+        rates[slack] = raised / len(rows)
+    slack = next((each for each in SLACKS if rates[each] <= ALLOWED), SLACKS[-1])
+    margins = _margins(rows)
+    levels = _levels(rows, margins, slack)
     lines = [
         '"""Levels of the alarms about quality, and the appearance of the specimens to learn from.',
         "",
@@ -293,36 +298,91 @@ def learn(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "WHITENING: tuple[tuple[float, ...], ...] = (",
         *(f"    ({', '.join(f'{value:.4g}' for value in line)})," for line in whitening),
         ")",
+        "STEADY: tuple[tuple[float, ...], ...] = (",
+        *(f"    ({', '.join(f'{value:.4g}' for value in line)})," for line in steadiness),
+        ")",
+        '"""Whitening of what an appearance differs from those before it in a good session."""',
     ]
     write_text(LEVELS, "\n".join(lines) + "\n")
     quality_watch.LEVELS = levels
     return {
         "sessions": len(rows),
         "volumes": names,
-        "margin": margin,
+        "slack": slack,
+        "margins": margins,
         "false_alarms_of_volumes_left_out": {f"{each:g}": round(rate, 4) for each, rate in rates.items()},
     }
 
 
-def _levels(rows: Sequence[dict[str, Any]], margin: float) -> dict[str, tuple[float, float, float]]:
+def _whitening(covariance: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the root of the inverse of a covariance (N, N), with a ridge: it is of fifteen specimens."""
+    ridged = covariance + 0.02 * np.diag(np.diag(covariance))
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(ridged)).T, np.float64)
+
+
+def _steps(row: dict[str, Any]) -> list[NDArray[np.float64]]:
+    """Return by how much each sweep's appearance, from the third on, differs from those before it."""
+    looks = np.array([[each[name] for name in APPEARANCE] for each in row["symptoms"]])
+    return [looks[number] - np.median(looks[:number], 0) for number in range(2, len(looks))]
+
+
+def _compare(rows: Sequence[dict[str, Any]]) -> None:
+    """Put into the symptoms of each sweep what the appearance of good sessions makes of its own."""
+    for row in rows:
+        before: dict[str, list[float]] = {}
+        for each in row["symptoms"]:
+            each["strange"] = quality_watch.strangeness(each)
+            each["novelty"] = quality_watch.novelty(each, before)
+            before = quality_watch.remembered(each, before)
+        row["readings"] = list(_read(row))
+
+
+def _levels(
+    rows: Sequence[dict[str, Any]], margins: Mapping[str, float], slack: float
+) -> dict[str, tuple[float, float, float]]:
+    levels = {}
+    for name, ages in _statistics(rows).items():
+        first, second, later = (max(top, middle + slack * margins[name] * sd) for top, middle, sd in ages)
+        levels[name] = (first, second, later)
+    return levels
+
+
+def _margins(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return each symptom's least margin at which no volume that is left out raises its alarm."""
+    wanted = dict.fromkeys(sorted({sign.name for sign in quality_watch.SIGNS}), 0.0)
+    for name in sorted({row["volume"] for row in rows}):
+        good = _statistics([row for row in rows if row["volume"] != name])
+        for row in rows:
+            for sign, value, age in _readings(row) if row["volume"] == name else ():
+                top, middle, deviation = good[sign.name][age - 1]
+                if value > top:
+                    wanted[sign.name] = max(wanted[sign.name], (value - middle) / max(deviation, 1e-9))
+    return {name: next((m for m in MARGINS if m >= most), MARGINS[-1]) for name, most in wanted.items()}
+
+
+def _statistics(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
+    """Return the largest value, the median and a deviation of each symptom in good sessions, by age."""
     read: dict[str, list[list[float]]] = {}
     for row in rows:
         for sign, value, age in _readings(row):
             read.setdefault(sign.name, [[], [], []])[age - 1].append(value)
-    levels = {}
+    statistics = {}
     for name, ages in sorted(read.items()):
-        of_ages = []
-        for values in ages:
-            if not values:
-                of_ages.append(1e9)
-                continue
-            middle, high = np.quantile(values, [0.5, 0.9])
-            of_ages.append(float(max(np.max(values), middle + margin * (high - middle) / 1.2816)))
-        levels[name] = (of_ages[0], of_ages[1], of_ages[2])
-    return levels
+        statistics[name] = [(1e9, 0.0, 0.0)] * len(ages)
+        for age, values in enumerate(ages):
+            if values:
+                middle, high = np.quantile(values, [0.5, 0.9])
+                statistics[name][age] = (float(max(values)), float(middle), float(high - middle) / 1.2816)
+    return statistics
 
 
-def _readings(row: dict[str, Any]) -> Iterator[tuple[quality_watch.Sign, float, int]]:
+def _readings(row: dict[str, Any]) -> list[tuple[quality_watch.Sign, float, int]]:
+    """Return what each sign of a session reads, sweep by sweep; once `_compare` has seen it."""
+    found: list[tuple[quality_watch.Sign, float, int]] = row["readings"]
+    return found
+
+
+def _read(row: dict[str, Any]) -> Iterator[tuple[quality_watch.Sign, float, int]]:
     before: dict[str, list[float]] = {}
     for now in row["symptoms"]:
         yield from quality_watch.readings(now, before)
@@ -337,9 +397,8 @@ def _kinds(row: dict[str, Any], levels: dict[str, tuple[float, float, float]]) -
 
 def judge(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return rates of detection and of false alarm."""
+    _compare((*good, *bad))
     for row in (*good, *bad):
-        for each in row["symptoms"]:
-            each["strange"] = quality_watch.strangeness(each)
         row["kinds"] = _kinds(row, quality_watch.LEVELS)
     false = [row for row in good if row["kinds"]]
     report: dict[str, Any] = {
@@ -371,9 +430,9 @@ def judge(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]]) -> dict
     return report
 
 
-def _at(played: dict[str, list[dict[str, Any]]], margin: float) -> dict[str, float]:
-    """Return the rates of false alarm and of detection at another margin."""
-    levels = _levels(played["learn"], margin)
+def _at(played: dict[str, list[dict[str, Any]]], slack: float) -> dict[str, float]:
+    """Return the rates of false alarm and of detection with another slack."""
+    levels = _levels(played["learn"], _margins(played["learn"]), slack)
     above = [row for row in played["bad"] if row["change_db"] > 1.0]
     return {
         "false_alarms": round(float(np.mean([bool(_kinds(row, levels)) for row in played["good"]])), 4),
@@ -392,19 +451,25 @@ def main() -> int:
     parser.add_argument("--volumes", type=Path, required=True, help="to learn from")
     parser.add_argument("--unseen", type=Path, required=True, help="to test on")
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--learn", type=int, default=LEARNED_FROM)
+    parser.add_argument("--learn", type=int, default=LEARNED_FROM, help="sessions of --volumes and nuclei")
+    parser.add_argument(
+        "--also", type=Path, nargs="*", default=[], help="to learn from, six sessions of each"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rows", type=Path, help="where to keep what was played, to judge it again")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "alarms.json")
     options = parser.parse_args()
     known, unseen = (sorted(folder.glob("*.h5")) for folder in (options.volumes, options.unseen))
     places: list[str | None] = [*map(str, known), None, None]
+    held_back = {path.stem for path in unseen}
+    also = [p for folder in options.also for p in sorted(folder.glob("*.h5")) if p.stem not in held_back]
 
     def pick(some: Sequence[Any], number: int) -> Any:
         return some[number % len(some)]
 
     plans: dict[str, list[tuple[str | None, int, str | None]]] = {
-        "learn": [(pick(places, n), n, None) for n in range(options.learn)],
+        "learn": [(pick(places, n), n, None) for n in range(options.learn)]
+        + [(str(pick(also, n)), 30_000 + n, None) for n in range(6 * len(also))],
         "good": [(str(pick(unseen, n)), 10_000 + n, None) for n in range(options.cases)],
         "bad": [
             (str(pick(unseen, n // len(FAULTS) + n)), 20_000 + n, pick(FAULTS, n))
@@ -436,7 +501,7 @@ def main() -> int:
         "learned": learned,
         **judge(played["good"], played["bad"]),
     }
-    report["by_margin"] = {f"{each:g}": _at(played, each) for each in MARGINS}
+    report["by_slack"] = {f"{each:g}": _at(played, each) for each in SLACKS}
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
     return 0

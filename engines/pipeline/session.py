@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion.engines.inr import SessionField, SessionPrior
-from microdiffusion.engines.trust import Claim, Findings
+from microdiffusion.engines.trust import Claim, Findings, Glance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +59,8 @@ class Session:
         Of the slabs of the last two sweeps, slices.
     watched : dict
         Symptoms of the last sweeps by name, oldest first; see `watch.py`. Never changed in place.
+    glance : Glance or None
+        At the last sweep. A session from disk has none.
     """
 
     low: float
@@ -74,10 +76,11 @@ class Session:
     claim: Claim | None = None
     rival_claim: Claim | None = None
     places: tuple[tuple[float, ...], ...] = ()
+    glance: Glance | None = None
 
     @property
-    def _parts(self) -> tuple[SessionPrior | SessionField | Claim | None, ...]:
-        return self.prior, self.field, self.claim, self.rival_claim
+    def _parts(self) -> tuple[SessionPrior | SessionField | Claim | Glance | None, ...]:
+        return self.prior, self.field, self.claim, self.rival_claim, self.glance
 
     @property
     def nbytes(self) -> int:

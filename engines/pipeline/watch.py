@@ -16,6 +16,9 @@ import numpy as np
 from microdiffusion.engines.trust import (
     alarms_of,
     appearance,
+    glance,
+    in_reverse,
+    novelty,
     remembered,
     strangeness,
     surprise,
@@ -23,7 +26,7 @@ from microdiffusion.engines.trust import (
 
 if TYPE_CHECKING:
     from microdiffusion.engines.pipeline.task import Task
-    from microdiffusion.engines.trust import Scores
+    from microdiffusion.engines.trust import Glance, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +35,21 @@ class Watched:
 
     symptoms: dict[str, float]
     before: dict[str, list[float]]
+    glance: Glance | None = None
 
 
 def look(task: Task) -> Watched:
     """Return what a sweep shows that its session has not taken in yet."""
     if task.lane == "rolling" or task.known is not None or len(task.sweep.stage) < 2:
         return Watched({}, {})
-    found = appearance(np.asarray(task.sweep.projections))
+    projections = np.asarray(task.sweep.projections)
+    found = appearance(projections)
     found["strange"] = strangeness(found)
+    seen_now = glance(projections, np.asarray(task.sweep.stage.z_um))
+    compared = {"novelty": novelty(found, task.session.watched)}
+    if task.session.glance is not None:
+        compared["reversed"] = in_reverse(seen_now, task.session.glance)
+    found |= {name: value for name, value in compared.items() if math.isfinite(value)}
     field = task.session.field
     if field is not None and field.estimator.sweeps:
         scale = task.session.span / field.unit
@@ -49,7 +59,7 @@ def look(task: Task) -> Watched:
         noise = noise / field.motion.brightness**2
         step = task.geometry.conditions.step
         found |= surprise(seen, expected, spread, noise, matrix, step)
-    return Watched(found, task.session.watched)
+    return Watched(found, task.session.watched, seen_now)
 
 
 def settle(task: Task, watched: Watched, scores: Scores, served: str) -> dict[str, str]:
@@ -65,4 +75,5 @@ def settle(task: Task, watched: Watched, scores: Scores, served: str) -> dict[st
         found["renewed"] = 1.0 - task.learned.still
     raised = alarms_of(found, watched.before)
     task.session.watched = remembered(found, watched.before)
+    task.session.glance = watched.glance
     return raised

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from microdiffusion.engines.trust.alarm_levels import FAMILIAR, LEVELS, WHITENING
+from microdiffusion.engines.trust.alarm_levels import FAMILIAR, LEVELS, STEADY, WHITENING
 from microdiffusion.engines.trust.symptoms import APPEARANCE
 
 KEPT = 8
@@ -39,11 +39,14 @@ class Sign:
 SIGNS = (
     Sign("innovation", "unexpected"),
     Sign("renewed", "unexpected"),
+    Sign("novelty", "unexpected"),
     Sign("spot", "spot", rise=True),
+    Sign("shaded", "spot", rise=True),
     Sign("misplaced", "stage", rise=True),
     Sign("all_misplaced", "stage"),
+    Sign("reversed", "stage"),
     Sign("dimmed", "dimmed"),
-    Sign("softened", "blurred"),
+    Sign("softened", "blurred", rise=True),
     Sign("column", "column"),
     Sign("strange", "unfamiliar"),
 )
@@ -63,6 +66,18 @@ def strangeness(look: Mapping[str, float]) -> float:
     """Return the logarithm of the Mahalanobis distance of an appearance from the training's specimens."""
     apart = np.array([look[name] for name in APPEARANCE]) - np.array(FAMILIAR)
     return float(np.log(np.linalg.norm(np.array(WHITENING) @ apart) + 1e-9))
+
+
+def novelty(look: Mapping[str, float], before: Mapping[str, list[float]]) -> float:
+    """Return the logarithm of the Mahalanobis distance of an appearance from the session's own; or NaN.
+
+    From the median of the sweeps before, at least two; its covariance is that of good sessions.
+    """
+    past = [before.get(name, ()) for name in APPEARANCE]
+    if min(map(len, past)) < 2:
+        return math.nan
+    apart = np.array([look[name] for name in APPEARANCE]) - np.array([np.median(each) for each in past])
+    return float(np.log(np.linalg.norm(np.array(STEADY) @ apart) + 1e-9))
 
 
 def readings(

@@ -4,7 +4,9 @@ Two sources. Its *appearance*: spectrum, histogram, correlation of neighbouring 
 which any sweep has. And the *surprise*: how it differs from what the sweeps before it foretold, in units of
 what their covariances allow (the normalised innovation of a Kalman filter, Bar-Shalom, Li and Kirubarajan
 2001, section 5.4), over the whole, slab by slab and place by place. A slab that lies elsewhere than the stage
-said is foretold better from another depth.
+said is foretold better from another depth. And a third, two sweeps alone (`Glance`): slabs taken in the
+reverse order of what the stage said are foretold better by the sweep before as it would then lie, from the
+first sweep on, where a session expects what it has always seen.
 
 All are logarithms or shares, larger is worse for those in `SYMPTOMS`; `quality_watch.py` has the levels. Pure
 functions; some thousand pixels of some slabs are enough.
@@ -13,6 +15,8 @@ functions; some thousand pixels of some slabs are enough.
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +39,66 @@ _DEPTHS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # steps, either way, at which a sla
 _WITHIN = 0.98  # of a slab, that must lie within the volume to be foretold
 _NOISE = 0.3  # of the noise's power: smaller misfits are none
 _LEAST = 1e-4
+_SHADE = 5  # pixels, of a place that a bubble shades
+_DARK = 0.2  # of the mean light: a place with less is not said to have lost any
+_LOST = 0.05  # of the detail: more than the rest is not told apart from all
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Glance:
+    """Glance at a sweep, to hold the next one against: some pixels (M, P) of its images at depths (M,)."""
+
+    depths: NDArray[np.float64]
+    images: NDArray[np.float32]
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it keeps."""
+        return self.depths.nbytes + self.images.nbytes
+
+
+def glance(projections: NDArray[np.float32], depths: NDArray[np.float64]) -> Glance:
+    """Return some pixels of a sweep (M, Y, X), in the order of its depths (M,)."""
+    order = np.argsort(depths, kind="stable")
+    flat = projections.reshape(len(projections), -1)
+    every = max(1, flat.shape[1] // _PIXELS)
+    images = flat[order, ::every]
+    return Glance(np.asarray(depths, np.float64)[order], images - np.median(images))
+
+
+def in_reverse(now: Glance, before: Glance) -> float:
+    """Return how much better (logarithm) a sweep before foretells this one if both ran the other way; or NaN.
+
+    Slabs at depths z that lie at `first + last - z` instead show what the other sweep said to be deeper, by
+    as much as its own `first + last` is larger. With golden offsets these differ from sweep to sweep; where
+    they do not, nothing tells.
+    """
+    if now.images.shape[1:] != before.images.shape[1:] or min(len(now.depths), len(before.depths)) < 3:
+        return math.nan
+    deeper = (before.depths[[0, -1]].sum() - now.depths[[0, -1]].sum()).item()
+    step = (now.depths[-1] - now.depths[0]) / (len(now.depths) - 1)
+    if abs(deeper) < _DEPTHS[0] * step:
+        return math.nan
+    ends = before.depths[[0, -1]]
+    inside = [
+        (now.depths + by >= ends[0] - 1e-6) & (now.depths + by <= ends[1] + 1e-6) for by in (0.0, deeper)
+    ]
+    both = inside[0] & inside[1]
+    if both.sum() < 2:
+        return math.nan
+    straight, reverse = (
+        float(np.square(now.images[both] - _between(before, now.depths[both] + by)).mean())
+        for by in (0.0, deeper)
+    )
+    return math.log((straight + 1e-12) / (reverse + 1e-12))
+
+
+def _between(seen: Glance, depths: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a sweep's pixels (N, P) at other depths (N,) within its own, linearly interpolated."""
+    upper = np.clip(np.searchsorted(seen.depths, depths), 1, len(seen.depths) - 1)
+    gap = np.maximum(seen.depths[upper] - seen.depths[upper - 1], 1e-9)
+    weight = np.clip((depths - seen.depths[upper - 1]) / gap, 0.0, 1.0)[:, None]
+    return np.asarray((1 - weight) * seen.images[upper - 1] + weight * seen.images[upper], np.float64)
 
 
 def appearance(projections: NDArray[np.float32]) -> dict[str, float]:
@@ -93,7 +157,7 @@ def surprise(
     dict
         `innovation` of the median slab, `spot` the largest of a place, `misplaced` and `all_misplaced` how
         much better the worst and the median slab are foretold from another depth, `dimmed` the light that is
-        lacking, `softened` the fine detail that is.
+        lacking, `shaded` what a place lacks beyond that, `softened` the fine detail that is lacking.
     """
     operator = torch.from_numpy(matrix).to(field)
     foretold = (operator @ field).view_as(seen)
@@ -109,12 +173,45 @@ def surprise(
             better.max(),
             better.median(),
             light.log(),
+            _shade(seen, foretold) - light.log(),
         ]
     )
-    names = ("innovation", "spot", "misplaced", "all_misplaced", "dimmed")
-    soft, sharp = (_bands(_part(each.cpu().numpy())) for each in (seen, foretold))
-    result = dict(zip(names, logarithms.tolist(), strict=True))
-    return result | {"softened": float((sharp[2] - sharp[0]) - (soft[2] - soft[0]))}
+    names = ("innovation", "spot", "misplaced", "all_misplaced", "dimmed", "shaded")
+    shown, sharp = (_part(each.cpu().numpy()) for each in (seen, foretold))
+    return dict(zip(names, logarithms.tolist(), strict=True)) | {
+        "softened": _softened(shown, sharp, float(noise.mean()))
+    }
+
+
+def _shade(seen: Tensor, foretold: Tensor) -> Tensor:
+    """Return the largest loss of light (logarithm) of a place in neighbouring slabs."""
+    light = [
+        local_mean(torch.stack([each[max(0, m - 1) : m + 2].mean(0) for m in range(len(each))]), _SHADE)
+        for each in (seen, foretold)
+    ]
+    dark = _DARK * light[1].mean().clamp_min(1e-12)
+    there, expected = (each.clamp_min(0.0) + dark for each in light)
+    return (expected / there).log().max()
+
+
+def _softened(seen: NDArray[np.float64], foretold: NDArray[np.float64], noise: float) -> float:
+    """Return the fine detail that is lacking (logarithm) beside the coarse.
+
+    By the cross-spectrum, in which the noise of what is seen averages out: which part of each band's detail
+    is there. Detail that the noise would drown is taken to be there.
+    """
+    rows, columns = seen.shape[1:]
+    window = _window(rows, columns)
+    spectra = [np.fft.rfft2((each - each.mean((1, 2), keepdims=True)) * window) for each in (seen, foretold)]
+    shared = (spectra[0] * spectra[1].conj()).real.mean(0)
+    power = (np.abs(spectra[1]) ** 2).mean(0)
+    floor = noise * float((window**2).sum()) + 1e-12
+    inside = _in_bands(rows, columns)
+    coarse, fine = (
+        max((shared[inside[band]].mean() + floor) / (power[inside[band]].mean() + floor), _LOST)
+        for band in (0, 2)
+    )
+    return math.log(coarse / fine)
 
 
 def _better_elsewhere(
@@ -165,14 +262,20 @@ def _part(images: NDArray[np.floating]) -> NDArray[np.float64]:
 def _bands(images: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the logarithm of the mean power in four bands of lateral frequency."""
     rows, columns = images.shape[1:]
-    window = np.hanning(rows + 2)[1:-1, None] * np.hanning(columns + 2)[None, 1:-1]
-    power = (np.abs(np.fft.rfft2((images - images.mean((1, 2), keepdims=True)) * window)) ** 2).mean(0)
+    apart = (images - images.mean((1, 2), keepdims=True)) * _window(rows, columns)
+    power = (np.abs(np.fft.rfft2(apart)) ** 2).mean(0)
+    return np.log(np.array([power[inside].mean() for inside in _in_bands(rows, columns)]) + 1e-12)
+
+
+def _window(rows: int, columns: int) -> NDArray[np.float64]:
+    return np.hanning(rows + 2)[1:-1, None] * np.hanning(columns + 2)[None, 1:-1]
+
+
+def _in_bands(rows: int, columns: int) -> list[NDArray[np.bool_]]:
+    """Return which lateral frequencies are in each band; all of them where there are none."""
     frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
-    means = []
-    for low, high in itertools.pairwise(_BANDS):
-        inside = (frequency >= low) & (frequency < high)
-        means.append(power[inside].mean() if inside.any() else power.mean())
-    return np.log(np.array(means) + 1e-12)
+    bands = [(frequency >= low) & (frequency < high) for low, high in itertools.pairwise(_BANDS)]
+    return [inside if inside.any() else np.ones_like(inside) for inside in bands]
 
 
 def _oriented(images: NDArray[np.float64]) -> float:

@@ -14,9 +14,16 @@ from support.session_scene import session as new_session
 
 from microdiffusion.engines.pipeline.session import Session
 from microdiffusion.engines.trust import quality_watch
-from microdiffusion.engines.trust.alarm_levels import FAMILIAR, LEVELS, WHITENING
-from microdiffusion.engines.trust.quality_watch import SIGNS, TEXTS, alarms_of, remembered, strangeness
-from microdiffusion.engines.trust.symptoms import APPEARANCE, appearance, surprise
+from microdiffusion.engines.trust.alarm_levels import FAMILIAR, LEVELS, STEADY, WHITENING
+from microdiffusion.engines.trust.quality_watch import (
+    SIGNS,
+    TEXTS,
+    alarms_of,
+    novelty,
+    remembered,
+    strangeness,
+)
+from microdiffusion.engines.trust.symptoms import APPEARANCE, appearance, glance, in_reverse, surprise
 from microdiffusion.frames import Reconstruction, StagePositions, Sweep
 
 SCALE = 500.0
@@ -48,7 +55,7 @@ def watched(truth: np.ndarray, last: Sweep, sweeps: int = 4) -> Reconstruction:
 def test_every_sign_has_a_sentence_and_a_level() -> None:
     assert {sign.kind for sign in SIGNS} == set(TEXTS)
     assert {sign.name for sign in SIGNS} == set(LEVELS)
-    assert len(FAMILIAR) == len(WHITENING) == len(APPEARANCE)
+    assert len(FAMILIAR) == len(WHITENING) == len(STEADY) == len(APPEARANCE)
 
 
 def test_a_good_sweep_raises_no_alarm(truth: np.ndarray) -> None:
@@ -83,6 +90,77 @@ def test_slabs_in_the_wrong_order_are_foretold_better_from_elsewhere(truth: np.n
     good, wrong = (watched(truth, each) for each in (sweep, seen_as(sweep, sweep.projections[::-1])))
     assert wrong.symptoms["all_misplaced"] > good.symptoms["all_misplaced"] + 1.0
     assert wrong.symptoms["innovation"] > good.symptoms["innovation"] + 2.0
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_session_that_runs_the_other_way_is_told_by_its_second_sweep(
+    truth: np.ndarray, mirrored: bool
+) -> None:
+    from support.session_scene import HEADER
+
+    seen = []
+    for offset in (0.0, 2.0):
+        depths = np.arange(4.0, 25.0, 4.0) + offset
+        light = np.tensordot(HEADER.operator_at(StagePositions.along_z(depths)), truth, 1)
+        seen.append(glance((light[::-1] if mirrored else light).astype(np.float32), depths))
+    assert (in_reverse(seen[1], seen[0]) > 0.0) is mirrored
+
+
+def test_nothing_tells_the_way_of_sweeps_at_the_same_depths(truth: np.ndarray) -> None:
+    sweep = sweep_of(truth, 0, SCALE)
+    seen = glance(sweep.projections, np.asarray(sweep.stage.z_um))
+    assert np.isnan(in_reverse(seen, seen))
+    few = glance(sweep.projections[:2], np.asarray(sweep.stage.z_um)[:2])
+    assert np.isnan(in_reverse(few, seen))
+
+
+def test_a_loss_of_light_of_one_place_is_told_from_that_of_all(truth: np.ndarray) -> None:
+    from support.session_scene import HEADER
+
+    field = torch.from_numpy(truth.reshape(len(truth), -1))
+    matrix = HEADER.operator_at(StagePositions.along_z(np.arange(6.0, 26.0, 6.0)))
+    right = torch.from_numpy(np.tensordot(matrix, truth, 1)).float()
+    noise = torch.full((len(right),), 1e-4)
+    spread = torch.full((len(right), field.shape[1]), 1e-4)
+    peak = np.unravel_index(int(right.sum(0).argmax()), right.shape[1:])
+    place = right.clone()
+    place[:, max(0, peak[0] - 5) : peak[0] + 6, max(0, peak[1] - 5) : peak[1] + 6] *= 0.3
+    lost = {
+        name: surprise(seen, field, spread, noise, matrix, 6.0)["shaded"]
+        for name, seen in (("none", right), ("all", 0.5 * right), ("place", place))
+    }
+    assert lost["none"] == pytest.approx(0.0, abs=1e-3)
+    assert lost["all"] < 0.1
+    assert lost["place"] > 0.5
+
+
+def test_noise_is_not_taken_for_a_loss_of_focus(truth: np.ndarray) -> None:
+    from support.session_scene import HEADER
+
+    field = torch.from_numpy(truth.reshape(len(truth), -1))
+    matrix = HEADER.operator_at(StagePositions.along_z(np.arange(6.0, 26.0, 6.0)))
+    sharp = np.tensordot(matrix, truth, 1)
+    deviation = 0.3 * float(sharp.std())
+    noise = torch.full((len(sharp),), deviation**2)
+    grain = np.random.default_rng(3).normal(0, deviation, sharp.shape)
+
+    def softened(light: np.ndarray) -> float:
+        seen = torch.from_numpy(light + grain).float()
+        return surprise(seen, field, torch.ones(len(sharp), field.shape[1]), noise, matrix, 6.0)["softened"]
+
+    assert abs(softened(sharp)) < 0.15
+    assert softened(ndimage.gaussian_filter(sharp, (0, 2.5, 2.5))) > softened(sharp) + 0.1
+
+
+def test_novelty_counts_from_the_sessions_own_median(truth: np.ndarray) -> None:
+    before: dict[str, list[float]] = {}
+    for number in range(3):
+        look = appearance(sweep_of(truth, number, SCALE).projections)
+        assert np.isnan(novelty(look, before)) == (number < 2)
+        before = remembered(look, before)
+    usual = appearance(sweep_of(truth, 3, SCALE).projections)
+    blurred = appearance(ndimage.gaussian_filter(sweep_of(truth, 3, SCALE).projections, (0, 3, 3)))
+    assert novelty(blurred, before) > novelty(usual, before) + 0.5
 
 
 def test_a_bubble_stands_out_as_a_spot(truth: np.ndarray) -> None:
