@@ -276,6 +276,7 @@ def loop(method: str, interval_s: float) -> dict[str, Any]:
         "sweeps": used,
         "planned_by_the_engine": len(gaps),
         "by_its_word_on_the_last_sweep": fresh,
+        "with_denser_slabs": sum(each.startswith("denser") for each in decisions),
         "last_frame_to_planned_event_s": _quantiles(gaps),
         "from_sweep_to_sweep_s": _quantiles(periods),
         "in_sweeps": _quantiles([gap / period for gap, period in zip(gaps, periods, strict=True)]),
