@@ -220,7 +220,7 @@ def brightness(
     spread = left.due * torch.maximum(left.residual, left.expected) + sweep.noise[:, None]
     variance = sweep.local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
     bright = (lit > predicted.mean(1, keepdim=True)) & (left.due <= _UNTOLD)
-    doubt = _doubt((ratio.square() / variance)[bright], doubt)
+    doubt = _doubt(ratio[bright], variance[bright], doubt)
     variance *= doubt
     wide = variance + _BRIGHTNESS**2
     odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
@@ -277,15 +277,18 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut, doubt: float) -> t
     return new, False
 
 
-def _doubt(squares: Tensor, before: float) -> float:
+def _doubt(ratios: Tensor, variances: Tensor, before: float) -> float:
     """Return how many times more than its covariances say the squared error of the state is.
 
-    `squares` (N,) are those of bright places, in units of their variance. Errors are everywhere, and grow
-    slowly; changes are in few places, or come at once. The quartile of a normal error's square is known.
+    `ratios` (N,) are those of innovation and prediction in bright places. Errors are everywhere, and grow
+    slowly; changes are in few places, or come at once; and what all places share is bleaching. The quartile
+    of a normal error's square is known.
     """
-    if len(squares) < _FEW:
+    if len(ratios) < _FEW:
         return before
-    found = torch.quantile(squares[:: max(1, len(squares) // _PIXELS)], 0.75) / _QUARTILE
+    every = max(1, len(ratios) // _PIXELS)
+    ratios, variances = ratios[::every], variances[::every]
+    found = torch.quantile((ratios - ratios.median()).square() / variances, 0.75) / _QUARTILE
     return min(max(1.0, float(found)), _GROWS * before, _MOST_DOUBT)
 
 
