@@ -9,8 +9,8 @@ corrections later projections bore out. With m the mean of a quantity over the v
 
 P the posterior's variance, I the squared innovation beyond the noise, f = P, light, fine structure and
 innovation: a regression whose constants are those of greatest likelihood for the errors of nineteen recorded
-volumes, nine of which no weights have seen. The first sweep of a session, which nothing precedes, has its own. Chosen by experiment:
-decision 0030; the constants are what `benchmarks/uncertainty.py --fit` prints.
+volumes, nine of which no weights have seen. The first sweep of a session, which nothing precedes, has its
+own. Chosen by experiment: decision 0030; the constants are what `benchmarks/uncertainty.py --fit` prints.
 """
 
 from __future__ import annotations
