@@ -30,7 +30,7 @@ _UNKNOWN_SHARE = 0.45  # of the network, before a sweep has told
 _LEAST = 0.02  # of its mean: a quantity is not taken to be smaller
 _LEAST_INNOVATION = 0.1  # of the noise's variance: less cannot be told from it
 _TINY = 1e-12
-LEVEL_SPREAD = 0.3
+LEVEL_SPREAD = 0.37
 """Standard deviation, between specimens, of the logarithm of error over uncertainty: no session tells it."""
 
 
