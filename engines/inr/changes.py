@@ -59,8 +59,8 @@ _CHUNK = 4096  # pixels that are solved at a time
 # Doubt of what the covariances say: of the upper quartile of a squared normal deviate.
 _QUARTILE = 1.323
 _FEW = 20  # places: too few for a quartile
-_GROWS, _MOST_DOUBT = 2.0, 4.0  # from sweep to sweep, and at most
-UNDOUBTED = 2.0
+_GROWS, _MOST_DOUBT = 2.0, 3.0  # from sweep to sweep, and at most
+UNDOUBTED = 1.5
 """Of a state that nothing was held against yet."""
 _UNSEEN = 1e-6  # light of all slabs together
 

@@ -30,7 +30,7 @@ _COARSE_FROM = 64  # pixels of an edge: pairs of pixels tell motion as well
 _MARGIN = 4  # pixels at the border, where neighbours are missing
 # Of the robust misfit before: what explains less is no motion but the model's own error, which looks like
 # motion along z and dimming more than like motion sideways.
-_WORTH, _WORTH_MORE = 0.97, 0.93
+_WORTH, _WORTH_MORE = 0.98, 0.93
 _HOPELESS = 0.3  # of the gain that a motion has to be worth: a first step that promises less is not followed
 UNMOVED = 0.02
 """Voxels: a smaller shift is none, so that what keeps still is not interpolated."""

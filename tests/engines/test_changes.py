@@ -34,7 +34,7 @@ def test_what_fades_everywhere_is_no_doubt() -> None:
 
 def test_doubt_grows_slowly_and_within_limits() -> None:
     assert doubt(100.0) == 2.0
-    assert doubt(100.0, before=3.0) == 4.0
+    assert doubt(100.0, before=2.0) == 3.0
 
 
 def test_too_few_places_change_no_doubt() -> None:
