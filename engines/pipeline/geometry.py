@@ -22,7 +22,6 @@ from microdiffusion.engines.projections import (
     tensor_of,
     tikhonov_matrix,
 )
-from microdiffusion.engines.trust import CoarseTest
 from microdiffusion.errors import GeometryError
 from microdiffusion.frames import StagePositions
 
@@ -39,7 +38,7 @@ class Geometry:
     """Everything that depends on the slab positions alone.
 
     `matrix` (M, Z) float64 and `operator` are the same; `tikhonov` and `linear` (Z, M) are closed forms;
-    `coarse_test` is None where there are too few projections; `supports`: the slices that each slab saw;
+    `supports`: the slices that each slab saw;
     `places`: the depths of its slabs, slices; `between` (B, Z): operator of slabs half way between them.
     """
 
@@ -49,7 +48,6 @@ class Geometry:
     linear: Tensor
     conditions: SliceConditions
     consistency: DataConsistency
-    coarse_test: CoarseTest | None
     supports: Supports
     places: tuple[float, ...]
     between: Tensor
@@ -105,7 +103,6 @@ class Geometries:
             tensor_of(interpolation_matrix(centres, self._header.shape[0]), self._device),
             SliceConditions.of(matrix, centres, length),
             DataConsistency(operator),
-            CoarseTest.of(matrix, centres, length),
             supports(matrix),
             tuple(centres.tolist()),
             self._between(stage.z_um),

@@ -17,16 +17,16 @@ the engine process. Memory is bounded whatever the number of sweeps: see `engine
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from microdiffusion.engines.diffusion import SamplerSettings, bridge_noise
-from microdiffusion.engines.inr import default_bandwidth, sweep_deviation
+from microdiffusion.engines.diffusion import bridge_noise
 from microdiffusion.engines.pipeline import network_worth, rivals, watch
 from microdiffusion.engines.pipeline.confidence import confidence, uncertainty_map
+from microdiffusion.engines.pipeline.cross_validation import CrossValidated, cross_validated
 from microdiffusion.engines.pipeline.cuda_graphs import Graphs
 from microdiffusion.engines.pipeline.device import Clock, download, on_stream, own_stream, settle
 from microdiffusion.engines.pipeline.engine import Engine, open_engine
@@ -43,7 +43,6 @@ from microdiffusion.engines.pipeline.run_sessions import RunSessions
 from microdiffusion.engines.pipeline.task import Normaliser
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
 from microdiffusion.engines.trust import (
-    COARSE_LIMITS,
     Claim,
     Findings,
     Scores,
@@ -68,7 +67,7 @@ if TYPE_CHECKING:
 
 _NO_TIME = "there was no time for the network"
 _SPARED = "later projections bore out nothing of what the network added"
-# Sweeps between two coarse tests, which cost half an evaluation each.
+# Sweeps between two cross-validations, where no later sweeps tell what the network is worth.
 _TEST_EVERY = 8
 _MOST_UPDATES = 64  # as many geometries are kept
 
@@ -206,8 +205,7 @@ class Reconstructor:
                 task.session.findings = trail.findings
         clock.lap("prepare")
         watched = before or watch.look(task)
-        coarse = self._coarse_test(task)
-        if coarse is not None:
+        if self._cross_validate(task):
             clock.lap("sampler")
         spared = (
             config.fallback
@@ -229,14 +227,12 @@ class Reconstructor:
         rival = None if spared else self._rival_claim(task, given, clock)
         answers = self._updated(task, update, given, clock)
         found = answers.pop(SCORES)
-        if coarse is not None:
-            found = torch.cat([found, coarse[None]])
         if not told:
             found = torch.cat([found, network_worth.evidence(task)])
         numbers = found.tolist()
         if not told:
             rivals.note(task, numbers[-4:], self.engine.belonging)
-        scores = Scores.read(numbers, update.names, held=task.held is not None, coarse=coarse is not None)
+        scores = Scores.read(numbers, update.names, held=task.held is not None)
         selection = self._serve(task, answers, scores)
         served = selection.served
         spread, sure = None, Confidence()
@@ -280,29 +276,47 @@ class Reconstructor:
             symptoms=watched.symptoms,
         )
 
-    def _coarse_test(self, task: Task) -> Tensor | None:
-        """Return the network's error one octave coarser, where a test is due; see `coarse_test.py`."""
-        coarse_test, findings, config = task.geometry.coarse_test, task.session.findings, self.config
-        if self._runtime is None or coarse_test is None or not config.fallback or config.method != "mdd":
-            return None
+    def _cross_validate(self, task: Task) -> bool:
+        """Hold the network against slabs that are left out, where that is due; return whether."""
+        findings, config = task.session.findings, self.config
+        if self._runtime is None or not config.fallback or config.method != "mdd":
+            return False
         if task.lane == "rolling" or task.effort > 0 or findings.borne_out is not None:
-            return None
-        # A network that failed is tested again with every held-out projection.
-        again = findings.coarse_error > COARSE_LIMITS[0] and task.held is not None
-        if not again and task.session.sweeps % _TEST_EVERY:
-            return None
-        once = SamplerSettings(1, config.guidance, 0.0, config.tile)
-        sure = partial(sweep_deviation, bandwidth=default_bandwidth(task.geometry.conditions.length))
-
-        def error(runtime: Runtime) -> Tensor:
-            return coarse_test(runtime, task.images, task.variance, task.floor, once, sure)
-
+            return False
+        if task.session.sweeps % _TEST_EVERY:
+            return False
+        found = self._held_against(task, self._network(task))
         whose = self.engine.belonging
-        if self._rival is None or whose is None or task.session.sweeps:
-            return error(self._network(task) or self._runtime)
-        both = [error(self._runtime), error(self._rival)]
-        rivals.first_choice(findings, whose, *torch.stack(both).tolist())
-        return both[findings.general]
+        if found is not None and self._rival is not None and whose is not None and not task.session.sweeps:
+            other = self._held_against(task, self._rival)
+            if other is not None:
+                rivals.first_choice(findings, whose, found.errors["mdd"], other.errors["mdd"])
+                found = other if findings.general else found
+        if found is None:
+            return False
+        findings.left_out, findings.left_out_errors = found.share, found.errors
+        return True
+
+    def _held_against(self, task: Task, network: Runtime | None) -> CrossValidated | None:
+        """Return what a sweep says of a network's answers to parts of it."""
+        engine = replace(self.engine, runtime=network, belonging=None, general=None)
+        config = self.config.model_copy(update={"fallback": False, "cuda_graphs": False})
+
+        def answers(header: RunHeader, sweep: Sweep) -> tuple[Tensors, float]:
+            return Reconstructor(header, config, engine).alone(sweep)
+
+        return cross_validated(task.sweep, self.header, answers)
+
+    def alone(self, sweep: Sweep) -> tuple[Tensors, float]:
+        """Return the answers (Z, Y, X) to a session's first sweep, and the noise's variance; counts."""
+        clock = Clock(self.device)
+        task = self._normaliser.task(sweep, "sweep", 1)
+        update, given, _ = self._given(task, clock, 1)
+        answers = self._updated(task, update, given, clock)
+        del answers[SCORES]
+        low, span = task.session.low, task.session.span
+        noise = float(task.variance.mean()) * span**2
+        return {name: volume * span + low for name, volume in answers.items()}, noise
 
     def _given(self, task: Task, clock: Clock, effort: int) -> tuple[Update, Tensors, dict[str, float]]:
         """Return the update of a sweep, its inputs, and the seconds of the reference's stages."""
@@ -378,8 +392,6 @@ class Reconstructor:
         """Return the answer to serve; a blend joins answers and scores."""
         own = next(iter(scores.residuals))
         findings = task.session.findings
-        if scores.coarse_error is not None:
-            findings.coarse_error = scores.coarse_error
         if not self.config.fallback or len(answers) == 1:
             return Selection(own, float(own == "mdd"), own)
         selection = select(own, findings, scores)

@@ -5,7 +5,7 @@ sees. So in a session's first sweeps, and in some of the later ones, both networ
 projections of the next sweep, which nobody had seen, say which corrections were the better ones: with a
 weight w that is the share borne out, 1 at most, the misfit falls by w (2 explained - w claimed); see
 `trust/claims.py`. The latest comparison counts: as a session learns, the networks' task becomes another. In
-a first sweep, with nothing to follow yet, both do the coarse test.
+a first sweep, with nothing to follow yet, both reconstruct it without some of its slabs.
 
 Weights adapted under other optics do not take part: the network that ships serves instead.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _FIRST, _EVERY = 3, 8
 """Sweeps in which both are asked: the first ones of a session, and one in so many."""
-_ERRS_MORE = 1.03  # times in the coarse test: closer than that it hardly tells
+_ERRS_MORE = 1.1  # times in slabs left out: closer than that it hardly tells
 _CLEARLY = 1.3  # times what the one that serves is worth: projections do not tell all of it
 
 
@@ -57,11 +57,11 @@ def due(task: Task) -> bool:
 
 
 def first_choice(findings: Findings, belonging: Belonging, adapted: float, general: float) -> None:
-    """Choose by the networks' errors in the coarse test."""
+    """Choose by the networks' errors in slabs that were left out."""
     if adapted > _ERRS_MORE * general:
         findings.general = True
         findings.why_general = (
-            "in a first sweep only slabs twice as thick tell, where the weights adapted to "
+            "in a first sweep only slabs left out tell, where the weights adapted to "
             f"{belonging.specimen} err {adapted / general:.2f} times as much as those that ship, which serve"
         )
 
@@ -77,9 +77,11 @@ def claim_of(task: Task, answers: Tensors) -> Claim | None:
 def note(task: Task, told: list[float], belonging: Belonging | None) -> None:
     """Take in what a sweep says of the last corrections (4,); see `network_worth.evidence`."""
     explained, claimed, theirs, they_claimed = told
+    findings = task.session.findings
+    if belonging is not None and compare(findings, belonging, (explained, claimed), (theirs, they_claimed)):
+        findings.forget_claims()  # of the one that no longer serves
+        explained, claimed = theirs, they_claimed
     network_worth.note(task, explained, claimed)
-    if belonging is not None:
-        compare(task.session.findings, belonging, (explained, claimed), (theirs, they_claimed))
 
 
 def _worth(explained: float, claimed: float) -> float:
@@ -90,18 +92,19 @@ def _worth(explained: float, claimed: float) -> float:
 
 def compare(
     findings: Findings, belonging: Belonging, serving: tuple[float, float], other: tuple[float, float]
-) -> None:
-    """Take in what a sweep explains of both networks' corrections, and all that these said.
+) -> bool:
+    """Return whether the other network serves from now on; take note of it.
 
-    `serving` and `other` are `Claim.held_against` of the network that serves and of the other one.
+    `serving` and `other` are `Claim.held_against` of the network that serves and of the other one: what a
+    sweep explains of their corrections, and all that these said.
     """
     if not (serving[1] > 0.0 and other[1] > 0.0):
-        return
+        return False
     mine, theirs = _worth(*serving), _worth(*other)
     if theirs <= _CLEARLY * mine:
-        return
+        return False
     findings.general = not findings.general
-    findings.explained, findings.claimed = other
+    findings.left_out = None
     findings.why_general = ""
     if findings.general:
         shares = (100 * max(0.0, explained) / claimed for explained, claimed in (serving, other))
@@ -109,3 +112,4 @@ def compare(
             f"later projections bore out {next(shares):.0f} % of what the weights adapted to "
             f"{belonging.specimen} added and {next(shares):.0f} % of what those that ship did, which serve"
         )
+    return True

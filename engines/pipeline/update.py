@@ -103,12 +103,12 @@ class Update:
             answers["mdd"], miss = self._sampled(given, lap)
         if "inr" in names:
             answers["inr"] = given["prior"]
-        if self._settings.consistency and "inr" in names:
-            self._darken(answers, given["light"], floor)
         if "tikhonov" in names:
             answers["tikhonov"] = along_z(given["closed"], images).clamp_min(floor)
         if "linear" in names:
             answers["linear"] = along_z(geometry.linear, images).clamp_min(floor)
+        if self._settings.consistency and "inr" in names:
+            self._darken(answers, given["light"], floor)
         if not answers:  # the reference's volume is its own answer
             answers[names[0]] = given["prior"].clamp_min(floor)
         volumes = [answers[name] for name in names]
@@ -153,7 +153,7 @@ class Update:
         return believed.add_(shown.prior).clamp_min_(floor), missed[0]
 
     def _darken(self, answers: Tensors, light: Tensor, floor: Tensor) -> None:
-        """Set network and INR to the level of no light where a whole slab was dark."""
+        """Set the answers to the level of no light where a whole slab was dark."""
         geometry = self._geometry
         share = light_share(geometry.supports, len(geometry.linear), light)
         for name, volume in answers.items():

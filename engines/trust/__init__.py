@@ -2,18 +2,15 @@
 
 from microdiffusion.engines.trust import intervals
 from microdiffusion.engines.trust.claims import Claim
-from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.quality_watch import alarms_of, novelty, remembered, strangeness
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held, structured_miss
-from microdiffusion.engines.trust.selection import COARSE_LIMITS, Findings, Selection, select
+from microdiffusion.engines.trust.selection import Findings, Selection, select
 from microdiffusion.engines.trust.symptoms import Glance, appearance, glance, in_reverse, surprise
 from microdiffusion.engines.trust.uncertainty import Clues, brightness_slope, deviation
 
 __all__ = [
-    "COARSE_LIMITS",
     "Claim",
     "Clues",
-    "CoarseTest",
     "Findings",
     "Glance",
     "Scores",

@@ -31,20 +31,17 @@ class Scores:
         See `structured_miss`.
     shares : dict
         The first answer's share in its best mixture with each other one; empty without held-out projections.
-    coarse_error : float or None
-        See `coarse_test.py`; None without a test.
     """
 
     residuals: dict[str, float]
     errors: dict[str, float] = field(default_factory=dict)
     miss: float = 0.0
     shares: dict[str, float] = field(default_factory=dict)
-    coarse_error: float | None = None
     _together: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, numbers: Sequence[float], names: Sequence[str], *, held: bool, coarse: bool) -> Scores:
-        """Return the scores of what `measure` returned, followed by the coarse test's error, if any."""
+    def read(cls, numbers: Sequence[float], names: Sequence[str], *, held: bool) -> Scores:
+        """Return the scores of what `measure` returned."""
         rest = iter(numbers)
 
         def row() -> dict[str, float]:
@@ -58,7 +55,6 @@ class Scores:
             errors,
             miss,
             shares,
-            next(rest) if coarse else None,
             {name: (together[name], held_together.get(name, 0.0)) for name in names},
         )
 

@@ -1,13 +1,12 @@
 """Selects the output: the network's volume, a fallback, or a blend of the two.
 
 The network adds what the projections do not contain, so its answer is only as good as its training covers the
-specimen. Three findings measure that. Two have two limits: below the first the network is trusted, beyond the
-second it is not, between them it is blended with the fallback; the third is the weight of that blend itself.
-The least trust counts.
+specimen. Three findings measure that. The first two have limits, between which the network is blended with
+the fallback; the third is the weight of that blend itself. The least trust counts.
 
 - *miss*: how far the network's raw answer misses the projections (the size of the consistency correction),
-  averaged over neighbouring pixels so that noise cancels;
-- *coarse error*: its error one octave coarser, where the answer is known (see `coarse_test.py`);
+  averaged over neighbouring pixels so that noise cancels; less counts where slabs left out were explained;
+- *left out*: the share of its corrections that slabs left out bore out (`pipeline/cross_validation.py`);
 - *held out*: the network's share in the mixture that best predicts a held-out projection. It tracks the best
   share for the whole volume, a little above it.
 
@@ -23,16 +22,20 @@ displace it. Findings last until the next of their kind. `scores.py` measures.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from microdiffusion.engines.trust.scores import Scores
 
 MISS_LIMITS = (0.01, 0.0125)
-"""Rms over 3 x 3 pixels, share of the projections' range. Recorded volumes are missed by up to 0.009, but for
-three of 23 (cell walls, chromosomes, pollen: 0.018); gratings and checkers that come out worse, by 0.012 on.
+"""Rms over 3 x 3 pixels, share of the projections' range, where nothing was left out. Recorded volumes are
+missed by up to 0.009, but for three of 23 (cell walls, chromosomes, pollen: 0.018); gratings and checkers
+that come out worse, by 0.012 on.
 """
-COARSE_LIMITS = (1.1, 1.25)
-"""Mean squared error of the network relative to the closed form's."""
+_KNOWN_LIMITS = (0.02, 0.025)
+"""The same for a network that knows the specimen, as far as slabs left out tell."""
+# Share that slabs left out bore out: of lattices and ramps that come out worse up to 0.2, of recorded volumes
+# from 0.5 to 2. Far above one the network sees that something is wrong and not what.
+_BORE_OUT, _OVERDONE = (0.15, 0.8), (3.0, 2.2)
 _PROVEN = 0.95  # relative error on the held-out projection below which the miss does not count
 _FAR_OFF = 0.03  # a miss that nothing excuses
 _CLEARLY = 0.8  # rms error relative to the INR's at which one projection displaces the INR
@@ -51,8 +54,12 @@ class Findings:
 
     Attributes
     ----------
-    coarse_error, held_out : float
-        The network's error relative to another's, one octave coarser and on the held-out projection.
+    left_out : float or None
+        Share of the network's corrections that slabs left out bore out; None: not known.
+    left_out_errors : dict
+        Mean squared misfit of each answer there.
+    held_out : float
+        The network's error relative to another's on the held-out projection.
     share : float
         Of the network in the blend that predicts the held-out projection.
     fallback : str or None
@@ -64,7 +71,8 @@ class Findings:
         says why.
     """
 
-    coarse_error: float = 1.0
+    left_out: float | None = None
+    left_out_errors: dict[str, float] = field(default_factory=dict)
     held_out: float = 1.0
     share: float = 1.0
     fallback: str | None = None
@@ -94,7 +102,7 @@ class Findings:
 
     def in_another_range(self) -> Findings:
         """Return the findings of the same session with another normalisation."""
-        return replace(self, coarse_error=1.0, held_out=1.0, share=1.0, fallback=None)
+        return replace(self, left_out=None, left_out_errors={}, held_out=1.0, share=1.0, fallback=None)
 
     def forget_claims(self) -> None:
         """Begin anew, with another specimen."""
@@ -121,7 +129,7 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
     others = [name for name in residuals if name != "mdd"]
     first = others[0]  # the INR where there is one
     if errors:
-        findings.fallback = _fallback(first, others, scores)
+        findings.fallback = _fallback(first, others, scores, findings.left_out_errors)
         if own == "mdd":
             findings.held_out = errors["mdd"] / max(errors[findings.fallback], 1e-12)
             findings.share = min(1.0, max(0.0, scores.shares[findings.fallback]))
@@ -141,13 +149,17 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
     # A clearly better prediction of a projection says more than the size of the correction. But a single
     # position can be lucky: it does not excuse a network that is far off everywhere.
     proven = findings.held_out < _PROVEN and scores.miss < _FAR_OFF
+    share = findings.left_out
+    knows = 0.0 if share is None else min(_trust(share, _BORE_OUT), _trust(share, _OVERDONE))
+    limits = zip(MISS_LIMITS, _KNOWN_LIMITS, strict=True)
+    usual, most = (strict + knows * (wide - strict) for strict, wide in limits)
+    misses = f"the network misses the projections by {scores.miss:.1%} of their range, {usual:.1%} is usual"
     trust = {
-        f"the network misses the projections by {scores.miss:.1%} of their range, {MISS_LIMITS[0]:.1%} is "
-        "usual": 1.0 if proven else _trust(scores.miss, MISS_LIMITS),
-        f"the network errs {findings.coarse_error:.2f} times as much as the closed form on slabs twice as "
-        "thick": _trust(findings.coarse_error, COARSE_LIMITS),
+        misses: 1.0 if proven else _trust(scores.miss, (most, usual)),
         f"{fallback} predicts a held-out projection about as well, or better": findings.share,
     }
+    if share is not None:
+        trust[f"slabs left out bore out {share:.0%} of what the network added"] = knows
     why = min(trust, key=lambda reason: trust[reason])
     return _weighed(trust[why], fallback, why)
 
@@ -157,16 +169,19 @@ def _weighed(weight: float, fallback: str, why: str) -> Selection:
     return Selection(served, weight, fallback, "" if served == "mdd" else why)
 
 
-def _fallback(first: str, others: list[str], scores: Scores) -> str:
+def _fallback(first: str, others: list[str], scores: Scores, left_out: dict[str, float]) -> str:
     residuals, errors = scores.residuals, scores.errors
     best = first
     for name in others[1:]:
         explains = residuals[name] < _EXPLAINS * max(1.0, residuals[first])
-        if explains and errors[name] < _CLEARLY * errors[first] and errors[name] < errors[best]:
+        # One position can be lucky; where more were left out, they have to agree.
+        agrees = left_out.get(name, 0.0) <= left_out.get(first, 0.0)
+        if explains and agrees and errors[name] < _CLEARLY * errors[first] and errors[name] < errors[best]:
             best = name
     return best
 
 
 def _trust(value: float, limits: tuple[float, float]) -> float:
-    low, high = limits
-    return min(1.0, max(0.0, (high - value) / (high - low)))
+    """Return 0 at the first limit and beyond, 1 at the second, and what lies between."""
+    none, full = limits
+    return min(1.0, max(0.0, (value - none) / (full - none)))

@@ -20,11 +20,11 @@ from microdiffusion.engines.inr import Trail
 from microdiffusion.engines.inr.covariance import leeway
 from microdiffusion.engines.inr.estimator import SessionEstimator
 from microdiffusion.engines.pipeline import Engine, Reconstructor, network_worth, open_engine
+from microdiffusion.engines.pipeline.cross_validation import CrossValidated, cross_validated
 from microdiffusion.engines.pipeline.prior import prior_deviation
 from microdiffusion.engines.pipeline.session import Session
 from microdiffusion.engines.pipeline.session_store import SessionStore
 from microdiffusion.engines.pipeline.task import Task
-from microdiffusion.engines.trust import CoarseTest
 from microdiffusion.engines.trust.claims import Claim
 from microdiffusion.engines.trust.scores import Scores
 from microdiffusion.engines.trust.selection import Findings, select
@@ -162,15 +162,14 @@ def test_the_deviation_is_in_units_of_the_session() -> None:
     assert float(prior_deviation(task).mean()) == 0.5
 
 
-def test_the_coarse_test_is_spared_once_the_session_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_slabs_are_left_out_once_the_session_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     sweeps, asked = sweeps_of(9), []
-    told = CoarseTest.__call__
 
-    def counted(*arguments: Any) -> Tensor:
+    def counted(*arguments: Any) -> CrossValidated | None:
         asked.append(1)
-        return told(*arguments)
+        return cross_validated(*arguments)
 
-    monkeypatch.setattr(CoarseTest, "__call__", counted)
+    monkeypatch.setattr("microdiffusion.engines.pipeline.reconstructor.cross_validated", counted)
     correction = half_way(sweeps[0])
     made, _ = reconstructor(lambda middle: 2 * correction(middle))  # enough to tell by, in late sweeps, too
     for sweep in sweeps:
@@ -180,7 +179,7 @@ def test_the_coarse_test_is_spared_once_the_session_tells(monkeypatch: pytest.Mo
 
 def test_what_later_projections_bore_out_outweighs_every_other_finding() -> None:
     scores = Scores({"mdd": 1.0, "inr": 1.0, "tikhonov": 1.0}, {}, miss=0.5)
-    findings = Findings(coarse_error=3.0)
+    findings = Findings(left_out=0.1)
     assert select("mdd", findings, scores).served == "inr"
     findings.note(900.0, 1000.0)
     chosen = select("mdd", findings, scores)
@@ -200,10 +199,10 @@ def test_a_held_out_projection_that_displaces_the_inr_outweighs_later_ones() -> 
 
 
 def test_what_was_borne_out_outlasts_another_range() -> None:
-    findings = Findings(coarse_error=3.0, explained=900.0, claimed=1000.0)
+    findings = Findings(left_out=0.1, explained=900.0, claimed=1000.0)
     other = findings.in_another_range()
     assert other.borne_out == pytest.approx(0.9)
-    assert other.coarse_error == 1.0
+    assert other.left_out is None
 
 
 def test_the_second_sweep_counts_half_and_no_sweep_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

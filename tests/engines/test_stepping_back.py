@@ -131,31 +131,47 @@ GOOD = {"mdd": 1.0, "inr": 2.0, "tikhonov": 2.1, "linear": 3.0}
 
 
 @pytest.mark.parametrize(
-    ("miss", "coarse", "errors", "share", "served"),
+    ("miss", "left_out", "errors", "share", "served"),
     [
-        (0.005, 0.8, {}, 1.0, "mdd"),
-        (0.1, 0.8, {}, 1.0, "inr"),
-        (0.005, 2.0, {}, 1.0, "inr"),
-        (0.005, 1.18, {}, 1.0, "blend"),
-        (0.005, 0.8, GOOD, 1.3, "mdd"),
-        (0.005, 0.8, GOOD, 0.6, "blend"),
-        (0.005, 0.8, {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.1, "linear": 0.1}, -0.2, "inr"),
-        (0.005, 0.8, {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0, "linear": 3.0}, -0.2, "tikhonov"),
-        (0.1, 0.8, {**GOOD, "mdd": 1.96}, 1.0, "inr"),
-        (0.02, 0.8, GOOD, 1.0, "mdd"),
-        (0.1, 0.8, GOOD, 1.0, "inr"),
+        (0.005, None, {}, 1.0, "mdd"),
+        (0.005, 0.9, {}, 1.0, "mdd"),
+        (0.018, None, {}, 1.0, "inr"),
+        (0.018, 0.9, {}, 1.0, "mdd"),
+        (0.1, 0.9, {}, 1.0, "inr"),
+        (0.005, -0.3, {}, 1.0, "inr"),
+        (0.005, 0.1, {}, 1.0, "inr"),
+        (0.005, 0.4, {}, 1.0, "blend"),
+        (0.005, 2.6, {}, 1.0, "blend"),
+        (0.005, 6.0, {}, 1.0, "inr"),
+        (0.005, 0.9, GOOD, 1.3, "mdd"),
+        (0.005, 0.9, GOOD, 0.6, "blend"),
+        (0.005, 0.9, {"mdd": 2.0, "inr": 1.0, "tikhonov": 1.1, "linear": 0.1}, -0.2, "inr"),
+        (0.005, 0.9, {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0, "linear": 3.0}, -0.2, "tikhonov"),
+        (0.1, 0.9, {**GOOD, "mdd": 1.96}, 1.0, "inr"),
+        (0.02, None, GOOD, 1.0, "mdd"),
+        (0.1, 0.9, GOOD, 1.0, "inr"),
     ],
 )
 def test_every_finding_can_set_the_network_aside(
-    miss: float, coarse: float, errors: dict[str, float], share: float, served: str
+    miss: float, left_out: float | None, errors: dict[str, float], share: float, served: str
 ) -> None:
     residuals = {"mdd": 1.0, "inr": 0.9, "tikhonov": 0.5, "linear": 3.0}
     shares = dict.fromkeys(("inr", "tikhonov", "linear"), share)
-    selection = select("mdd", Findings(coarse_error=coarse), Scores(residuals, errors, miss, shares))
+    selection = select("mdd", Findings(left_out=left_out), Scores(residuals, errors, miss, shares))
     assert selection.served == served
     assert (selection.weight == 1.0) == (served == "mdd")
     assert (selection.why == "") == (served == "mdd")
     assert len(f"{served}, as {selection.why}") <= 100, "three lines of the dashboard"
+
+
+@pytest.mark.parametrize(("elsewhere", "served"), [(0.8, "tikhonov"), (1.5, "inr")])
+def test_what_displaces_the_inr_in_one_place_has_to_where_slabs_were_left_out(
+    elsewhere: float, served: str
+) -> None:
+    errors = {"mdd": 2.0, "inr": 1.5, "tikhonov": 1.0}
+    findings = Findings(left_out=0.9, left_out_errors={"inr": 1.0, "tikhonov": elsewhere})
+    scores = Scores({"mdd": 1.0, "inr": 0.9, "tikhonov": 0.5}, errors, 0.0, dict.fromkeys(errors, -0.2))
+    assert select("mdd", findings, scores).served == served
 
 
 def test_a_verdict_lasts_until_the_next_held_out_projection() -> None:

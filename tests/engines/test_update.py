@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from support.sample_data import SHAPE, header, positions, specimen, sweep_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,7 +37,6 @@ from microdiffusion.engines.pipeline.reconstructor import Reconstructor
 from microdiffusion.engines.pipeline.update import SCORES, Update, UpdateSettings
 from microdiffusion.engines.projections.closed_form import along_z
 from microdiffusion.engines.runtimes.torch_runtime import TorchRuntime
-from microdiffusion.engines.trust.coarse_test import CoarseTest
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held
 from microdiffusion.frames import Reconstruction, StagePositions
 
@@ -186,25 +184,6 @@ def test_what_leaves_the_device_is_found(
             update(given)
 
 
-def test_the_coarse_test_asks_for_smoothness_and_deviation_and_for_nothing_after(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("microdiffusion.engines.trust.coarse_test.matched_smoothness", lambda *_: 0.01)
-    centres = positions(1, hold_out=False)[0] / 2.0
-    with torch.no_grad():
-        geometry, runtime = geometry_of(META), some_runtime()
-        coarse = CoarseTest.of(geometry.matrix, centres, 6.0)
-        assert coarse is not None
-        given = given_for(geometry, held=False)
-
-        def sure(matrix: NDArray[np.float64], images: Tensor, _: Tensor) -> Tensor:
-            return torch.full((matrix.shape[1], *images.shape[1:]), 0.05, device=META)
-
-        error = coarse(runtime, given["images"], given["variance"], 0.0, SETTINGS, sure)
-    assert error.device == META
-    assert error.shape == ()
-
-
 # The scores --------------------------------------------------------------------------------------
 
 
@@ -227,17 +206,16 @@ def test_the_figures_of_a_blend_are_those_that_are_measured() -> None:
                     given["held_variance"],
                     geometry.between,
                 ),
-                torch.tensor([1.5]),
             ]
         )
-        return Scores.read(found.tolist(), list(named), held=True, coarse=True)
+        return Scores.read(found.tolist(), list(named), held=True)
 
     scores = figures_of(dict(zip(names, volumes, strict=True)))
     scores.blend("blend", "mdd", "tikhonov", 0.3)
     measured = figures_of({"blend": 0.3 * volumes[0] + 0.7 * volumes[2]})
     assert scores.residuals["blend"] == pytest.approx(measured.residuals["blend"], rel=1e-5)
     assert scores.errors["blend"] == pytest.approx(measured.errors["blend"], rel=1e-5)
-    assert (scores.miss, scores.coarse_error) == (0.25, 1.5)
+    assert scores.miss == 0.25
     assert set(scores.shares) == {"inr", "tikhonov"}
     misfit = along_z(geometry.operator, volumes[1]) - given["images"]
     rms = float((misfit.square() / given["variance"]).mean().sqrt())
