@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVERY = 4
 """Sweeps between two tests of a network that a session is better without; the next sweep tells the result."""
-_WORTHLESS = 0.02  # share of its corrections
+_WORTHLESS = 0.03  # weight of its corrections
 # After one sweep the prior is coarse: about half of what the network is right to add to it is in the second
 # sweep, too.
 _FIRST_COUNTS = 0.5
@@ -32,8 +32,8 @@ _SAME_PLACE = 0.1  # of a step
 
 def worthless(session: Session) -> bool:
     """Return whether later projections bore out next to nothing of what the network added to a session."""
-    share = session.findings.borne_out
-    return share is not None and share < _WORTHLESS
+    weight = session.findings.weight
+    return weight is not None and weight < _WORTHLESS
 
 
 def evidence(task: Task) -> Tensor:

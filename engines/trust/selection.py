@@ -11,7 +11,7 @@ the fallback; the third is the weight of that blend itself. The least trust coun
   share for the whole volume, a little above it.
 
 In a session the next sweep's projections say more than all of these, see `claims.py`: where they tell
-anything, and nothing displaces the INR, the share of the network's corrections that they bore out is its
+anything, and nothing displaces the INR, the share of the network's corrections that they bore out gives its
 weight.
 
 Fallbacks are the INR, Tikhonov and, where it explains its own projections, linear interpolation. The INR
@@ -43,7 +43,12 @@ _EXPLAINS = 1.25  # residual relative to the noise and to the INR's, up to which
 # An answer whose squared residual is so many times the best one's (or the noise) is broken. A session in
 # which a part of the specimen moved otherwise than the rest has four times, and the best answer still.
 _UNSOUND = 9.0
-_MEMORY = 0.4  # of what earlier sweeps bore out: as a session learns, the network's task becomes another
+# Of what earlier sweeps bore out, after one that tells something (as a session learns, the network's task
+# becomes another) and after one that tells nothing.
+_MEMORY, _FADES = 0.7, 0.4
+# Shares that later projections bore out, at which the network has no weight, and all of it: they show the
+# broad part of a correction, which the session knows best and the network least.
+_WEIGHS = (-0.1, 0.5)
 # Squared correction in units of the noise, from which on a session tells its share, and one sweep all it can.
 _TELLING, _TELLS_ALL = 100.0, 1000.0
 
@@ -88,12 +93,17 @@ class Findings:
             return None
         return min(1.0, max(0.0, self.explained / self.claimed))
 
+    @property
+    def weight(self) -> float | None:
+        """The network's weight, as far as later projections tell; None: not known yet."""
+        return None if self.claimed < _TELLING else _trust(self.explained / self.claimed, _WEIGHS)
+
     def note(self, explained: float, claimed: float) -> None:
         """Take in what the projections of a sweep say of the last one's correction."""
         if not claimed > 0.0 or not math.isfinite(explained + claimed):
             # Nothing new was told, or nothing that is a number: what is known grows old.
-            self.explained *= _MEMORY
-            self.claimed *= _MEMORY
+            self.explained *= _FADES
+            self.claimed *= _FADES
         else:
             # A sweep that claimed much must not outweigh all later ones.
             counts = min(1.0, _TELLS_ALL / claimed)
@@ -140,10 +150,8 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
     if own != "mdd" or own not in sound:
         broken = "the network's answer is far from its own projections"
         return Selection(fallback, 0.0, fallback, broken if own == "mdd" else "")
-    if findings.borne_out is not None and fallback == first:
-        # A projection shows the broad part of a correction, which the session knows best and the network
-        # least; more of the fine part is right.
-        weight = findings.borne_out**0.5
+    weight = findings.weight
+    if weight is not None and fallback == first:
         why = f"later projections bore out {findings.borne_out:.0%} of what the network added"
         return _weighed(weight, first, why)
     # A clearly better prediction of a projection says more than the size of the correction. But a single

@@ -181,13 +181,23 @@ def test_what_later_projections_bore_out_outweighs_every_other_finding() -> None
     scores = Scores({"mdd": 1.0, "inr": 1.0, "tikhonov": 1.0}, {}, miss=0.5)
     findings = Findings(left_out=0.1)
     assert select("mdd", findings, scores).served == "inr"
-    findings.note(900.0, 1000.0)
+    findings.note(200.0, 1000.0)
     chosen = select("mdd", findings, scores)
     assert (chosen.served, chosen.fallback) == ("blend", "inr")
-    assert chosen.weight == pytest.approx(0.9**0.5)
-    assert "90%" in chosen.why
+    assert chosen.weight == pytest.approx(0.5)
+    assert "20%" in chosen.why
     findings.forget_claims()
     assert findings.borne_out is None
+
+
+@pytest.mark.parametrize(
+    ("borne_out", "served"), [(-0.3, "inr"), (-0.1, "inr"), (0.02, "blend"), (0.5, "mdd"), (1.7, "mdd")]
+)
+def test_half_of_a_correction_borne_out_is_enough_and_none_of_it_is_hardly_anything(
+    borne_out: float, served: str
+) -> None:
+    findings = Findings(explained=1000.0 * borne_out, claimed=1000.0)
+    assert select("mdd", findings, Scores({"mdd": 1.0, "inr": 1.0}, {})).served == served
 
 
 def test_a_held_out_projection_that_displaces_the_inr_outweighs_later_ones() -> None:
