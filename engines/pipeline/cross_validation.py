@@ -1,11 +1,11 @@
 """Cross-validation of a sweep: what the network adds, held against slabs that were left out.
 
 In a session's first sweep no later one tells yet what the network is worth. But the sweep itself does: every
-third slab is left out in turn, the engine reconstructs from the rest as if that were all there is, and the
-share of the network's corrections that explains the slabs left out is measured as that of a claim
-(`trust/claims.py`). All of it happens on the tiles in which the projections show most structure, so that a
-large image costs little. The gaps are twice as wide there as in the sweep itself, so the share is no weight,
-but a verdict on whether the network knows the specimen.
+third slab is left out in turn, the engine reconstructs from the rest as if that were all there is, with one
+evaluation of the network, and the share of the network's corrections that explains the slabs left out is
+measured as that of a claim (`trust/claims.py`). All of it happens on the tile in which the projections show
+most structure, so that a large image costs little. The gaps are twice as wide there as in the sweep itself:
+the share is no weight, but a verdict on whether the network knows the specimen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from microdiffusion.engines.pipeline.device import upload
 from microdiffusion.engines.projections import along_z, tensor_of
+from microdiffusion.engines.trust import TELLING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 
 _FOLDS = 3
 _FEWEST = 4  # projections: fewer leave two, and a volume between them is a guess
-_TILE = 64  # pixels of an edge: the network sees no further
-_TELLING = 100.0  # squared correction in units of the noise, below which it says too little to be judged
+_TILE = 64  # pixels of an edge: the network hardly sees further
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,20 @@ class CrossValidated:
 
     Attributes
     ----------
-    share : float or None
-        Of the network's corrections to the INR, that explains them best; None where these say too little.
+    told : (explained, claimed)
+        What of them the network's corrections to the INR explain, and all that these say: as of a `Claim`.
     errors : dict
-        Mean squared misfit of each answer there, counts².
+        Squared misfit of each answer there, counts², summed up.
     """
 
-    share: float | None
+    told: tuple[float, float]
     errors: dict[str, float]
+
+    @property
+    def share(self) -> float | None:
+        """Of the corrections, that explains the slabs best; None where they say too little."""
+        explained, claimed = self.told
+        return explained / claimed if claimed > TELLING else None
 
 
 def cross_validated(
@@ -62,34 +69,32 @@ def cross_validated(
     if len(sweep.stage) < _FEWEST:
         return None
     explained = claimed = 0.0
-    missed: dict[str, float] = {}
-    for (outside, inside), tile in zip(_folds(len(sweep.stage)), _tiles(sweep.projections), strict=False):
-        part = np.ascontiguousarray(sweep.projections[:, tile[0], tile[1]])
-        none = part[:0]
-        shown = replace(
+    errors: dict[str, float] = {}
+    images = np.ascontiguousarray(sweep.projections[:, *_tile(sweep.projections)])
+    tile_header = header.model_copy(update={"shape": (header.shape[0], *images.shape[1:]), "adaptive": False})
+    for outside, inside in _folds(len(images)):
+        # Nothing is held out of a part: that would choose the INR by the very gap that is judged.
+        part = replace(
             sweep,
             stage=sweep.stage[inside],
-            projections=part[inside],
+            projections=images[inside],
             held_out_stage=sweep.stage[:0],
-            held_out=none,
+            held_out=images[:0],
             slots=None,
         )
-        tile_header = header.model_copy(
-            update={"shape": (header.shape[0], *part.shape[1:]), "adaptive": False}
-        )
-        found, noise = answers(tile_header, shown)
+        found, noise = answers(tile_header, part)
         device = found["inr"].device
         operator = tensor_of(header.operator_at(sweep.stage[outside]), device)
         seen = {name: along_z(operator, volume) for name, volume in found.items()}
-        left = torch.from_numpy(part[outside]).to(device) - seen["inr"]
+        target = upload(images[outside], device)
         said = seen["mdd"] - seen["inr"]
-        told = torch.stack([(said * left).sum(), said.square().sum()]) / noise
-        errors = [(left + seen["inr"] - each).square().sum() for each in seen.values()]
-        numbers = torch.cat([told, torch.stack(errors)]).tolist()
+        told = [(said * (target - seen["inr"])).sum() / noise, said.square().sum() / noise]
+        missed = [(target - each).square().sum() for each in seen.values()]
+        numbers = torch.stack(told + missed).tolist()
         explained, claimed = explained + numbers[0], claimed + numbers[1]
         for name, error in zip(seen, numbers[2:], strict=True):
-            missed[name] = missed.get(name, 0.0) + error
-    return CrossValidated(explained / claimed if claimed > _TELLING else None, missed)
+            errors[name] = errors.get(name, 0.0) + error
+    return CrossValidated((explained, claimed), errors)
 
 
 def _folds(count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -99,15 +104,13 @@ def _folds(count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         yield outside, np.setdiff1d(np.arange(count), outside)
 
 
-def _tiles(images: NDArray[np.float32]) -> list[tuple[slice, slice]]:
-    """Return rows and columns of a tile for each fold, those in which images (M, Y, X) vary most."""
+def _tile(images: NDArray[np.float32]) -> tuple[slice, slice]:
+    """Return the rows and columns of the tile in which images (M, Y, X) vary most."""
 
     def cuts(edge: int) -> list[slice]:
-        count = max(1, edge // _TILE)
         size = min(edge, _TILE)
-        begin = (edge - count * size) // 2
-        return [slice(begin + size * number, begin + size * (number + 1)) for number in range(count)]
+        begins = np.linspace(0, edge - size, -(-edge // size)).round().astype(int).tolist()
+        return [slice(begin, begin + size) for begin in begins]
 
     tiles = [(rows, columns) for rows in cuts(images.shape[1]) for columns in cuts(images.shape[2])]
-    tiles.sort(key=lambda tile: -float(images[:, tile[0], tile[1]].var(axis=(1, 2)).sum()))
-    return [tiles[number % len(tiles)] for number in range(_FOLDS)]
+    return max(tiles, key=lambda tile: float(images[:, tile[0], tile[1]].var(axis=(1, 2)).sum()))

@@ -205,8 +205,6 @@ class Reconstructor:
                 task.session.findings = trail.findings
         clock.lap("prepare")
         watched = before or watch.look(task)
-        if self._cross_validate(task):
-            clock.lap("sampler")
         spared = (
             config.fallback
             and network_worth.worthless(task.session)
@@ -218,6 +216,9 @@ class Reconstructor:
             # Its range, its texture and what the network is worth to it are not those of the one before.
             self._sessions.begin(sweep, lane, task.geometry.conditions.length, task.session.noise)
             return self._reconstruct(sweep, lane, effort, trail, watched)
+        if self._cross_validate(task):
+            clock.lap("sampler")
+            update = self._update(task.geometry, allowed, self._network(task))
         if lane == "sweep" and task.field is not None and task.field.estimator.by_slice is not None:
             self._on_feedback(feedback_of(task, task.field, task.field.estimator.by_slice, self.header))
         told = task.session.rival_claim is not None
@@ -283,17 +284,17 @@ class Reconstructor:
             return False
         if task.lane == "rolling" or task.effort > 0 or findings.borne_out is not None:
             return False
-        if task.session.sweeps % _TEST_EVERY:
+        if task.session.sweeps % _TEST_EVERY and findings.left_out_errors:
             return False
         found = self._held_against(task, self._network(task))
-        whose = self.engine.belonging
-        if found is not None and self._rival is not None and whose is not None and not task.session.sweeps:
-            other = self._held_against(task, self._rival)
-            if other is not None:
-                rivals.first_choice(findings, whose, found.errors["mdd"], other.errors["mdd"])
-                found = other if findings.general else found
         if found is None:
             return False
+        whose = self.engine.belonging
+        if self._rival is not None and whose is not None and not task.session.sweeps:
+            other = self._held_against(task, self._runtime if findings.general else self._rival)
+            if other is not None:
+                switched = rivals.compare(findings, whose, found.told, other.told, "slabs left out")
+                found = other if switched else found
         findings.left_out, findings.left_out_errors = found.share, found.errors
         return True
 
@@ -308,7 +309,10 @@ class Reconstructor:
         return cross_validated(task.sweep, self.header, answers)
 
     def alone(self, sweep: Sweep) -> tuple[Tensors, float]:
-        """Return the answers (Z, Y, X) to a session's first sweep, and the noise's variance; counts."""
+        """Return the answers to a session's first sweep, of one evaluation, and its noise.
+
+        Volumes (Z, Y, X) by name, counts, and a variance, counts².
+        """
         clock = Clock(self.device)
         task = self._normaliser.task(sweep, "sweep", 1)
         update, given, _ = self._given(task, clock, 1)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _FIRST, _EVERY = 3, 8
 """Sweeps in which both are asked: the first ones of a session, and one in so many."""
-_ERRS_MORE = 1.1  # times in slabs left out: closer than that it hardly tells
 _CLEARLY = 1.3  # times what the one that serves is worth: projections do not tell all of it
 
 
@@ -56,16 +55,6 @@ def due(task: Task) -> bool:
     return asked and task.effort < 2 and task.lane != "rolling" and task.known is None
 
 
-def first_choice(findings: Findings, belonging: Belonging, adapted: float, general: float) -> None:
-    """Choose by the networks' errors in slabs that were left out."""
-    if adapted > _ERRS_MORE * general:
-        findings.general = True
-        findings.why_general = (
-            "in a first sweep only slabs left out tell, where the weights adapted to "
-            f"{belonging.specimen} err {adapted / general:.2f} times as much as those that ship, which serve"
-        )
-
-
 def claim_of(task: Task, answers: Tensors) -> Claim | None:
     """Return the claim of the network that is asked beside the one that serves."""
     if task.learned is None:
@@ -91,12 +80,16 @@ def _worth(explained: float, claimed: float) -> float:
 
 
 def compare(
-    findings: Findings, belonging: Belonging, serving: tuple[float, float], other: tuple[float, float]
+    findings: Findings,
+    belonging: Belonging,
+    serving: tuple[float, float],
+    other: tuple[float, float],
+    witnesses: str = "later projections",
 ) -> bool:
     """Return whether the other network serves from now on; take note of it.
 
-    `serving` and `other` are `Claim.held_against` of the network that serves and of the other one: what a
-    sweep explains of their corrections, and all that these said.
+    `serving` and `other` are what `witnesses` explain of the corrections of the network that serves and of
+    the other one, and all that these said: `Claim.held_against`.
     """
     if not (serving[1] > 0.0 and other[1] > 0.0):
         return False
@@ -109,7 +102,7 @@ def compare(
     if findings.general:
         shares = (100 * max(0.0, explained) / claimed for explained, claimed in (serving, other))
         findings.why_general = (
-            f"later projections bore out {next(shares):.0f} % of what the weights adapted to "
+            f"{witnesses} bore out {next(shares):.0f} % of what the weights adapted to "
             f"{belonging.specimen} added and {next(shares):.0f} % of what those that ship did, which serve"
         )
     return True

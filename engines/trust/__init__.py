@@ -4,11 +4,12 @@ from microdiffusion.engines.trust import intervals
 from microdiffusion.engines.trust.claims import Claim
 from microdiffusion.engines.trust.quality_watch import alarms_of, novelty, remembered, strangeness
 from microdiffusion.engines.trust.scores import Scores, measure, measure_held, structured_miss
-from microdiffusion.engines.trust.selection import Findings, Selection, select
+from microdiffusion.engines.trust.selection import TELLING, Findings, Selection, select
 from microdiffusion.engines.trust.symptoms import Glance, appearance, glance, in_reverse, surprise
 from microdiffusion.engines.trust.uncertainty import Clues, brightness_slope, deviation
 
 __all__ = [
+    "TELLING",
     "Claim",
     "Clues",
     "Findings",

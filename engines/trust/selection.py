@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 
 from microdiffusion.engines.trust.scores import Scores
 
-MISS_LIMITS = (0.01, 0.0125)
+_MISS_LIMITS = (0.01, 0.0125)
 """Rms over 3 x 3 pixels, share of the projections' range, where nothing was left out. Recorded volumes are
 missed by up to 0.009, but for three of 23 (cell walls, chromosomes, pollen: 0.018); gratings and checkers
 that come out worse, by 0.012 on.
@@ -43,14 +43,13 @@ _EXPLAINS = 1.25  # residual relative to the noise and to the INR's, up to which
 # An answer whose squared residual is so many times the best one's (or the noise) is broken. A session in
 # which a part of the specimen moved otherwise than the rest has four times, and the best answer still.
 _UNSOUND = 9.0
-# Of what earlier sweeps bore out, after one that tells something (as a session learns, the network's task
-# becomes another) and after one that tells nothing.
-_MEMORY, _FADES = 0.7, 0.4
+_MEMORY = 0.7  # of what earlier sweeps bore out: as a session learns, the network's task becomes another
 # Shares that later projections bore out, at which the network has no weight, and all of it: they show the
 # broad part of a correction, which the session knows best and the network least.
 _WEIGHS = (-0.1, 0.5)
-# Squared correction in units of the noise, from which on a session tells its share, and one sweep all it can.
-_TELLING, _TELLS_ALL = 100.0, 1000.0
+TELLING = 100.0
+"""Squared correction in units of the noise, from which on projections tell its share."""
+_TELLS_ALL = 1000.0  # and one sweep all it can
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class Findings:
     left_out : float or None
         Share of the network's corrections that slabs left out bore out; None: not known.
     left_out_errors : dict
-        Mean squared misfit of each answer there.
+        Squared misfit of each answer there; empty before the first test.
     held_out : float
         The network's error relative to another's on the held-out projection.
     share : float
@@ -89,21 +88,21 @@ class Findings:
     @property
     def borne_out(self) -> float | None:
         """The share of the network's corrections that later projections bore out; None: not known yet."""
-        if self.claimed < _TELLING:
+        if self.claimed < TELLING:
             return None
         return min(1.0, max(0.0, self.explained / self.claimed))
 
     @property
     def weight(self) -> float | None:
         """The network's weight, as far as later projections tell; None: not known yet."""
-        return None if self.claimed < _TELLING else _trust(self.explained / self.claimed, _WEIGHS)
+        return None if self.claimed < TELLING else _trust(self.explained / self.claimed, _WEIGHS)
 
     def note(self, explained: float, claimed: float) -> None:
         """Take in what the projections of a sweep say of the last one's correction."""
         if not claimed > 0.0 or not math.isfinite(explained + claimed):
             # Nothing new was told, or nothing that is a number: what is known grows old.
-            self.explained *= _FADES
-            self.claimed *= _FADES
+            self.explained *= _MEMORY
+            self.claimed *= _MEMORY
         else:
             # A sweep that claimed much must not outweigh all later ones.
             counts = min(1.0, _TELLS_ALL / claimed)
@@ -159,7 +158,7 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
     proven = findings.held_out < _PROVEN and scores.miss < _FAR_OFF
     share = findings.left_out
     knows = 0.0 if share is None else min(_trust(share, _BORE_OUT), _trust(share, _OVERDONE))
-    limits = zip(MISS_LIMITS, _KNOWN_LIMITS, strict=True)
+    limits = zip(_MISS_LIMITS, _KNOWN_LIMITS, strict=True)
     usual, most = (strict + knows * (wide - strict) for strict, wide in limits)
     misses = f"the network misses the projections by {scores.miss:.1%} of their range, {usual:.1%} is usual"
     trust = {
@@ -167,7 +166,8 @@ def select(own: str, findings: Findings, scores: Scores) -> Selection:
         f"{fallback} predicts a held-out projection about as well, or better": findings.share,
     }
     if share is not None:
-        trust[f"slabs left out bore out {share:.0%} of what the network added"] = knows
+        called = "bore out" if share < _OVERDONE[1] else "called for"
+        trust[f"slabs left out {called} {share:.0%} of what the network added"] = knows
     why = min(trust, key=lambda reason: trust[reason])
     return _weighed(trust[why], fallback, why)
 

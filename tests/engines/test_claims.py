@@ -252,10 +252,25 @@ def half_way(first: Sweep) -> Network:
     windows = ((padded - low) / (high - low)).unflatten(0, (-1, 8))
 
     def correction(middle: Tensor) -> Tensor:
-        # The test on slabs twice as thick has fewer windows.
-        return 0.5 * (windows - middle) if windows.shape == middle.shape else torch.zeros_like(middle)
+        return 0.5 * (windows - middle)
 
     return correction
+
+
+@pytest.mark.parametrize("effort", [0, 1])
+def test_slabs_left_out_of_a_first_sweep_tell_a_network_that_knows_from_one_that_invents(effort: int) -> None:
+    sweeps, shares = sweeps_of(2), []
+    for correction in (half_way(sweeps[0]), invented):
+        made, _ = reconstructor(correction)
+        made.reconstruct(sweeps[0], effort=effort)
+        if effort:  # there was no time; it is made up for
+            assert session_of(made, sweeps[0]).findings.left_out is None
+            session_of(made, sweeps[0]).claim = None
+            made.reconstruct(sweeps[1])
+        findings = session_of(made, sweeps[0]).findings
+        assert set(findings.left_out_errors) == {"mdd", "inr", "tikhonov", "linear"}
+        shares.append(findings.left_out)
+    assert shares[0] > 1.0 > 0.15 > shares[1]
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["whole", "a frame lost"])

@@ -85,10 +85,11 @@ def test_three_slabs_cannot_spare_one() -> None:
     assert cross_validated(sweep_of(truth, 3), header(truth.shape), answering(truth, 1.0)) is None
 
 
-def test_a_large_image_is_judged_where_its_structure_is() -> None:
-    truth = np.zeros((24, 70, 200))
-    truth[:, 10:30, 150:160] = np.random.default_rng(1).random((24, 20, 10))
-    seen = []
+@pytest.mark.parametrize("begin", [0, 90, 140])
+def test_a_large_image_is_judged_where_its_structure_is(begin: int) -> None:
+    truth = np.zeros((24, 127, 200))
+    truth[:, 100:120, begin : begin + 30] = np.random.default_rng(1).random((24, 20, 30))
+    sweep, seen = sweep_of(truth, 6), []
 
     def answers(part_header: RunHeader, part: Sweep) -> tuple[dict[str, Tensor], float]:
         assert part_header.shape == (24, *part.projections.shape[1:])
@@ -96,6 +97,6 @@ def test_a_large_image_is_judged_where_its_structure_is() -> None:
         volume = torch.zeros(part_header.shape)
         return {"mdd": volume, "inr": volume}, NOISE**2
 
-    cross_validated(sweep_of(truth, 6), header(truth.shape), answers)
+    cross_validated(sweep, header(truth.shape), answers)
     assert all(images.shape[1:] == (64, 64) for images in seen)
-    assert seen[0].max() > 0.3 > max(images.max() for images in seen[1:])
+    assert min(images.max() for images in seen) > 0.3

@@ -184,6 +184,17 @@ def test_what_leaves_the_device_is_found(
             update(given)
 
 
+def test_whatever_is_served_is_dark_where_a_whole_slab_was() -> None:
+    with torch.no_grad():
+        update, geometry = update_on(CPU, TorchRuntime(SlabUNet((4, 6), 1, 8), CPU, torch.float32), SETTINGS)
+        given = given_for(geometry, held=False)
+        given["light"] = torch.zeros_like(given["light"])
+        answers = update(given)
+        dark = (geometry.operator > 0).any(0)
+        for name in ("mdd", "inr", "tikhonov", "linear"):
+            assert torch.allclose(answers[name][dark], given["floor"], atol=1e-6), name
+
+
 # The scores --------------------------------------------------------------------------------------
 
 
