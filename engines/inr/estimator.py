@@ -358,7 +358,8 @@ class SessionEstimator:
         # Light is never negative: a slab without any is dark all over, and what a bright one shows lies where
         # none of those that were dark did since their voxels keep still.
         known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN
-        light = torch.where(age[seen] > 1, torch.minimum(light[seen], known), light[seen])
+        anew = (2 - age[seen].clamp(max=2)) * _ALL_LIGHT  # whatever was dark; comparing bytes takes longer
+        light = torch.minimum(light[seen], torch.maximum(known, anew))
         field = nonnegative(field, self.covariances.total(common_age(age[rows]))[rows, rows])
         field[seen.start - rows.start : seen.stop - rows.start] *= light * (1 / _ALL_LIGHT)
         self._field, self._lit = _with_rows(before, rows, field), _with_rows(self._lit, seen, light)
@@ -373,7 +374,7 @@ class SessionEstimator:
             return by_age(table, age)
 
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
-        still = float((some > 1).float().mean())
+        still = float(some.clamp(1, 2).float().mean()) - 1
         volume = self.present if len(self._changes.pixels) else self._field.clone()
         return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation, self._leeway)
 
