@@ -279,9 +279,9 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut, doubt: float) -> t
 def _doubt(ratios: Tensor, variances: Tensor, bright: Tensor, before: float) -> float:
     """Return how many times more than its covariances say the squared error of the state is.
 
-    `ratios` (M, P) are those of innovation and prediction; `bright` says where they count. Errors are everywhere, and grow
-    slowly; changes are in few places, or come at once; and what all places share is bleaching. The quartile
-    of a normal error's square is known.
+    `ratios` (M, P) are those of innovation and prediction, `bright` (M, P) says where they count. Errors are
+    everywhere, and grow slowly; changes are in few places, or come at once; and what all places share is
+    bleaching. The quartile of a normal error's square is known.
     """
     places = torch.nonzero(bright.flatten())[:, 0]
     if len(places) < _FEW:
