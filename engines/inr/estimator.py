@@ -140,6 +140,14 @@ class SessionEstimator:
         """The field (Z, P) as it is expected in the next sweep; not to be changed in place."""
         return self._changes.expected().applied(self._field)
 
+    def foretell(self, matrix: NDArray[np.float64]) -> Tensor:
+        """Return the projections (M, P) that slabs of an operator (M, Z) are expected to give."""
+        operator, changes = tensor_of(matrix, self._device), self._changes.expected()
+        seen = operator @ self._field
+        if len(changes.pixels):
+            seen[:, changes.pixels] += operator @ (self._field[:, changes.pixels] * changes.by)
+        return seen
+
     @property
     def present(self) -> Tensor:
         """The field (Z, P) with its brightness in the last sweep; not to be changed in place."""
