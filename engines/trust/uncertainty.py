@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microdiffusion.engines.projections import local_mean
@@ -101,15 +100,15 @@ def brightness_slope(volume: Tensor, deviation: Tensor) -> Tensor:
 def _log_ratio(quantity: Tensor) -> Tensor:
     """Return the logarithm of a quantity that is not negative over its mean."""
     mean = quantity.mean()
-    return ((quantity.clamp_min(0.0) + (_LEAST * mean + _TINY)) / ((1 + _LEAST) * mean + _TINY)).log_()
+    return quantity.clamp_min(0.0).add_(_LEAST * mean + _TINY).div_((1 + _LEAST) * mean + _TINY).log_()
 
 
 def _mean(volume: Tensor, along: int, across: int) -> Tensor:
     """Return the mean over `along` slices and `across` x `across` pixels around each voxel."""
     flat = local_mean(volume, across)
     half = along // 2
-    padded = F.pad(flat[None, None], (0, 0, 0, 0, half, half), mode="replicate")[0, 0]
-    total = padded[: len(flat)].clone()
-    for shift in range(1, along):
+    padded = torch.cat([*[flat[:1]] * half, flat, *[flat[-1:]] * half])
+    total = padded[: len(flat)] + padded[1 : 1 + len(flat)]
+    for shift in range(2, along):
         total += padded[shift : shift + len(flat)]
-    return total / along
+    return total.div_(along)
