@@ -330,8 +330,7 @@ def signal_share(above: Tensor, variance: Tensor) -> Tensor:
     brightest = torch.zeros_like(above[:, :1, :1])
     for window in _WINDOWS:
         size = min(window, *above.shape[1:])
-        every = slice(None, None, max(1, size // 2))
-        total, power = (window_sum(each, size)[:, every, every] for each in (above, variance))
+        total, power = (window_sum(each, size, max(1, size // 2)) for each in (above, variance))
         figure = total / power.sqrt()
         brightest = torch.maximum(brightest, figure.amax(dim=(1, 2), keepdim=True))
     low, high = _STANDS_OUT
