@@ -276,7 +276,7 @@ class SessionField:
             volume,
             age,
             found.still,
-            lambda: moved_labels(found.deviation(), (z, y, x)) * brightness,
+            lambda: moved_labels(found.deviation(), (z, y, x)).mul_(brightness),
             found.leeway,
             Motion((deeper, down, right), brightness),
         )

@@ -54,5 +54,5 @@ class DataConsistency:
             misfit = projections - predicted
             target = (predicted + noise_shrinkage(misfit, noise_variance) * misfit).clamp_min(0.0)
             ratio = torch.addmm(self._unseen, self._back, ((target + floor) / (predicted + floor)).flatten(1))
-            volume = volume * ratio.view_as(volume)
+            volume = ratio.view_as(volume).mul_(volume)
         return volume
