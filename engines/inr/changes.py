@@ -218,7 +218,8 @@ def brightness(
     spread = left.due * torch.maximum(left.residual, left.expected) + sweep.noise[:, None]
     variance = sweep.local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
     bright = (lit > predicted.mean(1, keepdim=True)) & (left.due <= _UNTOLD)
-    doubt = _doubt(ratio, variance, bright, doubt)
+    places = torch.nonzero(bright.flatten())[:, 0]
+    doubt = _doubt(ratio.take(places), variance.take(places), doubt)
     variance *= doubt
     wide = variance + _BRIGHTNESS**2
     odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
@@ -276,18 +277,17 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut, doubt: float) -> t
     return new, False
 
 
-def _doubt(ratios: Tensor, variances: Tensor, bright: Tensor, before: float) -> float:
+def _doubt(ratios: Tensor, variances: Tensor, before: float) -> float:
     """Return how many times more than its covariances say the squared error of the state is.
 
-    `ratios` (M, P) are those of innovation and prediction, `bright` (M, P) says where they count. Errors are
-    everywhere, and grow slowly; changes are in few places, or come at once; and what all places share is
-    bleaching. The quartile of a normal error's square is known.
+    `ratios` (N,) are those of innovation and prediction in bright places. Errors are everywhere, and grow
+    slowly; changes are in few places, or come at once; and what all places share is bleaching. The quartile
+    of a normal error's square is known.
     """
-    places = torch.nonzero(bright.flatten())[:, 0]
-    if len(places) < _FEW:
+    if len(ratios) < _FEW:
         return before
-    places = places[:: max(1, len(places) // _PIXELS)]
-    ratios, variances = ratios.take(places), variances.take(places)
+    every = max(1, len(ratios) // _PIXELS)
+    ratios, variances = ratios[::every], variances[::every]
     found = torch.quantile((ratios - ratios.median()).square() / variances, 0.75) / _QUARTILE
     return min(max(1.0, float(found)), _GROWS * before, _MOST_DOUBT)
 
