@@ -70,7 +70,7 @@ class Estimate:
     Attributes
     ----------
     volume : (Z, Y, X)
-        The field with its present brightness, in the units of the projections; the caller's own.
+        The field with its present brightness, in the units of the projections; not to be changed in place.
     age : (Z, Y, X) uint8
         Sweeps since a voxel was last taken anew, this one included; `OLDEST` and more are one.
     still : float
@@ -383,8 +383,8 @@ class SessionEstimator:
 
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
         still = float(some.clamp(1, 2).float().mean()) - 1
-        volume = self.present if len(self._changes.pixels) else self._field.clone()
-        return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation, self._leeway)
+        volume = self.present.unflatten(1, self.shape[1:])
+        return Estimate(volume, age, still, deviation, self._leeway)
 
     def _leeway(self) -> Tensor:
         if self.sweeps == 1:  # the network has seen what there is

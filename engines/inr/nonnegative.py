@@ -31,9 +31,11 @@ def nonnegative(field: Tensor, covariance: NDArray[np.float64]) -> Tensor:
     correlation = covariance / deviation / deviation[:, None]
     rate = 1 / float(np.linalg.eigvalsh(correlation)[-1])
     spread = tensor_of(deviation, field.device)[:, None]
-    pixels = torch.nonzero((field + _NEGATIVE * spread).amin(0) < 0.0)[:, 0]
+    pixels = torch.nonzero(field.amin(0) < -_NEGATIVE * spread.min())[:, 0]
+    mean = field[:, pixels] / spread
+    enough = (mean < -_NEGATIVE).any(0)
+    pixels, mean = pixels[enough], mean[:, enough]
     if len(pixels):
-        mean = field[:, pixels] / spread
         scaled = tensor_of(correlation, field.device)
         step = tensor_of(np.eye(len(correlation)) - rate * correlation, field.device)
         multipliers, ahead, weight = torch.zeros_like(mean), torch.zeros_like(mean), 1.0

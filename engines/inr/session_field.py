@@ -270,7 +270,7 @@ class SessionField:
         z, y, x = (-each if self.motion.moved else 0.0 for each in shift)
         volume, age = moved(found.volume, (z, y, x)), moved_labels(found.age, (z, y, x))
         if brightness != 1.0:
-            volume.mul_(brightness)
+            volume = volume * brightness
         deeper, down, right = (part + whole for part, whole in zip(shift, self._whole, strict=True))
         return FieldEstimate(
             volume,

@@ -82,7 +82,7 @@ def _learned(task: Task, field: SessionField, light: Tensor) -> Tensor:
         task.learned = field.update(*seen)
     else:
         task.learned = field.look_back(*seen, task.known, task.level)
-    volume = task.learned.volume.div_(scale)
+    volume = task.learned.volume / scale
     if task.learned.still > 0.0:  # what the covariances did not expect
         return task.geometry.consistency(volume, task.images - floor, task.variance)
     return volume.clamp_min_(0.0)
