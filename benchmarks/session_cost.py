@@ -10,6 +10,7 @@ the ratio is the median of the pairs'. Writes benchmarks/results/session_cost.js
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import time
@@ -102,13 +103,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "session_cost.json")
     arguments = parser.parse_args()
+    load = {"load": round(os.getloadavg()[0], 1)}  # of others: processes that wanted a core before
     depth, height, width = (int(edge) for edge in arguments.size.split("x"))
     result = estimator_against_network((depth, height, width), arguments.threads, arguments.repeats)
     result |= one_projection(arguments.threads, arguments.repeats)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-    machine = about() | {"version": microdiffusion.__version__, "commit": commit}
+    machine = about() | load | {"version": microdiffusion.__version__, "commit": commit}
     evaluation.write_json(arguments.json, {"machine": machine, "size": arguments.size} | result)
     print(result)
 

@@ -17,7 +17,7 @@ from microdiffusion.engines.inr.covariance import OLDEST
 if TYPE_CHECKING:
     from microdiffusion.engines.inr.covariance import KalmanGain
 
-_PIXELS = 2048  # enough for a choice
+_PIXELS = 512  # enough for a choice
 _VOXELS = 1 << 17  # that are updated one by one at a time
 
 

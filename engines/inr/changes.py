@@ -178,16 +178,14 @@ def signal(misfit: Tensor, noise: Tensor, predicted: Tensor) -> Tensor:
 def left_out(sweep: MeasuredSweep, age: Tensor) -> LeftOut:
     """Return what the other projections leave of each; `age` (M, P) is the mean age in the slabs."""
     gains, noise = sweep.gains, sweep.noise
-    residual, expected = torch.zeros_like(age), -noise
     hats = (sweep.operator @ gains[0].gain).chunk(2, 1)
-    for hat, band, share in zip(hats, sweep.bands.chunk(2), NOISE_SHARES, strict=True):
-        kept = 1 - hat.diagonal()
-        residual += torch.addmm(band, hat, band, alpha=-1) / kept[:, None]
-        expected = expected + share * noise / kept
-    table = torch.stack([gain.predicted for gain in gains]) / expected
-    slab = torch.arange(len(expected), device=table.device)[:, None]
+    expected = -noise
+    for hat, share in zip(hats, NOISE_SHARES, strict=True):
+        expected = expected + share * noise / (1 - hat.diagonal())
+    residual = torch.cat([_without_its_own(hat) for hat in hats], 1) @ sweep.bands
+    table = torch.stack([gain.predicted for gain in gains], 1) / expected[:, None]
     # By the nearest age: a young one expects so much more that a mean of two would be its own.
-    due = table[age.round().long().clamp(1, len(gains) - 1), slab]
+    due = table.gather(1, age.round().clamp(1, len(gains) - 1).long())
     return LeftOut(sweep.local(residual.square(), _WIDE_WINDOW), expected[:, None], due, hats[0])
 
 
@@ -220,7 +218,8 @@ def brightness(
     spread = left.due * torch.maximum(left.residual, left.expected) + sweep.noise[:, None]
     variance = sweep.local(spread * square, _WINDOW) / power.square() / _WINDOW**2 + _SURE
     bright = (lit > predicted.mean(1, keepdim=True)) & (left.due <= _UNTOLD)
-    doubt = _doubt(ratio[bright], variance[bright], doubt)
+    places = torch.nonzero(bright.flatten())[:, 0]
+    doubt = _doubt(ratio.take(places), variance.take(places), doubt)
     variance *= doubt
     wide = variance + _BRIGHTNESS**2
     odds = 0.5 * (variance / wide).log() + 0.5 * ratio.square() * (1 / variance - 1 / wide)
@@ -241,8 +240,8 @@ def brightness(
     by = []
     for part in pixels.split(_CHUNK):
         before = last[:, row[part]]
-        system = common + torch.diag_embed(variance[:, part].T)
-        solved = torch.linalg.solve_ex(system, (ratio[:, part] - share @ before).T[..., None]).result
+        system = torch.linalg.cholesky_ex(common + torch.diag_embed(variance[:, part].T)).L
+        solved = torch.cholesky_solve((ratio[:, part] - share @ before).T[..., None], system)
         change = before + cross.T @ solved[..., 0].T
         by.append((change * (sweep.slices @ changed[:, part])).clamp(*_LIMITS))
     return BrightnessChanges(pixels, torch.cat(by, 1)), doubt
@@ -257,7 +256,8 @@ def news(sweep: MeasuredSweep, misfit: Tensor, left: LeftOut, doubt: float) -> t
     structure = _structure(sweep, sweep.images.flatten(1) - misfit, left)
     misfit = sweep.local(misfit.square(), _WIDE_WINDOW)
     # What the noise is taken for may be too little; where nothing else is, it shows.
-    floor = torch.quantile(misfit[:, :: max(1, misfit.shape[1] // _PIXELS)], _DARK_SHARE, dim=1)
+    some = misfit[:, :: max(1, misfit.shape[1] // _PIXELS)]
+    floor = some.kthvalue(1 + int(_DARK_SHARE * some.shape[1]), dim=1).values
     noise = torch.minimum(torch.maximum(floor, sweep.noise), _NOISE_DOUBT * sweep.noise)[:, None]
     misfit = (misfit - _NOISE_MARGIN * noise).clamp_min(0.0)
     structure = (structure - noise).clamp_min(0.0)
@@ -297,12 +297,17 @@ def _structure(sweep: MeasuredSweep, predicted: Tensor, left: LeftOut) -> Tensor
 
     The larger one: where the state varies more along z than what is there, it is that which may be wrong.
     """
-    hat = left.hat
-    residual = torch.addmm(predicted, hat, predicted, alpha=-1) / (1 - hat.diagonal())[:, None]
+    residual = _without_its_own(left.hat) @ predicted
     foretold = sweep.local(residual.square(), _WIDE_WINDOW)
     # A state that holds foretells in all no more of it than is there.
     there = (left.residual - sweep.noise[:, None]).clamp_min(0.0).sum() / foretold.sum().clamp_min(_UNSEEN)
     return torch.maximum(left.residual, foretold * there.clamp_max(1.0) + sweep.noise[:, None])
+
+
+def _without_its_own(hat: Tensor) -> Tensor:
+    """Return the matrix (M, M) that gives the leave-one-out residuals, from the hat matrix."""
+    left = torch.eye(len(hat), dtype=hat.dtype, device=hat.device) - hat
+    return left / left.diagonal()[:, None]
 
 
 def slices_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

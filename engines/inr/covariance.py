@@ -98,23 +98,23 @@ class AgeCovariances:
 
         `matrix` (M, Z) is the operator of its slabs, `noise` (M,) the variance of their noise.
         """
-        gains, after = [], []
-        for covariance in self.predicted:
-            cross = covariance @ matrix.T
-            spread = matrix @ cross
-            system = spread + np.array(NOISE_SHARES)[:, None, None] * np.diag(noise)
-            gain = np.linalg.solve(system, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
-            left = covariance - gain @ cross.transpose(0, 2, 1)
-            after.append((left + left.transpose(0, 2, 1)) / 2)
-            before, predicted, rest = (each.sum(0).diagonal() for each in (covariance, spread, left))
-            gains.append(
-                KalmanGain(
-                    tensor_of(np.concatenate([*gain], axis=1), device),
-                    tensor_of(predicted, device),
-                    tensor_of(rest, device),
-                    1 - rest / before,
-                )
+        ahead = np.stack(self.predicted)  # (ages, 2, Z, Z)
+        cross = ahead @ matrix.T
+        spread = matrix @ cross
+        system = spread + np.array(NOISE_SHARES)[:, None, None] * np.diag(noise)
+        gain = np.linalg.solve(system, cross.swapaxes(2, 3)).swapaxes(2, 3)
+        left = ahead - gain @ cross.swapaxes(2, 3)
+        after = (left + left.swapaxes(2, 3)) / 2
+        before, predicted, rest = (each.sum(1).diagonal(axis1=1, axis2=2) for each in (ahead, spread, left))
+        gains = [
+            KalmanGain(
+                tensor_of(np.concatenate([*gain[age]], axis=1), device),
+                tensor_of(predicted[age], device),
+                tensor_of(rest[age], device),
+                1 - rest[age] / before[age],
             )
+            for age in range(len(ahead))
+        ]
         # What was next to the oldest joins it.
         self.by_age = tuple(after) if len(after) <= OLDEST else (*after[: OLDEST - 1], after[OLDEST])
         return gains

@@ -70,7 +70,7 @@ class Estimate:
     Attributes
     ----------
     volume : (Z, Y, X)
-        The field with its present brightness, in the units of the projections; the caller's own.
+        The field with its present brightness, in the units of the projections; not to be changed in place.
     age : (Z, Y, X) uint8
         Sweeps since a voxel was last taken anew, this one included; `OLDEST` and more are one.
     still : float
@@ -139,6 +139,14 @@ class SessionEstimator:
     def expected(self) -> Tensor:
         """The field (Z, P) as it is expected in the next sweep; not to be changed in place."""
         return self._changes.expected().applied(self._field)
+
+    def foretell(self, matrix: NDArray[np.float64]) -> Tensor:
+        """Return the projections (M, P) that slabs of an operator (M, Z) are expected to give."""
+        operator, changes = tensor_of(matrix, self._device), self._changes.expected()
+        seen = operator @ self._field
+        if len(changes.pixels):
+            seen[:, changes.pixels] += operator @ (self._field[:, changes.pixels] * changes.by)
+        return seen
 
     @property
     def present(self) -> Tensor:
@@ -358,7 +366,8 @@ class SessionEstimator:
         # Light is never negative: a slab without any is dark all over, and what a bright one shows lies where
         # none of those that were dark did since their voxels keep still.
         known = self._lit[seen].clamp(max=_ALL_LIGHT - _LIT_AGAIN) + _LIT_AGAIN
-        light = torch.where(age[seen] > 1, torch.minimum(light[seen], known), light[seen])
+        anew = (2 - age[seen].clamp(max=2)) * _ALL_LIGHT  # whatever was dark; comparing bytes takes longer
+        light = torch.minimum(light[seen], torch.maximum(known, anew))
         field = nonnegative(field, self.covariances.total(common_age(age[rows]))[rows, rows])
         field[seen.start - rows.start : seen.stop - rows.start] *= light * (1 / _ALL_LIGHT)
         self._field, self._lit = _with_rows(before, rows, field), _with_rows(self._lit, seen, light)
@@ -373,9 +382,9 @@ class SessionEstimator:
             return by_age(table, age)
 
         some = self._age[:, :: max(1, self._age.shape[1] // _MANY_PIXELS)]
-        still = float((some > 1).float().mean())
-        volume = self.present if len(self._changes.pixels) else self._field.clone()
-        return Estimate(volume.unflatten(1, self.shape[1:]), age, still, deviation, self._leeway)
+        still = float(some.clamp(1, 2).float().mean()) - 1
+        volume = self.present.unflatten(1, self.shape[1:])
+        return Estimate(volume, age, still, deviation, self._leeway)
 
     def _leeway(self) -> Tensor:
         if self.sweeps == 1:  # the network has seen what there is

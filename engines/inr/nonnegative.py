@@ -31,14 +31,17 @@ def nonnegative(field: Tensor, covariance: NDArray[np.float64]) -> Tensor:
     correlation = covariance / deviation / deviation[:, None]
     rate = 1 / float(np.linalg.eigvalsh(correlation)[-1])
     spread = tensor_of(deviation, field.device)[:, None]
-    pixels = torch.nonzero((field < -_NEGATIVE * spread).any(0))[:, 0]
+    pixels = torch.nonzero(field.amin(0) < -_NEGATIVE * spread.min())[:, 0]
+    mean = field[:, pixels] / spread
+    enough = (mean < -_NEGATIVE).any(0)
+    pixels, mean = pixels[enough], mean[:, enough]
     if len(pixels):
-        mean = field[:, pixels] / spread
         scaled = tensor_of(correlation, field.device)
+        step = tensor_of(np.eye(len(correlation)) - rate * correlation, field.device)
         multipliers, ahead, weight = torch.zeros_like(mean), torch.zeros_like(mean), 1.0
         for _ in range(_ITERATIONS):
             before = multipliers
-            multipliers = (ahead - rate * torch.addmm(mean, scaled, ahead)).clamp_min_(0.0)
+            multipliers = torch.addmm(mean, step, ahead, beta=-rate).clamp_min_(0.0)
             grown = (1 + (1 + 4 * weight**2) ** 0.5) / 2
             ahead = torch.lerp(before, multipliers, 1 + (weight - 1) / grown)
             weight = grown

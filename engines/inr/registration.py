@@ -8,6 +8,7 @@ specimen's frame: the state itself is never interpolated. Pure functions of tens
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,26 +97,34 @@ def register(
         ),
     )
 
-    def looked(motion: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Return what is predicted and what is left of the measured images, both (M, Y, X)."""
-        seen = (tensor_of(operator(motion[0]), field.device) @ field).unflatten(1, size)
-        return seen, moved(images, (0.0, motion[1], motion[2])) / motion[3] - seen
+    @functools.cache  # most steps go sideways
+    def expected(z: float) -> tuple[Tensor, Tensor]:
+        """Return what is predicted (M, Y, X) at a depth, and how it follows the motion (4, N)."""
 
-    def linear(motion: NDArray[np.float64], seen: Tensor, left: Tensor) -> _Linear:
-        """Return the problem about a motion, from what was `looked` there."""
+        def seen_at(depth: float) -> Tensor:
+            return (tensor_of(operator(depth), field.device) @ field).unflatten(1, size)
+
+        seen = seen_at(z)
         down, right = torch.gradient(seen, dim=(1, 2)) if min(size) > 1 else (seen * 0, seen * 0)
         along = torch.zeros_like(seen)
         if along_z:
-            deeper = operator(motion[0] + _HALF) - operator(motion[0] - _HALF)
-            along = (tensor_of(deeper, field.device) @ field).unflatten(1, size) / (2 * _HALF)
-        jacobian = torch.stack([each[inside].flatten() for each in (along, -down, -right, seen)], 1)
-        return _Linear.of(motion, jacobian, left[inside].flatten(), _TUKEY * deviation)
+            along = (seen_at(z + _HALF) - seen_at(z - _HALF)) / (2 * _HALF)
+        return seen, torch.stack([each[inside].flatten() for each in (along, -down, -right, seen)])
+
+    def left_at(motion: NDArray[np.float64]) -> Tensor:
+        """Return what is left of the measured images (N,)."""
+        there = moved(images, (0.0, motion[1], motion[2])) / motion[3]
+        return (there - expected(motion[0])[0])[inside].flatten()
+
+    def linear(motion: NDArray[np.float64], left: Tensor) -> _Linear:
+        """Return the problem about a motion, from what is left there."""
+        return _Linear.of(motion, expected(motion[0])[1], left, _TUKEY * deviation)
 
     z, y, x = before.shift
     start = np.array([z, y / coarse, x / coarse, before.brightness])
-    seen, left = looked(start)
-    deviation = max(1.4826 * float(left[inside].abs().median()), noise / coarse)
-    here = linear(start, seen, left)
+    left = left_at(start)
+    deviation = max(1.4826 * float(left.abs().median()), noise / coarse)
+    here = linear(start, left)
     # Sideways first, which is seen best; brightness and motion along z have to be worth it by themselves, in
     # this order: dimming looks like motion along z more than the other way round.
     for free in ((1, 2), (1, 2, 3), (0, 1, 2)) if along_z else ((1, 2),):
@@ -126,7 +135,7 @@ def register(
             if change is None or (tried is here and gain < _HOPELESS * (here.cost - needed)):
                 break
             motion = tried.motion + change
-            tried = linear(motion, *looked(motion))
+            tried = linear(motion, left_at(motion))
             if np.abs(change).max() < _SMALL:
                 break
         if tried.cost < needed:
@@ -150,12 +159,13 @@ class _Linear:
 
     @classmethod
     def of(cls, motion: NDArray[np.float64], jacobian: Tensor, misfit: Tensor, limit: float) -> _Linear:
-        """Return it from the Jacobian (N, 4) and the misfit (N,), which counts within `limit`."""
+        """Return it from the Jacobian (4, N) and the misfit (N,), which counts within `limit`."""
         inner = (1 - (misfit / limit).square()).clamp_min(0.0)
-        weighted = inner.square()[:, None] * jacobian
-        numbers = torch.cat([weighted.T @ jacobian, (misfit @ weighted)[None]])
+        weight = inner.square()
+        weighted = weight * jacobian
+        numbers = torch.cat([weighted @ jacobian.T, (weighted @ misfit)[None]])
         numbers *= 3 / (len(misfit) * limit**2)  # the loss's slope over the squared misfit
-        found = torch.cat([numbers.flatten(), 1.0 - (inner**3).mean()[None]]).double().cpu().numpy()
+        found = torch.cat([numbers.flatten(), 1.0 - (weight * inner).mean()[None]]).double().cpu().numpy()
         return cls(motion, float(found[-1]), found[:16].reshape(4, 4), found[16:20])
 
     def step(self, free: tuple[int, ...]) -> tuple[NDArray[np.float64] | None, float]:
@@ -214,6 +224,9 @@ def _halved(stack: Tensor) -> Tensor:
 
 
 def _further(volume: Tensor, axis: int, by: int, size: int) -> Tensor:
-    """Return `size` voxels along an axis, from voxel `by` on."""
-    places = torch.arange(by, by + size, device=volume.device).clamp_(0, volume.shape[axis] - 1)
-    return volume.index_select(axis, places)
+    """Return `size` voxels along an axis, from voxel `by` on; whole rows, four times as fast as a gather."""
+    edge = volume.shape[axis]
+    before, after = max(0, min(-by, size)), max(0, min(by + size - edge, size))
+    first, last = (volume.narrow(axis, place, 1) for place in (0, edge - 1))
+    inside = volume.narrow(axis, min(max(by, 0), edge), size - before - after)
+    return torch.cat([*[first] * before, inside, *[last] * after], axis)

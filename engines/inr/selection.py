@@ -23,11 +23,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microdiffusion.engines.inr.field import SessionInr, low_pass
-from microdiffusion.engines.projections import along_z, quieten
+from microdiffusion.engines.projections import along_z, quieten, window_sum
 
 if TYPE_CHECKING:
     from microdiffusion.config import InrConfig
@@ -329,12 +328,14 @@ def signal_share(above: Tensor, variance: Tensor) -> Tensor:
     `above` (M, Y, X) are the projections above the level of no light, `variance` (M, Y, X) their noise.
     """
     brightest = torch.zeros_like(above[:, :1, :1])
+    low, high = _STANDS_OUT
     for window in _WINDOWS:
         size = min(window, *above.shape[1:])
-        mean = F.avg_pool2d(torch.stack([above, variance]), size, max(1, size // 2))
-        figure = mean[0] / (mean[1] / size**2).sqrt()
+        total, power = (window_sum(each, size, max(1, size // 2)) for each in (above, variance))
+        figure = total / power.sqrt()
         brightest = torch.maximum(brightest, figure.amax(dim=(1, 2), keepdim=True))
-    low, high = _STANDS_OUT
+        if float(brightest.min()) >= high:
+            break
     return ((brightest - low) / (high - low)).clamp(0.0, 1.0)
 
 

@@ -100,8 +100,7 @@ class SessionField:
     def predict(self, operator: Callable[[float], NDArray[np.float64]]) -> Tensor:
         """Return the projections (M, Y, X) that slabs are expected to give, above the level of no light."""
         z, y, x = self.motion.shift if self.motion.moved else (0.0, 0.0, 0.0)
-        matrix = torch.from_numpy(operator(z)).float().to(self.estimator.expected.device)
-        seen = (matrix @ self.estimator.expected).unflatten(1, self.estimator.shape[1:])
+        seen = self.estimator.foretell(operator(z)).unflatten(1, self.estimator.shape[1:])
         return moved(seen, (0.0, -y, -x)) * self.motion.brightness
 
     def foretold(
@@ -241,8 +240,7 @@ class SessionField:
         self, estimator: SessionEstimator, operator: Callable[[float], NDArray[np.float64]], images: Tensor
     ) -> Tensor:
         """Return the squared difference (M, P) of a sweep and what an estimator expected, locally."""
-        matrix = torch.from_numpy(operator(self._deeper)).float().to(images.device)
-        expected = (matrix @ estimator.expected).unflatten(1, images.shape[1:])
+        expected = estimator.foretell(operator(self._deeper)).unflatten(1, images.shape[1:])
         return local_mean((self._light(images) - expected).square(), _WINDOW).flatten(1)
 
     def _light(self, images: Tensor) -> Tensor:
@@ -272,13 +270,13 @@ class SessionField:
         z, y, x = (-each if self.motion.moved else 0.0 for each in shift)
         volume, age = moved(found.volume, (z, y, x)), moved_labels(found.age, (z, y, x))
         if brightness != 1.0:
-            volume.mul_(brightness)
+            volume = volume * brightness
         deeper, down, right = (part + whole for part, whole in zip(shift, self._whole, strict=True))
         return FieldEstimate(
             volume,
             age,
             found.still,
-            lambda: moved_labels(found.deviation(), (z, y, x)) * brightness,
+            lambda: moved_labels(found.deviation(), (z, y, x)).mul_(brightness),
             found.leeway,
             Motion((deeper, down, right), brightness),
         )

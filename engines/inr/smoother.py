@@ -212,12 +212,11 @@ def expected_misfit(estimator: SessionEstimator, matrix: NDArray[np.float64], no
     `matrix` (M, Z) is the operator of the sweep, `noise` the variance of its noise.
     """
     _, tensors = estimator.state()
-    ahead = [each.sum(0) for each in estimator.covariances.predicted]
+    ahead = np.stack([each.sum(0) for each in estimator.covariances.predicted])
     share = tensor_of(matrix / matrix.sum(1, keepdims=True), tensors["field"].device)
     age = (share @ tensors["age"].float()).round().long().clamp(max=len(ahead) - 1)
-    variances = np.stack([np.einsum("mz,zw,mw->m", matrix, each, matrix) for each in ahead])
-    table = tensor_of(variances + noise, tensors["field"].device)
-    return table[age, torch.arange(len(matrix), device=age.device)[:, None]]
+    variances = ((matrix @ ahead) * matrix).sum(2)
+    return tensor_of(variances.T + noise, tensors["field"].device).gather(1, age)
 
 
 def trusted(misfit: Tensor, known: Tensor, doubt: float, matrix: NDArray[np.float64]) -> Tensor:

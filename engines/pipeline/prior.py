@@ -82,10 +82,10 @@ def _learned(task: Task, field: SessionField, light: Tensor) -> Tensor:
         task.learned = field.update(*seen)
     else:
         task.learned = field.look_back(*seen, task.known, task.level)
-    volume = task.learned.volume.div_(scale).clamp_min_(0.0)
+    volume = task.learned.volume / scale
     if task.learned.still > 0.0:  # what the covariances did not expect
-        volume = task.geometry.consistency(volume, task.images - floor, task.variance)
-    return volume
+        return task.geometry.consistency(volume, task.images - floor, task.variance)
+    return volume.clamp_min_(0.0)
 
 
 def drift_um(learned: FieldEstimate | None, header: RunHeader) -> Drift:
@@ -114,6 +114,6 @@ def prior_leeway(task: Task) -> Tensor:
 def prior_deviation(task: Task) -> Tensor:
     """Return the standard deviation (Z, Y, X) of the prior of a sweep, normalised."""
     if task.learned is not None and task.field is not None:
-        return task.learned.deviation() * (task.field.unit / task.session.span)
+        return task.learned.deviation().mul_(task.field.unit / task.session.span)
     bandwidth = default_bandwidth(task.geometry.conditions.length)
     return sweep_deviation(task.geometry.matrix, task.images - task.base, task.variance, bandwidth)

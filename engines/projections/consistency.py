@@ -33,8 +33,11 @@ class DataConsistency:
 
     def __init__(self, operator: Tensor) -> None:
         self.operator = operator
-        self._sensitivity = operator.sum(dim=0).clamp_min(1e-3)[:, None, None]
-        self._seen = (operator.sum(dim=0) > 1e-3)[:, None, None]
+        light = operator.sum(dim=0)[:, None]
+        seen = light > 1e-3
+        # Slices that no slab saw keep what they have.
+        self._back = torch.where(seen, operator.T / light.clamp_min(1e-3), 0.0)
+        self._unseen = (~seen).to(operator.dtype)
 
     def __call__(
         self, volume: Tensor, projections: Tensor, noise_variance: Tensor, *, passes: int = 1
@@ -50,6 +53,6 @@ class DataConsistency:
             predicted = along_z(self.operator, volume)
             misfit = projections - predicted
             target = (predicted + noise_shrinkage(misfit, noise_variance) * misfit).clamp_min(0.0)
-            ratio = along_z(self.operator.T, (target + floor) / (predicted + floor)) / self._sensitivity
-            volume = torch.where(self._seen, volume * ratio, volume)
+            ratio = torch.addmm(self._unseen, self._back, ((target + floor) / (predicted + floor)).flatten(1))
+            volume = ratio.view_as(volume).mul_(volume)
         return volume

@@ -21,13 +21,13 @@ def local_mean(images: Tensor, window: int) -> Tensor:
     return window_sum(F.pad(images, (half, half, half, half)), window) / (rows[:, None] * columns)
 
 
-def window_sum(images: Tensor, window: int) -> Tensor:
+def window_sum(images: Tensor, window: int, every: int = 1) -> Tensor:
     """Return the sums (M, Y - window + 1, X - window + 1) over all windows within images (M, Y, X).
 
-    Along an edge that is shorter than the window, over all of it.
+    Along an edge that is shorter than the window, over all of it; of both axes, `every` so many.
     """
     rows, columns = (min(window, edge) for edge in images.shape[1:])
-    return _sum_along(_sum_along(images, 1, rows), 2, columns)
+    return _sum_along(_sum_along(images, 1, rows)[:, ::every], 2, columns)[..., ::every]
 
 
 def local_max(images: Tensor) -> Tensor:

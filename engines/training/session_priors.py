@@ -73,7 +73,7 @@ def session_prior(
 
         images, variance = _side_by_side(sweep.projections - floor), _side_by_side(sweep.variance)
         known = field.update(operator_at, images, variance, slab_light(images, variance), own)
-    volume = known.volume.clamp_min_(0.0)
+    volume = known.volume.clamp_min(0.0)
     if known.still > 0.0:
         volume = DataConsistency(torch.from_numpy(sweep.matrix.astype(np.float32)))(volume, images, variance)
     return _apart(volume, count) + floor, _apart(known.deviation(), count), known.leeway()

@@ -33,7 +33,7 @@ APPEARANCE = ("coarse", "middle", "fine", "median", "bright", "spread", "alike",
 _FRAMES, _EDGE = 16, 192  # of a sweep, and pixels of the middle of the field
 _PIXELS = 4096  # of an image, for the depths
 _BANDS = (0.02, 0.06, 0.12, 0.25, 0.5)  # cycles per pixel
-_PERCENTILES = (1.0, 99.9)
+_PERCENTILES = (1.0, 50.0, 90.0, 99.9)
 _WINDOW = 9  # pixels, of a place
 _DEPTHS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # steps, either way, at which a slab may lie
 _WITHIN = 0.98  # of a slab, that must lie within the volume to be foretold
@@ -105,8 +105,9 @@ def appearance(projections: NDArray[np.float32]) -> dict[str, float]:
     """Return the appearance of a sweep (M, Y, X), counts: `APPEARANCE` and `column`."""
     frames = _some(projections)
     part = _part(frames)
-    low, high = np.percentile(part, _PERCENTILES)
-    shown = (part - low) / max(high - low, 1e-9)
+    low, median, bright, high = np.percentile(part, _PERCENTILES)
+    span = max(high - low, 1e-9)
+    shown = (part - low) / span
     power = _bands(shown)
     flat = shown.reshape(len(shown), -1)
     flat = flat - flat.mean(1, keepdims=True)
@@ -117,8 +118,8 @@ def appearance(projections: NDArray[np.float32]) -> dict[str, float]:
         "coarse": float(power[1] - power[0]),
         "middle": float(power[2] - power[1]),
         "fine": float(power[3] - power[2]),
-        "median": float(np.median(shown)),
-        "bright": float(np.percentile(shown, 90)),
+        "median": float((median - low) / span),
+        "bright": float((bright - low) / span),
         "spread": float(np.log(shown.std() + 1e-9)),
         "alike": float(np.mean(alike)) if alike else 1.0,
         "uneven": float(np.log(max(means.std() / max(means.mean(), 1e-3), 1e-3))),
@@ -163,7 +164,7 @@ def surprise(
     foretold = (operator @ field).view_as(seen)
     relative = (seen - foretold).square() / spread.view_as(seen)
     # A bubble, or what swims by, is in neighbouring slabs.
-    near = torch.stack([relative[max(0, m - 1) : m + 2].mean(0) for m in range(len(relative))])
+    near = _with_neighbours(relative)
     better = _better_elsewhere(seen, field, noise, matrix, step)
     light = foretold.sum().clamp_min(1e-12) / seen.sum().clamp_min(1e-12)
     logarithms = torch.stack(
@@ -183,12 +184,19 @@ def surprise(
     }
 
 
+def _with_neighbours(slabs: Tensor) -> Tensor:
+    """Return the mean of each slab (M, Y, X) and those next to it."""
+    total, count = slabs.clone(), slabs.new_ones(len(slabs), 1, 1)
+    total[1:] += slabs[:-1]
+    total[:-1] += slabs[1:]
+    count[1:] += 1
+    count[:-1] += 1
+    return total / count
+
+
 def _shade(seen: Tensor, foretold: Tensor) -> Tensor:
     """Return the largest loss of light (logarithm) of a place in neighbouring slabs."""
-    light = [
-        local_mean(torch.stack([each[max(0, m - 1) : m + 2].mean(0) for m in range(len(each))]), _SHADE)
-        for each in (seen, foretold)
-    ]
+    light = [local_mean(_with_neighbours(each), _SHADE) for each in (seen, foretold)]
     dark = _DARK * light[1].mean().clamp_min(1e-12)
     there, expected = (each.clamp_min(0.0) + dark for each in light)
     return (expected / there).log().max()
@@ -220,18 +228,13 @@ def _better_elsewhere(
     """Return by how much (logarithm) each slab (M,) is foretold better from another depth."""
     every = max(1, seen[0].numel() // _PIXELS)
     some, part = seen.flatten(1)[:, ::every], field[:, ::every]
-
-    def misfit(operator: NDArray[np.float64]) -> Tensor:
-        apart = some - torch.from_numpy(operator).to(part) @ part
-        return (apart.square().mean(1) - noise).clamp_min(0.0) + _NOISE * noise
-
-    here, best = misfit(matrix), torch.full_like(noise, torch.inf)
-    for part_of_step in _DEPTHS:
-        for deeper in (-part_of_step * step, part_of_step * step):
-            moved = _deeper(matrix, deeper)
-            outside = torch.from_numpy(moved.sum(1) < _WITHIN * matrix.sum(1)).to(best.device)
-            best = torch.minimum(best, misfit(moved).masked_fill(outside, torch.inf))
-    return (here / best).log()
+    depths = [sign * part_of_step * step for part_of_step in _DEPTHS for sign in (-1, 1)]
+    operators = np.stack([matrix, *(_deeper(matrix, deeper) for deeper in depths)])
+    foretold = (torch.from_numpy(operators).to(part).flatten(0, 1) @ part).unflatten(0, operators.shape[:2])
+    misfit = ((some - foretold).square_().mean(2) - noise).clamp_min(0.0) + _NOISE * noise
+    outside = torch.from_numpy(operators.sum(2) < _WITHIN * matrix.sum(1)).to(misfit.device)
+    best = misfit.masked_fill(outside, torch.inf)[1:].amin(0)
+    return (misfit[0] / best).log()
 
 
 def _deeper(matrix: NDArray[np.float64], by: float) -> NDArray[np.float64]:

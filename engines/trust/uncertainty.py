@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microdiffusion.engines.projections import local_mean
@@ -79,8 +78,9 @@ def deviation(clues: Clues) -> Tensor:
 def relative(clues: Clues) -> tuple[Tensor, list[Tensor]]:
     """Return the mean variance () of the posterior, and the logarithms of each quantity over its mean."""
     variance, bright = clues.posterior.square(), clues.volume.clamp_min(0.0)
-    light = _log_ratio(_mean(bright, 5, 3))
-    fine = _mean((clues.volume - local_mean(clues.volume, 3)).square_(), 3, 7)
+    flat = local_mean(bright, 3)
+    light = _log_ratio(_along_z(flat, 5))
+    fine = _along_z(local_mean(bright.sub_(flat).square_(), 7), 3)
     parts = [_log_ratio(variance), light, light.square(), _log_ratio(fine)]
     if clues.innovation is not None:
         parts.append(_log_ratio(clues.innovation))
@@ -101,15 +101,14 @@ def brightness_slope(volume: Tensor, deviation: Tensor) -> Tensor:
 def _log_ratio(quantity: Tensor) -> Tensor:
     """Return the logarithm of a quantity that is not negative over its mean."""
     mean = quantity.mean()
-    return ((quantity.clamp_min(0.0) + (_LEAST * mean + _TINY)) / ((1 + _LEAST) * mean + _TINY)).log_()
+    return quantity.clamp_min(0.0).add_(_LEAST * mean + _TINY).div_((1 + _LEAST) * mean + _TINY).log_()
 
 
-def _mean(volume: Tensor, along: int, across: int) -> Tensor:
-    """Return the mean over `along` slices and `across` x `across` pixels around each voxel."""
-    flat = local_mean(volume, across)
-    half = along // 2
-    padded = F.pad(flat[None, None], (0, 0, 0, 0, half, half), mode="replicate")[0, 0]
-    total = padded[: len(flat)].clone()
-    for shift in range(1, along):
-        total += padded[shift : shift + len(flat)]
-    return total / along
+def _along_z(volume: Tensor, window: int) -> Tensor:
+    """Return the mean over `window` slices around each voxel; at the border it goes on."""
+    half = window // 2
+    padded = torch.cat([*[volume[:1]] * half, volume, *[volume[-1:]] * half])
+    total = padded[: len(volume)] + padded[1 : 1 + len(volume)]
+    for shift in range(2, window):
+        total += padded[shift : shift + len(volume)]
+    return total.div_(window)
