@@ -1,9 +1,8 @@
 """A volume as Zarr's objects, byte for byte: chunks (Zarr 2), or shards of chunks with an index (Zarr 3).
 
 For stores, where an object is one request: zarr itself takes a shard apart on one event loop, in which every
-volume waits for the others, and copies it three times more; that was most of what an export to a store took
-beyond the requests. Metadata stay zarr's, and so is what reads the objects. Any thread; a chunk at a time is
-held beside the result.
+volume waits for the others, and copies it three times more. Metadata stay zarr's, and so is what reads the
+objects. Any thread; a chunk at a time is held beside the result.
 """
 
 from __future__ import annotations
