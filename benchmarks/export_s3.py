@@ -2,8 +2,9 @@
 
     python benchmarks/export_s3.py --volumes 12 --shape 64x512x512 --pairs 3
 
-The server is moto's, in a process of its own: it computes checksums in Python, keeps objects in memory, and
-shares the processor with the export. Folder and store alternate; each export is a process of its own.
+The server is moto's, in a process of its own: it computes checksums in Python, keeps objects in memory up to
+5 MB and in temporary files beyond, and shares the processor and the disk with the export. Folder and store
+alternate; each export is a process of its own.
 """
 
 from __future__ import annotations

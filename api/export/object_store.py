@@ -10,9 +10,9 @@ is written; volumes are written by a few threads, while the caller's reads the r
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ from microdiffusion.export.ome_zarr import (
 from microdiffusion.export.options import Exported, Progress, volumes_and_gaps
 from microdiffusion.export.source import Picture, Scope, open_pictures
 from microdiffusion.export.store_errors import explained, open_store
+from microdiffusion.export.zarr_objects import objects_of
 from microdiffusion.runfile import Status, is_locked, lock_path, open_positions
 
 _IN_FLIGHT = 3  # volumes that are compressed or under way while the next one is read
+_SENDERS = 4  # threads, each with an object: a request of a small level takes time, and no work
 _STATED = "mdd_export"
 _OPEN = "the run was not closed, and nobody writes it: what it holds was exported"
 
@@ -110,7 +112,7 @@ class _Target:
         self._url, self._ngff, self._compress = url.rstrip("/"), ngff, compress
         self._windows: dict[str, tuple[float, float]] = {}
         with explained(self._url):
-            self._store, self._keys = open_store(self._url)
+            self._store = open_store(self._url)
 
     def add(self, pictures: Sequence[Picture], scope: Scope, progress: Progress) -> Exported:
         """Write the volumes that are not there yet, and say in the attributes what is."""
@@ -131,7 +133,7 @@ class _Target:
                 attributes = image_attributes(picture, self._windows.get(place), self._ngff)
                 if dict(group.attrs) | attributes != dict(group.attrs):
                     group.attrs.update(attributes)
-                for _ in _written(picture, arrays, wanted):
+                for _ in self._written(picture, arrays, wanted):
                     done += 1
                     progress(done, total)
         return Exported([self._url], total, gaps)
@@ -149,15 +151,17 @@ class _Target:
         }
         version = zarr_format(self._ngff)
         name = "zarr.json" if version == 3 else ".zgroup"
-        there = self._keys()
+        there = self._store.keys()
         if name in there:
-            root = self._zarr.open_group(self._store, mode="r+", zarr_format=version)
+            root = self._zarr.open_group(self._store.zarr, mode="r+", zarr_format=version)
             different = self._difference(dict(root.attrs.get(_STATED, {})), stated)
         elif there:
             root, different = None, "nothing that mdd began"
         else:
             attributes = root_attributes(pictures, self._ngff) | {_STATED: stated}
-            root = self._zarr.open_group(self._store, mode="a", zarr_format=version, attributes=attributes)
+            root = self._zarr.open_group(
+                self._store.zarr, mode="a", zarr_format=version, attributes=attributes
+            )
             different = ""
         if different:
             raise InputFileError(
@@ -179,7 +183,7 @@ class _Target:
             if str(level) not in group:
                 arrays.append(create_level(group, picture, level, self._ngff, compress=self._compress))
                 continue
-            array = group[str(level)].with_config({"write_empty_chunks": True})
+            array = group[str(level)]
             if array.shape[0] < picture.shape[0]:
                 array.resize((picture.shape[0], *array.shape[1:]))
             arrays.append(array)
@@ -187,7 +191,7 @@ class _Target:
 
     def _missing(self, pictures: Sequence[Picture]) -> list[list[tuple[int, int]]]:
         """Return for each picture (t, channel) of the volumes that are not complete at every level."""
-        keys = self._keys()
+        keys = self._store.keys()
         return [
             [place for place in picture.all_written() if place not in complete]
             for picture, where in zip(pictures, places_of(pictures), strict=True)
@@ -213,25 +217,32 @@ class _Target:
         shape = picture.levels[level].shape
         return chunk_of(shape) if self._ngff == "0.4" else shard_of(shape, picture.dtype.itemsize)
 
+    def _written(
+        self, picture: Picture, arrays: Sequence[Any], wanted: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (t, channel) of volumes that are there; an error comes when what is under way has ended."""
+        under_way: deque[tuple[tuple[int, int], list[Future[None]]]] = deque()
+        with ThreadPoolExecutor(_SENDERS, "export") as threads:
+            try:
+                for place in wanted:
+                    if len(under_way) == _IN_FLIGHT:
+                        yield _complete(*under_way.popleft())
+                    levels = zip(arrays, picture.read_levels(*place), strict=True)
+                    under_way.append((place, [threads.submit(self._put, *level, *place) for level in levels]))
+                while under_way:
+                    yield _complete(*under_way.popleft())
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
 
-def _written(
-    picture: Picture, arrays: Sequence[Any], wanted: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, int]]:
-    """Write volumes, and yield (t, channel) of each; an error comes when those under way have ended."""
-    under_way: dict[Future[None], tuple[int, int]] = {}
-    with ThreadPoolExecutor(_IN_FLIGHT, "export") as threads:
-        for place in wanted:
-            if len(under_way) >= _IN_FLIGHT:
-                for ended in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    ended.result()
-                    yield under_way.pop(ended)
-            levels = picture.read_levels(*place)
-            under_way[threads.submit(_put, arrays, *place, levels)] = place
-        for last, place in under_way.items():
-            last.result()
-            yield place
+    def _put(self, array: Any, voxels: NDArray[Any], t: int, channel: int) -> None:
+        for place, content in objects_of(array, voxels, compress=self._compress):
+            key = array.metadata.encode_chunk_key((t, channel, *place))
+            self._store.put(f"{array.path}/{key}", content)
 
 
-def _put(arrays: Sequence[Any], t: int, channel: int, levels: Sequence[NDArray[Any]]) -> None:
-    for array, voxels in zip(arrays, levels, strict=True):
-        array[t, channel] = voxels
+def _complete(place: tuple[int, int], levels: Sequence[Future[None]]) -> tuple[int, int]:
+    """Return the place of a volume when all of its levels are there."""
+    for level in levels:
+        level.result()
+    return place

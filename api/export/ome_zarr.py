@@ -100,11 +100,8 @@ def create_level(group: Any, picture: Picture, level: int, ngff: str, *, compres
         "fill_value": np.nan if picture.dtype.kind == "f" else 0,
         "config": {"write_empty_chunks": True},
     }
-    codec: Any = "zstd" if compress else "lz4"
+    compressor = blosc(compress=compress)
     if ngff == "0.4":
-        from numcodecs import Blosc
-
-        compressor = Blosc(codec, 5, Blosc.BITSHUFFLE)
         keys = {"name": "v2", "separator": "/"}
         return group.create_array(str(level), compressors=compressor, chunk_key_encoding=keys, **common)
     from zarr.codecs import BloscCodec
@@ -112,10 +109,17 @@ def create_level(group: Any, picture: Picture, level: int, ngff: str, *, compres
     return group.create_array(
         str(level),
         shards=(1, 1, *shard_of(shape, picture.dtype.itemsize)),
-        compressors=BloscCodec(cname=codec, clevel=5, shuffle="bitshuffle"),
+        compressors=BloscCodec(cname=compressor.cname, clevel=compressor.clevel, shuffle="bitshuffle"),
         dimension_names=list("tczyx"),
         **common,
     )
+
+
+def blosc(*, compress: bool) -> Any:
+    """Return the compressor of all chunks, one of numcodecs'."""
+    from numcodecs import Blosc
+
+    return Blosc("zstd" if compress else "lz4", 5, Blosc.BITSHUFFLE)
 
 
 def chunk_of(shape: tuple[int, int, int]) -> tuple[int, int, int]:

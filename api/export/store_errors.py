@@ -10,7 +10,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from microdiffusion.errors import ConfigError, DiskError, MddError, MissingFileError, NoRoomError
 from microdiffusion.export.options import needs
@@ -28,8 +28,25 @@ _AWAY = ("Connect", "Timeout", "ServerDisconnected", "HTTPClientError", "ClosedE
 _GO_ON = "what was written stays: run the same command again, and it goes on there"
 
 
-def open_store(url: str) -> tuple[Any, Callable[[], set[str]]]:
-    """Return zarr's store at an address, for whole chunks and shards, and what lists the keys below it.
+class Store(NamedTuple):
+    """A place in an object store.
+
+    Attributes
+    ----------
+    zarr : zarr.abc.store.Store
+    keys : callable
+        Return the keys of all objects.
+    put : callable
+        Write an object, key and content, in one request. Any thread.
+    """
+
+    zarr: Any
+    keys: Callable[[], set[str]]
+    put: Callable[[str, bytes], None]
+
+
+def open_store(url: str) -> Store:
+    """Return the store at an address.
 
     Raises
     ------
@@ -60,15 +77,11 @@ def open_store(url: str) -> tuple[Any, Callable[[], set[str]]]:
     def keys() -> set[str]:
         return {str(key).removeprefix(path).lstrip("/") for key in fs.find(path)}
 
-    class WholeObjects(storage.WrapperStore):  # type: ignore[misc]
-        """A store that is not asked for a shard before one is written: that is a request or two for each."""
-
-        async def get(self, key: str, *more: Any, **named: Any) -> Any:
-            is_part = key.rpartition("/")[2].isdigit()
-            return None if is_part else await super().get(key, *more, **named)
+    def put(key: str, content: bytes) -> None:
+        fs.pipe_file(f"{path}/{key}", content)
 
     # One instance for zarr and for us, which closes its connections when it is no longer needed.
-    return WholeObjects(storage.FsspecStore(wrapper(fs, asynchronous=True), path=path)), keys
+    return Store(storage.FsspecStore(wrapper(fs, asynchronous=True), path=path), keys, put)
 
 
 @contextlib.contextmanager

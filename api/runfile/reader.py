@@ -64,10 +64,12 @@ class Run:
         (T, [C,] z, y, x), its root mean square over at most 32 blocks along each edge; since layout 1.4.
     """
 
-    def __init__(self, path: Path, position: int = 0, *, check: bool = True) -> None:
+    def __init__(
+        self, path: Path, position: int = 0, *, check: bool = True, parts: RunParts | None = None
+    ) -> None:
         self.path = path
         self.position = position
-        self._parts = RunParts(path)
+        self._parts = parts or RunParts(path)
         self._check = check
         plan = self._parts.plan
         if not 0 <= position < len(plan.header.positions):
@@ -279,6 +281,10 @@ class Run:
         """
         return follow(self, channel, timeout_s, poll_s)
 
+    def at(self, position: int) -> Run:
+        """Return the run at another of its positions, in the same open files: they are closed with either."""
+        return Run(self.path, position, check=self._check, parts=self._parts)
+
     def close(self) -> None:
         """Close the file. What was read stays valid."""
         self._parts.close()
@@ -389,11 +395,6 @@ def open_run(
 
 @contextlib.contextmanager
 def open_positions(path: Path) -> Iterator[list[Run]]:
-    """Open a run once for each of its positions; raises as `open_run` does where a file is missing."""
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(open_run(path, missing="refuse"))
-        others = (
-            stack.enter_context(open_run(path, position=position, missing="ignore"))
-            for position in range(1, len(first.header.positions))
-        )
-        yield [first, *others]
+    """Open a run at each of its positions; raises as `open_run` does where a file is missing."""
+    with open_run(path, missing="refuse") as first:
+        yield [first, *(first.at(position) for position in range(1, len(first.header.positions)))]

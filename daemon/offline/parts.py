@@ -1,18 +1,20 @@
 """Volumes of a part of a session, in a file of their own until the run file is assembled.
 
-HDF5: a group for each sweep, its arrays as datasets, everything else as JSON. Whoever writes one names it
-when it is complete. Holds a sweep at a time in memory.
+For each sweep a line of JSON, which says what arrays follow, and their bytes; at the end where each sweep is,
+and what made it. No HDF5: opening its groups and datasets took longer than reading the volumes. Whoever
+writes a part names it when it is complete. Holds a sweep at a time in memory.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from microdiffusion.daemon.offline.sweeps import SweepKey
@@ -23,54 +25,80 @@ Made = tuple[SweepKey, Reconstruction | None, float]
 """A sweep, its volume or None, and the camera time of its last frame, s."""
 
 _ARRAYS = ("volume", "uncertainty", "uncertainty_map", "age", "slots")
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError)  # also what its contents may cause
+_END_BYTES = 8  # at the very end: where what the part says of itself begins
 
 
 def write_part(path: Path, made: Iterable[Made], about: Mapping[str, str]) -> None:
     """Write volumes as they come; `about` says what made them."""
-    with h5py.File(path, "w") as file:
+    places: list[tuple[int, int, int, int]] = []
+    with path.open("wb") as file:
         for key, result, acquired_s in made:
             if result is None:
                 continue
             values = {field.name: getattr(result, field.name) for field in fields(result)}
-            group = file.create_group("{}/{}/{}".format(*key))
-            for name in _ARRAYS:
-                array = values.pop(name)
-                if array is not None:
-                    group.create_dataset(name, data=array)
+            given = {name: values.pop(name) for name in _ARRAYS}
+            arrays = {name: np.ascontiguousarray(each) for name, each in given.items() if each is not None}
             values |= {"drift": asdict(result.drift), "confidence": asdict(result.confidence)}
-            group.attrs["figures"] = json.dumps(values, default=np.ndarray.item)
-            group.attrs["acquired_s"] = acquired_s
-        file.attrs["about"] = json.dumps(dict(about))
+            line = {
+                "acquired_s": acquired_s,
+                "figures": values,
+                "arrays": {name: (each.dtype.str, each.shape) for name, each in arrays.items()},
+            }
+            places.append((*key, file.tell()))
+            file.write(json.dumps(line, default=np.ndarray.item).encode() + b"\n")
+            for each in arrays.values():
+                file.write(each.data)
+        end = file.tell()
+        file.write(json.dumps({"about": dict(about), "places": places}).encode())
+        file.write(end.to_bytes(_END_BYTES, "little"))
 
 
 def read_part(path: Path) -> Iterator[Made]:
-    """Yield what a part holds, sweep by sweep.
+    """Yield what a part holds, sweep by sweep, in time.
 
     Raises
     ------
     DamagedError
         It is not what `write_part` wrote.
     """
-    with _opened(path) as file:
-        keys = [SweepKey(int(t), int(c), int(p)) for t in file for c in file[t] for p in file[f"{t}/{c}"]]
-        for key in sorted(keys):
-            group = file["{}/{}/{}".format(*key)]
-            values: dict[str, Any] = json.loads(group.attrs["figures"])
-            values["drift"] = Drift(**values["drift"])
-            values["confidence"] = Confidence(**values["confidence"])
-            values |= {name: group[name][()] for name in _ARRAYS if name in group}
-            yield key, Reconstruction(**values), float(group.attrs["acquired_s"])
+    try:
+        with path.open("rb") as file:
+            for *key, place in sorted(_end_of(file)["places"]):
+                file.seek(place)
+                yield SweepKey(*key), *_sweep(file)
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
 
 
 def read_about(path: Path) -> dict[str, str]:
     """Return what made the volumes of a part; errors as of `read_part`."""
-    with _opened(path) as file:
-        return dict(json.loads(file.attrs["about"]))
-
-
-def _opened(path: Path) -> h5py.File:
     try:
-        file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error}): remove it, and it is made again.") from error
-    return file
+        with path.open("rb") as file:
+            return dict(_end_of(file)["about"])
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
+
+
+def _sweep(file: BufferedReader) -> tuple[Reconstruction, float]:
+    line = json.loads(file.readline())
+    values: dict[str, Any] = line["figures"]
+    values["drift"] = Drift(**values["drift"])
+    values["confidence"] = Confidence(**values["confidence"])
+    for name, (kind, shape) in line["arrays"].items():
+        array = values[name] = np.empty(shape, kind)
+        if file.readinto(array.data) != array.nbytes:
+            raise ValueError("it ends too early")
+    return Reconstruction(**values), float(line["acquired_s"])
+
+
+def _end_of(file: BufferedReader) -> dict[str, Any]:
+    """Return what a part says of itself at its end."""
+    size = file.seek(-_END_BYTES, os.SEEK_END)
+    file.seek(int.from_bytes(file.read(_END_BYTES), "little"))
+    end: dict[str, Any] = json.loads(file.read(size - file.tell()))
+    return end
+
+
+def _damaged(path: Path, error: Exception) -> DamagedError:
+    return DamagedError(f"{path} cannot be read ({error}): remove it, and it is made again.")

@@ -23,7 +23,8 @@ from microdiffusion.daemon.recorder.recorder import Recorder
 from microdiffusion.errors import ConfigError, InputFileError, MissingFileError, NoRoomError
 from microdiffusion.export import Exported, Scope, export_run
 from microdiffusion.export.object_store import write_to_store
-from microdiffusion.export.ome_zarr import chunk_of, shard_of
+from microdiffusion.export.ome_zarr import blosc, chunk_of, shard_of
+from microdiffusion.export.zarr_objects import objects_of
 from microdiffusion.runfile.schema import Status
 
 zarr = pytest.importorskip("zarr")
@@ -287,6 +288,54 @@ def test_a_shard_is_whole_chunks_and_one_request(
     assert all(edge % chunk == 0 for edge, chunk in zip(shard, chunk_of(shape), strict=True))
     if shape != (64, 2048, 2048):
         assert shard == expected
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+@pytest.mark.parametrize(
+    ("shape", "chunk", "shard"),
+    [
+        ((8, 12, 10), (4, 6, 5), (8, 12, 10)),
+        ((9, 13, 7), (4, 6, 5), (16, 18, 15)),  # the last chunks of a shard lie beyond the array
+        ((9, 13, 7), (4, 6, 5), (8, 6, 10)),  # several shards, cut off at the edges
+        ((1, 3, 2), (1, 3, 2), (1, 3, 2)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["<u2", "<f4"])
+def test_objects_are_those_that_zarr_writes(ngff: str, shape: Any, chunk: Any, shard: Any, kind: str) -> None:
+    """Byte by byte, but for the order of chunks in a shard; zarr reads them, and checks the index."""
+    voxels = np.random.default_rng(1).normal(1000, 50, shape).astype(kind)
+    common: dict[str, Any] = {
+        "shape": (2, 2, *shape),
+        "dtype": kind,
+        "chunks": (1, 1, *chunk),
+        "fill_value": 7,
+    }
+    if ngff == "0.4":
+        keys = {"name": "v2", "separator": "/"}
+        common |= {
+            "zarr_format": 2,
+            "compressors": blosc(compress=True),
+            "chunk_key_encoding": keys,
+        }
+    else:
+        codec = zarr.codecs.BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")
+        common |= {"shards": (1, 1, *shard), "compressors": codec}
+    theirs: dict[str, Any] = {}
+    array = zarr.create_array(zarr.storage.MemoryStore(theirs), **common)
+    described = set(theirs)
+    array[1, 0] = voxels
+    written = {key: content.to_bytes() for key, content in theirs.items() if key not in described}
+    ours = {
+        array.metadata.encode_chunk_key((1, 0, *place)): content
+        for place, content in objects_of(array, voxels, compress=True)
+    }
+    assert {key: len(content) for key, content in ours.items()} == {
+        key: len(content) for key, content in written.items()
+    }
+    if ngff == "0.4":
+        assert ours == written
+    theirs |= {key: type(theirs[key]).from_bytes(content) for key, content in ours.items()}
+    assert np.array_equal(array[1, 0], voxels)
 
 
 def test_a_folder_of_version_0_5_has_the_same_voxels(run: Path, tmp_path: Path) -> None:

@@ -401,6 +401,31 @@ def test_a_worker_that_is_killed_costs_its_piece(two_workers: tuple[Any, Where],
     assert sorted(each.name for each in tmp_path.iterdir()) == ["assembled.h5", "run.h5", "whole.h5"]
 
 
+@pytest.mark.timeout(300)  # two processes import torch, on a machine that may be busy
+def test_a_causal_session_goes_on_from_the_piece_before_the_kill(
+    two_workers: tuple[Any, Where], tmp_path: Path
+) -> None:
+    """Killed in the middle of a session: the sweeps before that piece stay, and its volumes are the same."""
+    client, where = two_workers
+    source = write_recording(tmp_path / "run.h5", 12)
+    work, output = Work(CONFIG, causal=True, cut=3), tmp_path / "assembled.h5"
+    pieces, _ = plan_pieces(source, output, work)
+    there: dict[Path, int] = {}
+
+    def kill(done: float, steps: float, ready: int) -> None:
+        if ready == 2 and not there:
+            there.update({piece.output: piece.output.stat().st_mtime_ns for piece in pieces[:2]})
+            for pid in client.run(os.getpid).values():  # whichever has it: the other waits
+                psutil.Process(pid).kill()
+        for path, when in there.items():
+            assert not path.exists() or path.stat().st_mtime_ns == when  # gone with the assembly
+
+    outcome = work_through(pieces, work, client, where, kill)
+    assert there
+    assert (len(outcome.done), outcome.failed) == (5, {})
+    assert_same(whole(source, causal=True), output)
+
+
 def test_a_piece_that_fails_in_a_worker_says_why(two_workers: tuple[Any, Where], tmp_path: Path) -> None:
     client, where = two_workers
     source = write_recording(tmp_path / "run.h5", 2)
