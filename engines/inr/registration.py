@@ -102,7 +102,8 @@ def register(
         """Return what is predicted (M, Y, X) at a depth, and how it follows the motion (4, N)."""
 
         def seen_at(depth: float) -> Tensor:
-            return (tensor_of(operator(depth), field.device) @ field).unflatten(1, size)
+            seen: Tensor = (tensor_of(operator(depth), field.device) @ field).unflatten(1, size)
+            return seen
 
         seen = seen_at(z)
         down, right = torch.gradient(seen, dim=(1, 2)) if min(size) > 1 else (seen * 0, seen * 0)
@@ -114,7 +115,8 @@ def register(
     def left_at(motion: NDArray[np.float64]) -> Tensor:
         """Return what is left of the measured images (N,)."""
         there = moved(images, (0.0, motion[1], motion[2])) / motion[3]
-        return (there - expected(motion[0])[0])[inside].flatten()
+        left: Tensor = (there - expected(motion[0])[0])[inside].flatten()
+        return left
 
     def linear(motion: NDArray[np.float64], left: Tensor) -> _Linear:
         """Return the problem about a motion, from what is left there."""

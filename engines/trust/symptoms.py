@@ -234,7 +234,8 @@ def _better_elsewhere(
     misfit = ((some - foretold).square_().mean(2) - noise).clamp_min(0.0) + _NOISE * noise
     outside = torch.from_numpy(operators.sum(2) < _WITHIN * matrix.sum(1)).to(misfit.device)
     best = misfit.masked_fill(outside, torch.inf)[1:].amin(0)
-    return (misfit[0] / best).log()
+    better: Tensor = (misfit[0] / best).log()
+    return better
 
 
 def _deeper(matrix: NDArray[np.float64], by: float) -> NDArray[np.float64]:
