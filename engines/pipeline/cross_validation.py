@@ -36,7 +36,7 @@ _TILE = 64  # pixels of an edge: the network hardly sees further
 
 @dataclass(frozen=True, slots=True)
 class CrossValidated:
-    """What the slabs left out say.
+    """Evidence of slabs that were left out.
 
     Attributes
     ----------
